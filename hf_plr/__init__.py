@@ -1,0 +1,29 @@
+"""Pseudo-label refinement (PLR) for clustering-based self-supervised learning with Hugging Face models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_plr.clustering import KMeans
+    from hf_plr.refinement import PseudoLabelRefiner
+    from hf_plr.trainer import PLRTrainer
+    from hf_plr.training_args import PLRTrainingArguments
+
+__version__ = "0.1.0"
+__all__ = ["KMeans", "PLRTrainer", "PLRTrainingArguments", "PseudoLabelRefiner"]
+
+# The refiner must be importable where there is no torch, so each name is imported when it is first used.
+_HOME = {
+    "KMeans": "hf_plr.clustering",
+    "PLRTrainer": "hf_plr.trainer",
+    "PLRTrainingArguments": "hf_plr.training_args",
+    "PseudoLabelRefiner": "hf_plr.refinement",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_plr' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,112 @@
+"""Augmentation in batches on the training device, the same for a sample whatever batch it is in.
+
+Every random number is a function of (seed, epoch, sample index): a resumed run sees the images that the
+uninterrupted one saw, with any number of workers or processes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import kornia.enhance as enhance
+import kornia.geometry.transform as transform
+import torch
+
+
+class Augmentation(Protocol):
+    """What `PLRTrainer` calls to augment a batch."""
+
+    def __call__(self, images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        """Augment images (B, C, H, W), in [0, 1], with random numbers (B, 16), uniform in [0, 1)."""
+
+
+RANDOM_NUMBERS = 16
+
+
+def uniform(index: torch.Tensor, seed: int, epoch: int, n: int = RANDOM_NUMBERS) -> torch.Tensor:
+    """Random numbers in [0, 1) by sample: shape (B, n), float32, on the device of index (B,).
+
+    A counter-based generator: the SplitMix64 finaliser (Steele, Lea and Flood 2014), applied to the counter
+    (index, position) and then keyed by the seed and by the epoch.
+    """
+    position = torch.arange(n, device=index.device)
+    counter = index.to(torch.int64)[:, None] * n + position
+    bits = _mix(
+        _mix(_mix(counter) + _signed(0x9E3779B97F4A7C15 * (seed + 1))) + _signed(0xD1B54A32D192ED03 * (epoch + 1))
+    )
+    return _shift(bits, 40).to(torch.float32) / 2**24
+
+
+def no_augmentation(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Leave the images as they are."""
+    return images
+
+
+def affine_augmentation(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Small rotations (12 degrees), shears (8 degrees), shifts (10%) and scalings (10%), and a little contrast.
+
+    It keeps what is written or drawn readable: nothing is mirrored and no colour changes.
+    """
+    images = _warp(images, uniform, degrees=12.0, shear=8.0, shift=0.10, scale=(0.9, 1.1), mirror=False)
+    return enhance.adjust_contrast(images, 0.8 + 0.4 * uniform[:, 6]).clamp(0.0, 1.0)
+
+
+def photo_augmentation(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Zooms and crops (to half the side), mirroring, and changes of brightness, contrast and saturation by 40%."""
+    images = _warp(images, uniform, degrees=5.0, shear=0.0, shift=0.15, scale=(1.0, 1.8), mirror=True)
+    images = enhance.adjust_brightness(images, 0.6 * (uniform[:, 6] - 0.5), clip_output=True)
+    images = enhance.adjust_contrast(images, 0.6 + 0.8 * uniform[:, 7], clip_output=True)
+    if images.shape[1] == 3:
+        images = enhance.adjust_saturation(images, 0.6 + 0.8 * uniform[:, 8])
+    return images.clamp(0.0, 1.0)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "affine": affine_augmentation,
+    "photo": photo_augmentation,
+    "none": no_augmentation,
+}
+
+
+def _warp(
+    images: torch.Tensor,
+    uniform: torch.Tensor,
+    degrees: float,
+    shear: float,
+    shift: float,
+    scale: tuple[float, float],
+    mirror: bool,
+) -> torch.Tensor:
+    """Rotate, shear, shift, scale and mirror each image by its own random numbers 0 to 5; edges are repeated."""
+    height, width = images.shape[2:]
+    signed = 2.0 * uniform - 1.0
+    shift_pixels = signed[:, 2:4] * shift * torch.tensor([width, height], device=images.device)
+    center = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=images.device).expand(len(images), 2)
+    scales = (scale[0] + (scale[1] - scale[0]) * uniform[:, 4:5]).expand(-1, 2).clone()
+    matrix = transform.get_affine_matrix2d(
+        shift_pixels, center, scales, signed[:, 0] * degrees, sx=torch.deg2rad(signed[:, 1] * shear)
+    )[:, :2]
+    warped = transform.warp_affine(
+        images, matrix, dsize=(height, width), mode="bilinear", padding_mode="border", align_corners=True
+    )
+    if mirror:
+        warped = torch.where(uniform[:, 5, None, None, None] < 0.5, warped.flip(3), warped)
+    return warped
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser on int64 bit patterns; products wrap around as they do unsigned."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift (torch shifts int64 arithmetically)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value

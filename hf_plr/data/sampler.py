@@ -1,0 +1,65 @@
+"""Batches of P clusters x K samples, drawn by refined label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class ClusterSampler(Sampler[int]):
+    """Yield N indices an epoch in groups of up to `group_size` samples of one cluster.
+
+    The number of indices never changes, so a loader's length stays what it was: where noise samples are left out,
+    a second pass over the members begins. In a pass every member is drawn once: each cluster's members are shuffled and
+    cut into groups of equal size, give or take one, and the groups are dealt so that those of a large cluster are
+    spread over the epoch. The order depends on (seed, epoch, targets) alone.
+
+    Args:
+        n_samples: samples N of the data set.
+        group_size: samples of one cluster in a row at most (K of P x K), at least 1.
+        seed: seed of the order.
+    """
+
+    def __init__(self, n_samples: int, group_size: int, seed: int):
+        self.n_samples = n_samples
+        self.group_size = group_size
+        self.seed = seed
+        self._targets: np.ndarray | None = None
+        self._epoch = 0
+
+    def set_targets(self, targets: np.ndarray, epoch: int) -> None:
+        """Draw the coming epoch by these targets, shape (N,), -1 = left out."""
+        self._targets = targets
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __iter__(self) -> Iterator[int]:
+        if self._targets is None:
+            raise RuntimeError("the sampler has no targets yet: the stage sets them before the first epoch")
+        rng = np.random.default_rng([self.seed, self._epoch])
+        stream: list[np.ndarray] = []
+        drawn = 0
+        while drawn < self.n_samples:
+            one_pass = self._one_pass(rng)
+            stream.append(one_pass)
+            drawn += len(one_pass)
+        return iter(np.concatenate(stream)[: self.n_samples].tolist())
+
+    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
+        assert self._targets is not None
+        order = rng.permutation(self.n_samples)
+        order = order[self._targets[order] >= 0]
+        order = order[np.argsort(self._targets[order], kind="stable")]
+        bounds = np.flatnonzero(np.diff(self._targets[order])) + 1
+        groups: list[np.ndarray] = []
+        turns: list[np.ndarray] = []
+        for members in np.split(order, bounds):
+            cluster_groups = np.array_split(members, -(-len(members) // self.group_size))
+            groups.extend(cluster_groups)
+            # Evenly spaced turns with a random start: a large cluster comes up often, but not in clumps.
+            turns.append((np.arange(len(cluster_groups)) + rng.random()) / len(cluster_groups))
+        return np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])

@@ -1,0 +1,185 @@
+"""Load, check and describe the backbone that is trained."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, ViTConfig, ViTImageProcessorPil, ViTModel
+
+from hf_plr.models.pooling import pool
+
+logger = logging.getLogger(__name__)
+
+
+class VisionBackbone:
+    """How one vision transformer turns a batch of normalised images into features.
+
+    Args:
+        model: a bare backbone whose output has `last_hidden_state` of shape (B, T, D).
+        pooling: "cls" or "mean".
+        image_size: height and width of the images that it will see.
+
+    Raises:
+        ValueError: if pooling is "cls" and the model has no class token.
+    """
+
+    def __init__(self, model: PreTrainedModel, pooling: str, image_size: tuple[int, int]):
+        self.pooling = pooling
+        config: Any = model.config
+        tokens = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
+        if pooling == "cls" and "cls_token" not in tokens:
+            raise ValueError(f"pooling='cls' but {type(model).__name__} has no class token: use pooling='mean'")
+        # The tokens before the patches: class, DeiT's distillation, DINOv2's registers.
+        n_registers = getattr(config, "num_register_tokens", 0)
+        self.n_prefix_tokens = ("cls_token" in tokens) + ("distillation_token" in tokens) + n_registers
+        self.forward_arguments: dict[str, bool] = {}
+        trained_size = config.image_size if not isinstance(config.image_size, int) else (config.image_size,) * 2
+        if tuple(trained_size) != image_size and "interpolate_pos_encoding" in _forward_parameters(model):
+            self.forward_arguments["interpolate_pos_encoding"] = True
+
+    def features(self, model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pooled features of normalised images (B, C, H, W): float32 tensor of shape (B, D).
+
+        `model` is the backbone itself or what wraps it (DistributedDataParallel, a compiled module).
+        """
+        output = model(pixel_values=pixel_values, **self.forward_arguments)
+        return pool(output.last_hidden_state, self.pooling, self.n_prefix_tokens)
+
+    def feature_expression(self) -> str:
+        """Python that makes the same feature out of `tokens`, the last hidden state."""
+        return "tokens[:, 0]" if self.pooling == "cls" else f"tokens[:, {self.n_prefix_tokens}:].mean(dim=1)"
+
+
+def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
+    """A vision backbone in float32, from a name, a path, or a model that is there already.
+
+    A model with a head gives its backbone. Weights in half precision are trained in float32 (use `bf16=True` for
+    fast arithmetic); a pooler that came without weights is made to hand through the class token.
+
+    Raises:
+        ValueError: if there is no such model, or it is no vision transformer.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        name = os.fspath(model)
+        try:
+            model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        except OSError as error:
+            raise ValueError(f"the model {name!r} cannot be loaded, from a folder or from the Hub: {error}") from error
+        if any(key.startswith("pooler.dense.") for key in report["missing_keys"]):
+            pass_class_token_through_pooler(model)
+    base = model.base_model
+    if base is not model:
+        logger.info("Training %s, the backbone of the %s", type(base).__name__, type(model).__name__)
+        model = base
+    _check_vision(model)
+    if getattr(model, "pooler", model) is None:  # a model with a head has none, but AutoModel will expect its weights
+        model = _with_pooler(model)
+    for name, parameter in model.named_parameters():
+        if name.startswith("pooler.") or name.endswith("mask_token"):
+            parameter.requires_grad_(False)  # no part of any feature: several processes would wait for its gradient
+    half = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
+    if half:
+        logger.info("Weights in %s are trained in float32", ", ".join(sorted(map(str, half))))
+        model = model.float()
+    model.config.dtype = torch.float32
+    return model
+
+
+def load_image_processor(model: PreTrainedModel) -> Any:
+    """The image processor saved with the backbone's checkpoint.
+
+    Raises:
+        ValueError: if there is none; it names the argument that takes one.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(model.name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no image processor is saved with {model.name_or_path or type(model).__name__!r}: "
+            "pass processing_class=AutoImageProcessor.from_pretrained(...)"
+        ) from error
+
+
+def small_vit(image_size: int, patch_size: int, hidden_size: int = 128, num_hidden_layers: int = 3) -> PreTrainedModel:
+    """A small ViT with random weights, for square colour images of `image_size` pixels a side."""
+    config = ViTConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=hidden_size // 32,
+        intermediate_size=4 * hidden_size,
+        num_channels=3,
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 hands on too little of the image to cluster by
+    )
+    model = ViTModel(config)
+    pass_class_token_through_pooler(model)
+    return model
+
+
+def small_vit_processor(image_size: int) -> ViTImageProcessorPil:
+    """The image processor for `small_vit`: resize to a square, three channels, values in [-1, 1]."""
+    return ViTImageProcessorPil(
+        size={"height": image_size, "width": image_size},
+        do_convert_rgb=True,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def fitting_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
+    """Image and patch size of a small ViT for such images: 32 to 96 pixels a side, 4 x 4 to 8 x 8 patches."""
+    sides = sorted(max(height, width) for height, width in zip(heights, widths, strict=True))
+    median = sides[len(sides) // 2]
+    image_size = min(max(32, -(-median // 16) * 16), 96)
+    return image_size, max(8, image_size // 8)
+
+
+def _with_pooler(model: PreTrainedModel) -> PreTrainedModel:
+    complete = type(model)(model.config)
+    missing, unexpected = complete.load_state_dict(model.state_dict(), strict=False)
+    if unexpected or not all(name.startswith("pooler.dense.") for name in missing):
+        raise ValueError(f"{type(model).__name__} cannot be rebuilt with a pooler: load it by AutoModel")
+    pass_class_token_through_pooler(complete)
+    complete.name_or_path = model.name_or_path
+    return complete
+
+
+@torch.no_grad()
+def pass_class_token_through_pooler(model: PreTrainedModel) -> None:
+    """Make an untrained pooler the identity, so that `pooler_output` is the class token and not random.
+
+    Raises:
+        ValueError: if the pooler changes the feature's size.
+    """
+    dense = model.pooler.dense
+    if dense.weight.shape[0] != dense.weight.shape[1]:
+        raise ValueError(f"the pooler of {type(model).__name__} maps to another size: load the model with its weights")
+    dense.weight.copy_(torch.eye(len(dense.weight)))
+    dense.bias.zero_()
+    model.pooler.activation = torch.nn.Identity()
+    model.config.pooler_act = "linear"
+
+
+def _check_vision(model: PreTrainedModel) -> None:
+    config = model.config
+    if hasattr(config, "mask_ratio"):
+        raise ValueError(
+            f"{type(model).__name__} hides patches at random even in evaluation, so its features are random too: "
+            "load the checkpoint as a ViTModel"
+        )
+    has_patches = hasattr(config, "patch_size") and hasattr(config, "image_size")
+    one_resolution = isinstance(getattr(config, "num_attention_heads", None), int)  # a list in Swin, none in ConvNeXt
+    if model.main_input_name != "pixel_values" or not (has_patches and one_resolution):
+        raise ValueError(
+            f"{type(model).__name__} (model_type={config.model_type!r}) is no vision transformer backbone: "
+            "use a ViT, DeiT, DINOv2 or one like them that AutoModel loads"
+        )
+
+
+def _forward_parameters(model: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)

@@ -1,0 +1,91 @@
+"""The objective: a memory of one prototype for each cluster."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hf_plr.clustering.kmeans import cluster_sums
+
+
+class ClusterMemory:
+    """Unit-norm prototypes, rebuilt from cluster means at each stage and moved along with the batches.
+
+    The loss is the cross-entropy of cosine / temperature over all prototypes (Cluster Contrast, Dai et al. 2021).
+    Prototypes have no gradient: the memory adds no parameter to the model or the optimizer.
+
+    Features are taken relative to their mean over the data set. The features of a transformer share a large common
+    part, most of all before training; without it their directions tell samples apart.
+
+    Args:
+        temperature: divisor of the cosines, above 0.
+        momentum: share of the old prototype that stays at an update, in [0, 1].
+
+    Attributes:
+        center: mean feature at the last `recenter`, shape (D,).
+        prototypes: float32 tensor of shape (K, D), rows of unit length; empty before the first `rebuild`.
+    """
+
+    def __init__(self, temperature: float, momentum: float):
+        self.temperature = temperature
+        self.momentum = momentum
+        self.center = torch.zeros(())
+        self.prototypes = torch.empty(0, 0)
+
+    @torch.no_grad()
+    def recenter(self, features: torch.Tensor) -> torch.Tensor:
+        """Take the mean of features (N, D) as the new origin, and return the features embedded by it."""
+        self.center = features.mean(dim=0)
+        return self.embed(features)
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) relative to the origin, with unit length: where clusters are sought and the loss is taken."""
+        return F.normalize(features - self.center.to(features), dim=1)
+
+    @torch.no_grad()
+    def rebuild(self, features: torch.Tensor, targets: torch.Tensor, n_clusters: int) -> None:
+        """Set the prototypes to the means of embedded features (N, D) by target (N,); -1 takes no part."""
+        self.prototypes = F.normalize(cluster_sums(features, targets, n_clusters), dim=1)
+
+    def loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss of a batch.
+
+        Args:
+            features: embedded features, shape (B, D).
+            targets: cluster of each sample, shape (B,), -1 = no loss; or soft targets, shape (B, K), where a row of
+                zeros has no loss.
+
+        Returns:
+            A scalar with a gradient; zero if no sample of the batch has a target.
+        """
+        logits = features @ self.prototypes.to(features).T / self.temperature
+        if targets.ndim == 1:
+            total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+            count = (targets >= 0).sum()
+        else:
+            total = -(targets * F.log_softmax(logits, dim=1)).sum()
+            count = (targets.sum(dim=1) > 0).sum()
+        return total / count.clamp(min=1)
+
+    @torch.no_grad()
+    def update(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        """Move each prototype that has members in the batch towards their mean; targets (B,), -1 = none."""
+        member = targets >= 0
+        present, row = torch.unique(targets[member], return_inverse=True)
+        counts = torch.bincount(row, minlength=len(present))
+        means = cluster_sums(features[member], row, len(present)) / counts[:, None]
+        moved = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * F.normalize(means, dim=1)
+        self.prototypes[present] = F.normalize(moved, dim=1)
+
+    def to(self, device: torch.device) -> None:
+        """Move origin and prototypes to a device."""
+        self.center, self.prototypes = self.center.to(device), self.prototypes.to(device)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Origin and prototypes as arrays."""
+        return {"center": self.center.cpu().numpy(), "prototypes": self.prototypes.cpu().numpy()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` gave; other entries are ignored."""
+        self.center, self.prototypes = torch.from_numpy(state["center"]), torch.from_numpy(state["prototypes"])

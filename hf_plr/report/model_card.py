@@ -1,0 +1,94 @@
+"""The model card of a trained backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+import hf_plr
+from hf_plr.report.summary import RunSummary
+
+TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
+
+SNIPPET = """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}").eval()
+image = Image.open("image.png").convert("RGB")
+with torch.inference_mode():
+    tokens = model(**processor(image, return_tensors="pt"){interpolate}).last_hidden_state
+feature = {feature}  # shape (1, {width})"""
+
+
+def write_model_card(
+    summary: RunSummary,
+    model_name: str | None = None,
+    tags: Sequence[str] | str = (),
+    dataset: str | None = None,
+    license: str | None = None,
+    finetuned_from: str | None = None,
+) -> None:
+    """Write `README.md` into the run's output directory.
+
+    Args:
+        summary: the run.
+        model_name: name of the model; by default the Hub id or the name of the output directory.
+        tags: further tags.
+        dataset: what was trained on, a Hub id or a name.
+        license: licence of the weights, as the Hub writes it.
+        finetuned_from: Hub id of the starting weights; by default where the model was loaded from, if not a folder.
+    """
+    args = summary.args
+    name = model_name or args.hub_model_id or Path(args.output_dir).name
+    start = finetuned_from or summary.start
+    base_model = start if start and not os.path.exists(start) else None
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=sorted({*TAGS, *([tags] if isinstance(tags, str) else tags)}),
+        base_model=base_model,
+        datasets=[dataset] if dataset and _is_hub_id(dataset) else None,
+        license=license,
+    )
+    agreement = summary.stages[-1].get("plr/agreement_ari") if summary.stages else None
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(template_path("image_backbone.md")),
+        model_name=name,
+        architecture=summary.architecture,
+        hf_plr_version=hf_plr.__version__,
+        start=base_model or ("a local checkpoint" if start else "random weights"),
+        n_samples=f"{summary.n_samples:,}",
+        dataset=Path(dataset).name if dataset and os.path.exists(dataset) else dataset,
+        epochs=f"{summary.epochs:g}",
+        steps=f"{summary.steps:,}",
+        n_clusters=0 if summary.labels is None else summary.labels.n_clusters,
+        noise_share=f"{summary.noise_share:.1%}",
+        agreement=None if agreement is None else f"{agreement:.2f}",
+        scores=summary.score_rows(),
+        snippet=SNIPPET.format(
+            name=name,
+            interpolate=", interpolate_pos_encoding=True" if summary.interpolates else "",
+            feature=summary.feature,
+            width=summary.hidden_size,
+        ),
+        settings=summary.changed_settings(),
+    )
+    os.makedirs(args.output_dir, exist_ok=True)
+    card.save(Path(args.output_dir) / "README.md")
+
+
+def _is_hub_id(dataset: str) -> bool:
+    return "/" in dataset and not os.path.exists(dataset)
+
+
+def template_path(name: str) -> Path:
+    """Path of a card template, in the installed package or in a checkout."""
+    package = Path(hf_plr.__file__).parent
+    installed = package / "model_cards" / name
+    return installed if installed.exists() else package.parent / "model_cards" / name

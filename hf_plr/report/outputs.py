@@ -1,0 +1,82 @@
+"""What a run leaves beside the backbone, and what it says at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hf_plr.report.summary import RunSummary
+from hf_plr.stage import PseudoLabels
+
+METRICS_FILE = "metrics.json"
+PSEUDO_LABELS_FILE = "pseudo_labels.parquet"
+VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "scikit-learn", "numpy")
+
+
+def write_pseudo_labels(path: str | os.PathLike[str], rows: np.ndarray, labels: PseudoLabels) -> None:
+    """Write one row a sample: index (row of the data set), label, previous_label (-1 = noise), confidence."""
+    frame = pd.DataFrame(
+        {
+            "index": rows,
+            "label": labels.labels,
+            "previous_label": labels.previous_labels,
+            "confidence": labels.confidence.astype(np.float32),
+        }
+    )
+    frame.to_parquet(path, index=False)
+
+
+def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: float) -> None:
+    """Write scores, the figures of every epoch, settings and versions as JSON."""
+    metrics = {
+        "scores": summary.scores,
+        "samples": summary.n_samples,
+        "unreadable_rows": summary.unreadable_rows,
+        "steps": summary.steps,
+        "seconds": round(seconds, 1),
+        "processes": summary.processes,
+        "epochs": summary.stages,
+        "settings": {name: str(value) for name, value in summary.changed_settings()},
+        "versions": {name: version(name) for name in VERSIONED},
+    }
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def format_summary(summary: RunSummary, seconds: float) -> str:
+    """The end of a run for a person: scores before and after, where the results lie, what to do next."""
+    out = summary.args.output_dir
+    lines = ["", f"Trained on {summary.n_samples:,} images without labels in {seconds / 60:.1f} minutes."]
+    rows = summary.score_rows()
+    if rows:
+        lines += ["", f"{'':<28}{'before':>8}{'after':>8}", "-" * 44]
+        lines += [f"{name:<28}{before:>8}{after:>8}" for name, before, after in rows]
+        where = "the test split" if summary.scored_on_test else "the training images, cross-validated"
+        lines += [f"True labels were used for these scores only ({where})."]
+    else:
+        lines += ["No label column, so the features were not scored."]
+    if summary.labels is not None:
+        in_none = f"{summary.noise_share:.1%} of the images in none of them"
+        lines += ["", f"Last labels: {summary.labels.n_clusters} clusters, {in_none}."]
+    if summary.unreadable_rows:
+        lines += [f"{len(summary.unreadable_rows)} images could not be read and were left out."]
+    lines += [
+        "",
+        f"Results in {out}:",
+        "  model.safetensors, config.json, preprocessor_config.json   the backbone and its image processor",
+        "  pseudo_labels.parquet                                      the cluster of every image",
+        "  metrics.json, README.md                                    all figures, and a model card",
+        "",
+        "Next:",
+        f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
+        f"  AutoModelForImageClassification.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
+        "  accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours   your own images",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,236 @@
+"""The stage between two epochs: cluster the features, refine the labels, make the new targets."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from sklearn.metrics import adjusted_rand_score
+
+from hf_plr.clustering import KMeans
+from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
+
+logger = logging.getLogger(__name__)
+
+
+class Clusterer(Protocol):
+    """Any object with scikit-learn's `fit_predict`: features (N, D) to integer labels (N,), -1 = noise."""
+
+    def fit_predict(self, features: Any) -> Any:
+        """Cluster features (N, D) and return their labels (N,)."""
+
+
+@dataclass
+class PseudoLabels:
+    """What the stage gives to the training loop.
+
+    Attributes:
+        epoch: epoch that these labels train.
+        labels: refined label of each sample, -1 = noise, shape (N,); numbers live on from epoch to epoch.
+        previous_labels: the refined labels of the epoch before, shape (N,); -1 everywhere at the first.
+        raw_labels: the clusterer's labels before refinement, shape (N,).
+        confidence: in [0, 1], shape (N,).
+        targets: position of each sample's prototype, 0 to n_clusters - 1, -1 = no loss, shape (N,).
+        n_clusters: number of prototypes.
+        soft_targets: sparse soft targets of shape (N, n_clusters), or None where targets are hard.
+    """
+
+    epoch: int
+    labels: np.ndarray
+    previous_labels: np.ndarray
+    raw_labels: np.ndarray
+    confidence: np.ndarray
+    targets: np.ndarray
+    n_clusters: int
+    soft_targets: sp.csr_array | None = None
+
+
+class RefinementStage:
+    """Cluster, refine and turn labels into targets, once an epoch.
+
+    Args:
+        clusterer: object with `fit_predict`; if it also has `state_dict` and `load_state_dict`, they are kept in
+            checkpoints.
+        refiner: the refinement.
+        refine_start_epoch: epochs before this one train on the clusters as they are.
+        accelerator: the main process clusters, all others receive its labels.
+    """
+
+    def __init__(
+        self, clusterer: Clusterer, refiner: PseudoLabelRefiner, refine_start_epoch: int, accelerator: Accelerator
+    ):
+        self.clusterer = clusterer
+        self.refiner = refiner
+        self.refine_start_epoch = refine_start_epoch
+        self.accelerator = accelerator
+        self.current: PseudoLabels | None = None
+
+    def run(self, features: torch.Tensor, epoch: int) -> dict[str, float]:
+        """Make the pseudo-labels of an epoch from features (N, D) and leave them in `current`.
+
+        Returns:
+            The stage's figures for the log, without a prefix.
+
+        Raises:
+            ValueError: if the clusterer's answer does not fit, or all samples are noise.
+        """
+        last = self.current
+        started = time.perf_counter()
+        raw = self._cluster(features)
+        clustered = time.perf_counter()
+        refining = epoch >= self.refine_start_epoch
+        if not refining:
+            self.refiner.forget()
+        result = self.refiner.refine(raw)
+        refined = time.perf_counter()
+
+        targets, n_clusters, soft_targets = _targets(result, soft=self.refiner.harden == "none" and refining)
+        previous = np.full(len(raw), NOISE) if last is None else last.labels
+        self.current = PseudoLabels(
+            epoch, result.labels, previous, raw, result.confidence, targets, n_clusters, soft_targets
+        )
+        noise_share = float((result.labels == NOISE).mean())
+        if n_clusters == 0:
+            raise ValueError(
+                f"epoch {epoch}: all {len(raw)} samples are noise, so there is nothing to train on. "
+                "Use fewer, larger clusters or a lower min_cluster_size."
+            )
+        if n_clusters == 1:
+            logger.warning(
+                "Epoch %d: only one cluster is left, so the loss is zero and nothing is learned. Use a larger "
+                "num_clusters, a lower learning rate, or weaker refinement (--refinement none to check).",
+                epoch,
+            )
+        figures = {
+            "clusters": float(n_clusters),
+            "clusters_raw": float(len(np.unique(raw[raw != NOISE]))),
+            "noise_share": noise_share,
+            "changed_share": result.changed_share,
+            "mean_confidence": float(result.confidence.mean()),
+            "seconds_cluster": clustered - started,
+            "seconds_refine": refined - clustered,
+        }
+        if last is not None:
+            figures["agreement_ari"] = float(adjusted_rand_score(last.labels, result.labels))
+        return figures
+
+    def _cluster(self, features: torch.Tensor) -> np.ndarray:
+        raw: np.ndarray | None = None
+        failure: Exception | None = None
+        if self.accelerator.is_main_process:
+            try:
+                ours = isinstance(self.clusterer, KMeans)
+                raw = check_labels(self.clusterer.fit_predict(features if ours else features.cpu().numpy()), features)
+            except Exception as error:  # the other processes wait: tell them before raising
+                failure = error
+        if self.accelerator.num_processes > 1:
+            box: list[Any] = [raw, None if failure is None else str(failure)]
+            broadcast_object_list(box)
+            raw = box[0]
+            if failure is None and box[1] is not None:
+                raise RuntimeError(f"clustering failed on the main process: {box[1]}")
+        if failure is not None:
+            raise failure
+        assert raw is not None
+        return raw
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything that the next epoch or a resumed one needs, as arrays by name."""
+        state = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        if hasattr(self.clusterer, "state_dict"):
+            for name, value in self.clusterer.state_dict().items():
+                state[f"clusterer.{name}"] = torch.as_tensor(value).cpu().numpy()
+        if self.current is not None:
+            now = self.current
+            state |= {
+                "epoch": np.array([now.epoch]),
+                "labels": now.labels,
+                "previous_labels": now.previous_labels,
+                "raw_labels": now.raw_labels,
+                "confidence": now.confidence,
+                "targets": now.targets,
+                "n_clusters": np.array([now.n_clusters]),
+            }
+            if now.soft_targets is not None:
+                soft = now.soft_targets
+                state |= {"soft.data": soft.data, "soft.indices": soft.indices, "soft.indptr": soft.indptr}
+        return state
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore what `state_dict` gave."""
+        self.refiner.load_state_dict(_under("refiner.", state))
+        if hasattr(self.clusterer, "load_state_dict"):
+            self.clusterer.load_state_dict(_under("clusterer.", state))
+        self.current = None
+        if "epoch" not in state:
+            return
+        n_clusters = int(state["n_clusters"][0])
+        soft = None
+        if "soft.data" in state:
+            parts = (state["soft.data"], state["soft.indices"], state["soft.indptr"])
+            soft = sp.csr_array(parts, shape=(len(state["labels"]), n_clusters))
+        self.current = PseudoLabels(
+            epoch=int(state["epoch"][0]),
+            labels=state["labels"],
+            previous_labels=state["previous_labels"],
+            raw_labels=state["raw_labels"],
+            confidence=state["confidence"],
+            targets=state["targets"],
+            n_clusters=n_clusters,
+            soft_targets=soft,
+        )
+
+
+def check_labels(labels: Any, features: torch.Tensor) -> np.ndarray:
+    """A clusterer's answer as int64 labels (N,).
+
+    Raises:
+        ValueError: if it is not one integer a sample.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (len(features),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"the clusterer's fit_predict gave {labels.dtype} of shape {labels.shape}; "
+            f"expected integers of shape ({len(features)},), -1 = noise"
+        )
+    return labels.astype(np.int64)
+
+
+def default_num_clusters(n_samples: int) -> int:
+    """Number of clusters when the user names none: 1.5 times the square root of N, at most half of N."""
+    return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
+
+
+def _targets(result: RefinementResult, soft: bool) -> tuple[np.ndarray, int, sp.csr_array | None]:
+    if soft:
+        n_clusters = len(result.table.current_ids)
+        return result.table.current[result.cell_of_sample], n_clusters, result.soft_labels()
+    ids = np.unique(result.labels[result.labels != NOISE])
+    targets = np.where(result.labels == NOISE, NOISE, np.searchsorted(ids, result.labels))
+    return targets, len(ids), None
+
+
+def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray) -> None:
+    """Refuse features (N, D) that are not finite; `rows` (N,) are the samples' rows in the data set.
+
+    Raises:
+        ValueError: with the epoch and the rows.
+    """
+    bad = rows[~torch.isfinite(features).all(dim=1).cpu().numpy()].tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise ValueError(
+            f"epoch {epoch}: the features of {len(bad)} of {len(features)} samples are NaN or infinite "
+            f"(samples {shown}). The weights have probably diverged: lower the learning rate."
+        )
+
+
+def _under(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,36 @@
+"""The labels and prototypes of a run, as one safetensors file beside each checkpoint's weights."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+STATE_FILE = "plr_state.safetensors"
+FORMAT = "hf-plr-state-1"
+
+
+def save_state(directory: str | os.PathLike[str], state: dict[str, np.ndarray]) -> None:
+    """Write arrays by name, to a file that is complete or not there at all."""
+    path = os.path.join(directory, STATE_FILE)
+    arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
+    os.replace(path + ".tmp", path)
+
+
+def load_state(directory: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        ValueError: if the file is missing or of another format, naming the directory.
+    """
+    path = os.path.join(directory, STATE_FILE)
+    if not os.path.isfile(path):
+        raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of a PLRTrainer")
+    with safe_open(path, framework="numpy") as file:
+        found = (file.metadata() or {}).get("format")
+        if found != FORMAT:
+            raise ValueError(f"{path} has format {found!r}, this release reads {FORMAT!r}")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

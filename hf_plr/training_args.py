@@ -1,0 +1,127 @@
+"""Arguments of `PLRTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from hf_plr.data.augmentation import AUGMENTATIONS
+from hf_plr.models.pooling import POOLINGS
+from hf_plr.refinement import PRESETS
+
+
+@dataclass
+class PLRTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the settings of clustering, refinement and the objective.
+
+    Defaults that differ from `TrainingArguments`: `num_train_epochs` 30, `per_device_train_batch_size` 128,
+    `per_device_eval_batch_size` 256, `learning_rate` 1e-3 (use about 3e-5 for a pretrained backbone), `weight_decay`
+    0.05, `lr_scheduler_type` "cosine", `warmup_steps` 0.1 (a share), `logging_strategy` "epoch", `save_strategy`
+    "epoch", `save_total_limit` 2, `remove_unused_columns` False. With `load_best_model_at_end`, the default of
+    `metric_for_best_model` is "knn_accuracy".
+
+    Raises:
+        ValueError: if a value is outside its range, naming the argument.
+    """
+
+    num_train_epochs: float = field(default=30, metadata={"help": "Epochs, each on labels made afresh."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a training batch and device."})
+    per_device_eval_batch_size: int = field(
+        default=256, metadata={"help": "Images a batch and device for features and evaluation."}
+    )
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate; about 3e-5 for a pretrained backbone."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps if below 1."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: epoch, steps or no."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps, best or no."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the trainer picks its columns itself."}
+    )
+
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column with the images. By default the only one there is."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column with true labels, for scoring only. By default the only one there is."}
+    )
+    pooling: str = field(
+        default="cls",
+        metadata={"help": "Feature of an image: cls (class token) or mean (over patches).", "choices": list(POOLINGS)},
+    )
+    augmentation: str = field(
+        default="affine",
+        metadata={
+            "help": "affine (small rotations, shifts and shears; nothing is mirrored), photo (crops, mirroring, "
+            "colour) or none.",
+            "choices": list(AUGMENTATIONS),
+        },
+    )
+    num_clusters: int | None = field(
+        default=None,
+        metadata={"help": "Clusters of k-means. Default: 1.5 times the square root of the number of images."},
+    )
+    refinement: str = field(
+        default="slr",
+        metadata={
+            "help": "Refinement preset: slr (projection, as published), joint (both epochs side by side), soft (soft "
+            "targets) or none.",
+            "choices": list(PRESETS),
+        },
+    )
+    refinement_weight: float | None = field(
+        default=None, metadata={"help": "Share of the current labels in the blend, in [0, 1]. Default: the preset's."}
+    )
+    refine_start_epoch: int = field(default=1, metadata={"help": "First epoch whose labels are refined."})
+    samples_per_cluster: int = field(
+        default=4, metadata={"help": "Images of one cluster in a row (K of batches of P clusters x K images)."}
+    )
+    temperature: float = field(default=0.05, metadata={"help": "Divisor of the cosines in the loss, above 0."})
+    prototype_momentum: float = field(
+        default=0.2, metadata={"help": "Share of the old prototype that stays at an update, in [0, 1]."}
+    )
+    image_cache_gib: float = field(
+        default=2.0, metadata={"help": "Memory for decoded images in GiB a process; beyond it they are decoded again."}
+    )
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Leave unreadable images out and report them, rather than stop."}
+    )
+
+    def __post_init__(self) -> None:
+        self.metric_for_best_model: str | None
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "knn_accuracy"
+            self.greater_is_better = True
+        if (self.bf16 or self.fp16) and not torch.accelerator.is_available():
+            self.use_cpu = True  # Trainer wants to be told
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch warns at every loader otherwise
+        if self.refinement_weight is not None and not 0.0 <= self.refinement_weight <= 1.0:
+            raise ValueError(f"refinement_weight={self.refinement_weight} is outside [0, 1]")
+        if not 0.0 <= self.prototype_momentum <= 1.0:
+            raise ValueError(f"prototype_momentum={self.prototype_momentum} is outside [0, 1]")
+        if self.temperature <= 0.0:
+            raise ValueError(f"temperature={self.temperature} must be above 0")
+        if self.num_clusters is not None and self.num_clusters < 1:
+            raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+        if self.samples_per_cluster < 1:
+            raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
+        if self.image_cache_gib < 0.0:
+            raise ValueError(f"image_cache_gib={self.image_cache_gib} must be at least 0")
+        for name, allowed in (
+            ("pooling", POOLINGS),
+            ("augmentation", AUGMENTATIONS),
+            ("refinement", PRESETS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True is not supported: PLRTrainer picks its columns itself")

@@ -1,0 +1,91 @@
+"""k-means against scikit-learn's, its warm start, and its edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.cluster import KMeans as SklearnKMeans
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
+
+from hf_plr import KMeans
+
+
+@pytest.fixture
+def blobs():
+    return make_blobs(2000, n_features=16, centers=20, cluster_std=2.5, random_state=0)[0].astype(np.float32)
+
+
+def test_equals_sklearn_from_the_same_start(blobs):
+    start = blobs[:20]
+    ours = KMeans(20, init=start, spherical=False, max_iter=300, tol=0).fit(blobs)
+    theirs = SklearnKMeans(20, init=start, n_init=1, algorithm="lloyd", max_iter=300, tol=0).fit(blobs)
+    assert adjusted_rand_score(ours.labels_, theirs.labels_) == 1.0
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-4)
+    np.testing.assert_allclose(ours.cluster_centers_.numpy(), theirs.cluster_centers_, atol=1e-3)
+
+
+def test_chunks_change_nothing(blobs, monkeypatch):
+    whole = KMeans(20, seed=1).fit_predict(blobs)
+    monkeypatch.setattr("hf_plr.clustering.kmeans.CHUNK_ELEMENTS", 20 * 77)
+    np.testing.assert_array_equal(KMeans(20, seed=1).fit_predict(blobs), whole)
+
+
+def test_warm_start_takes_fewer_iterations_and_keeps_the_ids(blobs):
+    kmeans = KMeans(20, spherical=False, tol=1e-6)
+    first, cold = kmeans.fit_predict(blobs), kmeans.n_iter_
+    moved = blobs + np.random.default_rng(0).normal(scale=0.05, size=blobs.shape).astype(np.float32)
+    second = kmeans.fit_predict(moved)
+    assert kmeans.n_iter_ < cold
+    assert (first == second).mean() > 0.95  # the very same ids, not just the same partition
+
+
+def test_same_seed_same_labels_and_tensors_do_as_arrays(blobs):
+    one = KMeans(15, seed=3).fit_predict(blobs)
+    np.testing.assert_array_equal(one, KMeans(15, seed=3).fit_predict(torch.from_numpy(blobs)))
+    np.testing.assert_array_equal(one, KMeans(15, seed=3).fit(blobs).predict(blobs))
+
+
+def test_no_cluster_is_empty_even_with_a_bad_start(blobs):
+    start = np.vstack([blobs[:5], np.full((15, 16), 1e3, dtype=np.float32)])
+    labels = KMeans(20, init=start, spherical=False).fit_predict(blobs)
+    assert len(np.unique(labels)) == 20
+
+
+def test_duplicates_and_extreme_cluster_counts():
+    same = np.ones((10, 4), dtype=np.float32)
+    assert KMeans(1).fit_predict(same).tolist() == [0] * 10
+    assert KMeans(3).fit_predict(same).shape == (10,)
+    distinct = np.eye(6, dtype=np.float32)
+    assert sorted(KMeans(6).fit_predict(distinct).tolist()) == list(range(6))
+
+
+def test_is_a_scikit_learn_estimator(blobs):
+    copy = clone(KMeans(7, seed=5).fit(blobs))
+    assert copy.get_params()["n_clusters"] == 7
+    assert not hasattr(copy, "cluster_centers_")
+
+
+def test_state_carries_the_warm_start(blobs):
+    one = KMeans(20, seed=0)
+    one.fit(blobs)
+    other = KMeans(20, seed=99)
+    other.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(one.fit_predict(blobs + 0.01), other.fit_predict(blobs + 0.01))
+
+
+@pytest.mark.parametrize(
+    ("kmeans", "features", "message"),
+    [
+        (KMeans(11), np.ones((10, 2)), "n_clusters=11 but there are 10 samples"),
+        (KMeans(2), np.array([[0.0, np.nan], [1, 1]]), "NaN"),
+        (KMeans(2), np.ones(10), "shape"),
+        (KMeans(2, init="random"), np.ones((10, 2)), "init='random'"),
+        (KMeans(2, init=np.ones((3, 2))), np.ones((10, 2)), r"\(3, 2\)"),
+    ],
+)
+def test_bad_input_is_named(kmeans, features, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans.fit(features)

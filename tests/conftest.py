@@ -1,0 +1,75 @@
+"""Small models and data sets that the tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from transformers import set_seed
+
+from hf_plr import PLRTrainer, PLRTrainingArguments
+from hf_plr.data.loading import digits, draw_rows
+from hf_plr.models.backbone import small_vit, small_vit_processor
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def all_digits() -> Dataset:
+    return digits()
+
+
+@pytest.fixture(scope="session")
+def some_digits(all_digits: Dataset) -> Dataset:
+    """203 digits: divisible by no batch size in use."""
+    return all_digits.select(draw_rows(len(all_digits), 203, seed=0))
+
+
+@pytest.fixture
+def tiny_vit() -> Callable[[], torch.nn.Module]:
+    def make(seed: int = 0) -> torch.nn.Module:
+        set_seed(seed)
+        return small_vit(16, 8, hidden_size=32, num_hidden_layers=1)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, some_digits: Dataset, tiny_vit: Callable) -> Callable[..., PLRTrainer]:
+    """Make a trainer of a tiny ViT on 203 digits; keywords go to the arguments, those of the trainer to it."""
+
+    def make(trainer: dict[str, Any] | None = None, **arguments: Any) -> PLRTrainer:
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 32,
+            "num_clusters": 12,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **arguments,
+        }
+        parts = {
+            "model": tiny_vit(),
+            "train_dataset": some_digits,
+            "processing_class": small_vit_processor(16),
+            **(trainer or {}),
+        }
+        return PLRTrainer(args=PLRTrainingArguments(**settings), **parts)
+
+    return make

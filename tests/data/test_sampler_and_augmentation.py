@@ -1,0 +1,103 @@
+"""P x K batches, and augmentation that depends on the sample and not on its batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_plr.data.augmentation import AUGMENTATIONS, uniform
+from hf_plr.data.sampler import ClusterSampler
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 5))
+@settings(deadline=None, max_examples=80)
+def test_length_groups_and_noise(n_samples, group_size, n_clusters, seed):
+    targets = np.random.default_rng(seed).integers(-1, n_clusters, n_samples)
+    targets[0] = 0
+    sampler = ClusterSampler(n_samples, group_size, seed)
+    sampler.set_targets(targets, epoch=1)
+    drawn = np.array(list(sampler))
+    assert len(drawn) == n_samples == len(sampler)
+    assert (targets[drawn] >= 0).all()
+    members = np.flatnonzero(targets >= 0)
+    one_pass = drawn[: len(members)]
+    assert sorted(one_pass) == members[: len(one_pass)].tolist() or len(members) > n_samples
+
+
+def test_groups_are_of_one_cluster():
+    targets = np.repeat(np.arange(6), [8, 8, 12, 4, 8, 24])
+    sampler = ClusterSampler(64, 4, seed=1)
+    sampler.set_targets(targets, epoch=0)
+    groups = targets[np.array(list(sampler))].reshape(-1, 4)
+    assert (groups == groups[:, :1]).all()
+
+
+def test_small_clusters_are_not_drawn_at_the_cost_of_others():
+    targets = np.arange(1000) // 2
+    sampler = ClusterSampler(1000, 4, seed=1)
+    sampler.set_targets(targets, epoch=0)
+    assert sorted(sampler) == list(range(1000))
+
+
+def test_every_member_is_drawn_about_once():
+    targets = np.repeat(np.arange(10), 40)
+    sampler = ClusterSampler(400, 4, seed=0)
+    sampler.set_targets(targets, epoch=0)
+    assert sorted(sampler) == list(range(400))
+
+
+def test_a_batch_holds_many_clusters():
+    targets = np.repeat([0, 1, 2, 3], [370, 10, 10, 10])
+    sampler = ClusterSampler(400, 2, seed=0)
+    sampler.set_targets(targets, epoch=0)
+    first_half = targets[np.array(list(sampler))[:200]]
+    assert 2 <= (first_half == 1).sum() <= 8
+
+
+def test_order_follows_seed_and_epoch():
+    def order(seed, epoch):
+        sampler = ClusterSampler(100, 4, seed)
+        sampler.set_targets(np.arange(100) % 7, epoch)
+        return list(sampler)
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+
+
+def test_without_targets_it_says_so():
+    with pytest.raises(RuntimeError, match="no targets yet"):
+        iter(ClusterSampler(10, 2, 0))
+
+
+def test_random_numbers_are_uniform_and_belong_to_the_sample():
+    numbers = uniform(torch.arange(20_000), seed=1, epoch=2)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    histogram = torch.histc(numbers, 10, 0, 1) / numbers.numel()
+    assert (histogram - 0.1).abs().max() < 0.003
+    assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 0.03
+    torch.testing.assert_close(uniform(torch.tensor([17, 4]), 1, 2), numbers[[17, 4]])
+    assert not torch.equal(uniform(torch.arange(5), 1, 3), numbers[:5])
+    assert not torch.equal(uniform(torch.arange(5), 2, 2), numbers[:5])
+
+
+@pytest.mark.parametrize("name", ["affine", "photo"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmentation_of_an_image_does_not_depend_on_its_batch(name, channels):
+    images = torch.rand(9, channels, 24, 24)
+    numbers = uniform(torch.arange(9), 0, 0)
+    together = AUGMENTATIONS[name](images, numbers)
+    alone = torch.cat([AUGMENTATIONS[name](images[i : i + 1], numbers[i : i + 1]) for i in range(9)])
+    assert torch.equal(together, alone)
+    assert together.shape == images.shape
+    assert ((together >= 0) & (together <= 1)).all()
+    assert (together - images).abs().mean(dim=(1, 2, 3)).min() > 0.01
+
+
+def test_affine_never_mirrors():
+    ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
+    out = AUGMENTATIONS["affine"](ramp, uniform(torch.arange(64), 0, 0))
+    assert (out[:, :, :, 24:].mean(dim=(1, 2, 3)) > out[:, :, :, :8].mean(dim=(1, 2, 3))).all()
