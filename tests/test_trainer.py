@@ -176,19 +176,19 @@ def test_resume_at_a_boundary_and_in_mid_epoch(make_trainer, tmp_path, stop_at, 
 
 
 def test_accumulated_small_batches_train_as_one_large_batch(make_trainer, tmp_path):
-    large = make_trainer(output_dir=str(tmp_path / "a"), num_train_epochs=1, max_steps=6)
+    # SGD moves weights in proportion to their gradients, so that rounding stays rounding; Adam divides by them.
+    shared = {"num_train_epochs": 1, "max_steps": 6, "optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 0.0}
+    large = make_trainer(output_dir=str(tmp_path / "a"), **shared)
     small = make_trainer(
-        output_dir=str(tmp_path / "b"),
-        num_train_epochs=1,
-        max_steps=6,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=4,
+        output_dir=str(tmp_path / "b"), per_device_train_batch_size=8, gradient_accumulation_steps=4, **shared
     )
+    start = weights(large)
     large.train()
     small.train()
     for name, value in weights(large).items():
-        torch.testing.assert_close(weights(small)[name], value, atol=2e-4, rtol=0)
-    torch.testing.assert_close(large.memory.prototypes, small.memory.prototypes, atol=1e-3, rtol=0)
+        moved = (value - start[name]).norm()
+        assert (weights(small)[name] - value).norm() <= 1e-3 * moved + 1e-7, name
+    torch.testing.assert_close(large.memory.prototypes, small.memory.prototypes, atol=1e-4, rtol=0)
 
 
 def test_resume_with_other_data_is_refused(make_trainer, tmp_path, some_digits):
