@@ -211,7 +211,7 @@ def default_num_clusters(n_samples: int) -> int:
 def _targets(result: RefinementResult, soft: bool) -> tuple[np.ndarray, int, sp.csr_array | None]:
     if soft:
         n_clusters = len(result.table.current_ids)
-        return result.table.current[result.cell_of_sample], n_clusters, result.soft_labels()
+        return result.table.current[result.cell_of_sample()].astype(np.int64), n_clusters, result.soft_labels()
     ids = np.unique(result.labels[result.labels != NOISE])
     targets = np.where(result.labels == NOISE, NOISE, np.searchsorted(ids, result.labels))
     return targets, len(ids), None

@@ -71,7 +71,7 @@ class PLRTrainingArguments(TrainingArguments):
     refinement: str = field(
         default="slr",
         metadata={
-            "help": "Refinement preset: slr (projection, as published), joint (both epochs side by side), soft (soft "
+            "help": "Refinement preset: slr (projection, as published), joint (both epochs side by side), rlcc (soft "
             "targets) or none.",
             "choices": list(PRESETS),
         },

@@ -19,3 +19,14 @@ def test_throughput_prints_one_line_of_json():
     result = json.loads(run.stdout)
     assert result["trainer_ratio"] > 0
     assert result["trainer_ratio_min"] <= result["trainer_ratio"] <= result["trainer_ratio_max"]
+
+
+def test_refinement_prints_one_line_of_json():
+    command = [sys.executable, "-m", "benchmarks.refinement", "--json", "--samples", "3000", "--clusters", "20"]
+    run = subprocess.run([*command, "--turns", "1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.strip().splitlines()) == 1
+    result = json.loads(run.stdout)
+    assert result["same_partition"]
+    assert result["kinds"]["local"]["cells"] < result["kinds"]["uniform"]["cells"]
+    assert 0 < result["kinds"]["uniform"]["folded_agreement"] <= 1

@@ -150,7 +150,7 @@ def test_the_stage_leaves_random_generators_and_mode_alone(make_trainer):
     assert trainer.model.training
 
 
-@pytest.mark.parametrize("preset", ["slr", "joint", "soft", "none"])
+@pytest.mark.parametrize("preset", ["slr", "joint", "rlcc", "none"])
 def test_every_preset_trains_and_resumes_bit_for_bit(make_trainer, tmp_path, preset):
     whole = make_trainer(output_dir=str(tmp_path / "whole"), refinement=preset)
     whole.train()

@@ -1,15 +1,99 @@
-"""Step 3: blend each sample's current cluster with what its previous cluster projects."""
+"""Step 3: blend each cell's current cluster with what its previous ones say."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
 
+BLOCK = 128  # cells whose soft labels are written out together
 
-def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: float, noise: str) -> sp.csr_array:
-    """Soft labels in the space of the current clusters, one row for each cell.
+
+@dataclass(frozen=True)
+class SoftCells:
+    """Soft labels of all cells, kept as factors: row i is the sum over parts p of share[i, p] * bases[p][codes[i, p]].
+
+    One part is the current cluster, the others are the previous ones; written out, the rows would not fit into memory
+    where many cells project onto many clusters. The shares of a cell are those of its case: with or without a current
+    label, and so on.
+
+    Attributes:
+        codes: row of each part's basis, of no meaning where the share is 0; shape (cells, parts).
+        case: row of `shares_of_case` for each cell, shape (cells,).
+        shares_of_case: weight of each part, at least 0; shape (cases, parts).
+        bases: sparse matrices of shape (clusters of the part, columns).
+    """
+
+    codes: np.ndarray
+    case: np.ndarray
+    shares_of_case: np.ndarray
+    bases: tuple[sp.csr_array, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the soft labels."""
+        return self.bases[0].shape[1]
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Whether a cell has any label, bool of shape (cells,)."""
+        has_label: np.ndarray = np.any(self.shares_of_case > 0, axis=1)
+        return has_label[self.case]
+
+    def shares(self, part: int) -> np.ndarray:
+        """Weight of one part in each cell, shape (cells,)."""
+        return self.shares_of_case[self.case, part]
+
+    def select(self, cells: np.ndarray | slice) -> SoftCells:
+        """Some of the cells."""
+        return SoftCells(self.codes[cells], self.case[cells], self.shares_of_case, self.bases)
+
+    def rows(self, cells: np.ndarray | slice = slice(None)) -> sp.csr_array:
+        """Soft labels of some cells, sparse, shape (cells, columns)."""
+        chosen = self.select(cells)
+        total = sp.csr_array((len(chosen), self.n_columns))
+        for part, basis in enumerate(self.bases):
+            total = total + _weighted_onehot(chosen.codes[:, part], chosen.shares(part), basis.shape[0]) @ basis
+        total.eliminate_zeros()
+        total.sort_indices()
+        return sp.csr_array(total)
+
+    def inner_products(self, vectors: np.ndarray) -> np.ndarray:
+        """Inner products of some vectors with all rows, in O(cells + entries of the bases) for each.
+
+        Args:
+            vectors: shape (n, columns).
+
+        Returns:
+            Shape (n, cells).
+        """
+        total = np.zeros((len(vectors), len(self)))
+        for part, basis in enumerate(self.bases):
+            if basis.shape[0]:
+                shares = self.shares(part)
+                with_basis = np.ascontiguousarray((basis @ vectors.T).T)
+                products = with_basis.take(np.where(shares > 0, self.codes[:, part], 0), axis=1)
+                products *= shares
+                total += products
+        return total
+
+    def squared_norms(self) -> np.ndarray:
+        """Squared norm of every row, shape (cells,)."""
+        norms = np.empty(len(self))
+        for start in range(0, len(self), BLOCK):
+            rows = self.rows(slice(start, start + BLOCK))
+            norms[start : start + BLOCK] = rows.multiply(rows).sum(axis=1)
+        return norms
+
+
+def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: float, noise: str) -> SoftCells:
+    """Soft labels in the space of the current clusters.
 
     | current | previous | row |
     |---------|----------|-----|
@@ -27,48 +111,58 @@ def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: 
         noise: "project" or "drop".
 
     Returns:
-        Sparse matrix of shape (cells, K).
+        Soft labels with K columns.
     """
     projects = np.append(np.diff(projection.indptr) > 0, False)[table.previous]
-    clustered = table.current != NOISE
-    current_share = np.where(clustered, np.where(projects, weight, 1.0), 0.0)
-    previous_share = np.where(projects, np.where(clustered, 1.0 - weight, float(noise == "project")), 0.0)
-    onehot_current = onehot(table.current, len(table.current_ids))
-    onehot_previous = onehot(np.where(projects, table.previous, NOISE), len(table.previous_ids))
-    blended = scale_rows(onehot_current, current_share) + scale_rows(onehot_previous @ projection, previous_share)
-    blended.eliminate_zeros()
-    return sp.csr_array(blended)
+    from_noise = [0.0, 1.0] if noise == "project" else [0.0, 0.0]
+    return SoftCells(
+        codes=table.codes[:, :-3:-1],
+        case=(2 * (table.current != NOISE) + projects).astype(np.uint8),
+        shares_of_case=np.array([[0.0, 0.0], from_noise, [1.0, 0.0], [weight, 1.0 - weight]]),
+        bases=(sp.csr_array(sp.eye_array(len(table.current_ids))), projection),
+    )
 
 
-def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> sp.csr_array:
-    """Soft labels in the joint space: the current one-hot beside the previous one-hot.
+def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCells:
+    """Soft labels in the joint space: the current one-hot beside those of the previous generations.
 
-    Unlike the projected space it treats a split and a merge alike: cells that differ in either label
-    stay apart. With weight 0.5 its distances are those of co-association (evidence accumulation).
+    Unlike the projected space it treats a split and a merge alike: cells that differ in any label stay apart. With
+    weight 1 / generations its squared distances are 2 / generations times one minus the co-association, as in evidence
+    accumulation (Fred and Jain 2005).
 
     Args:
-        table: the cells.
-        weight: share of the current label, in [0, 1]; the previous label has the rest.
-        noise: "project" keeps the previous label of samples that are noise now, "drop" empties their rows.
+        table: the cells of two or more labelings.
+        weight: share of the current label, in [0, 1]; the previous generations have equal parts of the rest.
+        noise: "project" keeps the previous labels of samples that are noise now, "drop" empties their rows.
 
     Returns:
-        Sparse matrix of shape (cells, K + K').
+        Soft labels whose columns are the current clusters, the previous ones, those before, ...
     """
-    kept = (table.current != NOISE) | (noise == "project")
-    current = onehot(table.current, len(table.current_ids)) * weight
-    previous = onehot(np.where(kept, table.previous, NOISE), len(table.previous_ids)) * (1.0 - weight)
-    joint = sp.csr_array(sp.hstack([current, previous], format="csr"))
-    joint.eliminate_zeros()
-    return joint
+    n_parts = table.codes.shape[1]
+    shares = np.array([weight] + [(1.0 - weight) / (n_parts - 1)] * (n_parts - 1))
+    is_labelled = (np.arange(2**n_parts)[:, None] >> np.arange(n_parts)) & 1  # bit p of a case: part p has a label
+    if noise == "drop":
+        is_labelled[is_labelled[:, 0] == 0] = 0
+    case = np.zeros(len(table), dtype=np.min_scalar_type(2**n_parts - 1))
+    for part, codes in enumerate(table.codes.T[::-1]):
+        case |= (codes != NOISE).astype(case.dtype) << part
+    n_clusters = [len(ids) for ids in table.ids[::-1]]
+    starts = np.cumsum([0, *n_clusters])
+    bases = tuple(
+        sp.csr_array(sp.eye_array(n, starts[-1], k=start)) for n, start in zip(n_clusters, starts[:-1], strict=True)
+    )
+    return SoftCells(table.codes[:, ::-1], case, is_labelled * shares, bases)
 
 
-def onehot(labels: np.ndarray, n_columns: int) -> sp.csr_array:
-    """One row for each label; the row of a -1 is empty."""
-    member = labels != NOISE
+def keep_current(table: CooccurrenceTable) -> SoftCells:
+    """The current labels as they are: no refinement."""
+    onehot = sp.csr_array(sp.eye_array(len(table.current_ids)))
+    case = (table.current != NOISE).astype(np.uint8)
+    return SoftCells(table.codes[:, -1:], case, np.array([[0.0], [1.0]]), (onehot,))
+
+
+def _weighted_onehot(codes: np.ndarray, weights: np.ndarray, n_columns: int) -> sp.csr_array:
+    """One row for each code with its weight in that column; the row of a weight of zero is empty."""
+    member = weights > 0
     indptr = np.concatenate([[0], np.cumsum(member)])
-    return sp.csr_array((np.ones(int(member.sum())), labels[member], indptr), shape=(len(labels), n_columns))
-
-
-def scale_rows(matrix: sp.csr_array, factors: np.ndarray) -> sp.csr_array:
-    """Multiply row i by factors[i]."""
-    return sp.csr_array(sp.diags_array(factors) @ matrix)
+    return sp.csr_array((weights[member], codes[member], indptr), shape=(len(codes), n_columns))

@@ -1,36 +1,40 @@
-"""Step 1: count which previous and current cluster labels occur together."""
+"""Step 1: count which cluster labels of successive epochs occur together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
+from hf_plr.refinement.lookup import PairCounter, Positions, blocks, sizes, summed
+
 NOISE = -1
+CHUNK = 1 << 16  # samples that are looked up together
+COUNT_CHUNK = 1 << 18  # samples that are counted together, into a table of up to a million cells
 
 
 @dataclass(frozen=True)
 class CooccurrenceTable:
-    """The occupied cells of the co-occurrence (contingency) table of two labelings.
+    """The occupied cells of the co-occurrence (contingency) table of two or more labelings of the same samples.
 
-    A *cell* is one pair (previous label, current label) that at least one sample has. Everything that
-    refinement computes for a sample depends on its cell alone, so the cells, with their counts as
-    weights, stand for all samples.
+    A *cell* is one tuple of labels (oldest, ..., previous, current) that at least one sample has. Everything that
+    refinement computes for a sample depends on its cell alone, so the cells, with their counts as weights, stand for
+    all samples. Tables of shards add up: `cooccurrence(a, b) + cooccurrence(c, d, offset=len(a))`, or `sum(tables)`.
 
     Attributes:
-        previous_ids: previous cluster ids as the caller wrote them, ascending, without noise; shape (K',).
-        current_ids: current cluster ids, likewise; shape (K,).
-        previous: position of each cell's previous cluster in `previous_ids`, -1 for noise; shape (cells,).
-        current: position of each cell's current cluster in `current_ids`, -1 for noise; shape (cells,).
+        ids: cluster ids of each labeling as the caller wrote them, ascending, without noise; oldest labeling first.
+        codes: positions of each cell's clusters in `ids`, -1 for noise; int32 of shape (cells, labelings), rows
+            ascending.
         counts: samples in each cell, at least 1; shape (cells,).
         first_member: smallest sample index in each cell; shape (cells,).
     """
 
-    previous_ids: np.ndarray
-    current_ids: np.ndarray
-    previous: np.ndarray
-    current: np.ndarray
+    ids: tuple[np.ndarray, ...]
+    codes: np.ndarray
     counts: np.ndarray
     first_member: np.ndarray
 
@@ -38,65 +42,211 @@ class CooccurrenceTable:
         return len(self.counts)
 
     @property
-    def previous_sizes(self) -> np.ndarray:
-        """Samples of each previous cluster, those that are noise now included; shape (K',)."""
-        return _sizes(self.previous, self.counts, len(self.previous_ids))
+    def current(self) -> np.ndarray:
+        """Position of each cell's current cluster in `current_ids`, -1 for noise; shape (cells,)."""
+        return self.codes[:, -1]
 
     @property
-    def current_sizes(self) -> np.ndarray:
-        """Samples of each current cluster, those that were noise before included; shape (K,)."""
-        return _sizes(self.current, self.counts, len(self.current_ids))
+    def previous(self) -> np.ndarray:
+        """Position of each cell's previous cluster in `previous_ids`, -1 for noise; shape (cells,)."""
+        return self.codes[:, -2]
+
+    @property
+    def current_ids(self) -> np.ndarray:
+        """Ids of the K current clusters, ascending; shape (K,)."""
+        return self.ids[-1]
+
+    @property
+    def previous_ids(self) -> np.ndarray:
+        """Ids of the K' previous clusters, ascending; shape (K',)."""
+        return self.ids[-2]
+
+    def sizes(self, labeling: int) -> np.ndarray:
+        """Samples of each cluster of one labeling (-1 is the current one), whatever they are in the others."""
+        return sizes(self.codes[:, labeling], self.counts, len(self.ids[labeling]))
 
     def matrix(self) -> sp.csr_array:
-        """The counts without the noise cells, as a sparse matrix of shape (K', K)."""
+        """Counts of (previous, current) without noise, as a sparse matrix of shape (K', K)."""
         inside = (self.previous != NOISE) & (self.current != NOISE)
         shape = (len(self.previous_ids), len(self.current_ids))
-        return sp.csr_array(
-            (self.counts[inside].astype(np.float64), (self.previous[inside], self.current[inside])), shape=shape
+        return summed(self.counts, self.previous, self.current, shape, inside)
+
+    def locate(self, *labelings: npt.ArrayLike) -> np.ndarray:
+        """The cell of every sample.
+
+        Args:
+            labelings: labels of the same samples, oldest first, each of shape (n,): any part of what was counted.
+
+        Returns:
+            Positions among the cells, shape (n,).
+
+        Raises:
+            ValueError: if a sample has labels that were not counted together.
+        """
+        arrays = [np.asanyarray(labels) for labels in labelings]
+        cell = self._locator(*arrays)
+        if len(cell) and cell.min() < 0:
+            labels = tuple(int(array[int(np.argmin(cell))]) for array in arrays)
+            raise ValueError(f"no counted sample has the labels {labels} (oldest first)")
+        return cell
+
+    def __add__(self, other: CooccurrenceTable) -> CooccurrenceTable:
+        if len(self.ids) != len(other.ids):
+            raise ValueError(f"a table of {len(self.ids)} labelings and one of {len(other.ids)} do not add up")
+        ids = tuple(np.union1d(a, b) for a, b in zip(self.ids, other.ids, strict=True))
+        codes = np.concatenate([self._coded_as(ids), other._coded_as(ids)])
+        counts = np.concatenate([self.counts, other.counts])
+        first_member = np.concatenate([self.first_member, other.first_member])
+        order = np.lexsort(codes.T[::-1])
+        is_new = np.ones(len(order), dtype=bool)
+        is_new[1:] = (np.diff(codes[order], axis=0) != 0).any(axis=1)
+        starts = np.flatnonzero(is_new)
+        if len(starts) == 0:
+            return self
+        return CooccurrenceTable(
+            ids,
+            codes[order][starts],
+            np.add.reduceat(counts[order], starts),
+            np.minimum.reduceat(first_member[order], starts),
         )
 
+    def __radd__(self, other: object) -> CooccurrenceTable:
+        if other == 0:  # where sum() starts
+            return self
+        return NotImplemented
 
-def cooccurrence(previous: np.ndarray, current: np.ndarray) -> tuple[CooccurrenceTable, np.ndarray]:
-    """Count the cells of two labelings of the same samples.
+    def _coded_as(self, ids: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The cells' codes as positions in other, larger lists of ids."""
+        columns = [
+            np.append(np.searchsorted(wanted, own), NOISE).astype(np.int32)[column]
+            for wanted, own, column in zip(ids, self.ids, self.codes.T, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def _locator(self) -> _Locator:
+        """Finds cells by labels; made again from the codes, so that a table alone is enough to map samples."""
+        locator = _Locator(self.ids)
+        prefix = self.codes[:, 0].astype(np.int64) + 1
+        for column in self.codes.T[1:-1]:
+            pairs, prefix = np.unique(locator.pair(prefix, column), return_inverse=True)
+            locator.add_level(pairs)
+        locator.add_level(locator.pair(prefix, self.current))  # rows ascend and are distinct, and so do these
+        return locator
+
+
+def cooccurrence(*labelings: npt.ArrayLike, offset: int = 0) -> CooccurrenceTable:
+    """Count the cells of two or more labelings of the same samples: `cooccurrence(previous, current)`.
+
+    Works through the samples in chunks: memory-mapped labels are never read as a whole.
 
     Args:
-        previous: integer labels of shape (N,), -1 = noise.
-        current: integer labels of shape (N,), -1 = noise.
-
-    Returns:
-        The table, and the cell of every sample as an integer array of shape (N,).
+        labelings: integer labels of shape (N,) each, -1 = noise, oldest labeling first. Ids may be any integers from 0.
+        offset: index of the first sample, where these labels are a shard of more.
 
     Raises:
-        ValueError: if the two labelings have different lengths.
+        TypeError: if labels are not integers.
+        ValueError: if there are fewer than two labelings, or they differ in length.
     """
-    if len(previous) != len(current):
-        raise ValueError(f"previous has {len(previous)} labels but current has {len(current)}: they must match")
-    previous_ids, previous_codes = _compact(previous)
-    current_ids, current_codes = _compact(current)
-    pair_codes = (previous_codes + 1) * (len(current_ids) + 1) + (current_codes + 1)
-    cells, first_member, cell_of_sample, counts = np.unique(
-        pair_codes, return_index=True, return_inverse=True, return_counts=True
-    )
-    table = CooccurrenceTable(
-        previous_ids=previous_ids,
-        current_ids=current_ids,
-        previous=cells // (len(current_ids) + 1) - 1,
-        current=cells % (len(current_ids) + 1) - 1,
-        counts=counts,
-        first_member=first_member,
-    )
-    return table, cell_of_sample
+    if len(labelings) < 2:
+        raise ValueError(f"{len(labelings)} labelings given: co-occurrence needs two or more")
+    arrays = [np.asanyarray(labels) for labels in labelings]
+    lengths = [len(labels) for labels in arrays]
+    if len(set(lengths)) > 1:
+        names = ["previous", "current"] if len(labelings) == 2 else [f"labeling {i}" for i in range(len(labelings))]
+        listed = ", ".join(f"{name} has {length}" for name, length in zip(names, lengths, strict=True))
+        raise ValueError(f"labelings differ in length: {listed}; they must label the same samples")
+    locator = _Locator(tuple(cluster_ids(labels) for labels in arrays))
+    counts, first_member = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    codes = np.arange(NOISE, len(locator.ids[0]), dtype=np.int32)[:, None]
+    for level in range(1, len(labelings)):
+        counter = PairCounter(locator.n_cells * (len(locator.ids[level]) + 1))
+        for span in blocks(lengths[0], COUNT_CHUNK):
+            shard = [labels[span] for labels in arrays[: level + 1]]
+            prefix = locator(*shard[:-1])
+            counter.add(locator.pair(prefix, locator.code(level, shard[-1])), offset + span.start)
+        pairs, counts, first_member = counter.result()
+        n_codes = len(locator.ids[level]) + 1
+        codes = np.column_stack([codes[pairs // n_codes], (pairs % n_codes - 1).astype(np.int32)])
+        locator.add_level(pairs)
+    table = CooccurrenceTable(locator.ids, codes, counts, first_member)
+    vars(table)["_locator"] = locator  # it has just been made
+    return table
 
 
-def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster ids that occur (ascending, noise left out) and every label as a position among them, -1 = noise."""
-    ids = np.unique(labels)
-    ids = ids[ids != NOISE]
-    codes = np.searchsorted(ids, labels).astype(np.int64)
-    codes[labels == NOISE] = NOISE
-    return ids, codes
+class _Locator:
+    """Maps tuples of labels to cells, one labeling after another: (oldest) -> (oldest, next) -> ..."""
+
+    def __init__(self, ids: tuple[np.ndarray, ...]):
+        self.ids = ids
+        self.n_cells = len(ids[0]) + 1
+        self._codes = [Positions(i) for i in ids]
+        self._levels: list[Positions] = []
+
+    def code(self, labeling: int, labels: np.ndarray) -> np.ndarray:
+        """Positions of labels among the ids of their labeling, -1 for noise, -2 where there is no such id."""
+        labels = as_int64(labels)
+        code = self._codes[labeling](labels)
+        unknown = code < 0
+        if unknown.any():
+            code[unknown] = np.where(labels[unknown] == NOISE, NOISE, -2)
+        return code
+
+    def pair(self, prefix: np.ndarray, code: np.ndarray) -> np.ndarray:
+        """One integer for (cell of the labelings so far, code in the next labeling)."""
+        return prefix * (len(self.ids[len(self._levels) + 1]) + 1) + (code + 1)
+
+    def add_level(self, pairs: np.ndarray) -> None:
+        """Let the cells of one more labeling be these pairs, ascending."""
+        self._levels.append(Positions(pairs))
+        self.n_cells = len(pairs)
+
+    def __call__(self, *labelings: np.ndarray) -> np.ndarray:
+        """Cell of each sample under the first labelings, -1 where there is none."""
+        cell = self.code(0, labelings[0]) + 1  # -1 where there is no such id
+        for i, level in enumerate(self._levels[: len(labelings) - 1]):
+            code = self.code(i + 1, labelings[i + 1])
+            pair = cell * (len(self.ids[i + 1]) + 1) + code + 1
+            pair[(cell < 0) | (code < NOISE)] = -1
+            cell = level(pair)
+        return cell
 
 
-def _sizes(cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> np.ndarray:
-    member = cluster != NOISE
-    return np.bincount(cluster[member], weights=counts[member], minlength=n_clusters).astype(np.int64)
+def cluster_ids(labels: np.ndarray) -> np.ndarray:
+    """The cluster ids that occur in labels of shape (N,), ascending, without noise.
+
+    Raises:
+        TypeError: if the labels are not integers.
+        ValueError: if one is below -1.
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"labels must be integers (-1 = noise), not {labels.dtype}")
+    found = np.empty(0, dtype=np.int64)
+    seen = np.zeros(COUNT_CHUNK, dtype=bool)  # ids below this, which are nearly always all there are
+    for span in chunks(len(labels)):
+        chunk = as_int64(labels[span])
+        lowest, highest = chunk.min(), chunk.max()
+        if lowest < NOISE:
+            raise ValueError(f"labels must be -1 (noise) or above, but {lowest} is among them")
+        if highest < len(seen):
+            seen[chunk[chunk >= 0] if lowest < 0 else chunk] = True
+        else:
+            found = np.union1d(found, chunk)
+    found = np.union1d(found, np.flatnonzero(seen))
+    return found[found != NOISE]
+
+
+def as_int64(labels: np.ndarray) -> np.ndarray:
+    """Labels as int64, without a copy where they are already.
+
+    Raises:
+        ValueError: if one is too large.
+    """
+    if labels.dtype == np.uint64 and len(labels) and labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"label {labels.max()} is above {np.iinfo(np.int64).max}, the largest that is possible")
+    return labels.astype(np.int64, copy=False)
+
+
+def chunks(n_samples: int) -> Iterator[slice]:
+    """Slices that cover the samples, `CHUNK` at a time."""
+    return blocks(n_samples, CHUNK)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.special import softmax
 
 from hf_plr.refinement.cooccurrence import CooccurrenceTable
+from hf_plr.refinement.lookup import blocks
+
+BLOCK = 256  # previous clusters that are looked at together
 
 
 def project(table: CooccurrenceTable, normalize: str = "row") -> sp.csr_array:
@@ -16,7 +20,7 @@ def project(table: CooccurrenceTable, normalize: str = "row") -> sp.csr_array:
     Systems", arXiv 2410.14242 (our reading); RLCC (Zhang et al., CVPR 2021) normalises by row.
 
     Args:
-        table: co-occurrence table of the two labelings.
+        table: co-occurrence table of the labelings; the last two count.
         normalize: "row" lets every previous cluster spread one unit over the current clusters, "column"
             lets every current cluster collect one unit.
 
@@ -24,10 +28,60 @@ def project(table: CooccurrenceTable, normalize: str = "row") -> sp.csr_array:
         Sparse matrix of shape (K', K) with entries in [0, 1]. A previous cluster whose samples are all
         noise now has an empty row.
     """
-    iou = sp.coo_array(table.matrix())
-    previous, current = iou.coords
-    iou.data = iou.data / (table.previous_sizes[previous] + table.current_sizes[current] - iou.data)
-    axis_codes, n_codes = (previous, iou.shape[0]) if normalize == "row" else (current, iou.shape[1])
-    totals = np.bincount(axis_codes, weights=iou.data, minlength=n_codes)
-    iou.data = iou.data / totals[axis_codes]
-    return sp.csr_array(iou)
+    iou = table.matrix()
+    previous_sizes, current_sizes = table.sizes(-2), table.sizes(-1)
+    totals = np.zeros(iou.shape[0 if normalize == "row" else 1])
+    for rows in blocks(iou.shape[0], BLOCK):
+        previous, entries = _entries_of(iou, rows)
+        current = iou.indices[entries]
+        iou.data[entries] /= previous_sizes[previous] + current_sizes[current] - iou.data[entries]
+        totals += np.bincount(previous if normalize == "row" else current, iou.data[entries], len(totals))
+    for rows in blocks(iou.shape[0], BLOCK):
+        previous, entries = _entries_of(iou, rows)
+        iou.data[entries] /= totals[previous if normalize == "row" else iou.indices[entries]]
+    return iou
+
+
+def _entries_of(matrix: sp.csr_array, rows: slice) -> tuple[np.ndarray, slice]:
+    """The row of each entry in some rows of a matrix, and where these entries are in its data."""
+    row = np.repeat(np.arange(rows.start, rows.stop), np.diff(matrix.indptr[rows.start : rows.stop + 1]))
+    return row, slice(matrix.indptr[rows.start], matrix.indptr[rows.stop])
+
+
+def spread_over_similar(
+    projection: sp.csr_array, cosines: np.ndarray, share: float = 0.1, scale: float = 30.0
+) -> sp.csr_array:
+    """Let similar previous clusters share their projections: Q P with Q = (1 - share) I + share softmax(scale cosines).
+
+    RLCC (Zhang et al., CVPR 2021) mixes each sample's previous label with a softmax over its cosines to the previous
+    centroids, with these two constants. Here the centroid stands for its samples, so that a soft label still depends
+    on the pair of labels alone.
+
+    Args:
+        projection: output of `project`, shape (K', K).
+        cosines: cosines between the centroids of the previous clusters, in ascending order of ids, shape (K', K').
+        share: what goes to similar clusters, in [0, 1].
+        scale: inverse temperature of the softmax.
+
+    Returns:
+        Sparse matrix of shape (K', K). Rows that were empty stay so.
+
+    Raises:
+        ValueError: if the cosines have another shape, or are outside [-1, 1].
+    """
+    cosines = np.asarray(cosines, dtype=np.float64)
+    n_previous = projection.shape[0]
+    if cosines.shape != (n_previous, n_previous):
+        raise ValueError(
+            f"centroid_cosines has shape {cosines.shape}, but there are {n_previous} previous clusters: "
+            f"expected ({n_previous}, {n_previous})"
+        )
+    if not (np.abs(cosines) <= 1.0 + 1e-6).all():
+        raise ValueError("centroid_cosines must be finite and in [-1, 1]")
+    projects = np.diff(projection.indptr) > 0
+    mixing = share * softmax(np.where(projects[None, :], scale * cosines, -np.inf), axis=1) if projects.any() else None
+    if mixing is None:
+        return projection
+    np.fill_diagonal(mixing, mixing.diagonal() + 1.0 - share)
+    mixing[~projects] = 0.0
+    return sp.csr_array(sp.csr_array(mixing) @ projection)

@@ -1,0 +1,205 @@
+"""Seconds and memory of a refinement, against scipy's agglomeration of all samples where that is possible.
+
+Labels lie in memory-mapped files, and every measurement runs in a process of its own. Memory is what the process adds
+to its anonymous pages while it refines (so neither the label files nor what was loaded before counts), and
+`beyond_table_mib` takes the co-occurrence table off. The full way writes a soft label for every sample and clusters
+those rows with `scipy.cluster.hierarchy`; the two take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.metrics import adjusted_rand_score
+
+from hf_plr.refinement import PseudoLabelRefiner
+
+FULL_LIMIT = 20_000  # samples; scipy holds two matrices of half of N squared
+EXACT_LIMIT = 20_000  # cells; up to here folding is compared with the exact answer
+BLOCK = 1 << 20
+
+
+def main() -> None:
+    """Read the arguments, measure, print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=20_000, help="number of samples (default: %(default)s)")
+    parser.add_argument("--clusters", type=int, default=100, help="clusters in either epoch (default: %(default)s)")
+    parser.add_argument("--churn", type=float, default=0.1, help="share that changes cluster (default: %(default)s)")
+    parser.add_argument(
+        "--kinds", nargs="+", default=["local", "uniform"], choices=["local", "uniform"],
+        help="where changing samples go: to one of the six clusters beside their own, or anywhere",
+    )  # fmt: skip
+    parser.add_argument("--linkage", default="average", help="linkage (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="refinements to take the median of (default: %(default)s)")
+    parser.add_argument("--directory", help="where to put the label files, 24 bytes a sample (default: temporary)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
+    args = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
+        for kind in args.kinds:
+            write_labels(Path(folder), args.samples, args.clusters, args.churn, kind)
+            results[kind] = measure(Path(folder), args)
+    # The kind that training shows comes first; its figures are those of the run.
+    first = results[args.kinds[0]]
+    line = {
+        "samples": args.samples, "clusters": args.clusters, "churn": args.churn, "linkage": args.linkage,
+        **first, "kinds": results, "numpy": np.__version__, "machine": platform.machine(),
+    }  # fmt: skip
+    print(json.dumps(line) if args.json else json.dumps(line, indent=2))
+
+
+def write_labels(folder: Path, n_samples: int, n_clusters: int, churn: float, kind: str) -> None:
+    """Write previous.npy and current.npy: labels of two epochs between which a share of the samples moves."""
+    rng = np.random.default_rng(0)
+    arrays = [
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.int64, (n_samples,))
+        for name in ("previous", "current")
+    ]
+    for start in range(0, n_samples, BLOCK):
+        n = min(BLOCK, n_samples - start)
+        previous = rng.integers(0, n_clusters, n)
+        elsewhere = rng.integers(0, n_clusters, n) if kind == "uniform" else previous + rng.integers(-3, 4, n)
+        current = np.where(rng.random(n) < churn, elsewhere % n_clusters, previous)
+        for array, labels in zip(arrays, (previous, current), strict=True):
+            array[start : start + n] = labels
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of one kind of churn."""
+    full_is_possible = args.samples <= FULL_LIMIT
+    ours: list[dict[str, Any]] = []
+    full: list[dict[str, Any]] = []
+    for turn in range(args.turns):
+        ours.append(in_new_process(refine, folder, args.linkage, False))
+        if full_is_possible and turn < 1:
+            full.append(in_new_process(cluster_all_samples, folder, args.linkage))
+    watched = in_new_process(refine, folder, args.linkage, True)  # watching memory takes time
+    times = {name: statistics.median(run[name] for run in ours) for name in ("seconds", "first_seconds")}
+    result = {**watched, **times}
+    result["beyond_table_mib"] = round(result["peak_mib"] - result["table_mib"], 1)
+    if full_is_possible:
+        result["full_seconds"] = full[0]["seconds"]
+        result["full_peak_mib"] = full[0]["peak_mib"]
+        result["speedup"] = round(full[0]["seconds"] / result["seconds"], 1)
+        result["memory_ratio"] = round(full[0]["peak_mib"] / max(result["peak_mib"], 0.1), 1)
+        result["same_partition"] = full[0]["same_partition"]
+    if result["exact"] and result["cells"] <= EXACT_LIMIT:
+        result |= in_new_process(fold_anyway, folder, args.linkage)
+    return result
+
+
+def refine(folder: Path, linkage_name: str, watch_memory: bool) -> dict[str, Any]:
+    """One refinement of labels in memory-mapped files, its labels written to another."""
+    labels = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("previous", "current")]
+    outputs = [
+        np.lib.format.open_memmap(folder / f"refined.{i}.npy", "w+", np.int64, labels[0].shape) for i in range(2)
+    ]
+    memory = PeakMemory()
+    seconds = []
+    for _ in range(1 if watch_memory else 2):  # a process that has just begun is slower
+        refiner = PseudoLabelRefiner(linkage=linkage_name, min_cluster_size=1)
+        refiner.refine(labels[0], out=outputs[0])
+        with memory if watch_memory else contextlib.nullcontext():
+            started = time.perf_counter()
+            result = refiner.refine(labels[1], out=outputs[1])
+            seconds.append(time.perf_counter() - started)
+    table = result.table
+    return {
+        "seconds": round(seconds[-1], 4),
+        "first_seconds": round(seconds[0], 4),
+        "peak_mib": memory.peak_mib,
+        "table_mib": round((table.codes.nbytes + table.counts.nbytes + table.first_member.nbytes) / 2**20, 1),
+        "cells": len(table),
+        "exact": result.exact,
+    }
+
+
+def cluster_all_samples(folder: Path, linkage_name: str) -> dict[str, Any]:
+    """The same on the soft label of every sample, with scipy, and whether the partitions are the same."""
+    labels = [np.load(folder / f"{name}.npy") for name in ("previous", "current")]
+    refiner = PseudoLabelRefiner(linkage=linkage_name, min_cluster_size=1)
+    refiner.refine(labels[0])
+    result = refiner.refine(labels[1])
+    rows = result.soft_labels().toarray()
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        expected = fcluster(linkage(rows, linkage_name), len(result.table.current_ids), "maxclust")
+        seconds = time.perf_counter() - started
+    return {
+        "seconds": round(seconds, 3),
+        "peak_mib": memory.peak_mib,
+        "same_partition": bool(adjusted_rand_score(expected, result.labels) == 1.0),
+    }
+
+
+def fold_anyway(folder: Path, linkage_name: str) -> dict[str, Any]:
+    """Agreement (adjusted Rand) of a refinement that folds its cells to an eighth with the exact one."""
+    import hf_plr.refinement.agglomeration as agglomeration
+
+    labels = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("previous", "current")]
+    refiners = [PseudoLabelRefiner(linkage=linkage_name, min_cluster_size=1) for _ in range(2)]
+    for refiner in refiners:
+        refiner.refine(labels[0])
+    exact = refiners[0].refine(labels[1])
+    refiners[1].max_cells = max(len(exact.table) // 8, 3 * len(exact.table.current_ids) // 2)
+    agglomeration.MAX_RELATED_PAIRS = 0  # take the cheap exact way away
+    folded = refiners[1].refine(labels[1])
+    agreement = adjusted_rand_score(exact.labels, folded.labels)
+    return {"folded_to": refiners[1].max_cells, "folded_agreement": round(agreement, 4)}
+
+
+class PeakMemory:
+    """Watches how far the anonymous memory of this process rises above where it was; Linux only."""
+
+    def __init__(self) -> None:
+        self._start = self._highest = _anonymous_kib()
+
+    def __enter__(self) -> PeakMemory:
+        self._start = self._highest = _anonymous_kib()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def peak_mib(self) -> float:
+        """The rise so far in MiB."""
+        return round((self._highest - self._start) / 1024, 1)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.001):
+            self._highest = max(self._highest, _anonymous_kib())
+
+
+def _anonymous_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no RssAnon: memory is measured on Linux only")
+
+
+def in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call a function in a fresh process, so that nothing is in memory before it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The command `hf-plr`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from hf_plr.commands import refine
+
+COMMANDS = {"refine": refine}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `hf-plr`; returns the exit status: 0, or 2 where the arguments or the files do not fit."""
+    parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+    except (OSError, TypeError, ValueError) as error:
+        print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

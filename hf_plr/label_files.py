@@ -1,0 +1,164 @@
+"""Files with one cluster label a sample: .npy, .csv and .parquet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_plr.refinement import CellRefinement
+from hf_plr.refinement.lookup import blocks
+
+KINDS = (".npy", ".csv", ".parquet")
+LABEL_COLUMN = "label"
+INDEX_COLUMN = "index"
+ROWS = 1 << 18  # rows that are written together
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """Labels from a file.
+
+    Attributes:
+        path: the file.
+        labels: integers, -1 = noise, shape (N,); memory-mapped if the file is a .npy.
+        index: the column "index", if there is one: row of the data set of each sample, shape (N,).
+    """
+
+    path: str
+    labels: np.ndarray
+    index: np.ndarray | None
+
+    @classmethod
+    def open(cls, path: str, column: str | None = None) -> LabelFile:
+        """Open a file of labels.
+
+        Args:
+            path: a .npy with an array (N,), or a .csv or .parquet with one row a sample.
+            column: column of the labels; by default "label", or the only column of integers beside "index".
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if its kind is unknown, it cannot be read, or the column is not clear or has empty values.
+        """
+        kind = _kind(path)
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        if kind == ".npy":
+            return cls(path, _read_npy(path), None)
+        try:
+            frame = pd.read_csv(path) if kind == ".csv" else pd.read_parquet(path)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+        name = _label_column(path, frame, column)
+        if frame[name].isna().any():
+            row = int(frame[name].isna().to_numpy().argmax())
+            raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
+        labels = frame[name].to_numpy()
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise TypeError(f"{path}: column {name!r} holds {labels.dtype}, but labels are integers")
+        index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
+        return cls(path, labels, index)
+
+
+def _kind(path: str) -> str:
+    kind = Path(path).suffix.lower()
+    if kind not in KINDS:
+        raise ValueError(f"{path}: label files are {', '.join(KINDS)}, not {kind or 'without an ending'}")
+    return kind
+
+
+def _read_npy(path: str) -> np.ndarray:
+    try:
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as npy: {error}") from error
+    if labels.ndim != 1:
+        raise ValueError(f"{path} holds an array of shape {labels.shape}, but labels have shape (N,)")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"{path} holds {labels.dtype}, but labels are integers")
+    return labels
+
+
+def _label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
+    if column is not None:
+        if column not in frame.columns:
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}")
+        return column
+    if LABEL_COLUMN in frame.columns:
+        return LABEL_COLUMN
+    candidates = [str(n) for n in frame.columns if n != INDEX_COLUMN and pd.api.types.is_integer_dtype(frame[n])]
+    if len(candidates) != 1:
+        found = f"{len(candidates)} columns of integers" if candidates else "no column of integers"
+        raise ValueError(
+            f"{path} has no column 'label' and {found} ({', '.join(map(repr, frame.columns))}): name one with --column"
+        )
+    return candidates[0]
+
+
+def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overwrite: bool = False) -> None:
+    """Write refined labels, a block of samples at a time.
+
+    A .npy gets the labels; a .csv or .parquet index (if the input has it), label, previous_label, current_label and
+    confidence. The file appears when it is complete.
+
+    Args:
+        path: where to.
+        files: the labels that were refined, oldest first.
+        cells: the refinement of their cells.
+        overwrite: replace the file if it exists.
+
+    Raises:
+        FileExistsError: if it exists and is not to be replaced.
+        ValueError: if the kind of file is unknown.
+    """
+    kind = _kind(path)
+    if os.path.exists(path) and not overwrite:
+        raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {path} does not exist")
+    temporary = f"{path}.tmp{kind}"
+    try:
+        if kind == ".npy":
+            _write_npy(temporary, files, cells)
+        elif kind == ".csv":
+            for rows in blocks(len(files[-1].labels), ROWS):
+                first = rows.start == 0
+                _frame(files, cells, rows).to_csv(temporary, mode="w" if first else "a", header=first, index=False)
+        else:
+            schema = pa.Schema.from_pandas(_frame(files, cells, slice(0, 0)), preserve_index=False)
+            with pq.ParquetWriter(temporary, schema) as writer:
+                for rows in blocks(len(files[-1].labels), ROWS):
+                    table = pa.Table.from_pandas(_frame(files, cells, rows), schema=schema, preserve_index=False)
+                    writer.write_table(table)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _write_npy(path: str, files: list[LabelFile], cells: CellRefinement) -> None:
+    shape = files[-1].labels.shape
+    output = np.lib.format.open_memmap(path, "w+", np.int64, shape)
+    for rows in blocks(shape[0], ROWS):
+        output[rows] = cells.labels[cells.table.locate(*(file.labels[rows] for file in files))]
+    output.flush()
+
+
+def _frame(files: list[LabelFile], cells: CellRefinement, rows: slice) -> pd.DataFrame:
+    cell = cells.table.locate(*(file.labels[rows] for file in files))
+    index = files[-1].index
+    columns = {} if index is None else {INDEX_COLUMN: index[rows]}
+    return pd.DataFrame(
+        {
+            **columns,
+            LABEL_COLUMN: cells.labels[cell],
+            "previous_label": np.asarray(files[-2].labels[rows]).astype(np.int64),
+            "current_label": np.asarray(files[-1].labels[rows]).astype(np.int64),
+            "confidence": cells.confidence[cell].astype(np.float32),
+        }
+    )

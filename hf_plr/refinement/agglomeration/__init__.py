@@ -1,0 +1,109 @@
+"""Step 4: agglomerative clustering of weighted cells.
+
+scipy's and scikit-learn's agglomeration start from points of weight one. Here each cell stands for as many identical
+samples as its weight says, and the tree above the cells is the one that all those samples would have got: identical
+samples merge at height zero first, whatever the linkage. Which of several ways leads there depends on the number of
+cells; all but folding are exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_plr.refinement.agglomeration.centroids import CentroidClusters, merge_nearest_first
+from hf_plr.refinement.agglomeration.chain import nearest_neighbour_chain
+from hf_plr.refinement.agglomeration.dense import distances_between, merge_all
+from hf_plr.refinement.agglomeration.folding import fold
+from hf_plr.refinement.agglomeration.merges import Cut, Merges
+from hf_plr.refinement.agglomeration.related import RelatedClusters, cluster_distances
+from hf_plr.refinement.blending import SoftCells
+
+LINKAGES = ("average", "ward", "complete", "single", "centroid")
+SMALL = 2_400  # cells whose distances fit into a matrix of 44 MiB
+FOLDED = 1_500  # cells that are left where folding is needed, or 1.5 times the clusters asked for
+MAX_RELATED_PAIRS = 4_000_000
+
+__all__ = ["LINKAGES", "Cut", "Merges", "agglomerate", "weighted_linkage"]
+
+
+def agglomerate(
+    soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut, max_cells: int
+) -> tuple[np.ndarray, bool]:
+    """Cluster weighted cells hierarchically.
+
+    Args:
+        soft: soft labels of the cells, all of them labelled.
+        weights: samples in each cell, shape (cells,).
+        linkage: one of `LINKAGES`.
+        cut: where to cut the tree.
+        max_cells: with more than these, cells are folded together first unless a cheaper exact way is known.
+
+    Returns:
+        The cluster of each cell, from 0, shape (cells,), and whether it is exact.
+    """
+    merges = _merge_exactly(soft, weights, linkage, cut, max_cells)
+    if merges is not None:
+        return cut.clusters(merges), True
+    n_clusters = 0 if cut.n_clusters is None else cut.n_clusters
+    heavy, home = fold(soft, weights, min(max_cells, max(FOLDED, 3 * n_clusters // 2)))
+    folded_weights = np.bincount(home, weights, len(heavy))
+    merges = _merge_exactly(soft.select(heavy), folded_weights, linkage, cut, max(max_cells, len(heavy)))
+    assert merges is not None
+    return cut.clusters(merges)[home], False
+
+
+def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut, max_cells: int) -> Merges | None:
+    """Merges that settle the cut, or None if there are too many cells for all exact ways."""
+    n_cells = len(weights)
+    if linkage == "centroid":
+        return merge_nearest_first(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
+    if n_cells <= min(SMALL, max_cells):
+        return merge_all(distances_between(soft), weights, linkage)
+    if linkage == "ward":
+        return nearest_neighbour_chain(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
+    if _related_pairs_at_most(soft) <= MAX_RELATED_PAIRS:
+        related = RelatedClusters(soft, weights, linkage)
+        if related.merge_up_to_bounds(cut):
+            return related.merges
+        if len(related) <= max_cells:
+            distances = cluster_distances(soft, weights, related.cluster_of_cell, linkage)
+            later = merge_all(distances, related.weights, linkage)
+            return related.merges.then(later, related.representatives)
+    elif n_cells <= max_cells:
+        return merge_all(distances_between(soft), weights, linkage)
+    return None
+
+
+def _related_pairs_at_most(soft: SoftCells) -> float:
+    """A bound on the pairs of cells whose soft labels share a column."""
+    in_column = np.zeros(soft.n_columns)
+    for part, basis in enumerate(soft.bases):
+        cells = np.bincount(soft.codes[soft.shares(part) > 0, part], minlength=basis.shape[0]).astype(np.float64)
+        in_column += abs(basis).sign().T @ cells
+    return float((in_column**2).sum() / 2)
+
+
+def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = "average") -> np.ndarray:
+    """Agglomerate weighted points, as `scipy.cluster.hierarchy.linkage` does points of weight one.
+
+    Args:
+        distances: Euclidean distances between the points, shape (n, n), symmetric.
+        weights: how many identical samples each point stands for, above 0, shape (n,).
+        linkage: "average" (UPGMA), "ward", "complete" or "single".
+
+    Returns:
+        The tree in scipy's format, shape (n - 1, 4): the two clusters merged, the height, and the number of points in
+        the result. Points are clusters 0 to n - 1, row i makes cluster n + i, heights ascend. Ward heights follow
+        scipy's convention: sqrt(2 |A||B| / (|A| + |B|)) times the distance of the centroids. Of equal distances the
+        lightest clusters merge first.
+
+    Raises:
+        ValueError: for an unknown linkage, or shapes that do not fit.
+    """
+    if linkage not in LINKAGES or linkage == "centroid":
+        known = ", ".join(name for name in LINKAGES if name != "centroid")
+        raise ValueError(f"linkage={linkage!r} is not possible from distances alone: use one of {known}")
+    distances = np.array(distances, dtype=np.float64)
+    if distances.shape != (len(weights), len(weights)):
+        raise ValueError(f"distances have shape {distances.shape}, expected ({len(weights)}, {len(weights)})")
+    return merge_all(distances, np.asarray(weights, dtype=np.float64), linkage).tree()

@@ -1,0 +1,139 @@
+"""`hf-plr refine` on files, in a process and as a program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_plr import PseudoLabelRefiner
+from hf_plr.commands import main
+
+
+@pytest.fixture
+def epochs():
+    """Labels of two epochs, -1 = noise."""
+    rng = np.random.default_rng(0)
+    previous = rng.integers(-1, 12, 700)
+    return previous, np.where(rng.random(700) < 0.2, rng.integers(-1, 12, 700), previous)
+
+
+@pytest.fixture
+def expected(epochs):
+    """What the refiner gives for them, where the numbers of the first epoch stay as they are."""
+    refiner = PseudoLabelRefiner()
+    refiner.load_state_dict({"version": np.array([2]), "history.1": epochs[0], "refined": epochs[0]})
+    return refiner.refine(epochs[1])
+
+
+def save(labels, path: Path) -> str:
+    if path.suffix == ".npy":
+        np.save(path, labels)
+    elif path.suffix == ".csv":
+        pd.DataFrame({"index": np.arange(len(labels)), "cluster": labels}).to_csv(path, index=False)
+    else:
+        pd.DataFrame({"label": labels, "size": 5, "name": "x"}).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".csv", ".parquet"])
+@pytest.mark.parametrize("output", [".npy", ".csv", ".parquet"])
+def test_every_kind_of_file_in_and_out(epochs, expected, tmp_path, monkeypatch, capsys, kind, output):
+    monkeypatch.setattr("hf_plr.label_files.ROWS", 300)
+    files = [save(labels, tmp_path / f"{i}{kind}") for i, labels in enumerate(epochs)]
+    out = tmp_path / f"refined{output}"
+    assert main(["refine", "--previous", files[0], "--current", files[1], "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "700 samples in" in printed
+    assert "12 kept" in printed
+    if output == ".npy":
+        np.testing.assert_array_equal(np.load(out), expected.labels)
+    else:
+        frame = pd.read_csv(out) if output == ".csv" else pd.read_parquet(out)
+        columns = ["label", "previous_label", "current_label", "confidence"]
+        assert list(frame.columns) == (["index"] if kind == ".csv" else []) + columns
+        np.testing.assert_array_equal(frame["label"], expected.labels)
+        np.testing.assert_array_equal(frame["previous_label"], epochs[0])
+        np.testing.assert_allclose(frame["confidence"], expected.confidence, atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["0" + kind, "1" + kind, "refined" + output])
+
+
+def test_it_runs_as_a_program_without_torch(epochs, tmp_path):
+    files = [save(labels, tmp_path / f"{i}.npy") for i, labels in enumerate(epochs)]
+    code = (
+        "import sys; from hf_plr.commands import main; status = main(); print('torch' in sys.modules); sys.exit(status)"
+    )
+    arguments = ["refine", "--previous", *files, "--current", files[1], "--output", str(tmp_path / "o.parquet")]
+    options = ["--space", "joint", "--distance_threshold", "0.45", "--weight", "0.4"]
+    run = subprocess.run([sys.executable, "-c", code, *arguments, *options], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "False"
+    assert "Agreement" in run.stdout
+
+
+def test_an_output_is_not_replaced_unasked(epochs, tmp_path, capsys):
+    files = [save(labels, tmp_path / f"{i}.npy") for i, labels in enumerate(epochs)]
+    arguments = ["refine", "--previous", files[0], "--current", files[1], "--output", str(tmp_path / "o.csv")]
+    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "exists already: give --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "0", "label files are .npy, .csv, .parquet, not .txt"),
+        ("missing.npy", None, "does not exist"),
+        ("a.npy", b"nonsense", "cannot be read as npy"),
+        ("a.npy", np.zeros((2, 2), dtype=int), r"shape (2, 2), but labels have shape (N,)"),
+        ("a.npy", np.zeros(3), "holds float64, but labels are integers"),
+        ("a.npy", np.array([{}], dtype=object), "cannot be read as npy"),
+        ("a.npy", np.array([0, -4]), "-4 is among them"),
+        ("a.npy", np.array([0, 1, 2]), "has 3 labels but"),
+        ("a.csv", "label\n1\n\n", "has 1 labels but"),
+        ("a.csv", "x,label\n1,2\n1,\n", "column 'label' is empty in row 1"),
+        ("a.csv", "x,y\n1,2\n", "2 columns of integers ('x', 'y'): name one with --column"),
+        ("a.csv", "label\nrust\n", "but labels are integers"),
+        ("a.csv", "", "cannot be read as csv"),
+        ("a.parquet", b"nonsense", "cannot be read as parquet"),
+        ("a.csv", "index,label\n1,2\n0,2\n", "not in the same order: in row 0 their index is 1 and 0"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    current = tmp_path / "current.csv"
+    current.write_text("index,label\n0,0\n1,0\n")
+    out = tmp_path / "o.npy"
+    assert main(["refine", "--previous", str(path), "--current", str(current), "--output", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hf-plr refine: error: ")
+    assert message in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weight", "2"], "weight=2.0 is outside [0, 1]"),
+        (["--n_clusters", "3", "--distance_threshold", "0.5"], "give exactly one of them"),
+        (["--linkage", "median"], "linkage='median' is unknown"),
+        (["--column", "labels"], "has no column 'labels'; it has 'label'"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tmp_path, capsys, options, message):
+    path = tmp_path / "a.csv"
+    path.write_text("label\n0\n1\n")
+    files = ["--previous", str(path), "--current", str(path), "--output", str(tmp_path / "o.csv")]
+    assert main(["refine", *files, *options]) == 2
+    assert message in capsys.readouterr().err
