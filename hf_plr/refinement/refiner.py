@@ -59,9 +59,10 @@ class PseudoLabelRefiner:
         noise: "project" takes a sample that is noise now back in by what it was, "drop" leaves it out.
         previous: "refined" carries the refined labels to the next call, "raw" the labels as they came.
         min_cluster_size: refined clusters with fewer samples become noise, at least 1.
-        max_cells: with more distinct cells than this, the lightest are folded into similar heavy ones before
-            agglomeration unless a cheaper exact way is known, and the result says so. Up to this many, "average",
-            "complete" and "single" may need a matrix of 8 max_cells ** 2 bytes, 3 GiB for the default.
+        max_cells: with more occupied cells than this, the lightest are folded into similar heavy ones before they are
+            agglomerated, and the result says so. Not needed as long as cells are related to few others, as they are in
+            training: these are agglomerated exactly whatever their number. Otherwise "average", "complete" and "single"
+            need a matrix of 8 bytes for each pair of cells, 3 GiB for the default.
 
     Raises:
         ValueError: for a value outside these ranges, naming the argument.

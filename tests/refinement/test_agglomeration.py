@@ -76,6 +76,16 @@ def test_related_pairs_settle_a_cut_at_k_under_local_churn_without_any_matrix(wi
     assert len(np.unique(result.labels)) == 200
 
 
+def test_pairs_of_more_clusters_than_32_bits_can_name():
+    rng = np.random.default_rng(0)
+    previous = np.repeat(np.arange(15_000), 16)
+    current = np.where(rng.random(240_000) < 0.2, (previous + rng.integers(-3, 4, 240_000)) % 15_000, previous)
+    result = refined(previous, current, min_cluster_size=1)
+    assert len(result.table) > 2**15.5
+    assert result.exact
+    assert adjusted_rand_score(result.labels, current) > 0.9
+
+
 @pytest.mark.parametrize("method", ["average", "ward", "complete", "single"])
 def test_heights_equal_scipy_where_weights_matter(method):
     rng = np.random.default_rng(0)

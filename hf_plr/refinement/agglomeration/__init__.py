@@ -21,7 +21,7 @@ from hf_plr.refinement.blending import SoftCells
 LINKAGES = ("average", "ward", "complete", "single", "centroid")
 SMALL = 2_400  # cells whose distances fit into a matrix of 44 MiB
 FOLDED = 1_500  # cells that are left where folding is needed, or 1.5 times the clusters asked for
-MAX_RELATED_PAIRS = 4_000_000
+MAX_RELATED_PAIRS = 16_000_000  # a bound on them, as columns that two cells share are counted one by one: some 0.4 GiB
 
 __all__ = ["LINKAGES", "Cut", "Merges", "agglomerate", "weighted_linkage"]
 

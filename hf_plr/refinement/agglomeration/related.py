@@ -93,7 +93,7 @@ class RelatedClusters:
         ends = (self._first[pairs], self._second[pairs])
         edges = sp.coo_array((np.ones(len(pairs)), ends), shape=(len(self), len(self)))
         n_groups, group = connected_components(edges, directed=False)
-        return int(n_groups), group
+        return int(n_groups), group.astype(np.int64)  # 32 bits would not hold a pair of groups
 
     def _merge(self, pairs: np.ndarray) -> None:
         """Merge the clusters of these pairs, each group at once."""
