@@ -1,0 +1,119 @@
+"""Retrieval as re-identification scores it: mean average precision and cumulative matching characteristics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+JUNK = -1  # identity of gallery images that count neither way
+
+
+def score_retrieval(
+    query: torch.Tensor | np.ndarray,
+    gallery: torch.Tensor | np.ndarray,
+    query_ids: Sequence[int] | np.ndarray,
+    gallery_ids: Sequence[int] | np.ndarray,
+    query_cameras: Sequence[int] | np.ndarray | None = None,
+    gallery_cameras: Sequence[int] | np.ndarray | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
+    block_mib: float = 128.0,
+) -> dict[str, float]:
+    """Rank the gallery by cosine for every query, by the protocol of Market-1501 (Zheng et al., ICCV 2015).
+
+    A gallery image matches a query if it has the same identity. If it is from the same camera too it is left out of
+    that query's ranking, and so is junk (identity -1). Every other image, distractors included, is a mismatch. Average
+    precision is the mean of the precisions at the matches; queries without any match are left out of all means. A match
+    that is exactly as similar as a mismatch ranks behind it, so that constant features score nothing.
+
+    Args:
+        query: features of shape (Q, D).
+        gallery: features of shape (G, D), on the same device.
+        query_ids, gallery_ids: identities, shapes (Q,) and (G,).
+        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,); give both, or none where there are no cameras
+            (then a query must not be in the gallery).
+        ranks: ranks of the matching characteristics, at least 1.
+        block_mib: memory for the similarities of one block of queries; some four times this much is used in all.
+
+    Returns:
+        "mAP" and "rank_1", "rank_5", ..., each in [0, 1], and the counts "queries" and "queries_without_match".
+
+    Raises:
+        ValueError: if shapes do not fit, features are not finite, one camera argument is missing, or no query has a
+            match.
+    """
+    query, gallery = torch.as_tensor(query).float(), torch.as_tensor(gallery).float()
+    _check_features(query, gallery)
+    if (query_cameras is None) != (gallery_cameras is None):
+        raise ValueError("query_cameras and gallery_cameras: give both or none")
+    device = gallery.device
+    ids_q = _codes("query_ids", query_ids, len(query), device)
+    ids_g = _codes("gallery_ids", gallery_ids, len(gallery), device)
+    if query_cameras is None or gallery_cameras is None:
+        cameras_q = cameras_g = None
+    else:
+        cameras_q = _codes("query_cameras", query_cameras, len(query), device)
+        cameras_g = _codes("gallery_cameras", gallery_cameras, len(gallery), device)
+
+    query, gallery = (torch.nn.functional.normalize(features, dim=1) for features in (query, gallery))
+    height = max(1, int(block_mib * 2**20 / 4 / max(len(gallery), 1)))
+    precisions, first_ranks = [], []
+    for start in range(0, len(query), height):
+        block = slice(start, start + height)
+        same = ids_q[block, None] == ids_g
+        left_out = (ids_g == JUNK).expand_as(same)
+        if cameras_q is not None and cameras_g is not None:
+            left_out = left_out | (same & (cameras_q[block, None] == cameras_g))
+        similarities = query[block] @ gallery.T
+        precision, first_rank = _rank_matches(similarities, same & ~left_out, ~same & ~left_out)
+        precisions.append(precision)
+        first_ranks.append(first_rank)
+    precision, first_rank = torch.cat(precisions), torch.cat(first_ranks)
+    has_match = first_rank > 0
+    if not has_match.any():
+        raise ValueError(
+            f"none of the {len(query)} queries has a match in the gallery under another camera: check the identities"
+        )
+    scores = {"mAP": float(precision[has_match].mean())}
+    scores |= {f"rank_{rank}": float((first_rank[has_match] <= rank).double().mean()) for rank in ranks}
+    return {**scores, "queries": int(has_match.sum()), "queries_without_match": int((~has_match).sum())}
+
+
+def _rank_matches(
+    similarities: torch.Tensor, match: torch.Tensor, mismatch: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average precision (B,) and rank of the first match (B,), 0 for a row without one; all arguments (B, G)."""
+    mismatches = similarities.masked_fill(~mismatch, -torch.inf).sort(dim=1).values
+    n_matches = match.sum(dim=1)
+    most = int(n_matches.max())
+    if most == 0:
+        nothing = torch.zeros(len(match), device=match.device)
+        return nothing.double(), nothing.long()
+    matches = similarities.masked_fill(~match, -torch.inf).topk(most, dim=1).values.contiguous()
+    mismatches_before = mismatches.shape[1] - torch.searchsorted(mismatches, matches)  # those as near count too
+    nth = torch.arange(1, most + 1, device=match.device)
+    rank = nth + mismatches_before
+    is_match = nth <= n_matches[:, None]
+    precision = torch.where(is_match, nth.double() / rank, 0.0).sum(dim=1) / n_matches.clamp(min=1)
+    return precision, torch.where(n_matches > 0, rank[:, 0], 0)
+
+
+def _check_features(query: torch.Tensor, gallery: torch.Tensor) -> None:
+    for name, features in (("query", query), ("gallery", gallery)):
+        if features.ndim != 2 or len(features) == 0:
+            raise ValueError(
+                f"{name} features have shape {tuple(features.shape)}, expected (n, D) with n of at least 1"
+            )
+        bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"{name} features of {len(bad)} rows are NaN or infinite, the first is row {bad[0]}")
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
+
+
+def _codes(name: str, values: Sequence[int] | np.ndarray, n: int, device: torch.device) -> torch.Tensor:
+    codes = torch.as_tensor(np.asarray(values), device=device)
+    if codes.shape != (n,) or codes.is_floating_point():
+        raise ValueError(f"{name} must be {n} integers, not {codes.dtype} of shape {tuple(codes.shape)}")
+    return codes

@@ -1,0 +1,45 @@
+"""`score_retrieval` as a metric of the evaluate library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_plr.evaluation.retrieval import score_retrieval
+
+DESCRIPTION = """Mean average precision and cumulative matching characteristics of re-identification, by the protocol of
+Market-1501: same identity under the same camera is left out, identity -1 is junk."""
+INPUTS = """predictions: feature of each image. references: its identity. cameras: its camera. is_query: whether it asks
+or is in the gallery."""
+CITATION = "Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015."
+
+
+class RetrievalMetric(evaluate.Metric):
+    """Mean average precision and CMC of all images that were added, queries and gallery in any order.
+
+    `RetrievalMetric().compute(predictions=features, references=identities, cameras=cameras, is_query=is_query)` gives
+    what `score_retrieval` gives; `add_batch` takes the same columns.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.List(datasets.Value("float32")),
+                    "references": datasets.Value("int64"),
+                    "cameras": datasets.Value("int64"),
+                    "is_query": datasets.Value("bool"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any, cameras: Any, is_query: Any) -> dict[str, float]:
+        features, ids, cameras = np.asarray(predictions, dtype=np.float32), np.asarray(references), np.asarray(cameras)
+        asks = np.asarray(is_query, dtype=bool)
+        return score_retrieval(features[asks], features[~asks], ids[asks], ids[~asks], cameras[asks], cameras[~asks])
