@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import platform
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.measuring import PeakMemory, in_new_process
 from hf_plr.refinement import PseudoLabelRefiner
 
 FULL_LIMIT = 20_000  # samples; scipy holds two matrices of half of N squared
@@ -159,46 +157,6 @@ def fold_anyway(folder: Path, linkage_name: str) -> dict[str, Any]:
     folded = refiners[1].refine(labels[1])
     agreement = adjusted_rand_score(exact.labels, folded.labels)
     return {"folded_to": refiners[1].max_cells, "folded_agreement": round(agreement, 4)}
-
-
-class PeakMemory:
-    """Watches how far the anonymous memory of this process rises above where it was; Linux only."""
-
-    def __init__(self) -> None:
-        self._start = self._highest = _anonymous_kib()
-
-    def __enter__(self) -> PeakMemory:
-        self._start = self._highest = _anonymous_kib()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def peak_mib(self) -> float:
-        """The rise so far in MiB."""
-        return round((self._highest - self._start) / 1024, 1)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.001):
-            self._highest = max(self._highest, _anonymous_kib())
-
-
-def _anonymous_kib() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1])
-    raise RuntimeError("/proc/self/status has no RssAnon: memory is measured on Linux only")
-
-
-def in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call a function in a fresh process, so that nothing is in memory before it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 if __name__ == "__main__":

@@ -30,3 +30,13 @@ def test_refinement_prints_one_line_of_json():
     assert result["same_partition"]
     assert result["kinds"]["local"]["cells"] < result["kinds"]["uniform"]["cells"]
     assert 0 < result["kinds"]["uniform"]["folded_agreement"] <= 1
+
+
+def test_reciprocal_prints_one_line_of_json():
+    command = [sys.executable, "-m", "benchmarks.reciprocal", "--json", "--samples", "600", "--turns", "1"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.strip().splitlines()) == 1
+    result = json.loads(run.stdout)
+    assert result["ari"] == 1.0
+    assert result["noise_equal"]

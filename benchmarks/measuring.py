@@ -1,0 +1,49 @@
+"""Memory of a piece of work, in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class PeakMemory:
+    """Watches how far the anonymous memory of this process rises above where it was; Linux only."""
+
+    def __init__(self) -> None:
+        self._start = self._highest = _anonymous_kib()
+
+    def __enter__(self) -> PeakMemory:
+        self._start = self._highest = _anonymous_kib()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def peak_mib(self) -> float:
+        """The rise so far in MiB."""
+        return round((self._highest - self._start) / 1024, 1)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.001):
+            self._highest = max(self._highest, _anonymous_kib())
+
+
+def _anonymous_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no RssAnon: memory is measured on Linux only")
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a fresh process, so that nothing is in memory before it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)

@@ -1,0 +1,116 @@
+"""The sparse way against a plain dense implementation of the published algorithm, and scikit-learn's DBSCAN."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import DBSCAN
+from sklearn.metrics import adjusted_rand_score
+
+from hf_plr.clustering import ReciprocalDBSCAN
+from hf_plr.clustering.neighbors import nearest_neighbors
+from hf_plr.clustering.reciprocal import near_pairs, neighborhood_weights
+
+
+def blobs(n_samples, n_clusters, spread, seed=0, dimension=16):
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(n_clusters, dimension))
+    labels = rng.integers(0, n_clusters, n_samples)
+    return (centers[labels] + spread * rng.normal(size=(n_samples, dimension))).astype(np.float32), labels
+
+
+def unit(features):
+    return torch.nn.functional.normalize(torch.as_tensor(features), dim=1)
+
+
+def dense_jaccard(features, neighbors, k1, k2):
+    """Re-ranking of Zhong et al. 2017, sample by sample, with N x N matrices."""
+    n = len(features)
+
+    def reciprocal(i, k):
+        forward = neighbors[i, :k]
+        return [j for j in forward if i in neighbors[j, :k]]
+
+    weights = np.zeros((n, n))
+    for i in range(n):
+        known = reciprocal(i, k1)
+        expanded = set(known)
+        for candidate in known:
+            half = reciprocal(candidate, round(k1 / 2) + 1)
+            if len(set(half) & set(known)) > 2 / 3 * len(half):
+                expanded |= set(half)
+        members = np.array(sorted(expanded))
+        distances = 2 - 2 * (features[members].double() @ features[i].double()).numpy()
+        weights[i, members] = np.exp(-distances) / np.exp(-distances).sum()
+    if k2 > 1:
+        weights = np.stack([weights[neighbors[i, :k2]].mean(axis=0) for i in range(n)])
+    overlap = np.stack([np.minimum(weights[i], weights).sum(axis=1) for i in range(n)])
+    return weights, 1 - overlap / (2 - overlap)
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (9, 1), (30, 3)])
+@pytest.mark.parametrize("eps", [0.3, 0.6])
+def test_labels_equal_the_dense_way_and_scikit_learn(k1, k2, eps, monkeypatch):
+    monkeypatch.setattr("hf_plr.clustering.reciprocal.BLOCK_ELEMENTS", 2000)
+    monkeypatch.setattr("hf_plr.clustering.neighbors.BLOCK_ELEMENTS", 2000)
+    features = unit(blobs(240, 12, 0.45)[0])
+    neighbors = nearest_neighbors(features, max(k1, k2))
+    weights, jaccard = dense_jaccard(features, neighbors, k1, k2)
+    np.testing.assert_allclose(neighborhood_weights(features, neighbors, k1, k2).toarray(), weights, atol=1e-6)
+    expected = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit(np.maximum(jaccard, 0))
+    ours = ReciprocalDBSCAN(eps=eps, min_samples=4, k1=k1, k2=k2).fit(features)
+    np.testing.assert_array_equal(ours.labels_, expected.labels_)  # border samples and numbers, too
+    np.testing.assert_array_equal(ours.core_sample_indices_, expected.core_sample_indices_)
+    assert len(np.unique(ours.labels_)) > 2
+
+
+def test_it_finds_clusters_and_leaves_strays_out():
+    features, labels = blobs(600, 10, 0.15, seed=3)
+    strays = np.random.default_rng(9).normal(size=(30, 16)).astype(np.float32)
+    found = ReciprocalDBSCAN(eps=0.5, k1=30).fit_predict(np.concatenate([features, strays]))
+    assert adjusted_rand_score(found[:600], labels) > 0.98
+    assert (found[600:] == -1).mean() > (found[:600] == -1).mean() + 0.3
+
+
+def test_neighbors_are_exact_and_begin_with_the_sample_itself():
+    features = unit(np.repeat(blobs(30, 3, 0.5)[0], 2, axis=0))  # every sample twice
+    found = nearest_neighbors(features, 7)
+    np.testing.assert_array_equal(found[:, 0], np.arange(60))
+    similarities = features @ features.T
+    expected = similarities.sort(dim=1, descending=True).values[:, :7]
+    torch.testing.assert_close(similarities.gather(1, torch.as_tensor(found).long()), expected)
+
+
+def test_edge_cases_have_defined_results(caplog):
+    features = blobs(40, 4, 0.1)[0]
+    assert (ReciprocalDBSCAN(k1=100, k2=50, eps=1.0).fit_predict(features) == 0).all()  # more neighbours than samples
+    assert (ReciprocalDBSCAN(k1=5).fit_predict(np.ones((12, 3))) >= -1).all()
+    assert (ReciprocalDBSCAN(k1=5).fit_predict(np.zeros((12, 3))) >= -1).all()
+    assert ReciprocalDBSCAN(min_samples=1).fit_predict(features[:1]).tolist() == [0]
+    with caplog.at_level(logging.WARNING):
+        assert (ReciprocalDBSCAN(eps=0.0).fit_predict(features) == -1).all()
+    assert "all 40 samples are noise at eps=0.0: try a larger eps" in caplog.text
+
+
+def test_a_sample_is_near_itself_whatever_rounding_does():
+    features = unit(blobs(30, 3, 0.4)[0])
+    near = near_pairs(neighborhood_weights(features, nearest_neighbors(features, 6), 6, 3), 0.0)
+    assert (near.diagonal() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "features", "message"),
+    [
+        ({"eps": 1.5}, np.ones((3, 2)), r"eps=1.5 is outside \[0, 1\]"),
+        ({"k1": 0}, np.ones((3, 2)), "k1=0 must be at least 1"),
+        ({}, np.array([[1.0], [np.nan]]), "features of 1 samples are NaN or infinite, the first is sample 1"),
+        ({}, np.ones(3), r"not \(3,\)"),
+        ({}, np.ones((0, 3)), r"not \(0, 3\)"),
+    ],
+)
+def test_bad_input_is_named(arguments, features, message):
+    with pytest.raises(ValueError, match=message):
+        ReciprocalDBSCAN(**arguments).fit(features)
