@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_plr.clustering import KMeans
+    from hf_plr.clustering import KMeans, ReciprocalDBSCAN
     from hf_plr.refinement import PseudoLabelRefiner
     from hf_plr.trainer import PLRTrainer
     from hf_plr.training_args import PLRTrainingArguments
 
 __version__ = "0.1.0"
-__all__ = ["KMeans", "PLRTrainer", "PLRTrainingArguments", "PseudoLabelRefiner"]
+__all__ = ["KMeans", "PLRTrainer", "PLRTrainingArguments", "PseudoLabelRefiner", "ReciprocalDBSCAN"]
 
 # The refiner must be importable where there is no torch, so each name is imported when it is first used.
 _HOME = {
@@ -20,6 +20,7 @@ _HOME = {
     "PLRTrainer": "hf_plr.trainer",
     "PLRTrainingArguments": "hf_plr.training_args",
     "PseudoLabelRefiner": "hf_plr.refinement",
+    "ReciprocalDBSCAN": "hf_plr.clustering",
 }
 
 

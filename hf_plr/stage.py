@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.clustering import KMeans
+from hf_plr.clustering import KMeans, ReciprocalDBSCAN
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class RefinementStage:
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             try:
-                ours = isinstance(self.clusterer, KMeans)
+                ours = isinstance(self.clusterer, (KMeans, ReciprocalDBSCAN))  # they take tensors on any device
                 raw = check_labels(self.clusterer.fit_predict(features if ours else features.cpu().numpy()), features)
             except Exception as error:  # the other processes wait: tell them before raising
                 failure = error
