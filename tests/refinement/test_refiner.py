@@ -344,6 +344,15 @@ def test_edge_cases_have_defined_results():
     assert refined([0], [0], min_cluster_size=1).labels.tolist() == [0]
 
 
+def test_folding_leaves_as_many_clusters_as_asked_for(monkeypatch):
+    monkeypatch.setattr("hf_plr.refinement.agglomeration.MAX_RELATED_PAIRS", 0)
+    previous, current = churned(3000, 40, 0.2, seed=2)
+    result = refined(previous, current, max_cells=20)
+    assert not result.exact
+    assert len(np.unique(result.labels)) == 40
+    assert adjusted_rand_score(result.labels, current) > 0.9
+
+
 def test_small_clusters_become_noise():
     result = refined([0] * 9 + [1], [0] * 9 + [1], min_cluster_size=2)
     assert result.labels[-1] == -1

@@ -45,7 +45,10 @@ def agglomerate(
     if merges is not None:
         return cut.clusters(merges), True
     n_clusters = 0 if cut.n_clusters is None else cut.n_clusters
-    heavy, home = fold(soft, weights, min(max_cells, max(FOLDED, 3 * n_clusters // 2)))
+    n_left = min(max_cells, max(FOLDED, 3 * n_clusters // 2))
+    if n_left <= n_clusters:  # as many clusters as can be told apart: nothing is left to agglomerate
+        return fold(soft, weights, n_clusters)[1].astype(np.int64), False
+    heavy, home = fold(soft, weights, n_left)
     folded_weights = np.bincount(home, weights, len(heavy))
     merges = _merge_exactly(soft.select(heavy), folded_weights, linkage, cut, max(max_cells, len(heavy)))
     assert merges is not None
