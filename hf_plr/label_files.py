@@ -101,6 +101,21 @@ def _label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
     return candidates[0]
 
 
+def check_output(path: str, overwrite: bool = False) -> None:
+    """Refuse a file that `write_labels` could not write.
+
+    Raises:
+        FileExistsError: if it exists and is not to be replaced.
+        FileNotFoundError: if its folder does not exist.
+        ValueError: if the kind of file is unknown.
+    """
+    _kind(path)
+    if os.path.exists(path) and not overwrite:
+        raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {path} does not exist")
+
+
 def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overwrite: bool = False) -> None:
     """Write refined labels, a block of samples at a time.
 
@@ -114,14 +129,10 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
         overwrite: replace the file if it exists.
 
     Raises:
-        FileExistsError: if it exists and is not to be replaced.
-        ValueError: if the kind of file is unknown.
+        OSError, ValueError: as `check_output`.
     """
+    check_output(path, overwrite)
     kind = _kind(path)
-    if os.path.exists(path) and not overwrite:
-        raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist")
     temporary = f"{path}.tmp{kind}"
     try:
         if kind == ".npy":

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_plr.label_files import LabelFile, write_labels
+from hf_plr.label_files import LabelFile, check_output, write_labels
 from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner, adjusted_rand, cooccurrence
 
 SUMMARY = "refine cluster labels by those of the epoch before"
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, TypeError, OSError: if the files or the options do not fit.
     """
+    check_output(args.output, args.overwrite)  # before the work
     files = [LabelFile.open(path, args.column) for path in (*args.previous, args.current)]
     _check_same_samples(files)
     refiner = PseudoLabelRefiner.from_preset(args.preset, **_options(args, len(files)))

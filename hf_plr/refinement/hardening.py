@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.refinement.lookup import blocks, sizes
+from hf_plr.refinement.lookup import blocks, sizes, summed
 
 CLUSTERS = 128  # clusters whose samples are counted in all columns together
 TIE = 1e-12  # entries of soft labels that differ by less count as equal
@@ -73,13 +73,10 @@ def _homes(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray, n_clusters:
     """Which cluster has most of each column, several if tied: 0 or 1, shape (columns, clusters)."""
     samples_of_code = []
     for part, basis in enumerate(soft.bases):
-        samples = sp.csr_array((n_clusters, basis.shape[0]))
-        for block in blocks(len(soft)):
-            shares = soft.shares_of_case[soft.case[block], part]
-            used = np.flatnonzero((shares > 0) & (cluster[block] != NOISE))
-            places = (cluster[block][used], soft.codes[block, part][used])
-            samples = samples + sp.coo_array(((shares * counts[block])[used], places), shape=samples.shape).tocsr()
-        samples_of_code.append(sp.csr_array(samples))
+        shares = soft.shares(part)
+        wanted = (shares > 0) & (cluster != NOISE)
+        shape = (n_clusters, basis.shape[0])
+        samples_of_code.append(summed(shares * counts, cluster, soft.codes[:, part], shape, wanted))
 
     def samples_in_columns(clusters: slice) -> sp.coo_array:
         parts = (samples[clusters] @ basis for samples, basis in zip(samples_of_code, soft.bases, strict=True))

@@ -79,9 +79,9 @@ def spread_over_similar(
     if not (np.abs(cosines) <= 1.0 + 1e-6).all():
         raise ValueError("centroid_cosines must be finite and in [-1, 1]")
     projects = np.diff(projection.indptr) > 0
-    mixing = share * softmax(np.where(projects[None, :], scale * cosines, -np.inf), axis=1) if projects.any() else None
-    if mixing is None:
+    if not projects.any():
         return projection
+    mixing = share * softmax(np.where(projects[None, :], scale * cosines, -np.inf), axis=1)
     np.fill_diagonal(mixing, mixing.diagonal() + 1.0 - share)
     mixing[~projects] = 0.0
     return sp.csr_array(sp.csr_array(mixing) @ projection)

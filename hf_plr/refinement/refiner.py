@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
 from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
 from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, keep_current
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
-from hf_plr.refinement.correspondence import Overlaps, cluster_events, number_clusters
+from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
 from hf_plr.refinement.hardening import argmax, confidence, drop_small
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
@@ -131,15 +132,17 @@ class PseudoLabelRefiner:
                 any integers from 0. The first call has nothing to refine by: it only remembers and numbers. A
                 memory-mapped array (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied: leave its
                 file as it is as long as the result, or with previous="raw" the refiner, is in use.
-            out: integer array of shape (N,) to write the refined labels to, memory-mapped for instance.
+            out: integer array of shape (N,) to write the refined labels to, memory-mapped for instance; not the one
+                of the last call.
             centroid_cosines: see `refine_cells`.
 
         Raises:
             TypeError: if the labels, or out, are not integers.
-            ValueError: if the labels are not one-dimensional, are below -1, or differ in number from the last call's.
+            ValueError: if the labels are not one-dimensional, are below -1, or differ in number from the last call's,
+                or if out does not fit or is in use.
         """
         current = self._check_labels(labels)
-        out = self._check_out(out, len(current))
+        out = self._check_out(out, current)
         labelings = (*self._padded_history(len(current)), current)
 
         table = cooccurrence(*labelings)  # 1. co-occurrence
@@ -174,30 +177,15 @@ class PseudoLabelRefiner:
             raise ValueError(
                 f"the table has {table.codes.shape[1]} labelings, but generations={self.generations} needs as many"
             )
-        projection = project(table, self.normalize)
-        if centroid_cosines is not None:
-            if self.space != "projected":
-                raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
-            projection = spread_over_similar(projection, centroid_cosines)
-        if self.harden == "current":
-            soft = keep_current(table)
-        elif self.space == "joint":
-            soft = blend_joint(table, self.weight, self.noise)
-        else:
-            soft = blend_projected(table, projection, self.weight, self.noise)
-        if (table.codes[:, :-1] == NOISE).all():
-            cluster, exact = table.current, True
-        else:
-            cluster, exact = self._harden(table, soft)
+        projection = self._project(table, centroid_cosines)  # 2. projection
+        soft = self._blend(table, projection)  # 3. blend
+        cluster, exact = self._harden(table, soft)  # 4. harden
 
         cluster, n_clusters = _compact(cluster)
         changed_share = _changed_share(table, cluster, n_clusters)
         confidences = confidence(soft, cluster, table.counts)
         overlaps = Overlaps.of_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
-        first_member = np.full(n_clusters + 1, np.iinfo(np.int64).max)
-        np.minimum.at(first_member, cluster, table.first_member)
-        number = number_clusters(overlaps, table.previous_ids, first_member[:-1])
-        events = cluster_events(overlaps, table.previous_ids, number)
+        number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
         del overlaps
         return CellRefinement(
             table=table,
@@ -256,9 +244,26 @@ class PseudoLabelRefiner:
         nothing = np.broadcast_to(np.int64(NOISE), n_samples)
         return [nothing] * (self.generations - 1 - len(self._history)) + self._history
 
+    def _project(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None) -> sp.csr_array:
+        projection = project(table, self.normalize)
+        if centroid_cosines is None:
+            return projection
+        if self.space != "projected":
+            raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
+        return spread_over_similar(projection, centroid_cosines)
+
+    def _blend(self, table: CooccurrenceTable, projection: sp.csr_array) -> SoftCells:
+        if self.harden == "current":
+            return keep_current(table)
+        if self.space == "joint":
+            return blend_joint(table, self.weight, self.noise)
+        return blend_projected(table, projection, self.weight, self.noise)
+
     def _harden(self, table: CooccurrenceTable, soft: SoftCells) -> tuple[np.ndarray, bool]:
         """The refined cluster of each cell, -1 = noise, and whether it is exact."""
         exact = True
+        if (table.codes[:, :-1] == NOISE).all():  # nothing to refine by
+            return table.current, exact
         if self.harden == "argmax":
             cluster = argmax(soft)
         elif self.harden == "hierarchical":
@@ -339,13 +344,17 @@ class PseudoLabelRefiner:
             raise TypeError(f"labels must be integers (-1 = noise), not {labels.dtype}")
         return labels if mapped else _read_only(as_int64(labels).copy())
 
-    def _check_out(self, out: np.ndarray | None, n_samples: int) -> np.ndarray:
+    def _check_out(self, out: np.ndarray | None, current: np.ndarray) -> np.ndarray:
+        n_samples = len(current)
         if out is None:
             return np.empty(n_samples, dtype=np.int64)
         if not np.issubdtype(out.dtype, np.signedinteger):
             raise TypeError(f"out must hold signed integers, not {out.dtype}")
         if out.shape != (n_samples,):
             raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
+        held = [current, *self._history, *([] if self._refined is None else [self._refined])]
+        if any(np.may_share_memory(out, labels) for labels in held):
+            raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
         return out
 
 
@@ -358,14 +367,21 @@ def _renumber(cells: CellRefinement, last: np.ndarray, labels: np.ndarray) -> Ce
     )
     position = Positions(ids)
     code = position(cells.labels)
-    first_member = np.full(len(ids) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first_member, code, cells.table.first_member)
-    number = number_clusters(overlaps, overlap_table.previous_ids, first_member[:-1])
+    number, events = _identify(overlaps, overlap_table.previous_ids, code, cells.table.first_member)
     by_code = np.append(number, NOISE)
     for span in chunks(len(labels)):
         labels[span] = by_code[position(as_int64(labels[span]))]
-    events = cluster_events(overlaps, overlap_table.previous_ids, number)
     return replace(cells, labels=by_code[code], events=events)
+
+
+def _identify(
+    overlaps: Overlaps, previous_ids: np.ndarray, cluster: np.ndarray, first_member: np.ndarray
+) -> tuple[np.ndarray, ClusterEvents]:
+    """The number of each refined cluster, and what became of the previous ones; the last two arguments are of cells."""
+    first_of_cluster = np.full(len(overlaps.current_sizes) + 1, np.iinfo(np.int64).max)  # and of noise
+    np.minimum.at(first_of_cluster, cluster, first_member)
+    number = number_clusters(overlaps, previous_ids, first_of_cluster[:-1])
+    return number, cluster_events(overlaps, previous_ids, number)
 
 
 def _compact(cluster: np.ndarray) -> tuple[np.ndarray, int]:

@@ -96,7 +96,7 @@ def test_clusters_do_not_drift_away_when_nothing_changes():
 
 
 def test_splits_are_undone_and_merges_stay_so_that_counts_drift_down():
-    """The guard that METHOD asks for: with a fixed number to cut into, the count cannot fall below it."""
+    """Forward projection can undo a split, never a merge."""
     halves = np.repeat([0, 1, 2, 3], 50)
     whole = np.repeat([0, 1, 2], [100, 50, 50])
     split = refined(whole, halves, n_clusters=3)
@@ -197,6 +197,10 @@ def test_memory_mapped_labels_give_the_same_and_are_not_copied(tmp_path):
     assert result._labelings[-1] is maps[1]
     with pytest.raises(TypeError, match="out must hold signed integers, not float64"):
         refiner.refine(maps[1], out=np.empty(1000))
+    with pytest.raises(ValueError, match="labels that are still in use"):
+        refiner.refine(maps[1], out=out)
+    with pytest.raises(ValueError, match="labels that are still in use"):
+        refiner.refine(out, out=out)
     with pytest.raises(ValueError, match=r"out has shape \(5,\), but there are 1000"):
         refiner.refine(maps[1], out=np.empty(5, dtype=int))
 

@@ -228,6 +228,30 @@ def test_distances_scale_with_the_weight():
         assert np.linalg.norm(rows[0] - rows[10]) == pytest.approx(weight * np.sqrt(2))
 
 
+def test_within_a_current_cluster_distances_are_those_of_the_projections():
+    previous, current = churned(400, 5, 0.4, seed=6)
+    for weight in (0.2, 0.5, 0.9):
+        result = refined(previous, current, weight=weight)
+        rows = result.soft_labels().toarray()
+        projections = result.projection.toarray()[result.table.previous[result.cell_of_sample()]]
+        members = np.flatnonzero(current == 2)
+        for i, j in itertools.pairwise(members):
+            expected = (1 - weight) * np.linalg.norm(projections[i] - projections[j])
+            assert np.linalg.norm(rows[i] - rows[j]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_joint_distances_with_equal_weights_are_those_of_co_association():
+    rng = np.random.default_rng(1)
+    epochs = rng.integers(0, 4, (3, 30))
+    refiner = PseudoLabelRefiner(space="joint", generations=3, weight=1 / 3, previous="raw")
+    for labels in epochs:
+        result = refiner.refine(labels)
+    rows = result.soft_labels().toarray()
+    co_association = (epochs[:, :, None] == epochs[:, None]).mean(axis=0)
+    squared = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(squared, 2 / 3 * (1 - co_association), atol=1e-12)
+
+
 def test_a_merge_stays_in_the_projected_space_and_is_undone_in_the_joint_space():
     previous = np.array([0] * 30 + [1] * 30 + [2] * 30)
     current = np.array([0] * 60 + [1] * 30)
