@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.refinement.lookup import blocks, sizes, summed
+from hf_plr.refinement.lookup import blocks, sizes
 
 CLUSTERS = 128  # clusters whose samples are counted in all columns together
 TIE = 1e-12  # entries of soft labels that differ by less count as equal
@@ -71,12 +71,15 @@ def confidence(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray) -> np.n
 
 def _homes(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> sp.csr_array:
     """Which cluster has most of each column, several if tied: 0 or 1, shape (columns, clusters)."""
-    samples_of_code = []
+    samples_of_code = []  # like `summed`, but the products of shares and counts are never there for all cells at once
     for part, basis in enumerate(soft.bases):
-        shares = soft.shares(part)
-        wanted = (shares > 0) & (cluster != NOISE)
-        shape = (n_clusters, basis.shape[0])
-        samples_of_code.append(summed(shares * counts, cluster, soft.codes[:, part], shape, wanted))
+        samples = sp.csr_array((n_clusters, basis.shape[0]))
+        for block in blocks(len(soft)):
+            shares = soft.shares_of_case[soft.case[block], part]
+            used = np.flatnonzero((shares > 0) & (cluster[block] != NOISE))
+            places = (cluster[block][used], soft.codes[block, part][used])
+            samples = samples + sp.coo_array(((shares * counts[block])[used], places), shape=samples.shape).tocsr()
+        samples_of_code.append(sp.csr_array(samples))
 
     def samples_in_columns(clusters: slice) -> sp.coo_array:
         parts = (samples[clusters] @ basis for samples, basis in zip(samples_of_code, soft.bases, strict=True))
