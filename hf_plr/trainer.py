@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_plr.clustering import KMeans
+from hf_plr.clustering import make_clusterer
 from hf_plr.data.augmentation import AUGMENTATIONS, Augmentation, uniform
 from hf_plr.data.columns import AmbiguousLabelColumns, find_image_column, find_label_column
 from hf_plr.data.images import ImageGeometry, ImageStore, collate_images
@@ -56,8 +56,8 @@ class PLRTrainer(Trainer):
         eval_dataset: a data set with images and true labels (or a dict of such) that is scored by `evaluate`:
             5-nearest-neighbour and linear-probe accuracy with labelled training images as the gallery, NMI and
             clustering accuracy.
-        clusterer: object with `fit_predict` on features (N, D), labels (N,), -1 = noise. By default k-means with
-            `args.num_clusters` clusters, warm-started.
+        clusterer: object with `fit_predict` on features (N, D), labels (N,), -1 = noise. By default the one named by
+            `args.clusterer`: k-means with `args.num_clusters` clusters, warm-started.
         refiner: the refinement; by default the preset `args.refinement`.
         augmentation: called with images (B, C, H, W) in [0, 1] and random numbers (B, 16) uniform in [0, 1) that are
             fixed by seed, epoch and image; by default the one named by `args.augmentation`.
@@ -100,6 +100,11 @@ class PLRTrainer(Trainer):
         num_clusters = args.num_clusters or default_num_clusters(len(train_dataset))
         if clusterer is None and num_clusters > len(train_dataset) > 0:
             raise ValueError(f"num_clusters={num_clusters} but the data set has {len(train_dataset)} samples")
+        if clusterer is None:
+            progress = not args.disable_tqdm and args.process_index == 0
+            settings: Any = args.clusterer_kwargs
+            clusterer = make_clusterer(args.clusterer, num_clusters, settings, seed=args.seed, verbose=progress)
+        counted = getattr(clusterer, "n_clusters", None)
         self.image_column = find_image_column(train_dataset, args.image_column)
         self.label_column = _label_column_for_scoring(train_dataset, args.label_column)
 
@@ -118,8 +123,8 @@ class PLRTrainer(Trainer):
                 "column to score by, and there is none"
             )
         images = self._store(train_dataset, args, self.label_column)
-        if clusterer is None and num_clusters > len(images):
-            raise ValueError(f"num_clusters={num_clusters} but only {len(images)} images can be read")
+        if isinstance(counted, int) and counted > len(images):
+            raise ValueError(f"num_clusters={counted} but only {len(images)} images can be read")
 
         super().__init__(
             model=backbone_model,
@@ -136,16 +141,15 @@ class PLRTrainer(Trainer):
         if self.compute_metrics is None and self.label_column is not None:
             self.compute_metrics = self._score_against_gallery
         self.augmentation = AUGMENTATIONS[args.augmentation] if augmentation is None else augmentation
-        progress = not args.disable_tqdm and self.is_world_process_zero()
         self.memory = ClusterMemory(args.temperature, args.prototype_momentum)
         self.stage = RefinementStage(
-            clusterer=KMeans(num_clusters, seed=args.seed, verbose=progress) if clusterer is None else clusterer,
+            clusterer=clusterer,
             refiner=_refiner_from(args) if refiner is None else refiner,
             refine_start_epoch=args.refine_start_epoch,
             accelerator=self.accelerator,
         )
         data_seed = args.seed if args.data_seed is None else args.data_seed
-        self._sampler = ClusterSampler(len(images), args.samples_per_cluster, data_seed)
+        self._sampler = ClusterSampler(len(images), args.samples_per_cluster, data_seed, _samples_per_epoch(args))
         self._targets = torch.empty(0, dtype=torch.int64)
         self._epoch = 0
         self._resumed = False
@@ -440,6 +444,12 @@ class _StageCallback(TrainerCallback):
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
         self.trainer.prepare_epoch(self.epoch)
         self.epoch += 1
+
+
+def _samples_per_epoch(args: PLRTrainingArguments) -> int | None:
+    if args.steps_per_epoch is None:
+        return None
+    return args.steps_per_epoch * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def _refiner_from(args: PLRTrainingArguments) -> PseudoLabelRefiner:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from hf_plr.clustering import CLUSTERERS
 from hf_plr.data.augmentation import AUGMENTATIONS
 from hf_plr.models.pooling import POOLINGS
 from hf_plr.refinement import PRESETS
@@ -64,9 +67,22 @@ class PLRTrainingArguments(TrainingArguments):
             "choices": list(AUGMENTATIONS),
         },
     )
+    clusterer: str = field(
+        default="kmeans",
+        metadata={
+            "help": "kmeans, dbscan (on k-reciprocal neighbours, as in re-identification), hdbscan or agglomerative.",
+            "choices": list(CLUSTERERS),
+        },
+    )
+    clusterer_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": """Arguments of the clusterer as JSON, such as '{"eps": 0.5, "k1": 20}' for dbscan."""},
+    )
     num_clusters: int | None = field(
         default=None,
-        metadata={"help": "Clusters of k-means. Default: 1.5 times the square root of the number of images."},
+        metadata={
+            "help": "Clusters of kmeans and agglomerative. Default: 1.5 times the square root of the number of images."
+        },
     )
     refinement: str = field(
         default="slr",
@@ -80,6 +96,10 @@ class PLRTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Share of the current labels in the blend, in [0, 1]. Default: the preset's."}
     )
     refine_start_epoch: int = field(default=1, metadata={"help": "First epoch whose labels are refined."})
+    steps_per_epoch: int | None = field(
+        default=None,
+        metadata={"help": "Optimizer steps between two stages. Default: as many as it takes to see N images."},
+    )
     samples_per_cluster: int = field(
         default=4, metadata={"help": "Images of one cluster in a row (K of batches of P clusters x K images)."}
     )
@@ -116,7 +136,11 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
         if self.image_cache_gib < 0.0:
             raise ValueError(f"image_cache_gib={self.image_cache_gib} must be at least 0")
+        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch={self.steps_per_epoch} must be at least 1")
+        self.clusterer_kwargs = _read_json_object("clusterer_kwargs", self.clusterer_kwargs)
         for name, allowed in (
+            ("clusterer", CLUSTERERS),
             ("pooling", POOLINGS),
             ("augmentation", AUGMENTATIONS),
             ("refinement", PRESETS),
@@ -125,3 +149,15 @@ class PLRTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True is not supported: PLRTrainer picks its columns itself")
+
+
+def _read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        read = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{argument}={value!r} is no JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")
+    return read

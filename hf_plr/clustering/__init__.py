@@ -1,6 +1,7 @@
 """Clustering of features between epochs, in scikit-learn's estimator style."""
 
+from hf_plr.clustering.by_name import CLUSTERERS, make_clusterer
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN
 
-__all__ = ["KMeans", "ReciprocalDBSCAN"]
+__all__ = ["CLUSTERERS", "KMeans", "ReciprocalDBSCAN", "make_clusterer"]

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 
 class ClusterSampler(Sampler[int]):
-    """Yield N indices an epoch in groups of up to `group_size` samples of one cluster.
+    """Yield a fixed number of indices an epoch in groups of up to `group_size` samples of one cluster.
 
     The number of indices never changes, so a loader's length stays what it was: where noise samples are left out,
     a second pass over the members begins. In a pass every member is drawn once: each cluster's members are shuffled and
@@ -20,10 +20,12 @@ class ClusterSampler(Sampler[int]):
         n_samples: samples N of the data set.
         group_size: samples of one cluster in a row at most (K of P x K), at least 1.
         seed: seed of the order.
+        samples_per_epoch: indices that an epoch yields; by default N.
     """
 
-    def __init__(self, n_samples: int, group_size: int, seed: int):
+    def __init__(self, n_samples: int, group_size: int, seed: int, samples_per_epoch: int | None = None):
         self.n_samples = n_samples
+        self.samples_per_epoch = n_samples if samples_per_epoch is None else samples_per_epoch
         self.group_size = group_size
         self.seed = seed
         self._targets: np.ndarray | None = None
@@ -35,7 +37,7 @@ class ClusterSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self.n_samples
+        return self.samples_per_epoch
 
     def __iter__(self) -> Iterator[int]:
         if self._targets is None:
@@ -43,11 +45,11 @@ class ClusterSampler(Sampler[int]):
         rng = np.random.default_rng([self.seed, self._epoch])
         stream: list[np.ndarray] = []
         drawn = 0
-        while drawn < self.n_samples:
+        while drawn < self.samples_per_epoch:
             one_pass = self._one_pass(rng)
             stream.append(one_pass)
             drawn += len(one_pass)
-        return iter(np.concatenate(stream)[: self.n_samples].tolist())
+        return iter(np.concatenate(stream)[: self.samples_per_epoch].tolist())
 
     def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
         assert self._targets is not None

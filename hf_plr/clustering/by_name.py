@@ -1,0 +1,43 @@
+"""Clusterers by name, for the command line."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering
+
+from hf_plr.clustering.kmeans import KMeans
+from hf_plr.clustering.reciprocal import ReciprocalDBSCAN
+
+CLUSTERERS: dict[str, type] = {
+    "kmeans": KMeans,
+    "dbscan": ReciprocalDBSCAN,
+    "hdbscan": HDBSCAN,
+    "agglomerative": AgglomerativeClustering,
+}
+
+
+def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None = None, **defaults: Any) -> Any:
+    """A clusterer by its name in `CLUSTERERS`.
+
+    Args:
+        name: "kmeans", "dbscan" (on k-reciprocal neighbours), scikit-learn's "hdbscan" or "agglomerative".
+        num_clusters: number of clusters, for those that take one.
+        settings: keyword arguments of the clusterer, as its class has them; they win over everything else.
+        **defaults: keyword arguments that are left out where the clusterer does not know them, such as `seed`.
+
+    Raises:
+        ValueError: if the name, a keyword or its value is unknown; the message lists what there is.
+    """
+    if name not in CLUSTERERS:
+        raise ValueError(f"clusterer={name!r} is unknown: use one of {', '.join(CLUSTERERS)}")
+    known = inspect.signature(CLUSTERERS[name]).parameters
+    unknown = sorted(set(settings or {}) - set(known))
+    if unknown:
+        raise ValueError(
+            f"clusterer_kwargs: {name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )
+    defaults = {"n_clusters": num_clusters, "copy": True, **defaults}  # HDBSCAN warns if it is not told about copies
+    chosen = {key: value for key, value in defaults.items() if key in known}
+    return CLUSTERERS[name](**{**chosen, **(settings or {})})
