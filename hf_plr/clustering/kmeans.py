@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
 from tqdm.auto import tqdm
 
-CHUNK_ELEMENTS = 2**25  # entries of one block of the (samples, clusters) score matrix
+from hf_plr.clustering.blocks import largest_entry, row_blocks
+from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.precision import fast_fp32_products
+from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of, sum_over
+
+BLOCK_ROWS = {"cpu": 1 << 10}  # rows whose scores and features stay in the processor's cache
+BLOCK_SCORES = 1 << 27  # scores of a block on other devices, 512 MiB
 SEEDING_SAMPLES_PER_CLUSTER = 64
 
 
@@ -16,22 +26,28 @@ class KMeans(ClusterMixin, BaseEstimator):
     """Lloyd's k-means on the device that holds the features, warm-started from call to call.
 
     Between two epochs the features move a little; starting from the last centroids takes a few iterations instead of
-    some twenty and keeps the clusters of two epochs alike. The same input and seed give the same labels.
+    some twenty and keeps the clusters of two epochs alike. Sums are exact (see `ClusterSums`), so the same features and
+    seed give the same labels, whatever the number of processes that share them.
+
+    Features are read block by block and never copied: a memory-mapped array may be larger than memory.
 
     Args:
         n_clusters: number of clusters K, at least 1 and at most the number of samples.
         init: "warm" starts from `cluster_centers_` if the estimator was fitted before, else as "k-means++";
-            "k-means++" seeds on a sample of at least 64 points a cluster; or an array of shape (K, D).
+            "k-means++" seeds on a sample of at most 64 points a cluster; or an array of shape (K, D).
         spherical: normalise features and centroids to unit length, so that the distance is the cosine's.
         max_iter: iterations at most.
         tol: stop when the centroids' mean squared move is below tol times the mean variance of the features.
-        seed: seed of the k-means++ start.
+        seed: seed of the k-means++ start and of the samples for `fit_samples`.
+        fit_samples: samples, drawn at random, that the centroids are fitted on, at least K; None fits on all. All
+            samples are assigned to the centroids in the end.
+        device: where products are taken; None takes the device that holds the features.
         verbose: show a progress bar of the iterations.
 
     Attributes:
-        cluster_centers_: float32 tensor of shape (K, D), on the device of the features.
+        cluster_centers_: float32 tensor of shape (K, D).
         labels_: int64 array of shape (N,), 0 to K - 1.
-        inertia_: sum of squared distances to the nearest centroid.
+        inertia_: sum of squared distances to the nearest centroid, of all samples.
         n_iter_: iterations that were run.
     """
 
@@ -43,6 +59,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         max_iter: int = 50,
         tol: float = 1e-4,
         seed: int = 0,
+        fit_samples: int | None = None,
+        device: str | torch.device | None = None,
         verbose: bool = False,
     ):
         self.n_clusters = n_clusters
@@ -51,46 +69,37 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
         self.seed = seed
+        self.fit_samples = fit_samples
+        self.device = device
         self.verbose = verbose
 
     def fit(self, features: np.ndarray | torch.Tensor, y: None = None) -> KMeans:
-        """Cluster features of shape (N, D), a float numpy array or a tensor on any device.
+        """Cluster features of shape (N, D), a numpy array of floats (also a memory map) or a tensor on any device.
 
         Raises:
-            ValueError: if there are fewer samples than clusters, features are not finite, or `init` does not fit.
+            ValueError: if there are fewer samples than clusters, features are not finite, or an argument does not fit.
         """
-        x = torch.as_tensor(features).to(torch.float32)
-        if x.ndim != 2:
-            raise ValueError(f"features must have shape (N, D), not {tuple(x.shape)}")
-        if not 1 <= self.n_clusters <= len(x):
-            raise ValueError(f"n_clusters={self.n_clusters} but there are {len(x)} samples")
-        if not torch.isfinite(x).all():
-            raise ValueError("features contain NaN or infinite values")
-        if self.spherical:
-            x = torch.nn.functional.normalize(x, dim=1)
-        centers = self._start(x)
-        enough = self.tol * x.var(dim=0, correction=0).mean().item()
-        steps = range(1, self.max_iter + 1)
-        for step in tqdm(steps, desc="Clustering", unit="pass", leave=False, disable=not self.verbose):
-            self.n_iter_ = step
-            labels, distance = assign(x, centers)
-            moved = self._means(x, labels, distance)
-            shift = (moved - centers).square().sum(dim=1).mean().item()
-            centers = moved
-            if shift <= enough:
-                break
-        labels, distance = assign(x, centers)
-        self.cluster_centers_ = centers
-        self.labels_ = labels.cpu().numpy()
-        self.inertia_ = float(distance.double().sum())
-        return self
+        return self._fit(features, None)
+
+    def fit_predict_shard(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator) -> np.ndarray:
+        """Cluster the features of all processes together; each calls this with its own, shape (n, D).
+
+        The centroids are the same on every process, and the same as those of one process with all features.
+
+        Returns:
+            int64 array of shape (n,): the labels of this process's samples, also in `labels_`.
+
+        Raises:
+            ValueError: as `fit`.
+        """
+        return self._fit(features, accelerator).labels_
 
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
         """Nearest centroid of each row of features (N, D): int64 array of shape (N,)."""
-        x = torch.as_tensor(features).to(self.cluster_centers_)
-        if self.spherical:
-            x = torch.nn.functional.normalize(x, dim=1)
-        return assign(x, self.cluster_centers_)[0].cpu().numpy()
+        rows = _Rows(as_features(features), self.spherical, self.device)
+        with fast_fp32_products():
+            labels, _ = _assign(rows, self.cluster_centers_)
+        return labels.cpu().numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The centroids that the next warm start needs; empty before the first fit."""
@@ -101,67 +110,164 @@ class KMeans(ClusterMixin, BaseEstimator):
         if "cluster_centers" in state:
             self.cluster_centers_ = torch.as_tensor(state["cluster_centers"])
 
-    def _start(self, x: torch.Tensor) -> torch.Tensor:
+    def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
+        all_rows = _Rows(as_features(features), self.spherical, self.device)
+        start, total = place_of(accelerator, len(all_rows))
+        if not 1 <= self.n_clusters <= total:
+            raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
+        check_finite(all_rows.features, accelerator=accelerator)
+        fitted = all_rows
+        if self.fit_samples is not None and self.fit_samples < total:
+            if self.fit_samples < self.n_clusters:
+                raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
+            drawn = _draw(total, self.fit_samples, self.seed + 1)
+            fitted = all_rows.taken(drawn[(drawn >= start) & (drawn < start + len(all_rows))] - start)
+        centers = self._start(all_rows, start, total, accelerator)
+        with fast_fp32_products():
+            centers = self._iterate(fitted, centers, accelerator)
+            labels, scores = _assign(all_rows, centers)
+        self.cluster_centers_ = centers
+        self.labels_ = labels.cpu().numpy()
+        self.inertia_ = float(sum_over(accelerator, all_rows.distances(scores).double().sum()))
+        return self
+
+    def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
+        """Lloyd's iterations from centers (K, D), float32; the centers that they end with."""
+        total = place_of(accelerator, len(rows))[1]
+        largest = 1.0 if self.spherical else max_over(accelerator, largest_entry(rows.features))
+        enough = self.tol * _mean_variance(rows, total, largest, accelerator)
+        steps = range(1, self.max_iter + 1)
+        for step in tqdm(steps, desc="Clustering", unit="pass", leave=False, disable=not self.verbose):
+            self.n_iter_ = step
+            sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
+            labels, scores = _assign(rows, centers, sums)
+            sums.over(accelerator)
+            _refill(sums, rows, labels, scores, accelerator)
+            moved = sums.means().to(centers.device)
+            if self.spherical:
+                moved = torch.nn.functional.normalize(moved, dim=1)
+            shift = (moved - centers.double()).square().sum(dim=1).mean().item()
+            centers = moved.float()
+            if shift <= enough:
+                break
+        return centers
+
+    def _start(self, rows: _Rows, start: int, total: int, accelerator: Accelerator | None) -> torch.Tensor:
+        wanted = (self.n_clusters, rows.features.shape[1])
         if isinstance(self.init, str):
             if self.init not in ("warm", "k-means++"):
                 raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
             last = getattr(self, "cluster_centers_", None)
-            if self.init == "warm" and last is not None and tuple(last.shape) == (self.n_clusters, x.shape[1]):
-                return last.to(x)
-            return self._seed_centers(x)
-        centers = torch.as_tensor(self.init).to(x)
-        if tuple(centers.shape) != (self.n_clusters, x.shape[1]):
-            wanted = (self.n_clusters, x.shape[1])
+            if self.init == "warm" and last is not None and tuple(last.shape) == wanted:
+                return last.to(rows.device, torch.float32)
+            drawn = _draw(total, min(total, SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters), self.seed)
+            mine = rows.taken(drawn[(drawn >= start) & (drawn < start + len(rows))] - start).features
+            sample = gather_rows(accelerator, mine).cpu().numpy()
+            seeds = on_main(accelerator, lambda: kmeans_plusplus(sample, self.n_clusters, random_state=self.seed)[0])
+            return torch.from_numpy(seeds).to(rows.device)
+        centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
+        if tuple(centers.shape) != wanted:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {wanted}")
-        return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers.clone()
-
-    def _seed_centers(self, x: torch.Tensor) -> torch.Tensor:
-        rng = np.random.default_rng(self.seed)
-        sample_size = min(len(x), SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters)
-        chosen = np.sort(rng.choice(len(x), sample_size, replace=False))
-        sample = x[torch.from_numpy(chosen).to(x.device)].cpu().numpy()
-        centers, _ = kmeans_plusplus(sample, self.n_clusters, random_state=self.seed)
-        return torch.from_numpy(centers).to(x)
-
-    def _means(self, x: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        """Mean of each cluster; an empty cluster takes the farthest point that the largest clusters can spare."""
-        counts = torch.bincount(labels, minlength=self.n_clusters)
-        if (counts == 0).any():
-            labels = labels.clone()
-            for empty in torch.nonzero(counts == 0).flatten().tolist():
-                largest = int(counts.argmax())
-                members = torch.nonzero(labels == largest).flatten()
-                labels[members[distance[members].argmax()]] = empty
-                counts[largest] -= 1
-                counts[empty] += 1
-        centers = cluster_sums(x, labels, self.n_clusters) / counts[:, None]
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
 
 
-def assign(x: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest center of each row of x (N, D) among centers (K, D): labels (N,) and squared distances (N,)."""
+class _Rows:
+    """Features (N, D) as k-means looks at them: block by block, in float32, of unit length if asked for."""
+
+    def __init__(self, features: torch.Tensor, unit: bool, device: str | torch.device | None):
+        self.features = features
+        self.unit = unit
+        self.device = features.device if device is None else torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def blocks(self, n_columns: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Slices with their rows; on other devices than the CPU of a size for `n_columns` scores a row."""
+        height = BLOCK_ROWS.get(self.device.type, max(1, BLOCK_SCORES // max(n_columns, self.features.shape[1])))
+        for where in row_blocks(len(self), height):
+            block = self.features[where].to(self.device, torch.float32)
+            yield where, torch.nn.functional.normalize(block, dim=1) if self.unit else block
+
+    def taken(self, positions: torch.Tensor) -> _Rows:
+        """These rows, in memory, as `blocks` gives them."""
+        block = self.features[positions.to(self.features.device)].to(self.device, torch.float32)
+        return _Rows(torch.nn.functional.normalize(block, dim=1) if self.unit else block, self.unit, self.device)
+
+    def distances(self, scores: torch.Tensor) -> torch.Tensor:
+        """Squared distances (N,) to the centers that got these scores."""
+        squares = torch.empty_like(scores)
+        for where, block in self.blocks():
+            squares[where] = block.square().sum(dim=1)
+        return (squares - 2.0 * scores).clamp_(min=0.0)
+
+
+def _assign(rows: _Rows, centers: torch.Tensor, sums: ClusterSums | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nearest center of each row and its score, x c - |c|^2 / 2; adds the rows to the sums of their clusters.
+
+    Returns:
+        Labels, int64 (N,), and scores, float32 (N,), on the device of the products.
+    """
+    centers = centers.to(rows.device, torch.float32)
+    columns = centers.T.contiguous()
     half_norms = 0.5 * centers.square().sum(dim=1)
-    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    best = torch.empty(len(x), dtype=x.dtype, device=x.device)
-    rows = max(1, CHUNK_ELEMENTS // len(centers))
-    for start in range(0, len(x), rows):
-        chunk = slice(start, start + rows)
-        scores = torch.addmm(half_norms, x[chunk], centers.T, beta=-1)
-        best[chunk], labels[chunk] = scores.max(dim=1)
-    distance = (x.square().sum(dim=1) - 2.0 * best).clamp_(min=0.0)
-    return labels, distance
+    labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    best = torch.empty(len(rows), device=rows.device)
+    out = torch.empty(0, device=rows.device)
+    for where, block in rows.blocks(len(centers)):
+        out = out if len(out) == len(block) else torch.empty(len(block), len(centers), device=rows.device)
+        torch.mm(block, columns, out=out)
+        best[where], labels[where] = out.sub_(half_norms).max(dim=1)
+        if sums is not None:
+            sums.add(block, labels[where])
+    return labels, best
 
 
-def cluster_sums(x: torch.Tensor, labels: torch.Tensor, n_clusters: int) -> torch.Tensor:
-    """Sum of the rows of x (N, D) by label: shape (n_clusters, D); rows with label -1 are left out."""
-    if x.device.type == "cpu":
-        member = labels >= 0
-        return x.new_zeros(n_clusters, x.shape[1]).index_add_(0, labels[member], x[member])
-    # On a GPU index_add_ adds in any order; a product with one-hot rows is as fast and repeats exactly.
-    sums = x.new_zeros(n_clusters, x.shape[1])
-    rows = max(1, CHUNK_ELEMENTS // n_clusters)
-    ids = torch.arange(n_clusters, device=x.device)
-    for start in range(0, len(x), rows):
-        chunk = slice(start, start + rows)
-        sums += (labels[chunk, None] == ids).to(x.dtype).T @ x[chunk]
-    return sums
+def _refill(
+    sums: ClusterSums, rows: _Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
+) -> None:
+    """Give every empty cluster the farthest sample that the largest clusters can spare."""
+    counts = sums.counts.cpu().clone()
+    donors: dict[int, list[int]] = {}
+    for empty in torch.nonzero(counts == 0).flatten().tolist():
+        donor = int(counts.argmax())
+        counts[donor] -= 1
+        counts[empty] += 1
+        donors.setdefault(donor, []).append(empty)
+    if not donors:
+        return
+    start, _ = place_of(accelerator, len(rows))
+    distance = rows.distances(scores).cpu()
+    labels = labels.cpu()
+    offers: list[tuple[int, float, int, torch.Tensor]] = []
+    for donor, empties in donors.items():
+        members = torch.nonzero(labels == donor).flatten()
+        farthest = members[distance[members].argsort(descending=True, stable=True)][: len(empties)]
+        given = rows.taken(farthest).features.cpu()
+        offers += [
+            (donor, -float(distance[member]), start + int(member), row)
+            for member, row in zip(farthest, given, strict=True)
+        ]
+    offers = [offer for part in gather_all(accelerator, offers) for offer in part]
+    for donor, empties in donors.items():
+        best = sorted((offer[1:] for offer in offers if offer[0] == donor), key=lambda offer: offer[:2])
+        moved = torch.stack([row for _, _, row in best[: len(empties)]])
+        sums.add(moved, torch.full((len(empties),), donor), sign=-1)
+        sums.add(moved, torch.tensor(empties))
+
+
+def _mean_variance(rows: _Rows, total: int, largest: float, accelerator: Accelerator | None) -> float:
+    """Variance of the features of all processes, averaged over the columns."""
+    n_columns = rows.features.shape[1]
+    sums = ClusterSums(1, n_columns, total, largest, rows.device)
+    squares = torch.zeros((), dtype=torch.float64)
+    for _, block in rows.blocks():
+        sums.add(block, torch.zeros(len(block), dtype=torch.int64, device=block.device))
+        squares += block.square().sum(dim=1).cpu().double().sum()
+    mean = sums.over(accelerator).means()[0].cpu()
+    return float((sum_over(accelerator, squares) / total - mean.square().sum()).clamp(min=0.0)) / n_columns
+
+
+def _draw(total: int, size: int, seed: int) -> torch.Tensor:
+    """Positions of a sample without replacement, ascending."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(total, size, replace=False)))

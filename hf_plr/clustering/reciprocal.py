@@ -7,10 +7,13 @@ import logging
 import numpy as np
 import scipy.sparse as sp
 import torch
+from accelerate import Accelerator
 from scipy.sparse.csgraph import connected_components
 from sklearn.base import BaseEstimator, ClusterMixin
 
+from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.neighbors import nearest_neighbors
+from hf_plr.processes import gather_rows, on_main, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +54,44 @@ class ReciprocalDBSCAN(ClusterMixin, BaseEstimator):
         Raises:
             ValueError: if features are not finite or not of shape (N, D), or an argument is out of its range.
         """
-        self._check_arguments()
-        features = torch.as_tensor(features)
-        if features.ndim != 2 or len(features) == 0:
-            raise ValueError(f"features must have shape (N, D) with N of at least 1, not {tuple(features.shape)}")
-        bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(f"features of {len(bad)} samples are NaN or infinite, the first is sample {bad[0]}")
-        features = torch.nn.functional.normalize(features.float(), dim=1)
-        n = len(features)
-        neighbors = nearest_neighbors(features, min(max(self.k1, self.k2, _half(self.k1)), n))
-        weights = neighborhood_weights(features, neighbors, min(self.k1, n), min(self.k2, n))
-        near = near_pairs(weights, self.eps)
-        self.labels_, self.core_sample_indices_ = density_clusters(near, self.min_samples)
-        if (self.labels_ == NOISE).all():
-            logger.warning("all %d samples are noise at eps=%s: try a larger eps", n, self.eps)
+        self._fit(as_features(features), None)
         return self
+
+    def fit_predict_shard(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator) -> np.ndarray:
+        """Cluster the features of all processes together; each calls this with its own, shape (n, D).
+
+        The search for neighbours, most of the work, is shared; the main process does the rest. `labels_` and
+        `core_sample_indices_` are those of all samples, in process order, and the same as those of one process.
+
+        Returns:
+            int64 array of shape (n,): the labels of this process's samples.
+
+        Raises:
+            ValueError: as `fit`.
+        """
+        mine = as_features(features)
+        start, _ = place_of(accelerator, len(mine))
+        self._fit(gather_rows(accelerator, mine), accelerator)
+        return self.labels_[start : start + len(mine)]
+
+    def _fit(self, features: torch.Tensor, accelerator: Accelerator | None) -> None:
+        self._check_arguments()
+        n = len(features)
+        if n == 0:
+            raise ValueError(f"features have shape (0, {features.shape[1]}): there are no samples to cluster")
+        check_finite(features)
+        features = torch.nn.functional.normalize(features.float(), dim=1)
+        k = min(max(self.k1, self.k2, _half(self.k1)), n)
+        neighbors = nearest_neighbors(features, k, accelerator)
+        self.labels_, self.core_sample_indices_ = on_main(accelerator, lambda: self._join(features, neighbors))
+
+    def _join(self, features: torch.Tensor, neighbors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n = len(features)
+        weights = neighborhood_weights(features, neighbors, min(self.k1, n), min(self.k2, n))
+        labels, core = density_clusters(near_pairs(weights, self.eps), self.min_samples)
+        if (labels == NOISE).all():
+            logger.warning("all %d samples are noise at eps=%s: try a larger eps", n, self.eps)
+        return labels, core
 
     def _check_arguments(self) -> None:
         if not 0.0 <= self.eps <= 1.0:

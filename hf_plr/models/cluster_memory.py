@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
-from hf_plr.clustering.kmeans import cluster_sums
+from hf_plr.clustering.blocks import largest_entry, row_blocks
+from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.processes import max_over, place_of
+
+EMBED_ROWS = 1 << 14  # rows that are embedded together
 
 
 class ClusterMemory:
@@ -34,19 +39,49 @@ class ClusterMemory:
         self.prototypes = torch.empty(0, 0)
 
     @torch.no_grad()
-    def recenter(self, features: torch.Tensor) -> torch.Tensor:
-        """Take the mean of features (N, D) as the new origin, and return the features embedded by it."""
-        self.center = features.mean(dim=0)
-        return self.embed(features)
+    def recenter(self, features: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
+        """Take the mean feature as the new origin, and embed the features by it, in place.
+
+        Args:
+            features: float32, this process's rows, shape (n, D); overwritten.
+            accelerator: where other processes have further rows; the mean is that of all.
+
+        Returns:
+            The features, embedded.
+        """
+        _, total = place_of(accelerator, len(features))
+        largest = max_over(accelerator, largest_entry(features))
+        sums = ClusterSums(1, features.shape[1], total, largest, features.device)
+        sums.add(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))
+        self.center = sums.over(accelerator).means()[0].to(features)
+        for block in row_blocks(len(features), EMBED_ROWS):
+            features[block] = self.embed(features[block])
+        return features
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Features (B, D) relative to the origin, with unit length: where clusters are sought and the loss is taken."""
         return F.normalize(features - self.center.to(features), dim=1)
 
     @torch.no_grad()
-    def rebuild(self, features: torch.Tensor, targets: torch.Tensor, n_clusters: int) -> None:
-        """Set the prototypes to the means of embedded features (N, D) by target (N,); -1 takes no part."""
-        self.prototypes = F.normalize(cluster_sums(features, targets, n_clusters), dim=1)
+    def rebuild(
+        self,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        n_clusters: int,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        """Set the prototypes to the means of embedded features by target.
+
+        Args:
+            features: this process's rows, shape (n, D).
+            targets: shape (n,), -1 takes no part.
+            n_clusters: number of prototypes K.
+            accelerator: where other processes have further rows; the means are those of all.
+        """
+        _, total = place_of(accelerator, len(features))
+        sums = ClusterSums(n_clusters, features.shape[1], total, 1.0, features.device)
+        sums.add(features, targets)
+        self.prototypes = F.normalize(sums.over(accelerator).means(), dim=1).to(features)
 
     def loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean loss of a batch.
@@ -73,9 +108,10 @@ class ClusterMemory:
         """Move each prototype that has members in the batch towards their mean; targets (B,), -1 = none."""
         member = targets >= 0
         present, row = torch.unique(targets[member], return_inverse=True)
-        counts = torch.bincount(row, minlength=len(present))
-        means = cluster_sums(features[member], row, len(present)) / counts[:, None]
-        moved = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * F.normalize(means, dim=1)
+        sums = ClusterSums(len(present), features.shape[1], len(row), 1.0, features.device)
+        sums.add(features[member], row)
+        means = F.normalize(sums.means(), dim=1).to(features)
+        moved = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * means
         self.prototypes[present] = F.normalize(moved, dim=1)
 
     def to(self, device: torch.device) -> None:

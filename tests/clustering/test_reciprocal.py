@@ -108,7 +108,7 @@ def test_a_sample_is_near_itself_whatever_rounding_does():
         ({"k1": 0}, np.ones((3, 2)), "k1=0 must be at least 1"),
         ({}, np.array([[1.0], [np.nan]]), "features of 1 samples are NaN or infinite, the first is sample 1"),
         ({}, np.ones(3), r"not \(3,\)"),
-        ({}, np.ones((0, 3)), r"not \(0, 3\)"),
+        ({}, np.ones((0, 3)), r"\(0, 3\): there are no samples"),
     ],
 )
 def test_bad_input_is_named(arguments, features, message):

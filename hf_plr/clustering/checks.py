@@ -1,0 +1,50 @@
+"""What every clusterer asks of its features."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hf_plr.clustering.blocks import row_blocks
+from hf_plr.processes import gather_all, place_of
+
+BLOCK_ELEMENTS = 1 << 22
+
+
+def as_features(features: np.ndarray | torch.Tensor, name: str = "features") -> torch.Tensor:
+    """Features of shape (N, D) as a tensor that shares their memory.
+
+    Raises:
+        ValueError: if they have another shape or are no numbers.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing is written
+        tensor = torch.as_tensor(features)
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must have shape (N, D), not {tuple(tensor.shape)}")
+    return tensor
+
+
+def not_finite(features: torch.Tensor) -> torch.Tensor:
+    """Positions of the rows of features (N, D) that hold NaN or infinite values, ascending, on the CPU."""
+    height = max(1, BLOCK_ELEMENTS // max(features.shape[1], 1))
+    bad = [
+        (~torch.isfinite(features[where]).all(dim=1)).nonzero().flatten().cpu() + where.start
+        for where in row_blocks(len(features), height)
+    ]
+    return torch.cat(bad) if bad else torch.empty(0, dtype=torch.int64)
+
+
+def check_finite(features: torch.Tensor, name: str = "features", accelerator: Accelerator | None = None) -> None:
+    """Refuse features (N, D) with NaN or infinite values, on every process if one of them has some.
+
+    Raises:
+        ValueError: with the number of such rows and the first of them.
+    """
+    start, _ = place_of(accelerator, len(features))
+    bad = [row for rows in gather_all(accelerator, (not_finite(features) + start).tolist()) for row in rows]
+    if bad:
+        raise ValueError(f"{name} of {len(bad)} samples are NaN or infinite, the first is sample {bad[0]}")

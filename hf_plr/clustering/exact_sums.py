@@ -1,0 +1,68 @@
+"""Sums of features by cluster that are the same in any order: on any device, over any number of processes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+
+from hf_plr.clustering.blocks import row_blocks
+from hf_plr.processes import sum_over
+
+BLOCK_ROWS = {"cpu": 1 << 10}  # of which a copy in float64 stays in the processor's cache
+OTHER_BLOCK_ROWS = 1 << 16
+
+
+class ClusterSums:
+    """Sums and counts of rows by cluster.
+
+    Entries are rounded to a grid so coarse that no sum of them can round in float64: 2**-32 of the largest entry with a
+    million samples, finer than what float32 features are worth. Additions are then exact, so their order, which differs
+    between devices and between numbers of processes, does not matter, and what was added can be taken out again.
+
+    Args:
+        n_clusters: number of clusters K.
+        dimension: columns D of the features.
+        n_samples: rows at most, of all processes together.
+        largest: bound of the entries' absolute values; 1 for unit rows.
+        device: where sums are kept; on the CPU where the device has no float64.
+
+    Attributes:
+        sums: float64, shape (K, D).
+        counts: int64, shape (K,).
+    """
+
+    def __init__(self, n_clusters: int, dimension: int, n_samples: int, largest: float, device: torch.device):
+        device = torch.device("cpu") if device.type == "mps" else device
+        self._sums = torch.zeros(n_clusters + 1, dimension, dtype=torch.float64, device=device)  # the last is for noise
+        self._counts = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
+        grid = math.ceil(math.log2(max(n_samples, 1) * largest)) - 52 if largest > 0 else 0
+        self._shift = 1.5 * 2.0 ** (grid + 52)  # adding it leaves no bits below the grid
+
+    @property
+    def sums(self) -> torch.Tensor:
+        return self._sums[:-1]
+
+    @property
+    def counts(self) -> torch.Tensor:
+        return self._counts[:-1]
+
+    def add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int = 1) -> None:
+        """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 take them out."""
+        device = self._sums.device
+        height = BLOCK_ROWS.get(device.type, OTHER_BLOCK_ROWS)
+        for part in row_blocks(len(rows), height):
+            block = rows[part].to(device).double()
+            where = labels[part].to(device) % len(self._counts)  # -1 is the last
+            self._sums.index_add_(0, where, block.add_(self._shift).sub_(self._shift), alpha=sign)
+            self._counts.index_add_(0, where, torch.full_like(where, sign))
+
+    def over(self, accelerator: Accelerator | None) -> ClusterSums:
+        """Make these the sums of all processes."""
+        self._sums, self._counts = sum_over(accelerator, self._sums), sum_over(accelerator, self._counts)
+        return self
+
+    def means(self) -> torch.Tensor:
+        """Mean of each cluster in float64, shape (K, D); zeros where there is no row."""
+        return self.sums / self.counts.clamp(min=1)[:, None]

@@ -1,0 +1,62 @@
+"""Cluster features that several processes share; run by the tests under `accelerate launch`, writes what came out."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sklearn.datasets import make_blobs
+
+from hf_plr import KMeans, ReciprocalDBSCAN
+from hf_plr.models.cluster_memory import ClusterMemory
+from hf_plr.processes import gather_all, gather_rows, on_main
+
+
+def main(output: str) -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    features = make_blobs(3001, n_features=24, centers=40, cluster_std=2.0, random_state=0)[0].astype(np.float32)
+    features[100:110] = features[100]  # duplicates
+    lengths = {1: [3001], 2: [1201, 1800], 3: [2501, 0, 500]}[accelerator.num_processes]  # one holds nothing
+    mine = slice(sum(lengths[: accelerator.process_index]), sum(lengths[: accelerator.process_index + 1]))
+    shard = features[mine]
+
+    results: dict[str, np.ndarray] = {}
+    bad_start = np.vstack([features[:30], np.full((10, 24), 1e3, dtype=np.float32)])
+    for name, kmeans in {
+        "spherical": KMeans(40, seed=0),
+        "euclidean": KMeans(40, spherical=False, seed=1, tol=0, max_iter=20),
+        "sample": KMeans(40, fit_samples=500, seed=2),
+        "refilled": KMeans(40, init=bad_start, spherical=False),
+    }.items():
+        labels = gather_rows(accelerator, torch.from_numpy(kmeans.fit_predict_shard(shard, accelerator)))
+        results[f"{name}.labels"] = labels.numpy()
+        results[f"{name}.centers"] = kmeans.cluster_centers_.numpy()
+        results[f"{name}.inertia"] = np.array(kmeans.inertia_)
+    dbscan = ReciprocalDBSCAN(eps=0.5, k1=10, k2=3)
+    labels = gather_rows(accelerator, torch.from_numpy(dbscan.fit_predict_shard(shard, accelerator)))
+    results["dbscan.labels"] = labels.numpy()
+    memory = ClusterMemory(0.05, 0.2)
+    embedded = memory.recenter(torch.from_numpy(shard.copy()), accelerator)
+    memory.rebuild(embedded, labels[mine] % 7, 7, accelerator)
+    results |= memory.state_dict()
+
+    broken = shard.copy()
+    broken[:1] = np.nan if accelerator.process_index == 0 else broken[:1]
+    try:
+        KMeans(5).fit_predict_shard(broken, accelerator)
+    except ValueError as error:
+        results["nan_errors"] = np.array(gather_all(accelerator, str(error)))
+    try:
+        on_main(accelerator, lambda: 1 // 0)
+    except (ZeroDivisionError, RuntimeError) as error:
+        results["main_errors"] = np.array(gather_all(accelerator, f"{type(error).__name__}: {error}"))
+    if accelerator.is_main_process:
+        np.savez(output, **results)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
