@@ -22,7 +22,7 @@ def find_image_column(dataset: Dataset, wanted: str | None = None) -> str:
         ValueError: if the named column is missing, or none or several hold images.
     """
     if wanted is not None:
-        _check_present(dataset, "image_column", wanted)
+        check_present(dataset, "image_column", wanted)
         return wanted
     found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     if len(found) == 1:
@@ -44,7 +44,7 @@ def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None
         AmbiguousLabelColumns: if several columns could be meant.
     """
     if wanted is not None:
-        _check_present(dataset, "label_column", wanted)
+        check_present(dataset, "label_column", wanted)
         return wanted
     features: Features = dataset.features
     found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
@@ -65,7 +65,7 @@ def _describe(feature: object) -> str:
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
-def _check_present(dataset: Dataset, argument: str, name: str) -> None:
+def check_present(dataset: Dataset, argument: str, name: str) -> None:
     if name not in dataset.column_names:
         raise ValueError(
             f"{argument}={name!r} is not in the data set; the columns are: {', '.join(dataset.column_names)}"

@@ -28,19 +28,37 @@ def load_images(
     Raises:
         ValueError: if there is no such data set or split, saying what was looked for.
     """
+    splits = load_splits(name, config_name)
+    train = choose_split(splits, name, train_split)
+    test = next((splits[split] for split in TEST_SPLITS if split in splits and split != train_split), None)
+    return train, test
+
+
+def load_splits(name: str, config_name: str | None = None) -> DatasetDict:
+    """Load all splits of a data set; the arguments are those of `load_images`.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
     try:
-        splits = load_dataset(name, config_name)
+        return load_dataset(name, config_name)
     except EmptyDatasetError as error:
         raise ValueError(f"dataset_name={name!r}: the folder holds no images and no parquet files") from error
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         if os.path.exists(name):
             raise ValueError(f"dataset_name={name!r} cannot be loaded: {error}") from error
         raise ValueError(f"dataset_name={name!r} is neither a folder here nor a data set on the Hub") from error
-    if not isinstance(splits, DatasetDict) or train_split not in splits:
-        raise ValueError(f"dataset_name={name!r} has no split {train_split!r}; its splits are: {', '.join(splits)}")
-    train = splits[train_split]
-    test = next((splits[split] for split in TEST_SPLITS if split in splits and split != train_split), None)
-    return train, test
+
+
+def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
+    """The split of that name.
+
+    Raises:
+        ValueError: if there is none, naming those that there are.
+    """
+    if not isinstance(splits, DatasetDict) or split not in splits:
+        raise ValueError(f"dataset_name={name!r} has no split {split!r}; its splits are: {', '.join(splits)}")
+    return splits[split]
 
 
 def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
