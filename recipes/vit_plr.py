@@ -11,31 +11,36 @@ A label column, where there is one, is used to score the features before and aft
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from datasets import Dataset
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
-from hf_plr import PLRTrainer, PLRTrainingArguments
+from hf_plr import PLRTrainer
 from hf_plr.arguments import RecipeParser
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.images import image_sizes
 from hf_plr.data.loading import digits, draw_rows, load_images
 from hf_plr.models.backbone import fitting_size, small_vit, small_vit_processor
-from hf_plr.report.outputs import METRICS_FILE, PSEUDO_LABELS_FILE, format_summary, write_metrics
+from hf_plr.recipe import (
+    RecipeTrainingArguments,
+    check_output_dir,
+    prepare_output_dir,
+    run_recipe,
+    set_cpu_threads,
+    train,
+    write_results,
+)
 
 DEMO_OUTPUT_DIR = "out/digits"
 PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 64}
+NEXT_COMMAND = (
+    "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",
+    "your own images",
+)
 
 
 @dataclass
@@ -65,48 +70,28 @@ class RecipeArguments:
 
 
 @dataclass
-class VitPLRArguments(PLRTrainingArguments):
-    """`PLRTrainingArguments` with the handling of the output folder."""
+class VitPLRArguments(RecipeTrainingArguments):
+    """The arguments of training, where the digits need no output folder."""
 
     output_dir: str = field(  # type: ignore[assignment]
         default=None, metadata={"help": f"Folder for the results. The digits go to {DEMO_OUTPUT_DIR} by themselves."}
     )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Go on from the last checkpoint in output_dir, or from the one named here.",
-            "nargs": "?",
-            "const": "last",
-        },
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the results of a run in output_dir."})
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe."""
     recipe, args = parse(argv)
-    set_cpu_threads(recipe, args)
+    set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
 
     trainer.score("before")
-    trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
+    train(trainer, args)
     trainer.score("after")
-
-    card: dict[str, Any] = {"dataset": recipe.dataset_name or "handwritten digits", "tags": ["vit"]}
-    trainer.save_model(_internal_call=True)  # a push, if one is wanted, takes the whole folder at the end
-    if trainer.is_world_process_zero():
-        out = Path(args.output_dir)
-        trainer.save_pseudo_labels(out / PSEUDO_LABELS_FILE, rows)
-        trainer.create_model_card(**card)
-        seconds = time.perf_counter() - started
-        write_metrics(out / METRICS_FILE, trainer.summary(), seconds)
-        print(format_summary(trainer.summary(), seconds))
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    trainer.accelerator.end_training()
+    card = {"dataset": recipe.dataset_name or "handwritten digits", "tags": ["vit"]}
+    write_results(trainer, rows, started, NEXT_COMMAND, card)
 
 
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
@@ -131,30 +116,22 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     return defaults
 
 
-def set_cpu_threads(recipe: RecipeArguments, args: VitPLRArguments) -> None:
-    """Use all cores in a single process; `accelerate launch` allows it one thread unless told otherwise."""
-    if recipe.cpu_threads is not None:
-        torch.set_num_threads(recipe.cpu_threads)
-    elif args.device.type == "cpu" and args.world_size == 1:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
 def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTrainer, np.ndarray]:
     """Load images and model, and find what is wrong with them; returns the trainer and the rows that it trains on."""
     check_output_dir(args)
-    train, test = load(recipe, args)
-    rows = draw_rows(len(train), recipe.max_samples, args.seed)
-    train = train.select(rows)
+    images, test = load(recipe, args)
+    rows = draw_rows(len(images), recipe.max_samples, args.seed)
+    images = images.select(rows)
     if recipe.model_name_or_path is not None:
-        return PLRTrainer(recipe.model_name_or_path, args, train, eval_dataset=test), rows
-    if len(train) == 0:
+        return PLRTrainer(recipe.model_name_or_path, args, images, eval_dataset=test), rows
+    if len(images) == 0:
         raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")
-    image_column = find_image_column(train, args.image_column)
-    image_size, patch_size = fitting_size(*image_sizes(train, image_column))
+    image_column = find_image_column(images, args.image_column)
+    image_size, patch_size = fitting_size(*image_sizes(images, image_column))
     set_seed(args.seed)
     model = small_vit(image_size, patch_size)
     processor = small_vit_processor(image_size)
-    return PLRTrainer(model, args, train, processing_class=processor, eval_dataset=test), rows
+    return PLRTrainer(model, args, images, processing_class=processor, eval_dataset=test), rows
 
 
 def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Dataset | None]:
@@ -165,37 +142,5 @@ def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Datas
         return load_images(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
 
 
-def check_output_dir(args: VitPLRArguments) -> None:
-    """Refuse to mix two runs in one folder.
-
-    Raises:
-        ValueError: if there is a run in `output_dir` and neither flag says what to do with it, or none to resume.
-    """
-    out = Path(args.output_dir)
-    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
-    if args.resume_from_checkpoint == "last" and checkpoint is None:
-        raise ValueError(f"--resume_from_checkpoint: {out} holds no checkpoint")
-    if args.resume_from_checkpoint is not None or args.overwrite:
-        return
-    if (out / METRICS_FILE).exists():
-        raise ValueError(f"{out} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
-    if checkpoint is not None:
-        raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint goes on, --overwrite starts anew")
-
-
-def prepare_output_dir(args: VitPLRArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints and metrics where they are to be replaced."""
-    out = Path(args.output_dir)
-    if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
-        return
-    for checkpoint in out.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    (out / METRICS_FILE).unlink(missing_ok=True)
-
-
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_warning()
-    try:
-        main()
-    except (ValueError, TypeError) as error:
-        sys.exit(f"error: {error}")
+    run_recipe(main)

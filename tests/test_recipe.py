@@ -15,15 +15,18 @@ from conftest import REPOSITORY, SHARED_DATA
 from datasets import Image
 from sklearn.metrics import adjusted_rand_score
 
+VIT_PLR = REPOSITORY / "recipes" / "vit_plr.py"
 TINY = ["--num_train_epochs", "2", "--num_clusters", "12", "--max_samples", "150", "--disable_tqdm", "true"]
 
 
-def launch(*arguments: object, processes: int = 1, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: object, processes: int = 1, cwd: Path = REPOSITORY, script: Path = VIT_PLR
+) -> subprocess.CompletedProcess[str]:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     if processes > 1:  # with --cpu, accelerate starts one process unless MPI is there; --multi_gpu goes by torchrun
         accelerate += ["--multi_gpu"]
         arguments = (*arguments, "--use_cpu", "true")
-    command = [*accelerate, str(REPOSITORY / "recipes" / "vit_plr.py")]
+    command = [*accelerate, str(script)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600

@@ -8,6 +8,14 @@ import numpy as np
 import torch
 
 JUNK = -1  # identity of gallery images that count neither way
+RETRIEVAL_SCORES = {
+    "mAP": "mAP",
+    "rank_1": "Rank 1",
+    "rank_5": "Rank 5",
+    "rank_10": "Rank 10",
+    "cluster_ari": "ARI of the last labels",
+    "cluster_nmi": "NMI of the last labels",
+}
 
 
 def score_retrieval(

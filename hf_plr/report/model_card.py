@@ -70,7 +70,9 @@ def write_model_card(
         n_clusters=0 if summary.labels is None else summary.labels.n_clusters,
         noise_share=f"{summary.noise_share:.1%}",
         agreement=None if agreement is None else f"{agreement:.2f}",
+        moments=list(summary.scores),
         scores=summary.score_rows(),
+        source=summary.source,
         snippet=SNIPPET.format(
             name=name,
             interpolate=", interpolate_pos_encoding=True" if summary.interpolates else "",

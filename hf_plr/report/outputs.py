@@ -49,16 +49,24 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
     os.replace(temporary, path)
 
 
-def format_summary(summary: RunSummary, seconds: float) -> str:
-    """The end of a run for a person: scores before and after, where the results lie, what to do next."""
+def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str, str]) -> str:
+    """The end of a run for a person: the scores, where the results lie, what to do next.
+
+    Args:
+        summary: the run.
+        seconds: how long it took.
+        next_command: a command to try next, and what it does.
+    """
     out = summary.args.output_dir
     lines = ["", f"Trained on {summary.n_samples:,} images without labels in {seconds / 60:.1f} minutes."]
+    if summary.source:
+        lines += [f"Before that, the backbone was trained on {summary.source}."]
     rows = summary.score_rows()
     if rows:
-        lines += ["", f"{'':<28}{'before':>8}{'after':>8}", "-" * 44]
-        lines += [f"{name:<28}{before:>8}{after:>8}" for name, before, after in rows]
-        where = "the test split" if summary.scored_on_test else "the training images, cross-validated"
-        lines += [f"True labels were used for these scores only ({where})."]
+        lines += ["", f"{'':<28}" + "".join(f"{moment:>8}" for moment in summary.scores)]
+        lines += ["-" * len(lines[-1])]
+        lines += [f"{name:<28}" + "".join(f"{value:>8}" for value in values) for name, *values in rows]
+        lines += [f"True labels were used for these scores only ({summary.scored_on})."]
     else:
         lines += ["No label column, so the features were not scored."]
     if summary.labels is not None:
@@ -76,7 +84,7 @@ def format_summary(summary: RunSummary, seconds: float) -> str:
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
         f"  AutoModelForImageClassification.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
-        "  accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours   your own images",
+        f"  {next_command[0]}   {next_command[1]}",
         "",
     ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
 from hf_plr.stage import PseudoLabels
 from hf_plr.training_args import PLRTrainingArguments
@@ -42,6 +43,7 @@ class RunSummary:
         stages: the logged figures of every stage.
         scores: scores by moment, empty without a label column.
         scored_on_test: whether the scores are those of a test split.
+        source: what the start was trained on with labels, empty if on nothing.
     """
 
     args: PLRTrainingArguments
@@ -59,22 +61,27 @@ class RunSummary:
     stages: list[dict[str, float]]
     scores: dict[str, dict[str, float]]
     scored_on_test: bool
+    source: str = ""
 
     @property
     def noise_share(self) -> float:
         """Share of the images in no cluster, in [0, 1]."""
         return 0.0 if self.labels is None else float((self.labels.labels == -1).mean())
 
-    def score_rows(self) -> list[tuple[str, str, str]]:
-        """Rows (name, before, after) of a table of the scores; "-" where there is none."""
+    @property
+    def scored_on(self) -> str:
+        """Which images the scores are of."""
+        if not any("mAP" in found for found in self.scores.values()):
+            return "the test split" if self.scored_on_test else "the training images, cross-validated"
+        if self.scored_on_test:
+            return "queries in the gallery under other cameras"
+        return "every training image among those of other cameras"
 
-        def shown(moment: str, key: str) -> str:
-            value = self.scores.get(moment, {}).get(key)
-            return "-" if value is None else f"{value:.3f}"
-
+    def score_rows(self) -> list[tuple[str, ...]]:
+        """Rows (name, a value for each moment) of a table of the scores; "-" where there is none."""
         return [
-            (title, shown("before", key), shown("after", key))
-            for key, title in SCORES.items()
+            (title, *(f"{found[key]:.3f}" if key in found else "-" for found in self.scores.values()))
+            for key, title in {**SCORES, **RETRIEVAL_SCORES}.items()
             if any(key in found for found in self.scores.values())
         ]
 

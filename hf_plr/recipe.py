@@ -1,0 +1,115 @@
+"""What the recipes share: the output folder, threads, what a run leaves, and errors without a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_plr.report.outputs import METRICS_FILE, PSEUDO_LABELS_FILE, format_summary, write_metrics
+from hf_plr.trainer import PLRTrainer
+from hf_plr.training_args import PLRTrainingArguments
+
+
+@dataclass
+class RecipeTrainingArguments(PLRTrainingArguments):
+    """`PLRTrainingArguments` with the handling of the output folder."""
+
+    output_dir: str = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Folder for the results."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from the last checkpoint in output_dir, or from the one named here.",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the results of a run in output_dir."})
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's main function; what is wrong with arguments or data is told in one line."""
+    transformers.logging.set_verbosity_warning()
+    try:
+        main()
+    except (ValueError, TypeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def set_cpu_threads(threads: int | None, args: PLRTrainingArguments) -> None:
+    """Use all cores in a single process; `accelerate launch` allows it one thread unless told otherwise."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif args.device.type == "cpu" and args.world_size == 1:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def check_output_dir(args: RecipeTrainingArguments) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        ValueError: if there is a run in `output_dir` and neither flag says what to do with it, or none to resume.
+    """
+    out = Path(args.output_dir)
+    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
+    if args.resume_from_checkpoint == "last" and checkpoint is None:
+        raise ValueError(f"--resume_from_checkpoint: {out} holds no checkpoint")
+    if args.resume_from_checkpoint is not None or args.overwrite:
+        return
+    if (out / METRICS_FILE).exists():
+        raise ValueError(f"{out} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
+    if checkpoint is not None:
+        raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint goes on, --overwrite starts anew")
+
+
+def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> None:
+    """Remove an earlier run's checkpoints and metrics where they are to be replaced."""
+    out = Path(args.output_dir)
+    if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
+        return
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (out / METRICS_FILE).unlink(missing_ok=True)
+
+
+def train(trainer: PLRTrainer, args: RecipeTrainingArguments) -> None:
+    """Train, or go on where the arguments say."""
+    trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
+
+
+def write_results(
+    trainer: PLRTrainer, rows: np.ndarray, started: float, next_command: tuple[str, str], card: dict[str, Any]
+) -> None:
+    """Leave everything in the output folder, say so, and push it to the Hub if that is wanted.
+
+    Args:
+        trainer: the trained trainer, on every process.
+        rows: numbers of the training images' rows in the data that they were taken from.
+        started: `time.perf_counter()` at the start.
+        next_command: a command to try next and what it does, for the last words.
+        card: arguments of the model card.
+    """
+    args = trainer.args
+    trainer.save_model(_internal_call=True)  # a push, if one is wanted, takes the whole folder at the end
+    if trainer.is_world_process_zero():
+        out = Path(str(args.output_dir))
+        trainer.save_pseudo_labels(out / PSEUDO_LABELS_FILE, rows)
+        trainer.create_model_card(**card)
+        seconds = time.perf_counter() - started
+        write_metrics(out / METRICS_FILE, trainer.summary(), seconds)
+        print(format_summary(trainer.summary(), seconds, next_command))
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    trainer.accelerator.end_training()

@@ -1,0 +1,269 @@
+"""Adapt a vision transformer to re-identification data without labels, with or without a labelled source.
+
+  accelerate launch recipes/reid_plr.py --dataset_name TARGET --model_name_or_path MODEL --output_dir out
+      adapts a pretrained backbone to unlabelled images
+  accelerate launch recipes/reid_plr.py --dataset_name TARGET --source_dataset_name SOURCE --output_dir out
+      trains on the identities of SOURCE first; that backbone stays in out/source, to start from another time
+  accelerate launch recipes/reid_plr.py --config recipes/configs/cluster_contrast_market1501.yaml ...
+      takes published settings
+
+TARGET, SOURCE: a folder with Market-1501, MSMT17 or VeRi-776 as it was unpacked; or a Hub id or a folder of parquet
+files, with a column of identities and a column of cameras.
+
+Identities of the target score mAP and CMC and are used for nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import SaveStrategy
+
+from hf_plr.arguments import RecipeParser
+from hf_plr.data.images import image_sizes
+from hf_plr.data.loading import draw_rows
+from hf_plr.data.reid import ReidData, load_reid_data
+from hf_plr.models.backbone import fitting_size, load_backbone, load_image_processor, small_vit, small_vit_processor
+from hf_plr.recipe import (
+    RecipeTrainingArguments,
+    check_output_dir,
+    prepare_output_dir,
+    run_recipe,
+    set_cpu_threads,
+    train,
+    write_results,
+)
+from hf_plr.reid import ReidTrainer
+from hf_plr.report.outputs import METRICS_FILE, write_metrics
+
+SOURCE_FOLDER = "source"
+DEFAULTS = {"clusterer": "dbscan", "refinement": "joint", "augmentation": "reid", "samples_per_cluster": 4}
+PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "per_device_train_batch_size": 64, "source_learning_rate": 1e-4}
+WHAT_IS_NEEDED = (
+    "--dataset_name is needed: a folder with Market-1501 (bounding_box_train, query, bounding_box_test), MSMT17 "
+    "(list_train.txt and so on) or VeRi-776 (image_train, image_query, image_test); or a Hub id or a folder of parquet "
+    "files with --identity_column and --camera_column"
+)
+
+
+@dataclass
+class RecipeArguments:
+    """What to adapt to and where to start."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Target: a folder with Market-1501, MSMT17 or VeRi-776, a Hub id, or a folder of parquet files. "
+            "Splits query and gallery are scored; without them every training image asks among all."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    source_dataset_name: str | None = field(
+        default=None, metadata={"help": "Labelled data to train on first, of the same kinds. Default: none."}
+    )
+    source_dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set as the source."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on, of target and source."})
+    identity_column: str = field(
+        default="identity", metadata={"help": "Column of identities; the target's only score."}
+    )
+    camera_column: str = field(default="camera", metadata={"help": "Column of cameras, for scoring."})
+    source_identity_column: str | None = field(
+        default=None, metadata={"help": "The source's column of identities. Default: identity_column."}
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
+            "source_learning_rate to 1e-4 and of per_device_train_batch_size to 64. Default: a small ViT, random "
+            "weights."
+        },
+    )
+    source_epochs: float = field(default=30, metadata={"help": "Epochs on the source."})
+    source_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate on the source."})
+    image_height: int | None = field(
+        default=None, metadata={"help": "Height of the images in pixels, 256 for persons. Default: the processor's."}
+    )
+    image_width: int | None = field(
+        default=None, metadata={"help": "Width of the images in pixels, 128 for persons. Default: the processor's."}
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
+    )
+    max_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on at most this many images of source and target each, drawn at random: a first try."},
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe."""
+    recipe, args = parse(argv)
+    set_cpu_threads(recipe.cpu_threads, args)
+    started = time.perf_counter()
+    check_output_dir(args)
+    target, rows = load(recipe, args)
+    model, processor = start(recipe, args, target)
+    source_folder = Path(args.output_dir) / SOURCE_FOLDER
+    source_name = ""
+    scores: dict[str, dict[str, float]] = {}
+    if recipe.source_dataset_name is not None:
+        source_name, scores = train_on_source(recipe, args, target, model, processor, source_folder)
+        model = load_backbone(source_folder)
+        model.name_or_path = recipe.model_name_or_path or ""  # reports tell what it was before
+
+    trainer = ReidTrainer(model, args, target, source_name=source_name, processing_class=processor)
+    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+    trainer.scores |= scores
+    if not scores:
+        trainer.score("before")
+    train(trainer, args)
+    trainer.score("after")
+
+    again = f"--model_name_or_path {source_folder if source_name else 'MODEL'} --output_dir out/other"
+    next_command = (f"accelerate launch recipes/reid_plr.py --dataset_name OTHER {again}", "another target")
+    card = {"dataset": recipe.dataset_name, "tags": ["vit", "re-identification"]}
+    write_results(trainer, rows, started, next_command, card)
+
+
+def parse(argv: list[str] | None) -> tuple[RecipeArguments, RecipeTrainingArguments]:
+    """The recipe's arguments."""
+    assert __doc__ is not None
+    parser = RecipeParser([RecipeArguments, RecipeTrainingArguments], __doc__, adjust=defaults_for)
+    recipe, args = parser.parse(argv)
+    return recipe, args
+
+
+def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's defaults.
+
+    Raises:
+        ValueError: if something is missing or does not go together.
+    """
+    if given.get("dataset_name") is None:
+        raise ValueError(WHAT_IS_NEEDED)
+    if given.get("output_dir") is None:
+        raise ValueError("--output_dir is needed: the folder for the results")
+    if given.get("label_column") is not None:
+        raise ValueError("--label_column is not for this recipe: --identity_column names the column that scores")
+    if (given.get("image_height") is None) != (given.get("image_width") is None):
+        raise ValueError("--image_height and --image_width: give both or none")
+    for name in ("image_height", "image_width"):
+        if given.get(name) is not None and given[name] < 8:
+            raise ValueError(f"{name}={given[name]} must be at least 8")
+    if given.get("source_epochs") is not None and given["source_epochs"] <= 0:
+        raise ValueError(f"source_epochs={given['source_epochs']} must be above 0")
+    return DEFAULTS if given.get("model_name_or_path") is None else {**DEFAULTS, **PRETRAINED_DEFAULTS}
+
+
+def load(recipe: RecipeArguments, args: RecipeTrainingArguments) -> tuple[ReidData, np.ndarray]:
+    """The target, and the rows of its training split that are trained on."""
+    with args.main_process_first(desc="loading the target"):
+        target = load_reid_data(
+            str(recipe.dataset_name),
+            recipe.dataset_config_name,
+            args.image_column,
+            recipe.identity_column,
+            recipe.camera_column,
+            recipe.train_split,
+        )
+    rows = draw_rows(len(target.train.images), recipe.max_samples, args.seed)
+    return target.with_train(rows), rows
+
+
+def start(recipe: RecipeArguments, args: RecipeTrainingArguments, target: ReidData) -> tuple[PreTrainedModel, Any]:
+    """The backbone to start from and the image processor, which makes images of the size that was asked for."""
+    height, width = recipe.image_height, recipe.image_width
+    if recipe.model_name_or_path is not None:
+        model = load_backbone(recipe.model_name_or_path)
+        processor = load_image_processor(model)
+    else:
+        if height is not None and width is not None:
+            image_size, patch_size = max(height, width), max(8, min(height, width) // 8)
+        else:
+            image_size, patch_size = fitting_size(*image_sizes(target.train.images, "image"))
+        set_seed(args.seed)
+        model, processor = small_vit(image_size, patch_size), small_vit_processor(image_size)
+    if height is not None and width is not None:
+        processor.size = {"height": height, "width": width}
+        processor.do_resize = True
+        processor.do_center_crop = False  # where a processor crops, its crop would cut this size again
+    return model, processor
+
+
+def train_on_source(
+    recipe: RecipeArguments,
+    args: RecipeTrainingArguments,
+    target: ReidData,
+    model: PreTrainedModel,
+    processor: Any,
+    folder: Path,
+) -> tuple[str, dict[str, dict[str, float]]]:
+    """Train the model on the identities of the source, score it on the target before and after, and save it.
+
+    A resumed run takes what the first one left.
+
+    Returns:
+        What the source is, in words, and the scores by moment.
+    """
+    with args.main_process_first(desc="loading the source"):
+        identity_column = recipe.source_identity_column or recipe.identity_column
+        source = load_reid_data(
+            str(recipe.source_dataset_name),
+            recipe.source_dataset_config_name,
+            args.image_column,
+            identity_column,
+            camera_column=None,
+            train_split=recipe.train_split,
+        ).train
+    source = source.select(draw_rows(len(source.images), recipe.max_samples, args.seed))
+    n_identities = len(np.unique(source.identities))
+    name = (
+        f"{len(source.images):,} images of {n_identities:,} identities ({Path(str(recipe.source_dataset_name)).name})"
+    )
+    metrics = folder / METRICS_FILE
+    if args.resume_from_checkpoint is not None and metrics.exists():
+        return name, json.loads(metrics.read_text(encoding="utf-8"))["scores"]
+
+    started = time.perf_counter()
+    trainer = ReidTrainer(
+        model, source_args(recipe, args, folder), target, source, source_name=name, processing_class=processor
+    )
+    if trainer.is_world_process_zero():
+        metrics.unlink(missing_ok=True)  # it says that this stage is finished
+    trainer.score("before")
+    trainer.train()
+    trainer.score("source")
+    trainer.save_model(_internal_call=True)
+    if trainer.is_world_process_zero():
+        write_metrics(metrics, trainer.summary(), time.perf_counter() - started)
+        print(f"Trained on {name}: {folder}, a start for --model_name_or_path. Now the target, without labels.")
+    trainer.accelerator.wait_for_everyone()
+    return name, trainer.scores
+
+
+def source_args(recipe: RecipeArguments, args: RecipeTrainingArguments, folder: Path) -> RecipeTrainingArguments:
+    """The arguments of the stage on the source: no refinement, no checkpoints, nothing for the Hub."""
+    ours = copy.copy(args)  # making new ones would reset the state that all Accelerators share
+    ours.output_dir = str(folder)
+    ours.num_train_epochs = recipe.source_epochs
+    ours.learning_rate = recipe.source_learning_rate
+    ours.refinement = "none"
+    ours.save_strategy = SaveStrategy.NO
+    ours.load_best_model_at_end = False
+    ours.push_to_hub = False
+    return ours
+
+
+if __name__ == "__main__":
+    run_recipe(main)
