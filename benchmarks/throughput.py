@@ -38,7 +38,7 @@ class FixedClusters:
 class WithoutStage(PLRTrainer):
     """PLRTrainer whose stage takes random features, so that only the training loop is timed."""
 
-    def extract_features(self, dataset: Any = None) -> torch.Tensor:
+    def extract_shard(self) -> torch.Tensor:
         """Random features, float32 of shape (N, D)."""
         return torch.randn(len(self.train_dataset), self.model.config.hidden_size, device=self.args.device)
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -11,89 +17,125 @@ from tqdm.auto import tqdm
 
 from hf_plr.data.images import ImageStore, collate_images
 from hf_plr.models.backbone import VisionBackbone
+from hf_plr.precision import fast_fp32_products
+from hf_plr.processes import gather_rows
 
 
-def extract_features(
-    model: torch.nn.Module,
-    backbone: VisionBackbone,
-    images: ImageStore,
-    accelerator: Accelerator,
-    batch_size: int,
-    num_workers: int = 0,
-    positions: torch.Tensor | None = None,
-    progress: bool = False,
-) -> torch.Tensor:
-    """Pooled features of a store's images in their order.
+@dataclass
+class FeatureExtractor:
+    """How features are taken: everything but the images.
 
-    The batches are the same for any number of processes, each of which takes every world-size-th batch; features are
-    gathered with their positions and put where these say. The model's mode is left as it was.
-
-    Args:
+    Attributes:
         model: the backbone, wrapped or not.
         backbone: how it turns images into features.
-        images: the images.
-        accelerator: places batches and gathers features.
+        accelerator: places batches and shares them among processes.
         batch_size: images a batch.
-        num_workers: worker processes that decode images which are not kept in memory.
-        positions: positions in the store, shape (M,); None takes all.
+        num_workers: worker processes that decode images which are not cached.
         progress: show a progress bar on the main process.
-
-    Returns:
-        float32 tensor of shape (M, D) on the accelerator's device, the same on every process.
     """
-    positions = torch.arange(len(images)) if positions is None else positions
-    batches = torch.arange(len(positions)).split(batch_size)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    was_training = model.training
-    model.eval()
-    slots: list[torch.Tensor] = []
-    rows: list[torch.Tensor] = []
-    loader = DataLoader(
-        images,
-        batch_sampler=[positions[batch].tolist() for batch in mine],
-        num_workers=0 if images.is_cached else num_workers,
-        collate_fn=collate_images,
-        generator=torch.Generator(),  # its own: opening a loader draws a number
-    )
-    bar = tqdm(
-        loader,
-        desc="Extracting features",
-        unit="batch",
-        leave=False,
-        disable=not (progress and accelerator.is_main_process),
-    )
-    for slot_of_rows, batch in zip(mine, bar, strict=True):
-        pixels = batch["pixel_values"].to(accelerator.device)
-        with torch.inference_mode(), accelerator.autocast():
-            rows.append(backbone.features(model, images.geometry.normalise(images.geometry.unit_range(pixels))))
-        slots.append(slot_of_rows)
-    model.train(was_training)
-    slot = torch.cat(slots).to(accelerator.device) if slots else torch.empty(0, dtype=torch.int64)
-    local = torch.cat(rows) if rows else torch.empty(0, 0)
-    if accelerator.num_processes > 1:
-        slot, local = _gather_padded(slot, local, accelerator, backbone_width(model))
-    features = torch.empty(len(positions), local.shape[1], device=accelerator.device)
-    features[slot] = local
-    return features
+
+    model: torch.nn.Module
+    backbone: VisionBackbone
+    accelerator: Accelerator
+    batch_size: int
+    num_workers: int = 0
+    progress: bool = False
+
+    def all(self, images: ImageStore, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Features of a store's images in their order, on every process.
+
+        Args:
+            images: the images.
+            positions: positions in the store, shape (M,); None takes all.
+
+        Returns:
+            float32 tensor of shape (M, D) on the accelerator's device.
+        """
+        positions = torch.arange(len(images)) if positions is None else positions
+        return gather_rows(self.accelerator, self.of(images, positions[self.shard(len(positions))]))
+
+    def shard(self, n: int) -> slice:
+        """This process's part of n images: whole batches, so that batches are the same for any number of processes."""
+        n_batches = -(-n // self.batch_size)
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        start, stop = (min(n_batches * part // processes * self.batch_size, n) for part in (index, index + 1))
+        return slice(start, stop)
+
+    def of(
+        self,
+        images: ImageStore,
+        positions: torch.Tensor,
+        dtype: torch.dtype | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Features of these images on this process alone.
+
+        The model's mode is left as it was. Products in float32 on a CPU go through `fast_fp32_products`.
+
+        Args:
+            images: the images.
+            positions: positions in the store, shape (n,).
+            dtype: torch.bfloat16 for products in it; None for the precision of training.
+            out: float32 tensor of shape (n, D) to write to, on any device.
+
+        Returns:
+            `out`, or a float32 tensor of shape (n, D) on the accelerator's device.
+        """
+        device = self.accelerator.device
+        features = torch.empty(len(positions), self.width, device=device) if out is None else out
+        batches = positions.split(self.batch_size) if len(positions) else ()
+        was_training = self.model.training
+        self.model.eval()
+        start = 0
+        with torch.inference_mode(), fast_fp32_products(), self._autocast(dtype):
+            for pixels in self._bar(self._pixels(images, batches), len(batches)):
+                pixels = images.geometry.normalise(images.geometry.unit_range(pixels.to(device, non_blocking=True)))
+                rows = self.backbone.features(self.model, pixels)
+                features[start : start + len(rows)] = rows.to(features.device)
+                start += len(rows)
+        self.model.train(was_training)
+        return features
+
+    @property
+    def width(self) -> int:
+        """Size D of a feature."""
+        inner: Any = getattr(self.model, "module", self.model)
+        return int(inner.config.hidden_size)
+
+    def _pixels(self, images: ImageStore, batches: Any) -> Iterator[torch.Tensor]:
+        if images.is_cached:
+            for batch in batches:
+                yield images.pixels(batch)
+            return
+        loader = DataLoader(
+            images,
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self.num_workers,
+            collate_fn=collate_images,
+            generator=torch.Generator(),  # its own: opening a loader draws a number
+        )
+        for loaded in loader:
+            yield loaded["pixel_values"]
+
+    def _bar(self, batches: Iterator[torch.Tensor], n_batches: int) -> Iterator[torch.Tensor]:
+        hidden = not (self.progress and self.accelerator.is_main_process)
+        bar = tqdm(batches, desc="Extracting features", total=n_batches, unit="batch", leave=False, disable=hidden)
+        return iter(bar)
+
+    def _autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+        if dtype is None:
+            return self.accelerator.autocast()
+        return torch.autocast(self.accelerator.device.type, dtype)  # one for all batches: weights are cast once
 
 
-def backbone_width(model: Any) -> int:
-    """Size D of a backbone's features."""
-    inner = getattr(model, "module", model)
-    return int(inner.config.hidden_size)
+def empty_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) -> torch.Tensor:
+    """Room for features, float32 of shape (n_rows, width), in a memory-mapped file without a name.
 
-
-def _gather_padded(
-    slot: torch.Tensor, rows: torch.Tensor, accelerator: Accelerator, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gather (slot, row) pairs of all processes; padding carries slot -1 and is dropped."""
-    device = accelerator.device
-    rows = rows.reshape(-1, width).to(device)
-    longest = int(accelerator.gather(torch.tensor([len(slot)], device=device)).max())
-    padded_slot = torch.full((longest,), -1, dtype=torch.int64, device=device)
-    padded_slot[: len(slot)] = slot
-    padded_rows = torch.zeros(longest, width, device=device)
-    padded_rows[: len(rows)] = rows
-    all_slots, all_rows = accelerator.gather((padded_slot, padded_rows))
-    real = all_slots >= 0
-    return all_slots[real], all_rows[real]
+    The file is gone as soon as nothing refers to it, also if the process is killed.
+    """
+    if n_rows == 0:
+        return torch.empty(0, width)
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, prefix="features-") as file:
+        file.truncate(n_rows * width * 4)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n_rows, width)))

@@ -11,17 +11,22 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.clustering import KMeans, ReciprocalDBSCAN
+from hf_plr.clustering.checks import not_finite
+from hf_plr.processes import gather_all, gather_rows, on_main
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
 
 logger = logging.getLogger(__name__)
 
 
 class Clusterer(Protocol):
-    """Any object with scikit-learn's `fit_predict`: features (N, D) to integer labels (N,), -1 = noise."""
+    """Any object with scikit-learn's `fit_predict`: features (N, D) to integer labels (N,), -1 = noise.
+
+    It is called on the main process, with all features as a numpy array. An object that also has
+    `fit_predict_shard(features, accelerator)` is called with that instead, on every process, with the process's rows as
+    a tensor on its device, and returns their labels.
+    """
 
     def fit_predict(self, features: Any) -> Any:
         """Cluster features (N, D) and return their labels (N,)."""
@@ -56,11 +61,11 @@ class RefinementStage:
     """Cluster, refine and turn labels into targets, once an epoch.
 
     Args:
-        clusterer: object with `fit_predict`; if it also has `state_dict` and `load_state_dict`, they are kept in
+        clusterer: see `Clusterer`; if it also has `state_dict` and `load_state_dict`, they are kept in
             checkpoints.
         refiner: the refinement.
         refine_start_epoch: epochs before this one train on the clusters as they are.
-        accelerator: the main process clusters, all others receive its labels.
+        accelerator: shares the samples among processes; all of them have all labels.
     """
 
     def __init__(
@@ -73,7 +78,11 @@ class RefinementStage:
         self.current: PseudoLabels | None = None
 
     def run(self, features: torch.Tensor, epoch: int) -> dict[str, float]:
-        """Make the pseudo-labels of an epoch from features (N, D) and leave them in `current`.
+        """Make the pseudo-labels of an epoch from its features and leave them in `current`.
+
+        Args:
+            features: this process's rows, shape (n, D); those of all processes one after the other are the N samples.
+            epoch: the epoch.
 
         Returns:
             The stage's figures for the log, without a prefix.
@@ -122,24 +131,16 @@ class RefinementStage:
         return figures
 
     def _cluster(self, features: torch.Tensor) -> np.ndarray:
-        raw: np.ndarray | None = None
-        failure: Exception | None = None
-        if self.accelerator.is_main_process:
-            try:
-                ours = isinstance(self.clusterer, (KMeans, ReciprocalDBSCAN))  # they take tensors on any device
-                raw = check_labels(self.clusterer.fit_predict(features if ours else features.cpu().numpy()), features)
-            except Exception as error:  # the other processes wait: tell them before raising
-                failure = error
-        if self.accelerator.num_processes > 1:
-            box: list[Any] = [raw, None if failure is None else str(failure)]
-            broadcast_object_list(box)
-            raw = box[0]
-            if failure is None and box[1] is not None:
-                raise RuntimeError(f"clustering failed on the main process: {box[1]}")
-        if failure is not None:
-            raise failure
-        assert raw is not None
-        return raw
+        """The clusterer's labels of all samples, on every process."""
+        if hasattr(self.clusterer, "fit_predict_shard"):
+            mine = check_labels(self.clusterer.fit_predict_shard(features, self.accelerator), features)
+            return gather_rows(self.accelerator, torch.from_numpy(mine)).numpy()
+        everything = gather_rows(self.accelerator, features)
+        fit_predict = self.clusterer.fit_predict
+        labels: np.ndarray = on_main(
+            self.accelerator, lambda: check_labels(fit_predict(everything.cpu().numpy()), everything)
+        )
+        return labels
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything that the next epoch or a resumed one needs, as arrays by name."""
@@ -217,17 +218,24 @@ def _targets(result: RefinementResult, soft: bool) -> tuple[np.ndarray, int, sp.
     return targets, len(ids), None
 
 
-def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray) -> None:
-    """Refuse features (N, D) that are not finite; `rows` (N,) are the samples' rows in the data set.
+def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerator: Accelerator) -> None:
+    """Refuse features that are not finite, on every process.
+
+    Args:
+        features: this process's rows, shape (n, D).
+        epoch: the epoch, for the message.
+        rows: these samples' rows in the data set, shape (n,).
+        accelerator: tells the others.
 
     Raises:
         ValueError: with the epoch and the rows.
     """
-    bad = rows[~torch.isfinite(features).all(dim=1).cpu().numpy()].tolist()
+    found = gather_all(accelerator, (len(features), rows[not_finite(features).numpy()].tolist()))
+    total, bad = sum(n for n, _ in found), [row for _, part in found for row in part]
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise ValueError(
-            f"epoch {epoch}: the features of {len(bad)} of {len(features)} samples are NaN or infinite "
+            f"epoch {epoch}: the features of {len(bad)} of {total} samples are NaN or infinite "
             f"(samples {shown}). The weights have probably diverged: lower the learning rate."
         )
 

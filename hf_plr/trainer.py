@@ -23,7 +23,8 @@ from hf_plr.data.columns import AmbiguousLabelColumns, find_image_column, find_l
 from hf_plr.data.images import ImageGeometry, ImageStore, collate_images
 from hf_plr.data.sampler import ClusterSampler
 from hf_plr.evaluation.scores import SCORES, score_features
-from hf_plr.features import extract_features
+from hf_plr.feature_source import FeatureSource
+from hf_plr.features import FeatureExtractor
 from hf_plr.models.backbone import VisionBackbone, load_backbone, load_image_processor
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import PseudoLabelRefiner
@@ -148,6 +149,9 @@ class PLRTrainer(Trainer):
             refine_start_epoch=args.refine_start_epoch,
             accelerator=self.accelerator,
         )
+        self._feature_source = FeatureSource(
+            args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
+        )
         data_seed = args.seed if args.data_seed is None else args.data_seed
         self._sampler = ClusterSampler(len(images), args.samples_per_cluster, data_seed, _samples_per_epoch(args))
         self._targets = torch.empty(0, dtype=torch.int64)
@@ -170,12 +174,14 @@ class PLRTrainer(Trainer):
         if not goes_on:
             with _isolated_rng(self.args.seed + epoch):
                 started = time.perf_counter()
-                features = self.extract_features()
-                check_finite(features, epoch, self.train_dataset.rows)
-                features = self.memory.recenter(features)
+                features = self.extract_shard()
+                mine = self._extractor.shard(len(self.train_dataset))
+                check_finite(features, epoch, self.train_dataset.rows[mine], self.accelerator)
+                features = self.memory.recenter(features, self.accelerator)
                 extracted = time.perf_counter()
                 figures = self.stage.run(features, epoch)
-                self.memory.rebuild(features, self._targets_on(features.device), self._labels_now().n_clusters)
+                targets = self._targets_on(features.device)[mine]
+                self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
                 figures |= {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
             self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
         self._targets = self._targets_on(self.args.device)
@@ -184,12 +190,22 @@ class PLRTrainer(Trainer):
         self._pending.clear()
 
     def extract_features(self, dataset: Dataset | ImageStore | None = None) -> torch.Tensor:
-        """Features without augmentation, float32 of shape (N, D): of the training images by default."""
+        """Features without augmentation, float32 of shape (N, D), on every process: of the training images by default.
+
+        They are computed in the precision of training; those that the stage clusters may be older or less precise.
+        """
         images = self.train_dataset if dataset is None else self._eval_store(dataset)
-        return extract_features(
+        return self._extractor.all(images)
+
+    def extract_shard(self) -> torch.Tensor:
+        """Features that the stage clusters: this process's training images, float32 of shape (n, D)."""
+        return self._feature_source.shard(self._extractor, self.train_dataset, self.stage.clusterer)
+
+    @property
+    def _extractor(self) -> FeatureExtractor:
+        return FeatureExtractor(
             self.model,
             self.backbone,
-            images,
             self.accelerator,
             self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
@@ -218,7 +234,8 @@ class PLRTrainer(Trainer):
     ) -> Any:
         """Cross-entropy of a batch of images against the prototypes of their refined clusters."""
         index = inputs["index"]
-        features = self.memory.embed(self.backbone.features(model, self._augmented(inputs["pixel_values"], index)))
+        raw = self.backbone.features(model, self._augmented(inputs["pixel_values"], index))
+        features = self.memory.embed(raw)
         targets = self._targets[index]
         soft = self._labels_now().soft_targets
         if soft is None:
@@ -226,24 +243,22 @@ class PLRTrainer(Trainer):
         else:
             rows = torch.from_numpy(soft[index.cpu().numpy()].toarray())
             loss = self.memory.loss(features, rows.to(features))
-        self._pending.append((features.detach(), targets))
+        self._pending.append((raw.detach(), index))
         return (loss, {"features": features}) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of `Trainer`; at the last of an accumulation the prototypes follow the batch of all processes."""
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            features, targets = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
+            raw, index = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
             self._pending.clear()
             if self.accelerator.num_processes > 1:
-                features, targets = self._gather_batch(features, targets)
-            self.memory.update(features, targets)
+                raw = self.accelerator.pad_across_processes(raw)
+                index = self.accelerator.pad_across_processes(index, pad_index=-1)
+                raw, index = self.accelerator.gather((raw, index))
+            self.memory.update(self.memory.embed(raw), torch.where(index >= 0, self._targets[index], -1))
+            self._feature_source.note(index, raw)
         return loss
-
-    def _gather_batch(self, features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.accelerator.pad_across_processes(features)
-        targets = self.accelerator.pad_across_processes(targets, pad_index=-1)
-        return self.accelerator.gather((features, targets))
 
     def _augmented(self, pixels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         numbers = uniform(index, self.args.seed, self._epoch)
@@ -303,15 +318,7 @@ class PLRTrainer(Trainer):
     def _score_against_gallery(self, prediction: EvalPrediction) -> dict[str, float]:
         images = self.train_dataset
         chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), GALLERY_SAMPLES)).astype(np.int64))
-        gallery = extract_features(
-            self.model,
-            self.backbone,
-            images,
-            self.accelerator,
-            self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            positions=torch.from_numpy(chosen),
-        )
+        gallery = self._extractor.all(images, torch.from_numpy(chosen))
         labels = images.true_labels()[chosen]
         return score_features(gallery.cpu().numpy(), labels, prediction.predictions, prediction.label_ids)
 
@@ -325,16 +332,20 @@ class PLRTrainer(Trainer):
         return self._eval_stores[id(dataset)][1]
 
     def _store(self, dataset: Dataset, args: PLRTrainingArguments, label_column: str | None) -> ImageStore:
-        return ImageStore(
-            dataset,
-            find_image_column(dataset, self.image_column),
-            self.geometry,
-            label_column=label_column,
-            label_names=self._label_names,
-            cache_bytes=int(args.image_cache_gib * 2**30),
-            skip_unreadable=args.skip_unreadable,
-            progress=not args.disable_tqdm and args.process_index == 0,
-        )
+        # With a file for the decoded images, one process of a machine writes it and the others wait for it.
+        shared = args.image_cache_dir is not None and args.world_size > 1
+        with args.main_process_first(desc="reading images") if shared else contextlib.nullcontext():
+            return ImageStore(
+                dataset,
+                find_image_column(dataset, self.image_column),
+                self.geometry,
+                label_column=label_column,
+                label_names=self._label_names,
+                cache_bytes=int(args.image_cache_gib * 2**30),
+                cache_dir=args.image_cache_dir,
+                skip_unreadable=args.skip_unreadable,
+                progress=not args.disable_tqdm and args.process_index == 0,
+            )
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
@@ -357,7 +368,9 @@ class PLRTrainer(Trainer):
         directory = self.args.output_dir if output_dir is None else output_dir
         if self.args.should_save and self.pseudo_labels is not None:
             os.makedirs(directory, exist_ok=True)
-            save_state(directory, self.stage.state_dict() | self.memory.state_dict())
+            save_state(
+                directory, self.stage.state_dict() | self.memory.state_dict() | self._feature_source.state_dict()
+            )
         super().save_model(output_dir, _internal_call)
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
@@ -428,6 +441,7 @@ class PLRTrainer(Trainer):
             )
         self.memory.load_state_dict(state)
         self.stage.load_state_dict(state)
+        self._feature_source.load_state_dict(state, self.args.device)
 
 
 class _StageCallback(TrainerCallback):

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from hf_plr.clustering import CLUSTERERS
 from hf_plr.data.augmentation import AUGMENTATIONS
+from hf_plr.feature_source import DTYPES, SOURCES
 from hf_plr.models.pooling import POOLINGS
 from hf_plr.refinement import PRESETS
 
@@ -108,7 +109,42 @@ class PLRTrainingArguments(TrainingArguments):
         default=0.2, metadata={"help": "Share of the old prototype that stays at an update, in [0, 1]."}
     )
     image_cache_gib: float = field(
-        default=2.0, metadata={"help": "Memory for decoded images in GiB a process; beyond it they are decoded again."}
+        default=2.0,
+        metadata={"help": "Room for decoded images in GiB a process; what needs more is decoded again every time."},
+    )
+    image_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for decoded images in memory-mapped files, up to image_cache_gib for each data set; all "
+            "processes of a machine and later runs read them. Default: in memory."
+        },
+    )
+    feature_source: str = field(
+        default="extract",
+        metadata={
+            "help": "What is clustered: extract (a pass over all images without augmentation) or epoch (what the last "
+            "epoch's training steps saw, averaged by image: no pass, older features).",
+            "choices": list(SOURCES),
+        },
+    )
+    feature_momentum: float = field(
+        default=0.2,
+        metadata={"help": "With feature_source epoch: share of an image's old feature that stays, in [0, 1)."},
+    )
+    feature_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Arithmetic of the features that are clustered: float32, bfloat16, or auto (bfloat16 where the "
+            "device has it and a trial on 2,048 images gives the same clusters).",
+            "choices": list(DTYPES),
+        },
+    )
+    feature_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for a memory-mapped file of features for each process, removed by itself: for more "
+            "features than memory. Default: on the device."
+        },
     )
     skip_unreadable: bool = field(
         default=False, metadata={"help": "Leave unreadable images out and report them, rather than stop."}
@@ -134,6 +170,8 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
         if self.samples_per_cluster < 1:
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
+        if not 0.0 <= self.feature_momentum < 1.0:
+            raise ValueError(f"feature_momentum={self.feature_momentum} is outside [0, 1)")
         if self.image_cache_gib < 0.0:
             raise ValueError(f"image_cache_gib={self.image_cache_gib} must be at least 0")
         if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
@@ -142,6 +180,8 @@ class PLRTrainingArguments(TrainingArguments):
         for name, allowed in (
             ("clusterer", CLUSTERERS),
             ("pooling", POOLINGS),
+            ("feature_source", SOURCES),
+            ("feature_dtype", DTYPES),
             ("augmentation", AUGMENTATIONS),
             ("refinement", PRESETS),
         ):

@@ -420,7 +420,7 @@ def test_unreadable_images_are_named_or_left_out(make_trainer, some_digits, tmp_
 
 def test_nan_features_stop_the_run_and_name_sample_and_epoch(make_trainer):
     trainer = make_trainer()
-    extract = trainer.extract_features
+    extract = trainer.extract_shard
 
     def damaged():
         features = extract()
@@ -428,7 +428,7 @@ def test_nan_features_stop_the_run_and_name_sample_and_epoch(make_trainer):
             features[17] = float("nan")
         return features
 
-    trainer.extract_features = damaged
+    trainer.extract_shard = damaged
     with pytest.raises(ValueError, match=r"epoch 1: the features of 1 of 203 samples .*\(samples 17\)"):
         trainer.train()
 

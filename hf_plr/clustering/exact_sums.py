@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -10,8 +11,7 @@ from accelerate import Accelerator
 from hf_plr.clustering.blocks import row_blocks
 from hf_plr.processes import sum_over
 
-BLOCK_ROWS = {"cpu": 1 << 10}  # of which a copy in float64 stays in the processor's cache
-OTHER_BLOCK_ROWS = 1 << 16
+BLOCK_ROWS = 1 << 12  # that are held in float64 at once
 
 
 class ClusterSums:
@@ -38,6 +38,7 @@ class ClusterSums:
         self._sums = torch.zeros(n_clusters + 1, dimension, dtype=torch.float64, device=device)  # the last is for noise
         self._counts = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
         grid = math.ceil(math.log2(max(n_samples, 1) * largest)) - 52 if largest > 0 else 0
+        self._block = torch.empty(0, dimension, dtype=torch.float64, device=device)
         self._shift = 1.5 * 2.0 ** (grid + 52)  # adding it leaves no bits below the grid
 
     @property
@@ -51,17 +52,20 @@ class ClusterSums:
     def add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int = 1) -> None:
         """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 take them out."""
         device = self._sums.device
-        height = BLOCK_ROWS.get(device.type, OTHER_BLOCK_ROWS)
-        for part in row_blocks(len(rows), height):
-            block = rows[part].to(device).double()
+        if len(self._block) == 0:
+            self._block = torch.empty(BLOCK_ROWS, self._sums.shape[1], dtype=torch.float64, device=device)
+        for part in row_blocks(len(rows), BLOCK_ROWS):
+            block = self._block[: part.stop - part.start].copy_(rows[part]).add_(self._shift).sub_(self._shift)
             where = labels[part].to(device) % len(self._counts)  # -1 is the last
-            self._sums.index_add_(0, where, block.add_(self._shift).sub_(self._shift), alpha=sign)
+            self._sums.index_add_(0, where, block, alpha=sign)
             self._counts.index_add_(0, where, torch.full_like(where, sign))
 
     def over(self, accelerator: Accelerator | None) -> ClusterSums:
-        """Make these the sums of all processes."""
-        self._sums, self._counts = sum_over(accelerator, self._sums), sum_over(accelerator, self._counts)
-        return self
+        """The sums of all processes, as a copy."""
+        total = copy.copy(self)
+        total._sums = sum_over(accelerator, self._sums.clone())
+        total._counts = sum_over(accelerator, self._counts.clone())
+        return total
 
     def means(self) -> torch.Tensor:
         """Mean of each cluster in float64, shape (K, D); zeros where there is no row."""

@@ -11,14 +11,14 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
 from tqdm.auto import tqdm
 
-from hf_plr.clustering.blocks import largest_entry, row_blocks
+from hf_plr.clustering.blocks import row_blocks
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
 from hf_plr.precision import fast_fp32_products
 from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of, sum_over
 
-BLOCK_ROWS = {"cpu": 1 << 10}  # rows whose scores and features stay in the processor's cache
-BLOCK_SCORES = 1 << 27  # scores of a block on other devices, 512 MiB
+BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
+OTHER_BLOCK_SCORES = 1 << 27
 SEEDING_SAMPLES_PER_CLUSTER = 64
 
 
@@ -115,13 +115,15 @@ class KMeans(ClusterMixin, BaseEstimator):
         start, total = place_of(accelerator, len(all_rows))
         if not 1 <= self.n_clusters <= total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
-        check_finite(all_rows.features, accelerator=accelerator)
+        if not all(gather_all(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
+            check_finite(all_rows.features, accelerator=accelerator)
         fitted = all_rows
         if self.fit_samples is not None and self.fit_samples < total:
             if self.fit_samples < self.n_clusters:
                 raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
             drawn = _draw(total, self.fit_samples, self.seed + 1)
-            fitted = all_rows.taken(drawn[(drawn >= start) & (drawn < start + len(all_rows))] - start)
+            mine = drawn[(drawn >= start) & (drawn < start + len(all_rows))] - start
+            fitted = _Rows(all_rows.taken(mine), self.spherical, self.device)
         centers = self._start(all_rows, start, total, accelerator)
         with fast_fp32_products():
             centers = self._iterate(fitted, centers, accelerator)
@@ -134,16 +136,21 @@ class KMeans(ClusterMixin, BaseEstimator):
     def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
         """Lloyd's iterations from centers (K, D), float32; the centers that they end with."""
         total = place_of(accelerator, len(rows))[1]
-        largest = 1.0 if self.spherical else max_over(accelerator, largest_entry(rows.features))
-        enough = self.tol * _mean_variance(rows, total, largest, accelerator)
+        largest = max_over(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
+        squares = float(sum_over(accelerator, rows.lengths().double().square().sum()))
+        sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
+        labels: torch.Tensor | None = None
         steps = range(1, self.max_iter + 1)
         for step in tqdm(steps, desc="Clustering", unit="pass", leave=False, disable=not self.verbose):
             self.n_iter_ = step
-            sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
-            labels, scores = _assign(rows, centers, sums)
-            sums.over(accelerator)
-            _refill(sums, rows, labels, scores, accelerator)
-            moved = sums.means().to(centers.device)
+            labels_before = labels
+            labels, scores = _assign(rows, centers)
+            _follow(sums, rows, labels, labels_before)
+            all_sums = sums.over(accelerator)
+            mean = all_sums.sums.sum(dim=0) / total
+            enough = self.tol * max(squares / total - float(mean.square().sum()), 0.0) / len(mean)
+            _refill(all_sums, rows, labels, scores, accelerator)
+            moved = all_sums.means().to(centers.device)
             if self.spherical:
                 moved = torch.nn.functional.normalize(moved, dim=1)
             shift = (moved - centers.double()).square().sum(dim=1).mean().item()
@@ -161,7 +168,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             if self.init == "warm" and last is not None and tuple(last.shape) == wanted:
                 return last.to(rows.device, torch.float32)
             drawn = _draw(total, min(total, SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters), self.seed)
-            mine = rows.taken(drawn[(drawn >= start) & (drawn < start + len(rows))] - start).features
+            mine = rows.taken(drawn[(drawn >= start) & (drawn < start + len(rows))] - start)
             sample = gather_rows(accelerator, mine).cpu().numpy()
             seeds = on_main(accelerator, lambda: kmeans_plusplus(sample, self.n_clusters, random_state=self.seed)[0])
             return torch.from_numpy(seeds).to(rows.device)
@@ -172,38 +179,46 @@ class KMeans(ClusterMixin, BaseEstimator):
 
 
 class _Rows:
-    """Features (N, D) as k-means looks at them: block by block, in float32, of unit length if asked for."""
+    """Features (N, D) as k-means looks at them: block by block, in float32, divided by their norms if asked for."""
 
     def __init__(self, features: torch.Tensor, unit: bool, device: str | torch.device | None):
         self.features = features
         self.unit = unit
         self.device = features.device if device is None else torch.device(device)
+        self.norms = torch.empty(len(features), device=self.device)
+        for where, block in self.blocks():
+            self.norms[where] = torch.linalg.vector_norm(block, dim=1)
+        self._divisors = self.norms.clamp(min=1e-12)[:, None]
 
     def __len__(self) -> int:
         return len(self.features)
 
     def blocks(self, n_columns: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Slices with their rows; on other devices than the CPU of a size for `n_columns` scores a row."""
-        height = BLOCK_ROWS.get(self.device.type, max(1, BLOCK_SCORES // max(n_columns, self.features.shape[1])))
-        for where in row_blocks(len(self), height):
-            block = self.features[where].to(self.device, torch.float32)
-            yield where, torch.nn.functional.normalize(block, dim=1) if self.unit else block
+        """Slices with their rows, not divided, of a size for `n_columns` scores a row."""
+        scores = BLOCK_SCORES.get(self.device.type, OTHER_BLOCK_SCORES)
+        for where in row_blocks(len(self), max(1, scores // max(n_columns, self.features.shape[1]))):
+            yield where, self.features[where].to(self.device, torch.float32)
 
-    def taken(self, positions: torch.Tensor) -> _Rows:
-        """These rows, in memory, as `blocks` gives them."""
-        block = self.features[positions.to(self.features.device)].to(self.device, torch.float32)
-        return _Rows(torch.nn.functional.normalize(block, dim=1) if self.unit else block, self.unit, self.device)
+    def divided(self, where: slice, block: torch.Tensor) -> torch.Tensor:
+        """A block, divided by its rows' norms."""
+        return block / self._divisors[where] if self.unit else block
+
+    def taken(self, positions: torch.Tensor) -> torch.Tensor:
+        """The rows at these positions in memory, divided by their norms."""
+        rows = self.features[positions.to(self.features.device)].to(self.device, torch.float32)
+        return rows / self._divisors[positions.to(self.device)] if self.unit else rows
+
+    def lengths(self) -> torch.Tensor:
+        """Norms of the rows as they are looked at, shape (N,)."""
+        return self.norms / self._divisors[:, 0] if self.unit else self.norms
 
     def distances(self, scores: torch.Tensor) -> torch.Tensor:
         """Squared distances (N,) to the centers that got these scores."""
-        squares = torch.empty_like(scores)
-        for where, block in self.blocks():
-            squares[where] = block.square().sum(dim=1)
-        return (squares - 2.0 * scores).clamp_(min=0.0)
+        return (self.lengths().square() - 2.0 * scores).clamp_(min=0.0)
 
 
-def _assign(rows: _Rows, centers: torch.Tensor, sums: ClusterSums | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest center of each row and its score, x c - |c|^2 / 2; adds the rows to the sums of their clusters.
+def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nearest center of each row and its score, x c - |c|^2 / 2.
 
     Returns:
         Labels, int64 (N,), and scores, float32 (N,), on the device of the products.
@@ -217,10 +232,25 @@ def _assign(rows: _Rows, centers: torch.Tensor, sums: ClusterSums | None = None)
     for where, block in rows.blocks(len(centers)):
         out = out if len(out) == len(block) else torch.empty(len(block), len(centers), device=rows.device)
         torch.mm(block, columns, out=out)
-        best[where], labels[where] = out.sub_(half_norms).max(dim=1)
-        if sums is not None:
-            sums.add(block, labels[where])
+        if not rows.unit:  # between unit centers, neither their norms nor the row's matter
+            out.sub_(half_norms)
+        torch.max(out, dim=1, out=(best[where], labels[where]))
+    if rows.unit:
+        best.div_(rows.norms.clamp(min=1e-12)).sub_(half_norms[labels])
     return labels, best
+
+
+def _follow(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_before: torch.Tensor | None) -> None:
+    """Add all rows to the sums of their clusters, or move those whose label has changed."""
+    if labels_before is None:
+        for where, block in rows.blocks():
+            sums.add(rows.divided(where, block), labels[where])
+        return
+    changed = (labels != labels_before).nonzero().flatten()
+    for where in row_blocks(len(changed), BLOCK_ROWS):
+        moved = rows.taken(changed[where])
+        sums.add(moved, labels_before[changed[where]], sign=-1)
+        sums.add(moved, labels[changed[where]])
 
 
 def _refill(
@@ -243,7 +273,7 @@ def _refill(
     for donor, empties in donors.items():
         members = torch.nonzero(labels == donor).flatten()
         farthest = members[distance[members].argsort(descending=True, stable=True)][: len(empties)]
-        given = rows.taken(farthest).features.cpu()
+        given = rows.taken(farthest).cpu()
         offers += [
             (donor, -float(distance[member]), start + int(member), row)
             for member, row in zip(farthest, given, strict=True)
@@ -254,18 +284,6 @@ def _refill(
         moved = torch.stack([row for _, _, row in best[: len(empties)]])
         sums.add(moved, torch.full((len(empties),), donor), sign=-1)
         sums.add(moved, torch.tensor(empties))
-
-
-def _mean_variance(rows: _Rows, total: int, largest: float, accelerator: Accelerator | None) -> float:
-    """Variance of the features of all processes, averaged over the columns."""
-    n_columns = rows.features.shape[1]
-    sums = ClusterSums(1, n_columns, total, largest, rows.device)
-    squares = torch.zeros((), dtype=torch.float64)
-    for _, block in rows.blocks():
-        sums.add(block, torch.zeros(len(block), dtype=torch.int64, device=block.device))
-        squares += block.square().sum(dim=1).cpu().double().sum()
-    mean = sums.over(accelerator).means()[0].cpu()
-    return float((sum_over(accelerator, squares) / total - mean.square().sum()).clamp(min=0.0)) / n_columns
 
 
 def _draw(total: int, size: int, seed: int) -> torch.Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +17,12 @@ from PIL import ImageOps
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from hf_plr.data.pixel_cache import PixelCache
+
 logger = logging.getLogger(__name__)
 
 DECODE_BATCH = 256
+HOW_TO_SKIP = "--skip_unreadable (skip_unreadable=True) leaves it out."
 
 
 class UnreadableImage(ValueError):
@@ -49,6 +54,11 @@ class ImageGeometry:
         height, width = self.to_pixels([PILImage.new(self.mode, (64, 64))]).shape[2:]
         self.image_size = (height, width)
 
+    def describe(self) -> str:
+        """Everything that decides how an image is decoded, as text."""
+        settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        return f"{type(self.processor).__name__}|{self.mode}|{settings}"
+
     def to_pixels(self, images: list[PILImage.Image]) -> torch.Tensor:
         """uint8 tensor of shape (B, C, H, W)."""
         images = [image if image.mode == self.mode else image.convert(self.mode) for image in images]
@@ -74,7 +84,8 @@ class ImageStore(TorchDataset):
     """The images of a data set by position: `{"index": int, "pixel_values": uint8 (C, H, W)}`, with a label if asked.
 
     Every image is decoded when the store is built, so an unreadable one is found before any long work. Resized images
-    are kept in memory as uint8 while they fit into `cache_bytes`; otherwise they are decoded again when needed.
+    are kept as uint8, in memory or in a memory-mapped file, if they fit into `cache_bytes`; otherwise they are decoded
+    again when needed.
 
     Args:
         dataset: the data set; it is not changed.
@@ -82,7 +93,8 @@ class ImageStore(TorchDataset):
         geometry: how images are decoded.
         label_column: column of true labels for scoring, handed out as "labels"; None leaves them out.
         label_names: see `encode_labels`.
-        cache_bytes: memory for decoded images.
+        cache_bytes: room for decoded images; they are kept if all of them fit.
+        cache_dir: folder for a memory-mapped file with them (see `PixelCache`); None keeps them in memory.
         skip_unreadable: leave unreadable images out and say how many, rather than stop.
         progress: show a progress bar.
 
@@ -103,6 +115,7 @@ class ImageStore(TorchDataset):
         label_column: str | None = None,
         label_names: dict[str, int] | None = None,
         cache_bytes: int = 2**31,
+        cache_dir: str | os.PathLike[str] | None = None,
         skip_unreadable: bool = False,
         progress: bool = False,
     ):
@@ -112,7 +125,13 @@ class ImageStore(TorchDataset):
         self.labels = None if label_column is None else encode_labels(dataset, label_column, label_names)
         self._column = _undecoded(dataset, image_column)
         self._image_column = image_column
-        self.rows, self.unreadable, self._cache = self._decode_all(cache_bytes, skip_unreadable, progress)
+        shape = (len(dataset), 1 if geometry.mode == "L" else 3, *geometry.image_size)
+        fits = int(np.prod(shape)) <= cache_bytes
+        file = None
+        if fits and cache_dir is not None:
+            file = PixelCache(cache_dir, f"{dataset._fingerprint}|{image_column}|{geometry.describe()}", shape)
+        self._cache, self.unreadable = self._decode_or_read(file, shape if fits else None, skip_unreadable, progress)
+        self.rows = self._readable_rows(skip_unreadable)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,7 +141,7 @@ class ImageStore(TorchDataset):
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         rows = self.rows[np.asarray(positions)]
-        pixels = self._pixels(rows) if self._cache is None else self._cache[torch.as_tensor(positions)]
+        pixels = self.pixels(torch.as_tensor(positions))
         items = [
             {"index": int(position), "pixel_values": image} for position, image in zip(positions, pixels, strict=True)
         ]
@@ -131,9 +150,14 @@ class ImageStore(TorchDataset):
                 item["labels"] = int(self.labels[row])
         return items
 
+    def pixels(self, positions: torch.Tensor) -> torch.Tensor:
+        """The images at these positions (B,): uint8 of shape (B, C, H, W)."""
+        rows = self.rows[positions.numpy()]
+        return self._pixels(rows) if self._cache is None else self._cache[torch.from_numpy(rows)]
+
     @property
     def is_cached(self) -> bool:
-        """Whether the decoded images are kept in memory."""
+        """Whether the decoded images are kept, in memory or in a memory-mapped file."""
         return self._cache is not None
 
     def true_labels(self) -> np.ndarray:
@@ -151,13 +175,24 @@ class ImageStore(TorchDataset):
         images = [_decode(value, int(row)) for value, row in zip(values, rows, strict=True)]
         return self.geometry.to_pixels(images)
 
-    def _decode_all(
-        self, cache_bytes: int, skip_unreadable: bool, progress: bool
-    ) -> tuple[np.ndarray, list[int], torch.Tensor | None]:
+    def _decode_or_read(
+        self, file: PixelCache | None, shape: tuple[int, ...] | None, skip_unreadable: bool, progress: bool
+    ) -> tuple[torch.Tensor | None, list[int]]:
+        """The decoded images, None where they are not kept, and the rows that are unreadable."""
+        if file is None:
+            room = None if shape is None else torch.empty(shape, dtype=torch.uint8)
+            return room, self._decode_all(room, skip_unreadable, progress)
+        found = file.read()
+        if found is not None:
+            return found
+        with file.written() as room:
+            unreadable = self._decode_all(room, skip_unreadable, progress)
+            file.note(unreadable)
+        return room, unreadable
+
+    def _decode_all(self, room: torch.Tensor | None, skip_unreadable: bool, progress: bool) -> list[int]:
+        """Decode every image, into `room` (N, C, H, W) if there is some; the rows that are unreadable."""
         n = len(self._column)
-        shape = (1 if self.geometry.mode == "L" else 3, *self.geometry.image_size)
-        fits = n * int(np.prod(shape)) <= cache_bytes
-        cache = torch.empty((n, *shape), dtype=torch.uint8) if fits else None
         unreadable: list[int] = []
         starts = range(0, n, DECODE_BATCH)
         for start in tqdm(starts, desc="Reading images", unit="batch", disable=not progress, leave=False):
@@ -166,25 +201,28 @@ class ImageStore(TorchDataset):
                 pixels = self._pixels(rows)
             except UnreadableImage as error:
                 if not skip_unreadable:
-                    raise UnreadableImage(
-                        f"{error}. --skip_unreadable (skip_unreadable=True) leaves it out."
-                    ) from error
+                    raise UnreadableImage(f"{error}. {HOW_TO_SKIP}") from error
                 good = [row for row in rows if self._readable(int(row))]
                 unreadable.extend(sorted(set(rows.tolist()) - set(good)))
                 rows = np.asarray(good, dtype=np.int64)
                 if len(rows) == 0:
                     continue
                 pixels = self._pixels(rows)
-            if cache is not None:
-                cache[torch.from_numpy(rows)] = pixels
-        kept = np.setdiff1d(np.arange(n), unreadable)
+            if room is not None:
+                room[torch.from_numpy(rows)] = pixels
+        return unreadable
+
+    def _readable_rows(self, skip_unreadable: bool) -> np.ndarray:
+        n = len(self._column)
+        if self.unreadable and not skip_unreadable:  # known from an earlier run that left them out
+            raise UnreadableImage(f"image {self.unreadable[0]} cannot be read. {HOW_TO_SKIP}")
+        kept = np.setdiff1d(np.arange(n), self.unreadable)
         if len(kept) == 0:
             raise ValueError(f"none of the {n} images can be read")
-        if unreadable:
-            shown = ", ".join(map(str, unreadable[:10])) + (", ..." if len(unreadable) > 10 else "")
-            logger.warning("%d of %d images cannot be read and are left out: rows %s", len(unreadable), n, shown)
-            cache = None if cache is None else cache[torch.from_numpy(kept)]
-        return kept, unreadable, cache
+        if self.unreadable:
+            shown = ", ".join(map(str, self.unreadable[:10])) + (", ..." if len(self.unreadable) > 10 else "")
+            logger.warning("%d of %d images cannot be read and are left out: rows %s", n - len(kept), n, shown)
+        return kept
 
     def _readable(self, row: int) -> bool:
         try:

@@ -29,8 +29,9 @@ def test_equals_sklearn_from_the_same_start(blobs):
 
 def test_chunks_change_nothing(blobs, monkeypatch):
     whole = KMeans(20, seed=1).fit_predict(blobs)
-    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_ROWS", {"cpu": 77})
-    monkeypatch.setattr("hf_plr.clustering.exact_sums.BLOCK_ROWS", {"cpu": 50})
+    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {"cpu": 20 * 77})
+    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_ROWS", 40)
+    monkeypatch.setattr("hf_plr.clustering.exact_sums.BLOCK_ROWS", 50)
     np.testing.assert_array_equal(KMeans(20, seed=1).fit_predict(blobs), whole)
 
 
@@ -61,6 +62,46 @@ def test_duplicates_and_extreme_cluster_counts():
     assert KMeans(3).fit_predict(same).shape == (10,)
     distinct = np.eye(6, dtype=np.float32)
     assert sorted(KMeans(6).fit_predict(distinct).tolist()) == list(range(6))
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_zero_and_nearly_identical_features_have_defined_results(spherical):
+    zeros = np.zeros((12, 4), dtype=np.float32)
+    assert KMeans(3, spherical=spherical).fit(zeros).labels_.shape == (12,)
+    near = np.full((50, 8), 0.3, dtype=np.float32)
+    near += np.random.default_rng(0).normal(scale=1e-7, size=near.shape).astype(np.float32)
+    kmeans = KMeans(5, spherical=spherical).fit(near)
+    assert np.isfinite(kmeans.cluster_centers_.numpy()).all()
+    assert 0 <= kmeans.inertia_ < 1e-3
+    np.testing.assert_array_equal(KMeans(5, spherical=spherical).fit_predict(near), kmeans.labels_)
+
+
+def test_fitting_on_a_sample_assigns_everybody(blobs):
+    whole = KMeans(20, seed=0).fit(blobs)
+    sampled = KMeans(20, seed=0, fit_samples=500).fit(blobs)
+    assert sampled.labels_.shape == (2000,)
+    assert sampled.inertia_ < 1.1 * whole.inertia_
+    np.testing.assert_array_equal(sampled.predict(blobs), sampled.labels_)
+    assert not torch.equal(sampled.cluster_centers_, whole.cluster_centers_)
+    more_than_there_are = KMeans(20, seed=0, fit_samples=5000).fit(blobs)
+    assert torch.equal(more_than_there_are.cluster_centers_, whole.cluster_centers_)
+    with pytest.raises(ValueError, match="fit_samples=10 must be at least n_clusters=20"):
+        KMeans(20, fit_samples=10).fit(blobs)
+
+
+def test_half_precision_features_and_a_device_of_its_own(blobs):
+    half = torch.from_numpy(blobs).half()
+    expected = KMeans(20, seed=0).fit_predict(half.float())
+    np.testing.assert_array_equal(KMeans(20, seed=0, device="cpu").fit_predict(half), expected)
+    np.testing.assert_array_equal(KMeans(20, seed=0).fit_predict(half.numpy()), expected)
+
+
+def test_an_empty_cluster_takes_the_farthest_samples_of_the_largest():
+    features = np.array([[0.0], [0.1], [0.2], [0.3], [9.0], [20.0]], dtype=np.float32)
+    start = np.array([[0.0], [1e3], [20.0]], dtype=np.float32)
+    kmeans = KMeans(3, init=start, spherical=False, max_iter=1).fit(features)
+    # First pass: 0.0 takes five samples, 1e3 none. The farthest of the five, 9.0, begins the empty cluster.
+    np.testing.assert_allclose(kmeans.cluster_centers_.numpy().ravel(), [0.15, 9.0, 20.0], atol=1e-6)
 
 
 def test_is_a_scikit_learn_estimator(blobs):

@@ -1,0 +1,157 @@
+"""Where the stage's features come from: precision, memory-mapped files, features seen while training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import AgglomerativeClustering
+
+from hf_plr import KMeans, ReciprocalDBSCAN
+from hf_plr.feature_source import agreement, computes_in_bf16
+from hf_plr.features import FeatureExtractor, empty_in_file
+from hf_plr.precision import _onednn_keeps_fp32, fast_fp32_products
+
+CPU = torch.device("cpu")
+
+
+def test_the_fast_product_is_as_exact_and_the_setting_restored():
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    left, right = torch.randn(2, 300, 400)
+    with fast_fp32_products():
+        product = left @ right.T
+        assert (settings.fp32_precision != before) == _onednn_keeps_fp32()
+    assert settings.fp32_precision == before
+    with pytest.raises(RuntimeError, match="inside"), fast_fp32_products():
+        raise RuntimeError("inside")
+    assert settings.fp32_precision == before
+    exact = left.double() @ right.double().T
+    assert (product - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_agreement_of_two_precisions_by_the_runs_own_clusterer():
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(20, 16, generator=generator)
+    exact = centers[torch.arange(400) % 20] + 0.1 * torch.randn(400, 16, generator=generator)
+    rounded, shuffled = exact.bfloat16().float(), exact[torch.randperm(400, generator=generator)]
+    for clusterer in (KMeans(40, seed=0), ReciprocalDBSCAN(k1=10), AgglomerativeClustering(40)):
+        assert agreement(clusterer, exact, rounded, share=0.5) > 0.98
+        assert agreement(clusterer, exact, shuffled, share=0.5) < 0.5
+        assert not hasattr(clusterer, "labels_")
+    assert agreement(ReciprocalDBSCAN(eps=0.0, k1=10), exact, exact, share=0.5) == 0.0  # nothing but noise
+    assert agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, share=0.5) > 0.98
+
+
+@pytest.mark.skipif(not computes_in_bf16(CPU), reason="this processor has no bfloat16 arithmetic")
+@pytest.mark.parametrize(("same_from", "chosen"), [(0.0, "bfloat16"), (1.1, "float32")])
+def test_auto_precision_follows_the_trial_and_is_kept(make_trainer, tmp_path, monkeypatch, same_from, chosen):
+    monkeypatch.setattr("hf_plr.feature_source.SAME_CLUSTERS", same_from)
+    trainer = make_trainer(num_train_epochs=1)
+    trainer.train()
+    assert trainer._feature_source.dtype == chosen
+    assert 0 < trainer._feature_source.trial_ari <= 1
+    monkeypatch.setattr("hf_plr.feature_source.SAME_CLUSTERS", 1.1 - same_from)  # a resumed run does not try again
+    resumed = make_trainer(num_train_epochs=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._feature_source.dtype == chosen
+
+
+def test_auto_precision_without_a_trial(make_trainer):
+    class Fixed:
+        def fit_predict(self, features):
+            return np.arange(len(features)) % 7
+
+    trainer = make_trainer({"clusterer": Fixed()}, num_train_epochs=1, save_strategy="no")
+    trainer.train()
+    assert trainer._feature_source.dtype == "float32"
+    trainer = make_trainer(num_train_epochs=1, save_strategy="no", bf16=True)
+    trainer.train()
+    assert trainer._feature_source.dtype == "bfloat16"
+
+
+def test_features_in_a_file_give_the_same_run_and_leave_nothing(make_trainer, tmp_path):
+    folder = tmp_path / "features"
+    runs = []
+    for feature_dir in (None, str(folder)):
+        trainer = make_trainer(feature_dir=feature_dir, save_strategy="no")
+        trainer.train()
+        runs.append(trainer.pseudo_labels.labels)
+        if feature_dir is not None:
+            shard = trainer.extract_shard()
+            assert str(folder) in Path("/proc/self/maps").read_text()
+            assert os.listdir(folder) == []  # it has no name
+            assert shard.shape == (203, 32)
+    np.testing.assert_array_equal(*runs)
+    assert empty_in_file(0, 4, folder).shape == (0, 4)
+
+
+def test_features_larger_than_a_block_are_clustered_from_a_file(tmp_path):
+    room = empty_in_file(5000, 8, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    room.copy_(torch.randn(5000, 8, generator=generator))
+    read_only = np.memmap(tmp_path / "features.f32", np.float32, "w+", shape=(5000, 8))
+    read_only[:] = room.numpy()
+    read_only.flush()
+    read_only = np.memmap(tmp_path / "features.f32", np.float32, "r", shape=(5000, 8))
+    expected = KMeans(30, seed=0).fit_predict(room.clone())
+    np.testing.assert_array_equal(KMeans(30, seed=0).fit_predict(read_only), expected)
+
+
+class Counting(FeatureExtractor):
+    images = 0
+
+    def of(self, images, positions, *args, **kwargs):
+        Counting.images += len(positions)
+        return super().of(images, positions, *args, **kwargs)
+
+
+def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):
+    monkeypatch.setattr("hf_plr.trainer.FeatureExtractor", Counting)
+    Counting.images = 0
+    trainer = make_trainer(feature_source="epoch", feature_dtype="float32", save_strategy="no")
+    trainer.train()
+    assert Counting.images == 203  # k-means leaves nobody out
+    Counting.images = 0
+    clusterer = ReciprocalDBSCAN(eps=0.5, k1=8, k2=3)
+    trainer = make_trainer(
+        {"clusterer": clusterer},
+        feature_source="epoch",
+        num_train_epochs=2,
+        feature_dtype="float32",
+        save_strategy="no",
+    )
+    trainer.train()
+    left_out = int((trainer.pseudo_labels.previous_labels == -1).sum())
+    assert left_out > 0
+    assert Counting.images == 203 + left_out
+
+
+def test_features_of_the_epoch_are_near_to_those_of_a_pass(make_trainer):
+    settings = {"augmentation": "none", "learning_rate": 1e-9, "feature_momentum": 0.0, "feature_dtype": "float32"}
+    trainer = make_trainer(feature_source="epoch", num_train_epochs=1, save_strategy="no", **settings)
+    trainer.train()
+    np.testing.assert_allclose(trainer.extract_shard().numpy(), trainer.extract_features().numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("save_steps", [7, 10])
+def test_features_of_the_epoch_resume_bit_for_bit(make_trainer, tmp_path, save_steps):
+    settings = {"feature_source": "epoch", "save_strategy": "steps", "save_steps": save_steps, "save_total_limit": None}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{save_steps}"))
+    np.testing.assert_array_equal(resumed.pseudo_labels.labels, whole.pseudo_labels.labels)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("feature_source", "both"), ("feature_dtype", "float16"), ("feature_momentum", 1.0)]
+)
+def test_bad_settings_are_named(make_trainer, argument, value):
+    with pytest.raises(ValueError, match=f"{argument}={value!r}"):
+        make_trainer(**{argument: value})
