@@ -37,3 +37,17 @@ def test_reciprocal_prints_one_line_of_json():
     result = run_benchmark("reciprocal", "--samples", "600", "--turns", "1")
     assert result["ari"] == 1.0
     assert result["noise_equal"]
+
+
+@pytest.mark.slow
+def test_kmeans_prints_one_line_of_json():
+    result = run_benchmark("kmeans", "--samples", "2000", "--clusters", "20", "--turns", "1")
+    assert result["ours_inertia"] == pytest.approx(result["scikit_learn_inertia"], rel=1e-3)
+    assert result["ours_share_of_rate"] > 0
+
+
+@pytest.mark.slow
+def test_extraction_prints_one_line_of_json():
+    result = run_benchmark("extraction", "--images", "48", "--image_size", "32", "--turns", "1", "--dtype", "float32")
+    assert result["ari"] > 0.9
+    assert 0 < result["stage_share_of_epoch"] < 1
