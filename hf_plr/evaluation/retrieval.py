@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from hf_plr.clustering.checks import check_finite
+
 JUNK = -1  # identity of gallery images that count neither way
 RETRIEVAL_SCORES = {
     "mAP": "mAP",
@@ -113,9 +115,7 @@ def _check_features(query: torch.Tensor, gallery: torch.Tensor) -> None:
             raise ValueError(
                 f"{name} features have shape {tuple(features.shape)}, expected (n, D) with n of at least 1"
             )
-        bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(f"{name} features of {len(bad)} rows are NaN or infinite, the first is row {bad[0]}")
+        check_finite(features, f"{name} features")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
 

@@ -73,7 +73,10 @@ def test_constant_features_score_nothing():
         ({"query_cameras": [0, 0]}, "give both or none"),
         ({"query_ids": [0]}, "query_ids must be 2 integers"),
         ({"gallery_ids": [0.5, 1.0]}, "gallery_ids must be 2 integers, not torch.float64"),
-        ({"query": torch.full((2, 3), torch.nan)}, "query features of 2 rows are NaN or infinite, the first is row 0"),
+        (
+            {"query": torch.full((2, 3), torch.nan)},
+            "query features of 2 samples are NaN or infinite, the first is sample 0",
+        ),
         ({"gallery": torch.ones(2, 5)}, "query features have 3 columns, gallery features 5"),
         ({"gallery": torch.ones(0, 3)}, r"gallery features have shape \(0, 3\)"),
         ({"gallery_ids": [7, 8]}, "none of the 2 queries has a match"),
