@@ -26,12 +26,15 @@ def test_example_runs(example, tmp_path):
 
 
 def test_flags_and_targets_are_real():
-    helped = subprocess.run(
-        [sys.executable, str(REPOSITORY / "recipes" / "vit_plr.py"), "--help_all"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    helped = "".join(
+        subprocess.run(
+            [sys.executable, str(REPOSITORY / "recipes" / recipe), "--help_all"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for recipe in ("vit_plr.py", "reid_plr.py")
+    )
     missing = [flag for flag in set(re.findall(r"`(--[a-z0-9_]+)", README)) if f"{flag}\n" not in helped]
     assert missing == []
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
