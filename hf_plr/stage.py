@@ -109,7 +109,7 @@ class RefinementStage:
         if n_clusters == 0:
             raise ValueError(
                 f"epoch {epoch}: all {len(raw)} samples are noise, so there is nothing to train on. "
-                "Use fewer, larger clusters or a lower min_cluster_size."
+                "Use fewer, larger clusters or a lower min_cluster_size; with dbscan, a larger eps."
             )
         if n_clusters == 1:
             logger.warning(

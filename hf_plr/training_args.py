@@ -64,7 +64,7 @@ class PLRTrainingArguments(TrainingArguments):
         default="affine",
         metadata={
             "help": "affine (small rotations, shifts and shears; nothing is mirrored), photo (crops, mirroring, "
-            "colour) or none.",
+            "colour), reid (mirroring, small shifts, erasing) or none.",
             "choices": list(AUGMENTATIONS),
         },
     )
