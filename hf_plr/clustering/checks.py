@@ -14,7 +14,7 @@ from hf_plr.processes import gather_all, place_of
 BLOCK_ELEMENTS = 1 << 22
 
 
-def as_features(features: np.ndarray | torch.Tensor, name: str = "features") -> torch.Tensor:
+def as_features(features: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Features of shape (N, D) as a tensor that shares their memory.
 
     Raises:
@@ -24,7 +24,7 @@ def as_features(features: np.ndarray | torch.Tensor, name: str = "features") -> 
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing is written
         tensor = torch.as_tensor(features)
     if tensor.ndim != 2:
-        raise ValueError(f"{name} must have shape (N, D), not {tuple(tensor.shape)}")
+        raise ValueError(f"features must have shape (N, D), not {tuple(tensor.shape)}")
     return tensor
 
 

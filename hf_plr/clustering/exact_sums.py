@@ -52,8 +52,9 @@ class ClusterSums:
     def add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int = 1) -> None:
         """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 take them out."""
         device = self._sums.device
-        if len(self._block) == 0:
-            self._block = torch.empty(BLOCK_ROWS, self._sums.shape[1], dtype=torch.float64, device=device)
+        height = min(len(rows), BLOCK_ROWS)  # a training step sums a batch: no more room than it needs
+        if len(self._block) < height:
+            self._block = torch.empty(height, self._sums.shape[1], dtype=torch.float64, device=device)
         for part in row_blocks(len(rows), BLOCK_ROWS):
             block = self._block[: part.stop - part.start].copy_(rows[part]).add_(self._shift).sub_(self._shift)
             where = labels[part].to(device) % len(self._counts)  # -1 is the last
