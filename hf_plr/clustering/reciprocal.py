@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.neighbors import nearest_neighbors
+from hf_plr.clustering.neighbors import SEARCHES, nearest_neighbors
 from hf_plr.processes import gather_rows, on_main, place_of
 
 logger = logging.getLogger(__name__)
@@ -36,17 +36,19 @@ class ReciprocalDBSCAN(ClusterMixin, BaseEstimator):
         min_samples: near samples that make a core sample, itself included, at least 1.
         k1: neighbours that may be reciprocal, the sample itself included, at least 1; at most all are taken.
         k2: nearest neighbours, the sample itself included, whose neighbourhoods are averaged; 1 for none.
+        search: how neighbours are found: "torch" on the features' device, or "faiss" where it is installed.
 
     Attributes:
         labels_: int64 array of shape (N,), -1 = noise.
         core_sample_indices_: positions of the core samples, ascending.
     """
 
-    def __init__(self, eps: float = 0.6, min_samples: int = 4, k1: int = 30, k2: int = 6):
+    def __init__(self, eps: float = 0.6, min_samples: int = 4, k1: int = 30, k2: int = 6, search: str = "torch"):
         self.eps = eps
         self.min_samples = min_samples
         self.k1 = k1
         self.k2 = k2
+        self.search = search
 
     def fit(self, features: np.ndarray | torch.Tensor, y: None = None) -> ReciprocalDBSCAN:
         """Cluster features of shape (N, D), a float numpy array or a tensor on any device.
@@ -82,7 +84,7 @@ class ReciprocalDBSCAN(ClusterMixin, BaseEstimator):
         check_finite(features)
         features = torch.nn.functional.normalize(features.float(), dim=1)
         k = min(max(self.k1, self.k2, _half(self.k1)), n)
-        neighbors = nearest_neighbors(features, k, accelerator)
+        neighbors = nearest_neighbors(features, k, accelerator, self.search)
         self.labels_, self.core_sample_indices_ = on_main(accelerator, lambda: self._join(features, neighbors))
 
     def _join(self, features: torch.Tensor, neighbors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,6 +101,8 @@ class ReciprocalDBSCAN(ClusterMixin, BaseEstimator):
         for name in ("min_samples", "k1", "k2"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.search not in SEARCHES:
+            raise ValueError(f"search={self.search!r} is unknown: use one of {', '.join(SEARCHES)}")
 
 
 def neighborhood_weights(features: torch.Tensor, neighbors: np.ndarray, k1: int, k2: int) -> sp.csr_array:

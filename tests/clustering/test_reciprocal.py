@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -75,13 +76,33 @@ def test_it_finds_clusters_and_leaves_strays_out():
     assert (found[600:] == -1).mean() > (found[:600] == -1).mean() + 0.3
 
 
-def test_neighbors_are_exact_and_begin_with_the_sample_itself():
+@pytest.mark.parametrize("search", ["torch", "faiss"])
+def test_neighbors_are_exact_and_begin_with_the_sample_itself(search, monkeypatch):
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    monkeypatch.setattr("hf_plr.clustering.neighbors.BLOCK_ELEMENTS", 1000)
     features = unit(np.repeat(blobs(30, 3, 0.5)[0], 2, axis=0))  # every sample twice
-    found = nearest_neighbors(features, 7)
+    found = nearest_neighbors(features, 7, search=search)
     np.testing.assert_array_equal(found[:, 0], np.arange(60))
     similarities = features @ features.T
     expected = similarities.sort(dim=1, descending=True).values[:, :7]
     torch.testing.assert_close(similarities.gather(1, torch.as_tensor(found).long()), expected)
+
+
+def test_faiss_finds_the_same_neighbors_also_among_duplicates():
+    pytest.importorskip("faiss")
+    features = unit(blobs(200, 6, 0.4)[0])
+    np.testing.assert_array_equal(nearest_neighbors(features, 20, search="faiss"), nearest_neighbors(features, 20))
+    duplicates = unit(np.ones((12, 3)))
+    assert (nearest_neighbors(duplicates, 4, search="faiss")[:, 0] == np.arange(12)).all()
+    with_torch, with_faiss = (ReciprocalDBSCAN(k1=12, search=search) for search in ("torch", "faiss"))
+    np.testing.assert_array_equal(with_faiss.fit_predict(features), with_torch.fit_predict(features))
+
+
+def test_wanting_faiss_where_it_is_missing_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match="faiss is not installed: pip install faiss-cpu, or search='torch'"):
+        ReciprocalDBSCAN(search="faiss").fit(np.ones((3, 2)))
 
 
 def test_edge_cases_have_defined_results(caplog):
@@ -106,6 +127,7 @@ def test_a_sample_is_near_itself_whatever_rounding_does():
     [
         ({"eps": 1.5}, np.ones((3, 2)), r"eps=1.5 is outside \[0, 1\]"),
         ({"k1": 0}, np.ones((3, 2)), "k1=0 must be at least 1"),
+        ({"search": "annoy"}, np.ones((3, 2)), "search='annoy' is unknown: use one of torch, faiss"),
         ({}, np.array([[1.0], [np.nan]]), "features of 1 samples are NaN or infinite, the first is sample 1"),
         ({}, np.ones(3), r"not \(3,\)"),
         ({}, np.ones((0, 3)), r"\(0, 3\): there are no samples"),
