@@ -28,6 +28,7 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import PrinterCallback, ViTConfig, ViTModel
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
+from hf_plr.media import Images
 from hf_plr.models.backbone import pass_class_token_through_pooler, small_vit_processor
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.precision import fast_fp32_products
@@ -165,9 +166,11 @@ def stage_share(trainer: PLRTrainer) -> float:
 
 def ready_batches(trainer: PLRTrainer, batch_size: int) -> list[torch.Tensor]:
     """All images, normalised, on the device."""
-    geometry, store = trainer.geometry, trainer.train_dataset
+    medium, store = trainer.medium, trainer.train_dataset
+    assert isinstance(medium, Images)
+    geometry = medium.geometry
     return [
-        geometry.normalise(geometry.unit_range(store.pixels(part).to(trainer.args.device)))
+        geometry.normalise(geometry.unit_range(store.batch(part)["pixel_values"].to(trainer.args.device)))
         for part in torch.arange(len(store)).split(batch_size)
     ]
 

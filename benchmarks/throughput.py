@@ -22,6 +22,7 @@ from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.augmentation import affine_augmentation, uniform
 from hf_plr.data.images import collate_images
 from hf_plr.data.loading import digits
+from hf_plr.media import Images
 from hf_plr.models.backbone import small_vit, small_vit_processor
 
 N_CLASSES = 64
@@ -94,7 +95,8 @@ def measure(steps: int, turns: int, batch_size: int) -> dict[str, Any]:
                 train_dataset=ours.train_dataset,
                 data_collator=collate_images,
             )
-            theirs.geometry = ours.geometry
+            assert isinstance(ours.medium, Images)
+            theirs.geometry = ours.medium.geometry
             order: list[tuple[Trainer, list[float]]] = [(ours, plr), (theirs, stock)]
             for trainer, _ in order:
                 trainer.remove_callback(PrinterCallback)

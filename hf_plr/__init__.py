@@ -10,9 +10,19 @@ if TYPE_CHECKING:
     from hf_plr.refinement import PseudoLabelRefiner
     from hf_plr.trainer import PLRTrainer
     from hf_plr.training_args import PLRTrainingArguments
+    from hf_plr.unit_trainer import UnitTrainer
+    from hf_plr.unit_training_args import UnitTrainingArguments
 
 __version__ = "0.1.0"
-__all__ = ["KMeans", "PLRTrainer", "PLRTrainingArguments", "PseudoLabelRefiner", "ReciprocalDBSCAN"]
+__all__ = [
+    "KMeans",
+    "PLRTrainer",
+    "PLRTrainingArguments",
+    "PseudoLabelRefiner",
+    "ReciprocalDBSCAN",
+    "UnitTrainer",
+    "UnitTrainingArguments",
+]
 
 # The refiner must be importable where there is no torch, so each name is imported when it is first used.
 _HOME = {
@@ -21,6 +31,8 @@ _HOME = {
     "PLRTrainingArguments": "hf_plr.training_args",
     "PseudoLabelRefiner": "hf_plr.refinement",
     "ReciprocalDBSCAN": "hf_plr.clustering",
+    "UnitTrainer": "hf_plr.unit_trainer",
+    "UnitTrainingArguments": "hf_plr.unit_training_args",
 }
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import KMeans
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.data.images import ImageStore
+from hf_plr.data.store import SampleStore
 from hf_plr.features import FeatureExtractor, empty_in_file
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.processes import gather_rows, on_main
@@ -26,10 +26,10 @@ SAME_CLUSTERS = 0.98  # adjusted Rand index from which two clusterings count as 
 
 
 class FeatureSource:
-    """The stage's features: from a pass over all images, or those that training saw, averaged sample by sample.
+    """The stage's features: from a pass over all samples, or those that training saw, averaged sample by sample.
 
     Precision "auto" takes bfloat16 if the device computes in it and a trial at the first stage finds the same clusters:
-    2,048 images, evenly spaced, are extracted in both precisions and clustered by the run's own clusterer (with
+    2,048 samples, evenly spaced, are extracted in both precisions and clustered by the run's own clusterer (with
     proportionally fewer clusters, where it takes a number; k-means starts the second time from its own centroids). From
     an adjusted Rand index of 0.98 on, with two clusters at least, bfloat16 is taken for the whole run; otherwise, and
     with clusterers that are no scikit-learn estimators, float32. Training with bf16 gives bfloat16 in any case.
@@ -55,25 +55,25 @@ class FeatureSource:
         self._rows = torch.empty(0, 0)  # of all samples, where the source is "epoch"
         self._seen = torch.empty(0, dtype=torch.bool)
 
-    def shard(self, extractor: FeatureExtractor, images: ImageStore, clusterer: Any) -> torch.Tensor:
-        """Features of this process's images, float32 of shape (n, D), for the caller to keep and to change."""
+    def shard(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Any) -> torch.Tensor:
+        """Features of this process's samples, float32 of shape (n, D), for the caller to keep and to change."""
         if self.dtype == "auto":
-            self.dtype = self._try_dtypes(extractor, images, clusterer)
-        part = extractor.shard(len(images))
+            self.dtype = self._try_dtypes(extractor, store, clusterer)
+        part = extractor.shard(store)
         positions = torch.arange(part.start, part.stop)
         room = None if self.folder is None else empty_in_file(len(positions), extractor.width, self.folder)
         if self.source == "extract" or len(self._rows) == 0:
-            features = extractor.of(images, positions, self._arithmetic, room)
+            features = extractor.of(store, positions, self._arithmetic, room)
         else:
             device = extractor.accelerator.device
             features = torch.empty(len(positions), extractor.width, device=device) if room is None else room
             features.copy_(self._rows[part])
             unseen = (~self._seen[part]).nonzero().flatten().cpu()
-            fresh = extractor.of(images, positions[unseen], self._arithmetic)
+            fresh = extractor.of(store, positions[unseen], self._arithmetic)
             features[unseen.to(features.device)] = fresh.to(features.device)
         if self.source == "epoch":
             self._rows = gather_rows(extractor.accelerator, features).clone()
-            self._seen = torch.zeros(len(images), dtype=torch.bool, device=self._rows.device)
+            self._seen = torch.zeros(len(store), dtype=torch.bool, device=self._rows.device)
         return features
 
     def note(self, index: torch.Tensor, features: torch.Tensor) -> None:
@@ -106,20 +106,20 @@ class FeatureSource:
     def _arithmetic(self) -> torch.dtype | None:
         return torch.bfloat16 if self.dtype == "bfloat16" else None
 
-    def _try_dtypes(self, extractor: FeatureExtractor, images: ImageStore, clusterer: Any) -> str:
+    def _try_dtypes(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Any) -> str:
         accelerator = extractor.accelerator
         if accelerator.mixed_precision == "bf16":
             return "bfloat16"
         if not computes_in_bf16(accelerator.device) or not hasattr(clusterer, "get_params"):
             return "float32"
-        positions = torch.linspace(0, len(images) - 1, min(len(images), TRIAL_SAMPLES)).long()
+        positions = torch.linspace(0, len(store) - 1, min(len(store), TRIAL_SAMPLES)).long()
 
         def trial() -> float:
             exact, fast = (
-                ClusterMemory(1.0, 0.0).recenter(extractor.of(images, positions, dtype))
+                ClusterMemory(1.0, 0.0).recenter(extractor.of(store, positions, dtype))
                 for dtype in (None, torch.bfloat16)
             )
-            return agreement(clusterer, exact, fast, len(positions) / len(images))
+            return agreement(clusterer, exact, fast, len(positions) / len(store))
 
         self.trial_ari = float(on_main(accelerator, trial))
         chosen = "bfloat16" if self.trial_ari >= SAME_CLUSTERS else "float32"

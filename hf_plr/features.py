@@ -1,11 +1,11 @@
-"""Features of all images, without augmentation, over all processes."""
+"""Features of all samples, without augmentation, over all processes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,65 +15,60 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_plr.data.images import ImageStore, collate_images
-from hf_plr.models.backbone import VisionBackbone
+from hf_plr.data.store import SampleStore
+from hf_plr.media.base import Medium
 from hf_plr.precision import fast_fp32_products
 from hf_plr.processes import gather_rows
 
 
 @dataclass
 class FeatureExtractor:
-    """How features are taken: everything but the images.
+    """How features are taken: everything but the samples.
 
     Attributes:
         model: the backbone, wrapped or not.
-        backbone: how it turns images into features.
+        medium: how it turns samples into features.
         accelerator: places batches and shares them among processes.
-        batch_size: images a batch.
-        num_workers: worker processes that decode images which are not cached.
+        batch_size: images a batch, or seconds of sound.
+        num_workers: worker processes that decode samples which are not cached.
         progress: show a progress bar on the main process.
     """
 
     model: torch.nn.Module
-    backbone: VisionBackbone
+    medium: Medium
     accelerator: Accelerator
     batch_size: int
     num_workers: int = 0
     progress: bool = False
 
-    def all(self, images: ImageStore, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Features of a store's images in their order, on every process.
+    def all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Features of a store's samples in their order, on every process.
 
         Args:
-            images: the images.
+            store: the samples.
             positions: positions in the store, shape (M,); None takes all.
 
         Returns:
             float32 tensor of shape (M, D) on the accelerator's device.
         """
-        positions = torch.arange(len(images)) if positions is None else positions
-        return gather_rows(self.accelerator, self.of(images, positions[self.shard(len(positions))]))
+        positions = torch.arange(len(store)) if positions is None else positions
+        return gather_rows(self.accelerator, self.of(store, positions[self.part(store, positions)]))
 
-    def shard(self, n: int) -> slice:
-        """This process's part of n images: whole batches, so that batches are the same for any number of processes."""
-        n_batches = -(-n // self.batch_size)
-        processes, index = self.accelerator.num_processes, self.accelerator.process_index
-        start, stop = (min(n_batches * part // processes * self.batch_size, n) for part in (index, index + 1))
-        return slice(start, stop)
+    def shard(self, store: SampleStore) -> slice:
+        """This process's part of a store: whole batches, so that batches are the same for any number of processes."""
+        return self.part(store, torch.arange(len(store)))
 
     def of(
         self,
-        images: ImageStore,
+        store: SampleStore,
         positions: torch.Tensor,
         dtype: torch.dtype | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Features of these images on this process alone.
-
-        The model's mode is left as it was. Products in float32 on a CPU go through `fast_fp32_products`.
+        """Features of these samples on this process alone.
 
         Args:
-            images: the images.
+            store: the samples.
             positions: positions in the store, shape (n,).
             dtype: torch.bfloat16 for products in it; None for the precision of training.
             out: float32 tensor of shape (n, D) to write to, on any device.
@@ -81,20 +76,35 @@ class FeatureExtractor:
         Returns:
             `out`, or a float32 tensor of shape (n, D) on the accelerator's device.
         """
-        device = self.accelerator.device
-        features = torch.empty(len(positions), self.width, device=device) if out is None else out
-        batches = positions.split(self.batch_size) if len(positions) else ()
-        was_training = self.model.training
-        self.model.eval()
+        features = torch.empty(len(positions), self.width, device=self.accelerator.device) if out is None else out
         start = 0
-        with torch.inference_mode(), fast_fp32_products(), self._autocast(dtype):
-            for pixels in self._bar(self._pixels(images, batches), len(batches)):
-                pixels = images.geometry.normalise(images.geometry.unit_range(pixels.to(device, non_blocking=True)))
-                rows = self.backbone.features(self.model, pixels)
+        with self.ready(dtype):
+            for batch in self.batches(store, positions):
+                rows = self.medium.features(self.model, batch)
                 features[start : start + len(rows)] = rows.to(features.device)
                 start += len(rows)
-        self.model.train(was_training)
         return features
+
+    @contextlib.contextmanager
+    def ready(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """The model in evaluation mode, without gradients, with fast products; its mode is restored at the end.
+
+        Args:
+            dtype: as for `of`. Products in float32 on a CPU are taken by `fast_fp32_products`.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), fast_fp32_products(), self._autocast(dtype):
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of the samples at these positions, in their order, on the device."""
+        batches = self.medium.batches(store, positions, self.batch_size)
+        for batch in self._bar(self._loaded(store, batches), len(batches)):
+            yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 
     @property
     def width(self) -> int:
@@ -102,22 +112,42 @@ class FeatureExtractor:
         inner: Any = getattr(self.model, "module", self.model)
         return int(inner.config.hidden_size)
 
-    def _pixels(self, images: ImageStore, batches: Any) -> Iterator[torch.Tensor]:
-        if images.is_cached:
+    def part(self, store: SampleStore, positions: torch.Tensor) -> slice:
+        """This process's part of positions: whole batches, of about as much work as the other processes' parts."""
+        lengths = np.array([len(batch) for batch in self.medium.batches(store, positions, self.batch_size)], np.int64)
+        stops = np.cumsum(lengths)
+        costs = self.medium.costs(store)
+        if costs is None:
+            work = np.ones(len(stops))
+        else:
+            work = (
+                np.add.reduceat(costs[positions.numpy()], stops - lengths).astype(np.float64) if len(stops) else costs
+            )
+        done = np.concatenate([[0.0], np.cumsum(work)])
+        at = np.concatenate([[0], stops])
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        # The batches that begin before a process's share of the work ends are its own or those of processes before it.
+        first, last = (
+            int(np.searchsorted(done[:-1], done[-1] * part / processes, "left")) if part < processes else len(stops)
+            for part in (index, index + 1)
+        )
+        return slice(int(at[first]), int(at[last]))
+
+    def _loaded(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+        if store.is_cached:
             for batch in batches:
-                yield images.pixels(batch)
+                yield store.batch(batch)
             return
         loader = DataLoader(
-            images,
+            store,
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.num_workers,
-            collate_fn=collate_images,
+            collate_fn=self.medium.collate,
             generator=torch.Generator(),  # its own: opening a loader draws a number
         )
-        for loaded in loader:
-            yield loaded["pixel_values"]
+        yield from loader
 
-    def _bar(self, batches: Iterator[torch.Tensor], n_batches: int) -> Iterator[torch.Tensor]:
+    def _bar(self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int) -> Iterator[dict[str, torch.Tensor]]:
         hidden = not (self.progress and self.accelerator.is_main_process)
         bar = tqdm(batches, desc="Extracting features", total=n_batches, unit="batch", leave=False, disable=hidden)
         return iter(bar)

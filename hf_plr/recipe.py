@@ -16,8 +16,8 @@ import torch
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_plr.report.outputs import METRICS_FILE, PSEUDO_LABELS_FILE, format_summary, write_metrics
-from hf_plr.trainer import PLRTrainer
+from hf_plr.backbone_trainer import BackboneTrainer
+from hf_plr.report.outputs import METRICS_FILE, format_summary, write_metrics
 from hf_plr.training_args import PLRTrainingArguments
 
 
@@ -84,13 +84,13 @@ def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> 
     (out / METRICS_FILE).unlink(missing_ok=True)
 
 
-def train(trainer: PLRTrainer, args: RecipeTrainingArguments) -> None:
+def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
     """Train, or go on where the arguments say."""
     trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
 
 
 def write_results(
-    trainer: PLRTrainer, rows: np.ndarray, started: float, next_command: tuple[str, str], card: dict[str, Any]
+    trainer: BackboneTrainer, rows: np.ndarray, started: float, next_command: tuple[str, str], card: dict[str, Any]
 ) -> None:
     """Leave everything in the output folder, say so, and push it to the Hub if that is wanted.
 
@@ -103,9 +103,9 @@ def write_results(
     """
     args = trainer.args
     trainer.save_model(_internal_call=True)  # a push, if one is wanted, takes the whole folder at the end
+    trainer.save_labels(str(args.output_dir), rows)
     if trainer.is_world_process_zero():
         out = Path(str(args.output_dir))
-        trainer.save_pseudo_labels(out / PSEUDO_LABELS_FILE, rows)
         trainer.create_model_card(**card)
         seconds = time.perf_counter() - started
         write_metrics(out / METRICS_FILE, trainer.summary(), seconds)

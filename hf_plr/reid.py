@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from hf_plr.data.images import ImageStore
 from hf_plr.data.reid import ReidData, ReidSplit
+from hf_plr.data.store import SampleStore
 from hf_plr.evaluation.retrieval import JUNK, score_retrieval
 from hf_plr.refinement import NOISE
 from hf_plr.report.summary import RunSummary
@@ -63,7 +63,7 @@ class ReidTrainer(PLRTrainer):
             known = KnownLabels(source.identities)
             super().__init__(model, args, source.images, clusterer=known, **kwargs)
             known.labels = source.identities[self.train_dataset.rows]
-        self._scored: list[tuple[ImageStore, ReidSplit]] = []
+        self._scored: list[tuple[SampleStore, ReidSplit]] = []
 
     def score(self, moment: str) -> dict[str, float]:
         """Score the features as they are now on the target, and remember it for the model card.
@@ -105,7 +105,7 @@ class ReidTrainer(PLRTrainer):
         queries = self.target.query is not None
         return dataclasses.replace(super().summary(), scored_on_test=queries, source=self.source_name)
 
-    def _open_scored(self) -> list[tuple[ImageStore, ReidSplit]]:
+    def _open_scored(self) -> list[tuple[SampleStore, ReidSplit]]:
         """Query and gallery, or the training images for both, with what is known of the images that can be read."""
         if self.target.query is not None and self.target.gallery is not None:
             pairs = [(self._open(split), split) for split in (self.target.query, self.target.gallery)]
@@ -114,8 +114,8 @@ class ReidTrainer(PLRTrainer):
             pairs = [(store, self.target.train)]
         return [(store, split.select(store.rows)) for store, split in pairs]
 
-    def _open(self, split: ReidSplit) -> ImageStore:
-        return self._store(split.images, self.args, label_column=None)
+    def _open(self, split: ReidSplit) -> SampleStore:
+        return self._store(split.images, label_column=None)
 
     def _score_clusters(self) -> dict[str, float]:
         if not self.on_target or self.pseudo_labels is None:

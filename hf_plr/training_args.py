@@ -11,9 +11,12 @@ from transformers import TrainingArguments
 
 from hf_plr.clustering import CLUSTERERS
 from hf_plr.data.augmentation import AUGMENTATIONS
+from hf_plr.data.sound_augmentation import SOUND_AUGMENTATIONS
 from hf_plr.feature_source import DTYPES, SOURCES
 from hf_plr.models.pooling import POOLINGS
 from hf_plr.refinement import PRESETS
+
+ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
 
 
 @dataclass
@@ -31,9 +34,9 @@ class PLRTrainingArguments(TrainingArguments):
     """
 
     num_train_epochs: float = field(default=30, metadata={"help": "Epochs, each on labels made afresh."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a training batch and device."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Samples a training batch and device."})
     per_device_eval_batch_size: int = field(
-        default=256, metadata={"help": "Images a batch and device for features and evaluation."}
+        default=256, metadata={"help": "Images, or seconds of sound, a batch and device for features and evaluation."}
     )
     learning_rate: float = field(
         default=1e-3, metadata={"help": "Peak learning rate; about 3e-5 for a pretrained backbone."}
@@ -53,19 +56,36 @@ class PLRTrainingArguments(TrainingArguments):
     image_column: str | None = field(
         default=None, metadata={"help": "Column with the images. By default the only one there is."}
     )
+    audio_column: str | None = field(
+        default=None, metadata={"help": "Column with the sounds. By default the only one there is."}
+    )
     label_column: str | None = field(
         default=None, metadata={"help": "Column with true labels, for scoring only. By default the only one there is."}
     )
-    pooling: str = field(
-        default="cls",
-        metadata={"help": "Feature of an image: cls (class token) or mean (over patches).", "choices": list(POOLINGS)},
-    )
-    augmentation: str = field(
-        default="affine",
+    pooling: str | None = field(
+        default=None,
         metadata={
-            "help": "affine (small rotations, shifts and shears; nothing is mirrored), photo (crops, mirroring, "
-            "colour), reid (mirroring, small shifts, erasing) or none.",
-            "choices": list(AUGMENTATIONS),
+            "help": "Feature of a sample: cls (class token, the default for images) or mean (over patches, or over the "
+            "frames of a sound).",
+            "choices": list(POOLINGS),
+        },
+    )
+    layer: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sounds: layer whose frames make the feature, 0 for the first layer's input. Default: the last."
+        },
+    )
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "Sounds: only the first so many seconds are used. Default: all."}
+    )
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Images: affine (the default; small rotations, shifts and shears; nothing is mirrored), photo "
+            "(crops, mirroring, colour) or reid (mirroring, small shifts, erasing). Sounds: waveform (the default; "
+            "gain, noise, shift, speed, silenced spans). Or none.",
+            "choices": ALL_AUGMENTATIONS,
         },
     )
     clusterer: str = field(
@@ -82,7 +102,7 @@ class PLRTrainingArguments(TrainingArguments):
     num_clusters: int | None = field(
         default=None,
         metadata={
-            "help": "Clusters of kmeans and agglomerative. Default: 1.5 times the square root of the number of images."
+            "help": "Clusters of kmeans and agglomerative. Default: 1.5 times the square root of the number of samples."
         },
     )
     refinement: str = field(
@@ -102,7 +122,7 @@ class PLRTrainingArguments(TrainingArguments):
         metadata={"help": "Optimizer steps between two stages. Default: as many as it takes to see N images."},
     )
     samples_per_cluster: int = field(
-        default=4, metadata={"help": "Images of one cluster in a row (K of batches of P clusters x K images)."}
+        default=4, metadata={"help": "Samples of one cluster in a row (K of batches of P clusters x K samples)."}
     )
     temperature: float = field(default=0.05, metadata={"help": "Divisor of the cosines in the loss, above 0."})
     prototype_momentum: float = field(
@@ -119,23 +139,30 @@ class PLRTrainingArguments(TrainingArguments):
             "processes of a machine and later runs read them. Default: in memory."
         },
     )
+    sound_cache_gib: float = field(
+        default=2.0,
+        metadata={
+            "help": "Room for decoded sounds in GiB a process, 18 hours at 16 kHz; what needs more is decoded again "
+            "every time."
+        },
+    )
     feature_source: str = field(
         default="extract",
         metadata={
-            "help": "What is clustered: extract (a pass over all images without augmentation) or epoch (what the last "
-            "epoch's training steps saw, averaged by image: no pass, older features).",
+            "help": "What is clustered: extract (a pass over all samples without augmentation) or epoch (what the last "
+            "epoch's training steps saw, averaged by sample: no pass, older features).",
             "choices": list(SOURCES),
         },
     )
     feature_momentum: float = field(
         default=0.2,
-        metadata={"help": "With feature_source epoch: share of an image's old feature that stays, in [0, 1)."},
+        metadata={"help": "With feature_source epoch: share of a sample's old feature that stays, in [0, 1)."},
     )
     feature_dtype: str = field(
         default="auto",
         metadata={
             "help": "Arithmetic of the features that are clustered: float32, bfloat16, or auto (bfloat16 where the "
-            "device has it and a trial on 2,048 images gives the same clusters).",
+            "device has it and a trial on 2,048 samples gives the same clusters).",
             "choices": list(DTYPES),
         },
     )
@@ -147,7 +174,7 @@ class PLRTrainingArguments(TrainingArguments):
         },
     )
     skip_unreadable: bool = field(
-        default=False, metadata={"help": "Leave unreadable images out and report them, rather than stop."}
+        default=False, metadata={"help": "Leave unreadable samples out and report them, rather than stop."}
     )
 
     def __post_init__(self) -> None:
@@ -172,21 +199,25 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
         if not 0.0 <= self.feature_momentum < 1.0:
             raise ValueError(f"feature_momentum={self.feature_momentum} is outside [0, 1)")
-        if self.image_cache_gib < 0.0:
-            raise ValueError(f"image_cache_gib={self.image_cache_gib} must be at least 0")
+        for name in ("image_cache_gib", "sound_cache_gib"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.max_seconds is not None and not self.max_seconds > 0.0:
+            raise ValueError(f"max_seconds={self.max_seconds} must be above 0")
         if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch={self.steps_per_epoch} must be at least 1")
         self.clusterer_kwargs = _read_json_object("clusterer_kwargs", self.clusterer_kwargs)
         for name, allowed in (
             ("clusterer", CLUSTERERS),
-            ("pooling", POOLINGS),
+            ("pooling", (None, *POOLINGS)),
             ("feature_source", SOURCES),
             ("feature_dtype", DTYPES),
-            ("augmentation", AUGMENTATIONS),
+            ("augmentation", (None, *ALL_AUGMENTATIONS)),
             ("refinement", PRESETS),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
+                choices = ", ".join(choice for choice in allowed if choice is not None)
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: use one of {choices}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True is not supported: PLRTrainer picks its columns itself")
 

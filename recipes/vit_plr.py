@@ -23,7 +23,7 @@ from hf_plr import PLRTrainer
 from hf_plr.arguments import RecipeParser
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.images import image_sizes
-from hf_plr.data.loading import digits, draw_rows, load_images
+from hf_plr.data.loading import digits, draw_rows, load_train_and_test
 from hf_plr.models.backbone import fitting_size, small_vit, small_vit_processor
 from hf_plr.recipe import (
     RecipeTrainingArguments,
@@ -139,7 +139,7 @@ def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Datas
     if recipe.dataset_name is None:
         return digits(), None
     with args.main_process_first(desc="loading the data set"):
-        return load_images(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
+        return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
 
 
 if __name__ == "__main__":

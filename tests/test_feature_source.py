@@ -110,7 +110,7 @@ class Counting(FeatureExtractor):
 
 
 def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):
-    monkeypatch.setattr("hf_plr.trainer.FeatureExtractor", Counting)
+    monkeypatch.setattr("hf_plr.backbone_trainer.FeatureExtractor", Counting)
     Counting.images = 0
     trainer = make_trainer(feature_source="epoch", feature_dtype="float32", save_strategy="no")
     trainer.train()

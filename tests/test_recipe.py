@@ -147,7 +147,7 @@ def test_data_that_is_not_there_is_named(tmp_path, all_digits):
     (tmp_path / "empty").mkdir()
     run = recipe("--dataset_name", tmp_path / "empty", *out)
     assert run.returncode == 1
-    assert "holds no images and no parquet files" in run.stderr
+    assert "holds no images, no recordings and no parquet files" in run.stderr
     run = recipe("--num_clusters", "5000", cwd=tmp_path)
     assert run.returncode == 1
     assert "num_clusters=5000 but the data set has 1797 samples" in run.stderr

@@ -83,5 +83,7 @@ def _import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ValueError("search='faiss' but faiss is not installed: pip install faiss-cpu, or search='torch'") from error
+        raise ValueError(
+            "search='faiss' but faiss is not installed: pip install faiss-cpu, or search='torch'"
+        ) from error
     return faiss

@@ -1,10 +1,15 @@
-"""Find the columns of a data set that hold the images and the labels."""
+"""Find the columns of a data set that hold the images or recordings and the labels."""
 
 from __future__ import annotations
 
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from typing import Literal
+
+from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "digit", "fine_label", "coarse_label")
+
+MediaKind = Literal["image", "audio"]
+MEDIA = {"image": (Image, "images"), "audio": (Audio, "recordings")}
 
 
 class AmbiguousLabelColumns(ValueError):
@@ -21,16 +26,52 @@ def find_image_column(dataset: Dataset, wanted: str | None = None) -> str:
     Raises:
         ValueError: if the named column is missing, or none or several hold images.
     """
-    if wanted is not None:
-        check_present(dataset, "image_column", wanted)
-        return wanted
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    if len(found) == 1:
-        return found[0]
-    columns = ", ".join(f"{name} ({_describe(feature)})" for name, feature in dataset.features.items()) or "none"
-    if not found:
-        raise ValueError(f"no column holds images (of type datasets.Image); the columns are: {columns}")
-    raise ValueError(f"{len(found)} columns hold images ({', '.join(found)}): choose one with image_column")
+    return _find_column(dataset, "image", wanted)
+
+
+def find_audio_column(dataset: Dataset, wanted: str | None = None) -> str:
+    """Name of the column with the recordings.
+
+    Args:
+        dataset: the data set.
+        wanted: the column that the user named; None looks for the only column of type `datasets.Audio`.
+
+    Raises:
+        ValueError: if the named column is missing, or none or several hold recordings.
+    """
+    return _find_column(dataset, "audio", wanted)
+
+
+def find_media_column(dataset: Dataset, image_column: str | None, audio_column: str | None) -> tuple[MediaKind, str]:
+    """Whether a data set is one of images or of recordings, "image" or "audio", and the column that holds them.
+
+    Args:
+        dataset: the data set.
+        image_column: the column of images that the user named, which decides.
+        audio_column: the column of recordings that the user named, which decides.
+
+    Raises:
+        ValueError: if both are named, the named column is missing, or without a name no or several columns could be
+            meant.
+    """
+    if image_column is not None and audio_column is not None:
+        raise ValueError(f"image_column={image_column!r} and audio_column={audio_column!r} are both given: choose one")
+    if image_column is not None:
+        return "image", find_image_column(dataset, image_column)
+    if audio_column is not None:
+        return "audio", find_audio_column(dataset, audio_column)
+    images, recordings = _columns_of(dataset, "image"), _columns_of(dataset, "audio")
+    if images and recordings:
+        raise ValueError(
+            f"both images ({', '.join(images)}) and recordings ({', '.join(recordings)}) are in the data set: choose "
+            "with image_column or audio_column"
+        )
+    if not images and not recordings:
+        raise ValueError(
+            "no column holds images or recordings (of type datasets.Image or datasets.Audio); the columns are: "
+            f"{_describe_columns(dataset)}. If one of them does, name it with image_column or audio_column"
+        )
+    return ("image", find_image_column(dataset)) if images else ("audio", find_audio_column(dataset))
 
 
 def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None:
@@ -55,10 +96,35 @@ def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None
     return found[0] if found else None
 
 
+def _find_column(dataset: Dataset, kind: MediaKind, wanted: str | None) -> str:
+    """The named column, or the only one of its kind."""
+    feature, media = MEDIA[kind]
+    if wanted is not None:
+        check_present(dataset, f"{kind}_column", wanted)
+        return wanted
+    found = _columns_of(dataset, kind)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ValueError(
+            f"no column holds {media} (of type datasets.{feature.__name__}); the columns are: "
+            f"{_describe_columns(dataset)}"
+        )
+    raise ValueError(f"{len(found)} columns hold {media} ({', '.join(found)}): choose one with {kind}_column")
+
+
+def _columns_of(dataset: Dataset, kind: MediaKind) -> list[str]:
+    return [name for name, feature in dataset.features.items() if isinstance(feature, MEDIA[kind][0])]
+
+
 def _is_plain_label(feature: object) -> bool:
     return isinstance(feature, Value) and (
         feature.dtype.startswith(("int", "uint")) or feature.dtype in ("string", "large_string")
     )
+
+
+def _describe_columns(dataset: Dataset) -> str:
+    return ", ".join(f"{name} ({_describe(feature)})" for name, feature in dataset.features.items()) or "none"
 
 
 def _describe(feature: object) -> str:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Image
+from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
-from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
 from hf_plr.data.pixel_cache import PixelCache
-
-logger = logging.getLogger(__name__)
-
-DECODE_BATCH = 256
-HOW_TO_SKIP = "--skip_unreadable (skip_unreadable=True) leaves it out."
+from hf_plr.data.store import SampleStore, UnreadableSample, spread_rows, undecoded
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(UnreadableSample):
     """An image that cannot be decoded."""
 
 
@@ -80,7 +72,7 @@ class ImageGeometry:
         return (images - self.mean.to(images)) / self.std.to(images)
 
 
-class ImageStore(TorchDataset):
+class ImageStore(SampleStore):
     """The images of a data set by position: `{"index": int, "pixel_values": uint8 (C, H, W)}`, with a label if asked.
 
     Every image is decoded when the store is built, so an unreadable one is found before any long work. Resized images
@@ -107,6 +99,11 @@ class ImageStore(TorchDataset):
         UnreadableImage: if an image cannot be decoded; the message has its row.
     """
 
+    noun = "image"
+    input_name = "pixel_values"
+    unreadable_error = UnreadableImage
+    decode_batch = 256
+
     def __init__(
         self,
         dataset: Dataset,
@@ -119,12 +116,8 @@ class ImageStore(TorchDataset):
         skip_unreadable: bool = False,
         progress: bool = False,
     ):
-        if len(dataset) == 0:
-            raise ValueError("the data set is empty: it has no row")
+        super().__init__(dataset, image_column, label_column, label_names)
         self.geometry = geometry
-        self.labels = None if label_column is None else encode_labels(dataset, label_column, label_names)
-        self._column = _undecoded(dataset, image_column)
-        self._image_column = image_column
         shape = (len(dataset), 1 if geometry.mode == "L" else 3, *geometry.image_size)
         fits = int(np.prod(shape)) <= cache_bytes
         file = None
@@ -133,46 +126,24 @@ class ImageStore(TorchDataset):
         self._cache, self.unreadable = self._decode_or_read(file, shape if fits else None, skip_unreadable, progress)
         self.rows = self._readable_rows(skip_unreadable)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return self.__getitems__([position])[0]
-
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        rows = self.rows[np.asarray(positions)]
-        pixels = self.pixels(torch.as_tensor(positions))
-        items = [
-            {"index": int(position), "pixel_values": image} for position, image in zip(positions, pixels, strict=True)
-        ]
-        if self.labels is not None:
-            for item, row in zip(items, rows, strict=True):
-                item["labels"] = int(self.labels[row])
-        return items
+    def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The images at these positions (B,): "index" and "pixel_values", uint8 of shape (B, C, H, W)."""
+        return {"index": positions, "pixel_values": self.pixels(positions)}
 
     def pixels(self, positions: torch.Tensor) -> torch.Tensor:
         """The images at these positions (B,): uint8 of shape (B, C, H, W)."""
-        rows = self.rows[positions.numpy()]
-        return self._pixels(rows) if self._cache is None else self._cache[torch.from_numpy(rows)]
+        return self._inputs(self.rows[positions.numpy()])
 
     @property
     def is_cached(self) -> bool:
         """Whether the decoded images are kept, in memory or in a memory-mapped file."""
         return self._cache is not None
 
-    def true_labels(self) -> np.ndarray:
-        """True label of each position, -1 = unknown, shape (len(self),).
+    def _inputs(self, rows: np.ndarray) -> torch.Tensor:
+        return self._decode_rows(rows) if self._cache is None else self._cache[torch.from_numpy(rows)]
 
-        Raises:
-            ValueError: if the store was made without a label column.
-        """
-        if self.labels is None:
-            raise ValueError("these images have no label column")
-        return self.labels[self.rows]
-
-    def _pixels(self, rows: np.ndarray) -> torch.Tensor:
-        values = self._column[[int(row) for row in rows]][self._image_column]
-        images = [_decode(value, int(row)) for value, row in zip(values, rows, strict=True)]
+    def _decode_rows(self, rows: np.ndarray) -> torch.Tensor:
+        images = [_decode(value, int(row)) for value, row in zip(self._stored(rows), rows, strict=True)]
         return self.geometry.to_pixels(images)
 
     def _decode_or_read(
@@ -181,55 +152,23 @@ class ImageStore(TorchDataset):
         """The decoded images, None where they are not kept, and the rows that are unreadable."""
         if file is None:
             room = None if shape is None else torch.empty(shape, dtype=torch.uint8)
-            return room, self._decode_all(room, skip_unreadable, progress)
+            return room, self._decode_into(room, skip_unreadable, progress)
         found = file.read()
         if found is not None:
             return found
         with file.written() as room:
-            unreadable = self._decode_all(room, skip_unreadable, progress)
+            unreadable = self._decode_into(room, skip_unreadable, progress)
             file.note(unreadable)
         return room, unreadable
 
-    def _decode_all(self, room: torch.Tensor | None, skip_unreadable: bool, progress: bool) -> list[int]:
+    def _decode_into(self, room: torch.Tensor | None, skip_unreadable: bool, progress: bool) -> list[int]:
         """Decode every image, into `room` (N, C, H, W) if there is some; the rows that are unreadable."""
-        n = len(self._column)
-        unreadable: list[int] = []
-        starts = range(0, n, DECODE_BATCH)
-        for start in tqdm(starts, desc="Reading images", unit="batch", disable=not progress, leave=False):
-            rows = np.arange(start, min(start + DECODE_BATCH, n))
-            try:
-                pixels = self._pixels(rows)
-            except UnreadableImage as error:
-                if not skip_unreadable:
-                    raise UnreadableImage(f"{error}. {HOW_TO_SKIP}") from error
-                good = [row for row in rows if self._readable(int(row))]
-                unreadable.extend(sorted(set(rows.tolist()) - set(good)))
-                rows = np.asarray(good, dtype=np.int64)
-                if len(rows) == 0:
-                    continue
-                pixels = self._pixels(rows)
+
+        def keep(rows: np.ndarray, pixels: torch.Tensor) -> None:
             if room is not None:
                 room[torch.from_numpy(rows)] = pixels
-        return unreadable
 
-    def _readable_rows(self, skip_unreadable: bool) -> np.ndarray:
-        n = len(self._column)
-        if self.unreadable and not skip_unreadable:  # known from an earlier run that left them out
-            raise UnreadableImage(f"image {self.unreadable[0]} cannot be read. {HOW_TO_SKIP}")
-        kept = np.setdiff1d(np.arange(n), self.unreadable)
-        if len(kept) == 0:
-            raise ValueError(f"none of the {n} images can be read")
-        if self.unreadable:
-            shown = ", ".join(map(str, self.unreadable[:10])) + (", ..." if len(self.unreadable) > 10 else "")
-            logger.warning("%d of %d images cannot be read and are left out: rows %s", n - len(kept), n, shown)
-        return kept
-
-    def _readable(self, row: int) -> bool:
-        try:
-            self._pixels(np.asarray([row]))
-        except UnreadableImage:
-            return False
-        return True
+        return self._decode_all(keep, skip_unreadable, progress)
 
 
 def collate_images(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -249,8 +188,8 @@ def image_sizes(dataset: Dataset, image_column: str, n_samples: int = 256) -> tu
     Raises:
         ValueError: if none of them can be read.
     """
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(n_samples, len(dataset))).astype(np.int64))
-    column = _undecoded(dataset, image_column)
+    rows = spread_rows(len(dataset), n_samples)
+    column = undecoded(dataset, image_column)
     sizes: list[tuple[int, int]] = []
     for row in rows:
         try:
@@ -260,45 +199,6 @@ def image_sizes(dataset: Dataset, image_column: str, n_samples: int = 256) -> tu
     if not sizes:
         raise ValueError(f"none of {len(rows)} images looked at can be read")
     return [height for _, height in sizes], [width for width, _ in sizes]
-
-
-def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | None = None) -> np.ndarray:
-    """True labels as integers.
-
-    Args:
-        dataset: the data set.
-        label_column: column of class labels, integers or text.
-        names: numbers of class names so far. Names that are new are added, so that a class has the same number in every
-            split that is encoded with the same dictionary.
-
-    Returns:
-        int64 array of shape (N,); -1 where a label is missing.
-    """
-    names = {} if names is None else names
-    values = dataset.with_format(None).select_columns([label_column])[:][label_column]
-    feature = dataset.features[label_column]
-    if isinstance(feature, ClassLabel):
-        values = [None if value is None or value < 0 else feature.names[value] for value in values]
-        new = feature.names
-    else:
-        new = sorted({value for value in values if isinstance(value, str)})
-    for name in new:
-        names.setdefault(name, len(names))
-    labels = np.full(len(values), -1, dtype=np.int64)
-    for i, value in enumerate(values):
-        if isinstance(value, str):
-            labels[i] = names[value]
-        elif value is not None and value == value:  # not NaN, which stands for a missing number
-            labels[i] = int(value)
-    return labels
-
-
-def _undecoded(dataset: Dataset, image_column: str) -> Dataset:
-    """The column of images as bytes or paths: decoded here, so that a bad one can be named by its row."""
-    column = dataset.select_columns([image_column])
-    if isinstance(dataset.features[image_column], Image):
-        column = column.cast_column(image_column, Image(decode=False))
-    return column.with_format(None)
 
 
 def _decode(value: Any, row: int) -> PILImage.Image:

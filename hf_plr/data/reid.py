@@ -12,8 +12,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
 
 from hf_plr.data.columns import check_present, find_image_column
-from hf_plr.data.images import encode_labels
 from hf_plr.data.loading import choose_split, load_splits
+from hf_plr.data.store import encode_labels
 
 JUNK = -1  # identity of images that show nobody in particular; as in `score_retrieval`
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -82,8 +82,8 @@ def load_reid_data(
 
     Args:
         name: a folder in one of the layouts of `load_reid_folder`, whose columns are known; or whatever
-            `hf_plr.data.loading.load_images` takes. If that has splits "query" and "gallery" (in a folder: files
-            `query.parquet` and `gallery.parquet`) they are scored, otherwise every training image asks among all
+            `load_train_and_test` of hf_plr.data.loading takes. If that has splits "query" and "gallery" (in a folder:
+            files `query.parquet` and `gallery.parquet`) they are scored, otherwise every training image asks among all
             others, without those of its own identity and camera.
         config_name: configuration of a Hub data set.
         image_column: its column of images; by default the only one.

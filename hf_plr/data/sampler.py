@@ -1,4 +1,4 @@
-"""Batches of P clusters x K samples, drawn by refined label."""
+"""The order of training: batches of P clusters x K samples, or of sounds of similar lengths."""
 
 from __future__ import annotations
 
@@ -65,3 +65,49 @@ class ClusterSampler(Sampler[int]):
             # Evenly spaced turns with a random start: a large cluster comes up often, but not in clumps.
             turns.append((np.arange(len(cluster_groups)) + rng.random()) / len(cluster_groups))
         return np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
+
+
+class LengthSampler(Sampler[int]):
+    """Yield every sample once an epoch, in batches of similar lengths that come in random order.
+
+    The order depends on (seed, epoch) alone.
+
+    Args:
+        n_samples: samples N of the data set, in order of their lengths.
+        batch_size: samples of a batch, of all processes and accumulation steps together.
+        seed: seed of the order.
+        samples_per_epoch: indices that an epoch yields; by default N.
+    """
+
+    mixed_batches = 4  # so many batches' samples, neighbours by length, are mixed
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int, samples_per_epoch: int | None = None):
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.samples_per_epoch = n_samples if samples_per_epoch is None else samples_per_epoch
+        self.seed = seed
+        self._epoch = 0
+
+    def begin(self, epoch: int) -> None:
+        """Draw the coming epoch's order."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self._epoch])
+        stream: list[np.ndarray] = []
+        drawn = 0
+        while drawn < self.samples_per_epoch:
+            one_pass = self._one_pass(rng)
+            stream.append(one_pass)
+            drawn += len(one_pass)
+        return iter(np.concatenate(stream)[: self.samples_per_epoch].tolist())
+
+    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
+        places = np.arange(self.n_samples) + rng.random(self.n_samples) * self.mixed_batches * self.batch_size
+        order = np.argsort(places, kind="stable")
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].reshape(-1, self.batch_size)
+        return np.concatenate([rng.permutation(batches).ravel(), order[whole:]])  # the short one stays last

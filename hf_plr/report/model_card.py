@@ -13,17 +13,6 @@ from hf_plr.report.summary import RunSummary
 
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
 
-SNIPPET = """import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModel.from_pretrained("{name}").eval()
-image = Image.open("image.png").convert("RGB")
-with torch.inference_mode():
-    tokens = model(**processor(image, return_tensors="pt"){interpolate}).last_hidden_state
-feature = {feature}  # shape (1, {width})"""
-
 
 def write_model_card(
     summary: RunSummary,
@@ -49,16 +38,15 @@ def write_model_card(
     base_model = start if start and not os.path.exists(start) else None
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=summary.medium.pipeline_tag,
         tags=sorted({*TAGS, *([tags] if isinstance(tags, str) else tags)}),
         base_model=base_model,
         datasets=[dataset] if dataset and _is_hub_id(dataset) else None,
         license=license,
     )
-    agreement = summary.stages[-1].get("plr/agreement_ari") if summary.stages else None
     card = ModelCard.from_template(
         card_data,
-        template_path=str(template_path("image_backbone.md")),
+        template_path=str(template_path(summary.medium.card_template)),
         model_name=name,
         architecture=summary.architecture,
         hf_plr_version=hf_plr.__version__,
@@ -67,18 +55,12 @@ def write_model_card(
         dataset=Path(dataset).name if dataset and os.path.exists(dataset) else dataset,
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
-        n_clusters=0 if summary.labels is None else summary.labels.n_clusters,
-        noise_share=f"{summary.noise_share:.1%}",
-        agreement=None if agreement is None else f"{agreement:.2f}",
+        last_labels=summary.last_labels,
+        label_files=summary.label_files,
         moments=list(summary.scores),
         scores=summary.score_rows(),
         source=summary.source,
-        snippet=SNIPPET.format(
-            name=name,
-            interpolate=", interpolate_pos_encoding=True" if summary.interpolates else "",
-            feature=summary.feature,
-            width=summary.hidden_size,
-        ),
+        snippet=summary.medium.usage_snippet(name),
         settings=summary.changed_settings(),
     )
     os.makedirs(args.output_dir, exist_ok=True)

@@ -28,7 +28,7 @@ def write_pseudo_labels(path: str | os.PathLike[str], rows: np.ndarray, labels: 
             "confidence": labels.confidence.astype(np.float32),
         }
     )
-    frame.to_parquet(path, index=False)
+    frame.sort_values("index", ignore_index=True).to_parquet(path, index=False)  # sounds are held by length
 
 
 def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: float) -> None:
@@ -58,7 +58,8 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         next_command: a command to try next, and what it does.
     """
     out = summary.args.output_dir
-    lines = ["", f"Trained on {summary.n_samples:,} images without labels in {seconds / 60:.1f} minutes."]
+    medium = summary.medium
+    lines = ["", f"Trained on {summary.n_samples:,} {medium.plural} without labels in {seconds / 60:.1f} minutes."]
     if summary.source:
         lines += [f"Before that, the backbone was trained on {summary.source}."]
     rows = summary.score_rows()
@@ -69,21 +70,20 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         lines += [f"True labels were used for these scores only ({summary.scored_on})."]
     else:
         lines += ["No label column, so the features were not scored."]
-    if summary.labels is not None:
-        in_none = f"{summary.noise_share:.1%} of the images in none of them"
-        lines += ["", f"Last labels: {summary.labels.n_clusters} clusters, {in_none}."]
+    if summary.last_labels:
+        lines += ["", f"Last labels: {summary.last_labels}."]
     if summary.unreadable_rows:
-        lines += [f"{len(summary.unreadable_rows)} images could not be read and were left out."]
+        lines += [f"{len(summary.unreadable_rows)} {medium.plural} could not be read and were left out."]
     lines += [
         "",
         f"Results in {out}:",
-        "  model.safetensors, config.json, preprocessor_config.json   the backbone and its image processor",
-        "  pseudo_labels.parquet                                      the cluster of every image",
+        f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {medium.processor_name}",
+        *(f"  {name:<57}  {what}" for name, what in summary.label_files),
         "  metrics.json, README.md                                    all figures, and a model card",
         "",
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
-        f"  AutoModelForImageClassification.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
+        f"  {medium.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
         f"  {next_command[0]}   {next_command[1]}",
         "",
     ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
-from hf_plr.stage import PseudoLabels
+from hf_plr.media import Medium
 from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.unit_training_args import UnitTrainingArguments
 
 TRAINING_SETTINGS = (
     "seed",
@@ -29,50 +30,43 @@ class RunSummary:
 
     Attributes:
         args: the arguments.
+        medium: the kind of samples.
         architecture: class of the backbone.
         start: name or path that the backbone was loaded from, empty for random weights.
-        hidden_size: size D of a feature.
-        feature: Python expression that makes the feature out of `tokens`, the backbone's last hidden state.
-        interpolates: whether the backbone must be told to interpolate its position embeddings.
-        n_samples: training images.
+        n_samples: training samples.
         unreadable_rows: rows that were left out.
         epochs: epochs trained.
         steps: optimizer steps.
         processes: processes that trained together.
-        labels: the last pseudo-labels, None before the first stage.
         stages: the logged figures of every stage.
         scores: scores by moment, empty without a label column.
         scored_on_test: whether the scores are those of a test split.
+        last_labels: what the last labels are, in words; empty before the first stage.
+        label_files: files with the labels, and what is in them.
         source: what the start was trained on with labels, empty if on nothing.
     """
 
     args: PLRTrainingArguments
+    medium: Medium
     architecture: str
     start: str
-    hidden_size: int
-    feature: str
-    interpolates: bool
     n_samples: int
     unreadable_rows: list[int]
     epochs: float
     steps: int
     processes: int
-    labels: PseudoLabels | None
     stages: list[dict[str, float]]
     scores: dict[str, dict[str, float]]
     scored_on_test: bool
+    last_labels: str = ""
+    label_files: tuple[tuple[str, str], ...] = ()
     source: str = ""
 
     @property
-    def noise_share(self) -> float:
-        """Share of the images in no cluster, in [0, 1]."""
-        return 0.0 if self.labels is None else float((self.labels.labels == -1).mean())
-
-    @property
     def scored_on(self) -> str:
-        """Which images the scores are of."""
+        """Which samples the scores are of."""
         if not any("mAP" in found for found in self.scores.values()):
-            return "the test split" if self.scored_on_test else "the training images, cross-validated"
+            return "the test split" if self.scored_on_test else f"the training {self.medium.plural}, cross-validated"
         if self.scored_on_test:
             return "queries in the gallery under other cameras"
         return "every training image among those of other cameras"
@@ -87,10 +81,11 @@ class RunSummary:
 
     def changed_settings(self) -> list[tuple[str, Any]]:
         """Settings of method and training whose values differ from the defaults, by name."""
-        told = {*PLRTrainingArguments.__annotations__, *TRAINING_SETTINGS}
+        kind = UnitTrainingArguments if isinstance(self.args, UnitTrainingArguments) else PLRTrainingArguments
+        told = {*PLRTrainingArguments.__annotations__, *kind.__annotations__, *TRAINING_SETTINGS}
         # Read off the class: making a second TrainingArguments would reset the state that all Accelerators share.
         return [
             (field.name, getattr(self.args, field.name))
-            for field in dataclasses.fields(PLRTrainingArguments)
+            for field in dataclasses.fields(kind)
             if field.name in told and getattr(self.args, field.name) != field.default
         ]

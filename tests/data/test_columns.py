@@ -1,11 +1,17 @@
-"""Finding the columns of images and labels."""
+"""Finding the columns of images, recordings and labels."""
 
 from __future__ import annotations
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 
-from hf_plr.data.columns import AmbiguousLabelColumns, find_image_column, find_label_column
+from hf_plr.data.columns import (
+    AmbiguousLabelColumns,
+    find_audio_column,
+    find_image_column,
+    find_label_column,
+    find_media_column,
+)
 
 
 def empty(**features):
@@ -24,6 +30,41 @@ def test_no_or_two_image_columns_are_named():
     assert find_image_column(empty(left=Image(), right=Image()), "right") == "right"
     with pytest.raises(ValueError, match="image_column='top' is not in the data set; the columns are: left, right"):
         find_image_column(empty(left=Image(), right=Image()), "top")
+
+
+def test_the_only_column_of_recordings_is_found():
+    assert find_audio_column(empty(speech=Audio(), picture=Image())) == "speech"
+    assert find_audio_column(empty(left=Audio(), right=Audio(decode=False)), "right") == "right"
+    with pytest.raises(
+        ValueError, match=r"no column holds recordings \(of type datasets.Audio\); .* picture \(Image\)"
+    ):
+        find_audio_column(empty(picture=Image()))
+    with pytest.raises(ValueError, match=r"2 columns hold recordings \(left, right\): choose one with audio_column"):
+        find_audio_column(empty(left=Audio(), right=Audio()))
+    with pytest.raises(ValueError, match="audio_column='top' is not in the data set; the columns are: left"):
+        find_audio_column(empty(left=Audio()), "top")
+
+
+def test_images_or_recordings():
+    both = empty(picture=Image(), speech=Audio(), wave=Value("binary"))
+    assert find_media_column(empty(picture=Image(), number=Value("int64")), None, None) == ("image", "picture")
+    assert find_media_column(empty(speech=Audio(), number=Value("int64")), None, None) == ("audio", "speech")
+    assert find_media_column(both, "picture", None) == ("image", "picture")
+    assert find_media_column(both, None, "wave") == ("audio", "wave")
+    with pytest.raises(
+        ValueError, match=r"both images \(picture\) and recordings \(speech\) .* with image_column or audio"
+    ):
+        find_media_column(both, None, None)
+    with pytest.raises(ValueError, match="image_column='picture' and audio_column='speech' are both given: choose one"):
+        find_media_column(both, "picture", "speech")
+    with pytest.raises(ValueError, match="audio_column='top' is not in the data set"):
+        find_media_column(both, None, "top")
+    with pytest.raises(
+        ValueError, match=r"no column holds images or recordings .* text \(string\)\. .* or audio_column"
+    ):
+        find_media_column(empty(text=Value("string")), None, None)
+    with pytest.raises(ValueError, match=r"2 columns hold recordings .* choose one with audio_column"):
+        find_media_column(empty(left=Audio(), right=Audio()), None, None)
 
 
 def test_labels_are_found_where_it_is_clear_which():

@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from hf_plr.data.images import ImageGeometry, ImageStore, UnreadableImage, collate_images, encode_labels
+from hf_plr.data.images import ImageGeometry, ImageStore, UnreadableImage, collate_images
+from hf_plr.data.store import encode_labels
 from hf_plr.models.backbone import small_vit_processor
 
 

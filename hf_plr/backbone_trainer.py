@@ -1,0 +1,385 @@
+"""`BackboneTrainer`: a `transformers.Trainer` of a backbone that is extracted, scored and saved bare."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_plr.data.augmentation import uniform
+from hf_plr.data.columns import AmbiguousLabelColumns, find_label_column
+from hf_plr.data.store import SampleStore
+from hf_plr.evaluation.scores import SCORES, score_features
+from hf_plr.features import FeatureExtractor
+from hf_plr.media import medium_of
+from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.report.model_card import write_model_card
+from hf_plr.report.summary import RunSummary
+from hf_plr.state import load_state, save_state
+from hf_plr.training_args import PLRTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+LOG_PREFIX = "plr/"
+GALLERY_SAMPLES = 10_000  # training samples that an evaluation compares with
+
+
+class BackboneTrainer(Trainer):
+    """What training on images or sounds without labels needs beside its objective.
+
+    It opens the samples, calls `prepare_epoch` where labels may change, extracts features, scores them against true
+    labels, and saves and resumes the bare backbone together with the state of the labels. `PLRTrainer` and
+    `UnitTrainer` add what they train on. Their augmentation depends on (seed, epoch, sample) alone.
+
+    Args:
+        model: the backbone, a model that `AutoModel` loads, its name, or its path.
+        args: the arguments.
+        train_dataset: a `datasets.Dataset` with a column of images or sounds.
+        processing_class: image processor or feature extractor; by default the one saved with the model.
+        eval_dataset: a data set (or a dict of such) with true labels that `evaluate` scores.
+        augmentation: in place of the one that the arguments name; see `hf_plr.media`.
+        compute_metrics: as in `Trainer`; predictions are features (N, D), label_ids the true labels (N,).
+        **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
+
+    Attributes:
+        medium: how samples are read and turned into features.
+        scores: what `score` found, by moment.
+
+    Raises:
+        ValueError: before any long work, if the data, the model and the arguments do not fit together.
+    """
+
+    args: PLRTrainingArguments
+    model: PreTrainedModel
+    train_dataset: SampleStore
+    compute_metrics: Callable[[EvalPrediction], dict] | None
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | os.PathLike[str],
+        args: PLRTrainingArguments,
+        train_dataset: Dataset,
+        processing_class: Any = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        augmentation: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        **kwargs: Any,
+    ):
+        self.label_column = _label_column_for_scoring(train_dataset, args.label_column)
+        self.medium = medium_of(train_dataset, model, args, processing_class, augmentation)
+        self.scores: dict[str, dict[str, float]] = {}
+        self._scored_on_test = False
+        self._label_names: dict[str, int] = {}  # shared by all splits, so that a class has one number
+        self._eval_stores: dict[int, tuple[Dataset, SampleStore]] = {}  # the data set is held, so that its id stays its
+        unscored = self.label_column is None and compute_metrics is None
+        if args.load_best_model_at_end and args.metric_for_best_model in SCORES and unscored:
+            raise ValueError(
+                f"load_best_model_at_end with metric_for_best_model={args.metric_for_best_model!r} needs a label "
+                "column to score by, and there is none"
+            )
+        store = self._store(train_dataset, self.label_column)
+        super().__init__(
+            model=self._trained_model(),
+            args=args,
+            data_collator=kwargs.pop("data_collator", self.medium.collate),
+            train_dataset=store,
+            eval_dataset=eval_dataset,
+            processing_class=self.medium.processor,
+            compute_metrics=compute_metrics,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
+        self.label_names = ["labels"]
+        if self.compute_metrics is None and self.label_column is not None:
+            self.compute_metrics = self._score_against_gallery
+        self._epoch = 0
+        self._resumed = False
+        self.add_callback(_StageCallback(self))
+
+    # ---- what an objective adds ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare_epoch(self, epoch: int) -> None:
+        """Make what this epoch trains on; a resumed epoch keeps what it had."""
+
+    @abstractmethod
+    def label_state(self) -> dict[str, np.ndarray]:
+        """What a resumed run needs beside weights and optimizer, as arrays by name; empty before the first epoch."""
+
+    @abstractmethod
+    def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
+        """Restore what `label_state` gave.
+
+        Raises:
+            ValueError: if it was written for another data set, naming the checkpoint.
+        """
+
+    @abstractmethod
+    def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
+        """Write the last labels to files; called on every process.
+
+        Args:
+            directory: where to.
+            rows: number of each row of `train_dataset` in the data that it was taken from; by default the row itself.
+        """
+
+    def _trained_model(self) -> torch.nn.Module:
+        """What is trained: the backbone, or a module that holds it."""
+        return self.medium.model
+
+    def _bare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The backbone in what is trained."""
+        return model
+
+    # ---- features ------------------------------------------------------------------------------------------------
+
+    def extract_features(self, dataset: Dataset | SampleStore | None = None) -> torch.Tensor:
+        """Features without augmentation, float32 (N, D), on every process: of the training samples by default.
+
+        They are computed in the precision of training; those that the stage clusters may be older or less precise.
+        Samples are in the order of `train_dataset.rows`: that of the data set for images, by length for sounds.
+        """
+        return self._extractor.all(self.train_dataset if dataset is None else self._eval_store(dataset))
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The backbone, without anything around it."""
+        bare: Any = self._bare(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        return bare
+
+    @property
+    def _extractor(self) -> FeatureExtractor:
+        return FeatureExtractor(
+            self._bare(self.model),
+            self.medium,
+            self.accelerator,
+            self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            progress=not self.args.disable_tqdm,
+        )
+
+    def _numbers(self, index: torch.Tensor) -> torch.Tensor:
+        """Random numbers (B, 16) of samples in this epoch."""
+        return uniform(index, self.args.seed, self._epoch)
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: str | Any = None) -> DataLoader:
+        """Loader of an evaluation set, which may be given as a data set with images or by its name."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        if chosen is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        return super().get_eval_dataloader(self._eval_store(chosen))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Loader of a test set with images."""
+        return super().get_test_dataloader(self._eval_store(test_dataset))
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor | None]:
+        """Features of a batch without augmentation, and its true labels if there are any; no loss."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            features = self.medium.features(self._bare(model), inputs)
+        return None, features, inputs.get("labels")
+
+    def score(self, moment: str) -> dict[str, float]:
+        """Score the features as they are now against the true labels, and remember it for the model card.
+
+        With an evaluation set (a single one) that has labels, all training images are the gallery; otherwise the
+        training images are cross-validated. Labels are used for nothing else.
+
+        Args:
+            moment: name of the moment, such as "before" or "after".
+
+        Returns:
+            The scores of `hf_plr.evaluation.scores.SCORES`; empty if there is no label column.
+        """
+        if self.label_column is None:
+            return {}
+        features = self.extract_features().cpu().numpy()
+        labels = self.train_dataset.true_labels()
+        test_features = test_labels = None
+        if isinstance(self.eval_dataset, Dataset) and self.label_column in self.eval_dataset.column_names:
+            test = self._eval_store(self.eval_dataset)
+            if (test.true_labels() >= 0).any():
+                self._scored_on_test = True
+                test_features, test_labels = self.extract_features(test).cpu().numpy(), test.true_labels()
+        if self.is_world_process_zero():
+            self.scores[moment] = score_features(features, labels, test_features, test_labels)
+        return self.scores.get(moment, {})
+
+    def _score_against_gallery(self, prediction: EvalPrediction) -> dict[str, float]:
+        images = self.train_dataset
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), GALLERY_SAMPLES)).astype(np.int64))
+        gallery = self._extractor.all(images, torch.from_numpy(chosen))
+        labels = images.true_labels()[chosen]
+        return score_features(gallery.cpu().numpy(), labels, prediction.predictions, prediction.label_ids)
+
+    def _eval_store(self, dataset: Dataset | SampleStore) -> SampleStore:
+        if isinstance(dataset, SampleStore):
+            return dataset
+        if id(dataset) not in self._eval_stores:
+            has_labels = self.label_column is not None and self.label_column in dataset.column_names
+            store = self._store(dataset, self.label_column if has_labels else None)
+            self._eval_stores[id(dataset)] = dataset, store
+        return self._eval_stores[id(dataset)][1]
+
+    def _store(self, dataset: Dataset, label_column: str | None) -> SampleStore:
+        return self.medium.open(dataset, label_column, self._label_names)
+
+    # ---- saving and resuming -------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer.train` does; a resumed run takes up its labels and prototypes too.
+
+        Raises:
+            ValueError: if the checkpoint was written for another data set.
+        """
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if checkpoint:
+            self.load_label_state(load_state(str(checkpoint)), str(checkpoint))
+        self._resumed = bool(checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the bare backbone and the image processor, with the state of labels and prototypes beside them."""
+        directory = self.args.output_dir if output_dir is None else output_dir
+        state = self.label_state() if self.args.should_save else {}
+        if state:
+            os.makedirs(directory, exist_ok=True)
+            save_state(directory, state)
+        super().save_model(output_dir, _internal_call)
+
+    def create_model_card(self, **kwargs: Any) -> None:
+        """Write the model card `README.md` into the output directory; `write_model_card` has the arguments."""
+        if self.is_world_process_zero():
+            write_model_card(self.summary(), **kwargs)
+
+    def summary(self) -> RunSummary:
+        """What is known of the run so far."""
+        return RunSummary(
+            args=self.args,
+            medium=self.medium,
+            architecture=type(self.backbone).__name__,
+            start=self.backbone.name_or_path,
+            n_samples=len(self.train_dataset),
+            unreadable_rows=self.train_dataset.unreadable,
+            epochs=self.state.epoch or 0.0,
+            steps=self.state.global_step,
+            processes=self.accelerator.num_processes,
+            stages=[entry for entry in self.state.log_history if f"{LOG_PREFIX}seconds" in entry],
+            scores=self.scores,
+            scored_on_test=self._scored_on_test,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_weights(self.state.best_model_checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> None:
+        """Load a checkpoint's weights into the model in place.
+
+        `save_pretrained` writes ViT's weights under the names that older releases had, `from_pretrained` knows both,
+        but Trainer's own loading goes by name alone and leaves such weights as they are, with only a warning.
+        """
+        backbone: Any = self._bare(self.model)
+        saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
+        backbone.load_state_dict(saved.state_dict())
+
+
+class _StageCallback(TrainerCallback):
+    """Runs the stage where Trainer lets labels change: after the model is prepared, before the loader is opened."""
+
+    def __init__(self, trainer: BackboneTrainer):
+        self.trainer = trainer
+        self.epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Counted, since a callback that stops an epoch early leaves state.epoch behind.
+        self.trainer.prepare_epoch(self.epoch)
+        self.epoch += 1
+
+
+def check_dataset(dataset: Any) -> Dataset:
+    """Refuse what is no `datasets.Dataset`.
+
+    Raises:
+        TypeError: naming what came.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"train_dataset must be a datasets.Dataset with a column of images or sounds, not {type(dataset).__name__}"
+        )
+    return dataset
+
+
+def data_seed(args: PLRTrainingArguments) -> int:
+    """Seed of the order of training."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def samples_per_step(args: PLRTrainingArguments) -> int:
+    """Samples of an optimizer step, of all processes and accumulation steps together."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def samples_per_epoch(args: PLRTrainingArguments) -> int | None:
+    """Samples between two stages; None for all."""
+    return None if args.steps_per_epoch is None else args.steps_per_epoch * samples_per_step(args)
+
+
+def refiner_from(args: PLRTrainingArguments) -> PseudoLabelRefiner:
+    """The refiner that the arguments name."""
+    overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
+    return PseudoLabelRefiner.from_preset(args.refinement, **overrides)
+
+
+def _label_column_for_scoring(dataset: Dataset, wanted: str | None) -> str | None:
+    try:
+        return find_label_column(dataset, wanted)
+    except AmbiguousLabelColumns as error:
+        logger.warning("%s: nothing is scored; choose one with label_column.", error)
+        return None
+
+
+@contextlib.contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed all global random generators inside, and leave them as they were: a resumed run must not see the stage."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,1 @@
+"""Units: clusters of the frames of sounds, for HuBERT's objective."""

@@ -1,0 +1,111 @@
+"""The centroids of a trained run, and the units that they give to any sound."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from hf_plr.clustering import KMeans
+from hf_plr.data.sounds import SoundStore
+from hf_plr.features import FeatureExtractor
+from hf_plr.units.frames import Frames
+
+CENTROIDS_FILE = "centroids.safetensors"
+FORMAT = "hf-plr-centroids-1"
+
+
+@dataclass(frozen=True)
+class UnitEncoder:
+    """k-means on a layer of the backbone, and the number of the unit that each centroid stands for.
+
+    Attributes:
+        centroids: float32 (K, D).
+        units: number of each centroid's unit, int64 (K,); several centroids may stand for one.
+        layer: the layer whose frames are compared with them, 0 for the input of the first.
+    """
+
+    centroids: np.ndarray
+    units: np.ndarray
+    layer: int
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write `centroids.safetensors`, to a file that is complete or not there at all."""
+        path = os.path.join(directory, CENTROIDS_FILE)
+        arrays: dict[str, np.ndarray] = {
+            "centroids": np.ascontiguousarray(self.centroids, np.float32),
+            "units": self.units.astype(np.int64),
+        }
+        save_file(arrays, path + ".tmp", metadata={"format": FORMAT, "layer": json.dumps(self.layer)})
+        os.replace(path + ".tmp", path)
+
+    @classmethod
+    def load(cls, name: str | os.PathLike[str]) -> UnitEncoder:
+        """Read the centroids that lie beside a backbone.
+
+        Args:
+            name: a folder or a Hub id.
+
+        Raises:
+            ValueError: if there are none, or they are of another format.
+        """
+        path = os.path.join(name, CENTROIDS_FILE)
+        if not os.path.isdir(name):
+            try:
+                path = hf_hub_download(os.fspath(name), CENTROIDS_FILE)
+            except (
+                EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+            ) as error:  # fmt: skip
+                raise ValueError(f"{name} is no folder here, and the Hub gives no {CENTROIDS_FILE}: {error}") from error
+        if not os.path.isfile(path):
+            raise ValueError(f"{name} has no {CENTROIDS_FILE}: train it with recipes/hubert_plr.py --objective frames")
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} has format {metadata.get('format')!r}, this release reads {FORMAT!r}")
+            return cls(file.get_tensor("centroids"), file.get_tensor("units"), int(metadata["layer"]))
+
+    def encode(self, extractor: FeatureExtractor, store: SoundStore) -> Iterator[tuple[int, np.ndarray]]:
+        """Units of every sound of a store, on this process alone: its row of the data set, and integers (frames,)."""
+        frames = Frames(extractor, store, self.layer)
+        kmeans = KMeans(len(self.centroids), spherical=False)
+        kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
+        left = np.empty(0, dtype=np.int64)
+        position = 0
+        for rows in frames.of(torch.arange(len(store))):
+            left = np.concatenate([left, self.units[kmeans.predict(rows)]])
+            while position < len(store) and len(left) >= frames.counts[position]:
+                count = frames.counts[position]
+                yield int(store.rows[position]), left[:count]
+                left = left[count:]
+                position += 1
+
+
+def write_units(path: str | os.PathLike[str], rows: np.ndarray, units: list[np.ndarray]) -> None:
+    """Write one row a sound: index (its row of the data set) and units (a list of int32, one a frame), by index.
+
+    Args:
+        path: a parquet file, which is complete or not there at all.
+        rows: index of each sound, (N,).
+        units: its units, -1 = none.
+    """
+    order = np.argsort(rows, kind="stable")
+    lists = pa.array([units[i].astype(np.int32) for i in order], pa.list_(pa.int32()))
+    table = pa.table({"index": pa.array(np.asarray(rows)[order], pa.int64()), "units": lists})
+    pq.write_table(table, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)

@@ -1,0 +1,69 @@
+"""Frames of sounds, batch by batch: they are never all in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from hf_plr.data.mfcc import mfcc
+from hf_plr.data.sounds import SoundStore
+from hf_plr.features import FeatureExtractor
+from hf_plr.media import Sounds
+
+
+class Frames:
+    """One feature for every frame of a store's sounds, MFCC or a layer's hidden states.
+
+    Args:
+        extractor: the backbone, and how batches are made and shared among processes.
+        store: the sounds.
+        layer: 0 for the input of the first layer, and so on; None for 39 MFCC.
+
+    Attributes:
+        counts: frames of each sound, int64 (N,).
+    """
+
+    def __init__(self, extractor: FeatureExtractor, store: SoundStore, layer: int | None):
+        medium = extractor.medium
+        assert isinstance(medium, Sounds)
+        self.extractor = extractor
+        self.medium = medium
+        self.store = store
+        self.layer = layer
+        self.counts = frame_counts(medium, store)
+
+    @property
+    def source(self) -> str:
+        """What the features are, for people."""
+        return "MFCC" if self.layer is None else f"layer {self.layer}"
+
+    def of(self, positions: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Frames of the sounds at these positions, in their order: float32 (frames of a batch, D), on the device."""
+        for batch in self.extractor.batches(self.store, positions):
+            with self.extractor.ready():
+                hidden, n_frames = self._of_batch(batch)
+                inside = torch.arange(hidden.shape[1], device=hidden.device) < n_frames[:, None]
+                rows = hidden[inside]
+            yield rows
+
+    def _of_batch(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        backbone = self.medium.backbone
+        if self.layer is not None:
+            values = self.medium.waveforms(batch)
+            return backbone.frames(self.extractor.model, values, batch["lengths"], layer=self.layer)
+        rate = self.medium.format.sampling_rate
+        values, lengths = batch["input_values"], batch["lengths"]
+        return mfcc(values, lengths, rate, backbone.receptive_field, backbone.hop), backbone.n_frames(lengths)
+
+
+def frame_counts(medium: Sounds, store: SoundStore) -> np.ndarray:
+    """Frames that the backbone makes of each sound, int64 (N,)."""
+    return medium.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
+
+
+def one_after_the_other(counts: np.ndarray) -> np.ndarray:
+    """Where each sound's frames begin, and where the last one's end: int64 (N + 1,)."""
+    return np.fromiter(itertools.accumulate(counts.tolist(), initial=0), np.int64, len(counts) + 1)

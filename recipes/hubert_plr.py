@@ -1,0 +1,169 @@
+"""Adapt a speech transformer to your own unlabelled recordings by pseudo-label refinement.
+
+  accelerate launch recipes/hubert_plr.py
+      tries it on 800 synthetic sounds that it makes itself, in a few minutes on two CPU cores
+  accelerate launch recipes/hubert_plr.py --dataset_name DATA --model_name_or_path MODEL --output_dir out
+      one label a recording: clusters of whole recordings, refined from epoch to epoch
+  accelerate launch recipes/hubert_plr.py --dataset_name DATA --objective frames --output_dir out
+      one label a frame, HuBERT's own objective: units of frames, refined from round to round
+
+  DATA: a Hub id, a folder of wav, flac, ogg or mp3 files, or a folder with train.parquet (and test.parquet)
+  MODEL: a Hub id or a folder with HuBERT, wav2vec 2.0, WavLM or data2vec-audio; without it a small HuBERT that fits
+      the recordings starts from random weights
+
+Afterwards `hf-plr units --model out --dataset DATA --output units.parquet` gives the units of a run with frames to any
+recordings. A label column, where there is one, is used to score the features before and after and for nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import set_seed
+
+from hf_plr import PLRTrainer, UnitTrainer, UnitTrainingArguments
+from hf_plr.arguments import RecipeParser
+from hf_plr.data.columns import find_audio_column
+from hf_plr.data.loading import draw_rows, load_train_and_test, synthetic_sounds
+from hf_plr.data.sounds import sampling_rates
+from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
+from hf_plr.recipe import (
+    RecipeTrainingArguments,
+    check_output_dir,
+    prepare_output_dir,
+    run_recipe,
+    set_cpu_threads,
+    train,
+    write_results,
+)
+
+OBJECTIVES = ("utterance", "frames")
+DEMO_OUTPUT_DIR = "out/sounds"
+PRETRAINED_DEFAULTS = {
+    "learning_rate": 3e-5,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+}
+NEXT_COMMAND = (
+    "accelerate launch recipes/hubert_plr.py --dataset_name YOUR_RECORDINGS --output_dir out/yours",
+    "your own recordings",
+)
+
+
+@dataclass
+class RecipeArguments:
+    """What to train on, for what, and where to start."""
+
+    objective: str = field(
+        default="utterance",
+        metadata={
+            "help": "utterance (one label a recording) or frames (one a frame, as HuBERT was trained).",
+            "choices": list(OBJECTIVES),
+        },
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, folder of recordings, or folder of parquet files. Default: synthetic sounds, made here."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
+            "num_train_epochs to 10, of per_device_train_batch_size to 16 and of per_device_eval_batch_size to 64. "
+            "Default: a small HuBERT, random weights."
+        },
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
+    )
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Train on at most this many recordings, drawn at random: a first try."}
+    )
+
+
+@dataclass
+class HubertPLRArguments(RecipeTrainingArguments, UnitTrainingArguments):
+    """The arguments of training, where the synthetic sounds need no output folder."""
+
+    output_dir: str = field(  # type: ignore[assignment]
+        default=None, metadata={"help": f"Folder for the results. Synthetic sounds go to {DEMO_OUTPUT_DIR}."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe."""
+    recipe, args = parse(argv)
+    set_cpu_threads(recipe.cpu_threads, args)
+    started = time.perf_counter()
+    trainer, rows = build_trainer(recipe, args)
+    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+
+    trainer.score("before")
+    train(trainer, args)
+    trainer.score("after")
+    card = {"dataset": recipe.dataset_name or "synthetic sounds", "tags": [trainer.backbone.config.model_type]}
+    write_results(trainer, rows, started, NEXT_COMMAND, card)
+
+
+def parse(argv: list[str] | None) -> tuple[RecipeArguments, HubertPLRArguments]:
+    """The recipe's arguments; without a data set, the synthetic sounds go to an output folder of their own."""
+    assert __doc__ is not None
+    parser = RecipeParser([RecipeArguments, HubertPLRArguments], __doc__, adjust=defaults_for)
+    recipe, args = parser.parse(argv)
+    return recipe, args
+
+
+def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that depend on what is trained.
+
+    Raises:
+        ValueError: if there is a data set but no place for the results.
+    """
+    if given.get("dataset_name") is not None and given.get("output_dir") is None:
+        raise ValueError("--output_dir is needed with --dataset_name")
+    defaults: dict[str, Any] = {} if given.get("model_name_or_path") is None else dict(PRETRAINED_DEFAULTS)
+    if given.get("dataset_name") is None and given.get("output_dir") is None:
+        defaults |= {"output_dir": DEMO_OUTPUT_DIR, "overwrite": given.get("resume_from_checkpoint") is None}
+    return defaults
+
+
+def build_trainer(recipe: RecipeArguments, args: HubertPLRArguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:
+    """Load recordings and model, and find what is wrong with them; returns the trainer and the rows it trains on."""
+    check_output_dir(args)
+    sounds, test = load(recipe, args)
+    rows = draw_rows(len(sounds), recipe.max_samples, args.seed)
+    sounds = sounds.select(rows)
+    model: Any = recipe.model_name_or_path
+    extractor = None
+    if model is None:
+        if len(sounds) == 0:
+            raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")
+        rates = sampling_rates(sounds, find_audio_column(sounds, args.audio_column))
+        rate = 8_000 if np.median(rates) <= 8_000 else 16_000
+        set_seed(args.seed)
+        model, extractor = small_hubert(rate), small_hubert_extractor(rate)
+    kind = PLRTrainer if recipe.objective == "utterance" else UnitTrainer
+    return kind(model, args, sounds, processing_class=extractor, eval_dataset=test), rows
+
+
+def load(recipe: RecipeArguments, args: HubertPLRArguments) -> tuple[Dataset, Dataset | None]:
+    """Training recordings and test split."""
+    if recipe.dataset_name is None:
+        return synthetic_sounds(), None
+    with args.main_process_first(desc="loading the data set"):
+        return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
