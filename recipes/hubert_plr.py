@@ -43,12 +43,8 @@ from hf_plr.recipe import (
 
 OBJECTIVES = ("utterance", "frames")
 DEMO_OUTPUT_DIR = "out/sounds"
-PRETRAINED_DEFAULTS = {
-    "learning_rate": 3e-5,
-    "num_train_epochs": 10,
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 64,
-}
+DEFAULTS = {"per_device_eval_batch_size": 64}
+PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 16}
 NEXT_COMMAND = (
     "accelerate launch recipes/hubert_plr.py --dataset_name YOUR_RECORDINGS --output_dir out/yours",
     "your own recordings",
@@ -78,8 +74,7 @@ class RecipeArguments:
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
-            "num_train_epochs to 10, of per_device_train_batch_size to 16 and of per_device_eval_batch_size to 64. "
-            "Default: a small HuBERT, random weights."
+            "num_train_epochs to 10 and of per_device_train_batch_size to 16. Default: a small HuBERT, random weights."
         },
     )
     cpu_threads: int | None = field(
@@ -132,7 +127,9 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     """
     if given.get("dataset_name") is not None and given.get("output_dir") is None:
         raise ValueError("--output_dir is needed with --dataset_name")
-    defaults: dict[str, Any] = {} if given.get("model_name_or_path") is None else dict(PRETRAINED_DEFAULTS)
+    defaults: dict[str, Any] = dict(DEFAULTS)
+    if given.get("model_name_or_path") is not None:
+        defaults |= PRETRAINED_DEFAULTS
     if given.get("dataset_name") is None and given.get("output_dir") is None:
         defaults |= {"output_dir": DEMO_OUTPUT_DIR, "overwrite": given.get("resume_from_checkpoint") is None}
     return defaults

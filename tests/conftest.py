@@ -17,9 +17,11 @@ import transformers
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.loading import digits, draw_rows
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
+from hf_plr.backbone_trainer import BackboneTrainer
+from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
 from hf_plr.models.backbone import small_vit, small_vit_processor
+from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -72,5 +74,50 @@ def make_trainer(tmp_path: Path, some_digits: Dataset, tiny_vit: Callable) -> Ca
             **(trainer or {}),
         }
         return PLRTrainer(args=PLRTrainingArguments(**settings), **parts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def some_sounds() -> Dataset:
+    """83 synthetic sounds of 0.3 to 1 s at 8 kHz: divisible by no batch size in use."""
+    return synthetic_sounds(n_per_class=11).select(range(83))
+
+
+@pytest.fixture
+def tiny_hubert() -> Callable[[], torch.nn.Module]:
+    def make(seed: int = 0) -> torch.nn.Module:
+        set_seed(seed)
+        return small_hubert(8_000, hidden_size=32, num_hidden_layers=2)
+
+    return make
+
+
+@pytest.fixture
+def make_sound_trainer(tmp_path: Path, some_sounds: Dataset, tiny_hubert: Callable) -> Callable[..., BackboneTrainer]:
+    """Make a trainer of a tiny HuBERT on 83 sounds; keywords go to the arguments, those of the trainer to it."""
+
+    def make(
+        kind: type[BackboneTrainer] = UnitTrainer, trainer: dict[str, Any] | None = None, **arguments: Any
+    ) -> BackboneTrainer:
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 8,
+            "num_clusters": 12,
+            "relabel_every": 1,
+            "mask_length": 4,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **arguments,
+        }
+        parts = {
+            "model": tiny_hubert(),
+            "train_dataset": some_sounds,
+            "processing_class": small_hubert_extractor(8_000),
+            **(trainer or {}),
+        }
+        return kind(args=UnitTrainingArguments(**settings), **parts)
 
     return make

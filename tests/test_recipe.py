@@ -33,9 +33,9 @@ def launch(
     )
 
 
-def recipe(*arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+def recipe(*arguments: object, cwd: Path = REPOSITORY, script: Path = VIT_PLR) -> subprocess.CompletedProcess[str]:
     """Without the launcher, for what ends before any training."""
-    command = [sys.executable, str(REPOSITORY / "recipes" / "vit_plr.py"), *map(str, arguments)]
+    command = [sys.executable, str(script), *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 

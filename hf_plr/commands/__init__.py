@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_plr.commands import refine
+from hf_plr.commands import refine, units
 
-COMMANDS = {"refine": refine}
+COMMANDS = {"refine": refine, "units": units}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,8 +49,9 @@ class UnitEncoder:
         arrays: dict[str, np.ndarray] = {
             "centroids": np.ascontiguousarray(self.centroids, np.float32),
             "units": self.units.astype(np.int64),
+            "layer": np.array([self.layer]),
         }
-        save_file(arrays, path + ".tmp", metadata={"format": FORMAT, "layer": json.dumps(self.layer)})
+        save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
         os.replace(path + ".tmp", path)
 
     @classmethod
@@ -78,7 +78,7 @@ class UnitEncoder:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} has format {metadata.get('format')!r}, this release reads {FORMAT!r}")
-            return cls(file.get_tensor("centroids"), file.get_tensor("units"), int(metadata["layer"]))
+            return cls(file.get_tensor("centroids"), file.get_tensor("units"), int(file.get_tensor("layer")[0]))
 
     def encode(self, extractor: FeatureExtractor, store: SoundStore) -> Iterator[tuple[int, np.ndarray]]:
         """Units of every sound of a store, on this process alone: its row of the data set, and integers (frames,)."""

@@ -157,7 +157,9 @@ class FrameStage:
         if self.accelerator.num_processes == 1:
             return mine
         labels = self._room(int(bounds[-1]))
-        labels[:] = gather_rows(self.accelerator, torch.from_numpy(mine)).numpy()
+        labels[:] = gather_rows(
+            self.accelerator, torch.from_numpy(mine.astype(np.int32))
+        ).numpy()  # no backend takes int16
         return labels
 
     def _no_rows(self, frames: Frames) -> torch.Tensor:

@@ -1,0 +1,120 @@
+"""The recipe for sounds as a user runs it: real processes under `accelerate launch`."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from conftest import REPOSITORY, SHARED_DATA
+from test_recipe import launch, recipe
+
+from hf_plr.data.loading import synthetic_sounds
+
+HUBERT_PLR = REPOSITORY / "recipes" / "hubert_plr.py"
+TINY = ["--num_clusters", "12", "--disable_tqdm", "true", "--per_device_train_batch_size", "32"]
+hubert = functools.partial(launch, script=HUBERT_PLR)
+
+
+@pytest.fixture(scope="module")
+def parquet_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    sounds = synthetic_sounds(n_per_class=12)
+    sounds.select(range(0, 96, 2)).to_parquet(folder / "train.parquet")
+    sounds.select(range(1, 96, 2)).to_parquet(folder / "test.parquet")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["utterance", "frames"])
+def test_without_arguments_it_runs_on_its_own_sounds(tmp_path, objective):
+    shorter = ["--max_samples", 120, "--num_train_epochs", 2, "--relabel_every", 1, *TINY]
+    run = hubert("--objective", objective, *shorter, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "Trained on 120 recordings without labels" in run.stdout
+    assert "centroids.safetensors" in run.stdout or objective == "utterance"
+    out = tmp_path / "out" / "sounds"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["scores"]) == {"before", "after"}
+    assert metrics["settings"]["num_clusters"] == "12"
+    expected = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "metrics.json"}
+    labels = {"utterance": {"pseudo_labels.parquet"}, "frames": {"units.parquet", "centroids.safetensors"}}
+    assert expected | labels[objective] <= {path.name for path in out.iterdir()}
+    rows = pd.read_parquet(out / ("pseudo_labels.parquet" if objective == "utterance" else "units.parquet"))["index"]
+    assert len(rows) == 120
+    assert rows.is_monotonic_increasing
+    assert rows.max() > 700  # rows of all 800 sounds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["utterance", "frames"])
+def test_two_processes_give_the_labels_of_one(parquet_folder, tmp_path, objective):
+    found = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        run = hubert(
+            *["--dataset_name", parquet_folder, "--output_dir", out, "--objective", objective, *TINY],
+            *["--per_device_train_batch_size", 32 // processes, "--num_train_epochs", 1, "--relabel_every", 1],
+            *["--cpu_threads", 1, "--learning_rate", 0, "--per_device_eval_batch_size", 4, "--save_strategy", "no"],
+            processes=processes,
+        )
+        assert run.returncode == 0, run.stderr
+        found[processes] = out
+    if objective == "utterance":
+        one, two = (pd.read_parquet(out / "pseudo_labels.parquet") for out in found.values())
+        pd.testing.assert_frame_equal(one, two)
+    else:
+        one, two = (pd.read_parquet(out / "units.parquet") for out in found.values())
+        assert all(np.array_equal(a, b) for a, b in zip(one["units"], two["units"], strict=True))
+        assert len(np.unique(np.concatenate(list(one["units"])))) > 6
+        centroids = [(out / "centroids.safetensors").read_bytes() for out in found.values()]
+        assert centroids[0] == centroids[1]
+
+
+@pytest.mark.slow
+def test_a_folder_of_files_then_a_start_from_what_came_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("birds", "frogs"):
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for i in range(20):
+            pitch = (300 if name == "frogs" else 1500) * rng.uniform(0.8, 1.2)
+            seconds = np.arange(int(16_000 * rng.uniform(0.2, 0.6))) / 16_000
+            wave = np.sin(2 * np.pi * pitch * seconds)
+            ending = ("wav", "flac", "ogg")[i % 3]
+            soundfile.write(tmp_path / "files" / name / f"{i}.{ending}", wave, 16_000)
+    first = ["--dataset_name", tmp_path / "files", "--num_train_epochs", 1, *TINY]
+    run = hubert(*first, "--objective", "frames", "--output_dir", tmp_path / "frames")
+    assert run.returncode == 0, run.stderr
+    run = hubert(*first, "--model_name_or_path", tmp_path / "frames", "--output_dir", tmp_path / "utterance")
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "utterance" / "preprocessor_config.json").read_text())["sampling_rate"] == 16_000
+
+
+def test_what_is_missing_or_wrong_is_told_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["--dataset_name", tmp_path / "empty"], "--output_dir is needed with --dataset_name"),
+        (["--dataset_name", tmp_path / "empty", "--output_dir", tmp_path / "out"], "holds no images, no recordings"),
+    ):
+        run = recipe(*arguments, script=HUBERT_PLR)
+        assert run.returncode != 0
+        assert message in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_spoken_digits(tmp_path):
+    folder = SHARED_DATA / "fsdd"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    run = hubert(
+        *["--dataset_name", folder, "--label_column", "digit", "--output_dir", tmp_path, "--max_samples", 300],
+        *["--num_train_epochs", 2, *TINY],
+    )
+    assert run.returncode == 0, run.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["samples"] == 300
+    assert metrics["scores"]["after"]["knn_accuracy"] > 0.15  # on all 300 of the test split
