@@ -51,3 +51,10 @@ def test_extraction_prints_one_line_of_json():
     result = run_benchmark("extraction", "--images", "48", "--image_size", "32", "--turns", "1", "--dtype", "float32")
     assert result["ari"] > 0.9
     assert 0 < result["stage_share_of_epoch"] < 1
+
+
+def test_audio_prints_one_line_of_json():
+    result = run_benchmark("audio", "--recordings", "40", "--width", "32", "--layers", "1", "--turns", "1")
+    assert result["sorted_padding"] < result["random_padding"]
+    assert result["largest_difference"] < 1e-4
+    assert result["sorted_over_random"] > 0
