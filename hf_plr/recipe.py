@@ -22,6 +22,21 @@ from hf_plr.training_args import PLRTrainingArguments
 
 
 @dataclass
+class DataArguments:
+    """Which part of the data to train on, and how many threads to use."""
+
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Train on at most this many samples, drawn at random: a first try."}
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
+    )
+
+
+@dataclass
 class RecipeTrainingArguments(PLRTrainingArguments):
     """`PLRTrainingArguments` with the handling of the output folder."""
 
@@ -82,6 +97,32 @@ def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> 
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     (out / METRICS_FILE).unlink(missing_ok=True)
+
+
+def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
+    """A folder for the results of a recipe that needs none for its own small data set.
+
+    Args:
+        given: the arguments that were given.
+        demo_output_dir: where that data set's results go; an earlier run's are replaced there.
+
+    Raises:
+        ValueError: if there is another data set but no place for the results.
+    """
+    if given.get("output_dir") is not None:
+        return {}
+    if given.get("dataset_name") is not None:
+        raise ValueError("--output_dir is needed with --dataset_name")
+    return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
+
+
+def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
+    """Score, train, and score again."""
+    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+    trainer.score("before")
+    train(trainer, args)
+    trainer.score("after")
 
 
 def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:

@@ -151,6 +151,11 @@ class UnitTrainer(BackboneTrainer):
     def _units_in_use(self) -> torch.Tensor:
         present = torch.zeros(self._room_for_units, dtype=torch.bool)
         units = np.unique(self._units_now().labels)
+        if units[-1] >= len(present):
+            raise ValueError(
+                f"the refiner made unit {units[-1]}, but with num_clusters={self._n_units} numbers are below "
+                f"{len(present)}: cut its clusters at the number of units (n_clusters='current')"
+            )
         present[torch.from_numpy(units[units >= 0].astype(np.int64))] = True
         return present.to(self.args.device)
 

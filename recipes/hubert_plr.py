@@ -32,12 +32,13 @@ from hf_plr.data.loading import draw_rows, load_train_and_test, synthetic_sounds
 from hf_plr.data.sounds import sampling_rates
 from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
 from hf_plr.recipe import (
+    DataArguments,
     RecipeTrainingArguments,
     check_output_dir,
-    prepare_output_dir,
+    output_defaults,
     run_recipe,
     set_cpu_threads,
-    train,
+    train_between_scores,
     write_results,
 )
 
@@ -52,7 +53,7 @@ NEXT_COMMAND = (
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(DataArguments):
     """What to train on, for what, and where to start."""
 
     objective: str = field(
@@ -68,21 +69,12 @@ class RecipeArguments:
             "help": "Hub id, folder of recordings, or folder of parquet files. Default: synthetic sounds, made here."
         },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
     model_name_or_path: str | None = field(
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
             "num_train_epochs to 10 and of per_device_train_batch_size to 16. Default: a small HuBERT, random weights."
         },
-    )
-    cpu_threads: int | None = field(
-        default=None,
-        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
-    )
-    max_samples: int | None = field(
-        default=None, metadata={"help": "Train on at most this many recordings, drawn at random: a first try."}
     )
 
 
@@ -101,12 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
-    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
-    trainer.accelerator.wait_for_everyone()
-
-    trainer.score("before")
-    train(trainer, args)
-    trainer.score("after")
+    train_between_scores(trainer, args)
     card = {"dataset": recipe.dataset_name or "synthetic sounds", "tags": [trainer.backbone.config.model_type]}
     write_results(trainer, rows, started, NEXT_COMMAND, card)
 
@@ -125,14 +112,10 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if there is a data set but no place for the results.
     """
-    if given.get("dataset_name") is not None and given.get("output_dir") is None:
-        raise ValueError("--output_dir is needed with --dataset_name")
     defaults: dict[str, Any] = dict(DEFAULTS)
     if given.get("model_name_or_path") is not None:
         defaults |= PRETRAINED_DEFAULTS
-    if given.get("dataset_name") is None and given.get("output_dir") is None:
-        defaults |= {"output_dir": DEMO_OUTPUT_DIR, "overwrite": given.get("resume_from_checkpoint") is None}
-    return defaults
+    return defaults | output_defaults(given, DEMO_OUTPUT_DIR)
 
 
 def build_trainer(recipe: RecipeArguments, args: HubertPLRArguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:

@@ -26,12 +26,13 @@ from hf_plr.data.images import image_sizes
 from hf_plr.data.loading import digits, draw_rows, load_train_and_test
 from hf_plr.models.backbone import fitting_size, small_vit, small_vit_processor
 from hf_plr.recipe import (
+    DataArguments,
     RecipeTrainingArguments,
     check_output_dir,
-    prepare_output_dir,
+    output_defaults,
     run_recipe,
     set_cpu_threads,
-    train,
+    train_between_scores,
     write_results,
 )
 
@@ -44,28 +45,19 @@ NEXT_COMMAND = (
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(DataArguments):
     """What to train on and where to start."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Hub id, folder of images, or folder of parquet files. Default: handwritten digits."},
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
     model_name_or_path: str | None = field(
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
             "num_train_epochs to 10 and of per_device_train_batch_size to 64. Default: a small ViT, random weights."
         },
-    )
-    cpu_threads: int | None = field(
-        default=None,
-        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
-    )
-    max_samples: int | None = field(
-        default=None, metadata={"help": "Train on at most this many images, drawn at random: a first try."}
     )
 
 
@@ -84,12 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
-    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
-    trainer.accelerator.wait_for_everyone()
-
-    trainer.score("before")
-    train(trainer, args)
-    trainer.score("after")
+    train_between_scores(trainer, args)
     card = {"dataset": recipe.dataset_name or "handwritten digits", "tags": ["vit"]}
     write_results(trainer, rows, started, NEXT_COMMAND, card)
 
@@ -108,12 +95,8 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if there is a data set but no place for the results.
     """
-    if given.get("dataset_name") is not None and given.get("output_dir") is None:
-        raise ValueError("--output_dir is needed with --dataset_name")
     defaults: dict[str, Any] = {} if given.get("model_name_or_path") is None else dict(PRETRAINED_DEFAULTS)
-    if given.get("dataset_name") is None and given.get("output_dir") is None:
-        defaults |= {"output_dir": DEMO_OUTPUT_DIR, "overwrite": given.get("resume_from_checkpoint") is None}
-    return defaults
+    return defaults | output_defaults(given, DEMO_OUTPUT_DIR)
 
 
 def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTrainer, np.ndarray]:

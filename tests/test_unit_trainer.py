@@ -13,6 +13,7 @@ from hf_plr import PLRTrainingArguments, UnitTrainer
 from hf_plr.clustering import KMeans
 from hf_plr.commands import main
 from hf_plr.features import FeatureExtractor
+from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.units.encoder import UnitEncoder
 from hf_plr.units.frames import Frames
 
@@ -132,6 +133,13 @@ def test_a_model_without_centroids_is_refused(tmp_path):
         UnitEncoder.load(tmp_path)
     with pytest.raises(ValueError, match=r"no/where is no folder here, and the Hub gives no centroids\.safetensors"):
         UnitEncoder.load("no/where")
+
+
+def test_a_refiner_that_makes_more_units_than_there_is_room_for_is_refused(make_sound_trainer):
+    every_cell = PseudoLabelRefiner.from_preset("joint", min_cluster_size=1)
+    trainer = make_sound_trainer(trainer={"refiner": every_cell})
+    with pytest.raises(ValueError, match=r"the refiner made unit \d+, but with num_clusters=12 numbers are below 24"):
+        trainer.train()
 
 
 def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):

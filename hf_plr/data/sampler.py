@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class ClusterSampler(Sampler[int]):
+class EpochSampler(Sampler[int], ABC):
+    """Yield a fixed number of indices an epoch, pass after pass over the data set.
+
+    Args:
+        n_samples: samples N of the data set.
+        seed: seed of the order, which depends on it and on the epoch.
+        samples_per_epoch: indices that an epoch yields; by default N.
+    """
+
+    def __init__(self, n_samples: int, seed: int, samples_per_epoch: int | None = None):
+        self.n_samples = n_samples
+        self.samples_per_epoch = n_samples if samples_per_epoch is None else samples_per_epoch
+        self.seed = seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self._epoch])
+        stream: list[np.ndarray] = []
+        drawn = 0
+        while drawn < self.samples_per_epoch:
+            one_pass = self._one_pass(rng)
+            stream.append(one_pass)
+            drawn += len(one_pass)
+        return iter(np.concatenate(stream)[: self.samples_per_epoch].tolist())
+
+    @abstractmethod
+    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
+        """Indices of one pass."""
+
+
+class ClusterSampler(EpochSampler):
     """Yield a fixed number of indices an epoch in groups of up to `group_size` samples of one cluster.
 
     The number of indices never changes, so a loader's length stays what it was: where noise samples are left out,
@@ -24,35 +58,18 @@ class ClusterSampler(Sampler[int]):
     """
 
     def __init__(self, n_samples: int, group_size: int, seed: int, samples_per_epoch: int | None = None):
-        self.n_samples = n_samples
-        self.samples_per_epoch = n_samples if samples_per_epoch is None else samples_per_epoch
+        super().__init__(n_samples, seed, samples_per_epoch)
         self.group_size = group_size
-        self.seed = seed
         self._targets: np.ndarray | None = None
-        self._epoch = 0
 
     def set_targets(self, targets: np.ndarray, epoch: int) -> None:
         """Draw the coming epoch by these targets, shape (N,), -1 = left out."""
         self._targets = targets
         self._epoch = epoch
 
-    def __len__(self) -> int:
-        return self.samples_per_epoch
-
-    def __iter__(self) -> Iterator[int]:
+    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
         if self._targets is None:
             raise RuntimeError("the sampler has no targets yet: the stage sets them before the first epoch")
-        rng = np.random.default_rng([self.seed, self._epoch])
-        stream: list[np.ndarray] = []
-        drawn = 0
-        while drawn < self.samples_per_epoch:
-            one_pass = self._one_pass(rng)
-            stream.append(one_pass)
-            drawn += len(one_pass)
-        return iter(np.concatenate(stream)[: self.samples_per_epoch].tolist())
-
-    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
-        assert self._targets is not None
         order = rng.permutation(self.n_samples)
         order = order[self._targets[order] >= 0]
         order = order[np.argsort(self._targets[order], kind="stable")]
@@ -67,7 +84,7 @@ class ClusterSampler(Sampler[int]):
         return np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
 
 
-class LengthSampler(Sampler[int]):
+class LengthSampler(EpochSampler):
     """Yield every sample once an epoch, in batches of similar lengths that come in random order.
 
     The order depends on (seed, epoch) alone.
@@ -82,28 +99,12 @@ class LengthSampler(Sampler[int]):
     mixed_batches = 4  # so many batches' samples, neighbours by length, are mixed
 
     def __init__(self, n_samples: int, batch_size: int, seed: int, samples_per_epoch: int | None = None):
-        self.n_samples = n_samples
+        super().__init__(n_samples, seed, samples_per_epoch)
         self.batch_size = batch_size
-        self.samples_per_epoch = n_samples if samples_per_epoch is None else samples_per_epoch
-        self.seed = seed
-        self._epoch = 0
 
     def begin(self, epoch: int) -> None:
         """Draw the coming epoch's order."""
         self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self.samples_per_epoch
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self._epoch])
-        stream: list[np.ndarray] = []
-        drawn = 0
-        while drawn < self.samples_per_epoch:
-            one_pass = self._one_pass(rng)
-            stream.append(one_pass)
-            drawn += len(one_pass)
-        return iter(np.concatenate(stream)[: self.samples_per_epoch].tolist())
 
     def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
         places = np.arange(self.n_samples) + rng.random(self.n_samples) * self.mixed_batches * self.batch_size

@@ -95,12 +95,21 @@ def load_image_processor(model: PreTrainedModel) -> Any:
     Raises:
         ValueError: if there is none; it names the argument that takes one.
     """
+    return load_saved(AutoImageProcessor, "image processor", model)
+
+
+def load_saved(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
+    """What lies beside the model's checkpoint, by an Auto class.
+
+    Raises:
+        ValueError: if it is not there, naming the argument that takes one.
+    """
     try:
-        return AutoImageProcessor.from_pretrained(model.name_or_path)
+        return auto_class.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no image processor is saved with {model.name_or_path or type(model).__name__!r}: "
-            "pass processing_class=AutoImageProcessor.from_pretrained(...)"
+            f"no {noun} is saved with {model.name_or_path or type(model).__name__!r}: "
+            f"pass processing_class={auto_class.__name__}.from_pretrained(...)"
         ) from error
 
 

@@ -19,6 +19,8 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from hf_plr.models.backbone import load_saved
+
 logger = logging.getLogger(__name__)
 
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
@@ -176,13 +178,7 @@ def load_feature_extractor(model: PreTrainedModel) -> Any:
     Raises:
         ValueError: if there is none; it names the argument that takes one.
     """
-    try:
-        return AutoFeatureExtractor.from_pretrained(model.name_or_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no feature extractor is saved with {model.name_or_path or type(model).__name__!r}: "
-            "pass processing_class=AutoFeatureExtractor.from_pretrained(...)"
-        ) from error
+    return load_saved(AutoFeatureExtractor, "feature extractor", model)
 
 
 def small_hubert(sampling_rate: int, hidden_size: int = 128, num_hidden_layers: int = 3) -> PreTrainedModel:

@@ -11,12 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -68,9 +63,7 @@ class UnitEncoder:
         if not os.path.isdir(name):
             try:
                 path = hf_hub_download(os.fspath(name), CENTROIDS_FILE)
-            except (
-                EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-            ) as error:  # fmt: skip
+            except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
                 raise ValueError(f"{name} is no folder here, and the Hub gives no {CENTROIDS_FILE}: {error}") from error
         if not os.path.isfile(path):
             raise ValueError(f"{name} has no {CENTROIDS_FILE}: train it with recipes/hubert_plr.py --objective frames")
