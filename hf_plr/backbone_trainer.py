@@ -23,6 +23,7 @@ from hf_plr.data.store import SampleStore
 from hf_plr.evaluation.scores import SCORES, score_features
 from hf_plr.features import FeatureExtractor
 from hf_plr.media import medium_of
+from hf_plr.models.teacher import Teacher
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
 from hf_plr.report.summary import RunSummary
@@ -32,6 +33,7 @@ from hf_plr.training_args import PLRTrainingArguments
 logger = logging.getLogger(__name__)
 
 LOG_PREFIX = "plr/"
+STUDENT_PREFIX = "student."
 GALLERY_SAMPLES = 10_000  # training samples that an evaluation compares with
 
 
@@ -55,6 +57,7 @@ class BackboneTrainer(Trainer):
     Attributes:
         medium: how samples are read and turned into features.
         scores: what `score` found, by moment.
+        teacher: the copy that follows the trained weights, None with `ema_decay` 0.
 
     Raises:
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
@@ -103,6 +106,9 @@ class BackboneTrainer(Trainer):
         self.label_names = ["labels"]
         if self.compute_metrics is None and self.label_column is not None:
             self.compute_metrics = self._score_against_gallery
+        if args.ema_decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
+        self.teacher = Teacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
         self._epoch = 0
         self._resumed = False
         self.add_callback(_StageCallback(self))
@@ -154,14 +160,17 @@ class BackboneTrainer(Trainer):
 
     @property
     def backbone(self) -> PreTrainedModel:
-        """The backbone, without anything around it."""
-        bare: Any = self._bare(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        return bare
+        """What is clustered, scored and saved: the backbone, or the copy that follows it, without anything around."""
+        found: Any = self._student() if self.teacher is None else self.teacher.model
+        return found
+
+    def _student(self) -> torch.nn.Module:
+        return self._bare(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     @property
     def _extractor(self) -> FeatureExtractor:
         return FeatureExtractor(
-            self._bare(self.model),
+            self._bare(self.model) if self.teacher is None else self.teacher.model,
             self.medium,
             self.accelerator,
             self.args.per_device_eval_batch_size,
@@ -194,7 +203,7 @@ class BackboneTrainer(Trainer):
         """Features of a batch without augmentation, and its true labels if there are any; no loss."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
-            features = self.medium.features(self._bare(model), inputs)
+            features = self.medium.features(self._bare(model) if self.teacher is None else self.backbone, inputs)
         return None, features, inputs.get("labels")
 
     def score(self, moment: str) -> dict[str, float]:
@@ -254,7 +263,9 @@ class BackboneTrainer(Trainer):
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
         if checkpoint:
-            self.load_label_state(load_state(str(checkpoint)), str(checkpoint))
+            state = load_state(str(checkpoint))
+            self.load_label_state(state, str(checkpoint))
+            self._load_student(state, str(checkpoint))
         self._resumed = bool(checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -263,6 +274,9 @@ class BackboneTrainer(Trainer):
         directory = self.args.output_dir if output_dir is None else output_dir
         state = self.label_state() if self.args.should_save else {}
         if state:
+            if self.teacher is not None:
+                weights = self._student().state_dict()
+                state |= {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in weights.items()}
             os.makedirs(directory, exist_ok=True)
             save_state(directory, state)
         super().save_model(output_dir, _internal_call)
@@ -307,9 +321,35 @@ class BackboneTrainer(Trainer):
         `save_pretrained` writes ViT's weights under the names that older releases had, `from_pretrained` knows both,
         but Trainer's own loading goes by name alone and leaves such weights as they are, with only a warning.
         """
-        backbone: Any = self._bare(self.model)
+        backbone: Any = self.backbone if self.teacher is not None else self._bare(self.model)
         saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
         backbone.load_state_dict(saved.state_dict())
+
+    def _load_student(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
+        """The trained weights, where what was saved is the copy that follows them."""
+        weights = {
+            name.removeprefix(STUDENT_PREFIX): torch.from_numpy(value)
+            for name, value in state.items()
+            if name.startswith(STUDENT_PREFIX)
+        }
+        if bool(weights) != (self.teacher is not None):
+            raise ValueError(
+                f"{checkpoint} was written {'with' if weights else 'without'} ema_decay, but "
+                f"ema_decay={self.args.ema_decay}: resume with the settings that the run was started with"
+            )
+        if weights:
+            self._bare(self.model).load_state_dict(weights)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save the bare backbone, as `Trainer` saves a model."""
+        if self.backbone is self.accelerator.unwrap_model(self.model, keep_torch_compile=False):
+            super()._save(output_dir, state_dict)
+            return
+        trained, self.model = self.model, self.backbone
+        try:
+            super()._save(output_dir)
+        finally:
+            self.model = trained
 
 
 class _StageCallback(TrainerCallback):
@@ -326,6 +366,10 @@ class _StageCallback(TrainerCallback):
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
         self.trainer.prepare_epoch(self.epoch)
         self.epoch += 1
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.teacher is not None:
+            self.trainer.teacher.follow(self.trainer._student())
 
 
 def check_dataset(dataset: Any) -> Dataset:

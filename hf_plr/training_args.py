@@ -128,6 +128,13 @@ class PLRTrainingArguments(TrainingArguments):
     prototype_momentum: float = field(
         default=0.2, metadata={"help": "Share of the old prototype that stays at an update, in [0, 1]."}
     )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share that stays at every step of a copy of the weights that follows them, such as 0.98; the copy "
+            "is what is clustered, scored and saved. 0 for no copy."
+        },
+    )
     image_cache_gib: float = field(
         default=2.0,
         metadata={"help": "Room for decoded images in GiB a process; what needs more is decoded again every time."},
@@ -197,6 +204,8 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
         if self.samples_per_cluster < 1:
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay={self.ema_decay} is outside [0, 1)")
         if not 0.0 <= self.feature_momentum < 1.0:
             raise ValueError(f"feature_momentum={self.feature_momentum} is outside [0, 1)")
         for name in ("image_cache_gib", "sound_cache_gib"):

@@ -274,14 +274,6 @@ class UnitTrainer(BackboneTrainer):
         predictor: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return {name: value for name, value in predictor.state_dict().items() if not name.startswith("backbone.")}
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the bare backbone, as `Trainer` saves a model."""
-        whole, self.model = self.model, self.backbone
-        try:
-            super()._save(output_dir)
-        finally:
-            self.model = whole
-
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
     """The preset, cut at the number of units where it clusters anew."""
