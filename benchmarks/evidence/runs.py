@@ -1,0 +1,137 @@
+"""One run: train on a task in one way from one seed, and tell what came out."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import pair_confusion_matrix
+from transformers import PrinterCallback, TrainerCallback
+
+from benchmarks.evidence.tasks import TASKS, arguments_of
+from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
+from hf_plr import PLRTrainer
+from hf_plr.refinement import NOISE
+from hf_plr.reid import ReidTrainer
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """What tells one run from another."""
+
+    task: str
+    variation: str
+    way: str
+    seed: int
+
+
+def runs_of(suite: str) -> list[Run]:
+    """All runs of a suite; one seed of everything comes before the next."""
+    chosen = SUITES[suite]
+    runs = []
+    for seed in range(chosen.seeds):
+        for name in chosen.tasks:
+            runs += [Run(name, AS_IT_IS, way, seed) for way in chosen.ways]
+    for seed in range(chosen.seeds):
+        for name in chosen.tasks:
+            runs += [Run(name, variation, way, seed) for variation in TASKS[name].variations for way in chosen.off]
+    return runs
+
+
+def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:
+    """Train, and return the run's record for the file of results."""
+    task, way = TASKS[run.task], WAYS[run.way]
+    changes = {**way.changes, **task.variations.get(run.variation, {})}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        watch = LabelWatch()
+        trainer = task.make(arguments_of(task, folder, run.seed, changes), run.seed, data, starts, [watch])
+        trainer.remove_callback(PrinterCallback)
+        trainer.stage.refiner = way.refiner()
+        watch.trainer = trainer
+        before = trainer.score("start")
+        trainer.train()
+        after = trainer.score("end")
+    history = trainer.state.log_history
+    stages = [entry for entry in history if "plr/seconds" in entry]
+    return {
+        **asdict(run),
+        "score": task.score,
+        "start": rounded(before),
+        "end": rounded(after),
+        "epochs": watch.epochs,
+        "stage_seconds": round(sum(entry["plr/seconds"] for entry in stages), 2),
+        "refine_seconds": round(sum(entry["plr/seconds_refine"] for entry in stages), 3),
+        "train_seconds": round(history[-1]["train_runtime"], 1),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+class LabelWatch(TrainerCallback):
+    """Compares each epoch's pseudo-labels with the truth, which nothing else sees."""
+
+    def __init__(self) -> None:
+        self.trainer: PLRTrainer | None = None
+        self.epochs: list[dict[str, float]] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add an epoch to `epochs`."""
+        trainer = self.trainer
+        assert trainer is not None
+        assert trainer.pseudo_labels is not None
+        labels, truth = trainer.pseudo_labels.labels, _truth(trainer)
+        member = labels != NOISE
+        self.epochs.append(
+            rounded(
+                {
+                    "clusters": float(trainer.pseudo_labels.n_clusters),
+                    "noise": float((~member).mean()),
+                    **agreement(labels[member], truth[member]),
+                }
+            )
+        )
+
+
+def agreement(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """How labels agree with the truth: NMI, ARI, and precision and recall of the pairs that they put together."""
+    (_, wrong), (missed, right) = pair_confusion_matrix(truth, labels).astype(float)
+    return {
+        "nmi": float(normalized_mutual_info_score(truth, labels)),
+        "ari": float(adjusted_rand_score(truth, labels)),
+        "precision": right / max(right + wrong, 1.0),
+        "recall": right / max(right + missed, 1.0),
+    }
+
+
+def rounded(scores: dict[str, float]) -> dict[str, float]:
+    """Four digits after the point."""
+    return {name: round(float(value), 4) for name, value in scores.items()}
+
+
+def read_records(path: Path) -> dict[Run, dict[str, Any]]:
+    """The records of a file of results, one a line; none where there is no file."""
+    if not path.exists():
+        return {}
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {Run(*(record[name] for name in ("task", "variation", "way", "seed"))): record for record in records}
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add a record as one line; several processes may do so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(record) + "\n")
+
+
+def _truth(trainer: PLRTrainer) -> np.ndarray:
+    if isinstance(trainer, ReidTrainer):
+        return trainer.target.train.identities[trainer.train_dataset.rows]
+    return trainer.train_dataset.true_labels()

@@ -1,0 +1,70 @@
+"""Tables out of recorded runs: mean scores, and paired differences to no refinement with intervals over seeds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.evidence.runs import Run, read_records
+from benchmarks.evidence.ways import AS_IT_IS, BASELINE
+
+RESAMPLES = 10_000
+
+
+def summarise(paths: list[Path]) -> str:
+    """Markdown tables of all records in these files, one for each task."""
+    records: dict[Run, dict[str, Any]] = {}
+    for path in paths:
+        records |= read_records(path)
+    tables = []
+    for task in dict.fromkeys(run.task for run in records):
+        tables.append(_table(task, {run: record for run, record in records.items() if run.task == task}))
+    return "\n\n".join(tables)
+
+
+def _table(task: str, records: dict[Run, dict[str, Any]]) -> str:
+    name = next(iter(records.values()))["score"]
+    scores: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for run, record in sorted(records.items()):
+        scores[run.variation, run.way][run.seed] = record["end"][name]
+    starts = [record["start"][name] for run, record in records.items() if run.way == BASELINE]
+    best = max(
+        (variation for variation, way in scores if way == BASELINE),
+        key=lambda variation: np.mean(list(scores[variation, BASELINE].values())),
+        default=AS_IT_IS,
+    )
+    lines = [
+        f"**{task}**, {name}, start {np.mean(starts):.3f}" if starts else f"**{task}**, {name}",
+        "",
+        f"| setting | way | seeds | {name} | minus none, same setting | minus none, its best setting ({best}) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (variation, way), by_seed in scores.items():
+        differences = [
+            "" if way == BASELINE and other == variation else _difference(by_seed, scores.get((other, BASELINE), {}))
+            for other in (variation, best)
+        ]
+        mean = np.mean(list(by_seed.values()))
+        cells = [variation, way, str(len(by_seed)), f"{mean:.3f}", *differences]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(scores: dict[int, float], baseline: dict[int, float]) -> str:
+    """Mean paired difference in points, with a 95% bootstrap interval over seeds."""
+    seeds = sorted(set(scores) & set(baseline))
+    if not seeds:
+        return ""
+    paired = 100.0 * np.array([scores[seed] - baseline[seed] for seed in seeds])
+    low, high = interval(paired)
+    return f"{paired.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean of values (n,)."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)

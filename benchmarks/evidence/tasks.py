@@ -1,0 +1,243 @@
+"""The data sets, where training on each of them starts, and what scores it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from PIL import Image as PILImage
+from transformers import AutoImageProcessor, set_seed
+
+from hf_plr import PLRTrainer, UnitTrainer, UnitTrainingArguments
+from hf_plr.data.loading import digits, draw_rows
+from hf_plr.data.reid import load_reid_data
+from hf_plr.models.backbone import load_backbone, small_vit, small_vit_processor
+from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
+from hf_plr.reid import ReidTrainer
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
+KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor
+EPS = {"eps-0.1": -0.1, "eps+0.1": 0.1}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set with one start and one clusterer.
+
+    Attributes:
+        name: its name.
+        score: the score that counts: "knn_accuracy", or "mAP" where there are identities.
+        arguments: what differs from the defaults of `PLRTrainingArguments`, the same for every way.
+        make: makes the trainer: (arguments, seed, folder with data, folder for starts, callbacks).
+        needs: folder under the data folder, or of the machine, without which the task is left out.
+        variations: settings that are off, by name: changes to the arguments.
+    """
+
+    name: str
+    score: str
+    arguments: dict[str, Any]
+    make: Callable[[UnitTrainingArguments, int, Path, Path, list], PLRTrainer]
+    needs: str | Path | None = None
+    variations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def is_there(self, data: Path) -> bool:
+        """Whether the data are where they are looked for."""
+        return self.needs is None or (data / self.needs).exists()
+
+
+def _digits(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+    set_seed(seed)
+    return PLRTrainer(small_vit(32, 8), args, digits(), processing_class=small_vit_processor(32), callbacks=callbacks)
+
+
+def _fashion_mnist(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+    train, test = (_idx_images(split, n) for split, n in (("train", 6000), ("t10k", 2000)))
+    set_seed(seed)
+    return PLRTrainer(
+        small_vit(32, 8),
+        args,
+        train,
+        processing_class=small_vit_processor(32),
+        eval_dataset=test,
+        callbacks=callbacks,
+    )
+
+
+def _cifar(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+    splits = load_dataset(str(data / "cifar-5"))
+    model = str(data / "dinov2-small-saliency")
+    processor = AutoImageProcessor.from_pretrained(model)
+    processor.size, processor.do_center_crop = {"height": 56, "width": 56}, False
+    train, test = (_drawn(splits[split], n) for split, n in (("train", 2000), ("test", 1000)))
+    return PLRTrainer(model, args, train, processing_class=processor, eval_dataset=test, callbacks=callbacks)
+
+
+def _omniglot(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+    target = load_reid_data(str(data / "omniglot" / "target"), None, None, "character", "drawer", "train")
+    start = starts / f"omniglot-{seed}"
+    if not (start / "config.json").exists():
+        source = load_reid_data(str(data / "omniglot" / "source"), None, None, "character", None, "train").train
+        set_seed(seed)
+        supervised = _arguments(
+            str(start),
+            seed,
+            {
+                **OMNIGLOT,
+                "learning_rate": 2e-3,
+                "num_train_epochs": 32,
+                "refinement": "none",
+                "prototype_momentum": 0.9,
+            },
+        )
+        trainer = ReidTrainer(small_vit(32, 8), supervised, target, source, processing_class=small_vit_processor(32))
+        trainer.train()
+        trainer.save_model()
+    return ReidTrainer(
+        load_backbone(str(start)), args, target, processing_class=small_vit_processor(32), callbacks=callbacks
+    )
+
+
+def _fsdd(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+    splits = load_dataset(str(data / "fsdd"))
+    start = starts / "fsdd"
+    if not (start / "config.json").exists():
+        set_seed(0)
+        settings = {
+            "num_train_epochs": 30,
+            "relabel_every": 10,
+            "mask_length": 5,
+            "max_seconds": 1.0,
+            "num_clusters": 100,
+        }
+        frames = UnitTrainer(
+            small_hubert(8_000),
+            _arguments(str(start), 0, settings),
+            splits["train"].remove_columns(["digit", "speaker"]),
+            processing_class=small_hubert_extractor(8_000),
+        )
+        frames.train()
+        frames.save_model()
+    return PLRTrainer(str(start), args, splits["train"], eval_dataset=splits["test"], callbacks=callbacks)
+
+
+OMNIGLOT: dict[str, Any] = {
+    "pooling": "mean",
+    "augmentation": "affine",
+    "clusterer": "dbscan",
+    "clusterer_kwargs": {"eps": 0.4, "min_samples": 4, "k1": 20, "k2": 6},
+    "per_device_train_batch_size": 128,
+    "samples_per_cluster": 1,
+    "steps_per_epoch": 40,
+    "num_train_epochs": 15,
+    "learning_rate": 1e-3,
+    "prototype_momentum": 0.9,
+    "temperature": 0.1,
+}
+
+
+def _clusters(n: int) -> dict[str, Any]:
+    return {"num_clusters": n}
+
+
+def _varied_clusters(n: int) -> dict[str, dict[str, Any]]:
+    return {name: _clusters(round(n * factor)) for name, factor in KMEANS.items()}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "digits",
+            "knn_accuracy",
+            {"num_train_epochs": 12, **_clusters(64)},
+            _digits,
+            variations=_varied_clusters(64),
+        ),
+        Task(
+            "fashion-mnist",
+            "knn_accuracy",
+            {"num_train_epochs": 8, **_clusters(116)},
+            _fashion_mnist,
+            needs=FASHION_MNIST,
+            variations=_varied_clusters(116),
+        ),
+        Task(
+            "cifar-5",
+            "knn_accuracy",
+            {
+                "num_train_epochs": 4,
+                "learning_rate": 3e-5,
+                "per_device_train_batch_size": 64,
+                "augmentation": "photo",
+                "bf16": True,
+                **_clusters(67),
+            },
+            _cifar,
+            needs="cifar-5",
+            variations=_varied_clusters(67),
+        ),
+        Task(
+            "omniglot",
+            "mAP",
+            OMNIGLOT,
+            _omniglot,
+            needs="omniglot",
+            variations={
+                name: {"clusterer_kwargs": {**OMNIGLOT["clusterer_kwargs"], "eps": round(0.4 + change, 2)}}
+                for name, change in EPS.items()
+            },
+        ),
+        Task(
+            "fsdd",
+            "knn_accuracy",
+            {
+                "num_train_epochs": 8,
+                "learning_rate": 5e-4,
+                "per_device_eval_batch_size": 64,
+                "max_seconds": 1.0,
+                "label_column": "digit",
+                **_clusters(150),
+            },
+            _fsdd,
+            needs="fsdd",
+            variations=_varied_clusters(150),
+        ),
+    )
+}
+
+
+def _arguments(output_dir: str, seed: int, settings: dict[str, Any]) -> UnitTrainingArguments:
+    return UnitTrainingArguments(
+        output_dir,
+        seed=seed,
+        **{"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none", **settings},
+    )
+
+
+def arguments_of(task: Task, output_dir: str, seed: int, changes: dict[str, Any]) -> UnitTrainingArguments:
+    """The arguments of a run: the task's, with changes."""
+    return _arguments(output_dir, seed, {**task.arguments, **changes})
+
+
+def _drawn(dataset: Dataset, n: int) -> Dataset:
+    return dataset.select(draw_rows(len(dataset), n, seed=0))
+
+
+def _idx_images(split: str, n: int) -> Dataset:
+    """The first n images of Fashion-MNIST, from the files of the IDX format."""
+
+    def read(kind: str, header: int) -> np.ndarray:
+        with gzip.open(FASHION_MNIST / f"{split}-{kind}-ubyte.gz") as file:
+            return np.frombuffer(file.read(), np.uint8, offset=header)
+
+    pixels = read("images-idx3", 16).reshape(-1, 28, 28)[:n]
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
+    return Dataset.from_dict(
+        {"image": [PILImage.fromarray(image) for image in pixels], "label": read("labels-idx1", 8)[:n].tolist()},
+        features=features,
+    )
