@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,23 +82,26 @@ def _cifar(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> P
 def _omniglot(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
     target = load_reid_data(str(data / "omniglot" / "target"), None, None, "character", "drawer", "train")
     start = starts / f"omniglot-{seed}"
-    if not (start / "config.json").exists():
-        source = load_reid_data(str(data / "omniglot" / "source"), None, None, "character", None, "train").train
-        set_seed(seed)
-        supervised = _arguments(
-            str(start),
-            seed,
-            {
-                **OMNIGLOT,
-                "learning_rate": 2e-3,
-                "num_train_epochs": 32,
-                "refinement": "none",
-                "prototype_momentum": 0.9,
-            },
-        )
-        trainer = ReidTrainer(small_vit(32, 8), supervised, target, source, processing_class=small_vit_processor(32))
-        trainer.train()
-        trainer.save_model()
+    with _making(start) as wanted:
+        if wanted:
+            source = load_reid_data(str(data / "omniglot" / "source"), None, None, "character", None, "train").train
+            set_seed(seed)
+            supervised = _arguments(
+                str(start),
+                seed,
+                {
+                    **OMNIGLOT,
+                    "learning_rate": 2e-3,
+                    "num_train_epochs": 32,
+                    "refinement": "none",
+                    "prototype_momentum": 0.9,
+                },
+            )
+            trainer = ReidTrainer(
+                small_vit(32, 8), supervised, target, source, processing_class=small_vit_processor(32)
+            )
+            trainer.train()
+            trainer.save_model()
     return ReidTrainer(
         load_backbone(str(start)), args, target, processing_class=small_vit_processor(32), callbacks=callbacks
     )
@@ -105,23 +110,24 @@ def _omniglot(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -
 def _fsdd(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
     splits = load_dataset(str(data / "fsdd"))
     start = starts / "fsdd"
-    if not (start / "config.json").exists():
-        set_seed(0)
-        settings = {
-            "num_train_epochs": 30,
-            "relabel_every": 10,
-            "mask_length": 5,
-            "max_seconds": 1.0,
-            "num_clusters": 100,
-        }
-        frames = UnitTrainer(
-            small_hubert(8_000),
-            _arguments(str(start), 0, settings),
-            splits["train"].remove_columns(["digit", "speaker"]),
-            processing_class=small_hubert_extractor(8_000),
-        )
-        frames.train()
-        frames.save_model()
+    with _making(start) as wanted:
+        if wanted:
+            set_seed(0)
+            settings = {
+                "num_train_epochs": 30,
+                "relabel_every": 10,
+                "mask_length": 5,
+                "max_seconds": 1.0,
+                "num_clusters": 100,
+            }
+            frames = UnitTrainer(
+                small_hubert(8_000),
+                _arguments(str(start), 0, settings),
+                splits["train"].remove_columns(["digit", "speaker"]),
+                processing_class=small_hubert_extractor(8_000),
+            )
+            frames.train()
+            frames.save_model()
     return PLRTrainer(str(start), args, splits["train"], eval_dataset=splits["test"], callbacks=callbacks)
 
 
@@ -222,6 +228,15 @@ def _arguments(output_dir: str, seed: int, settings: dict[str, Any]) -> UnitTrai
 def arguments_of(task: Task, output_dir: str, seed: int, changes: dict[str, Any]) -> UnitTrainingArguments:
     """The arguments of a run: the task's, with changes."""
     return _arguments(output_dir, seed, {**task.arguments, **changes})
+
+
+@contextlib.contextmanager
+def _making(start: Path) -> Iterator[bool]:
+    """Whether a start is still to be made; another process that makes it is waited for."""
+    start.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{start}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not (start / "config.json").exists()
 
 
 def _drawn(dataset: Dataset, n: int) -> Dataset:
