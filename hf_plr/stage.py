@@ -66,11 +66,18 @@ class RefinementStage:
         refiner: the refinement.
         refine_start_epoch: epochs before this one train on the clusters as they are.
         accelerator: shares the samples among processes; all of them have all labels.
+        min_confidence: samples whose label has less confidence are not trained on in this epoch; they keep it.
     """
 
     def __init__(
-        self, clusterer: Clusterer, refiner: PseudoLabelRefiner, refine_start_epoch: int, accelerator: Accelerator
+        self,
+        clusterer: Clusterer,
+        refiner: PseudoLabelRefiner,
+        refine_start_epoch: int,
+        accelerator: Accelerator,
+        min_confidence: float = 0.0,
     ):
+        self.min_confidence = min_confidence
         self.clusterer = clusterer
         self.refiner = refiner
         self.refine_start_epoch = refine_start_epoch
@@ -100,16 +107,18 @@ class RefinementStage:
         result = self.refiner.refine(raw)
         refined = time.perf_counter()
 
-        targets, n_clusters, soft_targets = _targets(result, soft=self.refiner.harden == "none" and refining)
+        soft = self.refiner.harden == "none" and refining
+        targets, n_clusters, soft_targets = _targets(result, soft, self.min_confidence if refining else 0.0)
         previous = np.full(len(raw), NOISE) if last is None else last.labels
         self.current = PseudoLabels(
             epoch, result.labels, previous, raw, result.confidence, targets, n_clusters, soft_targets
         )
         noise_share = float((result.labels == NOISE).mean())
+        left_out_share = float((targets == NOISE).mean())
         if n_clusters == 0:
             raise ValueError(
                 f"epoch {epoch}: all {len(raw)} samples are noise, so there is nothing to train on. "
-                "Use fewer, larger clusters or a lower min_cluster_size; with dbscan, a larger eps."
+                "Use fewer, larger clusters or a lower min_cluster_size or min_confidence; with dbscan, a larger eps."
             )
         if n_clusters == 1:
             logger.warning(
@@ -121,6 +130,7 @@ class RefinementStage:
             "clusters": float(n_clusters),
             "clusters_raw": float(len(np.unique(raw[raw != NOISE]))),
             "noise_share": noise_share,
+            "left_out_share": left_out_share,
             "changed_share": result.changed_share,
             "mean_confidence": float(result.confidence.mean()),
             "seconds_cluster": clustered - started,
@@ -209,12 +219,17 @@ def default_num_clusters(n_samples: int) -> int:
     return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
 
 
-def _targets(result: RefinementResult, soft: bool) -> tuple[np.ndarray, int, sp.csr_array | None]:
+def _targets(
+    result: RefinementResult, soft: bool, min_confidence: float
+) -> tuple[np.ndarray, int, sp.csr_array | None]:
     if soft:
         n_clusters = len(result.table.current_ids)
         return result.table.current[result.cell_of_sample()].astype(np.int64), n_clusters, result.soft_labels()
-    ids = np.unique(result.labels[result.labels != NOISE])
-    targets = np.where(result.labels == NOISE, NOISE, np.searchsorted(ids, result.labels))
+    trained = result.labels != NOISE
+    if min_confidence > 0.0:
+        trained &= result.confidence >= min_confidence
+    ids = np.unique(result.labels[trained])
+    targets = np.where(trained, np.searchsorted(ids, result.labels), NOISE)
     return targets, len(ids), None
 
 

@@ -113,6 +113,7 @@ class PLRTrainer(BackboneTrainer):
             clusterer=clusterer,
             refiner=refiner_from(args) if refiner is None else refiner,
             refine_start_epoch=args.refine_start_epoch,
+            min_confidence=args.min_confidence,
             accelerator=self.accelerator,
         )
         self._feature_source = FeatureSource(
@@ -121,6 +122,7 @@ class PLRTrainer(BackboneTrainer):
         n_samples, in_a_row = len(self.train_dataset), args.samples_per_cluster
         self._sampler = ClusterSampler(n_samples, in_a_row, data_seed(args), samples_per_epoch(args))
         self._targets = torch.empty(0, dtype=torch.int64)
+        self._weights: torch.Tensor | None = None
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     # ---- the stage -----------------------------------------------------------------------------------------------
@@ -148,6 +150,7 @@ class PLRTrainer(BackboneTrainer):
                 figures |= {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
             self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
         self._targets = self._targets_on(self.args.device)
+        self._weights = self._weights_on(self.args.device)
         self.memory.to(self.args.device)
         self._sampler.set_targets(self._labels_now().targets, epoch)
         self._pending.clear()
@@ -164,6 +167,15 @@ class PLRTrainer(BackboneTrainer):
     def _targets_on(self, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(self._labels_now().targets).to(device)
 
+    def _weights_on(self, device: torch.device) -> torch.Tensor | None:
+        """Weight of each sample's loss, with a mean of one over those that have a target; None for equal weights."""
+        if self.args.confidence_power == 0.0:
+            return None
+        labels = self._labels_now()
+        weights = labels.confidence**self.args.confidence_power
+        mean = weights[labels.targets >= 0].mean()
+        return torch.from_numpy(weights / mean if mean > 0 else np.ones_like(weights)).to(device, torch.float32)
+
     # ---- the training loop ---------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -179,11 +191,12 @@ class PLRTrainer(BackboneTrainer):
         features = self.memory.embed(raw)
         targets = self._targets[index]
         soft = self._labels_now().soft_targets
+        weights = None if self._weights is None else self._weights[index]
         if soft is None:
-            loss = self.memory.loss(features, targets)
+            loss = self.memory.loss(features, targets, weights)
         else:
             rows = torch.from_numpy(soft[index.cpu().numpy()].toarray())
-            loss = self.memory.loss(features, rows.to(features))
+            loss = self.memory.loss(features, rows.to(features), weights)
         self._pending.append((raw.detach(), index))
         return (loss, {"features": features}) if return_outputs else loss
 

@@ -116,6 +116,16 @@ class PLRTrainingArguments(TrainingArguments):
     refinement_weight: float | None = field(
         default=None, metadata={"help": "Share of the current labels in the blend, in [0, 1]. Default: the preset's."}
     )
+    confidence_power: float = field(
+        default=0.0,
+        metadata={
+            "help": "A sample's loss is weighted by the confidence of its label to this power; 0 for equal weights."
+        },
+    )
+    min_confidence: float = field(
+        default=0.0,
+        metadata={"help": "Samples whose refined label has less confidence are left out of the epoch, in [0, 1]."},
+    )
     refine_start_epoch: int = field(default=1, metadata={"help": "First epoch whose labels are refined."})
     steps_per_epoch: int | None = field(
         default=None,
@@ -196,6 +206,10 @@ class PLRTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         if self.refinement_weight is not None and not 0.0 <= self.refinement_weight <= 1.0:
             raise ValueError(f"refinement_weight={self.refinement_weight} is outside [0, 1]")
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise ValueError(f"min_confidence={self.min_confidence} is outside [0, 1]")
+        if self.confidence_power < 0.0:
+            raise ValueError(f"confidence_power={self.confidence_power} must be at least 0")
         if not 0.0 <= self.prototype_momentum <= 1.0:
             raise ValueError(f"prototype_momentum={self.prototype_momentum} is outside [0, 1]")
         if self.temperature <= 0.0:

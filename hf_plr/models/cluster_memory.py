@@ -83,24 +83,27 @@ class ClusterMemory:
         sums.add(features, targets)
         self.prototypes = F.normalize(sums.over(accelerator).means(), dim=1).to(features)
 
-    def loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean loss of a batch.
 
         Args:
             features: embedded features, shape (B, D).
             targets: cluster of each sample, shape (B,), -1 = no loss; or soft targets, shape (B, K), where a row of
                 zeros has no loss.
+            weights: weight of each sample's loss, at least 0, shape (B,); None for equal weights.
 
         Returns:
-            A scalar with a gradient; zero if no sample of the batch has a target.
+            A scalar with a gradient, divided by the number of samples with a target, whatever their weights; zero if
+            there are none.
         """
         logits = features @ self.prototypes.to(features).T / self.temperature
         if targets.ndim == 1:
-            total = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+            losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
             count = (targets >= 0).sum()
         else:
-            total = -(targets * F.log_softmax(logits, dim=1)).sum()
+            losses = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
             count = (targets.sum(dim=1) > 0).sum()
+        total = losses.sum() if weights is None else (losses * weights).sum()
         return total / count.clamp(min=1)
 
     @torch.no_grad()

@@ -111,6 +111,11 @@ def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
     loss.backward()
     assert (batch.grad[~kept] == 0).all()
     assert memory.loss(batch, torch.full((5,), -1)).item() == 0.0
+    weights = torch.tensor([0.5, 9.0, 2.0, 9.0, 0.0])
+    each = F.cross_entropy(batch[kept] @ memory.prototypes.T / 0.1, labels[kept], reduction="none")
+    torch.testing.assert_close(memory.loss(batch, labels, weights), (0.5 * each[0] + 2.0 * each[1]) / 3)
+    onehot = F.one_hot(labels.clamp(min=0), 3) * kept[:, None]
+    torch.testing.assert_close(memory.loss(batch, onehot.float(), weights), memory.loss(batch, labels, weights))
 
 
 def test_soft_targets_that_are_one_hot_equal_hard_ones():
