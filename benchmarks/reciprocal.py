@@ -21,8 +21,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.measuring import PeakMemory, in_new_process
 from hf_plr.clustering import ReciprocalDBSCAN
+from hf_plr.clustering.jaccard import near_pairs, neighborhood_weights
 from hf_plr.clustering.neighbors import nearest_neighbors
-from hf_plr.clustering.reciprocal import density_clusters, near_pairs, neighborhood_weights
+from hf_plr.clustering.reciprocal import density_clusters
 
 DENSE_LIMIT = 20_000  # samples; the dense way holds three matrices of N squared
 

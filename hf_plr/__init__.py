@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_plr.clustering import KMeans, ReciprocalDBSCAN
+    from hf_plr.clustering import KMeans, ReciprocalDBSCAN, ReciprocalHDBSCAN
     from hf_plr.refinement import PseudoLabelRefiner
     from hf_plr.trainer import PLRTrainer
     from hf_plr.training_args import PLRTrainingArguments
@@ -20,6 +20,7 @@ __all__ = [
     "PLRTrainingArguments",
     "PseudoLabelRefiner",
     "ReciprocalDBSCAN",
+    "ReciprocalHDBSCAN",
     "UnitTrainer",
     "UnitTrainingArguments",
 ]
@@ -31,6 +32,7 @@ _HOME = {
     "PLRTrainingArguments": "hf_plr.training_args",
     "PseudoLabelRefiner": "hf_plr.refinement",
     "ReciprocalDBSCAN": "hf_plr.clustering",
+    "ReciprocalHDBSCAN": "hf_plr.clustering",
     "UnitTrainer": "hf_plr.unit_trainer",
     "UnitTrainingArguments": "hf_plr.unit_training_args",
 }

@@ -21,6 +21,7 @@ class RecipeParser:
         description: what the recipe does, for `--help`.
         adjust: called with the values given by file and flags, returns defaults that depend on them; what it raises
             as a ValueError is shown as an error.
+        hidden: arguments that `--help` leaves out: they are not for this recipe.
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class RecipeParser:
         dataclass_types: Sequence[Any],
         description: str,
         adjust: Callable[[dict[str, Any]], dict[str, Any]],
+        hidden: Sequence[str] = (),
     ):
+        self.hidden = set(hidden)
         self.types = list(dataclass_types)
         self.adjust = adjust
         self.parser = HfArgumentParser(self.types, description=description, add_help=False, allow_abbrev=False)
@@ -107,7 +110,7 @@ class RecipeParser:
             classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)
             own |= {name for each in classes for name in getattr(each, "__annotations__", {})}
         for action in self.parser._actions:
-            if action.dest not in own | usual and not everything:
+            if action.dest not in (own | usual) - self.hidden and not everything:
                 action.help = argparse.SUPPRESS
         print((self.parser.description or "").strip() + "\n\noptions:")
         for action in self.parser._actions:

@@ -410,7 +410,7 @@ def _label_column_for_scoring(dataset: Dataset, wanted: str | None) -> str | Non
     try:
         return find_label_column(dataset, wanted)
     except AmbiguousLabelColumns as error:
-        logger.warning("%s: nothing is scored; choose one with label_column.", error)
+        logger.warning("%s: nothing is scored; choose one with --label_column (label_column=...).", error)
         return None
 
 

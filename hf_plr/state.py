@@ -27,8 +27,10 @@ def load_state(directory: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ValueError: if the file is missing or of another format, naming the directory.
     """
     path = os.path.join(directory, STATE_FILE)
+    if not os.path.isdir(directory):
+        raise ValueError(f"the checkpoint {directory} does not exist")
     if not os.path.isfile(path):
-        raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of a PLRTrainer")
+        raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of PLRTrainer or UnitTrainer")
     with safe_open(path, framework="numpy") as file:
         found = (file.metadata() or {}).get("format")
         if found != FORMAT:

@@ -229,6 +229,8 @@ class PLRTrainer(BackboneTrainer):
         return self.stage.state_dict() | self.memory.state_dict() | self._feature_source.state_dict()
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
+        if "labels" not in state:
+            raise ValueError(f"{checkpoint} has no labels of whole samples: it is no checkpoint of a PLRTrainer")
         n_stored = len(state["labels"])
         if n_stored != len(self.train_dataset):
             raise ValueError(

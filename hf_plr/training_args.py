@@ -91,7 +91,8 @@ class PLRTrainingArguments(TrainingArguments):
     clusterer: str = field(
         default="kmeans",
         metadata={
-            "help": "kmeans, dbscan (on k-reciprocal neighbours, as in re-identification), hdbscan or agglomerative.",
+            "help": "kmeans, dbscan (on k-reciprocal neighbours, as in re-identification), reciprocal_hdbscan (the "
+            "same without an eps), hdbscan or agglomerative.",
             "choices": list(CLUSTERERS),
         },
     )

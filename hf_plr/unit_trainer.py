@@ -40,6 +40,19 @@ from hf_plr.units.stage import FrameStage, FrameUnits
 DEFAULT_UNITS = 100
 UNITS_FILE = "units.parquet"
 HEAD_PREFIX = "head."
+WITHOUT_EFFECT = (
+    "clusterer",
+    "clusterer_kwargs",
+    "samples_per_cluster",
+    "temperature",
+    "prototype_momentum",
+    "confidence_power",
+    "min_confidence",
+    "refine_start_epoch",
+    "feature_source",
+    "feature_momentum",
+    "feature_dtype",
+)
 
 
 class UnitTrainer(BackboneTrainer):
@@ -87,6 +100,7 @@ class UnitTrainer(BackboneTrainer):
             raise TypeError(f"args must be UnitTrainingArguments, not {type(args).__name__}")
         if args.augmentation not in (None, "none"):
             raise ValueError(f"augmentation={args.augmentation!r}: units belong to frames, which must stay: use 'none'")
+        _check_has_effect(args)
         self._n_units = args.num_clusters or DEFAULT_UNITS
         self._temperature = args.unit_temperature
         self._unmasked_weight = args.unmasked_weight
@@ -273,6 +287,14 @@ class UnitTrainer(BackboneTrainer):
         """What is trained beside the backbone."""
         predictor: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return {name: value for name, value in predictor.state_dict().items() if not name.startswith("backbone.")}
+
+
+def _check_has_effect(args: UnitTrainingArguments) -> None:
+    for field in dataclasses.fields(args):
+        if field.name in WITHOUT_EFFECT and getattr(args, field.name) != field.default:
+            raise ValueError(
+                f"{field.name}={getattr(args, field.name)!r} has no effect on units of frames: leave it out"
+            )
 
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:

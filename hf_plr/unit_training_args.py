@@ -13,8 +13,8 @@ FIRST_UNITS = ("mfcc", "layer")
 class UnitTrainingArguments(PLRTrainingArguments):
     """`PLRTrainingArguments` with the settings of HuBERT's objective, for `UnitTrainer`.
 
-    `num_clusters` is the number of units, 100 by default. Settings of the prototype memory and of what else only
-    `PLRTrainer` does (`temperature`, `samples_per_cluster`, `clusterer`, ...) have no effect in `UnitTrainer`.
+    `num_clusters` is the number of units, 100 by default. What only `PLRTrainer` does (`temperature`,
+    `samples_per_cluster`, `clusterer`, ...) is refused by `UnitTrainer` if it is set.
 
     Raises:
         ValueError: if a value is outside its range, naming the argument.

@@ -45,11 +45,23 @@ from hf_plr.recipe import (
 OBJECTIVES = ("utterance", "frames")
 DEMO_OUTPUT_DIR = "out/sounds"
 DEFAULTS = {"per_device_eval_batch_size": 64}
-PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 16}
-NEXT_COMMAND = (
-    "accelerate launch recipes/hubert_plr.py --dataset_name YOUR_RECORDINGS --output_dir out/yours",
-    "your own recordings",
-)
+PRETRAINED_DEFAULTS = {
+    "learning_rate": 3e-5,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 16,
+    "first_units": "layer",
+}
+IMAGE_ARGUMENTS = ("image_column", "image_cache_gib", "image_cache_dir", "pooling")
+NEXT_COMMANDS = {
+    "utterance": (
+        "accelerate launch recipes/hubert_plr.py --dataset_name YOUR_RECORDINGS --output_dir out/yours",
+        "your own recordings",
+    ),
+    "frames": (
+        "hf-plr units --model {out} --dataset YOUR_RECORDINGS --output units.parquet",
+        "the units of your own recordings",
+    ),
+}
 
 
 @dataclass
@@ -73,7 +85,8 @@ class RecipeArguments(DataArguments):
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
-            "num_train_epochs to 10 and of per_device_train_batch_size to 16. Default: a small HuBERT, random weights."
+            "num_train_epochs to 10, of per_device_train_batch_size to 16 and of first_units to layer. Default: a "
+            "small HuBERT, random weights."
         },
     )
 
@@ -95,13 +108,14 @@ def main(argv: list[str] | None = None) -> None:
     trainer, rows = build_trainer(recipe, args)
     train_between_scores(trainer, args)
     card = {"dataset": recipe.dataset_name or "synthetic sounds", "tags": [trainer.backbone.config.model_type]}
-    write_results(trainer, rows, started, NEXT_COMMAND, card)
+    command, what = NEXT_COMMANDS[recipe.objective]
+    write_results(trainer, rows, started, (command.format(out=args.output_dir), what), card)
 
 
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, HubertPLRArguments]:
     """The recipe's arguments; without a data set, the synthetic sounds go to an output folder of their own."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, HubertPLRArguments], __doc__, adjust=defaults_for)
+    parser = RecipeParser([RecipeArguments, HubertPLRArguments], __doc__, defaults_for, hidden=IMAGE_ARGUMENTS)
     recipe, args = parser.parse(argv)
     return recipe, args
 
@@ -110,8 +124,11 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     """Defaults that depend on what is trained.
 
     Raises:
-        ValueError: if there is a data set but no place for the results.
+        ValueError: if there is a data set but no place for the results, or arguments of the other objective.
     """
+    of_frames = sorted(set(given) & set(UnitTrainingArguments.__annotations__))
+    if of_frames and given.get("objective") != "frames":
+        raise ValueError(f"--{of_frames[0]} is for --objective frames")
     defaults: dict[str, Any] = dict(DEFAULTS)
     if given.get("model_name_or_path") is not None:
         defaults |= PRETRAINED_DEFAULTS

@@ -37,6 +37,7 @@ from hf_plr.recipe import (
 )
 
 DEMO_OUTPUT_DIR = "out/digits"
+SOUND_ARGUMENTS = ("audio_column", "layer", "max_seconds", "sound_cache_gib")
 PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 64}
 NEXT_COMMAND = (
     "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
     """The recipe's arguments; without a data set, the digits go to an output folder of their own."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, VitPLRArguments], __doc__, adjust=defaults_for)
+    parser = RecipeParser([RecipeArguments, VitPLRArguments], __doc__, defaults_for, hidden=SOUND_ARGUMENTS)
     recipe, args = parser.parse(argv)
     return recipe, args
 

@@ -31,8 +31,9 @@ def parquet_folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["utterance", "frames"])
 def test_without_arguments_it_runs_on_its_own_sounds(tmp_path, objective):
-    shorter = ["--max_samples", 120, "--num_train_epochs", 2, "--relabel_every", 1, *TINY]
-    run = hubert("--objective", objective, *shorter, cwd=tmp_path)
+    shorter = ["--max_samples", 120, "--num_train_epochs", 2, *TINY]
+    rounds = ["--relabel_every", 1] if objective == "frames" else []
+    run = hubert("--objective", objective, *shorter, *rounds, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert "Trained on 120 recordings without labels" in run.stdout
     assert "centroids.safetensors" in run.stdout or objective == "utterance"
@@ -57,7 +58,7 @@ def test_two_processes_give_the_labels_of_one(parquet_folder, tmp_path, objectiv
         out = tmp_path / str(processes)
         run = hubert(
             *["--dataset_name", parquet_folder, "--output_dir", out, "--objective", objective, *TINY],
-            *["--per_device_train_batch_size", 32 // processes, "--num_train_epochs", 1, "--relabel_every", 1],
+            *["--per_device_train_batch_size", 32 // processes, "--num_train_epochs", 1],
             *["--cpu_threads", 1, "--learning_rate", 0, "--per_device_eval_batch_size", 4, "--save_strategy", "no"],
             processes=processes,
         )
@@ -88,6 +89,9 @@ def test_a_folder_of_files_then_a_start_from_what_came_out(tmp_path):
     first = ["--dataset_name", tmp_path / "files", "--num_train_epochs", 1, *TINY]
     run = hubert(*first, "--objective", "frames", "--output_dir", tmp_path / "frames")
     assert run.returncode == 0, run.stderr
+    assert "hf-plr units --model" in run.stdout
+    run = hubert(*first, "--output_dir", tmp_path / "frames", "--resume_from_checkpoint")
+    assert "has no labels of whole samples: it is no checkpoint of a PLRTrainer" in run.stderr
     run = hubert(*first, "--model_name_or_path", tmp_path / "frames", "--output_dir", tmp_path / "utterance")
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "utterance" / "preprocessor_config.json").read_text())["sampling_rate"] == 16_000
@@ -98,11 +102,20 @@ def test_what_is_missing_or_wrong_is_told_in_one_line(tmp_path):
     for arguments, message in (
         (["--dataset_name", tmp_path / "empty"], "--output_dir is needed with --dataset_name"),
         (["--dataset_name", tmp_path / "empty", "--output_dir", tmp_path / "out"], "holds no images, no recordings"),
+        (["--relabel_every", 2], "--relabel_every is for --objective frames"),
+        (["--objective", "frames", "--clusterer", "dbscan"], "clusterer='dbscan' has no effect on units of frames"),
     ):
         run = recipe(*arguments, script=HUBERT_PLR)
         assert run.returncode != 0
         assert message in run.stderr
         assert "Traceback" not in run.stderr
+
+
+def test_help_is_about_sounds():
+    run = recipe("--help", script=HUBERT_PLR)
+    assert run.returncode == 0
+    assert "--relabel_every" in run.stdout
+    assert "--image_cache_dir" not in run.stdout
 
 
 @pytest.mark.slow

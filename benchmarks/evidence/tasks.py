@@ -199,6 +199,23 @@ TASKS = {
             },
         ),
         Task(
+            "omniglot-hdbscan",
+            "mAP",
+            {
+                **OMNIGLOT,
+                "clusterer": "reciprocal_hdbscan",
+                "clusterer_kwargs": {"min_cluster_size": 4, "min_samples": 4, "k1": 20, "k2": 6},
+            },
+            _omniglot,
+            needs="omniglot",
+            variations={
+                f"k1 {k1}": {
+                    "clusterer_kwargs": {"min_cluster_size": 4, "min_samples": 4, "k1": k1, "k2": 6},
+                }
+                for k1 in (15, 30)
+            },
+        ),
+        Task(
             "fsdd",
             "knn_accuracy",
             {

@@ -63,7 +63,7 @@ class Suite:
     seeds: int
 
 
-EVERYTHING = ("omniglot", "digits", "fashion-mnist", "fsdd", "cifar-5")
+EVERYTHING = ("omniglot", "omniglot-hdbscan", "digits", "fashion-mnist", "fsdd", "cifar-5")
 SUITES = {
     "quick": Suite(("digits",), (BASELINE, "slr", "joint"), (), 5),
     "cpu": Suite(EVERYTHING, (BASELINE, "joint", "slr", "joint+ema", "none+ema"), (BASELINE, "joint"), 5),

@@ -2,6 +2,6 @@
 
 from hf_plr.clustering.by_name import CLUSTERERS, make_clusterer
 from hf_plr.clustering.kmeans import KMeans
-from hf_plr.clustering.reciprocal import ReciprocalDBSCAN
+from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
 
-__all__ = ["CLUSTERERS", "KMeans", "ReciprocalDBSCAN", "make_clusterer"]
+__all__ = ["CLUSTERERS", "KMeans", "ReciprocalDBSCAN", "ReciprocalHDBSCAN", "make_clusterer"]

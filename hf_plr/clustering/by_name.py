@@ -8,11 +8,12 @@ from typing import Any
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
 from hf_plr.clustering.kmeans import KMeans
-from hf_plr.clustering.reciprocal import ReciprocalDBSCAN
+from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
 
 CLUSTERERS: dict[str, type] = {
     "kmeans": KMeans,
     "dbscan": ReciprocalDBSCAN,
+    "reciprocal_hdbscan": ReciprocalHDBSCAN,
     "hdbscan": HDBSCAN,
     "agglomerative": AgglomerativeClustering,
 }
@@ -22,7 +23,8 @@ def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None
     """A clusterer by its name in `CLUSTERERS`.
 
     Args:
-        name: "kmeans", "dbscan" (on k-reciprocal neighbours), scikit-learn's "hdbscan" or "agglomerative".
+        name: "kmeans", "dbscan" or "reciprocal_hdbscan" (on k-reciprocal neighbours), scikit-learn's "hdbscan" or
+            "agglomerative".
         num_clusters: number of clusters, for those that take one.
         settings: keyword arguments of the clusterer, as its class has them; they win over everything else.
         **defaults: keyword arguments that are left out where the clusterer does not know them, such as `seed`.

@@ -1,27 +1,100 @@
-"""DBSCAN on the Jaccard distance of k-reciprocal neighbours, sparse from the first step to the last."""
+"""Density clustering on the Jaccard distance of k-reciprocal neighbours, sparse from the first step to the last."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from accelerate import Accelerator
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.cluster import HDBSCAN
 
 from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.jaccard import half_of, jaccard_distances, near_pairs, neighborhood_weights
 from hf_plr.clustering.neighbors import SEARCHES, nearest_neighbors
 from hf_plr.processes import gather_rows, on_main, place_of
 
 logger = logging.getLogger(__name__)
 
 NOISE = -1
-BLOCK_ELEMENTS = 1 << 20  # pairs of samples, or products of them, that are looked at together
+NEARLY_ZERO = 1e-6  # in place of zero distances, which scipy's trees take for missing edges
 
 
-class ReciprocalDBSCAN(ClusterMixin, BaseEstimator):
+class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
+    """What clustering by shared k-reciprocal neighbours has in common: the neighbours, and who looks for them."""
+
+    min_samples: int
+    k1: int
+    k2: int
+    search: str
+    labels_: np.ndarray
+
+    def fit(self, features: np.ndarray | torch.Tensor, y: None = None) -> _ReciprocalClustering:
+        """Cluster features of shape (N, D), a float numpy array or a tensor on any device.
+
+        Raises:
+            ValueError: if features are not finite or not of shape (N, D), or an argument is out of its range.
+        """
+        self._fit(as_features(features), None)
+        return self
+
+    def fit_predict_shard(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator) -> np.ndarray:
+        """Cluster the features of all processes together; each calls this with its own, shape (n, D).
+
+        The search for neighbours, most of the work, is shared; the main process does the rest. What `fit` leaves is
+        that of all samples, in process order, and the same as with one process.
+
+        Returns:
+            int64 array of shape (n,): the labels of this process's samples.
+
+        Raises:
+            ValueError: as `fit`.
+        """
+        mine = as_features(features)
+        start, _ = place_of(accelerator, len(mine))
+        self._fit(gather_rows(accelerator, mine), accelerator)
+        return self.labels_[start : start + len(mine)]
+
+    def _fit(self, features: torch.Tensor, accelerator: Accelerator | None) -> None:
+        self._check_arguments()
+        n = len(features)
+        if n == 0:
+            raise ValueError(f"features have shape (0, {features.shape[1]}): there are no samples to cluster")
+        check_finite(features)
+        features = torch.nn.functional.normalize(features.float(), dim=1)
+        k = min(max(self.k1, self.k2, half_of(self.k1)), n)
+        neighbors = nearest_neighbors(features, k, accelerator, self.search)
+
+        def found() -> dict[str, np.ndarray]:
+            weights = neighborhood_weights(features, neighbors, min(self.k1, n), min(self.k2, n))
+            return self._join(weights)
+
+        for name, value in on_main(accelerator, found).items():
+            setattr(self, name, value)
+        if (self.labels_ == NOISE).all():
+            logger.warning("all %d samples are noise%s", n, self._what_to_change())
+
+    @abstractmethod
+    def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
+        """The fitted attributes by name, from the weights of the neighbourhoods, shape (N, N)."""
+
+    @abstractmethod
+    def _what_to_change(self) -> str:
+        """What to do where all samples are noise."""
+
+    def _check_arguments(self) -> None:
+        for name in ("min_samples", "k1", "k2"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.search not in SEARCHES:
+            raise ValueError(f"search={self.search!r} is unknown: use one of {', '.join(SEARCHES)}")
+
+
+class ReciprocalDBSCAN(_ReciprocalClustering):
     """Density clustering of features by which neighbours they share: what clustering-based re-identification uses.
 
     Two samples are near if their expanded sets of k-reciprocal neighbours overlap (Zhong et al., CVPR 2017, in the form
@@ -50,126 +123,103 @@ class ReciprocalDBSCAN(ClusterMixin, BaseEstimator):
         self.k2 = k2
         self.search = search
 
-    def fit(self, features: np.ndarray | torch.Tensor, y: None = None) -> ReciprocalDBSCAN:
-        """Cluster features of shape (N, D), a float numpy array or a tensor on any device.
-
-        Raises:
-            ValueError: if features are not finite or not of shape (N, D), or an argument is out of its range.
-        """
-        self._fit(as_features(features), None)
-        return self
-
-    def fit_predict_shard(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator) -> np.ndarray:
-        """Cluster the features of all processes together; each calls this with its own, shape (n, D).
-
-        The search for neighbours, most of the work, is shared; the main process does the rest. `labels_` and
-        `core_sample_indices_` are those of all samples, in process order, and the same as those of one process.
-
-        Returns:
-            int64 array of shape (n,): the labels of this process's samples.
-
-        Raises:
-            ValueError: as `fit`.
-        """
-        mine = as_features(features)
-        start, _ = place_of(accelerator, len(mine))
-        self._fit(gather_rows(accelerator, mine), accelerator)
-        return self.labels_[start : start + len(mine)]
-
-    def _fit(self, features: torch.Tensor, accelerator: Accelerator | None) -> None:
-        self._check_arguments()
-        n = len(features)
-        if n == 0:
-            raise ValueError(f"features have shape (0, {features.shape[1]}): there are no samples to cluster")
-        check_finite(features)
-        features = torch.nn.functional.normalize(features.float(), dim=1)
-        k = min(max(self.k1, self.k2, _half(self.k1)), n)
-        neighbors = nearest_neighbors(features, k, accelerator, self.search)
-        self.labels_, self.core_sample_indices_ = on_main(accelerator, lambda: self._join(features, neighbors))
-
-    def _join(self, features: torch.Tensor, neighbors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n = len(features)
-        weights = neighborhood_weights(features, neighbors, min(self.k1, n), min(self.k2, n))
+    def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
         labels, core = density_clusters(near_pairs(weights, self.eps), self.min_samples)
-        if (labels == NOISE).all():
-            logger.warning("all %d samples are noise at eps=%s: try a larger eps", n, self.eps)
-        return labels, core
+        return {"labels_": labels, "core_sample_indices_": core}
+
+    def _what_to_change(self) -> str:
+        return f" at eps={self.eps}: try a larger eps"
 
     def _check_arguments(self) -> None:
         if not 0.0 <= self.eps <= 1.0:
             raise ValueError(f"eps={self.eps} is outside [0, 1], the range of Jaccard distances")
-        for name in ("min_samples", "k1", "k2"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.search not in SEARCHES:
-            raise ValueError(f"search={self.search!r} is unknown: use one of {', '.join(SEARCHES)}")
+        super()._check_arguments()
 
 
-def neighborhood_weights(features: torch.Tensor, neighbors: np.ndarray, k1: int, k2: int) -> sp.csr_array:
-    """Weights of each sample's expanded k-reciprocal neighbourhood, adding up to one.
+class ReciprocalHDBSCAN(_ReciprocalClustering):
+    """Density clustering by shared k-reciprocal neighbours that needs no distance to cut at.
+
+    `ReciprocalDBSCAN` joins what is nearer than one eps for all clusters; which eps is right depends on the features
+    and changes as they are trained. HDBSCAN (Campello, Moulavi and Sander, 2013) cuts each branch of the tree of all
+    eps where its clusters last longest. The clusters are those of scikit-learn's HDBSCAN on the matrix of distances;
+    here the tree is made from the pairs that share neighbours, so that memory grows with these. Clusters are numbered
+    by their first sample.
 
     Args:
-        features: float32 of unit length, shape (N, D).
-        neighbors: nearest neighbours, itself first, shape (N, at least max(k1, k2, round(k1 / 2) + 1) or N).
-        k1: a neighbour is reciprocal if both are among each other's first k1. Reciprocal neighbours of these by half of
-            k1 join, if more than two thirds of them are reciprocal neighbours of the sample already.
-        k2: first neighbours over which the weights are averaged.
+        min_cluster_size: samples of the smallest cluster, at least 2.
+        min_samples: near samples, itself included, whose distance is a sample's core distance, at least 1.
+        k1, k2, search: as for `ReciprocalDBSCAN`.
+        max_distance: Jaccard distance above which samples are not joined, in (0, 1]; less takes less memory.
+
+    Attributes:
+        labels_: int64 array of shape (N,), -1 = noise.
+    """
+
+    def __init__(
+        self,
+        min_cluster_size: int = 4,
+        min_samples: int = 4,
+        k1: int = 30,
+        k2: int = 6,
+        search: str = "torch",
+        max_distance: float = 0.9,
+    ):
+        self.min_cluster_size = min_cluster_size
+        self.min_samples = min_samples
+        self.k1 = k1
+        self.k2 = k2
+        self.search = search
+        self.max_distance = max_distance
+
+    def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
+        tree = reachability_tree(jaccard_distances(weights, self.max_distance), self.min_samples)
+        if tree.shape[0] < self.min_cluster_size:
+            return {"labels_": np.full(tree.shape[0], NOISE, dtype=np.int64)}
+        # The tree's edges are mutual reachability distances already, which min_samples=1 leaves as they are.
+        hdbscan = HDBSCAN(self.min_cluster_size, min_samples=1, metric="precomputed", copy=True)
+        labels = hdbscan.fit_predict(tree).astype(np.int64)
+        ids, first = np.unique(labels[labels != NOISE], return_index=True)
+        number = np.full(len(ids) + 1, NOISE)  # the last is for noise
+        number[np.argsort(first)] = np.arange(len(ids))
+        return {"labels_": number[labels]}
+
+    def _what_to_change(self) -> str:
+        return ": no two clusters stand out; try a smaller min_cluster_size or k1"
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.min_cluster_size < 2:
+            raise ValueError(f"min_cluster_size={self.min_cluster_size} must be at least 2")
+        if not 0.0 < self.max_distance <= 1.0:
+            raise ValueError(f"max_distance={self.max_distance} is outside (0, 1], the range of Jaccard distances")
+
+
+def reachability_tree(distances: sp.csr_array, min_samples: int) -> sp.csr_array:
+    """Minimum spanning tree of the mutual reachability distances of HDBSCAN; what is not connected is joined at 1.
+
+    Args:
+        distances: sparse and symmetric with a stored diagonal, shape (N, N); pairs that are not stored are 1 apart.
+        min_samples: near samples, itself included, whose distance is a sample's core distance.
 
     Returns:
-        Sparse, shape (N, N); before averaging proportional to exp(-squared distance).
+        Sparse and symmetric, shape (N, N), 2 (N - 1) entries above 0.
     """
-    reciprocal = _reciprocal(neighbors[:, :k1])
-    half = _reciprocal(neighbors[:, : _half(k1)])
-    shared = (reciprocal @ half.T).multiply(reciprocal).tocoo()  # [i, j]: half neighbours of j that i knows already
-    joins = shared.data > 2.0 / 3.0 * half.sum(axis=1)[shared.col]
-    joining = sp.csr_array(
-        sp.coo_array((shared.data[joins], (shared.row[joins], shared.col[joins])), shape=shared.shape)
-    )
-    expanded = sp.csr_array(reciprocal + joining @ half)
-    expanded.sum_duplicates()
-    row = np.repeat(np.arange(len(neighbors)), np.diff(expanded.indptr))
-    expanded.data = np.exp(2.0 * _cosines(features, row, expanded.indices) - 2.0)
-    expanded.data /= np.add.reduceat(expanded.data, expanded.indptr[:-1])[row]
-    if k2 > 1:
-        expanded = _onehot_rows(neighbors[:, :k2]) @ expanded / k2
-    expanded.sort_indices()
-    return sp.csr_array(expanded)
-
-
-def near_pairs(weights: sp.csr_array, eps: float) -> sp.csr_array:
-    """Pairs of samples whose Jaccard distance is at most eps, as a sparse matrix of ones with the diagonal.
-
-    The distance is 1 - s / (2 - s), with s the sum of the smaller of both weights over all samples.
-    """
-    n = weights.shape[0]
-    least_overlap = 2.0 * (1.0 - eps) / (2.0 - eps)
-    columns = sp.csr_array(weights.T)
-    n_in_column = np.diff(columns.indptr)
-    row = np.repeat(np.arange(n), np.diff(weights.indptr))
-    products = np.cumsum(n_in_column[weights.indices])[weights.indptr[1:] - 1]
-    found_rows, found_columns = [], []
-    height = max(1, BLOCK_ELEMENTS // n)
-    start = 0
-    while start < n:
-        done = products[start - 1] if start else 0
-        stop = max(start + 1, min(start + height, int(np.searchsorted(products, done + BLOCK_ELEMENTS, "right"))))
-        entries = np.arange(weights.indptr[start], weights.indptr[stop])
-        lengths = n_in_column[weights.indices[entries]]
-        owner = np.repeat(np.arange(len(entries)), lengths)
-        other = np.arange(len(owner)) + np.repeat(
-            columns.indptr[weights.indices[entries]] - np.cumsum(lengths) + lengths, lengths
-        )
-        smaller = np.minimum(weights.data[entries][owner], columns.data[other])
-        keys = (row[entries][owner] - start) * n + columns.indices[other]
-        overlap = np.bincount(keys, smaller, (stop - start) * n).reshape(stop - start, n)
-        near = overlap >= least_overlap
-        near[np.arange(stop - start), np.arange(start, stop)] = True
-        rows, there = near.nonzero()
-        found_rows.append((rows + start).astype(np.int32))
-        found_columns.append(there.astype(np.int32))
-        start = stop
-    places = (np.concatenate(found_rows), np.concatenate(found_columns))
-    return sp.csr_array(sp.coo_array((np.ones(len(places[0]), dtype=np.int8), places), shape=(n, n)))
+    n = distances.shape[0]
+    core = np.ones(n)
+    for sample in np.flatnonzero(np.diff(distances.indptr) >= min_samples):
+        of_sample = distances.data[distances.indptr[sample] : distances.indptr[sample + 1]]
+        core[sample] = np.partition(of_sample, min_samples - 1)[min_samples - 1]
+    row = np.repeat(np.arange(n), np.diff(distances.indptr))
+    reachable = np.maximum(np.maximum(distances.data, core[row]), core[distances.indices])
+    graph = sp.csr_array((np.maximum(reachable, NEARLY_ZERO), distances.indices, distances.indptr), shape=(n, n))
+    forest = minimum_spanning_tree(graph).tocoo()
+    n_parts, part = connected_components(graph, directed=False)
+    first = np.unique(part, return_index=True)[1]  # a sample of each part, to be joined one after the other
+    rows = np.concatenate([forest.row, first[:-1]])
+    columns = np.concatenate([forest.col, first[1:]])
+    values = np.concatenate([forest.data, np.ones(n_parts - 1)])
+    tree = sp.csr_array(sp.coo_array((values, (rows, columns)), shape=(n, n)))
+    return sp.csr_array(tree + tree.T)
 
 
 def density_clusters(near: sp.csr_array, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,30 +248,3 @@ def density_clusters(near: sp.csr_array, min_samples: int) -> tuple[np.ndarray, 
     np.minimum.at(lowest, reached.row, labels[core][reached.col])
     labels[border[lowest < n]] = lowest[lowest < n]
     return labels, core
-
-
-def _half(k1: int) -> int:
-    return int(np.around(k1 / 2)) + 1
-
-
-def _onehot_rows(neighbors: np.ndarray) -> sp.csr_array:
-    """Ones at the neighbours of each sample, shape (N, N)."""
-    n, k = neighbors.shape
-    return sp.csr_array((np.ones(n * k), neighbors.ravel(), np.arange(n + 1) * k), shape=(n, n))
-
-
-def _reciprocal(neighbors: np.ndarray) -> sp.csr_array:
-    """Ones where two samples are each other's neighbours."""
-    one_way = _onehot_rows(neighbors)
-    return sp.csr_array(one_way.multiply(one_way.T))
-
-
-def _cosines(features: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Inner products of pairs of rows, shape (pairs,)."""
-    result = np.empty(len(rows))
-    height = max(1, BLOCK_ELEMENTS // features.shape[1])
-    for start in range(0, len(rows), height):
-        pair = (torch.as_tensor(ends[start : start + height].astype(np.int64)) for ends in (rows, columns))
-        first, second = (features[ends.to(features.device)] for ends in pair)
-        result[start : start + height] = (first * second).sum(dim=1).double().cpu().numpy()
-    return result

@@ -6,7 +6,8 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
 
 `out` is the output folder or Hub id of a run of recipes/hubert_plr.py --objective frames. RECORDINGS is a Hub id, a
 folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row a recording: its index, and
-a list with one unit a frame.
+a list with one unit a frame. Units are numbers below twice the run's --num_clusters, with gaps: one that lived on from
+round to round kept its number.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: units are written as .parquet")
     if os.path.exists(args.output) and not args.overwrite:
         raise FileExistsError(f"{args.output} exists already: give --overwrite to replace it")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
+        raise FileNotFoundError(f"the folder of {args.output} does not exist")
     if args.batch_size < 1:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
 

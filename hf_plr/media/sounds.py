@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from hf_plr.training_args import PLRTrainingArguments
 
 SNIPPET = """import soundfile
+import soxr
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 extractor = AutoFeatureExtractor.from_pretrained("{name}")
 model = AutoModel.from_pretrained("{name}").eval()
-waveform, rate = soundfile.read("sound.wav", dtype="float32")  # one channel, {rate:,} samples a second
-inputs = extractor(waveform, sampling_rate=rate, return_tensors="pt")
+channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
+waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples a second
+inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
 with torch.inference_mode():
     output = model(**inputs, output_hidden_states=True)
 feature = {feature}  # shape (1, {width})"""

@@ -68,7 +68,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
         try:
             model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except OSError as error:
-            raise ValueError(f"the model {name!r} cannot be loaded, from a folder or from the Hub: {error}") from error
+            raise ValueError(cannot_load(name, error)) from error
         if any(key.startswith("pooler.dense.") for key in report["missing_keys"]):
             pass_class_token_through_pooler(model)
     base = model.base_model
@@ -87,6 +87,15 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
         model = model.float()
     model.config.dtype = torch.float32
     return model
+
+
+def cannot_load(name: str, error: Exception) -> str:
+    """What to say of a model that does not load."""
+    if os.path.isdir(name):
+        return f"the model in {name!r} cannot be loaded: {error}"
+    if name.count("/") > 1 or name.startswith((".", "/")):
+        return f"the model {name!r} is neither a folder here nor the name of a model on the Hub"
+    return f"the model {name!r} is no folder here, and from the Hub it cannot be loaded: {error}"
 
 
 def load_image_processor(model: PreTrainedModel) -> Any:
@@ -108,8 +117,8 @@ def load_saved(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
         return auto_class.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no {noun} is saved with {model.name_or_path or type(model).__name__!r}: "
-            f"pass processing_class={auto_class.__name__}.from_pretrained(...)"
+            f"no {noun} is saved with {model.name_or_path or type(model).__name__!r}: put its preprocessor_config.json "
+            f"there, or pass processing_class={auto_class.__name__}.from_pretrained(...)"
         ) from error
 
 

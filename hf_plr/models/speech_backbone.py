@@ -19,7 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from hf_plr.models.backbone import load_saved
+from hf_plr.models.backbone import cannot_load, load_saved
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
         try:
             model = AutoModel.from_pretrained(name, dtype=torch.float32)
         except OSError as error:
-            raise ValueError(f"the model {name!r} cannot be loaded, from a folder or from the Hub: {error}") from error
+            raise ValueError(cannot_load(name, error)) from error
     base = model.base_model
     if base is not model:
         logger.info("Training %s, the backbone of the %s", type(base).__name__, type(model).__name__)

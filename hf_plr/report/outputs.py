@@ -69,7 +69,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         lines += [f"{name:<28}" + "".join(f"{value:>8}" for value in values) for name, *values in rows]
         lines += [f"True labels were used for these scores only ({summary.scored_on})."]
     else:
-        lines += ["No label column, so the features were not scored."]
+        lines += ["No label column was chosen, so the features were not scored."]
     if summary.last_labels:
         lines += ["", f"Last labels: {summary.last_labels}."]
     if summary.unreadable_rows:

@@ -66,7 +66,10 @@ class UnitEncoder:
             except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
                 raise ValueError(f"{name} is no folder here, and the Hub gives no {CENTROIDS_FILE}: {error}") from error
         if not os.path.isfile(path):
-            raise ValueError(f"{name} has no {CENTROIDS_FILE}: train it with recipes/hubert_plr.py --objective frames")
+            raise ValueError(
+                f"{name} has no {CENTROIDS_FILE}: recipes/hubert_plr.py --objective frames leaves it, and "
+                "UnitTrainer.save_labels"
+            )
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:

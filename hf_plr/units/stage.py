@@ -85,7 +85,7 @@ class FrameStage:
         last, self.current = self.current, FrameUnits(round_, refined.labels, raw)
         figures = {
             "round": float(round_),
-            "units": float(len(np.unique(refined.labels))),
+            "units": float(len(np.unique(refined.labels[refined.labels != NOISE]))),
             "frames": float(len(raw)),
             "changed_share": refined.changed_share,
             "seconds_fit": fitted - started,

@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import DBSCAN
+from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.clustering import ReciprocalDBSCAN
+from hf_plr.clustering import ReciprocalDBSCAN, ReciprocalHDBSCAN
+from hf_plr.clustering.jaccard import jaccard_distances, near_pairs, neighborhood_weights
 from hf_plr.clustering.neighbors import nearest_neighbors
-from hf_plr.clustering.reciprocal import near_pairs, neighborhood_weights
 
 
 def blobs(n_samples, n_clusters, spread, seed=0, dimension=16):
@@ -55,7 +55,7 @@ def dense_jaccard(features, neighbors, k1, k2):
 @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (9, 1), (30, 3)])
 @pytest.mark.parametrize("eps", [0.3, 0.6])
 def test_labels_equal_the_dense_way_and_scikit_learn(k1, k2, eps, monkeypatch):
-    monkeypatch.setattr("hf_plr.clustering.reciprocal.BLOCK_ELEMENTS", 2000)
+    monkeypatch.setattr("hf_plr.clustering.jaccard.BLOCK_ELEMENTS", 2000)
     monkeypatch.setattr("hf_plr.clustering.neighbors.BLOCK_ELEMENTS", 2000)
     features = unit(blobs(240, 12, 0.45)[0])
     neighbors = nearest_neighbors(features, max(k1, k2))
@@ -136,3 +136,57 @@ def test_a_sample_is_near_itself_whatever_rounding_does():
 def test_bad_input_is_named(arguments, features, message):
     with pytest.raises(ValueError, match=message):
         ReciprocalDBSCAN(**arguments).fit(features)
+
+
+@pytest.mark.parametrize(("min_cluster_size", "min_samples"), [(4, 4), (5, 1), (8, 3)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_hdbscan_labels_equal_those_of_scikit_learn_on_the_matrix(min_cluster_size, min_samples, seed, monkeypatch):
+    monkeypatch.setattr("hf_plr.clustering.jaccard.BLOCK_ELEMENTS", 2000)
+    features = unit(blobs(260, 12, 0.35, seed=seed)[0])
+    weights = neighborhood_weights(features, nearest_neighbors(features, 20), 20, 6)
+    stored = jaccard_distances(weights, 1.0).tocoo()
+    matrix = np.ones((260, 260))
+    matrix[stored.row, stored.col] = stored.data
+    expected = HDBSCAN(min_cluster_size, min_samples=min_samples, metric="precomputed", copy=True).fit_predict(matrix)
+    found = ReciprocalHDBSCAN(min_cluster_size, min_samples, k1=20, max_distance=1.0).fit_predict(features)
+    assert len(np.unique(found)) > 4
+    assert adjusted_rand_score(found, expected) > 0.999  # the same, but for samples that are tied
+    assert (found != -1).mean() == pytest.approx((expected != -1).mean(), abs=0.01)
+
+
+def test_distances_are_those_of_the_dense_way():
+    features = unit(blobs(120, 6, 0.4)[0])
+    neighbors = nearest_neighbors(features, 15)
+    _, dense = dense_jaccard(features, neighbors, 15, 4)
+    found = jaccard_distances(neighborhood_weights(features, neighbors, 15, 4), 0.8).tocoo()
+    np.testing.assert_allclose(found.data, np.maximum(dense, 0)[found.row, found.col], atol=1e-6)
+    near = (dense <= 0.8 - 1e-6).sum()
+    assert near <= found.nnz <= (dense <= 0.8 + 1e-6).sum()
+
+
+def test_hdbscan_finds_clusters_of_different_density_that_no_eps_finds():
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(8, 16))
+    spread = np.repeat([0.08, 0.08, 0.3, 0.3, 0.45, 0.45, 0.15, 0.15], 60)
+    truth = np.repeat(np.arange(8), 60)
+    features = (centers[truth] + spread[:, None] * rng.normal(size=(480, 16))).astype(np.float32)
+    found = ReciprocalHDBSCAN(min_cluster_size=20).fit_predict(features)
+    member = found >= 0
+    assert member.mean() > 0.8
+    assert adjusted_rand_score(found[member], truth[member]) > 0.95
+
+
+def test_hdbscan_edge_cases_have_defined_results(caplog):
+    apart = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
+    assert ReciprocalHDBSCAN(k1=8).fit_predict(apart).tolist() == np.repeat([0, 1, 2], 10).tolist()
+    with caplog.at_level(logging.WARNING):
+        assert (ReciprocalHDBSCAN(k1=12).fit_predict(np.ones((12, 3))) == -1).all()
+    assert "all 12 samples are noise: no two clusters stand out; try a smaller min_cluster_size" in caplog.text
+    assert ReciprocalHDBSCAN().fit_predict(np.ones((2, 3))).tolist() == [-1, -1]
+    for arguments, message in (
+        ({"min_cluster_size": 1}, "min_cluster_size=1 must be at least 2"),
+        ({"max_distance": 0.0}, r"max_distance=0.0 is outside \(0, 1\]"),
+        ({"k2": 0}, "k2=0 must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ReciprocalHDBSCAN(**arguments).fit(np.ones((9, 3)))

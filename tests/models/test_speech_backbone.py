@@ -268,7 +268,7 @@ def test_what_is_no_speech_transformer_is_refused(tmp_path):
         load_speech_backbone(make("wav2vec2-group", add_adapter=True))
     with pytest.raises(ValueError, match="conv_pos_batch_norm=True"):
         load_speech_backbone(make("hubert-group", conv_pos_batch_norm=True))
-    with pytest.raises(ValueError, match=r"the model '.*nothing' cannot be loaded"):
+    with pytest.raises(ValueError, match=r"the model '.*nothing' is neither a folder here nor"):
         load_speech_backbone(tmp_path / "nothing")
 
 
