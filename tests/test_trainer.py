@@ -474,7 +474,7 @@ def test_two_label_candidates_score_nothing(make_trainer, some_digits, caplog):
 
 def test_a_model_that_is_not_there_is_named(tmp_path, some_digits):
     arguments = PLRTrainingArguments(str(tmp_path), num_clusters=5, use_cpu=True, disable_tqdm=True)
-    with pytest.raises(ValueError, match="the model '/no/such/model' cannot be loaded"):
+    with pytest.raises(ValueError, match="the model '/no/such/model' is neither a folder here nor the name of a model"):
         PLRTrainer("/no/such/model", arguments, some_digits)
 
 
