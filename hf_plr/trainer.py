@@ -252,7 +252,7 @@ class PLRTrainer(BackboneTrainer):
             self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
-        """Write index, label, previous_label and confidence of every training sample as parquet, in data order.
+        """Write index, file if known, label, previous_label and confidence of every sample as parquet, in data order.
 
         Args:
             path: the file.
@@ -260,7 +260,8 @@ class PLRTrainer(BackboneTrainer):
                 row itself. Rows that could not be read are not in the file.
         """
         readable = self.train_dataset.rows
-        write_pseudo_labels(path, readable if rows is None else rows[readable], self._labels_now())
+        index = readable if rows is None else rows[readable]
+        write_pseudo_labels(path, index, self._labels_now(), self.train_dataset.files())
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""

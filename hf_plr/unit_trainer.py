@@ -246,6 +246,7 @@ class UnitTrainer(BackboneTrainer):
             Path(directory) / UNITS_FILE,
             readable if rows is None else rows[readable],
             np.split(units, self._bounds[1:-1]),
+            self.train_dataset.files(),
         )
 
     def label_state(self) -> dict[str, np.ndarray]:

@@ -95,6 +95,9 @@ def test_a_folder_of_files_then_a_start_from_what_came_out(tmp_path):
     run = hubert(*first, "--model_name_or_path", tmp_path / "frames", "--output_dir", tmp_path / "utterance")
     assert run.returncode == 0, run.stderr
     assert json.loads((tmp_path / "utterance" / "preprocessor_config.json").read_text())["sampling_rate"] == 16_000
+    files = pd.read_parquet(tmp_path / "utterance" / "pseudo_labels.parquet")["file"]
+    assert set(files) == {str(path.relative_to(tmp_path / "files")) for path in (tmp_path / "files").glob("*/*")}
+    assert pd.read_parquet(tmp_path / "frames" / "units.parquet")["file"].tolist() == files.tolist()
 
 
 def test_what_is_missing_or_wrong_is_told_in_one_line(tmp_path):

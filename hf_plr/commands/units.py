@@ -5,9 +5,9 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
   hf-plr units --model out --dataset RECORDINGS --output units.parquet
 
 `out` is the output folder or Hub id of a run of recipes/hubert_plr.py --objective frames. RECORDINGS is a Hub id, a
-folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row a recording: its index, and
-a list with one unit a frame. Units are numbers below twice the run's --num_clusters, with gaps: one that lived on from
-round to round kept its number.
+folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row a recording: its index, its
+file where that is known, and a list with one unit a frame. Units are numbers below twice the run's --num_clusters, with
+gaps: one that lived on from round to round kept its number.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     rows, units = zip(*encoder.encode(extractor, store), strict=True)
     seconds = time.perf_counter() - started
-    write_units(args.output, np.asarray(rows), list(units))
+    write_units(args.output, np.asarray(rows), list(units), store.files())
     heard = float(store.lengths.sum()) / sounds.format.sampling_rate
     used = len(np.unique(np.concatenate(units)))
     print(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Audio, ClassLabel, Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
@@ -14,6 +16,7 @@ from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
+ROWS_OF_PATHS = 256  # whose bytes are in memory together
 HOW_TO_SKIP = "--skip_unreadable (skip_unreadable=True) leaves it out."
 
 
@@ -96,6 +99,16 @@ class SampleStore(TorchDataset):
             raise ValueError(f"these {self.noun}s have no label column")
         return self.labels[self.rows]
 
+    def files(self) -> list[str] | None:
+        """The file of each position, below the folder that all files are in; None if it is not known of every one."""
+        paths = stored_paths(self._column, self._column_name)
+        if paths is None:
+            return None
+        if all(os.path.isabs(path) for path in paths):
+            folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+            paths = [os.path.relpath(path, folder) for path in paths]
+        return [paths[row] for row in self.rows]
+
     def _inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
         """One tensor for each of these rows of the data set, decoded now or before."""
         raise NotImplementedError
@@ -157,6 +170,21 @@ def undecoded(dataset: Dataset, column: str) -> Dataset:
     if isinstance(feature, (Audio, Image)):
         selected = selected.cast_column(column, type(feature)(decode=False))
     return selected.with_format(None)
+
+
+def stored_paths(column: Dataset, name: str) -> list[str] | None:
+    """Paths that an undecoded column holds beside its bytes, (N,); None if any is missing."""
+    paths: list[str] = []
+    arrow = column.with_format("arrow")
+    for start in range(0, len(column), ROWS_OF_PATHS):
+        values = arrow[start : start + ROWS_OF_PATHS][name].combine_chunks()
+        if not pa.types.is_struct(values.type) or values.type.get_field_index("path") < 0:
+            return None
+        found = values.field("path").to_pylist()
+        if not all(found):
+            return None
+        paths += found
+    return paths
 
 
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:

@@ -18,11 +18,21 @@ PSEUDO_LABELS_FILE = "pseudo_labels.parquet"
 VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
-def write_pseudo_labels(path: str | os.PathLike[str], rows: np.ndarray, labels: PseudoLabels) -> None:
-    """Write one row a sample: index (row of the data set), label, previous_label (-1 = noise), confidence."""
+def write_pseudo_labels(
+    path: str | os.PathLike[str], rows: np.ndarray, labels: PseudoLabels, files: list[str] | None = None
+) -> None:
+    """Write one row a sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence.
+
+    Args:
+        path: where to.
+        rows: index of each sample, (N,).
+        labels: the labels.
+        files: file of each sample, (N,); None leaves the column out.
+    """
     frame = pd.DataFrame(
         {
             "index": rows,
+            **({} if files is None else {"file": files}),
             "label": labels.labels,
             "previous_label": labels.previous_labels,
             "confidence": labels.confidence.astype(np.float32),

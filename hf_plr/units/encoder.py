@@ -92,16 +92,22 @@ class UnitEncoder:
                 position += 1
 
 
-def write_units(path: str | os.PathLike[str], rows: np.ndarray, units: list[np.ndarray]) -> None:
-    """Write one row a sound: index (its row of the data set) and units (a list of int32, one a frame), by index.
+def write_units(
+    path: str | os.PathLike[str], rows: np.ndarray, units: list[np.ndarray], files: list[str] | None = None
+) -> None:
+    """Write one row a sound: index (its row of the data set), file, and units (a list of int32, one a frame), by index.
 
     Args:
         path: a parquet file, which is complete or not there at all.
         rows: index of each sound, (N,).
         units: its units, -1 = none.
+        files: its file, (N,); None leaves the column out.
     """
     order = np.argsort(rows, kind="stable")
     lists = pa.array([units[i].astype(np.int32) for i in order], pa.list_(pa.int32()))
-    table = pa.table({"index": pa.array(np.asarray(rows)[order], pa.int64()), "units": lists})
+    columns = {"index": pa.array(np.asarray(rows)[order], pa.int64())}
+    if files is not None:
+        columns["file"] = pa.array([files[i] for i in order])
+    table = pa.table({**columns, "units": lists})
     pq.write_table(table, f"{path}.tmp")
     os.replace(f"{path}.tmp", path)

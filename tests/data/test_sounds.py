@@ -358,3 +358,13 @@ def test_spoken_digits():
         waveform = store[position]["input_values"][::2].numpy()
         assert rate == 8000
         assert np.corrcoef(waveform[: len(samples)], samples[: len(waveform)])[0, 1] > 0.99
+
+
+def test_files_are_known_below_their_folder_or_not_at_all(tmp_path):
+    for name in ("a/1.wav", "a/2.wav", "b/1.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, np.zeros(2000 - 500 * (name == "a/2.wav")), RATE)
+    train, _ = load_train_and_test(str(tmp_path))
+    store = SoundStore(train, "audio", SoundFormat(Wav2Vec2FeatureExtractor(sampling_rate=RATE), 400))
+    assert store.files() == ["a/2.wav", "a/1.wav", "b/1.wav"]  # by length
+    assert SoundStore(synthetic_sounds(2), "audio", store.sound_format).files() is None
