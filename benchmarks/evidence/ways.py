@@ -38,7 +38,6 @@ WAYS = {
     "slr-low": _preset("slr", **BY_HEIGHT, distance_threshold=0.05, noise="drop", min_cluster_size=4),
     "rlcc": _preset("rlcc"),
     "joint": _preset("joint"),
-    "joint-all": _preset("joint", small="current"),
     # Cells that differ in one of three labels are 0.47 apart, those that differ in two 0.67.
     "joint-3": _preset("joint", generations=3, weight=1 / 3, linkage="average", distance_threshold=0.55),
     "none+ema": _preset("none", EMA),

@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     options.add_argument("--distance_threshold", type=float, metavar="D", help="cut at this height instead")
     options.add_argument("--noise", help="project (noise is taken back in) or drop")
-    options.add_argument("--min_cluster_size", type=int, metavar="N", help="smaller clusters are small")
-    options.add_argument("--small", help="noise (samples of small clusters become noise) or current (they stay)")
+    options.add_argument("--min_cluster_size", type=int, metavar="N", help="smaller clusters become noise")
     options.add_argument("--max_cells", type=int, metavar="N", help="more cells than this may be folded")
 
 
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
 def _options(args: argparse.Namespace, generations: int) -> dict[str, Any]:
     names = (
         "weight", "space", "normalize", "harden", "linkage", "n_clusters", "distance_threshold", "noise",
-        "min_cluster_size", "small", "max_cells",
+        "min_cluster_size", "max_cells",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if "distance_threshold" in options and "n_clusters" not in options:

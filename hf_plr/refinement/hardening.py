@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.refinement.lookup import blocks, sizes, summed
+from hf_plr.refinement.lookup import blocks, sizes
 
 CLUSTERS = 128  # clusters whose samples are counted in all columns together
 TIE = 1e-12  # entries of soft labels that differ by less count as equal
@@ -38,31 +38,6 @@ def drop_small(cluster: np.ndarray, counts: np.ndarray, min_size: int) -> np.nda
     """Make noise of the clusters with fewer samples than `min_size`; cluster and result have shape (cells,)."""
     is_small = np.append(sizes(cluster, counts, int(cluster.max()) + 1) < min_size, False)
     return np.where(is_small[cluster], NOISE, cluster) if is_small.any() else cluster
-
-
-def join_small(cluster: np.ndarray, current: np.ndarray, counts: np.ndarray, min_size: int) -> np.ndarray:
-    """Give the cells of clusters with fewer than `min_size` samples to where most of their current cluster is.
-
-    Args:
-        cluster: cluster of each cell, from 0, -1 = noise, shape (cells,).
-        current: current cluster of each cell, from 0, -1 = noise, shape (cells,).
-        counts: samples in each cell, shape (cells,).
-        min_size: samples of a cluster that is left as it is.
-
-    Returns:
-        The clusters, shape (cells,). What has no such place, since all of its current cluster is in small ones, becomes
-        a cluster of its own, small or not.
-    """
-    n_clusters, n_current = int(cluster.max(initial=NOISE)) + 1, int(current.max(initial=NOISE)) + 1
-    large = np.append(sizes(cluster, counts, n_clusters) >= min_size, False)[cluster]
-    shared = summed(counts, current, cluster, (n_current, n_clusters), large & (current != NOISE)).tocoo()
-    home = n_clusters + np.arange(n_current)
-    by_size = np.lexsort([-shared.col, shared.data])  # the largest is written last, of equal ones the first
-    home[shared.row[by_size]] = shared.col[by_size]
-    moved = cluster.astype(np.int64)
-    small = np.flatnonzero(~large & (cluster != NOISE) & (current != NOISE))
-    moved[small] = home[current[small]]
-    return moved
 
 
 def confidence(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray) -> np.ndarray:

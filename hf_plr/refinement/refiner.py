@@ -13,7 +13,7 @@ from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
 from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, keep_current
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.hardening import argmax, confidence, drop_small, join_small
+from hf_plr.refinement.hardening import argmax, confidence, drop_small
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -59,9 +59,7 @@ class PseudoLabelRefiner:
             halves of a split are weight * sqrt(2) apart.
         noise: "project" takes a sample that is noise now back in by what it was, "drop" leaves it out.
         previous: "refined" carries the refined labels to the next call, "raw" the labels as they came.
-        min_cluster_size: refined clusters with fewer samples are small, at least 1.
-        small: "noise" makes the samples of small clusters noise; "current" gives them to the refined cluster that most
-            of their current cluster is in, and only what is still in a small one becomes noise.
+        min_cluster_size: refined clusters with fewer samples become noise, at least 1.
         max_cells: with more occupied cells than this, the lightest are folded into similar heavy ones before they are
             agglomerated, and the result says so. Not needed as long as cells are related to few others, as they are in
             training: these are agglomerated exactly whatever their number. Otherwise "average", "complete" and "single"
@@ -84,7 +82,6 @@ class PseudoLabelRefiner:
         noise: str = "project",
         previous: str = "refined",
         min_cluster_size: int = 2,
-        small: str = "noise",
         max_cells: int = 20_000,
     ):
         self.weight = weight
@@ -98,7 +95,6 @@ class PseudoLabelRefiner:
         self.noise = noise
         self.previous = previous
         self.min_cluster_size = min_cluster_size
-        self.small = small
         self.max_cells = max_cells
         self._check_arguments()
         self._history: list[np.ndarray] = []  # labels of the last calls, oldest first
@@ -274,8 +270,6 @@ class PseudoLabelRefiner:
             cluster, exact = self._recluster(table, soft)
         else:
             cluster = table.current
-        if self.small == "current":
-            cluster = join_small(cluster, table.current, table.counts, self.min_cluster_size)
         return drop_small(cluster, table.counts, self.min_cluster_size), exact
 
     def _recluster(self, table: CooccurrenceTable, soft: SoftCells) -> tuple[np.ndarray, bool]:
@@ -309,7 +303,6 @@ class PseudoLabelRefiner:
             ("linkage", LINKAGES),
             ("noise", ("project", "drop")),
             ("previous", ("refined", "raw")),
-            ("small", ("noise", "current")),
         ):
             value = getattr(self, name)
             if value not in allowed:

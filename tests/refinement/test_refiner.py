@@ -17,7 +17,6 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import adjusted_rand_score
 
 from hf_plr import PseudoLabelRefiner
-from hf_plr.refinement import PRESETS
 from hf_plr.refinement.agglomeration import LINKAGES
 
 label_pairs = st.integers(1, 60).flatmap(
@@ -444,36 +443,3 @@ def test_refinement_needs_neither_torch_nor_transformers():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
-
-
-@given(label_pairs)
-@settings(max_examples=200, deadline=None)
-def test_small_joint_cells_can_stay_with_their_current_cluster(pair):
-    previous, current = pair
-    result = refined(previous, current, **{**PRESETS["joint"], "min_cluster_size": 3, "small": "current"})
-    pairs = list(zip(previous.tolist(), current.tolist(), strict=True))
-    together: dict[object, set[int]] = {}
-    for i, (a, b) in enumerate(pairs):
-        if b == -1:
-            assert result.labels[i] == -1
-            continue
-        if (previous == -1).all():
-            return  # nothing to refine by
-        cells = {cell: pairs.count(cell) for cell in pairs if cell[1] == b}
-        large = {cell: n for cell, n in cells.items() if n >= 3}
-        if (a, b) in large:
-            home = (a, b)
-        elif large:
-            most = [cell for cell, n in large.items() if n == max(large.values())]
-            if len(most) > 1:
-                assert result.labels[i] in {result.labels[pairs.index(cell)] for cell in most}
-                continue
-            home = most[0]
-        else:
-            home = b
-            if (current == b).sum() < 3:
-                assert result.labels[i] == -1
-                continue
-        together.setdefault(home, set()).add(int(result.labels[i]))
-    assert all(len(labels) == 1 and -1 not in labels for labels in together.values())
-    assert len(set.union(set(), *together.values())) == len(together)
