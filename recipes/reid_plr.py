@@ -44,7 +44,7 @@ from hf_plr.reid import ReidTrainer
 from hf_plr.report.outputs import METRICS_FILE, write_metrics
 
 SOURCE_FOLDER = "source"
-DEFAULTS = {"clusterer": "dbscan", "refinement": "joint", "augmentation": "reid", "samples_per_cluster": 4}
+DEFAULTS = {"clusterer": "dbscan", "refinement": "slr", "augmentation": "reid", "samples_per_cluster": 4}
 PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "per_device_train_batch_size": 64, "source_learning_rate": 1e-4}
 WHAT_IS_NEEDED = (
     "--dataset_name is needed: a folder with Market-1501 (bounding_box_train, query, bounding_box_test), MSMT17 "
