@@ -9,20 +9,39 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence.runs import Run, read_records
-from benchmarks.evidence.ways import AS_IT_IS, BASELINE
+from benchmarks.evidence.ways import AS_IT_IS, BASELINE, WAYS
 
 RESAMPLES = 10_000
 
 
 def summarise(paths: list[Path]) -> str:
-    """Markdown tables of all records in these files, one for each task."""
+    """Markdown tables of all records in these files: one for each task, then one of all without variations."""
     records: dict[Run, dict[str, Any]] = {}
     for path in paths:
         records |= read_records(path)
     tables = []
     for task in dict.fromkeys(run.task for run in records):
         tables.append(_table(task, {run: record for run, record in records.items() if run.task == task}))
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, _overview(records)])
+
+
+def _overview(records: dict[Run, dict[str, Any]]) -> str:
+    """A row a task: start and end without refinement, and the differences that each way makes."""
+    plain = {run: record for run, record in records.items() if run.variation == AS_IT_IS}
+    ways = [way for way in WAYS if way != BASELINE and way in {run.way for run in plain}]
+    lines = [f"| data, score | start | {BASELINE} | {' | '.join(ways)} |", "|---" * (3 + len(ways)) + "|"]
+    for task in dict.fromkeys(run.task for run in plain):
+        name = next(record["score"] for run, record in plain.items() if run.task == task)
+        scores = {
+            way: {run.seed: record["end"][name] for run, record in plain.items() if (run.task, run.way) == (task, way)}
+            for way in (BASELINE, *ways)
+        }
+        start = np.mean([record["start"][name] for run, record in plain.items() if run.task == task])
+        end = np.mean(list(scores[BASELINE].values())) if scores[BASELINE] else np.nan
+        cells = [f"{task}, {name}", f"{start:.3f}", f"{end:.3f}"]
+        cells += [_difference(scores[way], scores[BASELINE]) for way in ways]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _table(task: str, records: dict[Run, dict[str, Any]]) -> str:
