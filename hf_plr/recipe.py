@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -61,6 +62,8 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except (ValueError, TypeError) as error:
         sys.exit(f"error: {error}")
+    # What still holds the process group goes now: gloo's threads abort if that happens as the interpreter shuts down.
+    gc.collect()
 
 
 def set_cpu_threads(threads: int | None, args: PLRTrainingArguments) -> None:
@@ -153,4 +156,5 @@ def write_results(
         print(format_summary(trainer.summary(), seconds, next_command))
     if args.push_to_hub:
         trainer.push_to_hub(**card)
+    trainer.accelerator.wait_for_everyone()  # one that is gone early takes the others with it if it fails at that
     trainer.accelerator.end_training()
