@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import random
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,7 +37,7 @@ STUDENT_PREFIX = "student."
 GALLERY_SAMPLES = 10_000  # training samples that an evaluation compares with
 
 
-class BackboneTrainer(Trainer):
+class BackboneTrainer(Trainer, ABC):
     """What training on images or sounds without labels needs beside its objective.
 
     It opens the samples, calls `prepare_epoch` where labels may change, extracts features, scores them against true

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class UnreadableSample(ValueError):
     """A sample that cannot be decoded."""
 
 
-class SampleStore(TorchDataset):
+class SampleStore(TorchDataset, ABC):
     """What the stores of images and of recordings share: `{"index": int, input_name: tensor}`, with a label if asked.
 
     A store decodes every row when it is built, by `_decode_all`, and sets `rows` and `unreadable`.
@@ -80,14 +81,14 @@ class SampleStore(TorchDataset):
                 item["labels"] = int(self.labels[row])
         return items
 
+    @abstractmethod
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """The model's input at these positions, int64 of shape (B,), which are returned as "index"; no labels."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def is_cached(self) -> bool:
         """Whether the decoded samples are kept."""
-        raise NotImplementedError
 
     def true_labels(self) -> np.ndarray:
         """True label of each position, -1 = unknown, shape (len(self),).
@@ -109,13 +110,13 @@ class SampleStore(TorchDataset):
             paths = [os.path.relpath(path, folder) for path in paths]
         return [paths[row] for row in self.rows]
 
+    @abstractmethod
     def _inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
         """One tensor for each of these rows of the data set, decoded now or before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode_rows(self, rows: np.ndarray) -> Any:
         """Decode these rows of the data set, whether or not that was done before; raises an `UnreadableSample`."""
-        raise NotImplementedError
 
     def _stored(self, rows: np.ndarray) -> list[Any]:
         """What the column holds in these rows."""
@@ -177,13 +178,13 @@ def stored_paths(column: Dataset, name: str) -> list[str] | None:
     paths: list[str] = []
     arrow = column.with_format("arrow")
     for start in range(0, len(column), ROWS_OF_PATHS):
-        values = arrow[start : start + ROWS_OF_PATHS][name].combine_chunks()
+        values = arrow[start : start + ROWS_OF_PATHS][name]
         if not pa.types.is_struct(values.type) or values.type.get_field_index("path") < 0:
             return None
-        found = values.field("path").to_pylist()
-        if not all(found):
+        for chunk in values.chunks:  # as they lie: joining them would copy the bytes beside the paths
+            paths += chunk.field("path").to_pylist()
+        if not all(paths[start:]):
             return None
-        paths += found
     return paths
 
 

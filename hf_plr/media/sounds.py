@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_audio_column
-from hf_plr.data.sound_augmentation import SOUND_AUGMENTATIONS
+from hf_plr.data.sound_augmentation import SOUND_AUGMENTATIONS, SoundAugmentation
 from hf_plr.data.sounds import SoundFormat, SoundStore, collate_sounds
 from hf_plr.data.store import SampleStore
 from hf_plr.media.base import Medium
@@ -33,8 +33,6 @@ inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
 with torch.inference_mode():
     output = model(**inputs, output_hidden_states=True)
 feature = {feature}  # shape (1, {width})"""
-
-SoundAugmentation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Sounds(Medium):
