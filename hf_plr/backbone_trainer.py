@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.columns import AmbiguousLabelColumns, find_label_column
@@ -27,7 +26,8 @@ from hf_plr.models.teacher import Teacher
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
 from hf_plr.report.summary import RunSummary
-from hf_plr.state import load_state, save_state
+from hf_plr.resumable_trainer import ResumableTrainer
+from hf_plr.run_settings import settings_of
 from hf_plr.training_args import PLRTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ STUDENT_PREFIX = "student."
 GALLERY_SAMPLES = 10_000  # training samples that an evaluation compares with
 
 
-class BackboneTrainer(Trainer, ABC):
+class BackboneTrainer(ResumableTrainer):
     """What training on images or sounds without labels needs beside its objective.
 
     It opens the samples, calls `prepare_epoch` where labels may change, extracts features, scores them against true
@@ -63,6 +63,7 @@ class BackboneTrainer(Trainer, ABC):
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
     """
 
+    arguments_class: type[PLRTrainingArguments]
     args: PLRTrainingArguments
     model: PreTrainedModel
     train_dataset: SampleStore
@@ -110,7 +111,6 @@ class BackboneTrainer(Trainer, ABC):
             raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
         self.teacher = Teacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
         self._epoch = 0
-        self._resumed = False
         self.add_callback(_StageCallback(self))
 
     # ---- what an objective adds ----------------------------------------------------------------------------------
@@ -253,33 +253,20 @@ class BackboneTrainer(Trainer, ABC):
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer.train` does; a resumed run takes up its labels and prototypes too.
+    def run_state(self) -> dict[str, np.ndarray]:
+        state = self.label_state()
+        if state and self.teacher is not None:
+            weights = self._student().state_dict()
+            state |= {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in weights.items()}
+        return state
 
-        Raises:
-            ValueError: if the checkpoint was written for another data set.
-        """
-        checkpoint = resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)
-        if checkpoint:
-            state = load_state(str(checkpoint))
-            self.load_label_state(state, str(checkpoint))
-            self._load_student(state, str(checkpoint))
-        self._resumed = bool(checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+    def load_run_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
+        self.load_label_state(state, checkpoint)
+        self._load_student(state)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the bare backbone and the image processor, with the state of labels and prototypes beside them."""
-        directory = self.args.output_dir if output_dir is None else output_dir
-        state = self.label_state() if self.args.should_save else {}
-        if state:
-            if self.teacher is not None:
-                weights = self._student().state_dict()
-                state |= {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in weights.items()}
-            os.makedirs(directory, exist_ok=True)
-            save_state(directory, state)
-        super().save_model(output_dir, _internal_call)
+    def run_settings(self) -> dict[str, Any]:
+        samples = {"samples": len(self.train_dataset), "data": self.train_dataset.digest()}
+        return samples | settings_of(self.args, self.arguments_class)
 
     def create_model_card(self, **kwargs: Any) -> None:
         """Write the model card `README.md` into the output directory; `write_model_card` has the arguments."""
@@ -325,19 +312,14 @@ class BackboneTrainer(Trainer, ABC):
         saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
         backbone.load_state_dict(saved.state_dict())
 
-    def _load_student(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
+    def _load_student(self, state: dict[str, np.ndarray]) -> None:
         """The trained weights, where what was saved is the copy that follows them."""
-        weights = {
-            name.removeprefix(STUDENT_PREFIX): torch.from_numpy(value)
-            for name, value in state.items()
-            if name.startswith(STUDENT_PREFIX)
-        }
-        if bool(weights) != (self.teacher is not None):
-            raise ValueError(
-                f"{checkpoint} was written {'with' if weights else 'without'} ema_decay, but "
-                f"ema_decay={self.args.ema_decay}: resume with the settings that the run was started with"
-            )
-        if weights:
+        if self.teacher is not None:
+            weights = {
+                name.removeprefix(STUDENT_PREFIX): torch.from_numpy(value)
+                for name, value in state.items()
+                if name.startswith(STUDENT_PREFIX)
+            }
             self._bare(self.model).load_state_dict(weights)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

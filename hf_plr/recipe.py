@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_plr.backbone_trainer import BackboneTrainer
+from hf_plr.checkpoints import ASIDE, CheckpointError, checkpoints_in, last_whole
 from hf_plr.report.outputs import METRICS_FILE, format_summary, write_metrics
 from hf_plr.training_args import PLRTrainingArguments
 
@@ -60,8 +61,12 @@ def run_recipe(main: Callable[[], None]) -> None:
     transformers.logging.set_verbosity_warning()
     try:
         main()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, CheckpointError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint goes on.")
     # What still holds the process group goes now: gloo's threads abort if that happens as the interpreter shuts down.
     gc.collect()
 
@@ -81,14 +86,13 @@ def check_output_dir(args: RecipeTrainingArguments) -> None:
         ValueError: if there is a run in `output_dir` and neither flag says what to do with it, or none to resume.
     """
     out = Path(args.output_dir)
-    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
-    if args.resume_from_checkpoint == "last" and checkpoint is None:
-        raise ValueError(f"--resume_from_checkpoint: {out} holds no checkpoint")
+    if args.resume_from_checkpoint == "last" and last_whole(out)[0] is None:
+        raise ValueError(f"--resume_from_checkpoint: {out} holds no checkpoint that is whole")
     if args.resume_from_checkpoint is not None or args.overwrite:
         return
     if (out / METRICS_FILE).exists():
         raise ValueError(f"{out} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
-    if checkpoint is not None:
+    if checkpoints_in(out):
         raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint goes on, --overwrite starts anew")
 
 
@@ -97,8 +101,8 @@ def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> 
     out = Path(args.output_dir)
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
-    for checkpoint in out.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    for checkpoint in (*checkpoints_in(out), out / ASIDE):
+        shutil.rmtree(checkpoint, ignore_errors=True)
     (out / METRICS_FILE).unlink(missing_ok=True)
 
 
@@ -131,6 +135,11 @@ def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments
 def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
     """Train, or go on where the arguments say."""
     trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
+    if trainer.stopped:
+        if trainer.is_world_process_zero():
+            done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+            print(f"Stopped by SIGTERM at {done}: --resume_from_checkpoint goes on from there.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def write_results(

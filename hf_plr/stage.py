@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.clustering.checks import not_finite
+from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.processes import gather_all, gather_rows, on_main
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
 
@@ -140,6 +141,11 @@ class RefinementStage:
             figures["agreement_ari"] = float(adjusted_rand_score(last.labels, result.labels))
         return figures
 
+    def keep(self, epoch: int) -> None:
+        """Let an epoch train on the labels of the one before."""
+        assert self.current is not None
+        self.current = dataclasses.replace(self.current, epoch=epoch)
+
     def _cluster(self, features: torch.Tensor) -> np.ndarray:
         """The clusterer's labels of all samples, on every process."""
         if hasattr(self.clusterer, "fit_predict_shard"):
@@ -243,13 +249,13 @@ def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerat
         accelerator: tells the others.
 
     Raises:
-        ValueError: with the epoch and the rows.
+        NotFiniteError: with the epoch and the rows.
     """
     found = gather_all(accelerator, (len(features), rows[not_finite(features).numpy()].tolist()))
     total, bad = sum(n for n, _ in found), [row for _, part in found for row in part]
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise ValueError(
+        raise NotFiniteError(
             f"epoch {epoch}: the features of {len(bad)} of {total} samples are NaN or infinite "
             f"(samples {shown}). The weights have probably diverged: lower the learning rate."
         )

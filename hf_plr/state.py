@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 STATE_FILE = "plr_state.safetensors"
-FORMAT = "hf-plr-state-1"
+FORMAT = "hf-plr-state-2"
 
 
-def save_state(directory: str | os.PathLike[str], state: dict[str, np.ndarray]) -> None:
-    """Write arrays by name, to a file that is complete or not there at all."""
+def save_state(directory: str | os.PathLike[str], state: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
+    """Write arrays by name, and the settings of the run, to a file that is complete or not there at all."""
     path = os.path.join(directory, STATE_FILE)
     arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
-    save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
+    save_file(arrays, path + ".tmp", metadata={"format": FORMAT, "settings": json.dumps(settings)})
     os.replace(path + ".tmp", path)
 
 
-def load_state(directory: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: if the file is missing or of another format, naming the directory.
+        ValueError: if the file is missing, broken or of another format, naming it.
     """
     path = os.path.join(directory, STATE_FILE)
     if not os.path.isdir(directory):
         raise ValueError(f"the checkpoint {directory} does not exist")
     if not os.path.isfile(path):
         raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of PLRTrainer or UnitTrainer")
-    with safe_open(path, framework="numpy") as file:
-        found = (file.metadata() or {}).get("format")
-        if found != FORMAT:
-            raise ValueError(f"{path} has format {found!r}, this release reads {FORMAT!r}")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} has format {metadata.get('format')!r}, this release reads {FORMAT!r}")
+            settings = json.loads(metadata["settings"])
+            return {name: file.get_tensor(name) for name in file.keys()}, settings  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -24,14 +25,18 @@ from hf_plr.backbone_trainer import (
     samples_per_epoch,
 )
 from hf_plr.clustering import make_clusterer
+from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
 from hf_plr.feature_source import FeatureSource
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import RunSummary
+from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.training_args import PLRTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 class PLRTrainer(BackboneTrainer):
@@ -68,6 +73,8 @@ class PLRTrainer(BackboneTrainer):
     Raises:
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
     """
+
+    arguments_class = PLRTrainingArguments
 
     def __init__(
         self,
@@ -137,23 +144,34 @@ class PLRTrainer(BackboneTrainer):
         self._resumed = False
         self._epoch = epoch
         if not goes_on:
-            with isolated_rng(self.args.seed + epoch):
-                started = time.perf_counter()
-                features = self.extract_shard()
-                mine = self._extractor.shard(self.train_dataset)
-                check_finite(features, epoch, self.train_dataset.rows[mine], self.accelerator)
-                features = self.memory.recenter(features, self.accelerator)
-                extracted = time.perf_counter()
-                figures = self.stage.run(features, epoch)
-                targets = self._targets_on(features.device)[mine]
-                self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
-                figures |= {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
-            self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
+            try:
+                with isolated_rng(self.args.seed + epoch):
+                    figures = self._relabel(epoch)
+            except NotFiniteError as error:
+                if self.pseudo_labels is None or self.args.on_nan != "skip_epoch":
+                    raise
+                logger.warning("%s This epoch keeps the labels of the last one.", error)
+                self.stage.keep(epoch)
+            else:
+                self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
         self._targets = self._targets_on(self.args.device)
         self._weights = self._weights_on(self.args.device)
         self.memory.to(self.args.device)
         self._sampler.set_targets(self._labels_now().targets, epoch)
         self._pending.clear()
+
+    def _relabel(self, epoch: int) -> dict[str, float]:
+        """New labels and prototypes; returns the stage's figures for the log."""
+        started = time.perf_counter()
+        features = self.extract_shard()
+        mine = self._extractor.shard(self.train_dataset)
+        check_finite(features, epoch, self.train_dataset.rows[mine], self.accelerator)
+        features = self.memory.recenter(features, self.accelerator)
+        extracted = time.perf_counter()
+        figures = self.stage.run(features, epoch)
+        targets = self._targets_on(features.device)[mine]
+        self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
+        return figures | {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
@@ -229,17 +247,16 @@ class PLRTrainer(BackboneTrainer):
         return self.stage.state_dict() | self.memory.state_dict() | self._feature_source.state_dict()
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
-        if "labels" not in state:
-            raise ValueError(f"{checkpoint} has no labels of whole samples: it is no checkpoint of a PLRTrainer")
-        n_stored = len(state["labels"])
-        if n_stored != len(self.train_dataset):
-            raise ValueError(
-                f"{checkpoint} has labels for {n_stored} samples but the data set has {len(self.train_dataset)}: "
-                "resume with the data set that the run was started with"
-            )
         self.memory.load_state_dict(state)
         self.stage.load_state_dict(state)
         self._feature_source.load_state_dict(state, self.args.device)
+
+    def run_settings(self) -> dict[str, Any]:
+        parts = {
+            "clusterer's parameters": estimator_settings(self.stage.clusterer),
+            "refiner": self.stage.refiner.settings(),
+        }
+        return super().run_settings() | as_stored(parts)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, on the main process.

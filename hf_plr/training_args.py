@@ -18,6 +18,8 @@ from hf_plr.refinement import PRESETS
 
 ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
 
+ON_NAN = ("stop", "skip_epoch")
+
 
 @dataclass
 class PLRTrainingArguments(TrainingArguments):
@@ -195,6 +197,15 @@ class PLRTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Leave unreadable samples out and report them, rather than stop."}
     )
 
+    on_nan: str = field(
+        default="stop",
+        metadata={
+            "help": "Where features are NaN or infinite: stop, or skip_epoch (train on with the labels of the last "
+            "epoch).",
+            "choices": list(ON_NAN),
+        },
+    )
+
     def __post_init__(self) -> None:
         self.metric_for_best_model: str | None
         if self.load_best_model_at_end and self.metric_for_best_model is None:
@@ -238,6 +249,7 @@ class PLRTrainingArguments(TrainingArguments):
             ("feature_dtype", DTYPES),
             ("augmentation", (None, *ALL_AUGMENTATIONS)),
             ("refinement", PRESETS),
+            ("on_nan", ON_NAN),
         ):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice is not None)

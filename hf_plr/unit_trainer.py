@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from hf_plr.backbone_trainer import (
     samples_per_epoch,
     samples_per_step,
 )
+from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.sampler import LengthSampler
 from hf_plr.data.sounds import SoundStore
@@ -36,6 +38,8 @@ from hf_plr.unit_training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, frame_counts, one_after_the_other
 from hf_plr.units.stage import FrameStage, FrameUnits
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_UNITS = 100
 UNITS_FILE = "units.parquet"
@@ -80,6 +84,7 @@ class UnitTrainer(BackboneTrainer):
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
     """
 
+    arguments_class = UnitTrainingArguments
     args: UnitTrainingArguments
     train_dataset: SoundStore
     medium: Sounds
@@ -140,7 +145,13 @@ class UnitTrainer(BackboneTrainer):
         now = self.frame_units
         if now is None or now.round != round_:
             layer = self.unit_layer if round_ > 0 or self.args.first_units == "layer" else None
-            self._relabel(round_, layer)
+            try:
+                self._relabel(round_, layer)
+            except NotFiniteError as error:
+                if now is None or self.args.on_nan != "skip_epoch":
+                    raise
+                logger.warning("%s This round keeps the units of the last one.", error)
+                self.stage.keep(round_)
         self._present = self._units_in_use()
         self._sampler.begin(epoch)
 
@@ -258,11 +269,6 @@ class UnitTrainer(BackboneTrainer):
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         if "units" not in state:
             raise ValueError(f"{checkpoint} has no units of frames: it is no checkpoint of a UnitTrainer")
-        if len(state["units"]) != self._bounds[-1]:
-            raise ValueError(
-                f"{checkpoint} has units of {len(state['units'])} frames but the data set has {self._bounds[-1]}: "
-                "resume with the data set that the run was started with"
-            )
         self.stage.load_state_dict(state)
         predictor: Any = self.model
         head = {

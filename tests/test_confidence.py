@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_trainer import StopAt, assert_same_weights, weights
+from runs import StopAt, assert_same_weights, weights
 
 
 def test_doubtful_members_are_left_out_of_the_epoch_but_keep_their_labels(make_trainer):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_trainer import StopAt, assert_same_weights, weights
+from runs import StopAt, assert_same_weights, weights
 from transformers import AutoFeatureExtractor, AutoModel
 
 from hf_plr import PLRTrainer

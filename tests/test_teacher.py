@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from runs import StopAt, assert_same_weights, weights
 from test_recipe import launch
-from test_trainer import StopAt, assert_same_weights, weights
 from transformers import AutoModel, TrainerCallback
 
 from hf_plr import UnitTrainer
@@ -78,15 +78,6 @@ def test_it_works_for_frames_of_sounds(make_sound_trainer, tmp_path):
     assert_same_weights(weights(whole), weights(resumed))
     assert_same_weights(whole.backbone.state_dict(), resumed.backbone.state_dict())
     np.testing.assert_array_equal(whole.frame_units.labels, resumed.frame_units.labels)
-
-
-def test_resume_with_and_without_it_do_not_mix(make_trainer, tmp_path):
-    make_trainer(num_train_epochs=1).train()
-    with pytest.raises(ValueError, match=r"written without ema_decay, but ema_decay=0.9"):
-        make_trainer(num_train_epochs=2, ema_decay=0.9).train(resume_from_checkpoint=True)
-    make_trainer(num_train_epochs=1, ema_decay=0.9, output_dir=str(tmp_path / "with")).train()
-    with pytest.raises(ValueError, match=r"written with ema_decay, but ema_decay=0.0"):
-        make_trainer(num_train_epochs=2, output_dir=str(tmp_path / "with")).train(resume_from_checkpoint=True)
 
 
 def test_decay_outside_its_range_is_named(make_trainer):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, Features, Image, concatenate_datasets
+from runs import StopAt, assert_same_weights, weights
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from transformers import AutoModel, TrainerCallback, ViTForImageClassification
 
@@ -40,28 +41,6 @@ class Recorder(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.events.append("save")
-
-
-class StopAt(TrainerCallback):
-    """Stops after a step, as a machine that is taken away."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = True
-            control.should_training_stop = True
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def assert_same_weights(a, b):
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert different == []
 
 
 def test_labels_come_before_the_loader_is_opened_and_then_the_steps(make_trainer, monkeypatch):
@@ -150,31 +129,6 @@ def test_the_stage_leaves_random_generators_and_mode_alone(make_trainer):
     assert trainer.model.training
 
 
-@pytest.mark.parametrize("preset", ["slr", "joint", "rlcc", "none"])
-def test_every_preset_trains_and_resumes_bit_for_bit(make_trainer, tmp_path, preset):
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), refinement=preset)
-    whole.train()
-    make_trainer({"callbacks": [StopAt(14)]}, output_dir=str(tmp_path / "part"), refinement=preset).train()
-    resumed = make_trainer(output_dir=str(tmp_path / "part"), refinement=preset)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_weights(weights(whole), weights(resumed))
-    np.testing.assert_array_equal(whole.pseudo_labels.labels, resumed.pseudo_labels.labels)
-
-
-@pytest.mark.parametrize(("stop_at", "accumulation", "workers"), [(7, 1, 0), (10, 1, 0), (5, 2, 0), (10, 1, 2)])
-def test_resume_at_a_boundary_and_in_mid_epoch(make_trainer, tmp_path, stop_at, accumulation, workers):
-    arguments = {"gradient_accumulation_steps": accumulation, "dataloader_num_workers": workers}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
-    whole.train()
-    make_trainer({"callbacks": [StopAt(stop_at)]}, output_dir=str(tmp_path / "part"), **arguments).train()
-    resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
-    assert_same_weights(weights(whole), weights(resumed))
-    assert torch.equal(whole.memory.prototypes, resumed.memory.prototypes)
-    np.testing.assert_array_equal(whole.pseudo_labels.labels, resumed.pseudo_labels.labels)
-    np.testing.assert_array_equal(whole.pseudo_labels.confidence, resumed.pseudo_labels.confidence)
-
-
 def test_accumulated_small_batches_train_as_one_large_batch(make_trainer, tmp_path):
     # SGD moves weights in proportion to their gradients, so that rounding stays rounding; Adam divides by them.
     shared = {"num_train_epochs": 1, "max_steps": 6, "optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 0.0}
@@ -189,13 +143,6 @@ def test_accumulated_small_batches_train_as_one_large_batch(make_trainer, tmp_pa
         moved = (value - start[name]).norm()
         assert (weights(small)[name] - value).norm() <= 1e-3 * moved + 1e-7, name
     torch.testing.assert_close(large.memory.prototypes, small.memory.prototypes, atol=1e-4, rtol=0)
-
-
-def test_resume_with_other_data_is_refused(make_trainer, tmp_path, some_digits):
-    make_trainer(num_train_epochs=1).train()
-    other = make_trainer({"train_dataset": some_digits.select(range(100))}, num_train_epochs=2)
-    with pytest.raises(ValueError, match="labels for 203 samples but the data set has 100"):
-        other.train(resume_from_checkpoint=True)
 
 
 def test_checkpoints_are_limited_and_each_loads_by_itself(make_trainer, tmp_path):
@@ -416,21 +363,6 @@ def test_unreadable_images_are_named_or_left_out(make_trainer, some_digits, tmp_
     trainer.save_pseudo_labels(tmp_path / "labels.parquet")
     assert trainer.train_dataset.unreadable == [5]
     assert pd.read_parquet(tmp_path / "labels.parquet")["index"].tolist() == [i for i in range(203) if i != 5]
-
-
-def test_nan_features_stop_the_run_and_name_sample_and_epoch(make_trainer):
-    trainer = make_trainer()
-    extract = trainer.extract_shard
-
-    def damaged():
-        features = extract()
-        if (trainer.state.epoch or 0) >= 1:
-            features[17] = float("nan")
-        return features
-
-    trainer.extract_shard = damaged
-    with pytest.raises(ValueError, match=r"epoch 1: the features of 1 of 203 samples .*\(samples 17\)"):
-        trainer.train()
 
 
 def test_one_cluster_left_warns_and_all_noise_stops(make_trainer, caplog):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_trainer import StopAt, assert_same_weights, weights
+from runs import StopAt, assert_same_weights, weights
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments, UnitTrainer
@@ -152,13 +152,6 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
     assert (
         trainer.evaluate(eval_dataset=None if trainer.eval_dataset else trainer.train_dataset)["eval_knn_accuracy"] > 0
     )
-
-
-def test_resume_from_another_kind_of_run_or_other_data_is_refused(make_sound_trainer, some_sounds, tmp_path):
-    make_sound_trainer(num_train_epochs=1).train()
-    other = make_sound_trainer(trainer={"train_dataset": some_sounds.select(range(40))})
-    with pytest.raises(ValueError, match=r"units of \d+ frames but the data set has \d+: resume with the data set"):
-        other.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(

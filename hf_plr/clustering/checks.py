@@ -14,6 +14,10 @@ from hf_plr.processes import gather_all, place_of
 BLOCK_ELEMENTS = 1 << 22
 
 
+class NotFiniteError(ValueError):
+    """Features are NaN or infinite."""
+
+
 def as_features(features: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Features of shape (N, D) as a tensor that shares their memory.
 
@@ -42,9 +46,9 @@ def check_finite(features: torch.Tensor, name: str = "features", accelerator: Ac
     """Refuse features (N, D) with NaN or infinite values, on every process if one of them has some.
 
     Raises:
-        ValueError: with the number of such rows and the first of them.
+        NotFiniteError: with the number of such rows and the first of them.
     """
     start, _ = place_of(accelerator, len(features))
     bad = [row for rows in gather_all(accelerator, (not_finite(features) + start).tolist()) for row in rows]
     if bad:
-        raise ValueError(f"{name} of {len(bad)} samples are NaN or infinite, the first is sample {bad[0]}")
+        raise NotFiniteError(f"{name} of {len(bad)} samples are NaN or infinite, the first is sample {bad[0]}")

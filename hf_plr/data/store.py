@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from tqdm.auto import tqdm
 
 logger = logging.getLogger(__name__)
 
+DIGESTED_ROWS = 16
 ROWS_OF_PATHS = 256  # whose bytes are in memory together
 HOW_TO_SKIP = "--skip_unreadable (skip_unreadable=True) leaves it out."
 
@@ -110,6 +113,13 @@ class SampleStore(TorchDataset, ABC):
             paths = [os.path.relpath(path, folder) for path in paths]
         return [paths[row] for row in self.rows]
 
+    def digest(self) -> str:
+        """A text that differs between data sets: of what is stored in some rows, and of which can be read."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
+        for value in self._stored(spread_rows(len(self._column), DIGESTED_ROWS)):
+            digest.update(_content(value))
+        return digest.hexdigest()[:16]
+
     @abstractmethod
     def _inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
         """One tensor for each of these rows of the data set, decoded now or before."""
@@ -186,6 +196,16 @@ def stored_paths(column: Dataset, name: str) -> list[str] | None:
         if not all(paths[start:]):
             return None
     return paths
+
+
+def _content(stored: Any) -> bytes:
+    """The bytes of a stored image or recording, wherever they are."""
+    if not isinstance(stored, dict):
+        return np.asarray(stored).tobytes()
+    if stored.get("bytes") is not None:
+        return bytes(stored["bytes"])
+    path = str(stored.get("path"))
+    return Path(path).read_bytes() if os.path.isfile(path) else os.path.basename(path).encode()
 
 
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:

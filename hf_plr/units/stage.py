@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 import time
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering import KMeans
-from hf_plr.clustering.checks import not_finite
+from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.processes import gather_all, gather_rows
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.units.frames import Frames, one_after_the_other
@@ -98,6 +99,11 @@ class FrameStage:
             figures["agreement_ari"] = adjusted_rand(table.previous, table.current, table.counts)
         return figures
 
+    def keep(self, round_: int) -> None:
+        """Let a round train on the units of the one before."""
+        assert self.current is not None
+        self.current = dataclasses.replace(self.current, round=round_)
+
     def unit_of_centroid(self) -> np.ndarray:
         """The unit that most frames of each centroid have, int64 (K,); -1 for a centroid without frames."""
         assert self.current is not None
@@ -136,7 +142,9 @@ class FrameStage:
         drawn = torch.from_numpy(np.sort(order[:enough]))
         mine = frames.of(drawn[frames.extractor.part(frames.store, drawn)])
         rows = list(mine)
-        self.kmeans.fit_predict_shard(torch.cat(rows) if rows else self._no_rows(frames), self.accelerator)
+        drawn_frames = torch.cat(rows) if rows else self._no_rows(frames)
+        self._check_finite(len(not_finite(drawn_frames)), round_)
+        self.kmeans.fit_predict_shard(drawn_frames, self.accelerator)
 
     def _assign(self, frames: Frames, round_: int) -> np.ndarray:
         """Nearest centroid of every frame on every process: integers (F,)."""
@@ -148,12 +156,7 @@ class FrameStage:
             n_bad += len(not_finite(rows))
             mine[start : start + len(rows)] = self.kmeans.predict(rows)
             start += len(rows)
-        n_bad = sum(gather_all(self.accelerator, n_bad))
-        if n_bad:
-            raise ValueError(
-                f"round {round_}: {n_bad} of {bounds[-1]} frames are NaN or infinite. The weights have probably "
-                "diverged: lower the learning rate."
-            )
+        self._check_finite(n_bad, round_)
         if self.accelerator.num_processes == 1:
             return mine
         labels = self._room(int(bounds[-1]))
@@ -161,6 +164,15 @@ class FrameStage:
             self.accelerator, torch.from_numpy(mine.astype(np.int32))
         ).numpy()  # no backend takes int16
         return labels
+
+    def _check_finite(self, n_bad: int, round_: int) -> None:
+        """Refuse frames that are not finite, on every process if one of them has some."""
+        n_bad = sum(gather_all(self.accelerator, n_bad))
+        if n_bad:
+            raise NotFiniteError(
+                f"round {round_}: {n_bad} frames are NaN or infinite. The weights have probably diverged: lower the "
+                "learning rate."
+            )
 
     def _no_rows(self, frames: Frames) -> torch.Tensor:
         width = 39 if frames.layer is None else frames.extractor.width
