@@ -11,12 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from runs import StopAt, assert_same_run
+from test_recipe import VIT_PLR, launch, recipe
 from transformers import TrainerCallback
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
@@ -354,3 +356,37 @@ def test_killed_at_twenty_moments(tmp_path):
         for name, value in whole.items():
             np.testing.assert_array_equal(result[name], value, err_msg=name)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_in_one_of_two_processes_stops_both_and_they_go_on(tmp_path):
+    run = launch(tmp_path, processes=2, script=HERE / "interrupted_processes.py")
+    assert run.returncode == 0, run.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["checkpoint"] for entry in report] == ["checkpoint-7", "checkpoint-10", "checkpoint-6"]
+    for entry in report:
+        assert entry["stopped"] == [True, True]
+        assert entry["differences"] == []
+
+
+@pytest.mark.slow
+def test_the_recipe_says_how_it_was_stopped_and_goes_on(tmp_path):
+    arguments = ["--max_samples", "400", "--num_train_epochs", "40", "--num_clusters", "12", "--disable_tqdm", "true"]
+    command = [sys.executable, str(VIT_PLR), *arguments, "--output_dir", str(tmp_path / "out"), "--save_steps", "5"]
+    stopped = subprocess.Popen(
+        [*command, "--save_strategy", "steps"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoints_in(tmp_path / "out") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped.terminate()
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "--resume_from_checkpoint goes on from there" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    refused = recipe(*arguments, "--output_dir", tmp_path / "out")
+    assert "holds an unfinished run: --resume_from_checkpoint goes on" in refused.stderr
+    other = recipe(*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "--seed", 7)
+    assert "seed was 42 and is 7" in other.stderr
+    assert "Traceback" not in other.stderr
