@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_plr.commands import refine, units
+from hf_plr.commands import embed, refine, units
 
-COMMANDS = {"refine": refine, "units": units}
+COMMANDS = {"refine": refine, "units": units, "embed": embed}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
