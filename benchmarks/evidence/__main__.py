@@ -21,7 +21,7 @@ import transformers
 from benchmarks.evidence.runs import append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.summary import summarise
 from benchmarks.evidence.tasks import TASKS
-from benchmarks.evidence.ways import SUITES
+from benchmarks.evidence.ways import AS_IT_IS, SUITES
 
 
 def main() -> None:
@@ -39,6 +39,13 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="only these of the suite's data sets")
     parser.add_argument("--ways", nargs="+", metavar="WAY", help="only these of the suite's ways")
+    parser.add_argument("--seeds", type=int, metavar="N", help="only the first N seeds of the suite")
+    parser.add_argument(
+        "--settings",
+        choices=("all", "own", "off"),
+        default="all",
+        help="the tasks' own settings, those that are off (half and double K, other eps), or all (default)",
+    )
     parser.add_argument("--share", default="0/1", metavar="I/N", help="every N-th run from the I-th (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: %(default)s)")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
@@ -54,7 +61,10 @@ def main() -> None:
     runs = [
         run
         for run in runs_of(args.suite)
-        if run.task in (args.tasks or TASKS) and (args.ways is None or run.way in args.ways)
+        if run.task in (args.tasks or TASKS)
+        and (args.ways is None or run.way in args.ways)
+        and (args.seeds is None or run.seed < args.seeds)
+        and args.settings in ("all", "own" if run.variation == AS_IT_IS else "off")
     ]
     missing = sorted({run.task for run in runs if not TASKS[run.task].is_there(args.data)})
     if missing:
