@@ -56,7 +56,7 @@ class RecipeTrainingArguments(PLRTrainingArguments):
     overwrite: bool = field(default=False, metadata={"help": "Replace the results of a run in output_dir."})
 
 
-def run_recipe(main: Callable[[], None]) -> None:
+def run_recipe(main: Callable[[], object]) -> None:
     """Run a recipe's main function; what is wrong with arguments or data is told in one line."""
     transformers.logging.set_verbosity_warning()
     try:

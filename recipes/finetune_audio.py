@@ -1,0 +1,87 @@
+"""Fine-tune a classifier of recordings from a trained backbone, with few labels or many; stock classes only.
+
+  python recipes/finetune_audio.py --model_name_or_path out --dataset_name DATA --output_dir classifier
+      DATA: a Hub id, a folder of wav, flac, ogg or mp3 files by class, or a folder with train.parquet and test.parquet
+
+--labels_per_class 10 takes few labels, --freeze_backbone trains the head alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from datasets import Dataset
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+
+from hf_plr.arguments import RecipeParser
+from hf_plr.data.columns import find_audio_column
+from hf_plr.data.store import undecoded
+from hf_plr.data.waveforms import decode_waveform
+from hf_plr.finetuning import (
+    ClassifierArguments,
+    FinetuneArguments,
+    as_labels,
+    defaults_for,
+    load_labelled,
+    show_first_answer,
+    train_classifier,
+)
+from hf_plr.recipe import run_recipe
+
+
+@dataclass
+class AudioArguments(FinetuneArguments):
+    """What to classify, with how many labels, and how much of each recording."""
+
+    max_seconds: float = field(default=1.0, metadata={"help": "Length that recordings are cut or padded to."})
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Run the recipe; returns the scores."""
+    assert __doc__ is not None
+    recipe, args = RecipeParser([AudioArguments, ClassifierArguments], __doc__, defaults_for).parse(argv)
+    data = load_labelled(recipe, args.seed)
+    column = find_audio_column(data.train)
+    extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
+    rate = extractor.sampling_rate
+
+    def with_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
+        def read(batch: dict) -> dict:
+            values = extractor(
+                [decode_waveform(stored, row, rate) for row, stored in enumerate(batch[column])],
+                sampling_rate=rate,
+                padding="max_length",
+                max_length=round(recipe.max_seconds * rate),
+                truncation=True,
+                return_tensors="pt",
+            )
+            return {**values, "labels": as_labels(batch["labels"])}
+
+        return undecoded(samples, column).add_column("labels", labels).with_transform(read)
+
+    found = train_classifier(
+        lambda classes: AutoModelForAudioClassification.from_pretrained(recipe.model_name_or_path, **classes),
+        with_inputs,
+        data,
+        extractor,
+        recipe,
+        args,
+    )
+    if args.process_index == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / "sound.wav")
+            waveform = decode_waveform(undecoded(data.test, column)[0][column], 0, rate)
+            soundfile.write(file, waveform[: round(recipe.max_seconds * rate)], rate)
+            heard, _ = soundfile.read(file, dtype="float32")  # by its path the pipeline asks for ffmpeg
+            answers = pipeline("audio-classification", args.output_dir)(heard, top_k=3)
+        truth = data.names[data.test_labels[0]]
+        show_first_answer(answers, truth, f'pipeline("audio-classification", {args.output_dir!r})(waveform)')
+    return found
+
+
+if __name__ == "__main__":
+    run_recipe(main)
