@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from hf_plr.tensor_files import read_tensors
 
 STATE_FILE = "plr_state.safetensors"
 FORMAT = "hf-plr-state-1"
@@ -24,15 +25,11 @@ def load_state(directory: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: if the file is missing or of another format, naming the directory.
+        ValueError: if the file is missing, damaged or of another format, naming it.
     """
     path = os.path.join(directory, STATE_FILE)
     if not os.path.isdir(directory):
         raise ValueError(f"the checkpoint {directory} does not exist")
     if not os.path.isfile(path):
         raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of PLRTrainer or UnitTrainer")
-    with safe_open(path, framework="numpy") as file:
-        found = (file.metadata() or {}).get("format")
-        if found != FORMAT:
-            raise ValueError(f"{path} has format {found!r}, this release reads {FORMAT!r}")
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return read_tensors(path, FORMAT)

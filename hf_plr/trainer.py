@@ -31,6 +31,8 @@ from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import RunSummary
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
+from hf_plr.state import STATE_FILE
+from hf_plr.stored_arrays import checked, read_from
 from hf_plr.training_args import PLRTrainingArguments
 
 
@@ -231,15 +233,18 @@ class PLRTrainer(BackboneTrainer):
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         if "labels" not in state:
             raise ValueError(f"{checkpoint} has no labels of whole samples: it is no checkpoint of a PLRTrainer")
-        n_stored = len(state["labels"])
-        if n_stored != len(self.train_dataset):
-            raise ValueError(
-                f"{checkpoint} has labels for {n_stored} samples but the data set has {len(self.train_dataset)}: "
-                "resume with the data set that the run was started with"
-            )
-        self.memory.load_state_dict(state)
-        self.stage.load_state_dict(state)
-        self._feature_source.load_state_dict(state, self.args.device)
+        n_samples, width = len(self.train_dataset), self._extractor.width
+        with read_from(os.path.join(checkpoint, STATE_FILE)):
+            n_stored = len(checked(state, "labels", "integers", (None,)))
+            if n_stored != n_samples:
+                raise ValueError(
+                    f"it has labels for {n_stored} samples but the data set has {n_samples}: "
+                    "resume with the data set that the run was started with"
+                )
+            self.stage.load_state_dict(state)
+            checked(state, "prototypes", "floats", (self._labels_now().n_clusters, width))
+            self.memory.load_state_dict(state)
+            self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, on the main process.
