@@ -251,7 +251,7 @@ def _read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict
         return value
     try:
         read = json.loads(value)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{argument}={value!r} is no JSON: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")
