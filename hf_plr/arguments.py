@@ -10,6 +10,13 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+YAML_STARTS = (
+    *(yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken),
+    *(yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken),
+)
+YAML_ENDS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+YAML_DEPTH = 20
+
 
 class RecipeParser:
     """Parse a recipe's arguments: `--config FILE` sets defaults, flags win, unknown keys are refused.
@@ -89,8 +96,7 @@ class RecipeParser:
         try:
             with open(path, encoding="utf-8") as file:
                 text = file.read()
-            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-                raise ValueError("aliases (*name) are not taken")  # a few of them are enough for gigabytes
+            _check_plain(text)
             values = yaml.safe_load(text) or {}
         except Exception as error:  # besides its own errors, yaml has others for dates, numbers and nesting
             self.parser.error(f"--config {path}: {error}")
@@ -137,6 +143,21 @@ class RecipeParser:
             print(f"  {names}\n        {(action.help or '').strip()}{default}")
         if not everything:
             print("\nAll arguments of transformers.TrainingArguments work too: --help_all lists them.")
+
+
+def _check_plain(text: str) -> None:
+    """Refuse YAML that a few kilobytes can make gigabytes or hours of.
+
+    Raises:
+        ValueError: if there are aliases, or deep nesting.
+    """
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("aliases (*name) are not taken")
+        depth += isinstance(token, YAML_STARTS) - isinstance(token, YAML_ENDS)
+        if depth > YAML_DEPTH:
+            raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
 
 
 def _containers(dataclass_types: Sequence[Any]) -> dict[str, set[type]]:

@@ -108,7 +108,7 @@ class FeatureSource:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
         self.dtype = DTYPES[int(checked(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
-        if "features.rows" in state:
+        if "features.rows" in state or "features.seen" in state:
             rows = checked(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
             self._seen = torch.from_numpy(checked(state, "features.seen", "booleans", shape[:1])).to(device)
             self._rows = torch.from_numpy(rows).to(device)

@@ -20,10 +20,7 @@ from hf_plr.stored_arrays import checked
 
 logger = logging.getLogger(__name__)
 
-REFINER_LABELS = (
-    "refiner.history.",
-    "refiner.refined",
-)  # what the names of the refiner's labels begin with, in a state
+REFINER_LABELS = ("refiner.history.1", "refiner.refined")  # in the state of a stage that has run
 
 
 class Clusterer(Protocol):
@@ -190,10 +187,10 @@ class RefinementStage:
         if hasattr(self.clusterer, "load_state_dict"):
             self.clusterer.load_state_dict(_under("clusterer.", state))
         self.current = None
-        if "epoch" not in state:
+        if not {"epoch", "labels"} & state.keys():
             return
         n = len(checked(state, "labels", "integers", (None,)))
-        for name in (name for name in state if name.startswith(REFINER_LABELS)):
+        for name in REFINER_LABELS:
             checked(state, name, "integers", (n,))
         n_clusters = int(checked(state, "n_clusters", "integers", (1,), 1, n)[0])
 
@@ -208,7 +205,7 @@ class RefinementStage:
             confidence=checked(state, "confidence", "floats", (n,), 0.0, 1.0),
             targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
-            soft_targets=_soft_targets(state, (n, n_clusters)) if "soft.data" in state else None,
+            soft_targets=_soft_targets(state, (n, n_clusters)),
         )
 
 
@@ -246,8 +243,10 @@ def _targets(
     return targets, len(ids), None
 
 
-def _soft_targets(state: dict[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_array:
-    """Soft targets out of a state."""
+def _soft_targets(state: dict[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_array | None:
+    """Soft targets out of a state, None if it has none."""
+    if not any(name.startswith("soft.") for name in state):
+        return None
     data = checked(state, "soft.data", "floats", (None,), 0.0)
     indices = checked(state, "soft.indices", "integers", (len(data),), 0, shape[1] - 1)
     indptr = checked(state, "soft.indptr", "integers", (shape[0] + 1,), 0, len(data))

@@ -135,7 +135,7 @@ class FrameStage:
         self.kmeans.load_state_dict({name: torch.from_numpy(value) for name, value in under["kmeans."].items()})
         round_ = int(checked(state, "round", "integers", (1,), 0)[0])
         units = checked(state, "units", "integers", (None,), NOISE)
-        for name in (name for name in state if name.startswith(REFINER_LABELS)):
+        for name in REFINER_LABELS:
             checked(state, name, "integers", units.shape)
         raw = checked(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
         self.current = FrameUnits(round_, units, raw)
