@@ -16,6 +16,7 @@ from hf_plr.data.store import SampleStore
 from hf_plr.features import FeatureExtractor, empty_in_file
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.processes import gather_rows, on_main
+from hf_plr.stored_arrays import checked
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +96,22 @@ class FeatureSource:
             state |= {"features.rows": self._rows.cpu().numpy(), "features.seen": self._seen.cpu().numpy()}
         return state
 
-    def load_state_dict(self, state: dict[str, np.ndarray], device: torch.device) -> None:
-        """Restore what `state_dict` gave; other entries are ignored."""
-        self.dtype = DTYPES[int(state["features.dtype"][0])]
-        if "features.rows" in state:
-            self._rows = torch.from_numpy(state["features.rows"]).to(device)
-            self._seen = torch.from_numpy(state["features.seen"]).to(device)
+    def load_state_dict(self, state: dict[str, np.ndarray], device: torch.device, shape: tuple[int, int]) -> None:
+        """Restore what `state_dict` gave; other entries are ignored.
+
+        Args:
+            state: arrays by name.
+            device: where features lie.
+            shape: (N, D), number and size of the features.
+
+        Raises:
+            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+        """
+        self.dtype = DTYPES[int(checked(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
+        if "features.rows" in state or "features.seen" in state:
+            rows = checked(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
+            self._seen = torch.from_numpy(checked(state, "features.seen", "booleans", shape[:1])).to(device)
+            self._rows = torch.from_numpy(rows).to(device)
 
     @property
     def _arithmetic(self) -> torch.dtype | None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_plr.refinement import CellRefinement
+from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.lookup import blocks
 
-KINDS = (".npy", ".csv", ".parquet")
+READERS: dict[str, Callable[[str], Any]] = {
+    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),  # np.load would open an archive or a pickle as well
+    ".csv": pd.read_csv,
+    ".parquet": pd.read_parquet,
+}
 LABEL_COLUMN = "label"
 INDEX_COLUMN = "index"
 ROWS = 1 << 18  # rows that are written together
@@ -44,44 +50,50 @@ class LabelFile:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if its kind is unknown, it cannot be read, or the column is not clear or has empty values.
+            TypeError: if the labels are no integers.
+            ValueError: if its kind is unknown, it cannot be read, the column is not clear or has empty values, there
+                are no labels, or one is below -1. The messages name the file.
         """
         kind = _kind(path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist")
-        if kind == ".npy":
-            return cls(path, _read_npy(path), None)
         try:
-            frame = pd.read_csv(path) if kind == ".csv" else pd.read_parquet(path)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+            read: Any = READERS[kind](path)
+        except Exception as error:  # numpy, pandas and pyarrow have a dozen kinds of them for damaged files
             raise ValueError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+        if kind == ".npy":
+            return cls(path, _checked(path, "it", read), None)
+        frame: pd.DataFrame = read
+        frame.columns = frame.columns.map(str)
         name = _label_column(path, frame, column)
         if frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax())
             raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
-        labels = frame[name].to_numpy()
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(f"{path}: column {name!r} holds {labels.dtype}, but labels are integers")
+        labels = _checked(path, f"column {name!r}", frame[name].to_numpy())
         index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
         return cls(path, labels, index)
 
 
 def _kind(path: str) -> str:
     kind = Path(path).suffix.lower()
-    if kind not in KINDS:
-        raise ValueError(f"{path}: label files are {', '.join(KINDS)}, not {kind or 'without an ending'}")
+    if kind not in READERS:
+        raise ValueError(f"{path}: label files are {', '.join(READERS)}, not {kind or 'without an ending'}")
     return kind
 
 
-def _read_npy(path: str) -> np.ndarray:
-    try:
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as npy: {error}") from error
+def _checked(path: str, what: str, labels: np.ndarray) -> np.ndarray:
+    """Labels, if they are some."""
     if labels.ndim != 1:
-        raise ValueError(f"{path} holds an array of shape {labels.shape}, but labels have shape (N,)")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"{path} holds {labels.dtype}, but labels are integers")
+        raise ValueError(f"{path}: {what} has shape {labels.shape}, but labels have shape (N,)")
+    if len(labels) == 0:
+        raise ValueError(f"{path}: {what} holds no labels")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{path}: {what} holds {labels.dtype}, but labels are integers")
+    lowest, highest = labels.min(), labels.max()
+    if lowest < NOISE:
+        raise ValueError(f"{path}: labels must be {NOISE} (noise) or above, but {lowest} is among them")
+    if highest > np.iinfo(np.int64).max:
+        raise ValueError(f"{path}: label {highest} is above {np.iinfo(np.int64).max}, the largest that is possible")
     return labels
 
 
@@ -143,6 +155,8 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
                 _frame(files, cells, rows).to_csv(temporary, mode="w" if first else "a", header=first, index=False)
         else:
             schema = pa.Schema.from_pandas(_frame(files, cells, slice(0, 0)), preserve_index=False)
+            if files[-1].index is not None:  # no rows of text tell nothing of its type
+                schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
             with pq.ParquetWriter(temporary, schema) as writer:
                 for rows in blocks(len(files[-1].labels), ROWS):
                     table = pa.Table.from_pandas(_frame(files, cells, rows), schema=schema, preserve_index=False)

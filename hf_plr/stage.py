@@ -17,8 +17,11 @@ from sklearn.metrics import adjusted_rand_score
 from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.processes import gather_all, gather_rows, on_main
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
+from hf_plr.stored_arrays import checked
 
 logger = logging.getLogger(__name__)
+
+REFINER_LABELS = ("refiner.history.1", "refiner.refined")  # in the state of a stage that has run
 
 
 class Clusterer(Protocol):
@@ -181,27 +184,34 @@ class RefinementStage:
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+        """
         self.refiner.load_state_dict(_under("refiner.", state))
         if hasattr(self.clusterer, "load_state_dict"):
             self.clusterer.load_state_dict(_under("clusterer.", state))
         self.current = None
-        if "epoch" not in state:
+        if not {"epoch", "labels"} & state.keys():
             return
-        n_clusters = int(state["n_clusters"][0])
-        soft = None
-        if "soft.data" in state:
-            parts = (state["soft.data"], state["soft.indices"], state["soft.indptr"])
-            soft = sp.csr_array(parts, shape=(len(state["labels"]), n_clusters))
+        n = len(checked(state, "labels", "integers", (None,)))
+        for name in REFINER_LABELS:
+            checked(state, name, "integers", (n,))
+        n_clusters = int(checked(state, "n_clusters", "integers", (1,), 1, n)[0])
+
+        def integers(name: str, highest: int | None = None) -> np.ndarray:
+            return checked(state, name, "integers", (n,), NOISE, highest).astype(np.int64, copy=False)
+
         self.current = PseudoLabels(
-            epoch=int(state["epoch"][0]),
-            labels=state["labels"],
-            previous_labels=state["previous_labels"],
-            raw_labels=state["raw_labels"],
-            confidence=state["confidence"],
-            targets=state["targets"],
+            epoch=int(checked(state, "epoch", "integers", (1,), 0)[0]),
+            labels=integers("labels"),
+            previous_labels=integers("previous_labels"),
+            raw_labels=integers("raw_labels"),
+            confidence=checked(state, "confidence", "floats", (n,), 0.0, 1.0),
+            targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
-            soft_targets=soft,
+            soft_targets=_soft_targets(state, (n, n_clusters)),
         )
 
 
@@ -237,6 +247,18 @@ def _targets(
     ids = np.unique(result.labels[trained])
     targets = np.where(trained, np.searchsorted(ids, result.labels), NOISE)
     return targets, len(ids), None
+
+
+def _soft_targets(state: dict[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_array | None:
+    """Soft targets out of a state, None if it has none."""
+    if not any(name.startswith("soft.") for name in state):
+        return None
+    data = checked(state, "soft.data", "floats", (None,), 0.0)
+    indices = checked(state, "soft.indices", "integers", (len(data),), 0, shape[1] - 1)
+    indptr = checked(state, "soft.indptr", "integers", (shape[0] + 1,), 0, len(data))
+    if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+        raise ValueError("'soft.indptr' is damaged: it does not ascend from 0 to the number of entries")
+    return sp.csr_array((data, indices, indptr), shape=shape)
 
 
 def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerator: Accelerator) -> None:

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from hf_plr.tensor_files import read_tensors
 
 STATE_FILE = "plr_state.safetensors"
 FORMAT = "hf-plr-state-2"
@@ -26,19 +27,18 @@ def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: if the file is missing, broken or of another format, naming it.
+        ValueError: if the file is missing, damaged or of another format, naming it.
     """
     path = os.path.join(directory, STATE_FILE)
     if not os.path.isdir(directory):
         raise ValueError(f"the checkpoint {directory} does not exist")
     if not os.path.isfile(path):
         raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of PLRTrainer or UnitTrainer")
+    arrays, metadata = read_tensors(path, FORMAT)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} has format {metadata.get('format')!r}, this release reads {FORMAT!r}")
-            settings = json.loads(metadata["settings"])
-            return {name: file.get_tensor(name) for name in file.keys()}, settings  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        settings = json.loads(metadata.get("settings", "null"))
+    except ValueError as error:
+        raise ValueError(f"{path}: its settings are no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings of a run")
+    return arrays, settings

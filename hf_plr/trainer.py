@@ -34,6 +34,8 @@ from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import RunSummary
 from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
+from hf_plr.state import STATE_FILE
+from hf_plr.stored_arrays import checked, read_from
 from hf_plr.training_args import PLRTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -247,9 +249,13 @@ class PLRTrainer(BackboneTrainer):
         return self.stage.state_dict() | self.memory.state_dict() | self._feature_source.state_dict()
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
-        self.memory.load_state_dict(state)
-        self.stage.load_state_dict(state)
-        self._feature_source.load_state_dict(state, self.args.device)
+        n_samples, width = len(self.train_dataset), self._extractor.width
+        with read_from(os.path.join(checkpoint, STATE_FILE)):
+            checked(state, "labels", "integers", (n_samples,))
+            self.stage.load_state_dict(state)
+            checked(state, "prototypes", "floats", (self._labels_now().n_clusters, width))
+            self.memory.load_state_dict(state)
+            self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
 
     def run_settings(self) -> dict[str, Any]:
         parts = {

@@ -257,13 +257,17 @@ class PLRTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True is not supported: PLRTrainer picks its columns itself")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: everything but tokens, since Trainer pickles its arguments beside the weights."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
 
 def _read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
     if value is None or isinstance(value, dict):
         return value
     try:
         read = json.loads(value)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{argument}={value!r} is no JSON: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")

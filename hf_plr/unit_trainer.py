@@ -34,6 +34,8 @@ from hf_plr.media import Sounds
 from hf_plr.models.masked_units import UnitPredictor, mask_spans, span_count
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.summary import RunSummary
+from hf_plr.state import STATE_FILE
+from hf_plr.stored_arrays import checked, read_from
 from hf_plr.unit_training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, frame_counts, one_after_the_other
@@ -267,15 +269,14 @@ class UnitTrainer(BackboneTrainer):
         return state
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
-        if "units" not in state:
-            raise ValueError(f"{checkpoint} has no units of frames: it is no checkpoint of a UnitTrainer")
-        self.stage.load_state_dict(state)
         predictor: Any = self.model
-        head = {
-            name.removeprefix(HEAD_PREFIX): torch.from_numpy(value)
-            for name, value in state.items()
-            if name.startswith(HEAD_PREFIX)
-        }
+        with read_from(os.path.join(checkpoint, STATE_FILE)):
+            checked(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
+            self.stage.load_state_dict(state)
+            head = {
+                name: torch.from_numpy(checked(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
+                for name, value in self._head().items()
+            }
         predictor.load_state_dict(head, strict=False)
 
     def summary(self) -> RunSummary:

@@ -16,7 +16,6 @@ Identities of the target score mAP and CMC and are used for nothing else.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +40,7 @@ from hf_plr.recipe import (
     write_results,
 )
 from hf_plr.reid import ReidTrainer
-from hf_plr.report.outputs import METRICS_FILE, write_metrics
+from hf_plr.report.outputs import METRICS_FILE, read_scores, write_metrics
 
 SOURCE_FOLDER = "source"
 DEFAULTS = {"clusterer": "dbscan", "refinement": "slr", "augmentation": "reid", "samples_per_cluster": 4}
@@ -233,7 +232,7 @@ def train_on_source(
     )
     metrics = folder / METRICS_FILE
     if args.resume_from_checkpoint is not None and metrics.exists():
-        return name, json.loads(metrics.read_text(encoding="utf-8"))["scores"]
+        return name, read_scores(metrics)
 
     started = time.perf_counter()
     trainer = ReidTrainer(

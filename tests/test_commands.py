@@ -93,7 +93,8 @@ def test_an_output_is_not_replaced_unasked(epochs, tmp_path, capsys):
         ("a.npy", np.zeros((2, 2), dtype=int), r"shape (2, 2), but labels have shape (N,)"),
         ("a.npy", np.zeros(3), "holds float64, but labels are integers"),
         ("a.npy", np.array([{}], dtype=object), "cannot be read as npy"),
-        ("a.npy", np.array([0, -4]), "-4 is among them"),
+        ("a.npy", np.array([0, -4]), "a.npy: labels must be -1 (noise) or above, but -4 is among them"),
+        ("a.npy", np.empty(0, dtype=int), "holds no labels"),
         ("a.npy", np.array([0, 1, 2]), "has 3 labels but"),
         ("a.csv", "label\n1\n\n", "has 1 labels but"),
         ("a.csv", "x,label\n1,2\n1,\n", "column 'label' is empty in row 1"),
@@ -120,6 +121,17 @@ def test_files_that_do_not_fit_are_named(tmp_path, capsys, name, content, messag
     assert error.startswith("hf-plr refine: error: ")
     assert message in error
     assert not out.exists()
+
+
+def test_an_index_of_text_and_columns_that_are_numbers(tmp_path):
+    labels = pd.DataFrame({"index": ["a", "b", "c"], "label": [0, 0, 1]})
+    labels.to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame({0: [0, 0, 1]}).to_parquet(tmp_path / "b.parquet")
+    for name, columns in (("a.csv", ["index", "label"]), ("b.parquet", ["label"])):
+        out = tmp_path / f"{name}.out.parquet"
+        files = ["--previous", str(tmp_path / name), "--current", str(tmp_path / name)]
+        assert main(["refine", *files, "--min_cluster_size", "1", "--output", str(out)]) == 0
+        pd.testing.assert_frame_equal(pd.read_parquet(out)[columns], labels[columns])
 
 
 @pytest.mark.parametrize(

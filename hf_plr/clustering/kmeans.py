@@ -106,9 +106,20 @@ class KMeans(ClusterMixin, BaseEstimator):
         return {"cluster_centers": self.cluster_centers_} if hasattr(self, "cluster_centers_") else {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: if the centroids are not of shape (K, D), no floats, or not finite.
+        """
         if "cluster_centers" in state:
-            self.cluster_centers_ = torch.as_tensor(state["cluster_centers"])
+            centers = torch.as_tensor(state["cluster_centers"])
+            if centers.ndim != 2 or not centers.is_floating_point():
+                raise ValueError(
+                    f"'cluster_centers' holds {centers.dtype} of shape {tuple(centers.shape)}, expected floats of "
+                    "shape (K, D)"
+                )
+            check_finite(centers, "cluster_centers")
+            self.cluster_centers_ = centers
 
     def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
         all_rows = _Rows(as_features(features), self.spherical, self.device)

@@ -16,6 +16,12 @@ from PIL import ImageOps
 from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.data.store import SampleStore, UnreadableSample, spread_rows, undecoded
 
+# What Pillow raises for damaged files: RuntimeError for AVIF, MemoryError where a header promises too much.
+NOT_READ = (
+    *(OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError),
+    PILImage.DecompressionBombError,
+)
+
 
 class UnreadableImage(UnreadableSample):
     """An image that cannot be decoded."""
@@ -213,7 +219,7 @@ def _decode(value: Any, row: int) -> PILImage.Image:
         if image.mode.startswith("I;16"):  # Pillow would clip at 255
             return PILImage.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image.load()
-    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, PILImage.DecompressionBombError) as error:
+    except NOT_READ as error:
         what = "is missing" if value is None else f"cannot be read ({error})"
         raise UnreadableImage(f"image {row} {what}") from error
     if image.mode in ("I", "F"):

@@ -33,12 +33,12 @@ class PixelCache:
         self._note = self.path.with_suffix(".json")
 
     def read(self) -> tuple[torch.Tensor, list[int]] | None:
-        """The images, uint8 of `shape`, and the rows that are unreadable; None if they are not there."""
+        """The images, uint8 of `shape`, and the rows that are unreadable; None if they are not there or damaged."""
         if not self._note.exists() or not self.path.exists():
             return None
-        if self.path.stat().st_size != int(np.prod(self.shape)):
+        unreadable = self._noted()
+        if unreadable is None or self.path.stat().st_size != int(np.prod(self.shape)):
             return None
-        unreadable = json.loads(self._note.read_text(encoding="utf-8"))["unreadable"]
         pixels = np.memmap(self.path, np.uint8, "c", shape=self.shape)  # writable for torch, never written to the file
         return torch.from_numpy(pixels), unreadable
 
@@ -57,6 +57,16 @@ class PixelCache:
         unfinished = self._unfinished.with_suffix(".json.tmp")
         unfinished.write_text(json.dumps({"unreadable": unreadable}), encoding="utf-8")
         os.replace(unfinished, self._note)
+
+    def _noted(self) -> list[int] | None:
+        """The rows that could not be read, ascending; None if the note is damaged."""
+        try:
+            rows = json.loads(self._note.read_bytes())["unreadable"]
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return None
+        if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < self.shape[0] for row in rows):
+            return None
+        return sorted(set(rows))
 
     @property
     def _unfinished(self) -> Path:

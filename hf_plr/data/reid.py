@@ -17,6 +17,7 @@ from hf_plr.data.store import encode_labels
 
 JUNK = -1  # identity of images that show nobody in particular; as in `score_retrieval`
 SUFFIXES = (".jpg", ".jpeg", ".png")
+NUMBER = "[0-9]{1,18}"  # what int64 holds
 FEATURES = Features({"image": Image(), "identity": Value("int64"), "camera": Value("int64")})
 SPLITS = ("train", "query", "gallery")
 
@@ -198,7 +199,7 @@ def _named_images(folder: Path, split: str, name: str) -> Iterator[Row]:
     for file in os.listdir(directory):
         if not file.lower().endswith(SUFFIXES):
             continue
-        found = re.match(r"(-1|\d+)_c(\d+)", file)
+        found = re.match(rf"(-1|{NUMBER})_c({NUMBER})(?![0-9])", file)
         if found is None:
             raise ValueError(f"{directory / file}: the name does not begin like 0002_c1, with identity and camera")
         identity, camera = int(found[1]), int(found[2])
@@ -211,19 +212,28 @@ def _msmt17(folder: Path, split: str) -> Iterator[Row]:
     for name in MSMT17_LISTS[split]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no list {name!r} for the split {split!r}")
-        for number, line in enumerate((folder / name).read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_lines(folder / name), start=1):
             if not line.strip():
                 continue
             path, _, identity = line.strip().rpartition(" ")
-            camera = re.match(r"[^_]+_[^_]+_(\d+)_", Path(path).name)
-            if camera is None or not identity.isdigit():
+            camera = re.match(rf"[^_]+_[^_]+_({NUMBER})_", Path(path).name)
+            if camera is None or re.fullmatch(NUMBER, identity) is None:
                 raise ValueError(
                     f"{folder / name}, line {number}: {line.strip()!r} is not like '0000/0000_000_01_..._0.jpg 0', "
                     "with the camera as the third number of the name"
                 )
-            if not (directory / path).is_file():
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{folder / name}, line {number}: {path!r} is not below {directory}")
+            if not os.path.isfile(directory / path):  # which a name that no file can have is not, either
                 raise ValueError(f"{directory / path} is missing; it stands in {name}, line {number}")
             yield str(directory / path), int(identity), int(camera[1])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
 
 
 def _msmt17_folders(folder: Path) -> tuple[str, str]:

@@ -82,3 +82,9 @@ class Medium(ABC):
     @abstractmethod
     def usage_snippet(self, name: str) -> str:
         """Python that loads the published backbone by its name and makes the feature of one sample."""
+
+
+def python_text(text: str) -> str:
+    """A Python literal of one line, in double quotes where it has no quotes itself."""
+    literal = repr(text)
+    return literal if "'" in text or '"' in text else f'"{literal[1:-1]}"'

@@ -15,7 +15,7 @@ from hf_plr.data.augmentation import AUGMENTATIONS, Augmentation
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.images import ImageGeometry, ImageStore, collate_images
 from hf_plr.data.store import SampleStore
-from hf_plr.media.base import Medium
+from hf_plr.media.base import Medium, python_text
 from hf_plr.models.backbone import VisionBackbone, load_backbone, load_image_processor
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ SNIPPET = """import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModel.from_pretrained("{name}").eval()
+processor = AutoImageProcessor.from_pretrained({name})
+model = AutoModel.from_pretrained({name}).eval()
 image = Image.open("image.png").convert("RGB")
 with torch.inference_mode():
     tokens = model(**processor(image, return_tensors="pt"){interpolate}).last_hidden_state
@@ -108,7 +108,7 @@ class Images(Medium):
 
     def usage_snippet(self, name: str) -> str:
         return SNIPPET.format(
-            name=name,
+            name=python_text(name),
             interpolate=", interpolate_pos_encoding=True" if self.backbone.forward_arguments else "",
             feature=self.backbone.feature_expression(),
             width=self.model.config.hidden_size,

@@ -14,7 +14,7 @@ from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sound_augmentation import SOUND_AUGMENTATIONS, SoundAugmentation
 from hf_plr.data.sounds import SoundFormat, SoundStore, collate_sounds
 from hf_plr.data.store import SampleStore
-from hf_plr.media.base import Medium
+from hf_plr.media.base import Medium, python_text
 from hf_plr.models.speech_backbone import SpeechBackbone, load_feature_extractor, load_speech_backbone
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ import soxr
 import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
-extractor = AutoFeatureExtractor.from_pretrained("{name}")
-model = AutoModel.from_pretrained("{name}").eval()
+extractor = AutoFeatureExtractor.from_pretrained({name})
+model = AutoModel.from_pretrained({name}).eval()
 channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
 waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples a second
 inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
@@ -126,7 +126,7 @@ class Sounds(Medium):
 
     def usage_snippet(self, name: str) -> str:
         return SNIPPET.format(
-            name=name,
+            name=python_text(name),
             rate=self.format.sampling_rate,
             feature=self.backbone.feature_expression(),
             width=self.model.config.hidden_size,

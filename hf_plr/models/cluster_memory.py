@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from hf_plr.clustering.blocks import largest_entry, row_blocks
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.processes import max_over, place_of
+from hf_plr.stored_arrays import checked
 
 EMBED_ROWS = 1 << 14  # rows that are embedded together
 
@@ -126,5 +127,13 @@ class ClusterMemory:
         return {"center": self.center.cpu().numpy(), "prototypes": self.prototypes.cpu().numpy()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `state_dict` gave; other entries are ignored."""
-        self.center, self.prototypes = torch.from_numpy(state["center"]), torch.from_numpy(state["prototypes"])
+        """Restore what `state_dict` gave; other entries are ignored.
+
+        Raises:
+            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+        """
+        prototypes = checked(state, "prototypes", "floats", (None, None))
+        center = checked(state, "center", "floats", prototypes.shape[1:])
+        self.center, self.prototypes = (
+            torch.from_numpy(each.astype(np.float32, copy=False)) for each in (center, prototypes)
+        )

@@ -17,6 +17,7 @@ from hf_plr.refinement.hardening import argmax, confidence, drop_small, split_in
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
 from hf_plr.refinement.result import CellRefinement, RefinementResult
+from hf_plr.stored_arrays import checked
 
 STATE_VERSION = 2
 
@@ -217,15 +218,15 @@ class PseudoLabelRefiner:
         """Restore what `state_dict` gave.
 
         Raises:
-            ValueError: if the state was written by another version of this format, or is of another number of samples
-                than this refiner's last call.
+            ValueError: if the state was written by another version of this format, holds what are no labels, or is of
+                another number of samples than this refiner's last call.
         """
-        version = int(state["version"][0]) if "version" in state else None
+        version = int(checked(state, "version", "integers", (1,))[0]) if "version" in state else None
         if version != STATE_VERSION:
             raise ValueError(f"refiner state has version {version}, this release reads version {STATE_VERSION}")
         ages = range(1, sum(name.startswith("history.") for name in state) + 1)
-        history = [np.asarray(state[f"history.{age}"]) for age in reversed(ages)]
-        refined = state.get("refined")
+        history = [checked(state, f"history.{age}", "integers", (None,), NOISE) for age in reversed(ages)]
+        refined = checked(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
         lengths = {len(labels) for labels in (*history, *([] if refined is None else [refined]))}
         if len(lengths) > 1:
             raise ValueError(f"refiner state is damaged: its labels have lengths {sorted(lengths)}")

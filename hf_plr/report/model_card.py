@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 import hf_plr
 from hf_plr.report.summary import RunSummary
 
+LONGEST_TEXT = 200
+MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is only that
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
 
 
@@ -35,40 +41,54 @@ def write_model_card(
     args = summary.args
     name = model_name or args.hub_model_id or Path(args.output_dir).name
     start = finetuned_from or summary.start
-    base_model = start if start and not os.path.exists(start) else None
+    base_model = start if start and _is_hub_id(start) else None
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag=summary.medium.pipeline_tag,
         tags=sorted({*TAGS, *([tags] if isinstance(tags, str) else tags)}),
         base_model=base_model,
-        datasets=[dataset] if dataset and _is_hub_id(dataset) else None,
+        datasets=[dataset] if dataset and "/" in dataset and _is_hub_id(dataset) else None,
         license=license,
     )
     card = ModelCard.from_template(
         card_data,
         template_path=str(template_path(summary.medium.card_template)),
-        model_name=name,
-        architecture=summary.architecture,
+        model_name=as_text(name),
+        architecture=as_text(summary.architecture),
         hf_plr_version=hf_plr.__version__,
-        start=base_model or ("a local checkpoint" if start else "random weights"),
+        start=as_text(base_model) if base_model else ("a local checkpoint" if start else "random weights"),
         n_samples=f"{summary.n_samples:,}",
-        dataset=Path(dataset).name if dataset and os.path.exists(dataset) else dataset,
+        dataset=as_text(Path(dataset).name if dataset and os.path.exists(dataset) else dataset or ""),
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
         last_labels=summary.last_labels,
         label_files=summary.label_files,
-        moments=list(summary.scores),
+        moments=[as_text(moment) for moment in summary.scores],
         scores=summary.score_rows(),
-        source=summary.source,
+        source=as_text(summary.source),
         snippet=summary.medium.usage_snippet(name),
-        settings=summary.changed_settings(),
+        settings=[(name, as_text(value)) for name, value in summary.changed_settings()],
     )
     os.makedirs(args.output_dir, exist_ok=True)
     card.save(Path(args.output_dir) / "README.md")
 
 
-def _is_hub_id(dataset: str) -> bool:
-    return "/" in dataset and not os.path.exists(dataset)
+def as_text(value: object) -> str:
+    """What shows a value in Markdown and does nothing else: one line of bounded length, without markup and HTML.
+
+    Names of data sets, columns and models are others' text. An address in it may still become a link to itself.
+    """
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
+    line = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return html.escape(MARKUP.sub(r"\\\g<0>", line), quote=False)
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not os.path.exists(name)
 
 
 def template_path(name: str) -> Path:

@@ -59,6 +59,19 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
     os.replace(temporary, path)
 
 
+def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """The scores by moment that `write_metrics` wrote.
+
+    Raises:
+        ValueError: if the file is damaged, naming it.
+    """
+    try:
+        scores = json.loads(Path(path).read_bytes())["scores"]
+        return {moment: {name: float(value) for name, value in found.items()} for moment, found in scores.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as the metrics of a run: {error}") from error
+
+
 def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str, str]) -> str:
     """The end of a run for a person: the scores, where the results lie, what to do next.
 

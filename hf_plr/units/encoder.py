@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from hf_plr.clustering import KMeans
 from hf_plr.data.sounds import SoundStore
 from hf_plr.features import FeatureExtractor
+from hf_plr.refinement import NOISE
+from hf_plr.stored_arrays import checked, read_from
+from hf_plr.tensor_files import read_tensors
 from hf_plr.units.frames import Frames
 
 CENTROIDS_FILE = "centroids.safetensors"
@@ -57,7 +59,7 @@ class UnitEncoder:
             name: a folder or a Hub id.
 
         Raises:
-            ValueError: if there are none, or they are of another format.
+            ValueError: if there are none, or they are damaged or of another format.
         """
         path = os.path.join(name, CENTROIDS_FILE)
         if not os.path.isdir(name):
@@ -70,14 +72,28 @@ class UnitEncoder:
                 f"{name} has no {CENTROIDS_FILE}: recipes/hubert_plr.py --objective frames leaves it, and "
                 "UnitTrainer.save_labels"
             )
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} has format {metadata.get('format')!r}, this release reads {FORMAT!r}")
-            return cls(file.get_tensor("centroids"), file.get_tensor("units"), int(file.get_tensor("layer")[0]))
+        arrays, _ = read_tensors(path, FORMAT)
+        with read_from(path):
+            centroids = checked(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
+            if centroids.size == 0:
+                raise ValueError(f"'centroids' are empty: they have shape {centroids.shape}")
+            units = checked(arrays, "units", "integers", (len(centroids),), NOISE, np.iinfo(np.int32).max)
+            return cls(
+                centroids, units.astype(np.int64, copy=False), int(checked(arrays, "layer", "integers", (1,), 0)[0])
+            )
 
     def encode(self, extractor: FeatureExtractor, store: SoundStore) -> Iterator[tuple[int, np.ndarray]]:
-        """Units of every sound of a store, on this process alone: its row of the data set, and integers (frames,)."""
+        """Units of every sound of a store, on this process alone: its row of the data set, and integers (frames,).
+
+        Raises:
+            ValueError: if the centroids do not fit the backbone.
+        """
+        width, n_layers = extractor.width, int(extractor.medium.model.config.num_hidden_layers)
+        if self.centroids.shape[1] != width or self.layer > n_layers:
+            raise ValueError(
+                f"the centroids have {self.centroids.shape[1]} columns and are of layer {self.layer}, but the backbone "
+                f"has {n_layers} layers of width {width}: they belong to another backbone"
+            )
         frames = Frames(extractor, store, self.layer)
         kmeans = KMeans(len(self.centroids), spherical=False)
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})

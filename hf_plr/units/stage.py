@@ -16,6 +16,8 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.processes import gather_all, gather_rows
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
+from hf_plr.stage import REFINER_LABELS
+from hf_plr.stored_arrays import checked
 from hf_plr.units.frames import Frames, one_after_the_other
 
 
@@ -126,14 +128,23 @@ class FrameStage:
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `state_dict` gave; other entries are ignored."""
+        """Restore what `state_dict` gave; other entries are ignored.
+
+        Raises:
+            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+        """
         under = {
             prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             for prefix in ("refiner.", "kmeans.")
         }
         self.refiner.load_state_dict(under["refiner."])
         self.kmeans.load_state_dict({name: torch.from_numpy(value) for name, value in under["kmeans."].items()})
-        self.current = FrameUnits(int(state["round"][0]), state["units"], state["raw_units"])
+        round_ = int(checked(state, "round", "integers", (1,), 0)[0])
+        units = checked(state, "units", "integers", (None,), NOISE)
+        for name in REFINER_LABELS:
+            checked(state, name, "integers", units.shape)
+        raw = checked(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
+        self.current = FrameUnits(round_, units, raw)
 
     def _fit(self, frames: Frames, round_: int) -> None:
         """Centroids on a share of the frames, from the last round's where these are of the same features."""
