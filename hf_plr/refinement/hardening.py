@@ -1,4 +1,4 @@
-"""Step 4 without agglomeration: the largest entry of a soft label, parts of clusters, how sure a hard label is."""
+"""Step 4 without agglomeration: the largest entry of a soft label, and how sure a hard label is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
+from hf_plr.refinement.cooccurrence import NOISE
 from hf_plr.refinement.lookup import blocks, sizes
 
 CLUSTERS = 128  # clusters whose samples are counted in all columns together
@@ -32,37 +32,6 @@ def argmax(soft: SoftCells) -> np.ndarray:
     moves = (previous != NOISE) & ~stays & is_unique[previous]
     taken_back = (current == NOISE) & (projected > 0) & is_unique[previous]
     return np.where(moves | taken_back, column[previous], current)
-
-
-def split_into_parts(table: CooccurrenceTable, min_part: float, min_size: int) -> np.ndarray:
-    """Current clusters, each split into the parts of it that were different clusters before; shape (cells,).
-
-    A part that is large enough stands on its own if there is another. All others go with the largest of their cluster,
-    or are noise where no single one is largest.
-
-    Args:
-        table: the cells of two labelings.
-        min_part: smallest share of a current cluster that stands on its own, above 0.
-        min_size: smallest number of samples that does.
-    """
-    current, counts = table.current, table.counts
-    n_clusters = len(table.current_ids)
-    size = np.append(sizes(current, counts, n_clusters), 1)[current]  # the last entry is that of noise
-    stands = (current != NOISE) & (table.previous != NOISE) & (counts >= min_part * size) & (counts >= min_size)
-    n_standing = np.bincount(current[stands], minlength=n_clusters + 1)
-    splits = n_standing[current] > 1
-    cluster = current.astype(np.int64)
-    parts = np.flatnonzero(stands & splits)
-    cluster[parts] = n_clusters + np.arange(len(parts))
-    count_of_largest = np.zeros(n_clusters + 1, dtype=np.int64)
-    np.maximum.at(count_of_largest, current[parts], counts[parts])
-    largest = parts[counts[parts] == count_of_largest[current[parts]]]
-    home = np.full(n_clusters + 1, NOISE)
-    home[current[largest]] = cluster[largest]
-    home[np.bincount(current[largest], minlength=n_clusters + 1) > 1] = NOISE
-    others = np.flatnonzero((current != NOISE) & splits & ~stands)
-    cluster[others] = home[current[others]]
-    return cluster
 
 
 def drop_small(cluster: np.ndarray, counts: np.ndarray, min_size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
 from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, keep_current
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.hardening import argmax, confidence, drop_small, split_into_parts
+from hf_plr.refinement.hardening import argmax, confidence, drop_small
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -33,8 +33,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "previous": "raw",
         "min_cluster_size": 4,
     },
-    # A cluster that was several before stays several, if each of them is a good part of it.
-    "parts": {"space": "joint", "harden": "parts", "noise": "drop", "min_cluster_size": 4},
     # Soft targets as in RLCC (Zhang et al., CVPR 2021); give `centroid_cosines` for the part that sees features.
     "rlcc": {"harden": "none", "weight": 0.9, "previous": "raw", "min_cluster_size": 1},
     # The baseline: the current clusters as they are, through the same code.
@@ -54,8 +52,7 @@ class PseudoLabelRefiner:
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: how many epochs count, the current one included; more than 2 need space="joint".
         harden: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5 the
-            current cluster always has it), "parts" splits a current cluster into the parts of it that were different
-            clusters before, "none" keeps the current clusters beside the soft labels, "current" skips
+            current cluster always has it), "none" keeps the current clusters beside the soft labels, "current" skips
             refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
@@ -64,8 +61,6 @@ class PseudoLabelRefiner:
         noise: "project" takes a sample that is noise now back in by what it was, "drop" leaves it out.
         previous: "refined" carries the refined labels to the next call, "raw" the labels as they came.
         min_cluster_size: refined clusters with fewer samples become noise, at least 1.
-        min_part: with harden="parts", smallest share of a current cluster that stands on its own, in (0, 0.5]; smaller
-            parts go with the largest one.
         max_cells: with more occupied cells than this, the lightest are folded into similar heavy ones before they are
             agglomerated, and the result says so. Not needed as long as cells are related to few others, as they are in
             training: these are agglomerated exactly whatever their number. Otherwise "average", "complete" and "single"
@@ -88,7 +83,6 @@ class PseudoLabelRefiner:
         noise: str = "project",
         previous: str = "refined",
         min_cluster_size: int = 2,
-        min_part: float = 0.25,
         max_cells: int = 20_000,
     ):
         self.weight = weight
@@ -102,7 +96,6 @@ class PseudoLabelRefiner:
         self.noise = noise
         self.previous = previous
         self.min_cluster_size = min_cluster_size
-        self.min_part = min_part
         self.max_cells = max_cells
         self._check_arguments()
         self._history: list[np.ndarray] = []  # labels of the last calls, oldest first
@@ -110,7 +103,7 @@ class PseudoLabelRefiner:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
-        """Make a refiner from a preset: "slr", "joint", "parts", "rlcc" or "none"; keyword arguments win.
+        """Make a refiner from a preset: "slr", "joint", "rlcc" or "none"; keyword arguments win over the preset.
 
         Raises:
             ValueError: if there is no such preset.
@@ -274,8 +267,6 @@ class PseudoLabelRefiner:
             return table.current, exact
         if self.harden == "argmax":
             cluster = argmax(soft)
-        elif self.harden == "parts":
-            cluster = split_into_parts(table, self.min_part, self.min_cluster_size)
         elif self.harden == "hierarchical":
             cluster, exact = self._recluster(table, soft)
         else:
@@ -309,7 +300,7 @@ class PseudoLabelRefiner:
         for name, allowed in (
             ("space", ("projected", "joint")),
             ("normalize", ("row", "column")),
-            ("harden", ("hierarchical", "argmax", "parts", "none", "current")),
+            ("harden", ("hierarchical", "argmax", "none", "current")),
             ("linkage", LINKAGES),
             ("noise", ("project", "drop")),
             ("previous", ("refined", "raw")),
@@ -334,10 +325,6 @@ class PseudoLabelRefiner:
             raise ValueError(
                 f"generations={self.generations} needs space='joint': a projection is from one epoch to the next"
             )
-        if not 0.0 < self.min_part <= 0.5:
-            raise ValueError(f"min_part={self.min_part} is outside (0, 0.5]")
-        if self.harden == "parts" and self.generations > 2:
-            raise ValueError(f"harden='parts' needs generations=2, not {self.generations}")
         if self.harden == "argmax" and self.space == "joint":
             raise ValueError("harden='argmax' needs space='projected': in the joint space no column is a cluster")
 

@@ -278,7 +278,6 @@ def test_clusters_keep_their_numbers():
 refinements = st.fixed_dictionaries(
     {
         "space": st.sampled_from(["projected", "joint"]),
-        "harden": st.sampled_from(["hierarchical", "hierarchical", "parts"]),
         "linkage": st.sampled_from(LINKAGES),
         "n_clusters": st.sampled_from(["current", 2, 3]),
         "noise": st.sampled_from(["project", "drop"]),
@@ -310,42 +309,6 @@ def test_names_and_order_of_samples_mean_nothing(pair, options, random):
     np.testing.assert_allclose(next(rows), next(rows)[order], atol=1e-12)
 
 
-def test_good_parts_of_a_cluster_stay_apart_and_small_ones_go_with_the_largest():
-    previous = np.repeat([0, 1, 2, -1, 0, 1, 3, 3], [8, 6, 2, 2, 4, 4, 1, 9])
-    current = np.repeat([5, 5, 5, 5, 6, 6, 6, 7], [8, 6, 2, 2, 4, 4, 1, 9])
-    result = refined(previous, current, space="joint", harden="parts", min_part=0.25, min_cluster_size=3)
-    groups = np.repeat([0, 1, 0, 0, 2, 3, -1, 4], [8, 6, 2, 2, 4, 4, 1, 9])  # of two equal parts neither is largest
-    assert same_partition(result.labels, groups)
-    np.testing.assert_array_equal(result.labels == -1, groups == -1)
-    half = refined(previous, current, space="joint", harden="parts", min_part=0.5, min_cluster_size=3)
-    assert same_partition(half.labels, current)  # no cluster has two parts that large
-
-
-@given(label_pairs, st.sampled_from([0.1, 0.25, 0.5]), st.integers(1, 3))
-@settings(deadline=None, max_examples=100)
-def test_parts_equal_a_loop_over_the_samples(pair, min_part, min_size):
-    previous, current = pair
-    if (previous == -1).all():
-        return
-    result = refined(previous, current, space="joint", harden="parts", min_part=min_part, min_cluster_size=min_size)
-    expected = np.full(len(current), -1)
-    number = iter(range(10**6))
-    for cluster in set(current.tolist()) - {-1}:
-        members = current == cluster
-        parts = [members & (previous == before) for before in sorted(set(previous[members].tolist()) - {-1})]
-        parts = [part for part in parts if part.sum() >= max(min_part * members.sum(), min_size)]
-        if len(parts) < 2:
-            parts = [members]
-        counts = [int(part.sum()) for part in parts]
-        rest = members & ~np.any(parts, axis=0)
-        if counts.count(max(counts)) == 1:
-            parts[int(np.argmax(counts))] |= rest
-        for part in parts:
-            expected[part] = next(number) if part.sum() >= min_size else -1
-    assert same_partition(expected, result.labels)
-    np.testing.assert_array_equal(expected == -1, result.labels == -1)
-
-
 @given(label_pairs)
 @settings(deadline=None, max_examples=100)
 def test_argmax_moves_only_where_one_column_is_largest(pair):
@@ -367,7 +330,7 @@ def test_argmax_moves_only_where_one_column_is_largest(pair):
 @settings(deadline=None, max_examples=60)
 def test_results_are_well_formed(pair):
     previous, current = pair
-    for preset in ("slr", "joint", "parts", "rlcc", "none"):
+    for preset in ("slr", "joint", "rlcc", "none"):
         refiner = PseudoLabelRefiner.from_preset(preset)
         refiner.refine(previous)
         result = refiner.refine(current)
@@ -448,8 +411,6 @@ def test_too_many_cells_are_folded_and_said_to_be(linkage, monkeypatch):
         ({"generations": 3}, "generations=3 needs space='joint'"),
         ({"max_cells": 2.5}, "max_cells=2.5"),
         ({"n_clusters": True}, "n_clusters=True"),
-        ({"min_part": 0.0}, r"min_part=0.0 is outside \(0, 0.5\]"),
-        ({"harden": "parts", "space": "joint", "generations": 3}, "harden='parts' needs generations=2, not 3"),
         ({"harden": "argmax", "space": "joint"}, "needs space='projected'"),
     ],
 )
@@ -471,7 +432,7 @@ def test_bad_labels_are_named():
     refiner.refine(np.arange(5))
     with pytest.raises(ValueError, match="6 labels, but the last call had 5"):
         refiner.refine(np.arange(6))
-    with pytest.raises(ValueError, match="slr, joint, parts, rlcc, none"):
+    with pytest.raises(ValueError, match="slr, joint, rlcc, none"):
         PseudoLabelRefiner.from_preset("paper")
 
 
