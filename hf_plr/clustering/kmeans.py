@@ -169,9 +169,13 @@ class KMeans(ClusterMixin, BaseEstimator):
                 return last.to(rows.device, torch.float32)
             drawn = _draw(total, min(total, SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters), self.seed)
             mine = rows.taken(drawn[(drawn >= start) & (drawn < start + len(rows))] - start)
-            sample = gather_rows(accelerator, mine).cpu().numpy()
-            seeds = on_main(accelerator, lambda: kmeans_plusplus(sample, self.n_clusters, random_state=self.seed)[0])
-            return torch.from_numpy(seeds).to(rows.device)
+            sample = gather_rows(accelerator, mine)
+
+            def seeds() -> np.ndarray:
+                found: np.ndarray = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)[0]
+                return found
+
+            return torch.from_numpy(on_main(accelerator, seeds)).to(rows.device)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != wanted:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {wanted}")
@@ -228,13 +232,14 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     half_norms = 0.5 * centers.square().sum(dim=1)
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     best = torch.empty(len(rows), device=rows.device)
-    out = torch.empty(0, device=rows.device)
+    room = torch.empty(0, device=rows.device)
     for where, block in rows.blocks(len(centers)):
-        out = out if len(out) == len(block) else torch.empty(len(block), len(centers), device=rows.device)
-        torch.mm(block, columns, out=out)
+        if len(room) < len(block):  # the first block is the largest
+            room = torch.empty(len(block), len(centers), device=rows.device)
+        scores = torch.mm(block, columns, out=room[: len(block)])
         if not rows.unit:  # between unit centers, neither their norms nor the row's matter
-            out.sub_(half_norms)
-        torch.max(out, dim=1, out=(best[where], labels[where]))
+            scores.sub_(half_norms)
+        torch.max(scores, dim=1, out=(best[where], labels[where]))
     if rows.unit:
         best.div_(rows.norms.clamp(min=1e-12)).sub_(half_norms[labels])
     return labels, best
