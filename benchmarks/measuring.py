@@ -13,10 +13,10 @@ class PeakMemory:
     """Watches how far the anonymous memory of this process rises above where it was; Linux only."""
 
     def __init__(self) -> None:
-        self._start = self._highest = _anonymous_kib()
+        self._start = self._highest = anonymous_kib()
 
     def __enter__(self) -> PeakMemory:
-        self._start = self._highest = _anonymous_kib()
+        self._start = self._highest = anonymous_kib()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -31,12 +31,20 @@ class PeakMemory:
         """The rise so far in MiB."""
         return round((self._highest - self._start) / 1024, 1)
 
+    def lap_mib(self) -> float:
+        """The rise since the last lap, or the beginning, above where memory was at the beginning; a new lap begins."""
+        rise = self.peak_mib
+        self._highest = anonymous_kib()
+        return rise
+
     def _watch(self) -> None:
         while not self._stop.wait(0.001):
-            self._highest = max(self._highest, _anonymous_kib())
+            now = anonymous_kib()
+            self._highest = max(self._highest, now)
 
 
-def _anonymous_kib() -> int:
+def anonymous_kib() -> int:
+    """Anonymous memory of this process in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1])

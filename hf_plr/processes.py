@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 
 
 def is_alone(accelerator: Accelerator | None) -> bool:
@@ -38,10 +38,13 @@ def gather_rows(accelerator: Accelerator | None, rows: torch.Tensor) -> torch.Te
     if accelerator is None or is_alone(accelerator):
         return rows
     lengths = gather_all(accelerator, len(rows))
-    padded = rows.new_zeros((max(lengths), *rows.shape[1:]), device=accelerator.device)
-    padded[: len(rows)] = rows
-    gathered = accelerator.gather(padded).split(max(lengths)) if max(lengths) else [padded] * len(lengths)
-    return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)]).to(rows.device)
+    everything = rows.new_empty((sum(lengths), *rows.shape[1:]), device=accelerator.device)
+    parts = everything.split(lengths)
+    parts[accelerator.process_index].copy_(rows)
+    for source, part in enumerate(parts):  # straight into their place: gathering needs room for all rows once more
+        if len(part):
+            part.copy_(broadcast(part, from_process=source))
+    return everything.to(rows.device)
 
 
 def place_of(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]:

@@ -12,11 +12,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from accelerate import Accelerator
-from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering.checks import NotFiniteError, not_finite
-from hf_plr.processes import gather_all, gather_rows, on_main
-from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
+from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of
+from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult, adjusted_rand, cooccurrence
+from hf_plr.refinement.cooccurrence import chunks
 from hf_plr.stored_arrays import checked
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,15 @@ class Clusterer(Protocol):
 class PseudoLabels:
     """What the stage gives to the training loop.
 
+    Every process holds these arrays of all samples. Labels are int32; raw ones are int64 where the clusterer's ids are
+    too large for that.
+
     Attributes:
         epoch: epoch that these labels train.
         labels: refined label of each sample, -1 = noise, shape (N,); numbers live on from epoch to epoch.
         previous_labels: the refined labels of the epoch before, shape (N,); -1 everywhere at the first.
         raw_labels: the clusterer's labels before refinement, shape (N,).
-        confidence: in [0, 1], shape (N,).
+        confidence: in [0, 1], float32 of shape (N,).
         targets: position of each sample's prototype, 0 to n_clusters - 1, -1 = no loss, shape (N,).
         n_clusters: number of prototypes.
         soft_targets: sparse soft targets of shape (N, n_clusters), or None where targets are hard.
@@ -108,17 +111,21 @@ class RefinementStage:
         refining = epoch >= self.refine_start_epoch
         if not refining:
             self.refiner.forget()
-        result = self.refiner.refine(raw)
+        result = self.refiner.refine(raw, out=np.empty(len(raw), np.int32))
         refined = time.perf_counter()
 
         soft = self.refiner.harden == "none" and refining
-        targets, n_clusters, soft_targets = _targets(result, soft, self.min_confidence if refining else 0.0)
-        previous = np.full(len(raw), NOISE) if last is None else last.labels
-        self.current = PseudoLabels(
-            epoch, result.labels, previous, raw, result.confidence, targets, n_clusters, soft_targets
+        of_cell, n_clusters = _targets_of_cells(result, soft, self.min_confidence if refining else 0.0)
+        cells, counts = result.cells, result.table.counts
+        start, _ = place_of(self.accelerator, len(features))
+        mine = slice(start, start + len(features))
+        confidence, targets = (
+            gather_rows(self.accelerator, torch.from_numpy(values)).numpy()
+            for values in _of_samples(result, mine, cells.confidence.astype(np.float32), of_cell.astype(np.int32))
         )
-        noise_share = float((result.labels == NOISE).mean())
-        left_out_share = float((targets == NOISE).mean())
+        previous = np.full(len(raw), NOISE, np.int32) if last is None else last.labels
+        soft_targets = result.soft_labels() if soft else None
+        self.current = PseudoLabels(epoch, result.labels, previous, raw, confidence, targets, n_clusters, soft_targets)
         if n_clusters == 0:
             raise ValueError(
                 f"epoch {epoch}: all {len(raw)} samples are noise, so there is nothing to train on. "
@@ -132,16 +139,17 @@ class RefinementStage:
             )
         figures = {
             "clusters": float(n_clusters),
-            "clusters_raw": float(len(np.unique(raw[raw != NOISE]))),
-            "noise_share": noise_share,
-            "left_out_share": left_out_share,
+            "clusters_raw": float(len(result.table.current_ids)),
+            "noise_share": float(counts[cells.labels == NOISE].sum() / len(raw)),
+            "left_out_share": float(counts[of_cell == NOISE].sum() / len(raw)),
             "changed_share": result.changed_share,
-            "mean_confidence": float(result.confidence.mean()),
+            "mean_confidence": float(np.average(cells.confidence, weights=counts)),
             "seconds_cluster": clustered - started,
             "seconds_refine": refined - clustered,
         }
         if last is not None:
-            figures["agreement_ari"] = float(adjusted_rand_score(last.labels, result.labels))
+            pairs = sum(gather_all(self.accelerator, cooccurrence(last.labels[mine], result.labels[mine])))
+            figures["agreement_ari"] = adjusted_rand(pairs.previous, pairs.current, pairs.counts)
         return figures
 
     def keep(self, epoch: int) -> None:
@@ -152,7 +160,8 @@ class RefinementStage:
     def _cluster(self, features: torch.Tensor) -> np.ndarray:
         """The clusterer's labels of all samples, on every process."""
         if hasattr(self.clusterer, "fit_predict_shard"):
-            mine = check_labels(self.clusterer.fit_predict_shard(features, self.accelerator), features)
+            found = self.clusterer.fit_predict_shard(features, self.accelerator)
+            mine = check_labels(found, features, self.accelerator)
             return gather_rows(self.accelerator, torch.from_numpy(mine)).numpy()
         everything = gather_rows(self.accelerator, features)
         fit_predict = self.clusterer.fit_predict
@@ -201,7 +210,7 @@ class RefinementStage:
         n_clusters = int(checked(state, "n_clusters", "integers", (1,), 1, n)[0])
 
         def integers(name: str, highest: int | None = None) -> np.ndarray:
-            return checked(state, name, "integers", (n,), NOISE, highest).astype(np.int64, copy=False)
+            return checked(state, name, "integers", (n,), NOISE, highest)
 
         self.current = PseudoLabels(
             epoch=int(checked(state, "epoch", "integers", (1,), 0)[0]),
@@ -215,8 +224,8 @@ class RefinementStage:
         )
 
 
-def check_labels(labels: Any, features: torch.Tensor) -> np.ndarray:
-    """A clusterer's answer as int64 labels (N,).
+def check_labels(labels: Any, features: torch.Tensor, accelerator: Accelerator | None = None) -> np.ndarray:
+    """A clusterer's answer as int32 labels (N,), or int64 if an id does not fit on one of the processes.
 
     Raises:
         ValueError: if it is not one integer a sample.
@@ -227,7 +236,8 @@ def check_labels(labels: Any, features: torch.Tensor) -> np.ndarray:
             f"the clusterer's fit_predict gave {labels.dtype} of shape {labels.shape}; "
             f"expected integers of shape ({len(features)},), -1 = noise"
         )
-    return labels.astype(np.int64)
+    largest = max(int(labels.max()), -int(labels.min())) if len(labels) else 0
+    return labels.astype(np.int32 if max_over(accelerator, largest) <= np.iinfo(np.int32).max else np.int64)
 
 
 def default_num_clusters(n_samples: int) -> int:
@@ -235,18 +245,26 @@ def default_num_clusters(n_samples: int) -> int:
     return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
 
 
-def _targets(
-    result: RefinementResult, soft: bool, min_confidence: float
-) -> tuple[np.ndarray, int, sp.csr_array | None]:
+def _targets_of_cells(result: RefinementResult, soft: bool, min_confidence: float) -> tuple[np.ndarray, int]:
+    """Position of each cell's prototype, -1 = no loss, shape (cells,), and how many prototypes there are."""
+    cells = result.cells
     if soft:
-        n_clusters = len(result.table.current_ids)
-        return result.table.current[result.cell_of_sample()].astype(np.int64), n_clusters, result.soft_labels()
-    trained = result.labels != NOISE
+        return cells.table.current, len(cells.table.current_ids)
+    trained = cells.labels != NOISE
     if min_confidence > 0.0:
-        trained &= result.confidence >= min_confidence
-    ids = np.unique(result.labels[trained])
-    targets = np.where(trained, np.searchsorted(ids, result.labels), NOISE)
-    return targets, len(ids), None
+        trained &= cells.confidence >= min_confidence
+    ids = np.unique(cells.labels[trained])
+    return np.where(trained, np.searchsorted(ids, cells.labels), NOISE), len(ids)
+
+
+def _of_samples(result: RefinementResult, samples: slice, *of_cells: np.ndarray) -> list[np.ndarray]:
+    """What cells have, for each of these n samples: an array (n,) for each one of shape (cells,), of its type."""
+    found = [np.empty(samples.stop - samples.start, values.dtype) for values in of_cells]
+    for span in chunks(len(found[0])):
+        cell = result.cell_of_sample(samples.start + span.start, samples.start + span.stop)
+        for array, values in zip(found, of_cells, strict=True):
+            array[span] = values[cell]
+    return found
 
 
 def _soft_targets(state: dict[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_array | None:

@@ -58,6 +58,25 @@ def test_extraction_prints_one_line_of_json():
     assert 0 < result["stage_share_of_epoch"] < 1
 
 
+def test_scaling_measures_real_processes_beside_the_model(tmp_path):
+    output = tmp_path / "scaling.json"
+    size = ["--samples", "2000", "--growth", "1", "--columns", "8", "--clusters", "10", "--processes", "2"]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--json", str(output), *size]
+    command += ["--paper", "1e6", "8", "100", "4"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert "| 2,000 | 2 |" in run.stdout
+    assert "what that means" in run.stdout
+    line = json.loads(output.read_text())
+    assert line["same_labels"]
+    (found,) = line["runs"]
+    assert (found["samples"], found["processes"]) == (2000, 2)
+    for figure in ("clustering_mib", "labelling_mib", "training_mib", "seconds"):
+        assert found[figure] >= 0
+        assert found[f"{figure}_model"] > 0
+    assert line["limits"]["fits"] == {"gpu": True, "machine": True}
+
+
 def test_audio_prints_one_line_of_json():
     result = run_benchmark("audio", "--recordings", "40", "--width", "32", "--layers", "1", "--turns", "1")
     assert result["sorted_padding"] < result["random_padding"]

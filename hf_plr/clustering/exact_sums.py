@@ -59,7 +59,7 @@ class ClusterSums:
             block = self._block[: part.stop - part.start].copy_(rows[part]).add_(self._shift).sub_(self._shift)
             where = labels[part].to(device) % len(self._counts)  # -1 is the last
             self._sums.index_add_(0, where, block, alpha=sign)
-            self._counts.index_add_(0, where, torch.full_like(where, sign))
+            self._counts.index_add_(0, where, torch.full_like(where, sign, dtype=torch.int64))
 
     def over(self, accelerator: Accelerator | None) -> ClusterSums:
         """The sums of all processes, as a copy."""

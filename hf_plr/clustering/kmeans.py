@@ -20,6 +20,7 @@ from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_o
 BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
 OTHER_BLOCK_SCORES = 1 << 27
 SEEDING_SAMPLES_PER_CLUSTER = 64
+SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: minutes on one processor
 
 
 class KMeans(ClusterMixin, BaseEstimator):
@@ -34,7 +35,8 @@ class KMeans(ClusterMixin, BaseEstimator):
     Args:
         n_clusters: number of clusters K, at least 1 and at most the number of samples.
         init: "warm" starts from `cluster_centers_` if the estimator was fitted before, else as "k-means++";
-            "k-means++" seeds on a sample of at most 64 points a cluster; or an array of shape (K, D).
+            "k-means++" seeds on a sample of 64 points a cluster, of fewer where there are more than 4,096 clusters (its
+            work grows with their square); or an array of shape (K, D).
         spherical: normalise features and centroids to unit length, so that the distance is the cosine's.
         max_iter: iterations at most.
         tol: stop when the centroids' mean squared move is below tol times the mean variance of the features.
@@ -178,15 +180,24 @@ class KMeans(ClusterMixin, BaseEstimator):
             last = getattr(self, "cluster_centers_", None)
             if self.init == "warm" and last is not None and tuple(last.shape) == wanted:
                 return last.to(rows.device, torch.float32)
-            drawn = _draw(total, min(total, SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters), self.seed)
+            drawn = _draw(total, min(total, self._seeding_samples()), self.seed)
             mine = rows.taken(drawn[(drawn >= start) & (drawn < start + len(rows))] - start)
-            sample = gather_rows(accelerator, mine).cpu().numpy()
-            seeds = on_main(accelerator, lambda: kmeans_plusplus(sample, self.n_clusters, random_state=self.seed)[0])
-            return torch.from_numpy(seeds).to(rows.device)
+            sample = gather_rows(accelerator, mine)
+
+            def seeds() -> np.ndarray:
+                found: np.ndarray = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)[0]
+                return found
+
+            return torch.from_numpy(on_main(accelerator, seeds)).to(rows.device)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != wanted:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {wanted}")
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
+
+    def _seeding_samples(self) -> int:
+        """Size of the sample for k-means++, whose work grows with its product with K: at least K."""
+        enough = SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters
+        return max(self.n_clusters, min(enough, SEEDING_DISTANCES // self.n_clusters))
 
 
 class _Rows:
@@ -239,13 +250,14 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     half_norms = 0.5 * centers.square().sum(dim=1)
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     best = torch.empty(len(rows), device=rows.device)
-    out = torch.empty(0, device=rows.device)
+    room = torch.empty(0, device=rows.device)
     for where, block in rows.blocks(len(centers)):
-        out = out if len(out) == len(block) else torch.empty(len(block), len(centers), device=rows.device)
-        torch.mm(block, columns, out=out)
+        if len(room) < len(block):  # the first block is the largest
+            room = torch.empty(len(block), len(centers), device=rows.device)
+        scores = torch.mm(block, columns, out=room[: len(block)])
         if not rows.unit:  # between unit centers, neither their norms nor the row's matter
-            out.sub_(half_norms)
-        torch.max(out, dim=1, out=(best[where], labels[where]))
+            scores.sub_(half_norms)
+        torch.max(scores, dim=1, out=(best[where], labels[where]))
     if rows.unit:
         best.div_(rows.norms.clamp(min=1e-12)).sub_(half_norms[labels])
     return labels, best

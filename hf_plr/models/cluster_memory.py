@@ -99,7 +99,7 @@ class ClusterMemory:
         """
         logits = features @ self.prototypes.to(features).T / self.temperature
         if targets.ndim == 1:
-            losses = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
+            losses = F.cross_entropy(logits, targets.long(), ignore_index=-1, reduction="none")
             count = (targets >= 0).sum()
         else:
             losses = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)

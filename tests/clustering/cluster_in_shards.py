@@ -12,6 +12,8 @@ from sklearn.datasets import make_blobs
 from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.processes import gather_all, gather_rows, on_main
+from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.stage import RefinementStage
 
 
 def main(output: str) -> None:
@@ -38,6 +40,12 @@ def main(output: str) -> None:
     dbscan = ReciprocalDBSCAN(eps=0.5, k1=10, k2=3)
     labels = gather_rows(accelerator, torch.from_numpy(dbscan.fit_predict_shard(shard, accelerator)))
     results["dbscan.labels"] = labels.numpy()
+    stage = RefinementStage(KMeans(40, seed=3), PseudoLabelRefiner(), 1, accelerator, min_confidence=0.6)
+    for epoch in range(3):
+        noise = np.random.default_rng(epoch).normal(size=features.shape).astype(np.float32)
+        figures = stage.run(torch.from_numpy(shard + noise[mine]), epoch)
+        results |= {f"stage.{name}.{epoch}": value for name, value in stage.state_dict().items()}
+    results["stage.agreement_ari"] = np.array(figures["agreement_ari"])
     memory = ClusterMemory(0.05, 0.2)
     embedded = memory.recenter(torch.from_numpy(shard.copy()), accelerator)
     memory.rebuild(embedded, labels[mine] % 7, 7, accelerator)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans as SklearnKMeans
+from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
@@ -48,6 +49,18 @@ def test_same_seed_same_labels_and_tensors_do_as_arrays(blobs):
     one = KMeans(15, seed=3).fit_predict(blobs)
     np.testing.assert_array_equal(one, KMeans(15, seed=3).fit_predict(torch.from_numpy(blobs)))
     np.testing.assert_array_equal(one, KMeans(15, seed=3).fit(blobs).predict(blobs))
+
+
+@pytest.mark.parametrize(("distances", "expected"), [(1 << 30, 64 * 20), (20 * 300, 300), (1, 20)])
+def test_many_clusters_are_seeded_on_fewer_samples_each(blobs, monkeypatch, distances, expected):
+    seen = []
+    monkeypatch.setattr("hf_plr.clustering.kmeans.SEEDING_DISTANCES", distances)
+    monkeypatch.setattr(
+        "hf_plr.clustering.kmeans.kmeans_plusplus",
+        lambda sample, *args, **kwargs: seen.append(len(sample)) or kmeans_plusplus(sample, *args, **kwargs),
+    )
+    assert len(np.unique(KMeans(20, seed=0).fit_predict(blobs))) == 20
+    assert seen == [expected]
 
 
 def test_no_cluster_is_empty_even_with_a_bad_start(blobs):

@@ -36,6 +36,8 @@ def test_any_number_of_processes_gives_the_same_bits(alone, processes, tmp_path)
     shared = cluster(processes, tmp_path)
     assert len(np.unique(alone["dbscan.labels"])) > 2
     assert len(np.unique(alone["refilled.labels"])) == 40
+    assert 0 < alone["stage.agreement_ari"] < 1
+    assert (alone["stage.targets.2"] == -1).any()
     for name in alone:
         if name.endswith("errors"):
             continue
