@@ -27,6 +27,7 @@ from hf_plr.data.reid import load_reid_folder
 from hf_plr.data.store import UnreadableSample
 from hf_plr.data.waveforms import UnreadableSound, decode_waveform
 from hf_plr.label_files import LabelFile
+from hf_plr.models.backbone import load_backbone
 from hf_plr.recipe import DataArguments
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.outputs import read_scores
@@ -295,6 +296,12 @@ def test_sounds(tmp_path, kind):
         assert np.isfinite(waveform).all()
 
     check_damaged(path, read, errors=(UnreadableSound,), named="recording 5", examples=60)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_models(tmp_path, tiny_vit, file):
+    tiny_vit().save_pretrained(tmp_path)
+    check_damaged(tmp_path / file, lambda: load_backbone(tmp_path), named=tmp_path, examples=40)
 
 
 # ---- the state of a run ----------------------------------------------------------------------------------------------

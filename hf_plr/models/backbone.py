@@ -61,13 +61,13 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     fast arithmetic); a pooler that came without weights is made to hand through the class token.
 
     Raises:
-        ValueError: if there is no such model, or it is no vision transformer.
+        ValueError: if there is no such model, it is damaged, or it is no vision transformer.
     """
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         try:
             model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        except OSError as error:
+        except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
             raise ValueError(cannot_load(name, error)) from error
         if any(key.startswith("pooler.dense.") for key in report["missing_keys"]):
             pass_class_token_through_pooler(model)

@@ -149,13 +149,13 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
     embedding gets one.
 
     Raises:
-        ValueError: if there is no such model, or it is none of HuBERT, wav2vec 2.0, WavLM and data2vec.
+        ValueError: if there is no such model, it is damaged, or it is none of HuBERT, wav2vec 2.0, WavLM and data2vec.
     """
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         try:
             model = AutoModel.from_pretrained(name, dtype=torch.float32)
-        except OSError as error:
+        except Exception as error:  # as in load_backbone
             raise ValueError(cannot_load(name, error)) from error
     base = model.base_model
     if base is not model:
