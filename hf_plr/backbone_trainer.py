@@ -22,12 +22,15 @@ from hf_plr.data.store import SampleStore
 from hf_plr.evaluation.scores import SCORES, score_features
 from hf_plr.features import FeatureExtractor
 from hf_plr.media import medium_of
+from hf_plr.models.backbone import cannot_load
 from hf_plr.models.teacher import Teacher
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
 from hf_plr.report.summary import RunSummary
 from hf_plr.resumable_trainer import ResumableTrainer
 from hf_plr.run_settings import settings_of
+from hf_plr.state import STATE_FILE
+from hf_plr.stored_arrays import checked, read_from
 from hf_plr.training_args import PLRTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -262,7 +265,7 @@ class BackboneTrainer(ResumableTrainer):
 
     def load_run_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         self.load_label_state(state, checkpoint)
-        self._load_student(state)
+        self._load_student(state, checkpoint)
 
     def run_settings(self) -> dict[str, Any]:
         samples = {"samples": len(self.train_dataset), "data": self.train_dataset.digest()}
@@ -309,18 +312,24 @@ class BackboneTrainer(ResumableTrainer):
         but Trainer's own loading goes by name alone and leaves such weights as they are, with only a warning.
         """
         backbone: Any = self.backbone if self.teacher is not None else self._bare(self.model)
-        saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
+        try:
+            saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
+        except Exception as error:  # of transformers, safetensors or the file system
+            raise ValueError(cannot_load(checkpoint, error)) from error
         backbone.load_state_dict(saved.state_dict())
 
-    def _load_student(self, state: dict[str, np.ndarray]) -> None:
+    def _load_student(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """The trained weights, where what was saved is the copy that follows them."""
-        if self.teacher is not None:
-            weights = {
-                name.removeprefix(STUDENT_PREFIX): torch.from_numpy(value)
-                for name, value in state.items()
-                if name.startswith(STUDENT_PREFIX)
-            }
-            self._bare(self.model).load_state_dict(weights)
+        if self.teacher is None:
+            return
+        student = self._bare(self.model)
+        weights = {}
+        with read_from(os.path.join(checkpoint, STATE_FILE)):
+            for name, value in student.state_dict().items():
+                kind = "floats" if value.is_floating_point() else "integers"
+                stored = checked(state, f"{STUDENT_PREFIX}{name}", kind, tuple(value.shape))
+                weights[name] = torch.from_numpy(stored)
+        student.load_state_dict(weights)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the bare backbone, as `Trainer` saves a model."""

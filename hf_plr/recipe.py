@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import transformers
 from hf_plr.backbone_trainer import BackboneTrainer
 from hf_plr.checkpoints import ASIDE, CheckpointError, checkpoints_in, last_whole
 from hf_plr.report.outputs import METRICS_FILE, format_summary, write_metrics
+from hf_plr.stop_signal import TrainingStopped
 from hf_plr.training_args import PLRTrainingArguments
 
 
@@ -61,6 +61,9 @@ def run_recipe(main: Callable[[], object]) -> None:
     transformers.logging.set_verbosity_warning()
     try:
         main()
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise
     except (ValueError, TypeError, CheckpointError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
@@ -135,11 +138,6 @@ def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments
 def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
     """Train, or go on where the arguments say."""
     trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
-    if trainer.stopped:
-        if trainer.is_world_process_zero():
-            done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
-            print(f"Stopped by SIGTERM at {done}: --resume_from_checkpoint goes on from there.", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
 
 
 def write_results(

@@ -21,7 +21,7 @@ from hf_plr.checkpoints import ASIDE, CheckpointError, flaw, last_whole, put_in_
 from hf_plr.processes import gather_all
 from hf_plr.run_settings import check_same
 from hf_plr.state import load_state, save_state
-from hf_plr.stop_signal import StopSignal
+from hf_plr.stop_signal import StopSignal, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class ResumableTrainer(Trainer, ABC):
       does not go on from it.
     * Losses that were added up for the next entry of the log go on being added up, and the end of an epoch is logged
       and evaluated before it is saved.
-    * SIGTERM saves at the next step and ends training; `stopped` says so.
+    * SIGTERM saves at the next step and ends training, and the process unless `TrainingStopped` is caught.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -68,11 +68,6 @@ class ResumableTrainer(Trainer, ABC):
 
     # ---- going on ------------------------------------------------------------------------------------------------
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the last training was ended by SIGTERM: the last checkpoint is where it goes on."""
-        return self._stop_signal.stopped
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; a resumed run takes up labels, prototypes and sums of losses too.
 
@@ -83,6 +78,7 @@ class ResumableTrainer(Trainer, ABC):
         Raises:
             CheckpointError: if the checkpoint is torn or there is none, or one cannot be written.
             ValueError: if the checkpoint was written with other settings or for other data.
+            TrainingStopped: after SIGTERM.
         """
         checkpoint = self._checkpoint_of(resume_from_checkpoint) if resume_from_checkpoint else None
         if checkpoint is not None:
@@ -92,7 +88,10 @@ class ResumableTrainer(Trainer, ABC):
             self.load_run_state(state, checkpoint)
         self._resumed = checkpoint is not None
         with self._stop_signal.watched():
-            return super().train(checkpoint, *args, **kwargs)
+            result = super().train(checkpoint, *args, **kwargs)
+        if self._stop_signal.stopped:
+            raise TrainingStopped(self.state.global_step, self.state.max_steps)
+        return result
 
     def _checkpoint_of(self, wanted: str | bool) -> str:
         if wanted is not True:

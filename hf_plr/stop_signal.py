@@ -16,6 +16,20 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 
+class TrainingStopped(SystemExit):
+    """SIGTERM ended training, after a checkpoint; unless it is caught the process ends, with status 143."""
+
+    def __init__(self, step: int, max_steps: int):
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+        self.max_steps = max_steps
+
+    def __str__(self) -> str:
+        return (
+            f"Stopped by SIGTERM at step {self.step} of {self.max_steps}: --resume_from_checkpoint goes on from there."
+        )
+
+
 class StopSignal(TrainerCallback):
     """Saves and stops all processes once any of them was asked to by SIGTERM.
 

@@ -24,6 +24,7 @@ from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.checkpoints import last_whole
 from hf_plr.data.loading import digits, draw_rows
 from hf_plr.models.backbone import small_vit, small_vit_processor
+from hf_plr.stop_signal import TrainingStopped
 
 # 203 samples in batches of 2 x 16: the last batch is 11 samples, 6 and 5.
 SETTINGS: list[tuple[int, dict[str, Any]]] = [
@@ -92,14 +93,17 @@ def main(folder: Path) -> None:
         whole = make(folder / f"{number}-whole", [], **settings)
         whole.train()
         out = folder / f"{number}-part"
-        part = make(out, [TerminateOne(step)], **settings)
-        part.train()
+        stopped = 0
+        try:
+            make(out, [TerminateOne(step)], **settings).train()
+        except TrainingStopped as error:
+            stopped = error.code
         checkpoint, _ = last_whole(out)
         resumed = make(out, [], **settings)
         resumed.train(resume_from_checkpoint=True)
         report.append(
             {
-                "stopped": gather_object([part.stopped]),
+                "stopped": gather_object([stopped]),
                 "checkpoint": None if checkpoint is None else checkpoint.name,
                 "steps": resumed.state.global_step,
                 "differences": differences(whole, resumed),

@@ -1,7 +1,8 @@
 """Kills a training run again and again until it is done: `killed_runs.py FOLDER KILLS`.
 
-FOLDER gets whole.npz of an uninterrupted run, killed-0.npz, ... of runs that were killed, and kills.json. Children are
-forked, so that importing everything is paid for once.
+FOLDER gets whole.npz of an uninterrupted run, killed-0.npz, ... of runs that were killed, and kills.json; worker.npz of
+a run whose data-loading workers were killed, and worker-died.txt with its error. Children are forked, so that importing
+everything is paid for once.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
+import multiprocessing
 import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from runs import logged
+from transformers import TrainerCallback
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.checkpoints import ASIDE, checkpoints_in
@@ -30,7 +35,16 @@ from hf_plr.models.backbone import small_vit, small_vit_processor
 MOMENTS = ("any", "stage", "save", "any", "save")
 
 
-def train(out: Path, result: Path) -> None:
+class KillWorkers(TrainerCallback):
+    """Kills the processes that load data."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 9:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+
+def train(out: Path, result: Path, workers_die: bool = False) -> None:
     """Train from where the run in `out` ended, and write the outcome to `result`."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -42,12 +56,14 @@ def train(out: Path, result: Path) -> None:
         num_clusters=12,
         save_strategy="steps",
         save_steps=3,
+        dataloader_num_workers=2 if workers_die else 0,
         disable_tqdm=True,
         use_cpu=True,
     )
     model = small_vit(16, 8, hidden_size=64, num_hidden_layers=2)
     data = digits().select(range(403))
-    trainer = PLRTrainer(model, args, data, processing_class=small_vit_processor(16))
+    callbacks = [KillWorkers()] if workers_die else []
+    trainer = PLRTrainer(model, args, data, processing_class=small_vit_processor(16), callbacks=callbacks)
     relabel = trainer._relabel
 
     def announced(epoch: int) -> dict[str, float]:
@@ -66,17 +82,17 @@ def train(out: Path, result: Path) -> None:
     os.replace(result.with_suffix(".tmp.npz"), result)
 
 
-def start(out: Path, result: Path) -> int:
+def start(out: Path, result: Path, workers_die: bool = False) -> int:
     """Train in a child; returns its number."""
     child = os.fork()
     if child == 0:
-        code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            train(out, result)
-            code = 0
-        finally:
-            os._exit(code)
+            train(out, result, workers_die)
+        except BaseException:
+            (out.parent / f"{out.name}-died.txt").write_text(traceback.format_exc())
+            os._exit(1)
+        os._exit(0)
     return child
 
 
@@ -117,6 +133,10 @@ def main(folder: Path, kills: int) -> None:
         if len(done) < kills:
             finished += 1
     (folder / "kills.json").write_text(json.dumps(done))
+    for workers_die in (True, False):
+        child = start(folder / "worker", folder / "worker.npz", workers_die)
+        if (os.waitpid(child, 0)[1] != 0) != workers_die:
+            sys.exit(f"a run whose workers {'die' if workers_die else 'live'} ended otherwise")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -23,6 +22,7 @@ from transformers import TrainerCallback
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
 from hf_plr.checkpoints import ASIDE, FILE_LIST, CheckpointError, checkpoints_in, flaw, last_whole
+from hf_plr.stop_signal import TrainingStopped
 
 HERE = Path(__file__).parent
 
@@ -215,26 +215,6 @@ def test_a_full_disk_keeps_what_was_saved(make_trainer, tmp_path):
     assert_same_run(whole, resumed)
 
 
-def test_a_worker_that_dies_ends_the_run_and_it_goes_on(make_trainer, tmp_path):
-    class KillWorkers(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 9:
-                for worker in multiprocessing.active_children():
-                    worker.kill()
-
-    arguments = {"dataloader_num_workers": 2, "per_device_train_batch_size": 8}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
-    whole.train()
-    stopping = make_trainer({"callbacks": [KillWorkers()]}, save_strategy="steps", save_steps=5, **arguments)
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        stopping.train()
-    # Batches that were ready may have been trained on before the loader noticed.
-    assert last_whole(tmp_path / "out")[0].name in ("checkpoint-5", "checkpoint-10")
-    resumed = make_trainer(**arguments)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_run(whole, resumed)
-
-
 def with_nan_features(trainer, epoch):
     extract = trainer.extract_shard
 
@@ -322,10 +302,9 @@ def test_sigterm_saves_and_stops(make_trainer, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     whole = make_trainer(output_dir=str(tmp_path / "whole"))
     whole.train()
-    stopping = make_trainer({"callbacks": [Terminate()]})
-    stopping.train()
-    assert stopping.stopped
-    assert not whole.stopped
+    with pytest.raises(TrainingStopped, match="at step 10 of 21") as stopped:
+        make_trainer({"callbacks": [Terminate()]}).train()
+    assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert last_whole(tmp_path / "out")[0] == tmp_path / "out" / "checkpoint-10"
     resumed = make_trainer()
@@ -339,7 +318,7 @@ def test_jit_checkpoints_of_trainer_are_refused(make_trainer):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments(tmp_path):
+def test_killed_at_twenty_moments_and_by_a_worker_that_dies(tmp_path):
     run = subprocess.run(
         [sys.executable, HERE / "killed_runs.py", tmp_path, "20"], capture_output=True, text=True, timeout=600
     )
@@ -348,8 +327,9 @@ def test_killed_at_twenty_moments(tmp_path):
     assert len(kills) == 20
     moments = {moment for moment, _ in kills}
     assert moments == {"any", "stage", "save"}
-    names = ["whole.npz", *sorted(path.name for path in tmp_path.glob("killed-*.npz"))]
-    assert len(names) > 1
+    assert "DataLoader worker" in (tmp_path / "worker-died.txt").read_text()
+    names = ["whole.npz", "worker.npz", *sorted(path.name for path in tmp_path.glob("killed-*.npz"))]
+    assert len(names) > 2
     whole, *killed = (dict(np.load(tmp_path / name)) for name in names)
     for result in killed:
         assert result.keys() == whole.keys()
@@ -365,7 +345,7 @@ def test_sigterm_in_one_of_two_processes_stops_both_and_they_go_on(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert [entry["checkpoint"] for entry in report] == ["checkpoint-7", "checkpoint-10", "checkpoint-6"]
     for entry in report:
-        assert entry["stopped"] == [True, True]
+        assert entry["stopped"] == [143, 143]
         assert entry["differences"] == []
 
 
