@@ -30,6 +30,7 @@ from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import RunSummary
+from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.training_args import PLRTrainingArguments
 
@@ -103,6 +104,7 @@ class PLRTrainer(BackboneTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        check_sharding(self.accelerator, self.medium.model)
         counted = getattr(clusterer, "n_clusters", None)
         if isinstance(counted, int) and counted > len(self.train_dataset):
             raise ValueError(
