@@ -16,6 +16,7 @@ from hf_plr.data.store import SampleStore
 from hf_plr.features import FeatureExtractor, empty_in_file
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.processes import gather_rows, on_main
+from hf_plr.sharding import sharded_parts
 from hf_plr.stored_arrays import checked
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,8 @@ class FeatureSource:
         if accelerator.mixed_precision == "bf16":
             return "bfloat16"
         if not computes_in_bf16(accelerator.device) or not hasattr(clusterer, "get_params"):
+            return "float32"
+        if sharded_parts(extractor.model):  # the trial is the main process's alone
             return "float32"
         positions = torch.linspace(0, len(store) - 1, min(len(store), TRIAL_SAMPLES)).long()
 

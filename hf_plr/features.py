@@ -19,6 +19,7 @@ from hf_plr.data.store import SampleStore
 from hf_plr.media.base import Medium
 from hf_plr.precision import fast_fp32_products
 from hf_plr.processes import gather_rows
+from hf_plr.sharding import whole_weights
 
 
 @dataclass
@@ -95,7 +96,12 @@ class FeatureExtractor:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), fast_fp32_products(), self._autocast(dtype):
+            with (
+                whole_weights(self.model, self.accelerator),
+                torch.inference_mode(),
+                fast_fp32_products(),
+                self._autocast(dtype),
+            ):
                 yield
         finally:
             self.model.train(was_training)

@@ -8,8 +8,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 
-def read_tensors(path: str | os.PathLike[str], file_format: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays by name, and the metadata.
+def read_tensors(path: str | os.PathLike[str], file_format: str) -> dict[str, np.ndarray]:
+    """Arrays by name.
 
     Args:
         path: the file.
@@ -20,11 +20,10 @@ def read_tensors(path: str | os.PathLike[str], file_format: str) -> tuple[dict[s
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            found = metadata.get("format")
+            found = (file.metadata() or {}).get("format")
             arrays = {name: file.get_tensor(name) for name in file.keys()} if found == file_format else {}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last ones: types that numpy lacks
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
     if found != file_format:
         raise ValueError(f"{path} has format {found!r}, this release reads {file_format!r}")
-    return arrays, metadata
+    return arrays

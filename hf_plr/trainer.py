@@ -33,6 +33,7 @@ from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import RunSummary
 from hf_plr.run_settings import as_stored, estimator_settings
+from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
@@ -112,6 +113,7 @@ class PLRTrainer(BackboneTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        check_sharding(self.accelerator, self.medium.model)
         counted = getattr(clusterer, "n_clusters", None)
         if isinstance(counted, int) and counted > len(self.train_dataset):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,9 +212,15 @@ class PLRTrainingArguments(TrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "knn_accuracy"
             self.greater_is_better = True
-        if (self.bf16 or self.fp16) and not torch.accelerator.is_available():
+        launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+        if (self.bf16 or self.fp16 or launched > 1) and not torch.accelerator.is_available():
             self.use_cpu = True  # Trainer wants to be told
         super().__post_init__()
+        if launched > 1 and self.world_size == 1:  # each would train by itself, and all write to one folder
+            raise ValueError(
+                f"{launched} processes were launched, but they cannot talk to each other on {self.device}: "
+                "use_cpu=True (--use_cpu true) trains on CPUs"
+            )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         if self.refinement_weight is not None and not 0.0 <= self.refinement_weight <= 1.0:

@@ -34,6 +34,7 @@ from hf_plr.media import Sounds
 from hf_plr.models.masked_units import UnitPredictor, mask_spans, span_count
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.summary import RunSummary
+from hf_plr.sharding import check_sharding
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
 from hf_plr.unit_training_args import UnitTrainingArguments
@@ -121,6 +122,9 @@ class UnitTrainer(BackboneTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        check_sharding(self.accelerator, self.medium.model)
+        if self.is_fsdp_enabled:
+            raise ValueError("units of frames need whole weights on every process: no FSDP")
         counts = frame_counts(self.medium, self.train_dataset)
         if self._n_units > counts.sum():
             raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
@@ -265,7 +269,7 @@ class UnitTrainer(BackboneTrainer):
     def label_state(self) -> dict[str, np.ndarray]:
         state = self.stage.state_dict()
         if state:
-            state |= {f"{HEAD_PREFIX}{name}": value.cpu().numpy() for name, value in self._head().items()}
+            state |= {f"{HEAD_PREFIX}{name}": value.float().cpu().numpy() for name, value in self._head().items()}
         return state
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:

@@ -12,20 +12,9 @@ import soundfile
 from conftest import REPOSITORY, SHARED_DATA
 from test_recipe import launch, recipe
 
-from hf_plr.data.loading import synthetic_sounds
-
 HUBERT_PLR = REPOSITORY / "recipes" / "hubert_plr.py"
 TINY = ["--num_clusters", "12", "--disable_tqdm", "true", "--per_device_train_batch_size", "32"]
 hubert = functools.partial(launch, script=HUBERT_PLR)
-
-
-@pytest.fixture(scope="module")
-def parquet_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sounds")
-    sounds = synthetic_sounds(n_per_class=12)
-    sounds.select(range(0, 96, 2)).to_parquet(folder / "train.parquet")
-    sounds.select(range(1, 96, 2)).to_parquet(folder / "test.parquet")
-    return folder
 
 
 @pytest.mark.slow
@@ -48,31 +37,6 @@ def test_without_arguments_it_runs_on_its_own_sounds(tmp_path, objective):
     assert len(rows) == 120
     assert rows.is_monotonic_increasing
     assert rows.max() > 700  # rows of all 800 sounds
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["utterance", "frames"])
-def test_two_processes_give_the_labels_of_one(parquet_folder, tmp_path, objective):
-    found = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        run = hubert(
-            *["--dataset_name", parquet_folder, "--output_dir", out, "--objective", objective, *TINY],
-            *["--per_device_train_batch_size", 32 // processes, "--num_train_epochs", 1],
-            *["--cpu_threads", 1, "--learning_rate", 0, "--per_device_eval_batch_size", 4, "--save_strategy", "no"],
-            processes=processes,
-        )
-        assert run.returncode == 0, run.stderr
-        found[processes] = out
-    if objective == "utterance":
-        one, two = (pd.read_parquet(out / "pseudo_labels.parquet") for out in found.values())
-        pd.testing.assert_frame_equal(one, two)
-    else:
-        one, two = (pd.read_parquet(out / "units.parquet") for out in found.values())
-        assert all(np.array_equal(a, b) for a, b in zip(one["units"], two["units"], strict=True))
-        assert len(np.unique(np.concatenate(list(one["units"])))) > 6
-        centroids = [(out / "centroids.safetensors").read_bytes() for out in found.values()]
-        assert centroids[0] == centroids[1]
 
 
 @pytest.mark.slow

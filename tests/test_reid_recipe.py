@@ -86,7 +86,8 @@ def source(tmp_path_factory):
 def test_source_adaptation_scores_and_resume(target, source, tmp_path):
     out = tmp_path / "out"
     common = ["--dataset_name", target, "--source_dataset_name", source, "--output_dir", out, *TINY]
-    run = launch(*common, "--source_epochs", "8", script=RECIPE)
+    halved = ["--per_device_train_batch_size", 18]
+    run = launch(*common, *halved, "--source_epochs", "8", processes=2, script=RECIPE)
     assert run.returncode == 0, run.stderr
     for words in ("before  source   after", "mAP", "Rank 1", "Rank 10", "ARI of the last labels"):
         assert words in run.stdout

@@ -7,9 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from runs import StopAt, assert_same_weights, weights
-from test_recipe import launch
 from transformers import AutoModel, TrainerCallback
 
 from hf_plr import UnitTrainer
@@ -83,15 +81,3 @@ def test_it_works_for_frames_of_sounds(make_sound_trainer, tmp_path):
 def test_decay_outside_its_range_is_named(make_trainer):
     with pytest.raises(ValueError, match=r"ema_decay=1.0 is outside \[0, 1\)"):
         make_trainer(ema_decay=1.0)
-
-
-@pytest.mark.slow
-def test_two_processes_publish_one_copy(tmp_path):
-    run = launch(
-        *["--max_samples", 150, "--num_train_epochs", 2, "--num_clusters", 12, "--ema_decay", 0.9],
-        *["--disable_tqdm", "true", "--output_dir", tmp_path / "out"],
-        processes=2,
-        script=REPOSITORY / "recipes" / "vit_plr.py",
-    )
-    assert run.returncode == 0, run.stderr
-    assert AutoModel.from_pretrained(tmp_path / "out").config.model_type == "vit"

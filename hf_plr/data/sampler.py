@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+PART = 1 << 16  # indices that are Python's integers together
+
 
 class EpochSampler(Sampler[int], ABC):
     """Yield a fixed number of indices an epoch, pass after pass over the data set.
@@ -35,7 +37,10 @@ class EpochSampler(Sampler[int], ABC):
             one_pass = self._one_pass(rng)
             stream.append(one_pass)
             drawn += len(one_pass)
-        return iter(np.concatenate(stream)[: self.samples_per_epoch].tolist())
+        order = np.concatenate(stream)[: self.samples_per_epoch]
+        # In parts: as Python's integers the whole order would take five times the memory.
+        parts = (order[start : start + PART] for start in range(0, len(order), PART))
+        return (index for part in parts for index in part.tolist())
 
     @abstractmethod
     def _one_pass(self, rng: np.random.Generator) -> np.ndarray:

@@ -72,7 +72,7 @@ class UnitEncoder:
                 f"{name} has no {CENTROIDS_FILE}: recipes/hubert_plr.py --objective frames leaves it, and "
                 "UnitTrainer.save_labels"
             )
-        arrays, _ = read_tensors(path, FORMAT)
+        arrays = read_tensors(path, FORMAT)
         with read_from(path):
             centroids = checked(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
             if centroids.size == 0:
