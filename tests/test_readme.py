@@ -33,7 +33,7 @@ def test_flags_and_targets_are_real():
             text=True,
             check=True,
         ).stdout
-        for recipe in ("vit_plr.py", "reid_plr.py", "hubert_plr.py")
+        for recipe in ("vit_plr.py", "reid_plr.py", "hubert_plr.py", "finetune_image.py")
     )
     missing = [flag for flag in set(re.findall(r"`(--[a-z0-9_]+)", README)) if f"{flag}\n" not in helped]
     assert missing == []

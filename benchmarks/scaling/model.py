@@ -18,7 +18,6 @@ from hf_plr.refinement.cooccurrence import COUNT_CHUNK
 from hf_plr.refinement.lookup import TABLE_SIZE
 
 INT32, INT64, FLOAT32, FLOAT64 = 4, 8, 4, 8
-PYTHON_INTEGER = 40  # an integer object and its place in a list
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def while_labelling(size: Size) -> dict[str, int]:
 
 def while_training(size: Size) -> dict[str, int]:
     """What is there during an epoch beside model, optimizer and batches; drawing the order takes 16 bytes N more."""
-    return between_stages(size) | {"order of training": PYTHON_INTEGER * size.samples}
+    return between_stages(size) | {"order of training": INT64 * size.samples}
 
 
 MOMENTS: dict[str, Callable[[Size], dict[str, int]]] = {
