@@ -302,7 +302,13 @@ class _Handler(BaseHTTPRequestHandler):
     # ---- repositories --------------------------------------------------------------------------------------------
 
     def whoami(self) -> Any:
-        return {"type": "user", "name": self._user(), "fullname": self._user(), "orgs": [], "auth": {"type": "access_token"}}
+        return {
+            "type": "user",
+            "name": self._user(),
+            "fullname": self._user(),
+            "orgs": [],
+            "auth": {"type": "access_token"},
+        }
 
     def create(self) -> Any:
         user = self._user()
