@@ -45,6 +45,7 @@ TRAINED_EPOCHS = "trained_epochs"
 HOW_TO_LOG_IN = "`hf auth login`, or set HF_TOKEN to a token that may write"
 TRY_AGAIN = (408, 429)
 PAUSES = (1.0, 5.0)  # seconds, before it is tried again
+PATIENCE = 30.0  # seconds; what took longer to fail has been tried again and again by the client
 SHOWN = 300  # characters of what the Hub or its client says
 
 
@@ -160,11 +161,13 @@ def persistently(push: Callable[[HfApi], T], repo_id: str, token: str | None) ->
         HubError: if it does not work, saying why in one line.
     """
     for pause in (*PAUSES, None):
+        started = time.monotonic()
         try:
             with client(token, repo_id) as api:
                 return push(api)
         except HubError as error:
-            if error.refused or pause is None:
+            patient = time.monotonic() - started > PATIENCE
+            if error.refused or pause is None or patient:
                 raise
             logger.warning("Not pushed yet: %s. Once more in %g s.", error, pause)
             time.sleep(pause)
@@ -217,16 +220,16 @@ def client(token: str | None, repo_id: str) -> Iterator[HfApi]:
     try:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE=1 keeps this process away from the Hub")
-        if token is None and get_token() is None:
+        found = get_token() if token is None else token
+        if not found:
             raise LocalTokenNotFoundError(f"there is no token for the Hub: {HOW_TO_LOG_IN}")
-        yield HfApi(token=token)
+        if not (found.isascii() and found.isprintable()):  # errors of HTTP would show it
+            raise ValueError(f"the token has characters in it that no token has: {HOW_TO_LOG_IN}")
+        yield HfApi(token=found)
     except HubError:
         raise
     except Exception as error:  # of the client's own kinds, of HTTP, of files, of Xet
-        words, refused = _told(error, repo_id)
-        for secret in (token, get_token()):
-            words = words.replace(secret, "***") if secret else words  # HTTP shows headers that it cannot send
-        raise HubError(words, refused) from error
+        raise HubError(*_told(error, repo_id)) from error
 
 
 def _told(error: Exception, repo_id: str) -> tuple[str, bool]:

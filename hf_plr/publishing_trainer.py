@@ -246,7 +246,7 @@ class PublishingTrainer(ResumableTrainer):
         staged = Path(str(args.output_dir)) / f"{STAGED}{self.state.global_step}"
         try:
             self._stage(Path(checkpoint_folder), staged)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no room, or weights in another format
             logger.warning("Nothing is pushed at %s: %s. Training goes on.", done, error)
             return
         job = run_as_future(self._push_staged, staged, done)

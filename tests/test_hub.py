@@ -144,16 +144,6 @@ def test_labels_load_as_a_data_set(published, read, all_digits):
 
 
 @pytest.mark.slow
-def test_prototypes_are_what_labels_look_like(published):
-    folder, _ = published
-    labels = pd.read_parquet(folder / "vit" / "pseudo_labels.parquet")["label"]
-    arrays = load_file(folder / "vit" / "prototypes.safetensors")
-    np.testing.assert_array_equal(arrays["labels"], np.unique(labels[labels >= 0]))
-    assert arrays["prototypes"].shape == (len(arrays["labels"]), 32)
-    np.testing.assert_allclose(np.linalg.norm(arrays["prototypes"], axis=1), 1.0, rtol=1e-5)
-
-
-@pytest.mark.slow
 def test_what_the_hub_refuses_ends_the_run_before_it_begins(published):
     folder, found = published
     said = found["refusals"]
@@ -257,6 +247,23 @@ def test_every_fault_is_told_in_one_line(hub, not_pushed, fault):
     assert run.stderr.strip().splitlines()[-1].startswith(f"hf-plr push: error: {message}")
     assert "Traceback" not in run.stderr
     assert TOKEN not in run.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_end_together(hub, tmp_path):
+    hub.faults.append(Fault("/two/commit/", 413, "too large"))
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    arguments = ["--output_dir", tmp_path / "out", "--max_samples", 100, "--num_clusters", 8, "--num_train_epochs", 1]
+    push = ["--push_to_hub", "--hub_model_id", "alice/two", "--disable_tqdm", "true", "--use_cpu", "true"]
+    recipe = REPOSITORY / "recipes" / "vit_plr.py"
+    run = run_python(*launch, recipe, *arguments, *push, hub=hub, home=tmp_path / "home", cwd=tmp_path)
+    hub.faults.clear()
+    assert run.returncode == 1
+    told = (
+        f"error: the results are in {tmp_path / 'out'}, but not on the Hub: the Hub refused alice/two (413: too large)"
+    )
+    assert told in run.stderr
+    assert {path.name for path in published_files(tmp_path / "out")} == BACKBONE | CLUSTERS
 
 
 @pytest.mark.slow
@@ -368,8 +375,28 @@ def test_offline_is_told(tmp_path):
         push_folder(tmp_path, "alice/x")
 
 
-def test_metrics_say_how_many_epochs(make_trainer, tmp_path):
+def test_a_token_with_a_line_break_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(HubError, match="the token has characters in it that no token has") as error:
+        push_folder(tmp_path, "alice/x", token="hf_secret\nhf_other")
+    assert "hf_secret" not in str(error.value)
+
+
+def test_prototypes_and_epochs(make_trainer, tmp_path):
     trainer = make_trainer(num_train_epochs=1, save_strategy="no")
     trainer.train()
+    trainer.save_labels(tmp_path)
+    labels = pd.read_parquet(tmp_path / "pseudo_labels.parquet")["label"].to_numpy()
+    arrays = load_file(tmp_path / "prototypes.safetensors")
+    np.testing.assert_array_equal(arrays["labels"], np.unique(labels[labels >= 0]))
+    features = trainer.extract_features().cpu().numpy()
+    np.testing.assert_allclose(arrays["center"], features.mean(axis=0), atol=1e-5)
+    embedded = features - arrays["center"]
+    embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
+    means = np.stack([embedded[labels == label].mean(axis=0) for label in arrays["labels"]])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays["prototypes"], expected, atol=1e-5)
     trainer.write_metrics(1.0)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["trained_epochs"] == 1.0
