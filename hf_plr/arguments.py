@@ -126,7 +126,8 @@ class RecipeParser:
         return value if action.type is None else self.parser._get_value(action, str(value))
 
     def _print_help(self, everything: bool) -> None:
-        usual = {"output_dir", "seed", "bf16", "report_to", "push_to_hub", "hub_model_id", "use_cpu", "max_steps"}
+        usual = {"output_dir", "seed", "bf16", "report_to", "use_cpu", "max_steps"}
+        usual |= {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"}
         own = {"help", "help_all", "config"}
         for dataclass_type in self.types:
             classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)

@@ -24,10 +24,10 @@ from hf_plr.features import FeatureExtractor
 from hf_plr.media import medium_of
 from hf_plr.models.backbone import cannot_load
 from hf_plr.models.teacher import Teacher
+from hf_plr.publishing_trainer import PublishingTrainer
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
 from hf_plr.report.summary import RunSummary
-from hf_plr.resumable_trainer import ResumableTrainer
 from hf_plr.run_settings import settings_of
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
@@ -40,7 +40,7 @@ STUDENT_PREFIX = "student."
 GALLERY_SAMPLES = 10_000  # training samples that an evaluation compares with
 
 
-class BackboneTrainer(ResumableTrainer):
+class BackboneTrainer(PublishingTrainer):
     """What training on images or sounds without labels needs beside its objective.
 
     It opens the samples, calls `prepare_epoch` where labels may change, extracts features, scores them against true
@@ -132,15 +132,6 @@ class BackboneTrainer(ResumableTrainer):
 
         Raises:
             ValueError: if it was written for another data set, naming the checkpoint.
-        """
-
-    @abstractmethod
-    def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
-        """Write the last labels to files; called on every process.
-
-        Args:
-            directory: where to.
-            rows: number of each row of `train_dataset` in the data that it was taken from; by default the row itself.
         """
 
     def _trained_model(self) -> torch.nn.Module:
@@ -292,6 +283,9 @@ class BackboneTrainer(ResumableTrainer):
             scores=self.scores,
             scored_on_test=self._scored_on_test,
         )
+
+    def labelled_media(self) -> tuple[Dataset, np.ndarray]:
+        return self.train_dataset.stored, self.train_dataset.rows
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -18,7 +19,8 @@ import transformers
 
 from hf_plr.backbone_trainer import BackboneTrainer
 from hf_plr.checkpoints import ASIDE, CheckpointError, checkpoints_in, last_whole
-from hf_plr.report.outputs import METRICS_FILE, format_summary, write_metrics
+from hf_plr.hub import HubError
+from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.stop_signal import TrainingStopped
 from hf_plr.training_args import PLRTrainingArguments
 
@@ -54,6 +56,10 @@ class RecipeTrainingArguments(PLRTrainingArguments):
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the results of a run in output_dir."})
+    hub_private_repo: bool | None = field(
+        default=None,
+        metadata={"help": "Push to a private repository. Default: as the Hub does.", "nargs": "?", "const": True},
+    )
 
 
 def run_recipe(main: Callable[[], object]) -> None:
@@ -64,7 +70,7 @@ def run_recipe(main: Callable[[], object]) -> None:
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         raise
-    except (ValueError, TypeError, CheckpointError) as error:
+    except (ValueError, TypeError, CheckpointError, HubError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -155,13 +161,34 @@ def write_results(
     args = trainer.args
     trainer.save_model(_internal_call=True)  # a push, if one is wanted, takes the whole folder at the end
     trainer.save_labels(str(args.output_dir), rows)
+    trainer.create_model_card(**card)
+    seconds = time.perf_counter() - started
+    trainer.write_metrics(seconds)
     if trainer.is_world_process_zero():
-        out = Path(str(args.output_dir))
-        trainer.create_model_card(**card)
-        seconds = time.perf_counter() - started
-        write_metrics(out / METRICS_FILE, trainer.summary(), seconds)
         print(format_summary(trainer.summary(), seconds, next_command))
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    trainer.accelerator.wait_for_everyone()  # one that is gone early takes the others with it if it fails at that
-    trainer.accelerator.end_training()
+    try:
+        if args.push_to_hub:
+            push(trainer, card)
+    finally:
+        trainer.accelerator.wait_for_everyone()  # one that is gone early takes the others with it if it fails at that
+        trainer.accelerator.end_training()
+
+
+def push(trainer: BackboneTrainer, card: dict[str, Any]) -> None:
+    """Push the results to the Hub.
+
+    Raises:
+        HubError: if they did not get there, saying how to push them again.
+    """
+    args = trainer.args
+    try:
+        commit = trainer.push_to_hub(**card)
+    except HubError as error:
+        again = ["hf-plr", "push", str(args.output_dir), "--repo", str(trainer.hub_model_id)]
+        again += ["--private"] if args.hub_private_repo else []
+        again += ["--revision", args.hub_revision] if args.hub_revision else []
+        raise HubError(
+            f"the results are in {args.output_dir}, but not on the Hub: {error}\nPush them with: {shlex.join(again)}"
+        ) from error
+    if trainer.is_world_process_zero():
+        print(f"On the Hub: {commit.repo_url}")

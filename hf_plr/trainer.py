@@ -30,7 +30,7 @@ from hf_plr.data.sampler import ClusterSampler
 from hf_plr.feature_source import FeatureSource
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
-from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
+from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
 from hf_plr.report.summary import RunSummary
 from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.sharding import check_sharding
@@ -267,14 +267,32 @@ class PLRTrainer(BackboneTrainer):
         return super().run_settings() | as_stored(parts)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
-        """Write the last labels to `pseudo_labels.parquet`, on the main process.
+        """Write the last labels to `pseudo_labels.parquet`, and what their clusters look like to the backbone as it is
+        now to `prototypes.safetensors`.
 
         Args:
             directory: where to.
             rows: as for `save_pseudo_labels`.
         """
+        labels, memory = self._prototypes_now()
         if self.is_world_process_zero():
             self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
+            arrays = memory.state_dict()
+            path = os.path.join(directory, PROTOTYPES_FILE)
+            write_prototypes(path, arrays["prototypes"], labels, arrays["center"])
+        self._note_saved_labels(directory, rows)
+
+    def _prototypes_now(self) -> tuple[np.ndarray, ClusterMemory]:
+        """The clusters' labels (K,), and a memory of their mean features: those that training moves are older."""
+        now = self._labels_now().labels
+        labels = np.unique(now[now != NOISE])
+        memory = ClusterMemory(self.args.temperature, self.args.prototype_momentum)
+        mine = self._extractor.shard(self.train_dataset)
+        features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
+        features = memory.recenter(features, self.accelerator)
+        targets = np.where(now != NOISE, np.searchsorted(labels, now), NOISE)[mine]
+        memory.rebuild(features, torch.from_numpy(targets).to(features.device), len(labels), self.accelerator)
+        return labels, memory
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write index, file if known, label, previous_label and confidence of every sample as parquet, in data order.
@@ -293,6 +311,7 @@ class PLRTrainer(BackboneTrainer):
         summary = super().summary()
         files = (
             (PSEUDO_LABELS_FILE, f"index, label, previous_label and confidence of every training {self.medium.noun}"),
+            (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
         )
         return dataclasses.replace(summary, last_labels=self._last_labels(summary.stages), label_files=files)
 

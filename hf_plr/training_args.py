@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from hf_plr.clustering import CLUSTERERS
 from hf_plr.data.augmentation import AUGMENTATIONS
@@ -261,6 +262,11 @@ class PLRTrainingArguments(TrainingArguments):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice is not None)
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: use one of {choices}")
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r} would push optimizer, random states and pickled arguments, "
+                "which are of no use to others: use every_save or end. To go on elsewhere, copy the last checkpoint"
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True is not supported: PLRTrainer picks its columns itself")
 

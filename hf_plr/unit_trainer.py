@@ -251,6 +251,7 @@ class UnitTrainer(BackboneTrainer):
             rows: as for `PLRTrainer.save_labels`.
         """
         self._relabel(self._units_now().round + 1, self.unit_layer)
+        self._note_saved_labels(directory, rows)
         if not self.is_world_process_zero():
             return
         encoder = UnitEncoder(

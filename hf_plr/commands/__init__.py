@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_plr.commands import embed, refine, units
+from hf_plr.commands import embed, push, push_labels, refine, units
+from hf_plr.hub import HubError
 
-COMMANDS = {"refine": refine, "units": units, "embed": embed}
+COMMANDS = {"refine": refine, "units": units, "embed": embed, "push": push, "push-labels": push_labels}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `hf-plr`; returns the exit status: 0, or 2 where the arguments or the files do not fit."""
+    """Run `hf-plr`; returns the exit status: 0, 1 where the Hub fails, or 2 where arguments or files do not fit."""
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -30,4 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, TypeError, ValueError) as error:
         print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
         return 2
+    except HubError as error:
+        print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
+        return 1
     return 0

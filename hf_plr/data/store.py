@@ -93,6 +93,11 @@ class SampleStore(TorchDataset, ABC):
     def is_cached(self) -> bool:
         """Whether the decoded samples are kept."""
 
+    @property
+    def stored(self) -> Dataset:
+        """The column of images or recordings as it is stored, undecoded; its rows are those that `rows` names."""
+        return self._column
+
     def true_labels(self) -> np.ndarray:
         """True label of each position, -1 = unknown, shape (len(self),).
 

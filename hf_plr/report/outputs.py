@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
+from hf_plr.hub import TRAINED_EPOCHS
 from hf_plr.report.summary import RunSummary
 from hf_plr.stage import PseudoLabels
 
 METRICS_FILE = "metrics.json"
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"
+PROTOTYPES_FILE = "prototypes.safetensors"
+PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
 VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
@@ -41,6 +45,29 @@ def write_pseudo_labels(
     frame.sort_values("index", ignore_index=True).to_parquet(path, index=False)  # sounds are held by length
 
 
+def write_prototypes(
+    path: str | os.PathLike[str], prototypes: np.ndarray, labels: np.ndarray, center: np.ndarray
+) -> None:
+    """Write what the clusters of `pseudo_labels.parquet` look like to the backbone that lies beside it.
+
+    A sample's feature minus `center` is compared with the rows of `prototypes` by cosine; the most similar row stands
+    for the cluster of the same row of `labels`.
+
+    Args:
+        path: a safetensors file, which is complete or not there at all.
+        prototypes: mean feature of each cluster relative to the center, of unit length, (K, D).
+        labels: the clusters' labels, (K,).
+        center: mean feature of all samples, (D,).
+    """
+    arrays: dict[str, np.ndarray] = {
+        "prototypes": np.ascontiguousarray(prototypes, np.float32),
+        "labels": np.ascontiguousarray(labels, np.int64),
+        "center": np.ascontiguousarray(center, np.float32),
+    }
+    save_file(arrays, f"{path}.tmp", metadata={"format": PROTOTYPES_FORMAT})
+    os.replace(f"{path}.tmp", path)
+
+
 def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: float) -> None:
     """Write scores, the figures of every epoch, settings and versions as JSON."""
     metrics = {
@@ -48,6 +75,7 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
         "samples": summary.n_samples,
         "unreadable_rows": summary.unreadable_rows,
         "steps": summary.steps,
+        TRAINED_EPOCHS: summary.epochs,
         "seconds": round(seconds, 1),
         "processes": summary.processes,
         "epochs": summary.stages,

@@ -22,6 +22,7 @@ TRAINING_SETTINGS = (
     "max_grad_norm",
     "torch_compile",
 )
+LOCAL_SETTINGS = ("image_cache_dir", "feature_dir")  # folders of one machine, which change no result
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class RunSummary:
     def changed_settings(self) -> list[tuple[str, Any]]:
         """Settings of method and training whose values differ from the defaults, by name."""
         kind = UnitTrainingArguments if isinstance(self.args, UnitTrainingArguments) else PLRTrainingArguments
-        told = {*PLRTrainingArguments.__annotations__, *kind.__annotations__, *TRAINING_SETTINGS}
+        told = {*PLRTrainingArguments.__annotations__, *kind.__annotations__, *TRAINING_SETTINGS} - {*LOCAL_SETTINGS}
         # Read off the class: making a second TrainingArguments would reset the state that all Accelerators share.
         return [
             (field.name, getattr(self.args, field.name))
