@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from train_in_processes import N_IMAGES, SOUNDS, train
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments
+from hf_plr.sharding import check_sharding
 
 HUBERT_PLR = REPOSITORY / "recipes" / "hubert_plr.py"
 DYING_RECIPE = Path(__file__).parent / "dying_recipe.py"
@@ -95,6 +97,18 @@ def test_processes_that_cannot_talk_to_each_other_are_refused(tmp_path, monkeypa
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"2 processes were launched, but they cannot talk .* use_cpu=True"):
         PLRTrainingArguments(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("plugins", "message"),
+    [
+        ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "fsdp_version=1 is not supported: use 2"),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "zero_stage=3 is not supported: use 2"),
+    ],
+)
+def test_weights_that_no_process_has_whole_are_refused(plugins, message):
+    with pytest.raises(ValueError, match=message):
+        check_sharding(SimpleNamespace(state=SimpleNamespace(**plugins)), torch.nn.Linear(1, 1))
 
 
 # ---- the same results --------------------------------------------------------------------------------------------
