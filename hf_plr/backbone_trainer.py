@@ -380,9 +380,16 @@ def samples_per_step(args: PLRTrainingArguments) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def samples_per_epoch(args: PLRTrainingArguments) -> int | None:
-    """Samples between two stages; None for all."""
-    return None if args.steps_per_epoch is None else args.steps_per_epoch * samples_per_step(args)
+def samples_per_epoch(args: PLRTrainingArguments, n_samples: int) -> int:
+    """Samples between two stages: whole steps, so that they are the same for any number of processes.
+
+    Where the last step lacks samples, it takes the first ones of the next pass; with `dataloader_drop_last` it is left
+    out.
+    """
+    step = samples_per_step(args)
+    if args.steps_per_epoch is not None:
+        return step * args.steps_per_epoch
+    return step * max(1, n_samples // step if args.dataloader_drop_last else -(-n_samples // step))
 
 
 def refiner_from(args: PLRTrainingArguments) -> PseudoLabelRefiner:

@@ -73,6 +73,8 @@ def run_recipe(main: Callable[[], object]) -> None:
     except (ValueError, TypeError, CheckpointError, HubError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
+            sys.exit("error: another process of this run has ended, so this one cannot go on; see what it said")
         if "DataLoader worker" not in str(error):
             raise
         sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint goes on.")

@@ -131,7 +131,7 @@ class PLRTrainer(BackboneTrainer):
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
         n_samples, in_a_row = len(self.train_dataset), args.samples_per_cluster
-        self._sampler = ClusterSampler(n_samples, in_a_row, data_seed(args), samples_per_epoch(args))
+        self._sampler = ClusterSampler(n_samples, in_a_row, data_seed(args), samples_per_epoch(args, n_samples))
         self._targets = torch.empty(0, dtype=torch.int64)
         self._weights: torch.Tensor | None = None
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -131,7 +131,9 @@ class UnitTrainer(BackboneTrainer):
         self._bounds = one_after_the_other(counts)
         self._n_spans = span_count(int(counts.max()), args.mask_probability, args.mask_length)
         self.stage = FrameStage(self._n_units, refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir)
-        self._sampler = LengthSampler(len(counts), samples_per_step(args), data_seed(args), samples_per_epoch(args))
+        n_samples = len(counts)
+        an_epoch = samples_per_epoch(args, n_samples)
+        self._sampler = LengthSampler(n_samples, samples_per_step(args), data_seed(args), an_epoch)
         self._present = torch.empty(0, dtype=torch.bool)
         n_layers = int(self.medium.model.config.num_hidden_layers)
         self.unit_layer = -(-2 * n_layers // 3) if args.unit_layer is None else args.unit_layer

@@ -31,7 +31,7 @@ HUBERT_PLR = REPOSITORY / "recipes" / "hubert_plr.py"
 DYING_RECIPE = Path(__file__).parent / "dying_recipe.py"
 TRAIN_IN_PROCESSES = Path(__file__).parent / "train_in_processes.py"
 # Of 203 images two processes extract one batch, which is the first one's. SGD, so that rounding stays rounding.
-IMAGES = ["--max_samples", 203, "--num_clusters", 12, "--num_train_epochs", 2, "--steps_per_epoch", 6, "--optim", "sgd"]
+IMAGES = ["--max_samples", 203, "--num_clusters", 12, "--num_train_epochs", 2, "--optim", "sgd"]
 IMAGES += ["--learning_rate", 0.01, "--ema_decay", 0.5, "--feature_dtype", "float32", "--disable_tqdm", "true"]
 # Of 75 sounds the last batch of 32 has 11, all of them the first process's.
 RECORDINGS = ["--max_samples", 75, "--num_clusters", 12, "--num_train_epochs", 2, "--learning_rate", 0]

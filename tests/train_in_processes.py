@@ -24,7 +24,6 @@ from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
 # whole: accelerate fills up the last batch of an epoch for several processes, and not for one.
 ARGUMENTS = {
     "num_train_epochs": 3,
-    "steps_per_epoch": 12,
     "num_clusters": 12,
     "optim": "sgd",
     "learning_rate": 0.0003,
