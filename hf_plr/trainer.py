@@ -31,7 +31,7 @@ from hf_plr.feature_source import FeatureSource
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
-from hf_plr.report.summary import RunSummary
+from hf_plr.report.summary import RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
@@ -313,7 +313,13 @@ class PLRTrainer(BackboneTrainer):
             (PSEUDO_LABELS_FILE, f"index, label, previous_label and confidence of every training {self.medium.noun}"),
             (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
         )
-        return dataclasses.replace(summary, last_labels=self._last_labels(summary.stages), label_files=files)
+        return dataclasses.replace(
+            summary,
+            last_labels=self._last_labels(summary.stages),
+            label_files=files,
+            cluster_sizes=cluster_sizes(None if self.pseudo_labels is None else self.pseudo_labels.labels),
+            cluster_members=self.medium.plural,
+        )
 
     def _last_labels(self, stages: list[dict[str, float]]) -> str:
         now = self.pseudo_labels

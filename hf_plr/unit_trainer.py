@@ -33,7 +33,7 @@ from hf_plr.evaluation.units import score_units
 from hf_plr.media import Sounds
 from hf_plr.models.masked_units import UnitPredictor, mask_spans, span_count
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.report.summary import RunSummary
+from hf_plr.report.summary import RunSummary, cluster_sizes
 from hf_plr.sharding import check_sharding
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
@@ -289,14 +289,15 @@ class UnitTrainer(BackboneTrainer):
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
         now = self.frame_units
-        last = (
-            "" if now is None else f"{len(np.unique(now.labels[now.labels >= 0]))} units of {len(now.labels):,} frames"
-        )
+        sizes = cluster_sizes(None if now is None else now.labels)
+        last = "" if now is None else f"{len(sizes)} units of {len(now.labels):,} frames"
         files = (
             (CENTROIDS_FILE, "the centroids of the units, for `hf-plr units`"),
             (UNITS_FILE, "the units of every recording"),
         )
-        return dataclasses.replace(super().summary(), last_labels=last, label_files=files)
+        return dataclasses.replace(
+            super().summary(), last_labels=last, label_files=files, cluster_sizes=sizes, cluster_members="frames"
+        )
 
     def _head(self) -> dict[str, torch.Tensor]:
         """What is trained beside the backbone."""

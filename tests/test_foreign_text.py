@@ -80,7 +80,8 @@ def test_a_run_writes_into_its_own_folders_whatever_names_the_data_have(
     assert outside == []
     assert {path.name for path in out.iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.bin"),
-        *("plr_state.safetensors", "pseudo_labels.parquet", "images", "features", "checkpoint-2"),
+        *("plr_state.safetensors", "pseudo_labels.parquet", "prototypes.safetensors", "clusters.png"),
+        *("images", "features", "checkpoint-2"),
     }
     files = pd.read_parquet(out / "pseudo_labels.parquet")["file"]  # text in a column is all that is left of a path
     assert len(files) == 60
@@ -118,9 +119,14 @@ def test_the_card_shows_names_and_does_nothing_else(make_trainer, tmp_path, text
     assert found.data.tags == sorted([*expected.data.tags, text])
     assert found.data.license == text
     usual = {"library_name": "transformers", "pipeline_tag": "image-feature-extraction"}
-    assert found.data.to_dict() == usual | {"tags": found.data.tags, "license": text}
+    (index,) = found.data.to_dict()["model-index"]
+    assert index["name"] == text
+    assert {result["dataset"]["type"] for result in index["results"]} == {"local"}
+    assert {result["metrics"][0]["value"] for result in index["results"]} == {0.75}
+    without_index = {key: value for key, value in found.data.to_dict().items() if key != "model-index"}
+    assert without_index == usual | {"tags": found.data.tags, "license": text}
     # "plain" may be the name of a model on the Hub, what is no such name is "a local checkpoint".
-    assert expected.data.to_dict() == usual | {"tags": expected.data.tags, "base_model": "plain"}
+    assert expected.data.base_model == "plain"
     assert shape_of(found.text) == shape_of(expected.text)
     snippet = re.search(r"```python\n(.*?)\n```", found.text, re.DOTALL)[1]
     calls = [node for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Call)]

@@ -8,12 +8,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 import hf_plr
+from hf_plr.report.plots import PLOT_FILE, plot_clusters
 from hf_plr.report.summary import RunSummary
+from hf_plr.report.templates import template_path
 
 LONGEST_TEXT = 200
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is only that
@@ -49,7 +51,12 @@ def write_model_card(
         base_model=base_model,
         datasets=[dataset] if dataset and "/" in dataset and _is_hub_id(dataset) else None,
         license=license,
+        model_name=name,
+        eval_results=_results(summary, dataset),
     )
+    os.makedirs(args.output_dir, exist_ok=True)
+    if len(summary.cluster_sizes):
+        plot_clusters(Path(args.output_dir) / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
     card = ModelCard.from_template(
         card_data,
         template_path=str(template_path(summary.medium.card_template)),
@@ -62,6 +69,8 @@ def write_model_card(
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
         last_labels=summary.last_labels,
+        clusters=summary.cluster_facts(),
+        plot=PLOT_FILE if len(summary.cluster_sizes) else None,
         label_files=summary.label_files,
         moments=[as_text(moment) for moment in summary.scores],
         scores=summary.score_rows(),
@@ -69,8 +78,31 @@ def write_model_card(
         snippet=summary.medium.usage_snippet(name),
         settings=[(name, as_text(value)) for name, value in summary.changed_settings()],
     )
-    os.makedirs(args.output_dir, exist_ok=True)
     card.save(Path(args.output_dir) / "README.md")
+
+
+def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | None:
+    """The last scores as the Hub's model-index has them, with the data that they come from; None without any.
+
+    Of a data set that is not on the Hub the type is "local".
+    """
+    if not summary.scores:
+        return None
+    moment, found = list(summary.scores.items())[-1]
+    on_hub = dataset is not None and _is_hub_id(dataset)
+    return [
+        EvalResult(
+            task_type=summary.medium.pipeline_tag,
+            dataset_type=dataset if on_hub and dataset else "local",
+            dataset_name=as_text(Path(dataset).name if dataset else "unnamed"),
+            dataset_split="test" if summary.scored_on_test else "train",
+            metric_type=key,
+            metric_name=f"{title} ({as_text(moment)} training, {summary.scored_on})",
+            metric_value=round(found[key], 4),
+        )
+        for key, title in summary.score_titles().items()
+        if key in found
+    ]
 
 
 def as_text(value: object) -> str:
@@ -89,10 +121,3 @@ def _is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return not os.path.exists(name)
-
-
-def template_path(name: str) -> Path:
-    """Path of a card template, in the installed package or in a checkout."""
-    package = Path(hf_plr.__file__).parent
-    installed = package / "model_cards" / name
-    return installed if installed.exists() else package.parent / "model_cards" / name

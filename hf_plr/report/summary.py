@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
@@ -22,6 +24,7 @@ TRAINING_SETTINGS = (
     "max_grad_norm",
     "torch_compile",
 )
+AGREEMENT, CHANGED = "plr/agreement_ari", "plr/changed_share"
 LOCAL_SETTINGS = ("image_cache_dir", "feature_dir")  # folders of one machine, which change no result
 
 
@@ -44,6 +47,8 @@ class RunSummary:
         scored_on_test: whether the scores are those of a test split.
         last_labels: what the last labels are, in words; empty before the first stage.
         label_files: files with the labels, and what is in them.
+        cluster_sizes: members of each of the last clusters or units, shape (K,).
+        cluster_members: what these members are called.
         source: what the start was trained on with labels, empty if on nothing.
     """
 
@@ -61,6 +66,8 @@ class RunSummary:
     scored_on_test: bool
     last_labels: str = ""
     label_files: tuple[tuple[str, str], ...] = ()
+    cluster_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    cluster_members: str = "samples"
     source: str = ""
 
     @property
@@ -76,9 +83,34 @@ class RunSummary:
         """Rows (name, a value for each moment) of a table of the scores; "-" where there is none."""
         return [
             (title, *(f"{found[key]:.3f}" if key in found else "-" for found in self.scores.values()))
-            for key, title in {**SCORES, **RETRIEVAL_SCORES}.items()
+            for key, title in self.score_titles().items()
             if any(key in found for found in self.scores.values())
         ]
+
+    def score_titles(self) -> dict[str, str]:
+        """What each score is called."""
+        return {**SCORES, **RETRIEVAL_SCORES}
+
+    def cluster_facts(self) -> list[str]:
+        """What is known of the last clusters and of how they came about, a sentence each; empty before the first."""
+        facts = []
+        if len(self.cluster_sizes):
+            smallest, median, largest = np.percentile(self.cluster_sizes, [0, 50, 100])
+            members = self.cluster_members
+            facts.append(
+                f"{len(self.cluster_sizes):,} clusters: the smallest has {smallest:,.0f} {members}, the median one "
+                f"{median:,.0f}, the largest {largest:,.0f}."
+            )
+        agreement = [entry[AGREEMENT] for entry in self.stages if AGREEMENT in entry]
+        if agreement:
+            facts.append(
+                "Agreement of the labels with those of the stage before (adjusted Rand index, 1 = nothing moved): "
+                f"{agreement[0]:.2f} at the second stage, {agreement[-1]:.2f} at the last."
+            )
+        changed = [entry[CHANGED] for entry in self.stages if CHANGED in entry]
+        if changed:
+            facts.append(f"Refinement changed the cluster of {changed[-1]:.1%} at the last stage.")
+        return facts
 
     def changed_settings(self) -> list[tuple[str, Any]]:
         """Settings of method and training whose values differ from the defaults, by name."""
@@ -90,3 +122,14 @@ class RunSummary:
             for field in dataclasses.fields(kind)
             if field.name in told and getattr(self.args, field.name) != field.default
         ]
+
+
+def cluster_sizes(labels: np.ndarray | None) -> np.ndarray:
+    """Members of each cluster that has some, shape (K,); none for None.
+
+    Args:
+        labels: label of each member, -1 = none, shape (N,).
+    """
+    if labels is None:
+        return np.empty(0, np.int64)
+    return np.unique(labels[labels >= 0], return_counts=True)[1]
