@@ -109,7 +109,9 @@ class RunSummary:
             )
         changed = [entry[CHANGED] for entry in self.stages if CHANGED in entry]
         if changed:
-            facts.append(f"Refinement changed the cluster of {changed[-1]:.1%} at the last stage.")
+            facts.append(
+                f"Refinement changed the cluster of {changed[-1]:.1%} of the {self.cluster_members} at the last stage."
+            )
         return facts
 
     def changed_settings(self) -> list[tuple[str, Any]]:
