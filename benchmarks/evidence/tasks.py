@@ -160,14 +160,14 @@ TASKS = {
         Task(
             "digits",
             "knn_accuracy",
-            {"num_train_epochs": 30, **_clusters(64)},
+            {"num_train_epochs": 12, **_clusters(64)},
             _digits,
             variations=_varied_clusters(64),
         ),
         Task(
             "fashion-mnist",
             "knn_accuracy",
-            {"num_train_epochs": 16, **_clusters(116)},
+            {"num_train_epochs": 8, **_clusters(116)},
             _fashion_mnist,
             needs=FASHION_MNIST,
             variations=_varied_clusters(116),
