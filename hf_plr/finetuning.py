@@ -46,7 +46,7 @@ class ClassifierArguments(TrainingArguments):
     num_train_epochs: float = field(default=30, metadata={"help": "Passes over the labelled samples."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Samples a batch and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device for scoring."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; 1e-2 with a frozen backbone."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; 1e-3 with a frozen backbone."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps if below 1."})
     logging_strategy: str = field(default="no", metadata={"help": "When to log: epoch, steps or no."})
@@ -68,7 +68,7 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("model_name_or_path", "dataset_name", "output_dir"):
         if given.get(name) is None:
             raise ValueError(f"--{name} is needed")
-    return {"learning_rate": 1e-2} if given.get("freeze_backbone") else {}
+    return {"learning_rate": 1e-3} if given.get("freeze_backbone") else {}
 
 
 @dataclass

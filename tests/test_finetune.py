@@ -43,7 +43,7 @@ def test_digits_from_few_labels_and_from_all(tmp_path, all_digits, capsys):
     common = ["--model_name_or_path", out, "--dataset_name", write(train, test, tmp_path / "data")]
     common += ["--output_dir", tmp_path / "classifier"]
 
-    few = recipe("finetune_image", *common, "--labels_per_class", 10, "--freeze_backbone")
+    few = recipe("finetune_image", *common, "--labels_per_class", 10, "--freeze_backbone", "--learning_rate", 1e-2)
     told = capsys.readouterr().out
     assert "Trained on 100 labels of 10 classes. Test split of 397: accuracy" in told
     assert 'pipeline("image-classification"' in told
