@@ -181,7 +181,8 @@ def _content(path: Path, repo_id: str) -> Path | bytes:
     card = path.read_text(encoding="utf-8")
     for name in set(re.findall(r'from_pretrained\("([^"]+)"', card)):
         card = card.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
-        card = re.sub(rf"^# {re.escape(name)}$", f"# {repo_id}", card, count=1, flags=re.MULTILINE)
+        for before in ("# ", "model-index:\n- name: "):
+            card = re.sub(rf"^{before}{re.escape(name)}$", before + repo_id, card, count=1, flags=re.MULTILINE)
     return card.encode()
 
 

@@ -26,7 +26,7 @@ from hf_plr.data.loading import synthetic_sounds
 from hf_plr.hub import PUBLISHED, HubError, published_files, push_folder
 
 TOKEN = "hf_alicesOwnSecretToken"
-BACKBONE = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+BACKBONE = {"README.md", "clusters.png", "config.json", "model.safetensors", "preprocessor_config.json"}
 CLUSTERS = {"metrics.json", "pseudo_labels.parquet", "prototypes.safetensors"}
 UNITS = {"metrics.json", "units.parquet", "centroids.safetensors"}
 MODELS = {
@@ -217,6 +217,7 @@ def test_a_name_that_is_new_is_in_the_card_and_the_tag_moves(hub, not_pushed):
         card = hub.files("models/alice/other")["README.md"].decode()
         assert '.from_pretrained("alice/other")' in card
         assert "\n# alice/other\n" in card
+        assert "\nmodel-index:\n- name: alice/other\n" in card
         assert hub.repos["models/alice/other"].tags == {"epoch-1": hub.repos["models/alice/other"].branches["main"]}
         hub.repos["models/alice/other"].commits[-1].files.pop("metrics.json")  # so that there is something to commit
     branch = hf_plr("push", out, "--repo", "alice/other", "--revision", "next", hub=hub, home=out.parent / "home")
