@@ -213,7 +213,7 @@ def assert_ended_soon(run: subprocess.CompletedProcess[str], killed: int, folder
     while left := [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info)]:
         assert time.time() < deadline, left
         time.sleep(0.5)
-    assert (folder / "checkpoint-6" / "plr_state.safetensors").exists()
+    assert (folder / "checkpoint-7" / "plr_state.safetensors").exists()
 
 
 @pytest.mark.slow
