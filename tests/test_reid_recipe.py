@@ -113,7 +113,10 @@ def test_source_adaptation_scores_and_resume(target, source, tmp_path):
     assert "* Start: random weights" in card
 
     weights = (out / "source" / "model.safetensors").stat().st_mtime_ns
-    onwards = launch(*common, "--num_train_epochs", 3, "--resume_from_checkpoint", script=RECIPE)
+    longer = [*common, "--num_train_epochs", 3, "--resume_from_checkpoint"]
+    alone = launch(*longer, script=RECIPE)
+    assert "processes was 2 and is 1" in alone.stderr
+    onwards = launch(*longer, *halved, processes=2, script=RECIPE)
     assert onwards.returncode == 0, onwards.stderr
     assert (out / "source" / "model.safetensors").stat().st_mtime_ns == weights  # the source is not trained again
     again = json.loads((out / "metrics.json").read_text())
