@@ -34,6 +34,7 @@ from hf_plr.media import Sounds
 from hf_plr.models.masked_units import UnitPredictor, mask_spans, span_count
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.summary import RunSummary, cluster_sizes
+from hf_plr.run_settings import as_stored
 from hf_plr.sharding import check_sharding
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
@@ -285,6 +286,9 @@ class UnitTrainer(BackboneTrainer):
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)
+
+    def run_settings(self) -> dict[str, Any]:
+        return super().run_settings() | as_stored({"refiner": self.stage.refiner.settings()})
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
