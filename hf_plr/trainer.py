@@ -27,6 +27,7 @@ from hf_plr.backbone_trainer import (
 from hf_plr.clustering import make_clusterer
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
+from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, collapse, score_clusters
 from hf_plr.feature_source import FeatureSource
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
@@ -119,7 +120,7 @@ class PLRTrainer(BackboneTrainer):
             raise ValueError(
                 f"num_clusters={counted} but only {len(self.train_dataset)} {self.medium.plural} can be read"
             )
-        self.memory = ClusterMemory(args.temperature, args.prototype_momentum)
+        self.memory = self._new_memory()
         self.stage = RefinementStage(
             clusterer=clusterer,
             refiner=refiner_from(args) if refiner is None else refiner,
@@ -135,6 +136,7 @@ class PLRTrainer(BackboneTrainer):
         self._targets = torch.empty(0, dtype=torch.int64)
         self._weights: torch.Tensor | None = None
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._ahead: tuple[int, torch.Tensor, torch.Tensor] | None = None  # step, features and their mean
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 
@@ -167,15 +169,48 @@ class PLRTrainer(BackboneTrainer):
     def _relabel(self, epoch: int) -> dict[str, float]:
         """New labels and prototypes; returns the stage's figures for the log."""
         started = time.perf_counter()
+        features, self.memory.center = self._evaluated() or self._embedded(epoch)
+        extracted = time.perf_counter()
+        figures = self.stage.run(features, epoch)
+        mine = self._extractor.shard(self.train_dataset)
+        targets = self._targets_on(features.device)[mine]
+        self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
+        rebuilt = time.perf_counter()
+        figures |= score_clusters(features, targets, self.memory, self.accelerator)
+        self._warn_of_collapse(figures)
+        finished = time.perf_counter()
+        return figures | {
+            "seconds_extract": extracted - started,
+            "seconds_score": finished - rebuilt,
+            "seconds": finished - started,
+        }
+
+    def _evaluated(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What `_embedded` gave to an evaluation of these very weights, where there was one."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1:] if ahead is not None and ahead[0] == self.state.global_step else None
+
+    def _embedded(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features that the stage clusters, embedded, for the caller to keep; and their mean."""
         features = self.extract_shard()
         mine = self._extractor.shard(self.train_dataset)
         check_finite(features, epoch, self.train_dataset.rows[mine], self.accelerator)
-        features = self.memory.recenter(features, self.accelerator)
-        extracted = time.perf_counter()
-        figures = self.stage.run(features, epoch)
-        targets = self._targets_on(features.device)[mine]
-        self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
-        return figures | {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
+        memory = self._new_memory()
+        return memory.recenter(features, self.accelerator), memory.center
+
+    def _new_memory(self) -> ClusterMemory:
+        return ClusterMemory(self.args.temperature, self.args.prototype_momentum)
+
+    def _warn_of_collapse(self, figures: dict[str, float]) -> None:
+        rank = f"{LOG_PREFIX}effective_rank"
+        logged = (entry[rank] for entry in self.state.log_history if rank in entry)
+        sign = collapse(figures, next(logged, figures["effective_rank"]))
+        if sign is not None:
+            logger.warning(
+                "Epoch %d: %s. The features may be collapsing: lower the learning rate, or use more clusters.",
+                self._epoch,
+                sign,
+            )
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
@@ -243,6 +278,37 @@ class PLRTrainer(BackboneTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self._sampler
 
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def label_free_scores(self) -> dict[str, float]:
+        """The figures of the last stage, and scores of the features as they are now under its labels.
+
+        At the end of an epoch the next stage takes over the features, so that they cost nothing more; with
+        `feature_source` "epoch", and in the middle of an epoch, they take a pass over the samples.
+        """
+        if self.pseudo_labels is None:
+            return {}
+        step = self.state.global_step
+        with isolated_rng(self.args.seed + self._epoch):
+            if self.args.feature_source == "epoch":
+                memory = self._new_memory()
+                mine = self._extractor.shard(self.train_dataset)
+                features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
+                features, center = memory.recenter(features, self.accelerator), memory.center
+            else:
+                try:
+                    features, center = self._embedded(self._epoch)
+                except NotFiniteError:
+                    if self.args.on_nan != "skip_epoch":
+                        raise
+                    return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
+                if self.state.epoch is not None and self.state.epoch % 1 == 0 and step < self.state.max_steps:
+                    self._ahead = step, features, center
+            memory = self._new_memory()
+            targets = self._targets_on(features.device)[self._extractor.shard(self.train_dataset)]
+            memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
+            return super().label_free_scores() | score_clusters(features, targets, memory, self.accelerator)
+
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
     def label_state(self) -> dict[str, np.ndarray]:
@@ -286,7 +352,7 @@ class PLRTrainer(BackboneTrainer):
         """The clusters' labels (K,), and a memory of their mean features: those that training moves are older."""
         now = self._labels_now().labels
         labels = np.unique(now[now != NOISE])
-        memory = ClusterMemory(self.args.temperature, self.args.prototype_momentum)
+        memory = self._new_memory()
         mine = self._extractor.shard(self.train_dataset)
         features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
         features = memory.recenter(features, self.accelerator)
