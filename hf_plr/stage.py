@@ -18,7 +18,7 @@ from hf_plr.evaluation.label_free import size_entropy
 from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
-from hf_plr.stored_arrays import checked
+from hf_plr.stored_arrays import checked, under
 
 logger = logging.getLogger(__name__)
 
@@ -209,9 +209,9 @@ class RefinementStage:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
-        self.refiner.load_state_dict(_under("refiner.", state))
+        self.refiner.load_state_dict(under("refiner.", state))
         if hasattr(self.clusterer, "load_state_dict"):
-            self.clusterer.load_state_dict(_under("clusterer.", state))
+            self.clusterer.load_state_dict(under("clusterer.", state))
         self.current = None
         if not {"epoch", "labels"} & state.keys():
             return
@@ -310,7 +310,3 @@ def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerat
             f"epoch {epoch}: the features of {len(bad)} of {total} samples are NaN or infinite "
             f"(samples {shown}). The weights have probably diverged: lower the learning rate."
         )
-
-
-def _under(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

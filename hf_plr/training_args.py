@@ -112,6 +112,13 @@ class PLRTrainingArguments(TrainingArguments):
             "help": "Clusters of kmeans and agglomerative. Default: 1.5 times the square root of the number of samples."
         },
     )
+    num_labelings: int = field(
+        default=1,
+        metadata={
+            "help": "Clusterings of every epoch that are trained on at once, each with prototypes and refinement of "
+            "its own and twice as many clusters as the one before. The first is reported and saved."
+        },
+    )
     refinement: str = field(
         default="slr",
         metadata={
@@ -242,6 +249,8 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"temperature={self.temperature} must be above 0")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+        if self.num_labelings < 1:
+            raise ValueError(f"num_labelings={self.num_labelings} must be at least 1")
         if self.samples_per_cluster < 1:
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
         if not 0.0 <= self.ema_decay < 1.0:
