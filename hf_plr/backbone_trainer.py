@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.columns import AmbiguousLabelColumns, find_label_column
@@ -24,6 +24,7 @@ from hf_plr.features import FeatureExtractor
 from hf_plr.media import medium_of
 from hf_plr.models.backbone import cannot_load
 from hf_plr.models.teacher import Teacher
+from hf_plr.progress_display import ProgressDisplay
 from hf_plr.publishing_trainer import PublishingTrainer
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
@@ -118,6 +119,9 @@ class BackboneTrainer(PublishingTrainer):
             raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
         self.teacher = Teacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
         self._epoch = 0
+        for display in (ProgressCallback, PrinterCallback):
+            self.remove_callback(display)
+        self.add_callback(ProgressDisplay(bar=not args.disable_tqdm))
         self.add_callback(_StageCallback(self))
 
     # ---- what an objective adds ----------------------------------------------------------------------------------

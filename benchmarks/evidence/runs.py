@@ -16,11 +16,12 @@ from sklearn.metrics.cluster import pair_confusion_matrix
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
 from hf_plr import PLRTrainer
+from hf_plr.progress_display import ProgressDisplay
 from hf_plr.refinement import NOISE
 from hf_plr.reid import ReidTrainer
 
@@ -56,7 +57,7 @@ def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         watch = EpochWatch(task.score)
         trainer = task.make(arguments_of(task, folder, run.seed, changes), run.seed, data, starts, [watch])
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressDisplay)
         for labeling in trainer.labelings:
             labeling.stage.refiner = way.refiner()
         watch.trainer = trainer
