@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
 from hf_plr import progress
@@ -108,3 +109,17 @@ def test_in_a_terminal_there_are_bars_within_bars():
     assert "3/3" in text
     assert text.rstrip().endswith("done")
     assert all(f"line {step}" in text for step in range(4))
+
+
+def test_curves_go_where_trainer_reports(make_trainer, tmp_path):
+    folder = tmp_path / "curves"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder))
+        trainer = make_trainer(num_train_epochs=2, report_to="tensorboard", eval_strategy="epoch")
+        trainer.train()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    curves = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/plr/clusters", "train/plr/effective_rank", "eval/plr/silhouette"} <= curves
+    logged = [entry["plr/effective_rank"] for entry in trainer.state.log_history if "plr/effective_rank" in entry]
+    assert [event.value for event in events.Scalars("train/plr/effective_rank")] == pytest.approx(logged)
