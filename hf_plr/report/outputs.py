@@ -15,11 +15,11 @@ from safetensors.numpy import save_file
 
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.hub import TRAINED_EPOCHS
+from hf_plr.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
 from hf_plr.report.summary import RunSummary
 from hf_plr.stage import PseudoLabels
 
 METRICS_FILE = "metrics.json"
-PSEUDO_LABELS_FILE = "pseudo_labels.parquet"
 PROTOTYPES_FILE = "prototypes.safetensors"
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
 INTERVALS = "95% intervals: bootstrap over the samples that were tested; the trained weights stay the same."
