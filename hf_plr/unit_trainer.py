@@ -51,6 +51,7 @@ HEAD_PREFIX = "head."
 WITHOUT_EFFECT = (
     "clusterer",
     "clusterer_kwargs",
+    "num_labelings",
     "samples_per_cluster",
     "temperature",
     "prototype_momentum",
