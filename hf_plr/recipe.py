@@ -134,8 +134,9 @@ def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, An
     return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
 
 
-def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
-    """Score, train, and score again."""
+def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments, rows: np.ndarray) -> None:
+    """Score, train, and score again; `rows` as for `write_results`."""
+    trainer.reporter.rows = rows
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     trainer.score("before")
@@ -166,6 +167,7 @@ def write_results(
     trainer.create_model_card(**card)
     seconds = time.perf_counter() - started
     trainer.write_metrics(seconds)
+    trainer.write_report(rows)
     if trainer.is_world_process_zero():
         print(format_summary(trainer.summary(), seconds, next_command))
     try:

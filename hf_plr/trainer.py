@@ -175,7 +175,13 @@ class PLRTrainer(BackboneTrainer):
         figures = self.stage.run(features, epoch)
         targets = self._targets_on(features.device)[mine]
         self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
+        self._note_for_report(features, mine)
         return figures | {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
+
+    def _note_for_report(self, features: torch.Tensor, mine: slice) -> None:
+        now = self._labels_now()
+        previous = now.previous_labels if (now.previous_labels != NOISE).any() else None
+        self.reporter.note_stage(now.epoch, now.labels, previous, now.confidence, features, mine)
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
@@ -257,6 +263,7 @@ class PLRTrainer(BackboneTrainer):
             self.stage.load_state_dict(state)
             checked(state, "prototypes", "floats", (self._labels_now().n_clusters, width))
             self.memory.load_state_dict(state)
+            self.reporter.go_on(self._labels_now().epoch)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
 
     def run_settings(self) -> dict[str, Any]:

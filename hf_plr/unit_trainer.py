@@ -167,7 +167,11 @@ class UnitTrainer(BackboneTrainer):
     def _relabel(self, round_: int, layer: int | None) -> None:
         with isolated_rng(self.args.seed + round_):
             frames = Frames(self._extractor, self.train_dataset, layer)
+            last = self.frame_units
             figures = self.stage.run(frames, round_) | self._score_units()
+            self.reporter.note_units(
+                round_, self._units_now().labels, None if last is None else last.labels, self._bounds
+            )
         self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
 
     def _score_units(self) -> dict[str, float]:
@@ -286,6 +290,7 @@ class UnitTrainer(BackboneTrainer):
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)
+        self.reporter.go_on(self._units_now().round)
 
     def run_settings(self) -> dict[str, Any]:
         return super().run_settings() | as_stored({"refiner": self.stage.refiner.settings()})

@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     trainer.scores |= scores
+    trainer.reporter.rows = rows
     if not source_name:  # the scores of a source are known to the main process alone
         trainer.score("before")
     train(trainer, args)

@@ -130,6 +130,11 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         f"Results in {out}:",
         f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {medium.processor_name}",
         *(f"  {name:<57}  {what}" for name, what in summary.label_files),
+        *(
+            ["  report.html                                                clusters, samples and curves to look at"]
+            if summary.args.report != "no"
+            else []
+        ),
         "  metrics.json, README.md                                    all figures, and a model card",
         "",
         "Next:",
