@@ -25,13 +25,14 @@ import transformers
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 from sklearn.metrics import adjusted_rand_score
-from transformers import PrinterCallback, ViTConfig, ViTModel
+from transformers import ViTConfig, ViTModel
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
 from hf_plr.media import Images
 from hf_plr.models.backbone import pass_class_token_through_pooler, small_vit_processor
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.precision import fast_fp32_products
+from hf_plr.progress_display import ProgressDisplay
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6)}  # width, layers, heads of ViT-Ti and ViT-S
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -83,7 +84,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             images,
             processing_class=processor,
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressDisplay)
         share = stage_share(trainer)
         ready = ready_batches(trainer, args.batch_size)
         ways = {

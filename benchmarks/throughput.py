@@ -24,6 +24,7 @@ from hf_plr.data.images import collate_images
 from hf_plr.data.loading import digits
 from hf_plr.media import Images
 from hf_plr.models.backbone import small_vit, small_vit_processor
+from hf_plr.progress_display import ProgressDisplay
 
 N_CLASSES = 64
 
@@ -99,7 +100,7 @@ def measure(steps: int, turns: int, batch_size: int) -> dict[str, Any]:
             theirs.geometry = ours.medium.geometry
             order: list[tuple[Trainer, list[float]]] = [(ours, plr), (theirs, stock)]
             for trainer, _ in order:
-                trainer.remove_callback(PrinterCallback)
+                trainer.remove_callback(PrinterCallback if trainer is theirs else ProgressDisplay)
             for trainer, rates in order if turn % 2 else reversed(order):
                 rate = trainer.train().metrics["train_samples_per_second"]
                 if turn > 0:  # the first turn warms up

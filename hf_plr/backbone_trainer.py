@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback
 
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.columns import AmbiguousLabelColumns, find_label_column
@@ -24,6 +24,7 @@ from hf_plr.features import FeatureExtractor
 from hf_plr.media import medium_of
 from hf_plr.models.backbone import cannot_load
 from hf_plr.models.teacher import Teacher
+from hf_plr.progress_display import ProgressDisplay
 from hf_plr.publishing_trainer import PublishingTrainer
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
@@ -72,6 +73,8 @@ class BackboneTrainer(PublishingTrainer):
     args: PLRTrainingArguments
     model: PreTrainedModel
     train_dataset: SampleStore
+    eval_dataset: Any
+    control: Any
     compute_metrics: Callable[[EvalPrediction], dict] | None
 
     def __init__(
@@ -95,7 +98,7 @@ class BackboneTrainer(PublishingTrainer):
         if args.load_best_model_at_end and args.metric_for_best_model in SCORES and unscored:
             raise ValueError(
                 f"load_best_model_at_end with metric_for_best_model={args.metric_for_best_model!r} needs a label "
-                "column to score by, and there is none"
+                "column to score by, and there is none: take a score that needs no labels, such as plr/silhouette"
             )
         store = self._store(train_dataset, self.label_column)
         super().__init__(
@@ -103,13 +106,15 @@ class BackboneTrainer(PublishingTrainer):
             args=args,
             data_collator=kwargs.pop("data_collator", self.medium.collate),
             train_dataset=store,
-            eval_dataset=eval_dataset,
+            eval_dataset={} if eval_dataset is None else eval_dataset,  # None would be refused: see `evaluate`
             processing_class=self.medium.processor,
             compute_metrics=compute_metrics,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
         self.label_names = ["labels"]
+        self.eval_dataset = eval_dataset
+        self._label_free: dict[str, float] = {}
         if self.compute_metrics is None and self.label_column is not None:
             self.compute_metrics = self._score_against_gallery
         if args.ema_decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -117,6 +122,9 @@ class BackboneTrainer(PublishingTrainer):
         self.teacher = Teacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
         self._epoch = 0
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
+        for display in (ProgressCallback, PrinterCallback):
+            self.remove_callback(display)
+        self.add_callback(ProgressDisplay(bar=not args.disable_tqdm))
         self.add_callback(_StageCallback(self))
 
     # ---- what an objective adds ----------------------------------------------------------------------------------
@@ -193,6 +201,44 @@ class BackboneTrainer(PublishingTrainer):
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Loader of a test set with images."""
         return super().get_test_dataloader(self._eval_store(test_dataset))
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate as `Trainer` does, with the scores that need no labels among the metrics as `eval_plr/...`.
+
+        Without an evaluation set these are all that there is. They are of the training samples, and in the metrics of
+        the first evaluation set where there are several.
+        """
+        if metric_key_prefix == "eval":
+            found = self.label_free_scores()
+            self._label_free = {f"eval_{LOG_PREFIX}{name}": value for name, value in found.items()}
+        if eval_dataset is not None or self.eval_dataset is not None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics, self._label_free = self._label_free, {}
+        if not metrics:
+            return {}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; see `evaluate`."""
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self._label_free)
+        self._label_free = {}
+        return output
+
+    def label_free_scores(self) -> dict[str, float]:
+        """Scores that need no labels: here the figures of the last stage, without times; empty before the first."""
+        stages = [entry for entry in self.state.log_history if f"{LOG_PREFIX}seconds" in entry]
+        if not stages:
+            return {}
+        named = {name.removeprefix(LOG_PREFIX): value for name, value in stages[-1].items() if name != "epoch"}
+        return {name: value for name, value in named.items() if name != "step" and not name.startswith("seconds")}
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

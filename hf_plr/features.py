@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from hf_plr.data.store import SampleStore
 from hf_plr.media.base import Medium
 from hf_plr.precision import fast_fp32_products
 from hf_plr.processes import gather_rows
+from hf_plr.progress import track
 from hf_plr.sharding import whole_weights
 
 
@@ -154,9 +154,8 @@ class FeatureExtractor:
         yield from loader
 
     def _bar(self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int) -> Iterator[dict[str, torch.Tensor]]:
-        hidden = not (self.progress and self.accelerator.is_main_process)
-        bar = tqdm(batches, desc="Extracting features", total=n_batches, unit="batch", leave=False, disable=hidden)
-        return iter(bar)
+        shown = self.progress and self.accelerator.is_main_process
+        return track(batches, "Extracting features", n_batches, shown)
 
     def _autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
         if dtype is None:

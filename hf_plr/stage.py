@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.checks import NotFiniteError, not_finite
+from hf_plr.evaluation.label_free import size_entropy
 from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
-from hf_plr.stored_arrays import checked
+from hf_plr.stored_arrays import checked, under
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,8 @@ class RefinementStage:
                 "num_clusters, a lower learning rate, or weaker refinement (--refinement none to check).",
                 epoch,
             )
+        taught = of_cell != NOISE
+        sizes = np.bincount(of_cell[taught], weights=counts[taught], minlength=n_clusters)
         figures = {
             "clusters": float(n_clusters),
             "clusters_raw": float(len(result.table.current_ids)),
@@ -144,12 +147,20 @@ class RefinementStage:
             "left_out_share": float(counts[of_cell == NOISE].sum() / len(raw)),
             "changed_share": result.changed_share,
             "mean_confidence": float(np.average(cells.confidence, weights=counts)),
+            "size_entropy": size_entropy(sizes),
+            "largest_share": float(sizes.max() / sizes.sum()),
             "seconds_cluster": clustered - started,
             "seconds_refine": refined - clustered,
         }
         if last is not None:
             pairs = sum(gather_all(self.accelerator, cooccurrence(last.labels[mine], result.labels[mine])))
             figures["agreement_ari"] = adjusted_rand(pairs.previous, pairs.current, pairs.counts)
+            before, after = (
+                np.append(ids, NOISE)[codes]
+                for ids, codes in ((pairs.previous_ids, pairs.previous), (pairs.current_ids, pairs.current))
+            )
+            figures["churn"] = float(pairs.counts[before != after].sum() / len(raw))
+            figures |= {kind: float(number) for kind, number in result.events.counts().items()}
         return figures
 
     def keep(self, epoch: int) -> None:
@@ -198,9 +209,9 @@ class RefinementStage:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
-        self.refiner.load_state_dict(_under("refiner.", state))
+        self.refiner.load_state_dict(under("refiner.", state))
         if hasattr(self.clusterer, "load_state_dict"):
-            self.clusterer.load_state_dict(_under("clusterer.", state))
+            self.clusterer.load_state_dict(under("clusterer.", state))
         self.current = None
         if not {"epoch", "labels"} & state.keys():
             return
@@ -299,7 +310,3 @@ def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerat
             f"epoch {epoch}: the features of {len(bad)} of {total} samples are NaN or infinite "
             f"(samples {shown}). The weights have probably diverged: lower the learning rate."
         )
-
-
-def _under(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

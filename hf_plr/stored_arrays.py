@@ -65,3 +65,8 @@ def checked(
                 f"{name!r} holds values from {smallest} to {largest}, expected {kind} from {low} to {high}"
             )
     return array
+
+
+def under(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

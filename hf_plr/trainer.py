@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -24,19 +25,22 @@ from hf_plr.backbone_trainer import (
     refiner_from,
     samples_per_epoch,
 )
-from hf_plr.clustering import make_clusterer
+from hf_plr.clustering import make_clusterers
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
+from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, collapse
 from hf_plr.feature_source import FeatureSource
+from hf_plr.labeling import Labeling
 from hf_plr.models.cluster_memory import ClusterMemory
-from hf_plr.refinement import NOISE, PseudoLabelRefiner
+from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
+from hf_plr.report.page.sheets import Snapshot
 from hf_plr.report.summary import RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.state import STATE_FILE
-from hf_plr.stored_arrays import checked, read_from
+from hf_plr.stored_arrays import read_from, under
 from hf_plr.training_args import PLRTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -99,10 +103,9 @@ class PLRTrainer(BackboneTrainer):
         num_clusters = args.num_clusters or default_num_clusters(len(train_dataset))
         if clusterer is None and num_clusters > len(train_dataset) > 0:
             raise ValueError(f"num_clusters={num_clusters} but the data set has {len(train_dataset)} samples")
-        if clusterer is None:
-            progress = not args.disable_tqdm and args.process_index == 0
-            settings: Any = args.clusterer_kwargs
-            clusterer = make_clusterer(args.clusterer, num_clusters, settings, seed=args.seed, verbose=progress)
+        clusterers = _clusterers(args, num_clusters, len(train_dataset)) if clusterer is None else [clusterer]
+        if clusterer is not None and args.num_labelings > 1:
+            raise ValueError(f"num_labelings={args.num_labelings} needs a clusterer by name, not one of your own")
         super().__init__(
             model,
             args,
@@ -114,33 +117,49 @@ class PLRTrainer(BackboneTrainer):
             **kwargs,
         )
         check_sharding(self.accelerator, self.medium.model)
-        counted = getattr(clusterer, "n_clusters", None)
+        counted = getattr(clusterers[0], "n_clusters", None)
         if isinstance(counted, int) and counted > len(self.train_dataset):
             raise ValueError(
                 f"num_clusters={counted} but only {len(self.train_dataset)} {self.medium.plural} can be read"
             )
-        self.memory = ClusterMemory(args.temperature, args.prototype_momentum)
-        self.stage = RefinementStage(
-            clusterer=clusterer,
-            refiner=refiner_from(args) if refiner is None else refiner,
-            refine_start_epoch=args.refine_start_epoch,
-            min_confidence=args.min_confidence,
-            accelerator=self.accelerator,
-        )
+        self.labelings = [
+            Labeling(self._stage_of(each), self._new_memory(), args.confidence_power) for each in clusterers
+        ]
+        if refiner is not None:
+            for labeling in self.labelings:
+                labeling.stage.refiner = refiner if labeling is self.labelings[0] else copy.deepcopy(refiner)
         self._feature_source = FeatureSource(
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
         n_samples, in_a_row = len(self.train_dataset), args.samples_per_cluster
         self._sampler = ClusterSampler(n_samples, in_a_row, data_seed(args), samples_per_epoch(args, n_samples))
-        self._targets = torch.empty(0, dtype=torch.int64)
-        self._weights: torch.Tensor | None = None
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._ahead: tuple[int, torch.Tensor, torch.Tensor] | None = None  # step, features and their mean
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 
     @property
+    def stage(self) -> RefinementStage:
+        """The stage of the labels that are reported and saved: those of the first labeling."""
+        return self.labelings[0].stage
+
+    @property
+    def memory(self) -> ClusterMemory:
+        """The prototypes of these labels."""
+        return self.labelings[0].memory
+
+    @property
     def pseudo_labels(self) -> PseudoLabels | None:
         return self.stage.current
+
+    def _stage_of(self, clusterer: Clusterer) -> RefinementStage:
+        return RefinementStage(
+            clusterer=clusterer,
+            refiner=refiner_from(self.args),
+            refine_start_epoch=self.args.refine_start_epoch,
+            min_confidence=self.args.min_confidence,
+            accelerator=self.accelerator,
+        )
 
     def prepare_epoch(self, epoch: int) -> None:
         """Make the labels that this epoch trains on; a resumed epoch keeps the labels that it had."""
@@ -155,54 +174,80 @@ class PLRTrainer(BackboneTrainer):
                 if self.pseudo_labels is None or self.args.on_nan != "skip_epoch":
                     raise
                 logger.warning("%s This epoch keeps the labels of the last one.", error)
-                self.stage.keep(epoch)
+                for labeling in self.labelings:
+                    labeling.stage.keep(epoch)
             else:
                 self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
-        self._targets = self._targets_on(self.args.device)
-        self._weights = self._weights_on(self.args.device)
-        self.memory.to(self.args.device)
+        for labeling in self.labelings:
+            labeling.to(self.args.device)
         self._sampler.set_targets(self._labels_now().targets, epoch)
         self._pending.clear()
 
     def _relabel(self, epoch: int) -> dict[str, float]:
         """New labels and prototypes; returns the stage's figures for the log."""
         started = time.perf_counter()
+        features, center = self._evaluated() or self._embedded(epoch)
+        extracted = time.perf_counter()
+        mine = self._extractor.shard(self.train_dataset)
+        found = [labeling.renew(features, center, mine, epoch) for labeling in self.labelings]
+        renewed = time.perf_counter()
+        figures = found[0] | self.labelings[0].score(features, mine) | self._between_labelings()
+        self._warn_of_collapse(figures)
+        finished = time.perf_counter()
+        self.reporter.note_stage(self._snapshot(), features, mine)
+        return figures | {
+            **{name: sum(each[name] for each in found) for name in ("seconds_cluster", "seconds_refine")},
+            "seconds_extract": extracted - started,
+            "seconds_score": finished - renewed,
+            "seconds": finished - started,
+        }
+
+    def _between_labelings(self) -> dict[str, float]:
+        """Mean agreement of the first labeling with the others, where there are some."""
+        first, *others = (labeling.now.labels for labeling in self.labelings)
+        tables = [cooccurrence(first, other) for other in others]
+        agreements = [adjusted_rand(table.previous, table.current, table.counts) for table in tables]
+        return {"labelings_ari": float(np.mean(agreements))} if agreements else {}
+
+    def _evaluated(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What `_embedded` gave to an evaluation of these very weights, where there was one."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1:] if ahead is not None and ahead[0] == self.state.global_step else None
+
+    def _embedded(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features that the stage clusters, embedded, for the caller to keep; and their mean."""
         features = self.extract_shard()
         mine = self._extractor.shard(self.train_dataset)
         check_finite(features, epoch, self.train_dataset.rows[mine], self.accelerator)
-        features = self.memory.recenter(features, self.accelerator)
-        extracted = time.perf_counter()
-        figures = self.stage.run(features, epoch)
-        targets = self._targets_on(features.device)[mine]
-        self.memory.rebuild(features, targets, self._labels_now().n_clusters, self.accelerator)
-        self._note_for_report(features, mine)
-        return figures | {"seconds_extract": extracted - started, "seconds": time.perf_counter() - started}
+        memory = self._new_memory()
+        return memory.recenter(features, self.accelerator), memory.center
 
-    def _note_for_report(self, features: torch.Tensor, mine: slice) -> None:
+    def _new_memory(self) -> ClusterMemory:
+        return ClusterMemory(self.args.temperature, self.args.prototype_momentum)
+
+    def _warn_of_collapse(self, figures: dict[str, float]) -> None:
+        rank = f"{LOG_PREFIX}effective_rank"
+        logged = (entry[rank] for entry in self.state.log_history if rank in entry)
+        sign = collapse(figures, next(logged, figures["effective_rank"]))
+        if sign is not None:
+            logger.warning(
+                "Epoch %d: %s. The features may be collapsing: lower the learning rate, or use more clusters.",
+                self._epoch,
+                sign,
+            )
+
+    def _snapshot(self) -> Snapshot:
+        """The labels as the report shows them."""
         now = self._labels_now()
-        previous = now.previous_labels if (now.previous_labels != NOISE).any() else None
-        self.reporter.note_stage(now.epoch, now.labels, previous, now.confidence, features, mine)
+        is_first = (now.previous_labels == NOISE).all()
+        return Snapshot(now.epoch, now.labels, None if is_first else now.previous_labels, now.confidence)
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
         return self._feature_source.shard(self._extractor, self.train_dataset, self.stage.clusterer)
 
     def _labels_now(self) -> PseudoLabels:
-        if self.pseudo_labels is None:
-            raise RuntimeError("there are no pseudo-labels yet: call train() first")
-        return self.pseudo_labels
-
-    def _targets_on(self, device: torch.device) -> torch.Tensor:
-        return torch.from_numpy(self._labels_now().targets).to(device)
-
-    def _weights_on(self, device: torch.device) -> torch.Tensor | None:
-        """Weight of each sample's loss, with a mean of one over those that have a target; None for equal weights."""
-        if self.args.confidence_power == 0.0:
-            return None
-        labels = self._labels_now()
-        weights = labels.confidence**self.args.confidence_power
-        mean = weights[labels.targets >= 0].mean()
-        return torch.from_numpy(weights / mean if mean > 0 else np.ones_like(weights)).to(device, torch.float32)
+        return self.labelings[0].now
 
     # ---- the training loop ---------------------------------------------------------------------------------------
 
@@ -213,20 +258,12 @@ class PLRTrainer(BackboneTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Cross-entropy of a batch of samples against the prototypes of their refined clusters."""
+        """Cross-entropy of a batch of samples against the prototypes of their refined clusters, a mean of labelings."""
         index = inputs["index"]
         raw = self.medium.features(model, inputs, self._numbers(index))
-        features = self.memory.embed(raw)
-        targets = self._targets[index]
-        soft = self._labels_now().soft_targets
-        weights = None if self._weights is None else self._weights[index]
-        if soft is None:
-            loss = self.memory.loss(features, targets, weights)
-        else:
-            rows = torch.from_numpy(soft[index.cpu().numpy()].toarray())
-            loss = self.memory.loss(features, rows.to(features), weights)
+        loss = torch.stack([labeling.loss(raw, index) for labeling in self.labelings]).mean()
         self._pending.append((raw.detach(), index))
-        return (loss, {"features": features}) if return_outputs else loss
+        return (loss, {"features": self.memory.embed(raw)}) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of `Trainer`; at the last of an accumulation the prototypes follow the batch of all processes."""
@@ -238,7 +275,8 @@ class PLRTrainer(BackboneTrainer):
                 raw = self.accelerator.pad_across_processes(raw)
                 index = self.accelerator.pad_across_processes(index, pad_index=-1)
                 raw, index = self.accelerator.gather((raw, index))
-            self.memory.update(self.memory.embed(raw), torch.where(index >= 0, self._targets[index], -1))
+            for labeling in self.labelings:
+                labeling.follow(raw, index)
             self._feature_source.note(index, raw)
         return loss
 
@@ -249,26 +287,61 @@ class PLRTrainer(BackboneTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self._sampler
 
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def label_free_scores(self) -> dict[str, float]:
+        """The figures of the last stage, and scores of the features as they are now under its labels.
+
+        At the end of an epoch the next stage takes over the features, so that they cost nothing more; with
+        `feature_source` "epoch", and in the middle of an epoch, they take a pass over the samples.
+        """
+        if self.pseudo_labels is None:
+            return {}
+        step = self.state.global_step
+        with isolated_rng(self.args.seed + self._epoch):
+            if self.args.feature_source == "epoch":
+                memory = self._new_memory()
+                mine = self._extractor.shard(self.train_dataset)
+                features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
+                features, center = memory.recenter(features, self.accelerator), memory.center
+            else:
+                try:
+                    features, center = self._embedded(self._epoch)
+                except NotFiniteError:
+                    if self.args.on_nan != "skip_epoch":
+                        raise
+                    return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
+                if self.state.epoch is not None and self.state.epoch % 1 == 0 and step < self.state.max_steps:
+                    self._ahead = step, features, center
+            mine = self._extractor.shard(self.train_dataset)
+            return super().label_free_scores() | self.labelings[0].score(features, mine)
+
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
     def label_state(self) -> dict[str, np.ndarray]:
         if self.pseudo_labels is None:
             return {}
-        return self.stage.state_dict() | self.memory.state_dict() | self._feature_source.state_dict()
+        state = self._feature_source.state_dict()
+        for labeling, prefix in self._prefixed_labelings():
+            state |= {f"{prefix}{name}": value for name, value in labeling.state_dict().items()}
+        return state
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         n_samples, width = len(self.train_dataset), self._extractor.width
         with read_from(os.path.join(checkpoint, STATE_FILE)):
-            checked(state, "labels", "integers", (n_samples,))
-            self.stage.load_state_dict(state)
-            checked(state, "prototypes", "floats", (self._labels_now().n_clusters, width))
-            self.memory.load_state_dict(state)
-            self.reporter.go_on(self._labels_now().epoch)
+            for labeling, prefix in self._prefixed_labelings():
+                labeling.load_state_dict(under(prefix, state), n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
+        self.reporter.go_on(self._snapshot())
+
+    def _prefixed_labelings(self) -> list[tuple[Labeling, str]]:
+        """The labelings, and what their arrays' names begin with in a state."""
+        return [(labeling, f"labeling.{i}." if i else "") for i, labeling in enumerate(self.labelings)]
 
     def run_settings(self) -> dict[str, Any]:
+        clusterers = [estimator_settings(labeling.stage.clusterer) for labeling in self.labelings]
         parts = {
-            "clusterer's parameters": estimator_settings(self.stage.clusterer),
+            "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
             "refiner": self.stage.refiner.settings(),
         }
         return super().run_settings() | as_stored(parts)
@@ -293,7 +366,7 @@ class PLRTrainer(BackboneTrainer):
         """The clusters' labels (K,), and a memory of their mean features: those that training moves are older."""
         now = self._labels_now().labels
         labels = np.unique(now[now != NOISE])
-        memory = ClusterMemory(self.args.temperature, self.args.prototype_momentum)
+        memory = self._new_memory()
         mine = self._extractor.shard(self.train_dataset)
         features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
         features = memory.recenter(features, self.accelerator)
@@ -335,3 +408,18 @@ class PLRTrainer(BackboneTrainer):
         words = f"{now.n_clusters} clusters, {(now.labels == NOISE).mean():.1%} of the {self.medium.plural} in none"
         agreement = stages[-1].get(f"{LOG_PREFIX}agreement_ari") if stages else None
         return words if agreement is None else f"{words}, adjusted Rand index {agreement:.2f} with the epoch before"
+
+
+def _clusterers(args: PLRTrainingArguments, num_clusters: int, n_samples: int) -> list[Any]:
+    """The clusterers of all labelings, by the arguments."""
+    progress = not args.disable_tqdm and args.process_index == 0
+    settings: Any = args.clusterer_kwargs
+    return make_clusterers(
+        args.num_labelings,
+        args.clusterer,
+        num_clusters,
+        settings,
+        n_samples=n_samples,
+        seed=args.seed,
+        verbose=progress,
+    )

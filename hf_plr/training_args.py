@@ -14,6 +14,7 @@ from transformers.trainer_utils import HubStrategy
 from hf_plr.clustering import CLUSTERERS
 from hf_plr.data.augmentation import AUGMENTATIONS
 from hf_plr.data.sound_augmentation import SOUND_AUGMENTATIONS
+from hf_plr.evaluation.label_free import LOWER_IS_BETTER
 from hf_plr.feature_source import DTYPES, SOURCES
 from hf_plr.models.pooling import POOLINGS
 from hf_plr.refinement import PRESETS
@@ -32,7 +33,8 @@ class PLRTrainingArguments(TrainingArguments):
     `per_device_eval_batch_size` 256, `learning_rate` 1e-3 (use about 3e-5 for a pretrained backbone), `weight_decay`
     0.05, `lr_scheduler_type` "cosine", `warmup_steps` 0.1 (a share), `logging_strategy` "epoch", `save_strategy`
     "epoch", `save_total_limit` 2, `remove_unused_columns` False. With `load_best_model_at_end`, the default of
-    `metric_for_best_model` is "knn_accuracy".
+    `metric_for_best_model` is "knn_accuracy"; without labels it takes a score that needs none, such as
+    "plr/effective_rank", see `PLRTrainer.evaluate`.
 
     Raises:
         ValueError: if a value is outside its range, naming the argument.
@@ -109,6 +111,13 @@ class PLRTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Clusters of kmeans and agglomerative. Default: 1.5 times the square root of the number of samples."
+        },
+    )
+    num_labelings: int = field(
+        default=1,
+        metadata={
+            "help": "Clusterings of every epoch that are trained on at once, each with prototypes and refinement of "
+            "its own and twice as many clusters as the one before. The first is reported and saved."
         },
     )
     refinement: str = field(
@@ -219,6 +228,10 @@ class PLRTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.metric_for_best_model: str | None
+        self.greater_is_better: bool | None
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric.startswith("plr/") and self.greater_is_better is None:
+            self.greater_is_better = metric.removeprefix("plr/") not in LOWER_IS_BETTER
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "knn_accuracy"
             self.greater_is_better = True
@@ -245,6 +258,8 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"temperature={self.temperature} must be above 0")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+        if self.num_labelings < 1:
+            raise ValueError(f"num_labelings={self.num_labelings} must be at least 1")
         if self.samples_per_cluster < 1:
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
         if not 0.0 <= self.ema_decay < 1.0:

@@ -306,7 +306,13 @@ def test_models(tmp_path, tiny_vit, file):
 
 # ---- the state of a run ----------------------------------------------------------------------------------------------
 
-OF_IMAGES = {"num_train_epochs": 1, "refinement": "rlcc", "refine_start_epoch": 0, "feature_source": "epoch"}
+OF_IMAGES = {
+    "num_train_epochs": 1,
+    "refinement": "rlcc",
+    "refine_start_epoch": 0,
+    "feature_source": "epoch",
+    "num_labelings": 2,
+}
 OF_FRAMES = {"num_train_epochs": 1}
 
 
@@ -325,9 +331,10 @@ def test_checkpoints_of_images(make_trainer, tmp_path):
         trainer.load_label_state(load_state(tmp_path)[0], str(tmp_path))
         now = trainer.pseudo_labels
         some = torch.arange(20)
-        trainer.memory.loss(trainer.memory.embed(features[some]), trainer._targets_on(torch.device("cpu"))[some])
-        soft = torch.from_numpy(now.soft_targets[some.numpy()].toarray()).float()
-        trainer.memory.loss(trainer.memory.embed(features[some]), soft)
+        for labeling in trainer.labelings:
+            labeling.to(torch.device("cpu"))
+            labeling.loss(features[some], some)
+            labeling.follow(features[some], some)
         trainer._feature_source.note(some, features[some])
         trainer.stage.run(features.clone(), now.epoch + 1)
 

@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from benchmarks.evidence.runs import append_record, carry_out, read_records, runs_of
+from benchmarks.evidence.selection import select
 from benchmarks.evidence.summary import summarise
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.ways import AS_IT_IS, SUITES
@@ -49,7 +50,13 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", metavar="I/N", help="every N-th run from the I-th (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: %(default)s)")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
+    parser.add_argument(
+        "--selection", nargs="+", type=Path, metavar="FILE", help="only print which scores without labels pick well"
+    )
     args = parser.parse_args()
+    if args.selection:
+        print(select(args.selection))
+        return
     if args.summary:
         print(summarise(args.summary))
         return

@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import pair_confusion_matrix
-from transformers import PrinterCallback, TrainerCallback
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
+from transformers import TrainerCallback
 
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
 from hf_plr import PLRTrainer
+from hf_plr.progress_display import ProgressDisplay
 from hf_plr.refinement import NOISE
 from hf_plr.reid import ReidTrainer
 
@@ -51,10 +55,11 @@ def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:
     changes = {**way.changes, **task.variations.get(run.variation, {})}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        watch = LabelWatch()
+        watch = EpochWatch(task.score)
         trainer = task.make(arguments_of(task, folder, run.seed, changes), run.seed, data, starts, [watch])
-        trainer.remove_callback(PrinterCallback)
-        trainer.stage.refiner = way.refiner()
+        trainer.remove_callback(ProgressDisplay)
+        for labeling in trainer.labelings:
+            labeling.stage.refiner = way.refiner()
         watch.trainer = trainer
         before = trainer.score("start")
         trainer.train()
@@ -74,10 +79,15 @@ def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:
     }
 
 
-class LabelWatch(TrainerCallback):
-    """Compares each epoch's pseudo-labels with the truth, which nothing else sees."""
+class EpochWatch(TrainerCallback):
+    """Scores each epoch: its pseudo-labels and features against the truth, which nothing else sees, and without it.
 
-    def __init__(self) -> None:
+    Args:
+        score: the downstream score, "knn_accuracy" or "mAP".
+    """
+
+    def __init__(self, score: str) -> None:
+        self.score = score
         self.trainer: PLRTrainer | None = None
         self.epochs: list[dict[str, float]] = []
 
@@ -94,9 +104,36 @@ class LabelWatch(TrainerCallback):
                     "clusters": float(trainer.pseudo_labels.n_clusters),
                     "noise": float((~member).mean()),
                     **agreement(labels[member], truth[member]),
+                    self.score: self._downstream(trainer),
+                    **{f"plr/{name}": value for name, value in trainer.label_free_scores().items()},
                 }
             )
         )
+
+    def _downstream(self, trainer: PLRTrainer) -> float:
+        if self.score == "mAP":
+            return trainer.score("epoch")["mAP"]
+        features, labels = trainer.extract_features().cpu().numpy(), trainer.train_dataset.true_labels()
+        test: Any = trainer.eval_dataset
+        if test is None:
+            return knn_accuracy(features, labels)
+        store = trainer._eval_store(test)
+        return knn_accuracy(features, labels, trainer.extract_features(store).cpu().numpy(), store.true_labels())
+
+
+def knn_accuracy(
+    features: np.ndarray,
+    labels: np.ndarray,
+    test_features: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
+) -> float:
+    """Accuracy of 5 nearest neighbours: of the test features, or where there are none of five folds."""
+    center = features.mean(axis=0)
+    knn = KNeighborsClassifier(5)
+    if test_features is None:
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        return float(cross_val_score(knn, normalize(features - center), labels, cv=folds).mean())
+    return float(knn.fit(normalize(features - center), labels).score(normalize(test_features - center), test_labels))
 
 
 def agreement(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:

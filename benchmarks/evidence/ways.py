@@ -43,6 +43,10 @@ WAYS = {
     "none+ema": _preset("none", EMA),
     "slr+ema": _preset("slr", EMA),
     "joint+ema": _preset("joint", EMA),
+    "none x2": _preset("none", {"num_labelings": 2}),
+    "slr x2": _preset("slr", {"num_labelings": 2}),
+    "joint x2": _preset("joint", {"num_labelings": 2}),
+    "none x3": _preset("none", {"num_labelings": 3}),
 }
 
 

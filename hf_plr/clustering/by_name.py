@@ -43,3 +43,34 @@ def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None
     defaults = {"n_clusters": num_clusters, "copy": True, **defaults}  # HDBSCAN warns if it is not told about copies
     chosen = {key: value for key, value in defaults.items() if key in known}
     return CLUSTERERS[name](**{**chosen, **(settings or {})})
+
+
+def make_clusterers(
+    n: int, name: str, num_clusters: int, settings: dict[str, Any] | None = None, *, n_samples: int, **defaults: Any
+) -> list[Any]:
+    """Clusterers that look at the same samples in n ways: each one finer than the one before.
+
+    Args:
+        n: how many.
+        name: as for `make_clusterer`.
+        num_clusters: number of clusters of the first, for those that take one; each next one has twice as many, up to
+            half of the samples.
+        settings: as for `make_clusterer`; an `n_clusters` or `eps` there is the first one's.
+        n_samples: number of samples.
+        **defaults: as for `make_clusterer`.
+
+    Raises:
+        ValueError: as `make_clusterer`, or if this clusterer has nothing to vary.
+    """
+    first = make_clusterer(name, num_clusters, settings, **defaults)
+    if n == 1:
+        return [first]
+    if not hasattr(first, "n_clusters"):
+        raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters, which {name} has not")
+    finest = max(first.n_clusters, n_samples // 2)
+    counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
+    seeds = [defaults["seed"] + i for i in range(n)] if "seed" in defaults else [None] * n
+    return [
+        make_clusterer(name, count, {**(settings or {}), "n_clusters": count}, **{**defaults, "seed": seed})
+        for count, seed in zip(counts, seeds, strict=True)
+    ]

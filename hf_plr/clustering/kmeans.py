@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
-from tqdm.auto import tqdm
 
 from hf_plr.clustering.blocks import row_blocks
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
 from hf_plr.precision import fast_fp32_products
 from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of, sum_over
+from hf_plr.progress import track
 
 BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
 OTHER_BLOCK_SCORES = 1 << 27
@@ -154,7 +154,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
         labels: torch.Tensor | None = None
         steps = range(1, self.max_iter + 1)
-        for step in tqdm(steps, desc="Clustering", unit="pass", leave=False, disable=not self.verbose):
+        for step in track(steps, "Clustering", len(steps), self.verbose):
             self.n_iter_ = step
             labels_before = labels
             labels, scores = _assign(rows, centers)

@@ -15,7 +15,8 @@ import pyarrow as pa
 import torch
 from datasets import Audio, ClassLabel, Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
+
+from hf_plr.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class SampleStore(TorchDataset, ABC):
         n = len(self._column)
         unreadable: list[int] = []
         starts = range(0, n, self.decode_batch)
-        for start in tqdm(starts, desc=f"Reading {self.noun}s", unit="batch", disable=not progress, leave=False):
+        for start in track(starts, f"Reading {self.noun}s", len(starts), progress):
             rows = np.arange(start, min(start + self.decode_batch, n))
             try:
                 decoded = self._decode_rows(rows)

@@ -31,6 +31,8 @@ class ClusterMemory:
     Attributes:
         center: mean feature at the last `recenter`, shape (D,).
         prototypes: float32 tensor of shape (K, D), rows of unit length; empty before the first `rebuild`.
+        sizes: members of each cluster at the last `rebuild`, shape (K,).
+        lengths: length of the mean of each cluster's members then, in [0, 1]: 1 if all are the same, shape (K,).
     """
 
     def __init__(self, temperature: float, momentum: float):
@@ -38,6 +40,8 @@ class ClusterMemory:
         self.momentum = momentum
         self.center = torch.zeros(())
         self.prototypes = torch.empty(0, 0)
+        self.sizes = torch.empty(0, dtype=torch.int64)
+        self.lengths = torch.empty(0, dtype=torch.float64)
 
     @torch.no_grad()
     def recenter(self, features: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
@@ -82,7 +86,10 @@ class ClusterMemory:
         _, total = place_of(accelerator, len(features))
         sums = ClusterSums(n_clusters, features.shape[1], total, 1.0, features.device)
         sums.add(features, targets)
-        self.prototypes = F.normalize(sums.over(accelerator).means(), dim=1).to(features)
+        total_sums = sums.over(accelerator)
+        means = total_sums.means()
+        self.prototypes = F.normalize(means, dim=1).to(features)
+        self.sizes, self.lengths = total_sums.counts.clone(), means.norm(dim=1)
 
     def loss(self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean loss of a batch.

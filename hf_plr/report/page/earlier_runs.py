@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hf_plr.report.page.figures import curves
 from hf_plr.report.page.report_file import DATA_FILE, FORMAT, read_report
 from hf_plr.report.page.run_facts import as_line, numbers_of, written_now
-from hf_plr.report.page.sheets import Labeling, cluster_table
+from hf_plr.report.page.sheets import Snapshot, sizes_of
 
 METRICS_FILE, PSEUDO_LABELS_FILE = "metrics.json", "pseudo_labels.parquet"
 NO_DATA = (
@@ -90,9 +89,4 @@ def _sizes(path: Path) -> dict[str, Any]:
         frame = pd.read_parquet(path, columns=["label", "confidence"])
     except Exception as error:  # of pyarrow, which has many
         raise ValueError(f"{path} cannot be read as the labels of a run: {error}") from error
-    labels = frame["label"].to_numpy()
-    ids, sizes, confidence = cluster_table(Labeling(labels, None, frame["confidence"].to_numpy()))
-    order = np.argsort(-sizes, kind="stable")[:2000]
-    rows = zip(ids[order].tolist(), sizes[order].tolist(), np.round(confidence[order], 4).tolist(), strict=True)
-    noise = int((labels < 0).sum())
-    return {"clusters": [list(row) for row in rows], "of": len(ids), "noise": noise, "samples": len(labels)}
+    return sizes_of(Snapshot(0, frame["label"].to_numpy(), confidence=frame["confidence"].to_numpy()))

@@ -56,6 +56,12 @@ KNOWN = {
     "plr/size_entropy": Figure(
         "Evenness of cluster sizes", "Entropy of the sizes: 1 = all alike, towards 0 = one holds nearly all.", 0, 1
     ),
+    "plr/largest_share": Figure(
+        "Share of the largest cluster", "Of the samples in clusters; above a half it looks like a collapse.", 0, 1
+    ),
+    "plr/labelings_ari": Figure(
+        "Agreement between labelings", "Adjusted Rand index of the first labeling with the others.", 0, 1
+    ),
     "plr/born": Figure("Clusters born", "Clusters that continue none of the stage before.", 0),
     "plr/died": Figure("Clusters died", "Clusters of the stage before that none continues.", 0),
     "plr/split": Figure("Clusters split", "Clusters of which several have become.", 0),
@@ -69,6 +75,7 @@ KNOWN = {
     "plr/seconds_extract": Figure("Seconds of extraction", "Taking the features.", 0),
     "plr/seconds_cluster": Figure("Seconds of clustering", "", 0),
     "plr/seconds_refine": Figure("Seconds of refinement", "", 0),
+    "plr/seconds_score": Figure("Seconds of label-free scores", "", 0),
     "plr/seconds_fit": Figure("Seconds of fitting centroids", "", 0),
     "plr/seconds_assign": Figure("Seconds of assigning frames", "", 0),
 }
@@ -94,7 +101,8 @@ def curves(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _curve(name: str, found: list[tuple[float, float]]) -> dict[str, Any]:
-    figure = KNOWN.get(name) or Figure(name.removeprefix("plr/").replace("_", " "))
+    known = KNOWN.get(name.replace("eval_plr/", "plr/"), Figure(name.removeprefix("plr/").replace("_", " ")))
+    figure = known._replace(title=f"{known.title}, evaluated") if name.startswith("eval_plr/") else known
     kept = np.unique(np.linspace(0, len(found) - 1, min(len(found), MAX_POINTS)).astype(np.int64))
     points = [[found[i][0], float(f"{found[i][1]:.6g}")] for i in kept.tolist()]
     return {"name": name, **figure._asdict(), "points": points}

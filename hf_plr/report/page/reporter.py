@@ -22,15 +22,8 @@ from hf_plr.report.page.flows import cluster_flow
 from hf_plr.report.page.previews import MEDIA_TYPES, Previews
 from hf_plr.report.page.projection import layouts
 from hf_plr.report.page.report_file import DATA_FILE, FORMAT, read_report, write_report
-from hf_plr.report.page.run_facts import run_facts
-from hf_plr.report.page.sheets import (
-    Labeling,
-    cluster_sheets,
-    cluster_table,
-    map_positions,
-    random_check,
-    typical_members,
-)
+from hf_plr.report.page.run_facts import as_line, run_facts
+from hf_plr.report.page.sheets import Snapshot, cluster_sheets, map_positions, random_check, sizes_of, typical_members
 from hf_plr.report.page.unit_examples import unit_sheets
 
 if TYPE_CHECKING:
@@ -39,10 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WHEN = ("epoch", "end", "no")
-MAX_SIZES = 2_000  # clusters whose size is shown
 MAX_DETAILED_STAGES = 60  # whose changes are told in full, the last ones
 MAX_NEW = 8  # new clusters of a stage that examples are kept of
-LONGEST_NAME = 200
 MEMBERS = {"image": 8, "recording": 4}  # of a sheet
 EXAMPLES = {"image": 6, "recording": 3}  # of a new cluster
 LEAST_ALLOWANCE, ALLOWANCE = 0.5, 0.01  # seconds, and share of the time since the last report, for new previews
@@ -71,8 +62,7 @@ class Reporter:
         self.rows: np.ndarray | None = None
         self.previews = Previews(store)
         self._stages: list[dict[str, Any]] = []
-        self._labeling: Labeling | None = None
-        self._bounds: np.ndarray | None = None
+        self._now: Snapshot | None = None
         self._dots = map_positions(len(store), seed)
         self._features: np.ndarray | None = None
         self._map: dict[str, Any] | None = None
@@ -81,72 +71,42 @@ class Reporter:
 
     # ---- gathering ---------------------------------------------------------------------------------------------
 
-    def note_stage(
-        self,
-        epoch: int,
-        labels: np.ndarray,
-        previous: np.ndarray | None,
-        confidence: np.ndarray,
-        features: torch.Tensor,
-        part: slice,
-    ) -> None:
+    def note_stage(self, now: Snapshot, features: torch.Tensor | None = None, part: slice | None = None) -> None:
         """Take in a stage; called on every process.
 
         Args:
-            epoch: the epoch that the labels train.
-            labels: cluster of each sample, -1 = noise, shape (N,).
-            previous: those of the stage before; None at the first.
-            confidence: in [0, 1], shape (N,).
-            features: this process's rows, shape (n, D).
+            now: its labels.
+            features: this process's rows, shape (n, D), for a map; None for none.
             part: positions of these rows.
         """
         if self.when == "no":
             return
-        mine = self._dots[(self._dots >= part.start) & (self._dots < part.stop)] - part.start
-        dots = gather_rows(self.accelerator, features[torch.from_numpy(mine).to(features.device)].float())
+        dots = None if features is None or part is None else self._features_of_dots(features, part)
         if not self.accelerator.is_main_process:
             return
         with _warned():
-            self._features = dots.cpu().numpy()
-            self._map = None
-            self._note(epoch, Labeling(labels, previous, confidence), None)
+            self._features, self._map = dots, None
+            self._now, self._is_new = now, True
+            stages = [stage for stage in self._stages if stage["epoch"] < now.epoch]
+            self._stages = [*stages, _stage(now, EXAMPLES[self.store.noun])]
+            for old in self._stages[:-MAX_DETAILED_STAGES]:
+                if old["flow"]:
+                    old["flow"]["events"] = []
 
-    def note_units(self, round_: int, labels: np.ndarray, previous: np.ndarray | None, bounds: np.ndarray) -> None:
-        """Take in the units of a round.
+    def _features_of_dots(self, features: torch.Tensor, part: slice) -> np.ndarray:
+        """Features of the samples on the map, on every process, shape (M, D)."""
+        mine = self._dots[(self._dots >= part.start) & (self._dots < part.stop)] - part.start
+        rows = features[torch.from_numpy(mine).to(features.device)].float()
+        return gather_rows(self.accelerator, rows).cpu().numpy()
 
-        Args:
-            round_: the round.
-            labels: unit of each frame, -1 = none, shape (F,).
-            previous: those of the round before; None at the first.
-            bounds: where each recording's frames begin, and the end, shape (N + 1,).
+    def go_on(self, now: Snapshot) -> None:
+        """Take up what the report of an interrupted run has of the stages up to this one, whose labels it goes on with.
+
+        Where that report is damaged, it is warned of, and the report begins anew.
         """
-        if self.when != "no" and self.accelerator.is_main_process:
-            with _warned():
-                self._note(round_, Labeling(labels, previous, np.empty(0)), bounds)
-
-    def _note(self, epoch: int, labeling: Labeling, bounds: np.ndarray | None) -> None:
-        flow = None if labeling.previous is None else cluster_flow(labeling.previous, labeling.labels)
-        if flow is not None and bounds is None:
-            for event in flow["events"]:
-                wanted = np.array(event["new"][:MAX_NEW], np.int64)
-                found = typical_members(labeling, wanted, EXAMPLES[self.store.noun])
-                event["examples"] = {str(cluster): _keys(members) for cluster, members in found.items()}
-        stage = {
-            "epoch": int(epoch),
-            "clusters": len(np.unique(labeling.labels[labeling.labels != NOISE])),
-            "noise": int((labeling.labels == NOISE).sum()),
-            "flow": flow,
-        }
-        self._stages = [each for each in self._stages if each["epoch"] < epoch] + [stage]
-        for old in self._stages[:-MAX_DETAILED_STAGES]:
-            if old.get("flow"):
-                old["flow"]["events"] = []
-        self._labeling, self._bounds, self._is_new = labeling, bounds, True
-
-    def go_on(self, epoch: int) -> None:
-        """Take up what the report of an interrupted run has of the stages up to this epoch, which its labels train."""
         if self.when == "no" or not self.accelerator.is_main_process:
             return
+        self._now = now
         try:
             data = read_report(Path(self.folder) / DATA_FILE)
         except FileNotFoundError:
@@ -154,9 +114,12 @@ class Reporter:
         except (OSError, ValueError) as error:
             logger.warning("%s. The report begins anew.", error)
             return
-        self._stages = [stage for stage in data["stages"] if stage["epoch"] <= epoch]
-        if data["run"].get("samples") == len(self.store):
-            self.previews = Previews(self.store, data["media"])
+        if data["run"]["samples"] != len(self.store):
+            return
+        is_of_now = data["stages"][-1:] and data["stages"][-1]["epoch"] == now.epoch
+        self._map = data.get("map") if is_of_now else None
+        self._stages = [stage for stage in data["stages"] if stage["epoch"] <= now.epoch]
+        self.previews = Previews(self.store, data["media"])
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -187,19 +150,20 @@ class Reporter:
             finished: whether the run has ended.
             seconds: time for new previews; None for as long as it takes.
         """
+        now = self._now
         data = {
             "format": FORMAT,
-            **run_facts(summary, log, finished, "epoch" if self._bounds is None else "round"),
+            **run_facts(summary, log, finished, "epoch" if now is None or now.bounds is None else "round"),
             "stages": self._stages,
             "sizes": {"clusters": [], "of": 0, "noise": 0},
             "sheets": {"random": [], "clusters": [], "typical": {}, "of": 0},
             "map": None,
             "media_types": MEDIA_TYPES[self.store.noun],
         }
-        if self._labeling is not None:
-            data["labels_id"] = hashlib.sha256(np.ascontiguousarray(self._labeling.labels).tobytes()).hexdigest()[:16]
-            data["sizes"] = self._sizes()
-            data["sheets"] = self._sheets() if self._bounds is None else self._unit_sheets()
+        if now is not None:
+            data["labels_id"] = hashlib.sha256(np.ascontiguousarray(now.labels).tobytes()).hexdigest()[:16]
+            data["sizes"] = sizes_of(now)
+            data["sheets"] = self._sheets(now) if now.bounds is None else self._unit_sheets(now)
             data["map"] = self._layout(with_umap=finished)
         wanted = list(dict.fromkeys(_shown(data)))
         data["media"] = self.previews.of(wanted, seconds)
@@ -207,50 +171,30 @@ class Reporter:
         data["samples"] = self._samples(wanted)
         return data
 
-    def _sizes(self) -> dict[str, Any]:
-        assert self._labeling is not None
-        labels = self._labeling.labels
-        if self._bounds is None:
-            ids, sizes, confidence = cluster_table(self._labeling)
-        else:
-            ids, sizes = np.unique(labels[labels != NOISE], return_counts=True)
-            confidence = np.ones(len(ids))
-        order = np.argsort(-sizes, kind="stable")[:MAX_SIZES]
-        rows = zip(ids[order].tolist(), sizes[order].tolist(), np.round(confidence[order], 4).tolist(), strict=True)
-        noise = int((labels == NOISE).sum())
-        return {"clusters": [list(row) for row in rows], "of": len(ids), "noise": noise, "samples": len(labels)}
-
-    def _sheets(self) -> dict[str, Any]:
-        assert self._labeling is not None
-        labeling = self._labeling
-        check = random_check(labeling.labels, self.seed)
-        sheets = cluster_sheets(labeling, self._new_clusters(), MEMBERS[self.store.noun])
+    def _sheets(self, now: Snapshot) -> dict[str, Any]:
+        check = random_check(now.labels, self.seed)
+        flow = self._stages[-1]["flow"] if self._stages else None
+        new = {cluster for event in flow["events"] for cluster in event["new"]} if flow else set()
+        sheets = cluster_sheets(now, new, MEMBERS[self.store.noun])
         for sheet in sheets:
             sheet |= {name: _keys(sheet[name]) for name in ("most", "least", "changed")}
-        typical = typical_members(labeling, np.unique(labeling.labels[check]))
+        typical = typical_members(now, np.unique(now.labels[check]))
         return {
             "random": _keys(check.tolist()),
             "clusters": sheets,
             "typical": {str(cluster): _keys(members) for cluster, members in typical.items()},
-            "of": len(np.unique(labeling.labels[labeling.labels != NOISE])),
+            "of": _count(now.labels),
         }
 
-    def _unit_sheets(self) -> dict[str, Any]:
-        assert self._labeling is not None
-        assert self._bounds is not None
+    def _unit_sheets(self, now: Snapshot) -> dict[str, Any]:
+        assert now.bounds is not None
         assert isinstance(self.store, SoundStore)
-        labels = self._labeling.labels
-        sheets = unit_sheets(labels, self._bounds, self.store.lengths / self.store.sound_format.sampling_rate)
-        return {"random": [], "clusters": sheets, "typical": {}, "of": len(np.unique(labels[labels != NOISE]))}
-
-    def _new_clusters(self) -> set[int]:
-        flow = self._stages[-1]["flow"] if self._stages else None
-        return {cluster for event in flow["events"] for cluster in event["new"]} if flow else set()
+        seconds = self.store.lengths / self.store.sound_format.sampling_rate
+        sheets = unit_sheets(now.labels, now.bounds, seconds)
+        return {"random": [], "clusters": sheets, "typical": {}, "of": _count(now.labels)}
 
     def _layout(self, with_umap: bool) -> dict[str, Any] | None:
-        if self._features is None:
-            return None
-        if self._map is None or with_umap:
+        if self._features is not None and (self._map is None or with_umap):
             self._map = {
                 "positions": _keys(self._dots.tolist()),
                 "layouts": layouts(self._features, self.seed, with_umap),
@@ -260,20 +204,33 @@ class Reporter:
 
     def _samples(self, keys: list[str]) -> dict[str, list[Any]]:
         """Row in the data, label, label before, confidence and file of samples, by key; None for what is not known."""
-        labeling = self._labeling
-        files = self.store.files()
+        now, files = self._now, self.store.files()
         found: dict[str, list[Any]] = {}
         for key in keys:
             position = int(key.partition("@")[0])
             row = int(self.store.rows[position])
             row = row if self.rows is None else int(self.rows[row])
-            told: list[Any] = [row, None, None, None, None if files is None else files[position][-LONGEST_NAME:]]
-            if labeling is not None and self._bounds is None:
-                before = None if labeling.previous is None else int(labeling.previous[position])
-                confidence = round(float(labeling.confidence[position]), 4)
-                told[1:4] = [int(labeling.labels[position]), before, confidence]
+            told: list[Any] = [row, None, None, None, None if files is None else as_line(files[position])]
+            if now is not None and now.confidence is not None:
+                before = None if now.previous is None else int(now.previous[position])
+                told[1:4] = [int(now.labels[position]), before, round(float(now.confidence[position]), 4)]
             found[key] = told
         return found
+
+
+def _stage(now: Snapshot, examples: int) -> dict[str, Any]:
+    """What happened at a stage, with examples of what is new."""
+    flow = None if now.previous is None else cluster_flow(now.previous, now.labels)
+    for event in flow["events"] if flow is not None and now.bounds is None else ():
+        found = typical_members(now, np.array(event["new"][:MAX_NEW], np.int64), examples)
+        event["examples"] = {str(cluster): _keys(members) for cluster, members in found.items()}
+    noise = int(np.count_nonzero(now.labels == NOISE))
+    return {"epoch": int(now.epoch), "clusters": _count(now.labels), "noise": noise, "flow": flow}
+
+
+def _count(labels: np.ndarray) -> int:
+    """Clusters that have members."""
+    return len(np.unique(labels[labels != NOISE]))
 
 
 def _shown(data: dict[str, Any]) -> Iterable[str]:

@@ -9,6 +9,8 @@ import numpy as np
 
 from hf_plr.refinement import NOISE
 
+MAX_SIZES = 2_000  # clusters whose size is shown
+
 MAX_DOTS = 1_500
 RANDOM_CHECK = 120
 MAX_SHEETS = 60
@@ -18,18 +20,22 @@ HASH = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product with it is a perm
 
 
 @dataclass(frozen=True)
-class Labeling:
-    """The labels of all samples at one stage, each array of shape (N,).
+class Snapshot:
+    """The labels of one stage: of N samples, or of the F frames of N recordings.
 
     Attributes:
-        labels: cluster of each sample, -1 = noise.
-        previous: cluster at the stage before; None at the first.
-        confidence: in [0, 1].
+        epoch: epoch, or round, that they train.
+        labels: cluster of each sample or frame, -1 = noise, shape (N,) or (F,).
+        previous: clusters at the stage before; None at the first, or if they are not known.
+        confidence: in [0, 1], shape (N,); None for frames.
+        bounds: where each recording's frames begin, and the end, shape (N + 1,); None for samples.
     """
 
+    epoch: int
     labels: np.ndarray
-    previous: np.ndarray | None
-    confidence: np.ndarray
+    previous: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    bounds: np.ndarray | None = None
 
 
 def map_positions(n_samples: int, seed: int) -> np.ndarray:
@@ -52,19 +58,35 @@ def random_check(labels: np.ndarray, seed: int, size: int = RANDOM_CHECK) -> np.
     return found
 
 
-def cluster_table(labeling: Labeling) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of the clusters (K,), ascending, members of each (K,), and their mean confidence (K,)."""
-    inside = labeling.labels != NOISE
-    ids, code, sizes = np.unique(labeling.labels[inside], return_inverse=True, return_counts=True)
-    sums = np.bincount(code, labeling.confidence[inside], len(ids))
+def cluster_table(now: Snapshot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of the clusters (K,), ascending, members of each (K,), and their mean confidence (K,), 1 if there is none."""
+    inside = now.labels != NOISE
+    ids, code, sizes = np.unique(now.labels[inside], return_inverse=True, return_counts=True)
+    if now.confidence is None:
+        return ids, sizes, np.ones(len(ids))
+    sums = np.bincount(code, now.confidence[inside], len(ids))
     return ids, sizes, sums / np.maximum(sizes, 1)
 
 
-def cluster_sheets(labeling: Labeling, new: set[int], per_sheet: int, limit: int = MAX_SHEETS) -> list[dict[str, Any]]:
+def sizes_of(now: Snapshot) -> dict[str, Any]:
+    """Sizes of clusters as the page shows them.
+
+    Returns:
+        "clusters": (id, size, mean confidence) of the largest 2,000, the largest first; "of": how many clusters there
+        are; "noise": what is in none; "samples": all that was clustered.
+    """
+    ids, sizes, confidence = cluster_table(now)
+    order = np.argsort(-sizes, kind="stable")[:MAX_SIZES]
+    rows = zip(ids[order].tolist(), sizes[order].tolist(), np.round(confidence[order], 4).tolist(), strict=True)
+    noise = int(np.count_nonzero(now.labels == NOISE))
+    return {"clusters": [list(row) for row in rows], "of": len(ids), "noise": noise, "samples": len(now.labels)}
+
+
+def cluster_sheets(now: Snapshot, new: set[int], per_sheet: int, limit: int = MAX_SHEETS) -> list[dict[str, Any]]:
     """Members of some clusters: of the largest, those that have just appeared, and the least confident.
 
     Args:
-        labeling: the labels.
+        now: the labels.
         new: clusters that were not there at the stage before.
         per_sheet: members on one sheet.
         limit: clusters with sheets.
@@ -74,16 +96,15 @@ def cluster_sheets(labeling: Labeling, new: set[int], per_sheet: int, limit: int
         "least" confident, which have no sample in common (equal ones are drawn), and "changed", drawn from the
         "n_changed" members that were elsewhere at the stage before.
     """
-    ids, sizes, confidence = cluster_table(labeling)
+    ids, sizes, confidence = cluster_table(now)
     reasons = _chosen(ids, sizes, confidence, new, limit)
     chosen = np.array(sorted(reasons), np.int64)
-    positions = np.flatnonzero(np.isin(labeling.labels, ids[chosen]))
-    order = np.lexsort((_drawn(positions), -labeling.confidence[positions], labeling.labels[positions]))
-    positions = positions[order]
-    bounds = np.searchsorted(labeling.labels[positions], ids[chosen])
+    positions = np.flatnonzero(np.isin(now.labels, ids[chosen]))
+    positions = _by_confidence(now, positions)
+    bounds = np.searchsorted(now.labels[positions], ids[chosen])
     sheets = []
     for code, members in zip(chosen.tolist(), np.split(positions, bounds[1:]), strict=True):
-        changed = _changed(labeling, members)
+        changed = _changed(now, members)
         half = min(per_sheet, (len(members) + 1) // 2)
         sheets.append(
             {
@@ -100,12 +121,11 @@ def cluster_sheets(labeling: Labeling, new: set[int], per_sheet: int, limit: int
     return sorted(sheets, key=lambda sheet: -sheet["size"])
 
 
-def typical_members(labeling: Labeling, wanted: np.ndarray, count: int = TYPICAL) -> dict[int, list[int]]:
+def typical_members(now: Snapshot, wanted: np.ndarray, count: int = TYPICAL) -> dict[int, list[int]]:
     """The most confident members of clusters, by cluster; equal ones are drawn."""
-    positions = np.flatnonzero(np.isin(labeling.labels, wanted))
-    order = np.lexsort((_drawn(positions), -labeling.confidence[positions], labeling.labels[positions]))
-    positions = positions[order]
-    labels, starts = np.unique(labeling.labels[positions], return_index=True)
+    positions = np.flatnonzero(np.isin(now.labels, wanted))
+    positions = _by_confidence(now, positions)
+    labels, starts = np.unique(now.labels[positions], return_index=True)
     members = np.split(positions, starts[1:]) if len(labels) else []
     return {int(label): found[:count].tolist() for label, found in zip(labels, members, strict=True)}
 
@@ -131,10 +151,16 @@ def _chosen(
     return reasons
 
 
-def _changed(labeling: Labeling, members: np.ndarray) -> np.ndarray:
-    if labeling.previous is None:
+def _changed(now: Snapshot, members: np.ndarray) -> np.ndarray:
+    if now.previous is None:
         return members[:0]
-    return members[labeling.previous[members] != labeling.labels[members]]
+    return members[now.previous[members] != now.labels[members]]
+
+
+def _by_confidence(now: Snapshot, positions: np.ndarray) -> np.ndarray:
+    """Positions cluster by cluster, ascending, the most confident members first; equal ones are drawn."""
+    confidence = np.ones(len(positions)) if now.confidence is None else now.confidence[positions]
+    return positions[np.lexsort((_drawn(positions), -confidence, now.labels[positions]))]
 
 
 def _drawn(positions: np.ndarray) -> np.ndarray:

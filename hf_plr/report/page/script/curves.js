@@ -16,6 +16,7 @@ function rangeOf(curve) {
   let [low, high] = [Math.min(...values), Math.max(...values)];
   if (curve.low !== null && curve.high !== null) return [Math.min(low, curve.low), Math.max(high, curve.high)];
   if (curve.low === 0 && low >= 0 && low < 0.5 * high) low = 0;
+  if (high - low < 3 && values.every(Number.isInteger) && high >= 10) return [low - 2, high + 2];
   if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
   const room = 0.06 * (high - low);
   return [low === 0 ? 0 : low - room, high + room];
@@ -30,15 +31,17 @@ function chart(curve, [start, end]) {
   const cursor = svg("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
   const dot = svg("circle", { class: "dot", r: 4 });
   const path = curve.points.map(([epoch, number], i) => `${i ? "L" : "M"}${x(epoch).toFixed(1)} ${y(number).toFixed(1)}`).join("");
-  const short = (number) => (Math.abs(number) >= 10000 ? number.toExponential(0) : Math.abs(number) >= 100 ? number.toFixed(0) : Number(number.toPrecision(2)).toString());
+  const decimals = Math.max(0, Math.min(6, Math.ceil(-Math.log10((high - low) / 2)) + ((high - low) % 2 === 0 ? 0 : 1)));
+  const short = (number) => (Math.abs(number) >= 100000 ? number.toExponential(1) : Number(number.toFixed(decimals)).toLocaleString("en"));
+  const ofEpoch = (epoch) => String(Number(epoch.toFixed(1)));
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${curve.title} by epoch; the arrow keys give its values` },
     [low, (low + high) / 2, high].map((number) => [
       svg("line", { class: "grid", x1: left, x2: width - right, y1: y(number), y2: y(number) }),
       svg("text", { x: left - 6, y: y(number) + 4, "text-anchor": "end" }, short(number)),
     ]),
-    svg("text", { x: left, y: height - 5 }, short(start)),
+    svg("text", { x: left, y: height - 5 }, ofEpoch(start)),
     svg("text", { x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle" }, "epoch"),
-    end > start ? svg("text", { x: width - right, y: height - 5, "text-anchor": "end" }, short(end)) : null,
+    end > start ? svg("text", { x: width - right, y: height - 5, "text-anchor": "end" }, ofEpoch(end)) : null,
     svg("path", { class: "line", d: path }),
     curve.points.length <= 40 ? curve.points.map(([epoch, number]) => svg("circle", { class: "dot", cx: x(epoch), cy: y(number), r: 2.2 })) : null,
     cursor, dot);

@@ -49,7 +49,7 @@ function map(openSheet) {
   function show(index) {
     active = index;
     draw();
-    panel.replaceChildren(...(index === null ? [el("p", { class: "soft wide-row" }, "No dot is chosen.")] : described(keys[index], openSheet)));
+    panel.replaceChildren(...(index === null ? [el("p", { class: "soft wide-row" }, `Point at a dot to ${isSound ? "hear" : "see"} its ${run.noun}.`)] : described(keys[index], openSheet)));
   }
   function nearest(x, y, fits) {
     let best = null, least = Infinity;

@@ -1,0 +1,86 @@
+"""Training on several clusterings of every epoch at once."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from runs import StopAt, assert_same_run
+from sklearn.metrics import adjusted_rand_score
+
+from hf_plr.clustering import KMeans, make_clusterers
+
+
+def test_each_labeling_is_twice_as_fine_as_the_one_before():
+    found = make_clusterers(3, "kmeans", 10, {"max_iter": 7}, n_samples=203, seed=5)
+    assert [each.n_clusters for each in found] == [10, 20, 40]
+    assert [each.seed for each in found] == [5, 6, 7]
+    assert {each.max_iter for each in found} == {7}
+    assert [each.n_clusters for each in make_clusterers(3, "agglomerative", 30, n_samples=100)] == [30, 50, 50]
+    assert [each.n_clusters for each in make_clusterers(2, "kmeans", 9, {"n_clusters": 4}, n_samples=99)] == [4, 8]
+
+
+def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer with a number of clusters, which hdbscan"):
+        make_trainer(num_labelings=2, clusterer="hdbscan")
+    with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer by name"):
+        make_trainer({"clusterer": KMeans(5)}, num_labelings=2)
+    with pytest.raises(ValueError, match="num_labelings=0 must be at least 1"):
+        make_trainer(num_labelings=0)
+
+
+def test_the_loss_is_the_mean_of_the_labelings(make_trainer):
+    trainer = make_trainer(num_labelings=3, num_train_epochs=1)
+    trainer.train()
+    assert [labeling.now.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
+    assert trainer.pseudo_labels is trainer.labelings[0].now
+    index = torch.arange(40)
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch = {**batch, "index": index[: len(batch["index"])]}
+    index = batch["index"]
+    with torch.no_grad():
+        raw = trainer.medium.features(trainer.model, batch, trainer._numbers(index))
+        loss = trainer.compute_loss(trainer.model, batch)
+    expected = []
+    for labeling in trainer.labelings:
+        features = torch.nn.functional.normalize(raw - labeling.memory.center, dim=1)
+        cosines = features @ labeling.memory.prototypes.T
+        targets = torch.from_numpy(labeling.now.targets)[index].long()
+        expected.append(torch.nn.functional.cross_entropy(cosines / trainer.args.temperature, targets))
+    assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+
+
+def test_their_agreement_is_logged(make_trainer):
+    trainer = make_trainer(num_labelings=2)
+    trainer.train()
+    entry = [entry for entry in trainer.state.log_history if "plr/seconds" in entry][-1]
+    one, other = (labeling.now.labels for labeling in trainer.labelings)
+    assert entry["plr/labelings_ari"] == pytest.approx(adjusted_rand_score(one, other))
+
+
+@pytest.mark.parametrize("refinement", ["slr", "rlcc"])
+def test_it_resumes_bit_for_bit(make_trainer, tmp_path, refinement):
+    arguments = {"refinement": refinement, "num_labelings": 2, "confidence_power": 1.0}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
+    whole.train()
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), **arguments).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+    with pytest.raises(ValueError, match="num_labelings was 2 and is 1"):
+        make_trainer(output_dir=str(tmp_path / "part"), refinement=refinement, confidence_power=1.0).train(
+            resume_from_checkpoint=True
+        )
+
+
+def test_each_labeling_is_refined_by_its_own_past(make_trainer):
+    trainer = make_trainer(num_labelings=2, refinement="joint")
+    trainer.train()
+    for labeling in trainer.labelings:
+        refiner = copy.deepcopy(labeling.stage.refiner)
+        assert len(refiner.state_dict()["history.1"]) == 203
+        np.testing.assert_array_equal(refiner.state_dict()["history.1"], labeling.now.raw_labels)
+    first, second = (labeling.stage.refiner for labeling in trainer.labelings)
+    assert first is not second
