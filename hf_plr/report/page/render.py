@@ -18,8 +18,13 @@ CONTENT_POLICY = (
 )
 
 
-def render(data: dict[str, Any]) -> str:
+def render(data: dict[str, Any], written: str | None = None) -> str:
     """The page that shows a report's data, under 20 MiB.
+
+    Args:
+        data: the data.
+        written: what `as_json` gives for them, if that is there already.
+
 
     Names in the data are others' text: here they are JSON without a single angle bracket, and the script only ever
     makes them the text of elements. The page's policy allows it no request and no script but its own.
@@ -29,7 +34,9 @@ def render(data: dict[str, Any]) -> str:
     script = "\n".join(["(() => {", '"use strict";', *parts_of_script, "})();"])
     policy = CONTENT_POLICY.format(script=_hash(script), style=_hash(style))
     shell = len(style) + len(script) + len(template) + len(policy)
-    text = _within(data, LIMIT - 2 * shell)
+    text = as_json(data) if written is None else written
+    if len(text) > LIMIT - 2 * shell:
+        text = _within(data, LIMIT - 2 * shell)
     size = f"{(shell + len(text)) / MIB:.1f}"
     parts = {"policy": policy, "style": style, "script": script, "size": size, "limit": f"{LIMIT // MIB}"}
     before, _, after = template.partition("{{data}}")

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hf_plr.report.page.render import render
+from hf_plr.report.page.render import as_json, render
 
 DATA_FILE = "report.json"
 PAGE_FILE = "report.html"
@@ -57,9 +57,10 @@ def write_report(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
     Raises:
         OSError: if they cannot be written.
     """
-    page = render(data)
+    text = as_json(data)
+    page = render(data, text)
     os.makedirs(folder, exist_ok=True)
-    write_text(Path(folder) / DATA_FILE, json.dumps(data, allow_nan=False, separators=(",", ":")))
+    write_text(Path(folder) / DATA_FILE, text)
     write_text(Path(folder) / PAGE_FILE, page)
 
 

@@ -2,13 +2,18 @@ const CHART = { width: 300, height: 138, left: 40, right: 10, top: 8, bottom: 22
 
 function curves() {
   if (!data.curves.length) return section("curves", "Curves", "Nothing has been logged yet.");
-  const slow = data.curves.filter((curve) => /seconds|learning_rate|grad_norm|plr\/(round|frames)$/.test(curve.name));
-  const first = data.curves.filter((curve) => !slow.includes(curve));
+  const named = (pattern) => data.curves.filter((curve) => pattern.test(curve.name));
+  const folded = {
+    "Clusters born, died, split and merged": named(/plr\/(born|died|split|merged|kept|reshaped)$/),
+    "Time and optimizer": named(/seconds|learning_rate|grad_norm|plr\/(round|frames)$/),
+  };
+  const first = data.curves.filter((curve) => !Object.values(folded).flat().includes(curve));
   const all = data.curves.flatMap((curve) => curve.points.map(([epoch]) => epoch));
   const span = [Math.min(...all), Math.max(...all)];
   return section("curves", "Curves", "Point at a curve, or move along it with the arrow keys, for its values.",
     el("div", { class: "curves" }, first.map((curve) => chart(curve, span))),
-    slow.length ? el("details", { class: "more-curves" }, el("summary", {}, "Time and optimizer"), el("div", { class: "curves" }, slow.map((curve) => chart(curve, span)))) : null);
+    Object.entries(folded).filter(([, some]) => some.length).map(([title, some]) =>
+      el("details", { class: "more-curves" }, el("summary", {}, title), el("div", { class: "curves" }, some.map((curve) => chart(curve, span))))));
 }
 
 function rangeOf(curve) {
