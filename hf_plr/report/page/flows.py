@@ -23,10 +23,10 @@ def cluster_flow(previous: np.ndarray, current: np.ndarray) -> dict[str, Any]:
 
     Returns:
         "counts": events of each kind. "events": the largest of them, each with "kind", "samples", "previous" and
-        "current" as lists of (cluster, size), "new" (its clusters whose number is new) and "links" as lists of
-        (from, to, samples), where -1 is noise and None any cluster outside of the event: the links that begin at a
-        previous cluster add up to its size, and so do those that end at a current one. "left_out": changes that are not
-        among the events.
+        "current" as lists of (cluster, size), "new" (its clusters, if they were born, or those whose number is new) and
+        "links" as lists of (from, to, samples), where -1 is noise and None any cluster outside of the event: the links
+        that begin at a previous cluster add up to its size, and so do those that end at a current one. "left_out":
+        changes that are not among the events.
     """
     table = cooccurrence(previous, current)
     overlaps = Overlaps.of_cells(
@@ -46,7 +46,7 @@ def cluster_flow(previous: np.ndarray, current: np.ndarray) -> dict[str, Any]:
 def _told(event: ClusterEvent, table: CooccurrenceTable) -> dict[str, Any]:
     before, previous = _largest(event.previous, table.previous_ids, table.sizes(-2))
     after, current = _largest(event.current, table.current_ids, table.sizes(-1))
-    known = set(table.previous_ids.tolist())
+    known = set() if event.kind == "born" else set(table.previous_ids.tolist())
     return {
         "kind": event.kind,
         "samples": event.samples,

@@ -21,7 +21,10 @@ function rangeOf(curve) {
   let [low, high] = [Math.min(...values), Math.max(...values)];
   if (curve.low !== null && curve.high !== null) return [Math.min(low, curve.low), Math.max(high, curve.high)];
   if (curve.low === 0 && low >= 0 && low < 0.5 * high) low = 0;
-  if (high - low < 3 && values.every(Number.isInteger) && high >= 10) return [low - 2, high + 2];
+  if (values.every(Number.isInteger)) {
+    if (low > 0 && high - low < 3) low -= 1;
+    return [low, low + 2 * Math.max(1, Math.ceil((high - low) / 2))];
+  }
   if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
   const room = 0.06 * (high - low);
   return [low === 0 ? 0 : low - room, high + room];

@@ -46,10 +46,12 @@ function sankey(stage, width) {
   const largest = Math.max(...events.flatMap((event) => [...event.previous, ...event.current].map(([, size]) => size)));
   const heightOf = (size) => Math.max(least, (size / largest) * 60);
   const parts = [];
-  let top = 22;
+  const top = { left: 22, right: 22 };
   for (const event of events) {
+    const sides = [event.previous.length && "left", event.current.length && "right"].filter(Boolean);
+    const start = Math.max(...sides.map((which) => top[which]));
     const place = (clusters) => {
-      let y = top + 17;
+      let y = start + 17;
       const nodes = new Map();
       for (const [id, size] of clusters) {
         nodes.set(id, { y, height: heightOf(size), size, used: 0 });
@@ -60,13 +62,14 @@ function sankey(stage, width) {
     const [left, leftEnd] = place(event.previous);
     const [right, rightEnd] = place(event.current);
     const group = svg("g", { class: event.kind });
-    group.append(svg("text", { class: "kind", x: width / 2, y: top + 10, "text-anchor": "middle" }, event.kind));
+    const [at, anchor] = sides.length > 1 ? [width / 2, "middle"] : sides[0] === "left" ? [from, "start"] : [to + bar, "end"];
+    group.append(svg("text", { class: "kind", x: at, y: start + 11, "text-anchor": anchor }, event.kind));
     const middle = (from + bar + to) / 2;
-    const words = (id, other) => (id === NOISE ? `no ${clusterWord}` : id === null ? `other ${clusterWord}s` : clusterName(id));
-    for (const [start, end, samples] of event.links) {
-      const a = left.get(start), b = right.get(end);
+    const words = (id) => (id === NOISE ? `no ${clusterWord}` : id === null ? `other ${clusterWord}s` : clusterName(id));
+    for (const [source, end, samples] of event.links) {
+      const a = left.get(source), b = right.get(end);
       const take = (node) => { const y = node.y + node.used; const h = (samples / node.size) * node.height; node.used += h; return [y, h]; };
-      const title = svg("title", {}, `${count(samples)} ${run.members}: ${words(start)} \u2192 ${words(end)}`);
+      const title = svg("title", {}, `${count(samples)} ${run.members}: ${words(source)} \u2192 ${words(end)}`);
       if (a && b) {
         const [y1, h1] = take(a), [y2, h2] = take(b);
         const d = `M${from + bar} ${y1}C${middle} ${y1} ${middle} ${y2} ${to} ${y2}V${y2 + h2}C${middle} ${y2 + h2} ${middle} ${y1 + h1} ${from + bar} ${y1 + h1}Z`;
@@ -79,16 +82,17 @@ function sankey(stage, width) {
     }
     for (const [nodes, x, label, anchor] of [[left, from, from - 7, "end"], [right, to, to + bar + 7, "start"]]) {
       for (const [id, node] of nodes) {
-        const isNew = nodes === right && event.new.includes(id);
+        const isNew = nodes === right && event.kind !== "born" && event.new.includes(id);
         group.append(svg("rect", { class: "node", x, y: node.y, width: bar, height: node.height, rx: 2 }, svg("title", {}, `${clusterName(id)}: ${count(node.size)} ${run.members}`)),
           svg("text", { class: "name", x: label, y: node.y + node.height / 2 + 4, "text-anchor": anchor }, narrow ? `${id} (${count(node.size)})` : `${clusterName(id)}${isNew ? " (new)" : ""}: ${count(node.size)}`));
       }
     }
     parts.push(group);
-    top = Math.max(leftEnd, rightEnd) + 8;
+    for (const which of sides) top[which] = (sides.length > 1 ? Math.max(leftEnd, rightEnd) : which === "left" ? leftEnd : rightEnd) + 6;
   }
   const names = [svg("text", { x: from + bar, y: 12, "text-anchor": "end" }, `before`), svg("text", { x: to, y: 12 }, `${run.stage} ${stage.epoch}`)];
-  return svg("svg", { width, height: top, viewBox: `0 0 ${width} ${top}`, role: "img", "aria-label": "Largest changes; the list below tells them in words" }, names, parts);
+  const height = Math.max(top.left, top.right);
+  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Largest changes; the list below tells them in words" }, names, parts);
 }
 
 function appeared(stage) {
@@ -96,7 +100,7 @@ function appeared(stage) {
   const rows = stage.flow.events.map((event) => [event.kind, event.previous.map(([id]) => id).join(", ") || "-", event.current.map(([id]) => id).join(", ") || "-", event.samples]);
   const inWords = el("details", {}, el("summary", {}, "The changes in a table"), table(["what", "before", "after", run.members], rows, { label: "Changes" }));
   const more = stage.flow.left_out ? el("p", { class: "soft" }, `${plural(stage.flow.left_out, "smaller change")} not shown.`) : null;
-  if (!fresh.length) return [el("h3", {}, "What appeared this time"), el("p", { class: "soft" }, `No ${clusterWord} has a new number.`), more, inWords].filter(Boolean);
+  if (!fresh.length) return [el("h3", {}, "What appeared this time"), el("p", { class: "soft" }, `No ${clusterWord} was born or split off.`), more, inWords].filter(Boolean);
   const cards = fresh.slice(0, 24).map(({ id, event }) => {
     const size = (event.current.find(([cluster]) => cluster === id) || [0, 0])[1];
     const origin = event.previous.length ? `from ${event.previous.map(([cluster]) => cluster).join(", ")}` : originOf(event, id);
