@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import re
+import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -224,6 +226,27 @@ def test_places_are_those_of_scikit_learn():
     assert name == "PCA"
     assert np.abs(places).max() == pytest.approx(1.0)
     assert pca(np.ones((4, 1))).tolist() == [[0, 0]] * 4
+
+
+def test_umap_is_taken_where_it_is_installed_and_wanted(monkeypatch, caplog):
+    class UMAP:
+        def __init__(self, random_state):
+            self.seed = random_state
+
+        def fit_transform(self, features):
+            if self.seed == 13:
+                raise RuntimeError("no luck")
+            return features[:, :2]
+
+    features = np.random.default_rng(0).normal(size=(30, 4))
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert layouts(features, 5).keys() == {"PCA"}
+    assert layouts(features, 5, with_umap=True).keys() == {"PCA", "UMAP"}
+    assert layouts(features, 13, with_umap=True).keys() == {"PCA"}
+    assert "The report has no UMAP: no luck" in caplog.text
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert layouts(features, 5, with_umap=True).keys() == {"PCA"}
 
 
 def test_curves_are_of_numbers_that_are_finite_known_or_not():

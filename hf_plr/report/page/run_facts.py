@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,6 +82,7 @@ def written_now() -> str:
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
+@functools.cache  # reading a package's metadata takes longer than writing the page
 def _version(name: str) -> str | None:
     try:
         return version(name)
