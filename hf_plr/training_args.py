@@ -22,6 +22,7 @@ from hf_plr.refinement import PRESETS
 ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
 
 ON_NAN = ("stop", "skip_epoch")
+REPORTS = ("epoch", "end", "no")
 
 
 @dataclass
@@ -224,6 +225,14 @@ class PLRTrainingArguments(TrainingArguments):
         },
     )
 
+    report: str = field(
+        default="epoch",
+        metadata={
+            "help": "When report.html is written: epoch (at every stage and at the end), end, or no.",
+            "choices": list(REPORTS),
+        },
+    )
+
     def __post_init__(self) -> None:
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
@@ -282,6 +291,7 @@ class PLRTrainingArguments(TrainingArguments):
             ("augmentation", (None, *ALL_AUGMENTATIONS)),
             ("refinement", PRESETS),
             ("on_nan", ON_NAN),
+            ("report", REPORTS),
         ):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice is not None)
