@@ -19,11 +19,13 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Progr
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.columns import AmbiguousLabelColumns, find_label_column
 from hf_plr.data.store import SampleStore
-from hf_plr.evaluation.scores import SCORES, score_features
+from hf_plr.evaluation.intervals import Interval, Scored
+from hf_plr.evaluation.scores import SCORES, assess_features, score_features
 from hf_plr.features import FeatureExtractor
 from hf_plr.media import medium_of
 from hf_plr.models.backbone import cannot_load
 from hf_plr.models.teacher import Teacher
+from hf_plr.processes import on_main
 from hf_plr.progress_display import ProgressDisplay
 from hf_plr.publishing_trainer import PublishingTrainer
 from hf_plr.refinement import PseudoLabelRefiner
@@ -31,6 +33,7 @@ from hf_plr.report.model_card import write_model_card
 from hf_plr.report.page.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.run_settings import settings_of
+from hf_plr.score_callback import SCORE_PREFIX, ScoreCallback
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
 from hf_plr.training_args import PLRTrainingArguments
@@ -62,6 +65,7 @@ class BackboneTrainer(PublishingTrainer):
     Attributes:
         medium: how samples are read and turned into features.
         scores: what `score` found, by moment.
+        intervals: 95% intervals of those scores that have one, (low, high), by moment.
         reporter: gathers what `report.html` shows.
         teacher: the copy that follows the trained weights, None with `ema_decay` 0.
 
@@ -91,6 +95,7 @@ class BackboneTrainer(PublishingTrainer):
         self.label_column = _label_column_for_scoring(train_dataset, args.label_column)
         self.medium = medium_of(train_dataset, model, args, processing_class, augmentation)
         self.scores: dict[str, dict[str, float]] = {}
+        self.intervals: dict[str, dict[str, Interval]] = {}
         self._scored_on_test = False
         self._label_names: dict[str, int] = {}  # shared by all splits, so that a class has one number
         self._eval_stores: dict[int, tuple[Dataset, SampleStore]] = {}  # the data set is held, so that its id stays its
@@ -126,6 +131,8 @@ class BackboneTrainer(PublishingTrainer):
             self.remove_callback(display)
         self.add_callback(ProgressDisplay(bar=not args.disable_tqdm))
         self.add_callback(_StageCallback(self))
+        if args.score_every:
+            self.add_callback(ScoreCallback(self, args.score_every))
 
     # ---- what an objective adds ----------------------------------------------------------------------------------
 
@@ -252,17 +259,40 @@ class BackboneTrainer(PublishingTrainer):
     def score(self, moment: str) -> dict[str, float]:
         """Score the features as they are now against the true labels, and remember it for the model card.
 
-        With an evaluation set (a single one) that has labels, all training images are the gallery; otherwise the
-        training images are cross-validated. Labels are used for nothing else.
-
         Args:
             moment: name of the moment, such as "before" or "after".
 
         Returns:
-            The scores of `hf_plr.evaluation.scores.SCORES`; empty if there is no label column.
+            The scores that `assess` finds, on every process; empty if there is no label column.
         """
-        if self.label_column is None:
-            return {}
+        found = self.assess()
+        if found.values:
+            self.scores[moment], self.intervals[moment] = found.values, found.intervals
+        return found.values
+
+    @property
+    def can_score(self) -> bool:
+        """Whether there is something to score by."""
+        return self.label_column is not None
+
+    def assess(self) -> Scored:
+        """Score the features as they are now against the true labels; every process must call it.
+
+        With an evaluation set (a single one) that has labels, all training images are the gallery; otherwise the
+        training images are cross-validated. Labels are used for nothing else; the model, the mode of its modules and
+        the random generators are left as they were.
+
+        Returns:
+            The scores of `hf_plr.evaluation.scores.SCORES` and their intervals, on every process; empty if there is no
+            label column.
+        """
+        if not self.can_score:
+            return Scored({})
+        with isolated_rng(self.args.seed):
+            found: Scored = self._assess()
+        return found
+
+    def _assess(self) -> Scored:
         features = self.extract_features().cpu().numpy()
         labels = self.train_dataset.true_labels()
         test_features = test_labels = None
@@ -271,9 +301,8 @@ class BackboneTrainer(PublishingTrainer):
             if (test.true_labels() >= 0).any():
                 self._scored_on_test = True
                 test_features, test_labels = self.extract_features(test).cpu().numpy(), test.true_labels()
-        if self.is_world_process_zero():
-            self.scores[moment] = score_features(features, labels, test_features, test_labels)
-        return self.scores.get(moment, {})
+        found: Scored = on_main(self.accelerator, lambda: assess_features(features, labels, test_features, test_labels))
+        return found
 
     def _score_against_gallery(self, prediction: EvalPrediction) -> dict[str, float]:
         images = self.train_dataset
@@ -348,6 +377,12 @@ class BackboneTrainer(PublishingTrainer):
             processes=self.accelerator.num_processes,
             stages=[entry for entry in self.state.log_history if f"{LOG_PREFIX}seconds" in entry],
             scores=self.scores,
+            intervals=self.intervals,
+            epoch_scores=[
+                entry
+                for entry in self.state.log_history
+                if f"{LOG_PREFIX}seconds" not in entry and any(name.startswith(SCORE_PREFIX) for name in entry)
+            ],
             scored_on_test=self._scored_on_test,
         )
 

@@ -88,12 +88,12 @@ class FeatureExtractor:
 
     @contextlib.contextmanager
     def ready(self, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """The model in evaluation mode, without gradients, with fast products; its mode is restored at the end.
+        """The model in evaluation mode, without gradients, with fast products; every module's mode is restored.
 
         Args:
             dtype: as for `of`. Products in float32 on a CPU are taken by `fast_fp32_products`.
         """
-        was_training = self.model.training
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
             with (
@@ -104,7 +104,8 @@ class FeatureExtractor:
             ):
                 yield
         finally:
-            self.model.train(was_training)
+            for module, was_training in modes.items():
+                module.training = was_training
 
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of the samples at these positions, in their order, on the device."""

@@ -21,6 +21,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     ".csv": pd.read_csv,
     ".parquet": pd.read_parquet,
 }
+PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
 INDEX_COLUMN = "index"
 ROWS = 1 << 18  # rows that are written together

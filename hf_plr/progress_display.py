@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_plr.progress import CONSOLE, bars
 
-STAGE = "plr/"
+STAGE, SCORE = "plr/", "score/"
 EVENTS = ("split", "merged", "reshaped", "born", "died")
 
 
@@ -59,6 +59,8 @@ def describe(logs: dict[str, Any], epoch: float) -> str:
         words = _stage({name.removeprefix(STAGE): value for name, value in logs.items()})
     elif "train_runtime" in logs:
         words = f"trained in {logs['train_runtime']:.1f} s, mean loss {logs.get('train_loss', float('nan')):.4g}"
+    elif any(name.startswith(SCORE) for name in logs):
+        words = _scores({name.removeprefix(SCORE): value for name, value in logs.items() if name.startswith(SCORE)})
     else:
         told = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos")}
         words = ", ".join(f"{name} {_number(value)}" for name, value in told.items() if f"_{STAGE}" not in name)
@@ -88,6 +90,17 @@ def _stage(figures: dict[str, Any]) -> str:
         if name in figures:
             words.append(text.format(figures[name]))
     return f"stage: {', '.join(words)}"
+
+
+def _scores(figures: dict[str, Any]) -> str:
+    """Scores in words, those with an interval followed by it."""
+    words = []
+    for name, value in figures.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        bounds = [figures[name + end] for end in ("_low", "_high") if name + end in figures]
+        words.append(f"{name} {_number(value)}" + (" ({:.2f} to {:.2f})".format(*bounds) if bounds else ""))
+    return f"scores: {', '.join(words)}"
 
 
 def _number(value: Any) -> str:

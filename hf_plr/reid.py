@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from hf_plr.data.reid import ReidData, ReidSplit
 from hf_plr.data.store import SampleStore
-from hf_plr.evaluation.retrieval import JUNK, score_retrieval
-from hf_plr.refinement import NOISE
+from hf_plr.evaluation.intervals import Scored
+from hf_plr.evaluation.retrieval import assess_retrieval
+from hf_plr.processes import on_main
 from hf_plr.report.summary import RunSummary
 from hf_plr.trainer import PLRTrainer
 
@@ -65,31 +65,39 @@ class ReidTrainer(PLRTrainer):
             known.labels = source.identities[self.train_dataset.rows]
         self._scored: list[tuple[SampleStore, ReidSplit]] = []
 
-    def score(self, moment: str) -> dict[str, float]:
-        """Score the features as they are now on the target, and remember it for the model card.
+    @property
+    def can_score(self) -> bool:
+        return True
+
+    def assess(self) -> Scored:
+        """Score the features as they are now on the target; every process must call it.
 
         Features are compared by cosine, relative to the mean feature of the gallery (on Omniglot, after a source, mAP
         0.370 against 0.347 without; the mean of the last stage gives the same). Identities and cameras are used for
         nothing else.
 
-        Args:
-            moment: name of the moment, such as "before" or "after".
-
         Returns:
-            What `score_retrieval` returns, and after adaptation "cluster_ari" and "cluster_nmi": agreement of the last
+            What `assess_retrieval` returns, and after adaptation "cluster_ari" and "cluster_nmi": agreement of the last
             pseudo-labels with the identities of the training images, without noise and junk.
 
         Raises:
             ValueError: if no query has a match.
         """
+        return super().assess()
+
+    def true_labels(self) -> np.ndarray | None:
+        return self.target.train.identities[self.train_dataset.rows] if self.on_target else None
+
+    def _assess(self) -> Scored:
         if not self._scored:
             self._scored = self._open_scored()
         features = [self.extract_features(store) for store, _ in self._scored]
-        if self.is_world_process_zero():
+        splits = [split for _, split in self._scored]
+
+        def retrieval() -> Scored:
             center = features[-1].mean(dim=0)
             embedded = [torch.nn.functional.normalize(each - center, dim=1) for each in features]
-            splits = [split for _, split in self._scored]
-            scores = score_retrieval(
+            return assess_retrieval(
                 embedded[0],
                 embedded[-1],
                 splits[0].identities,
@@ -97,8 +105,11 @@ class ReidTrainer(PLRTrainer):
                 splits[0].cameras,
                 splits[-1].cameras,
             )
-            self.scores[moment] = scores | self._score_clusters()
-        return self.scores.get(moment, {})
+
+        found: Scored = on_main(self.accelerator, retrieval)
+        clusters = {} if self.pseudo_labels is None else self.score_labels()
+        agreement = {f"cluster_{name}": clusters[name] for name in ("ari", "nmi") if name in clusters}
+        return Scored(found.values | agreement, found.intervals)
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
@@ -116,13 +127,3 @@ class ReidTrainer(PLRTrainer):
 
     def _open(self, split: ReidSplit) -> SampleStore:
         return self._store(split.images, label_column=None)
-
-    def _score_clusters(self) -> dict[str, float]:
-        if not self.on_target or self.pseudo_labels is None:
-            return {}
-        identities, labels = self.target.train.identities[self.train_dataset.rows], self.pseudo_labels.labels
-        known = (identities != JUNK) & (labels != NOISE)
-        return {
-            "cluster_ari": float(adjusted_rand_score(identities[known], labels[known])),
-            "cluster_nmi": float(normalized_mutual_info_score(identities[known], labels[known])),
-        }

@@ -34,6 +34,7 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "image_column",
     "audio_column",
     "label_column",
+    "score_every",
     "image_cache_gib",
     "image_cache_dir",
     "sound_cache_gib",

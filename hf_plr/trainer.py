@@ -28,6 +28,7 @@ from hf_plr.backbone_trainer import (
 from hf_plr.clustering import make_clusterers
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
+from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, collapse
 from hf_plr.feature_source import FeatureSource
 from hf_plr.labeling import Labeling
@@ -35,7 +36,7 @@ from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
 from hf_plr.report.page.sheets import Snapshot
-from hf_plr.report.summary import RunSummary, cluster_sizes
+from hf_plr.report.summary import LABEL_SCORE_PREFIX, RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
@@ -61,7 +62,7 @@ class PLRTrainer(BackboneTrainer):
             is used for training.
         processing_class: the image processor or feature extractor; by default the one saved with the model.
         eval_dataset: a data set with true labels (or a dict of such) that is scored by `evaluate`:
-            5-nearest-neighbour and linear-probe accuracy with labelled training samples as the gallery, NMI and
+            nearest-neighbour and linear-probe accuracy with labelled training samples as the gallery, NMI and
             clustering accuracy.
         clusterer: object with `fit_predict` on features (N, D), labels (N,), -1 = noise. By default the one named by
             `args.clusterer`: k-means with `args.num_clusters` clusters, warm-started.
@@ -177,7 +178,8 @@ class PLRTrainer(BackboneTrainer):
                 for labeling in self.labelings:
                     labeling.stage.keep(epoch)
             else:
-                self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
+                scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
+                self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()} | scores)
         for labeling in self.labelings:
             labeling.to(self.args.device)
         self._sampler.set_targets(self._labels_now().targets, epoch)
@@ -235,6 +237,17 @@ class PLRTrainer(BackboneTrainer):
                 self._epoch,
                 sign,
             )
+
+    def score_labels(self) -> dict[str, float]:
+        """How well the pseudo-labels agree with the true labels now, by `score_clusters`; empty if none is known."""
+        truth, labels = self.true_labels(), self._labels_now().labels
+        if truth is None or not ((truth >= 0) & (labels != NOISE)).any():
+            return {}
+        return score_clusters(labels, truth)
+
+    def true_labels(self) -> np.ndarray | None:
+        """True label of each training sample, -1 = unknown, shape (N,), for scoring alone; None if there are none."""
+        return None if self.label_column is None else self.train_dataset.true_labels()
 
     def _snapshot(self) -> Snapshot:
         """The labels as the report shows them."""

@@ -69,6 +69,13 @@ class PLRTrainingArguments(TrainingArguments):
     label_column: str | None = field(
         default=None, metadata={"help": "Column with true labels, for scoring only. By default the only one there is."}
     )
+    score_every: int = field(
+        default=0,
+        metadata={
+            "help": "Epochs from one scoring by true labels to the next, logged as score/...; changes nothing of what "
+            "is trained. 0: the recipes score before and after."
+        },
+    )
     pooling: str | None = field(
         default=None,
         metadata={
@@ -258,6 +265,8 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"temperature={self.temperature} must be above 0")
         if self.num_clusters is not None and self.num_clusters < 1:
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+        if self.score_every < 0:
+            raise ValueError(f"score_every={self.score_every} must be at least 0")
         if self.num_labelings < 1:
             raise ValueError(f"num_labelings={self.num_labelings} must be at least 1")
         if self.samples_per_cluster < 1:

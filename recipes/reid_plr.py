@@ -29,6 +29,7 @@ from hf_plr.arguments import RecipeParser
 from hf_plr.data.images import image_sizes
 from hf_plr.data.loading import draw_rows
 from hf_plr.data.reid import ReidData, load_reid_data
+from hf_plr.evaluation.intervals import Interval
 from hf_plr.models.backbone import fitting_size, load_backbone, load_image_processor, small_vit, small_vit_processor
 from hf_plr.recipe import (
     RecipeTrainingArguments,
@@ -40,7 +41,7 @@ from hf_plr.recipe import (
     write_results,
 )
 from hf_plr.reid import ReidTrainer
-from hf_plr.report.outputs import METRICS_FILE, read_scores, write_metrics
+from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
 
 SOURCE_FOLDER = "source"
 DEFAULTS = {"clusterer": "dbscan", "refinement": "slr", "augmentation": "reid", "samples_per_cluster": 4}
@@ -115,8 +116,9 @@ def main(argv: list[str] | None = None) -> None:
     source_folder = Path(args.output_dir) / SOURCE_FOLDER
     source_name = ""
     scores: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, Interval]] = {}
     if recipe.source_dataset_name is not None:
-        source_name, scores = train_on_source(recipe, args, target, model, processor, source_folder)
+        source_name, scores, intervals = train_on_source(recipe, args, target, model, processor, source_folder)
         model = load_backbone(source_folder)
         model.name_or_path = recipe.model_name_or_path or ""  # reports tell what it was before
 
@@ -124,8 +126,9 @@ def main(argv: list[str] | None = None) -> None:
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     trainer.scores |= scores
+    trainer.intervals |= intervals
     trainer.reporter.rows = rows
-    if not source_name:  # the scores of a source are known to the main process alone
+    if not source_name:  # with one, it was scored before that
         trainer.score("before")
     train(trainer, args)
     trainer.score("after")
@@ -208,13 +211,13 @@ def train_on_source(
     model: PreTrainedModel,
     processor: Any,
     folder: Path,
-) -> tuple[str, dict[str, dict[str, float]]]:
+) -> tuple[str, dict[str, dict[str, float]], dict[str, dict[str, Interval]]]:
     """Train the model on the identities of the source, score it on the target before and after, and save it.
 
     A resumed run takes what the first one left.
 
     Returns:
-        What the source is, in words, and the scores by moment.
+        What the source is, in words, and the scores and their intervals by moment.
     """
     with args.main_process_first(desc="loading the source"):
         identity_column = recipe.source_identity_column or recipe.identity_column
@@ -233,7 +236,7 @@ def train_on_source(
     )
     metrics = folder / METRICS_FILE
     if args.resume_from_checkpoint is not None and metrics.exists():
-        return name, read_scores(metrics)
+        return name, read_scores(metrics), read_intervals(metrics)
 
     started = time.perf_counter()
     trainer = ReidTrainer(
@@ -249,7 +252,7 @@ def train_on_source(
         write_metrics(metrics, trainer.summary(), time.perf_counter() - started)
         print(f"Trained on {name}: {folder}, a start for --model_name_or_path. Now the target, without labels.")
     trainer.accelerator.wait_for_everyone()
-    return name, trainer.scores
+    return name, trainer.scores, trainer.intervals
 
 
 def source_args(recipe: RecipeArguments, args: RecipeTrainingArguments, folder: Path) -> RecipeTrainingArguments:

@@ -62,7 +62,7 @@ def assert_same_files(first: Path, second: Path, *names: str) -> None:
 def two(tmp_path_factory) -> Path:
     """Where two processes have left their results."""
     out = tmp_path_factory.mktemp("two")
-    succeeded(launch(*IMAGES, BATCH, 16, "--output_dir", out, "--overwrite", processes=2))
+    succeeded(launch(*IMAGES, BATCH, 16, "--output_dir", out, "--overwrite", "--score_every", 1, processes=2))
     return out
 
 
@@ -121,7 +121,12 @@ def test_two_processes_leave_the_labels_of_one(two, tmp_path):
     labels = pd.read_parquet(two / "pseudo_labels.parquet")
     assert len(labels) == N_IMAGES
     assert (labels["label"] != labels["previous_label"]).any()
-    assert json.loads((two / "metrics.json").read_text())["processes"] == 2
+    metrics = json.loads((two / "metrics.json").read_text())
+    assert metrics["processes"] == 2
+    last = metrics["epoch_scores"][-1]  # this one was scored after every epoch, the others were not
+    assert last["epoch"] == 2
+    for name, value in metrics["scores"]["after"].items():
+        assert last[f"score/{name}"] == value
     weights, expected = (AutoModel.from_pretrained(out).state_dict() for out in (two, tmp_path))
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-5, msg=name)

@@ -60,6 +60,16 @@ def test_other_entries_in_a_line():
     assert describe({"train_runtime": 2.0, "train_loss": 3.0}, 3.0) == "epoch   3.0  trained in 2.0 s, mean loss 3"
 
 
+def test_scores_in_a_line():
+    scored = {
+        "score/knn_accuracy": 0.91,
+        "score/nmi": 0.5,
+        "score/knn_accuracy_low": 0.88,
+        "score/knn_accuracy_high": 0.94,
+    }
+    assert describe(scored | {"epoch": 2.0}, 2.0) == "epoch   2.0  scores: knn_accuracy 0.91 (0.88 to 0.94), nmi 0.5"
+
+
 def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     trainer = make_trainer(num_train_epochs=2)
     names = {type(callback) for callback in trainer.callback_handler.callbacks}

@@ -14,6 +14,8 @@ import torch
 from conftest import REPOSITORY
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from runs import assert_same_run
+from sklearn.metrics import normalized_mutual_info_score
 from test_recipe import launch
 from transformers import AutoImageProcessor, AutoModel
 
@@ -182,6 +184,26 @@ def test_a_source_is_trained_on_its_identities(tiny_vit, target, source, tmp_pat
     _, expected = np.unique(known.identities, return_inverse=True)
     np.testing.assert_array_equal(trainer.pseudo_labels.targets, expected)
     assert "cluster_ari" not in trainer.score("source")
+
+
+def test_retrieval_is_scored_during_training_and_changes_nothing(tiny_vit, target, tmp_path):
+    data, runs = load_reid_data(str(target)), []
+    for every in (1, 0):
+        trainer = tiny_trainer(tiny_vit, tmp_path / str(every), data, score_every=every, num_clusters=12)
+        trainer.train()
+        runs.append(trainer)
+    scored, plain = runs
+    (entry,) = [entry for entry in scored.state.log_history if "score/mAP" in entry]
+    scored.state.log_history.remove(entry)
+    assert_same_run(plain, scored)
+    assert entry["epoch"] == 1
+    assert entry["score/mAP_low"] < entry["score/mAP"] < entry["score/mAP_high"]
+    (stage,) = [entry for entry in scored.state.log_history if "plr/seconds" in entry]
+    after = scored.score("after")
+    assert stage["score/pseudo_label_ari"] == entry["score/cluster_ari"] == after["cluster_ari"]
+    identities = data.train.identities
+    assert after["cluster_nmi"] == pytest.approx(normalized_mutual_info_score(identities, scored.pseudo_labels.labels))
+    assert after["mAP"] == entry["score/mAP"]
 
 
 def test_images_that_cannot_be_read_keep_the_rest_in_step(tiny_vit, target, tmp_path):

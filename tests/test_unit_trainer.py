@@ -145,7 +145,13 @@ def test_a_refiner_that_makes_more_units_than_there_is_room_for_is_refused(make_
 def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
     trainer = make_sound_trainer(num_train_epochs=1)
     scores = trainer.score("before")
-    assert set(scores) == {"knn_accuracy", "linear_probe_accuracy", "nmi", "clustering_accuracy"}
+    assert set(scores) == {
+        "knn_accuracy",
+        "weighted_knn_accuracy",
+        "linear_probe_accuracy",
+        "nmi",
+        "clustering_accuracy",
+    }
     trainer.train()
     assert all(0.0 <= trainer.state.log_history[0][f"plr/{name}"] <= 1.0 for name in ("pnmi", "cluster_purity"))
     assert isinstance(trainer._extractor, FeatureExtractor)

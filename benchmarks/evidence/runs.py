@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import pair_confusion_matrix
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
@@ -21,9 +19,9 @@ from transformers import TrainerCallback
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
 from hf_plr import PLRTrainer
+from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.progress_display import ProgressDisplay
 from hf_plr.refinement import NOISE
-from hf_plr.reid import ReidTrainer
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +94,8 @@ class EpochWatch(TrainerCallback):
         trainer = self.trainer
         assert trainer is not None
         assert trainer.pseudo_labels is not None
-        labels, truth = trainer.pseudo_labels.labels, _truth(trainer)
+        labels, truth = trainer.pseudo_labels.labels, trainer.true_labels()
+        assert truth is not None
         member = labels != NOISE
         self.epochs.append(
             rounded(
@@ -138,13 +137,9 @@ def knn_accuracy(
 
 def agreement(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """How labels agree with the truth: NMI, ARI, and precision and recall of the pairs that they put together."""
-    (_, wrong), (missed, right) = pair_confusion_matrix(truth, labels).astype(float)
-    return {
-        "nmi": float(normalized_mutual_info_score(truth, labels)),
-        "ari": float(adjusted_rand_score(truth, labels)),
-        "precision": right / max(right + wrong, 1.0),
-        "recall": right / max(right + missed, 1.0),
-    }
+    found = score_clusters(labels, truth)
+    names = {"nmi": "nmi", "ari": "ari", "precision": "pair_precision", "recall": "pair_recall"}
+    return {name: found[score] for name, score in names.items()}
 
 
 def rounded(scores: dict[str, float]) -> dict[str, float]:
@@ -166,9 +161,3 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(record) + "\n")
-
-
-def _truth(trainer: PLRTrainer) -> np.ndarray:
-    if isinstance(trainer, ReidTrainer):
-        return trainer.target.train.identities[trainer.train_dataset.rows]
-    return trainer.train_dataset.true_labels()

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_plr.commands import embed, push, push_labels, refine, report, units
+from hf_plr.commands import audit, embed, push, push_labels, refine, report, units
 from hf_plr.hub import HubError
 
 COMMANDS = {
@@ -14,6 +14,7 @@ COMMANDS = {
     "units": units,
     "embed": embed,
     "report": report,
+    "audit": audit,
     "push": push,
     "push-labels": push_labels,
 }

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hf_plr.clustering.checks import check_finite
+from hf_plr.evaluation.intervals import Scored, interval_of_mean
 
 JUNK = -1  # identity of gallery images that count neither way
 RETRIEVAL_SCORES = {
@@ -30,6 +31,22 @@ def score_retrieval(
     ranks: Sequence[int] = (1, 5, 10),
     block_mib: float = 128.0,
 ) -> dict[str, float]:
+    """Rank the gallery by cosine for every query; `assess_retrieval` without its intervals."""
+    return assess_retrieval(
+        query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, ranks, block_mib
+    ).values
+
+
+def assess_retrieval(
+    query: torch.Tensor | np.ndarray,
+    gallery: torch.Tensor | np.ndarray,
+    query_ids: Sequence[int] | np.ndarray,
+    gallery_ids: Sequence[int] | np.ndarray,
+    query_cameras: Sequence[int] | np.ndarray | None = None,
+    gallery_cameras: Sequence[int] | np.ndarray | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
+    block_mib: float = 128.0,
+) -> Scored:
     """Rank the gallery by cosine for every query, by the protocol of Market-1501 (Zheng et al., ICCV 2015).
 
     A gallery image matches a query if it has the same identity. If it is from the same camera too it is left out of
@@ -47,7 +64,8 @@ def score_retrieval(
         block_mib: memory for the similarities of one block of queries; some four times this much is used in all.
 
     Returns:
-        "mAP" and "rank_1", "rank_5", ..., each in [0, 1], and the counts "queries" and "queries_without_match".
+        "mAP" and "rank_1", "rank_5", ..., each in [0, 1], with intervals over the queries that have a match, and the
+        counts "queries" and "queries_without_match".
 
     Raises:
         ValueError: if shapes do not fit, features are not finite, one camera argument is missing, or no query has a
@@ -85,9 +103,12 @@ def score_retrieval(
         raise ValueError(
             f"none of the {len(query)} queries has a match in the gallery under another camera: check the identities"
         )
-    scores = {"mAP": float(precision[has_match].mean())}
-    scores |= {f"rank_{rank}": float((first_rank[has_match] <= rank).double().mean()) for rank in ranks}
-    return {**scores, "queries": int(has_match.sum()), "queries_without_match": int((~has_match).sum())}
+    of_queries = {"mAP": precision[has_match]}
+    of_queries |= {f"rank_{rank}": (first_rank[has_match] <= rank).double() for rank in ranks}
+    values = {name: float(found.mean()) for name, found in of_queries.items()}
+    values |= {"queries": int(has_match.sum()), "queries_without_match": int((~has_match).sum())}
+    intervals = {name: interval_of_mean(found.cpu().numpy()) for name, found in of_queries.items()}
+    return Scored(values, {name: found for name, found in intervals.items() if found is not None})
 
 
 def _rank_matches(

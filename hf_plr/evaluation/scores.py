@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
-from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from hf_plr.evaluation.clusters import in_matched_cluster, score_clusters
+from hf_plr.evaluation.intervals import Scored, interval_of_mean
+from hf_plr.evaluation.neighbors import unit_rows, weighted_knn
 
 N_NEIGHBORS = 5
 MAX_SAMPLES = 10_000  # for what takes long: the linear probe and cross-validation
 SCORES = {
     "knn_accuracy": "kNN accuracy (5 neighbours)",
+    "weighted_knn_accuracy": "Weighted kNN (20)",
     "linear_probe_accuracy": "Linear probe accuracy",
     "nmi": "NMI of k-means",
     "clustering_accuracy": "Clustering accuracy",
+}
+CLASSIFIERS: dict[str, Callable[[int], Any]] = {  # made for the number of samples that they will be fitted on
+    "knn_accuracy": lambda n: KNeighborsClassifier(min(N_NEIGHBORS, n)),
+    "weighted_knn_accuracy": weighted_knn,
+    "linear_probe_accuracy": lambda n: make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)),
 }
 
 
@@ -30,58 +40,95 @@ def score_features(
     test_labels: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
+    """How well features separate the true classes; `assess_features` without its intervals."""
+    return assess_features(features, labels, test_features, test_labels, seed).values
+
+
+def assess_features(
+    features: np.ndarray,
+    labels: np.ndarray,
+    test_features: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
+    seed: int = 0,
+) -> Scored:
     """How well features separate the true classes.
 
-    kNN and linear probe are trained on the features (the probe on 10,000 of them at most) and tested on the test
-    features; where there are none, up to 10,000 features are cross-validated in five stratified folds. NMI and
-    clustering accuracy compare k-means, with as many clusters as there are classes, with the classes of the samples
-    that were tested.
+    Both kNN (the majority of 5, and 20 weighted votes) and the linear probe are trained on the features (the probe on
+    10,000 of them at most) and tested on the test features; where there are none, up to 10,000 features are
+    cross-validated in up to five stratified folds, without those whose class has no other member. NMI and clustering
+    accuracy compare k-means, with as many clusters as there are classes, with the classes of the samples that were
+    tested.
 
-    Features are taken relative to the mean of `features` and scaled to unit length first.
+    Features are taken relative to the mean of `features`, as training compares them, and scaled to unit length first.
+
+    Intervals are given for the accuracies. NMI has none: resampling repeats samples, which shifts it upwards.
 
     Args:
         features: shape (N, D).
-        labels: true classes, shape (N,), -1 = unknown (left out).
+        labels: true classes, shape (N,), -1 = unknown (left out); a few known ones do.
         test_features: shape (M, D), or None.
-        test_labels: shape (M,), or None.
-        seed: seed of k-means, of the folds, and of the samples of 10,000.
+        test_labels: shape (M,), -1 = unknown (left out), or None.
+        seed: seed of k-means, of the folds, of the samples of 10,000, and of the resampling.
 
     Returns:
         The scores by the names in `SCORES`, each in [0, 1]; a score that the data cannot give (fewer than two classes,
-        or a class with one member only) is left out.
+        or none with two members) is left out.
     """
     center = features.mean(axis=0)
-    features, labels = _known(_embed(features, center), labels)
-    knn = KNeighborsClassifier(N_NEIGHBORS)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
-    scores: dict[str, float] = {}
+    features, labels = _known(unit_rows(features - center), labels)
     if test_features is None or test_labels is None:
         features, labels = _sample(features, labels, seed)
         seen, seen_labels = features, labels
-        smallest = np.unique(labels, return_counts=True)[1].min() if len(labels) else 0
-        if len(np.unique(labels)) > 1 and smallest > 1:
-            folds = StratifiedKFold(min(5, smallest), shuffle=True, random_state=seed)
-            scores["knn_accuracy"] = float(cross_val_score(knn, features, labels, cv=folds).mean())
-            scores["linear_probe_accuracy"] = float(cross_val_score(probe, features, labels, cv=folds).mean())
+        right = _cross_validated(features, labels, seed)
     else:
-        seen, seen_labels = _known(_embed(test_features, center), test_labels)
-        if len(np.unique(labels)) > 1 and len(seen):
-            scores["knn_accuracy"] = float(knn.fit(features, labels).score(seen, seen_labels))
-            probe.fit(*_sample(features, labels, seed))
-            scores["linear_probe_accuracy"] = float(probe.score(seen, seen_labels))
+        seen, seen_labels = _known(unit_rows(test_features - center), test_labels)
+        right = _tested(features, labels, seen, seen_labels, seed)
+    values = {name: float(np.mean([part.mean() for part in parts])) for name, parts in right.items()}
+    outcomes = {name: np.concatenate(parts) for name, parts in right.items()}
     n_classes = len(np.unique(seen_labels))
     if n_classes > 1:
         found = KMeans(n_classes, n_init=10, random_state=seed).fit_predict(seen)
-        scores["nmi"] = float(normalized_mutual_info_score(seen_labels, found))
-        scores["clustering_accuracy"] = clustering_accuracy(seen_labels, found)
-    return scores
+        agreement = score_clusters(found, seen_labels)
+        values |= {"nmi": agreement["nmi"], "clustering_accuracy": agreement["accuracy"]}
+        outcomes["clustering_accuracy"] = in_matched_cluster(found, seen_labels)
+    found_intervals = {name: interval_of_mean(outcome, seed) for name, outcome in outcomes.items()}
+    return Scored(values, {name: found for name, found in found_intervals.items() if found is not None})
+
+
+def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
+    """Whether each sample is recognised, fold by fold."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    kept = np.isin(labels, classes[sizes > 1])
+    features, labels = features[kept], labels[kept]
+    if (sizes > 1).sum() < 2:
+        return {}
+    folds = StratifiedKFold(min(5, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
+    parts = list(folds.split(features, labels))
+    n_seen = min(len(seen) for seen, _ in parts)
+    right = {}
+    for name, classifier in CLASSIFIERS.items():
+        correct = cross_val_predict(classifier(n_seen), features, labels, cv=parts) == labels
+        right[name] = [correct[tested] for _, tested in parts]
+    return right
+
+
+def _tested(
+    features: np.ndarray, labels: np.ndarray, seen: np.ndarray, seen_labels: np.ndarray, seed: int
+) -> dict[str, list[np.ndarray]]:
+    """Whether each test sample is recognised."""
+    if len(np.unique(labels)) < 2 or len(seen) == 0:
+        return {}
+    right = {}
+    for name, classifier in CLASSIFIERS.items():
+        few = name == "linear_probe_accuracy"
+        fitted_on = _sample(features, labels, seed) if few else (features, labels)
+        right[name] = [classifier(len(features)).fit(*fitted_on).predict(seen) == seen_labels]
+    return right
 
 
 def clustering_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
     """Share of samples in the cluster that is matched to their class, one to one (Hungarian method), in [0, 1]."""
-    table = contingency_matrix(labels, clusters)
-    rows, columns = linear_sum_assignment(-table)
-    return float(table[rows, columns].sum() / len(labels))
+    return score_clusters(clusters, labels)["accuracy"]
 
 
 def _sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,11 +136,6 @@ def _sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.nda
         return features, labels
     chosen = np.random.default_rng(seed).choice(len(features), MAX_SAMPLES, replace=False)
     return features[chosen], labels[chosen]
-
-
-def _embed(features: np.ndarray, center: np.ndarray) -> np.ndarray:
-    shifted = features - center
-    return shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-12)
 
 
 def _known(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,15 +13,17 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from hf_plr.evaluation.intervals import Interval
 from hf_plr.hub import TRAINED_EPOCHS
+from hf_plr.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
 from hf_plr.report.page.report_file import PAGE_FILE
 from hf_plr.report.summary import RunSummary
 from hf_plr.stage import PseudoLabels
 
 METRICS_FILE = "metrics.json"
-PSEUDO_LABELS_FILE = "pseudo_labels.parquet"
 PROTOTYPES_FILE = "prototypes.safetensors"
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
+INTERVALS = "95% intervals: bootstrap over the samples that were tested; the trained weights stay the same."
 VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "scikit-learn", "numpy")
 
 
@@ -73,6 +77,7 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
     """Write scores, the figures of every epoch, settings and versions as JSON."""
     metrics = {
         "scores": summary.scores,
+        "intervals": summary.intervals,
         "samples": summary.n_samples,
         "unreadable_rows": summary.unreadable_rows,
         "steps": summary.steps,
@@ -80,6 +85,7 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
         "seconds": round(seconds, 1),
         "processes": summary.processes,
         "epochs": summary.stages,
+        "epoch_scores": summary.epoch_scores,
         "settings": {name: str(value) for name, value in summary.changed_settings()},
         "versions": {name: version(name) for name in VERSIONED},
     }
@@ -94,9 +100,29 @@ def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: if the file is damaged, naming it.
     """
-    try:
+    with _read_from(path):
         scores = json.loads(Path(path).read_bytes())["scores"]
         return {moment: {name: float(value) for name, value in found.items()} for moment, found in scores.items()}
+
+
+def read_intervals(path: str | os.PathLike[str]) -> dict[str, dict[str, Interval]]:
+    """The intervals of scores by moment that `write_metrics` wrote; none where an older release wrote the file.
+
+    Raises:
+        ValueError: if the file is damaged, naming it.
+    """
+    with _read_from(path):
+        intervals = json.loads(Path(path).read_bytes()).get("intervals", {})
+        return {
+            moment: {name: (float(low), float(high)) for name, (low, high) in found.items()}
+            for moment, found in intervals.items()
+        }
+
+
+@contextlib.contextmanager
+def _read_from(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as the metrics of a run: {error}") from error
 
@@ -116,10 +142,15 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         lines += [f"Before that, the backbone was trained on {summary.source}."]
     rows = summary.score_rows()
     if rows:
-        lines += ["", f"{'':<28}" + "".join(f"{moment:>8}" for moment in summary.scores)]
-        lines += ["-" * len(lines[-1])]
-        lines += [f"{name:<28}" + "".join(f"{value:>8}" for value in values) for name, *values in rows]
+        bounds = summary.last_intervals()
+        heading = f"{'':<28}" + "".join(f"{moment:>8}" for moment in summary.scores)
+        heading += f"  95% of {list(summary.scores)[-1]}" if bounds else ""
+        lines += ["", heading, "-" * len(heading)]
+        for name, *values in rows:
+            row = f"{name:<28}" + "".join(f"{value:>8}" for value in values)
+            lines += [f"{row}  {bounds[name][0]:.3f} to {bounds[name][1]:.3f}" if name in bounds else row]
         lines += [f"True labels were used for these scores only ({summary.scored_on})."]
+        lines += [INTERVALS] if bounds else []
     else:
         lines += ["No label column was chosen, so the features were not scored."]
     if summary.last_labels:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_plr.evaluation.intervals import Interval
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
 from hf_plr.media import Medium
@@ -24,6 +25,7 @@ TRAINING_SETTINGS = (
     "max_grad_norm",
     "torch_compile",
 )
+LABEL_SCORE_PREFIX = "score/pseudo_label_"
 AGREEMENT, CHANGED = "plr/agreement_ari", "plr/changed_share"
 LOCAL_SETTINGS = ("image_cache_dir", "feature_dir", "report")  # folders of one machine, and what changes no result
 
@@ -50,6 +52,8 @@ class RunSummary:
         cluster_sizes: members of each of the last clusters or units, shape (K,).
         cluster_members: what these members are called.
         source: what the start was trained on with labels, empty if on nothing.
+        intervals: 95% intervals of scores that have one, (low, high), by moment.
+        epoch_scores: the logged scores of features, for every epoch that was scored.
     """
 
     args: PLRTrainingArguments
@@ -68,6 +72,8 @@ class RunSummary:
     label_files: tuple[tuple[str, str], ...] = ()
     cluster_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     cluster_members: str = "samples"
+    intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    epoch_scores: list[dict[str, float]] = field(default_factory=list)
     source: str = ""
 
     @property
@@ -79,13 +85,30 @@ class RunSummary:
             return "queries in the gallery under other cameras"
         return "every training image among those of other cameras"
 
-    def score_rows(self) -> list[tuple[str, ...]]:
-        """Rows (name, a value for each moment) of a table of the scores; "-" where there is none."""
+    def score_rows(self, with_intervals: bool = False) -> list[tuple[str, ...]]:
+        """Rows (name, a value for each moment) of a table of the scores; "-" where there is none.
+
+        Args:
+            with_intervals: write a value that has an interval as "0.900 (0.87 to 0.93)".
+        """
+
+        def told(moment: str, key: str) -> str:
+            if key not in self.scores[moment]:
+                return "-"
+            interval = self.intervals.get(moment, {}).get(key) if with_intervals else None
+            value = f"{self.scores[moment][key]:.3f}"
+            return value if interval is None else f"{value} ({interval[0]:.2f} to {interval[1]:.2f})"
+
         return [
-            (title, *(f"{found[key]:.3f}" if key in found else "-" for found in self.scores.values()))
+            (title, *(told(moment, key) for moment in self.scores))
             for key, title in self.score_titles().items()
             if any(key in found for found in self.scores.values())
         ]
+
+    def last_intervals(self) -> dict[str, Interval]:
+        """Intervals of the last moment's scores, by what the scores are called."""
+        found = self.intervals.get(list(self.scores)[-1], {}) if self.scores else {}
+        return {title: found[key] for key, title in self.score_titles().items() if key in found}
 
     def score_titles(self) -> dict[str, str]:
         """What each score is called."""
@@ -107,6 +130,12 @@ class RunSummary:
                 "Agreement of the labels with those of the stage before (adjusted Rand index, 1 = nothing moved): "
                 f"{agreement[0]:.2f} at the second stage, {agreement[-1]:.2f} at the last."
             )
+        last = self.stages[-1] if self.stages else {}
+        names = {"accuracy": "accuracy", "nmi": "NMI", "ari": "ARI", "purity": "purity"}
+        agreeing = {name: last.get(f"{LABEL_SCORE_PREFIX}{score}") for score, name in names.items()}
+        told = ", ".join(f"{name} {value:.2f}" for name, value in agreeing.items() if value is not None)
+        if told:
+            facts.append(f"Against the true labels, the last labels have: {told}.")
         changed = [entry[CHANGED] for entry in self.stages if CHANGED in entry]
         if changed:
             facts.append(

@@ -1,0 +1,42 @@
+"""One of the scores of `score_clusters` as a metric of the evaluate library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_plr.evaluation.clusters import score_clusters
+
+INPUTS = """predictions: cluster of each sample, -1 = in none. references: its true label, -1 = unknown. Samples with -1
+in either are left out."""
+
+
+class ClusterMetric(evaluate.Metric):
+    """A metric `cluster_NAME`; the subclass names the score and describes it.
+
+    Attributes:
+        score: its name in `hf_plr.evaluation.clusters.CLUSTER_SCORES`.
+        description: what it is.
+        citation: where it is from.
+    """
+
+    score: str
+    description: str
+    citation: str = ""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description,
+            citation=self.citation,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")},
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        scores = score_clusters(np.asarray(predictions, np.int64), np.asarray(references, np.int64))
+        return {f"cluster_{self.score}": scores[self.score]}

@@ -1,0 +1,56 @@
+"""`weighted_knn` as a metric of the evaluate library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_plr.evaluation.neighbors import N_NEIGHBORS, TEMPERATURE, unit_rows, weighted_knn
+
+DESCRIPTION = """Accuracy of the weighted nearest neighbours: the 20 samples of the gallery that are most similar by
+cosine vote for their class with exp(cosine / 0.07)."""
+INPUTS = """predictions: feature of each sample. references: its class, -1 = unknown (left out). is_query: whether it is
+tested or is in the gallery. n_neighbors, temperature: other numbers than 20 and 0.07."""
+CITATION = """Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018;
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021."""
+
+
+class WeightedKnnMetric(evaluate.Metric):
+    """Weighted-kNN accuracy of all samples that were added, queries and gallery in any order.
+
+    Features are compared as they are given: take a mean off first if they have one in common.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.List(datasets.Value("float32")),
+                    "references": datasets.Value("int64"),
+                    "is_query": datasets.Value("bool"),
+                }
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: Any,
+        references: Any,
+        is_query: Any,
+        n_neighbors: int = N_NEIGHBORS,
+        temperature: float = TEMPERATURE,
+        cameras: Any = None,  # retrieval's, which this may be combined with
+    ) -> dict[str, float]:
+        features, labels = unit_rows(np.asarray(predictions, np.float32)), np.asarray(references)
+        asks = np.asarray(is_query, bool)
+        gallery, query = ~asks & (labels != -1), asks & (labels != -1)
+        if not gallery.any() or not query.any():
+            raise ValueError(f"{query.sum()} queries and {gallery.sum()} samples of the gallery have a known class")
+        knn = weighted_knn(int(gallery.sum()), n_neighbors, temperature).fit(features[gallery], labels[gallery])
+        return {"weighted_knn_accuracy": float(knn.score(features[query], labels[query]))}

@@ -1,0 +1,226 @@
+"""`hf-plr audit`: the estimate, the ranking, and files that do not fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from hf_plr.commands import main
+from hf_plr.report.audit import Marks, estimate_error_rate, rank_clusters
+
+
+def marks_of(labels, index, wrong, random=True):
+    index = np.asarray(index)
+    return Marks(index, labels[index], np.asarray(wrong, bool), np.broadcast_to(random, index.shape))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's labels: row 10 to 21 of a data set; clusters 0 (six), 4 (four) and two samples in none."""
+    labels = [0, 0, 0, 0, 0, 0, 4, 4, 4, 4, -1, -1]
+    frame = pd.DataFrame({"index": np.arange(10, 22), "label": labels, "previous_label": -1, "confidence": 1.0})
+    (tmp_path / "out").mkdir()
+    frame.to_parquet(tmp_path / "out" / "pseudo_labels.parquet")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def audit(folder, tmp_path, capsys):
+    """Runs the command on marks and returns its status and what it said."""
+
+    def call(text, *options):
+        path = tmp_path / "marks.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        status = main(["audit", str(folder), "--marks", str(path), *map(str, options)])
+        said = capsys.readouterr()
+        return status, said.out if status == 0 else said.err
+
+    return call
+
+
+# ---- the estimate ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [10, 50, 200])
+@pytest.mark.parametrize("rate", [0.003, 0.02, 0.1, 0.37, 0.5, 0.93])
+def test_the_interval_holds_a_known_rate_in_95_of_100_audits_or_more(n, rate):
+    labels = np.zeros(1_000_000, int)
+    covered = 0.0
+    for wrong in range(n + 1):  # exact: every outcome with its probability
+        found = estimate_error_rate(marks_of(labels, np.arange(n), np.arange(n) < wrong), labels)
+        assert found.low <= found.rate <= found.high
+        covered += binom.pmf(wrong, n, rate) * (found.low <= rate <= found.high)
+    assert covered >= 0.95
+    assert covered < 0.998 or n * rate < 3  # not by being too wide, where the outcomes are many
+
+
+def test_drawn_audits_of_a_run_with_a_known_number_of_wrong_labels():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-1, 30, 5_000)
+    is_wrong = (rng.random(5_000) < 0.02 + 0.01 * labels) & (labels >= 0)
+    truth = is_wrong.sum() / (labels >= 0).sum()
+    held = []
+    for _ in range(400):
+        index = rng.choice(5_000, 120, replace=False)  # of all samples, those in no cluster too
+        found = estimate_error_rate(marks_of(labels, index, is_wrong[index]), labels)
+        assert found.population == (labels >= 0).sum()
+        held.append(found.low <= truth <= found.high)
+    assert 0.94 <= np.mean(held) <= 0.995
+
+
+def test_only_the_random_draw_is_counted():
+    labels = np.array([0, 0, 0, 1, 1, -1])
+    found = estimate_error_rate(marks_of(labels, [0, 1, 3, 5], [1, 0, 1, 1], [True, True, False, True]), labels)
+    assert (found.marked, found.wrong, found.population) == (2, 1, 5)
+    assert estimate_error_rate(marks_of(labels, [0, 1], [1, 0], False), labels) is None
+    assert estimate_error_rate(marks_of(labels, [5], [1]), labels) is None
+
+
+# ---- the ranking -------------------------------------------------------------------------------------------------
+
+
+def test_expected_wrong_by_hand():
+    labels = np.repeat([0, 1, 2], [10, 4, 6])
+    marks = marks_of(labels, [0, 1, 10, 14, 15], [1, 0, 1, 0, 0], [True, True, True, True, False])
+    ranked = rank_clusters(marks, labels)
+    rate = 2.5 / 5
+    expected = {0: 1 + 8 * (1 + 2 * rate) / 4, 1: 1 + 3 * (1 + 2 * rate) / 3, 2: 4 * 2 * rate / 4}
+    assert dict(zip(ranked.label, ranked.expected_wrong, strict=True)) == pytest.approx(expected)
+    assert ranked.label.tolist() == [0, 1, 2]
+    assert (ranked.members.tolist(), ranked.marked.tolist(), ranked.wrong.tolist()) == (
+        [10, 4, 6],
+        [2, 1, 2],
+        [1, 1, 0],
+    )
+
+
+@given(st.integers(0, 9_999), st.integers(1, 80))
+@settings(deadline=None, max_examples=80)
+def test_ranking_keeps_to_its_bounds_and_names_mean_nothing(seed, n):
+    rng = np.random.default_rng(seed)
+    labels = np.append(rng.integers(-1, 9, 100), 0)
+    index = rng.choice(100, n, replace=False)
+    wrong, random = rng.random(n) < 0.3, rng.random(n) < 0.5
+    ranked = rank_clusters(marks_of(labels, index, wrong, random), labels)
+    assert ranked.members.sum() == (labels >= 0).sum()
+    assert (ranked.wrong <= ranked.marked).all()
+    assert (ranked.wrong <= ranked.expected_wrong).all()
+    assert (ranked.expected_wrong <= ranked.members - (ranked.marked - ranked.wrong)).all()
+    assert (np.diff(ranked.expected_wrong) <= 0).all()
+    names = rng.permutation(500)[:9] * 3
+    renamed = np.where(labels >= 0, names[labels], -1)
+    again = rank_clusters(marks_of(renamed, index, wrong, random), renamed)
+    assert again.expected_wrong == pytest.approx(ranked.expected_wrong)
+    found = dict(zip(again.label, again.expected_wrong, strict=True))
+    assert [found[names[label]] for label in ranked.label] == pytest.approx(ranked.expected_wrong)
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def test_marks_of_the_page(audit, tmp_path):
+    text = "index,label,sheet,mark\n10,0,random,right\n11,0,random,wrong\n11,0,least_confident,wrong\n"
+    text += "16,4,random,right\n17,4,changed,wrong\n20,-1,random,wrong\n"
+    status, said = audit(text, "--output", tmp_path / "clusters.csv")
+    assert status == 0
+    assert "5 samples are marked, 3 of them wrong." in said
+    assert "Error rate: 33.3%, 95% interval 0.8% to 90.6% (1 of 3 random samples are wrong)." in said
+    assert "Of the 10 samples in clusters about 3 are wrong, between 0 and 9." in said
+    assert "2 samples are in no cluster" in said
+    written = pd.read_csv(tmp_path / "clusters.csv")
+    assert written["cluster"].tolist() == [0, 4]
+    assert written[["members", "marked", "wrong"]].values.tolist() == [[6, 2, 1], [4, 2, 1]]
+    assert f"{0:>8}{6:>9}{2:>8}{1:>7}{written['expected_wrong'][0]:>16.1f}" in said
+    status, said = audit(text, "--output", tmp_path / "clusters.csv")
+    assert (status, "give --overwrite" in said) == (2, True)
+    assert audit(text, "--output", tmp_path / "clusters.csv", "--overwrite")[0] == 0
+    assert "clusters are written as .csv" in audit(text, "--output", tmp_path / "clusters.txt")[1]
+
+
+def test_a_file_written_by_hand_is_a_random_draw_only_if_that_is_said(audit):
+    text = b"\xef\xbb\xbfmark, index\r\nwrong, 10\r\nright, 16\r\n\r\n"  # as a spreadsheet may write it
+    status, said = audit(text)
+    assert status == 0
+    assert "No error rate" in said
+    assert "Clusters to look at first" in said
+    status, said = audit(text, "--random")
+    assert "Error rate: 50.0%, 95% interval 1.3% to 98.7% (1 of 2 random samples are wrong)." in said
+    assert "were those that are right marked too" in audit("index,mark\n10,wrong\n", "--random")[1]
+
+
+def test_it_runs_as_a_program_without_torch(folder, tmp_path):
+    (tmp_path / "m.csv").write_text("index,mark\n10,wrong\n")
+    code = "import sys; from hf_plr.commands import main; s = main(); print('torch' in sys.modules); sys.exit(s)"
+    command = [sys.executable, "-c", code, "audit", str(folder), "--marks", str(tmp_path / "m.csv")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: no column 'index'; the header must be index,label,sheet,mark"),
+        ("index,mark\n", "holds no marks"),
+        ("index,label\n1,1\n", "line 1: no column 'mark'"),
+        ("index;mark\n1;wrong\n", "line 1: unknown column 'index;mark'"),
+        ("index,mark,\x1b[2Jnote\n1,wrong,x\n", r"line 1: unknown column '\x1b[2Jnote'"),
+        ("index,mark,mark\n1,wrong,wrong\n", "line 1: a column is there twice"),
+        ("index,mark\n10,right\n11,bad\n", "line 3: mark 'bad' is unknown: use one of wrong, right"),
+        ("index,mark\n10,\u202ewrong\n", r"line 2: mark '\u202ewrong' is unknown"),
+        ("index,mark,sheet\n10,wrong,Random\n", "line 2: sheet 'Random' is unknown: use one of random, most_confident"),
+        ("index,mark\n1e1,wrong\n", "line 2: index '1e1' is no integer"),
+        ("index,mark\n\u0661,wrong\n", r"line 2: index '\u0661' is no integer"),
+        ("index,mark\n" + "9" * 5_000 + ",wrong\n", "line 2: index '" + "9" * 37 + "...' is no integer"),
+        ("index,label,mark\n10,,wrong\n", "line 2: label '' is no integer"),
+        ("index,mark\n10,wrong,right\n", "line 2: 3 fields under a header of 2"),
+        ("index,mark\n\n10,right\n9,wrong\n", "line 4: sample 9 is not in"),
+        ("index,mark\n99999,wrong\n", "line 2: sample 99999 is not in"),
+        ("index,mark\n10,right\n16,wrong\n10,wrong\n", "line 4: sample 10 is marked wrong here and right in line 2"),
+        ('index,mark\n10,"wrong\n', "cannot be read as csv"),
+        (b"index,mark\n10,\xff\n", "cannot be read as csv"),
+        ("index,mark\n10,wr\0ng\n", "line 2: mark 'wr\\x00ng' is unknown"),
+        (
+            "index,label,mark\n10,0,wrong\n16,0,wrong\n17,3,right\n",
+            "2 of 3 marks name another label, the first in line 3, where sample 16 has 0 and not 4",
+        ),
+    ],
+)
+def test_marks_that_do_not_fit_are_named(audit, text, message):
+    status, said = audit(text)
+    assert status == 2
+    assert said.startswith("hf-plr audit: error: ")
+    assert message in said
+    assert said.isascii()
+
+
+def test_files_and_options_that_do_not_fit(audit, folder, tmp_path, capsys):
+    assert (
+        "which says what is random: leave --random out" in audit("index,sheet,mark\n10,random,wrong\n", "--random")[1]
+    )
+    arguments = ["--marks", str(tmp_path / "none.csv")]
+    assert main(["audit", str(folder), *arguments]) == 2
+    assert "none.csv does not exist" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path), *arguments]) == 2
+    assert "holds no pseudo_labels.parquet: an audit needs" in capsys.readouterr().err
+    pd.DataFrame({"label": [0, 1]}).to_parquet(folder / "pseudo_labels.parquet")
+    assert "has no column 'index' with a different integer" in audit("index,mark\n0,wrong\n")[1]
+    (folder / "pseudo_labels.parquet").write_bytes(b"nonsense")
+    assert "cannot be read as parquet" in audit("index,mark\n0,wrong\n")[1]
+
+
+@given(st.text("index,markwrongright0123456789\n\r\"'\0\x1b\u202e ;-", max_size=60) | st.binary(max_size=60))
+@settings(deadline=None, max_examples=150)
+def test_any_file_is_read_or_refused(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("any")
+    pd.DataFrame({"index": [0, 1], "label": [0, 0]}).to_parquet(folder / "pseudo_labels.parquet")
+    raw = text if isinstance(text, bytes) else ("index,mark\n" + text).encode()
+    (folder / "m.csv").write_bytes(raw)
+    assert main(["audit", str(folder), "--marks", str(folder / "m.csv")]) in (0, 2)
