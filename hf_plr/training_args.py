@@ -124,7 +124,8 @@ class PLRTrainingArguments(TrainingArguments):
         default=1,
         metadata={
             "help": "Clusterings of every epoch that are trained on at once, each with prototypes and refinement of "
-            "its own and twice as many clusters as the one before. The first is reported and saved."
+            "its own and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is "
+            "reported and saved."
         },
     )
     refinement: str = field(
