@@ -11,6 +11,7 @@ import pytest
 from chromium import CHROMIUM, Page, in_chromium
 
 from hf_plr import PLRTrainer
+from hf_plr.commands import main
 from hf_plr.report.page.render import render
 
 pytestmark = [
@@ -71,7 +72,7 @@ def test_the_check_finds_what_it_looks_for(tmp_path):
     in_chromium(tmp_path / "browser", work)
 
 
-def test_images_are_shown_marked_and_read_back(make_trainer, tmp_path):
+def test_images_are_shown_marked_and_read_back(make_trainer, tmp_path, capsys):
     trainer = make_trainer()
     trainer.score("before")
     trainer.train()
@@ -153,6 +154,8 @@ def test_images_are_shown_marked_and_read_back(make_trainer, tmp_path):
         page.requests.pop()
 
     check(tmp_path / "browser", out / "report.html", work)
+    assert main(["audit", str(out), "--marks", str(tmp_path / "browser" / "marks.csv")]) == 0
+    assert "2 of 120" in capsys.readouterr().out
 
 
 def test_sounds_are_played(make_sound_trainer, tmp_path):

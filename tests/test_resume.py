@@ -209,7 +209,8 @@ def test_a_full_disk_keeps_what_was_saved(make_trainer, tmp_path):
             make_trainer({"callbacks": [FullDisk()]}).train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-7"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["checkpoint-7", "report.html", "report.json"]
     resumed = make_trainer()
     resumed.train(resume_from_checkpoint=True)
     assert_same_run(whole, resumed)

@@ -66,7 +66,9 @@ function sankey(stage, width) {
     group.append(svg("text", { class: "kind", x: at, y: start + 11, "text-anchor": anchor }, event.kind));
     const middle = (from + bar + to) / 2;
     const words = (id) => (id === NOISE ? `no ${clusterWord}` : id === null ? `other ${clusterWord}s` : clusterName(id));
-    for (const [source, end, samples] of event.links) {
+    const rank = (nodes, id) => (nodes.has(id) ? [...nodes.keys()].indexOf(id) : nodes.size);
+    const inOrder = [...event.links].sort(([a, b], [c, d]) => rank(left, a) - rank(left, c) || rank(right, b) - rank(right, d));
+    for (const [source, end, samples] of inOrder) {
       const a = left.get(source), b = right.get(end);
       const take = (node) => { const y = node.y + node.used; const h = (samples / node.size) * node.height; node.used += h; return [y, h]; };
       const title = svg("title", {}, `${count(samples)} ${run.members}: ${words(source)} \u2192 ${words(end)}`);
