@@ -30,6 +30,7 @@ from hf_plr.progress_display import ProgressDisplay
 from hf_plr.publishing_trainer import PublishingTrainer
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.model_card import write_model_card
+from hf_plr.report.page.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.run_settings import settings_of
 from hf_plr.score_callback import SCORE_PREFIX, ScoreCallback
@@ -65,6 +66,7 @@ class BackboneTrainer(PublishingTrainer):
         medium: how samples are read and turned into features.
         scores: what `score` found, by moment.
         intervals: 95% intervals of those scores that have one, (low, high), by moment.
+        reporter: gathers what `report.html` shows.
         teacher: the copy that follows the trained weights, None with `ema_decay` 0.
 
     Raises:
@@ -124,6 +126,7 @@ class BackboneTrainer(PublishingTrainer):
             raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
         self.teacher = Teacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
         self._epoch = 0
+        self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         for display in (ProgressCallback, PrinterCallback):
             self.remove_callback(display)
         self.add_callback(ProgressDisplay(bar=not args.disable_tqdm))
@@ -342,6 +345,24 @@ class BackboneTrainer(PublishingTrainer):
         if self.is_world_process_zero():
             write_model_card(self.summary(), **kwargs)
 
+    def write_report(self, rows: np.ndarray | None = None) -> None:
+        """Write `report.html` and `report.json` into the output directory, on the main process; not with `report` "no".
+
+        A report that cannot be written is warned of.
+
+        Args:
+            rows: number of each row of `train_dataset` in the data that it was taken from; by default the row itself.
+        """
+        if self.is_world_process_zero():
+            self.reporter.rows = self.reporter.rows if rows is None else rows
+            with isolated_rng(self.args.seed):
+                self.reporter.write(self.summary(), self.state.log_history)
+
+    def _write_stage_report(self) -> None:
+        if self.is_world_process_zero():
+            with isolated_rng(self.args.seed):
+                self.reporter.write_stage(self.summary(), self.state.log_history)
+
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
         return RunSummary(
@@ -431,6 +452,7 @@ class _StageCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
         self.trainer.prepare_epoch(self.epoch)
+        self.trainer._write_stage_report()
         self.epoch += 1
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

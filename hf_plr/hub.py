@@ -34,7 +34,6 @@ PUBLISHED = (
     "preprocessor_config.json",
     "processor_config.json",
     "metrics.json",
-    "report.html",
     "*.png",
     "pseudo_labels.parquet",
     "prototypes.safetensors",

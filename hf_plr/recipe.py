@@ -21,6 +21,7 @@ from hf_plr.backbone_trainer import BackboneTrainer
 from hf_plr.checkpoints import ASIDE, CheckpointError, checkpoints_in, last_whole
 from hf_plr.hub import HubError
 from hf_plr.report.outputs import METRICS_FILE, format_summary
+from hf_plr.report.page.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.stop_signal import TrainingStopped
 from hf_plr.training_args import PLRTrainingArguments
 
@@ -108,13 +109,14 @@ def check_output_dir(args: RecipeTrainingArguments) -> None:
 
 
 def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints and metrics where they are to be replaced."""
+    """Remove an earlier run's checkpoints, metrics and report where they are to be replaced."""
     out = Path(args.output_dir)
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
     for checkpoint in (*checkpoints_in(out), out / ASIDE):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    (out / METRICS_FILE).unlink(missing_ok=True)
+    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE):
+        (out / name).unlink(missing_ok=True)
 
 
 def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
@@ -134,8 +136,9 @@ def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, An
     return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
 
 
-def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
-    """Score, train, and score again."""
+def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments, rows: np.ndarray) -> None:
+    """Score, train, and score again; `rows` as for `write_results`."""
+    trainer.reporter.rows = rows
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     trainer.score("before")
@@ -166,6 +169,7 @@ def write_results(
     trainer.create_model_card(**card)
     seconds = time.perf_counter() - started
     trainer.write_metrics(seconds)
+    trainer.write_report(rows)
     if trainer.is_world_process_zero():
         print(format_summary(trainer.summary(), seconds, next_command))
     try:

@@ -41,6 +41,7 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "feature_dir",
     "skip_unreadable",
     "on_nan",
+    "report",
 )
 SHOWN = 6
 

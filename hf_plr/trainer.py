@@ -35,6 +35,7 @@ from hf_plr.labeling import Labeling
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
+from hf_plr.report.page.sheets import Snapshot
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored, estimator_settings
 from hf_plr.sharding import check_sharding
@@ -195,6 +196,7 @@ class PLRTrainer(BackboneTrainer):
         figures = found[0] | self.labelings[0].score(features, mine) | self._between_labelings()
         self._warn_of_collapse(figures)
         finished = time.perf_counter()
+        self.reporter.note_stage(self._snapshot(), features, mine)
         return figures | {
             **{name: sum(each[name] for each in found) for name in ("seconds_cluster", "seconds_refine")},
             "seconds_extract": extracted - started,
@@ -248,6 +250,12 @@ class PLRTrainer(BackboneTrainer):
     def true_labels(self) -> np.ndarray | None:
         """True label of each training sample, -1 = unknown, shape (N,), for scoring alone; None if there are none."""
         return None if self.label_column is None else self.train_dataset.true_labels()
+
+    def _snapshot(self) -> Snapshot:
+        """The labels as the report shows them."""
+        now = self._labels_now()
+        is_first = (now.previous_labels == NOISE).all()
+        return Snapshot(now.epoch, now.labels, None if is_first else now.previous_labels, now.confidence)
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
@@ -339,6 +347,7 @@ class PLRTrainer(BackboneTrainer):
             for labeling, prefix in self._prefixed_labelings():
                 labeling.load_state_dict(under(prefix, state), n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
+        self.reporter.go_on(self._snapshot())
 
     def _prefixed_labelings(self) -> list[tuple[Labeling, str]]:
         """The labelings, and what their arrays' names begin with in a state."""

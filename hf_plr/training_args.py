@@ -22,6 +22,7 @@ from hf_plr.refinement import PRESETS
 ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
 
 ON_NAN = ("stop", "skip_epoch")
+REPORTS = ("epoch", "end", "no")
 
 
 @dataclass
@@ -123,7 +124,8 @@ class PLRTrainingArguments(TrainingArguments):
         default=1,
         metadata={
             "help": "Clusterings of every epoch that are trained on at once, each with prototypes and refinement of "
-            "its own and twice as many clusters as the one before. The first is reported and saved."
+            "its own and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is "
+            "reported and saved."
         },
     )
     refinement: str = field(
@@ -224,6 +226,14 @@ class PLRTrainingArguments(TrainingArguments):
         },
     )
 
+    report: str = field(
+        default="epoch",
+        metadata={
+            "help": "When report.html is written: epoch (at every stage and at the end), end, or no.",
+            "choices": list(REPORTS),
+        },
+    )
+
     def __post_init__(self) -> None:
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
@@ -282,6 +292,7 @@ class PLRTrainingArguments(TrainingArguments):
             ("augmentation", (None, *ALL_AUGMENTATIONS)),
             ("refinement", PRESETS),
             ("on_nan", ON_NAN),
+            ("report", REPORTS),
         ):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice is not None)

@@ -33,6 +33,7 @@ from hf_plr.evaluation.units import score_units
 from hf_plr.media import Sounds
 from hf_plr.models.masked_units import UnitPredictor, mask_spans, span_count
 from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.report.page.sheets import Snapshot
 from hf_plr.report.summary import RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored
 from hf_plr.sharding import check_sharding
@@ -168,8 +169,15 @@ class UnitTrainer(BackboneTrainer):
     def _relabel(self, round_: int, layer: int | None) -> None:
         with isolated_rng(self.args.seed + round_):
             frames = Frames(self._extractor, self.train_dataset, layer)
+            last = self.frame_units
             figures = self.stage.run(frames, round_) | self._score_units()
+            self.reporter.note_stage(self._snapshot(None if last is None else last.labels))
         self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
+
+    def _snapshot(self, previous: np.ndarray | None) -> Snapshot:
+        """The units as the report shows them."""
+        now = self._units_now()
+        return Snapshot(now.round, now.labels, previous, bounds=self._bounds)
 
     def _score_units(self) -> dict[str, float]:
         """Agreement of the units with the true labels of their recordings, where there are some."""
@@ -287,6 +295,7 @@ class UnitTrainer(BackboneTrainer):
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)
+        self.reporter.go_on(self._snapshot(None))
 
     def run_settings(self) -> dict[str, Any]:
         return super().run_settings() | as_stored({"refiner": self.stage.refiner.settings()})

@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
-    train_between_scores(trainer, args)
+    train_between_scores(trainer, args, rows)
     card = {"dataset": recipe.dataset_name or "synthetic sounds", "tags": [trainer.backbone.config.model_type]}
     command, what = NEXT_COMMANDS[recipe.objective]
     write_results(trainer, rows, started, (command.format(out=args.output_dir), what), card)

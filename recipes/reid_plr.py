@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.scores |= scores
     trainer.intervals |= intervals
+    trainer.reporter.rows = rows
     if not source_name:  # with one, it was scored before that
         trainer.score("before")
     train(trainer, args)

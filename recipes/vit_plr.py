@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
-    train_between_scores(trainer, args)
+    train_between_scores(trainer, args, rows)
     card = {"dataset": recipe.dataset_name or "handwritten digits", "tags": ["vit"]}
     write_results(trainer, rows, started, NEXT_COMMAND, card)
 

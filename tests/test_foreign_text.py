@@ -81,6 +81,7 @@ def test_a_run_writes_into_its_own_folders_whatever_names_the_data_have(
     assert {path.name for path in out.iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.bin"),
         *("plr_state.safetensors", "pseudo_labels.parquet", "prototypes.safetensors", "clusters.png"),
+        *("report.html", "report.json"),
         *("images", "features", "checkpoint-2"),
     }
     files = pd.read_parquet(out / "pseudo_labels.parquet")["file"]  # text in a column is all that is left of a path

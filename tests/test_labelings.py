@@ -19,11 +19,18 @@ def test_each_labeling_is_twice_as_fine_as_the_one_before():
     assert [each.seed for each in found] == [5, 6, 7]
     assert {each.max_iter for each in found} == {7}
     assert [each.n_clusters for each in make_clusterers(3, "agglomerative", 30, n_samples=100)] == [30, 50, 50]
+    assert [each.eps for each in make_clusterers(3, "dbscan", 9, {"eps": 0.4, "k1": 8}, n_samples=99)] == [
+        0.4,
+        0.3,
+        0.225,
+    ]
     assert [each.n_clusters for each in make_clusterers(2, "kmeans", 9, {"n_clusters": 4}, n_samples=99)] == [4, 8]
 
 
 def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer with a number of clusters, which hdbscan"):
+    with pytest.raises(
+        ValueError, match="num_labelings=2 needs a clusterer with a number of clusters or an eps: hdbscan"
+    ):
         make_trainer(num_labelings=2, clusterer="hdbscan")
     with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer by name"):
         make_trainer({"clusterer": KMeans(5)}, num_labelings=2)

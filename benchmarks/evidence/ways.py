@@ -47,6 +47,8 @@ WAYS = {
     "slr x2": _preset("slr", {"num_labelings": 2}),
     "joint x2": _preset("joint", {"num_labelings": 2}),
     "none x3": _preset("none", {"num_labelings": 3}),
+    "slr x3": _preset("slr", {"num_labelings": 3}),
+    "joint x3": _preset("joint", {"num_labelings": 3}),
 }
 
 

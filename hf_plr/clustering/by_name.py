@@ -10,6 +10,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
 
+FINER_EPS = 0.75  # of one labeling over that of the one before
 CLUSTERERS: dict[str, type] = {
     "kmeans": KMeans,
     "dbscan": ReciprocalDBSCAN,
@@ -54,7 +55,7 @@ def make_clusterers(
         n: how many.
         name: as for `make_clusterer`.
         num_clusters: number of clusters of the first, for those that take one; each next one has twice as many, up to
-            half of the samples.
+            half of the samples. Of "dbscan" each next one has three quarters of the eps.
         settings: as for `make_clusterer`; an `n_clusters` or `eps` there is the first one's.
         n_samples: number of samples.
         **defaults: as for `make_clusterer`.
@@ -65,8 +66,11 @@ def make_clusterers(
     first = make_clusterer(name, num_clusters, settings, **defaults)
     if n == 1:
         return [first]
+    if hasattr(first, "eps"):
+        finer = [{**(settings or {}), "eps": round(first.eps * FINER_EPS**i, 6)} for i in range(n)]
+        return [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
     if not hasattr(first, "n_clusters"):
-        raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters, which {name} has not")
+        raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters or an eps: {name} has neither")
     finest = max(first.n_clusters, n_samples // 2)
     counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
     seeds = [defaults["seed"] + i for i in range(n)] if "seed" in defaults else [None] * n

@@ -6,10 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hf_plr.commands import audit, embed, push, push_labels, refine, units
+from hf_plr.commands import audit, embed, push, push_labels, refine, report, units
 from hf_plr.hub import HubError
 
-COMMANDS = {"refine": refine, "units": units, "embed": embed, "audit": audit, "push": push, "push-labels": push_labels}
+COMMANDS = {
+    "refine": refine,
+    "units": units,
+    "embed": embed,
+    "report": report,
+    "audit": audit,
+    "push": push,
+    "push-labels": push_labels,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.hub import TRAINED_EPOCHS
 from hf_plr.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
+from hf_plr.report.page.report_file import PAGE_FILE
 from hf_plr.report.summary import RunSummary
 from hf_plr.stage import PseudoLabels
 
@@ -156,11 +157,12 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         lines += ["", f"Last labels: {summary.last_labels}."]
     if summary.unreadable_rows:
         lines += [f"{len(summary.unreadable_rows)} {medium.plural} could not be read and were left out."]
+    report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
     lines += [
         "",
         f"Results in {out}:",
         f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {medium.processor_name}",
-        *(f"  {name:<57}  {what}" for name, what in summary.label_files),
+        *(f"  {name:<57}  {what}" for name, what in (*summary.label_files, *report)),
         "  metrics.json, README.md                                    all figures, and a model card",
         "",
         "Next:",

@@ -27,7 +27,7 @@ TRAINING_SETTINGS = (
 )
 LABEL_SCORE_PREFIX = "score/pseudo_label_"
 AGREEMENT, CHANGED = "plr/agreement_ari", "plr/changed_share"
-LOCAL_SETTINGS = ("image_cache_dir", "feature_dir")  # folders of one machine, which change no result
+LOCAL_SETTINGS = ("image_cache_dir", "feature_dir", "report")  # folders of one machine, and what changes no result
 
 
 @dataclass(frozen=True)

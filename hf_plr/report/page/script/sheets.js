@@ -1,0 +1,93 @@
+const sheetsById = new Map(data.sheets.clusters.map((sheet) => [sheet.id, sheet]));
+const hasSheet = (id) => sheetsById.has(id);
+const SHEETS = { most: ["most_confident", "Most confident"], least: ["least_confident", "Least confident"], changed: ["changed", "Changed"] };
+
+function sheets() {
+  const all = data.sheets.clusters;
+  if (!all.length) {
+    section("sheets", "Members", "This file shows no members.");
+    return () => {};
+  }
+  const some = data.sheets.of > all.length;
+  const which = `${some ? `${count(all.length)} of ${count(data.sheets.of)} ${clusterWord}s have sheets` : `All ${count(all.length)} ${clusterWord}s have sheets`}${some && run.stage === "epoch" ? ": the largest, those that have just appeared, and the least confident" : some ? ": the largest" : ""}.`;
+  const how = run.stage === "round" ? "Clips begin just before the unit is heard, in the recordings that have most of it." : `Within a sheet, ${run.plural} that are alike in confidence are drawn.`;
+  const choice = el("select", { id: "sheet-choice" }, all.map((sheet) => el("option", { value: sheet.id }, `${clusterName(sheet.id)} \u00b7 ${count(sheet.size)}${sheet.why.filter((why) => why !== "largest").map((why) => ` \u00b7 ${why}`).join("")}`)));
+  const holder = el("div", {});
+  const move = (step) => { const next = choice.selectedIndex + step; if (next >= 0 && next < all.length) { choice.selectedIndex = next; show(); } };
+  const back = el("button", { type: "button", onclick: () => move(-1) }, "\u2190 Larger");
+  const on = el("button", { type: "button", onclick: () => move(1) }, "Smaller \u2192");
+  const node = section("sheets", "Members", `${which} ${how}`, el("div", { class: "controls" }, el("label", { for: "sheet-choice" }, "Members of"), choice, back, on), holder);
+  function show() {
+    const sheet = sheetsById.get(Number(choice.value));
+    back.disabled = choice.selectedIndex === 0;
+    on.disabled = choice.selectedIndex === all.length - 1;
+    const parts = [];
+    for (const [name, [id, title]] of Object.entries(SHEETS)) {
+      const keys = sheet[name].filter((key) => data.media[key]);
+      if (!sheet[name].length && (name !== "changed" || run.stage === "round")) continue;
+      const note = name === "changed" ? ` \u00b7 ${plural(sheet.n_changed, "member")} ${sheet.n_changed === 1 ? "was" : "were"} elsewhere at the ${run.stage} before` : "";
+      parts.push(el("h3", {}, run.stage === "round" ? "Where it is heard" : title, el("span", { class: "soft" }, note)));
+      if (keys.length) parts.push(cards(keys, id, sheet.id, run.stage === "epoch"));
+      else if (sheet[name].length) parts.push(el("p", { class: "soft" }, "There was no room for previews of these, or they are still to come."));
+    }
+    holder.replaceChildren(el("p", { class: "soft" }, `${clusterName(sheet.id)}: ${count(sheet.size)} ${run.members}${sheet.confidence === null ? "" : `, mean confidence ${sheet.confidence.toFixed(2)}`}`), ...parts);
+  }
+  choice.addEventListener("change", show);
+  show();
+  return (id) => {
+    if (!hasSheet(id)) return;
+    choice.value = String(id);
+    show();
+    node.scrollIntoView();
+    choice.focus({ preventScroll: true });
+  };
+}
+
+function cards(keys, sheet, cluster, markable) {
+  const nodes = keys.map((key, i) => card(key, sheet, cluster, markable, i === 0));
+  const grid = el("div", { class: `cards${isSound ? " sounds" : ""}`, role: "group" }, nodes);
+  grid.addEventListener("keydown", (event) => {
+    const at = nodes.indexOf(event.target.closest(".card"));
+    const perRow = Math.max(1, nodes.filter((node) => node.offsetTop === nodes[0].offsetTop).length);
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -perRow, ArrowDown: perRow }[event.key];
+    if (at < 0 || step === undefined) return;
+    event.preventDefault();
+    const next = nodes[at + step];
+    if (!next) return;
+    nodes.forEach((node) => { node.tabIndex = node === next ? 0 : -1; });
+    next.focus();
+  });
+  return grid;
+}
+
+function card(key, sheet, cluster, markable, first) {
+  const [row, , before, confidence, file] = sampleOf(key);
+  const name = `${run.noun} ${row}`;
+  const image = preview(key, { alt: name }) || el("span", { class: "nothing" }, "no preview");
+  const picture = el("button", { type: "button", class: "picture", tabindex: -1, title: file || name, "aria-label": isSound ? `Play ${name}` : `${name}: mark as wrong` },
+    image, soundOf(key) ? el("span", { class: "play", "aria-hidden": "true" }, "\u25b6") : null);
+  const told = [`${row}`, confidence === null ? null : confidence.toFixed(2), sheet === "changed" ? `was ${before === NOISE ? "none" : before}` : null];
+  const node = el("div", { class: "card", tabindex: first ? 0 : -1, role: "group" }, picture, el("div", { class: "meta" }, told.filter(Boolean).join(" \u00b7 ")));
+  const set = (mark) => { if (markable) marks.set(key, sheet, cluster, marks.of(key, sheet) === mark ? null : mark); };
+  if (markable) {
+    const verdict = (mark, sign) => el("button", { type: "button", class: `is-${mark}`, tabindex: -1, "aria-label": `${name} is ${mark}`, onclick: () => set(mark) }, sign);
+    const buttons = { wrong: verdict("wrong", "\u2717"), right: verdict("right", "\u2713") };
+    node.append(el("div", { class: "verdict" }, Object.values(buttons)));
+    const show = () => {
+      const mark = marks.of(key, sheet);
+      node.dataset.mark = mark || "";
+      node.setAttribute("aria-label", `${name}, ${clusterName(cluster)}, ${mark ? `marked as ${mark}` : "not marked"}`);
+      for (const [each, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(mark === each));
+    };
+    marks.follow(node, show);
+    show();
+  } else node.setAttribute("aria-label", name);
+  picture.addEventListener("click", () => (isSound ? play(key) : set("wrong")));
+  node.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const mark = { w: "wrong", x: "wrong", r: "right" }[event.key.toLowerCase()];
+    if (mark) set(mark);
+    if (event.key === " " && event.target === node) { event.preventDefault(); if (isSound) play(key); else set("wrong"); }
+  });
+  return node;
+}
