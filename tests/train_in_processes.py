@@ -63,7 +63,10 @@ def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]
         model, processor = small_hubert(8_000, hidden_size=WIDTH, num_hidden_layers=2), small_hubert_extractor(8_000)
     kmeans = WatchedKMeans(12, seed=1)
     with tempfile.TemporaryDirectory() as folder:
-        args = PLRTrainingArguments(folder, **{**ARGUMENTS, "per_device_train_batch_size": batch_size, **arguments})
+        # The report would hold the features of up to 1,500 samples, which are all of these.
+        args = PLRTrainingArguments(
+            folder, report="no", **{**ARGUMENTS, "per_device_train_batch_size": batch_size, **arguments}
+        )
         trainer = PLRTrainer(model, args, data, processing_class=processor, clusterer=kmeans)
         trainer.train()
     labels = trainer.pseudo_labels
