@@ -241,8 +241,10 @@ class PLRTrainer(BackboneTrainer):
     def score_labels(self) -> dict[str, float]:
         """How well the pseudo-labels agree with the true labels now, by `score_clusters`; empty if none is known."""
         truth, labels = self.true_labels(), self._labels_now().labels
-        if truth is None or not ((truth >= 0) & (labels != NOISE)).any():
+        if truth is None or not ((truth != NOISE) & (labels != NOISE)).any():
             return {}
+        if truth.min() < NOISE:  # classes may have any numbers
+            truth = np.where(truth == NOISE, NOISE, truth - truth.min())
         return score_clusters(labels, truth)
 
     def true_labels(self) -> np.ndarray | None:

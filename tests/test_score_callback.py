@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from runs import StopAt, assert_same_run
 from transformers import TrainerCallback
 
@@ -108,12 +108,13 @@ def test_a_resumed_run_is_scored_as_the_uninterrupted_one(make_trainer, tmp_path
 
 
 def test_pseudo_labels_are_scored_at_every_stage(make_trainer, some_digits):
-    labels = [label if position % 4 else None for position, label in enumerate(some_digits["label"])]
-    partly = Dataset.from_dict({"label": labels, "image": some_digits["image"]}, features=some_digits.features)
+    labels = [label * 7 - 20 if position % 4 else None for position, label in enumerate(some_digits["label"])]
+    features = some_digits.features | {"label": Value("int64")}
+    partly = Dataset.from_dict({"label": labels, "image": some_digits["image"]}, features=Features(features))
     trainer = make_trainer({"train_dataset": partly})
     trainer.train()
     stages = [entry for entry in trainer.state.log_history if "plr/seconds" in entry]
-    truth = np.array([-1 if label is None else label for label in labels])
+    truth = np.array([-1 if label is None else (label + 20) // 7 for label in labels])
     expected = score_clusters(trainer.pseudo_labels.labels, truth)
     assert {name: stages[-1][f"score/pseudo_label_{name}"] for name in CLUSTER_SCORES} == expected
     assert all(f"score/pseudo_label_{name}" in entry for entry in stages for name in CLUSTER_SCORES)

@@ -88,9 +88,10 @@ def assess_features(
     n_classes = len(np.unique(seen_labels))
     if n_classes > 1:
         found = KMeans(n_classes, n_init=10, random_state=seed).fit_predict(seen)
-        agreement = score_clusters(found, seen_labels)
+        _, codes = np.unique(seen_labels, return_inverse=True)
+        agreement = score_clusters(found, codes)
         values |= {"nmi": agreement["nmi"], "clustering_accuracy": agreement["accuracy"]}
-        outcomes["clustering_accuracy"] = in_matched_cluster(found, seen_labels)
+        outcomes["clustering_accuracy"] = in_matched_cluster(found, codes)
     found_intervals = {name: interval_of_mean(outcome, seed) for name, outcome in outcomes.items()}
     return Scored(values, {name: found for name, found in found_intervals.items() if found is not None})
 
@@ -127,8 +128,12 @@ def _tested(
 
 
 def clustering_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of samples in the cluster that is matched to their class, one to one (Hungarian method), in [0, 1]."""
-    return score_clusters(clusters, labels)["accuracy"]
+    """Share of samples in the cluster that is matched to their class, one to one (Hungarian method), in [0, 1].
+
+    Unlike for `score_clusters`, -1 is a class and a cluster like others, and names may be anything that sorts.
+    """
+    codes = (np.unique(names, return_inverse=True)[1] for names in (clusters, labels))
+    return score_clusters(*codes)["accuracy"]
 
 
 def _sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

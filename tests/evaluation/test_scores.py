@@ -100,3 +100,9 @@ def test_scores_are_those_of_scikit_learn():
             "clustering_accuracy": table[linear_sum_assignment(-table)].sum() / 203,
         }
     )
+
+
+def test_classes_may_have_any_numbers():
+    features, labels = blobs(90, 4.0)
+    assert score_features(features, labels * 7 - 100) == score_features(features, labels)
+    assert clustering_accuracy(np.array(["b", "a", "a"]), np.array([-1, -5, -5])) == 1.0
