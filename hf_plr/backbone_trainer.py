@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from hf_plr.data.store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
 from hf_plr.features import FeatureExtractor
+from hf_plr.isolated_rng import isolated_rng
 from hf_plr.media import medium_of
 from hf_plr.models.backbone import cannot_load
 from hf_plr.models.teacher import Teacher
@@ -473,28 +472,6 @@ def check_dataset(dataset: Any) -> Dataset:
     return dataset
 
 
-def data_seed(args: PLRTrainingArguments) -> int:
-    """Seed of the order of training."""
-    return args.seed if args.data_seed is None else args.data_seed
-
-
-def samples_per_step(args: PLRTrainingArguments) -> int:
-    """Samples of an optimizer step, of all processes and accumulation steps together."""
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def samples_per_epoch(args: PLRTrainingArguments, n_samples: int) -> int:
-    """Samples between two stages: whole steps, so that they are the same for any number of processes.
-
-    Where the last step lacks samples, it takes the first ones of the next pass; with `dataloader_drop_last` it is left
-    out.
-    """
-    step = samples_per_step(args)
-    if args.steps_per_epoch is not None:
-        return step * args.steps_per_epoch
-    return step * max(1, n_samples // step if args.dataloader_drop_last else -(-n_samples // step))
-
-
 def refiner_from(args: PLRTrainingArguments) -> PseudoLabelRefiner:
     """The refiner that the arguments name."""
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
@@ -507,18 +484,3 @@ def _label_column_for_scoring(dataset: Dataset, wanted: str | None) -> str | Non
     except AmbiguousLabelColumns as error:
         logger.warning("%s: nothing is scored; choose one with --label_column (label_column=...).", error)
         return None
-
-
-@contextlib.contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed all global random generators inside, and leave them as they were: a resumed run must not see the stage."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -16,21 +16,14 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_plr.backbone_trainer import (
-    LOG_PREFIX,
-    BackboneTrainer,
-    check_dataset,
-    data_seed,
-    isolated_rng,
-    refiner_from,
-    samples_per_epoch,
-)
+from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, refiner_from
 from hf_plr.clustering import make_clusterers
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, collapse
 from hf_plr.feature_source import FeatureSource
+from hf_plr.isolated_rng import isolated_rng
 from hf_plr.labeling import Labeling
 from hf_plr.models.cluster_memory import ClusterMemory
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
@@ -38,6 +31,7 @@ from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_pro
 from hf_plr.report.page.sheets import Snapshot
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored, estimator_settings
+from hf_plr.sample_order import data_seed, samples_per_epoch
 from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.state import STATE_FILE
@@ -188,7 +182,7 @@ class PLRTrainer(BackboneTrainer):
     def _relabel(self, epoch: int) -> dict[str, float]:
         """New labels and prototypes; returns the stage's figures for the log."""
         started = time.perf_counter()
-        features, center = self._evaluated() or self._embedded(epoch)
+        features, center = self._evaluated() or self._embedded(self.extract_shard())
         extracted = time.perf_counter()
         mine = self._extractor.shard(self.train_dataset)
         found = [labeling.renew(features, center, mine, epoch) for labeling in self.labelings]
@@ -216,11 +210,10 @@ class PLRTrainer(BackboneTrainer):
         ahead, self._ahead = self._ahead, None
         return ahead[1:] if ahead is not None and ahead[0] == self.state.global_step else None
 
-    def _embedded(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features that the stage clusters, embedded, for the caller to keep; and their mean."""
-        features = self.extract_shard()
+    def _embedded(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's features (n, D), overwritten by their embedding, and the mean of all."""
         mine = self._extractor.shard(self.train_dataset)
-        check_finite(features, epoch, self.train_dataset.rows[mine], self.accelerator)
+        check_finite(features, self._epoch, self.train_dataset.rows[mine], self.accelerator)
         memory = self._new_memory()
         return memory.recenter(features, self.accelerator), memory.center
 
@@ -260,6 +253,11 @@ class PLRTrainer(BackboneTrainer):
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
         return self._feature_source.shard(self._extractor, self.train_dataset, self.stage.clusterer)
+
+    def _shard_now(self) -> torch.Tensor:
+        """Features of this process's training samples by the weights as they are, float32 of shape (n, D)."""
+        mine = self._extractor.shard(self.train_dataset)
+        return self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
 
     def _labels_now(self) -> PseudoLabels:
         return self.labelings[0].now
@@ -312,23 +310,19 @@ class PLRTrainer(BackboneTrainer):
         """
         if self.pseudo_labels is None:
             return {}
-        step = self.state.global_step
+        mine = self._extractor.shard(self.train_dataset)
+        of_training = self.args.feature_source == "epoch"  # what training saw is the stage's alone, and older
         with isolated_rng(self.args.seed + self._epoch):
-            if self.args.feature_source == "epoch":
-                memory = self._new_memory()
-                mine = self._extractor.shard(self.train_dataset)
-                features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
-                features, center = memory.recenter(features, self.accelerator), memory.center
-            else:
-                try:
-                    features, center = self._embedded(self._epoch)
-                except NotFiniteError:
-                    if self.args.on_nan != "skip_epoch":
-                        raise
-                    return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
-                if self.state.epoch is not None and self.state.epoch % 1 == 0 and step < self.state.max_steps:
-                    self._ahead = step, features, center
-            mine = self._extractor.shard(self.train_dataset)
+            fresh = self._shard_now() if of_training else self.extract_shard()
+            try:
+                features, center = self._embedded(fresh)
+            except NotFiniteError:
+                if self.args.on_nan != "skip_epoch":
+                    raise
+                return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
+            step, epoch = self.state.global_step, self.state.epoch or 0.0
+            if not of_training and epoch % 1 == 0 and step < self.state.max_steps:
+                self._ahead = step, features, center
             return super().label_free_scores() | self.labelings[0].score(features, mine)
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
@@ -383,8 +377,7 @@ class PLRTrainer(BackboneTrainer):
         labels = np.unique(now[now != NOISE])
         memory = self._new_memory()
         mine = self._extractor.shard(self.train_dataset)
-        features = self._extractor.of(self.train_dataset, torch.arange(mine.start, mine.stop))
-        features = memory.recenter(features, self.accelerator)
+        features = memory.recenter(self._shard_now(), self.accelerator)
         targets = np.where(now != NOISE, np.searchsorted(labels, now), NOISE)[mine]
         memory.rebuild(features, torch.from_numpy(targets).to(features.device), len(labels), self.accelerator)
         return labels, memory

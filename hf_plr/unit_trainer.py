@@ -15,27 +15,20 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_plr.backbone_trainer import (
-    LOG_PREFIX,
-    BackboneTrainer,
-    check_dataset,
-    data_seed,
-    isolated_rng,
-    refiner_from,
-    samples_per_epoch,
-    samples_per_step,
-)
+from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, refiner_from
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.sampler import LengthSampler
 from hf_plr.data.sounds import SoundStore
 from hf_plr.evaluation.units import score_units
+from hf_plr.isolated_rng import isolated_rng
 from hf_plr.media import Sounds
 from hf_plr.models.masked_units import UnitPredictor, mask_spans, span_count
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.page.sheets import Snapshot
 from hf_plr.report.summary import RunSummary, cluster_sizes
 from hf_plr.run_settings import as_stored
+from hf_plr.sample_order import data_seed, samples_per_epoch, samples_per_step
 from hf_plr.sharding import check_sharding
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from

@@ -73,8 +73,8 @@ def make_clusterers(
         raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters or an eps: {name} has neither")
     finest = max(first.n_clusters, n_samples // 2)
     counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
-    seeds = [defaults["seed"] + i for i in range(n)] if "seed" in defaults else [None] * n
+    seed = defaults.pop("seed", 0)
     return [
-        make_clusterer(name, count, {**(settings or {}), "n_clusters": count}, **{**defaults, "seed": seed})
-        for count, seed in zip(counts, seeds, strict=True)
+        make_clusterer(name, count, {**(settings or {}), "n_clusters": count}, seed=seed + i, **defaults)
+        for i, count in enumerate(counts)
     ]

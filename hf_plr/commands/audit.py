@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from hf_plr.label_files import check_output
 from hf_plr.refinement import NOISE
 from hf_plr.report.audit import ErrorRate, Marks, RankedClusters, estimate_error_rate, rank_clusters
 from hf_plr.report.marks import read_labels, read_marks
@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
         ValueError, TypeError, OSError: if the files do not fit.
     """
     if args.output is not None:
-        _check_output(args.output, args.overwrite)
+        if not args.output.endswith(".csv"):
+            raise ValueError(f"--output {args.output}: clusters are written as .csv")
+        check_output(args.output, args.overwrite)
     labels = read_labels(args.folder)
     marks = read_marks(args.marks, labels, args.random)
     of_samples = np.asarray(labels.labels)
@@ -96,15 +98,6 @@ def describe(marks: Marks, labels: np.ndarray, found: ErrorRate | None, clusters
     if len(clusters.label) > SHOWN_CLUSTERS:
         lines.append(f"... and {len(clusters.label) - SHOWN_CLUSTERS:,} more; --output FILE.csv takes all")
     return "\n".join(lines)
-
-
-def _check_output(path: str, overwrite: bool) -> None:
-    if not path.endswith(".csv"):
-        raise ValueError(f"--output {path}: clusters are written as .csv")
-    if os.path.exists(path) and not overwrite:
-        raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist")
 
 
 def _write(path: str, clusters: RankedClusters) -> None:

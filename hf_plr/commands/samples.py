@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from hf_plr import label_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,10 +36,7 @@ def check_output(args: argparse.Namespace, what: str) -> None:
     """
     if not args.output.endswith(".parquet"):
         raise ValueError(f"--output {args.output}: {what} are written as .parquet")
-    if os.path.exists(args.output) and not args.overwrite:
-        raise FileExistsError(f"{args.output} exists already: give --overwrite to replace it")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
-        raise FileNotFoundError(f"the folder of {args.output} does not exist")
+    label_files.check_output(args.output, args.overwrite)
     if args.batch_size < 1:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.hub import TRAINED_EPOCHS
 from hf_plr.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
-from hf_plr.report.page.report_file import PAGE_FILE
+from hf_plr.report.page.report_file import PAGE_FILE, write_text
 from hf_plr.report.summary import RunSummary
 from hf_plr.stage import PseudoLabels
 
@@ -89,9 +89,7 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
         "settings": {name: str(value) for name, value in summary.changed_settings()},
         "versions": {name: version(name) for name in VERSIONED},
     }
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(path), json.dumps(metrics, indent=2) + "\n")
 
 
 def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:

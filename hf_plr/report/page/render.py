@@ -21,13 +21,12 @@ CONTENT_POLICY = (
 def render(data: dict[str, Any], written: str | None = None) -> str:
     """The page that shows a report's data, under 20 MiB.
 
+    Names in the data are others' text: here they are JSON without a single angle bracket, and the script only ever
+    makes them the text of elements. The page's policy allows it no request and no script but its own.
+
     Args:
         data: the data.
         written: what `as_json` gives for them, if that is there already.
-
-
-    Names in the data are others' text: here they are JSON without a single angle bracket, and the script only ever
-    makes them the text of elements. The page's policy allows it no request and no script but its own.
     """
     style, template = ((SOURCE / name).read_text(encoding="utf-8") for name in ("style.css", "template.html"))
     parts_of_script = [(SOURCE / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
