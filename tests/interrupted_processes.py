@@ -6,6 +6,7 @@ writes what differs to FOLDER/report.json.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -117,3 +118,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    gc.collect()  # as `run_recipe` does: gloo's threads abort if what holds them goes as the interpreter shuts down

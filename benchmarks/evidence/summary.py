@@ -12,6 +12,7 @@ from benchmarks.evidence.runs import Run, read_records
 from benchmarks.evidence.ways import AS_IT_IS, BASELINE, WAYS
 
 RESAMPLES = 10_000
+FEWEST_SEEDS = 3  # for an interval: of one or two it would look certain
 
 
 def summarise(paths: list[Path]) -> str:
@@ -73,11 +74,13 @@ def _table(task: str, records: dict[Run, dict[str, Any]]) -> str:
 
 
 def _difference(scores: dict[int, float], baseline: dict[int, float]) -> str:
-    """Mean paired difference in points, with a 95% bootstrap interval over seeds."""
+    """Mean paired difference in points, with a 95% bootstrap interval over seeds, where there are three at least."""
     seeds = sorted(set(scores) & set(baseline))
     if not seeds:
         return ""
     paired = 100.0 * np.array([scores[seed] - baseline[seed] for seed in seeds])
+    if len(seeds) < FEWEST_SEEDS:
+        return f"{paired.mean():+.1f} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})"
     low, high = interval(paired)
     return f"{paired.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
