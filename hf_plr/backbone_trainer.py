@@ -35,7 +35,7 @@ from hf_plr.run_settings import settings_of
 from hf_plr.score_callback import SCORE_PREFIX, ScoreCallback
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import checked, read_from
-from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.training_args import AUTO, AUTO_PRESET, PLRTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -474,8 +474,9 @@ def check_dataset(dataset: Any) -> Dataset:
 
 def refiner_from(args: PLRTrainingArguments) -> PseudoLabelRefiner:
     """The refiner that the arguments name."""
+    preset = AUTO_PRESET if args.refinement == AUTO else args.refinement
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
-    return PseudoLabelRefiner.from_preset(args.refinement, **overrides)
+    return PseudoLabelRefiner.from_preset(preset, **overrides)
 
 
 def _label_column_for_scoring(dataset: Dataset, wanted: str | None) -> str | None:

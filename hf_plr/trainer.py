@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, refiner_from
-from hf_plr.clustering import make_clusterers
+from hf_plr.clustering import can_be_finer, make_clusterers
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
 from hf_plr.evaluation.clusters import score_clusters
@@ -36,7 +36,7 @@ from hf_plr.sharding import check_sharding
 from hf_plr.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.state import STATE_FILE
 from hf_plr.stored_arrays import read_from, under
-from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.training_args import AUTO, AUTO_LABELINGS, PLRTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class PLRTrainer(BackboneTrainer):
             clustering accuracy.
         clusterer: object with `fit_predict` on features (N, D), labels (N,), -1 = noise. By default the one named by
             `args.clusterer`: k-means with `args.num_clusters` clusters, warm-started.
-        refiner: the refinement; by default the preset `args.refinement`.
+        refiner: the refinement; by default the one that `args.refinement` names. With one of your own there is a single
+            labeling, unless `args.num_labelings` asks for more.
         augmentation: called with images (B, C, H, W) in [0, 1], or with waveforms (B, T) and lengths (B,), and with
             random numbers (B, 16) uniform in [0, 1) that are fixed by seed, epoch and sample; by default the one named
             by `args.augmentation`.
@@ -98,8 +99,12 @@ class PLRTrainer(BackboneTrainer):
         num_clusters = args.num_clusters or default_num_clusters(len(train_dataset))
         if clusterer is None and num_clusters > len(train_dataset) > 0:
             raise ValueError(f"num_clusters={num_clusters} but the data set has {len(train_dataset)} samples")
-        clusterers = _clusterers(args, num_clusters, len(train_dataset)) if clusterer is None else [clusterer]
-        if clusterer is not None and args.num_labelings > 1:
+        if clusterer is None:
+            n_labelings = args.num_labelings or _default_labelings(args, refiner)
+            clusterers = _clusterers(n_labelings, args, num_clusters, len(train_dataset))
+        elif (args.num_labelings or 1) == 1:
+            clusterers = [clusterer]
+        else:
             raise ValueError(f"num_labelings={args.num_labelings} needs a clusterer by name, not one of your own")
         super().__init__(
             model,
@@ -415,15 +420,24 @@ class PLRTrainer(BackboneTrainer):
             return ""
         words = f"{now.n_clusters} clusters, {(now.labels == NOISE).mean():.1%} of the {self.medium.plural} in none"
         agreement = stages[-1].get(f"{LOG_PREFIX}agreement_ari") if stages else None
-        return words if agreement is None else f"{words}, adjusted Rand index {agreement:.2f} with the epoch before"
+        if agreement is not None:
+            words += f", adjusted Rand index {agreement:.2f} with the epoch before"
+        others = [f"{labeling.now.n_clusters}" for labeling in self.labelings[1:]]
+        return f"{words}; trained together with labelings of {' and '.join(others)} clusters" if others else words
 
 
-def _clusterers(args: PLRTrainingArguments, num_clusters: int, n_samples: int) -> list[Any]:
-    """The clusterers of all labelings, by the arguments."""
+def _default_labelings(args: PLRTrainingArguments, refiner: PseudoLabelRefiner | None) -> int:
+    """How many labelings there are where the arguments name no number."""
+    auto = args.refinement == AUTO and refiner is None
+    return AUTO_LABELINGS if auto and can_be_finer(args.clusterer) else 1
+
+
+def _clusterers(n: int, args: PLRTrainingArguments, num_clusters: int, n_samples: int) -> list[Any]:
+    """The clusterers of n labelings, by the arguments."""
     progress = not args.disable_tqdm and args.process_index == 0
     settings: Any = args.clusterer_kwargs
     return make_clusterers(
-        args.num_labelings,
+        n,
         args.clusterer,
         num_clusters,
         settings,

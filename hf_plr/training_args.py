@@ -21,6 +21,9 @@ from hf_plr.refinement import PRESETS
 
 ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
 
+AUTO = "auto"  # what has served best so far: this preset, on so many labelings where the clusterer allows it
+AUTO_PRESET = "slr"
+AUTO_LABELINGS = 3
 ON_NAN = ("stop", "skip_epoch")
 REPORTS = ("epoch", "end", "no")
 
@@ -120,20 +123,22 @@ class PLRTrainingArguments(TrainingArguments):
             "help": "Clusters of kmeans and agglomerative. Default: 1.5 times the square root of the number of samples."
         },
     )
-    num_labelings: int = field(
-        default=1,
+    num_labelings: int | None = field(
+        default=None,
         metadata={
             "help": "Clusterings of every epoch that are trained on at once, each with prototypes and refinement of "
             "its own and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is "
-            "reported and saved."
+            "reported and saved. Default: 3 with refinement auto where the clusterer has a number of clusters or an "
+            "eps, otherwise 1."
         },
     )
     refinement: str = field(
-        default="slr",
+        default=AUTO,
         metadata={
-            "help": "Refinement preset: slr (projection, as published), joint (both epochs side by side), rlcc (soft "
-            "targets) or none.",
-            "choices": list(PRESETS),
+            "help": "auto (slr, on several labelings at once where the clusterer allows it: what has served best so "
+            "far), or a preset: slr (projection, as published), joint (both epochs side by side), rlcc (soft targets) "
+            "or none.",
+            "choices": [AUTO, *PRESETS],
         },
     )
     refinement_weight: float | None = field(
@@ -268,7 +273,7 @@ class PLRTrainingArguments(TrainingArguments):
             raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
         if self.score_every < 0:
             raise ValueError(f"score_every={self.score_every} must be at least 0")
-        if self.num_labelings < 1:
+        if self.num_labelings is not None and self.num_labelings < 1:
             raise ValueError(f"num_labelings={self.num_labelings} must be at least 1")
         if self.samples_per_cluster < 1:
             raise ValueError(f"samples_per_cluster={self.samples_per_cluster} must be at least 1")
@@ -290,7 +295,7 @@ class PLRTrainingArguments(TrainingArguments):
             ("feature_source", SOURCES),
             ("feature_dtype", DTYPES),
             ("augmentation", (None, *ALL_AUGMENTATIONS)),
-            ("refinement", PRESETS),
+            ("refinement", (AUTO, *PRESETS)),
             ("on_nan", ON_NAN),
             ("report", REPORTS),
         ):

@@ -44,7 +44,7 @@ from hf_plr.reid import ReidTrainer
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
 
 SOURCE_FOLDER = "source"
-DEFAULTS = {"clusterer": "dbscan", "refinement": "slr", "augmentation": "reid", "samples_per_cluster": 4}
+DEFAULTS = {"clusterer": "dbscan", "augmentation": "reid", "samples_per_cluster": 4}
 PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "per_device_train_batch_size": 64, "source_learning_rate": 1e-4}
 WHAT_IS_NEEDED = (
     "--dataset_name is needed: a folder with Market-1501 (bounding_box_train, query, bounding_box_test), MSMT17 "
@@ -261,7 +261,7 @@ def source_args(recipe: RecipeArguments, args: RecipeTrainingArguments, folder: 
     ours.output_dir = str(folder)
     ours.num_train_epochs = recipe.source_epochs
     ours.learning_rate = recipe.source_learning_rate
-    ours.refinement = "none"
+    ours.refinement, ours.num_labelings = "none", None
     # Known labels do not move, so prototypes need not follow every batch. Short runs on Omniglot: mAP 0.048 with a
     # momentum of 0.8, 0.024 with 0.2; 0.277 with single images in a row, 0.234 with groups of four.
     ours.prototype_momentum = 0.9

@@ -63,6 +63,7 @@ def make_trainer(tmp_path: Path, some_digits: Dataset, tiny_vit: Callable) -> Ca
             "num_train_epochs": 3,
             "per_device_train_batch_size": 32,
             "num_clusters": 12,
+            "refinement": "slr",
             "disable_tqdm": True,
             "use_cpu": True,
             **arguments,

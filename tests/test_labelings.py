@@ -11,6 +11,7 @@ from runs import StopAt, assert_same_run
 from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import KMeans, make_clusterers
+from hf_plr.refinement import PRESETS, PseudoLabelRefiner
 
 
 def test_each_labeling_is_twice_as_fine_as_the_one_before():
@@ -36,6 +37,30 @@ def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
         make_trainer({"clusterer": KMeans(5)}, num_labelings=2)
     with pytest.raises(ValueError, match="num_labelings=0 must be at least 1"):
         make_trainer(num_labelings=0)
+
+
+def test_auto_refines_three_labelings_where_the_clusterer_allows_it(make_trainer):
+    trainer = make_trainer(refinement="auto", num_train_epochs=1)
+    assert [labeling.stage.clusterer.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
+    assert all(labeling.stage.refiner.settings() == PseudoLabelRefiner().settings() for labeling in trainer.labelings)
+    trainer.train()
+    card = trainer.summary().last_labels
+    assert card.endswith(f"; trained together with labelings of {_sizes(trainer)} clusters")
+    finer = make_trainer(refinement="auto", clusterer="dbscan", clusterer_kwargs={"eps": 0.6}).labelings
+    assert [labeling.stage.clusterer.eps for labeling in finer] == [0.6, 0.45, 0.3375]
+    assert len(make_trainer(refinement="auto", num_labelings=2).labelings) == 2
+    for one in (
+        make_trainer(refinement="auto", num_labelings=1),
+        make_trainer(refinement="auto", clusterer="reciprocal_hdbscan"),
+        make_trainer({"clusterer": KMeans(5)}, refinement="auto"),
+        make_trainer({"refiner": PseudoLabelRefiner.from_preset("joint")}, refinement="auto"),
+        *(make_trainer(refinement=name) for name in PRESETS),
+    ):
+        assert len(one.labelings) == 1
+
+
+def _sizes(trainer) -> str:
+    return " and ".join(str(labeling.now.n_clusters) for labeling in trainer.labelings[1:])
 
 
 def test_the_loss_is_the_mean_of_the_labelings(make_trainer):
@@ -76,7 +101,7 @@ def test_it_resumes_bit_for_bit(make_trainer, tmp_path, refinement):
     resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
     resumed.train(resume_from_checkpoint=True)
     assert_same_run(whole, resumed)
-    with pytest.raises(ValueError, match="num_labelings was 2 and is 1"):
+    with pytest.raises(ValueError, match="num_labelings was 2 and is None"):
         make_trainer(output_dir=str(tmp_path / "part"), refinement=refinement, confidence_power=1.0).train(
             resume_from_checkpoint=True
         )

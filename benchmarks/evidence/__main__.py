@@ -4,6 +4,8 @@
       digits in under ten minutes on two CPU cores
   python -m benchmarks.evidence --suite cpu --data DATA --json cpu.jsonl
       five data sets, hours; DATA is a folder with omniglot, fsdd, cifar-5 and dinov2-small-saliency
+  python -m benchmarks.evidence --suite gpu --data DATA --json gpu.jsonl
+      the same with more epochs, larger batches, all 60,000 images of Fashion-MNIST and 10,000 of CIFAR-10
   python -m benchmarks.evidence --summary cpu.jsonl
 
 Every run ends with one line in the file of results. Called again, what is there is not run again; several processes may
@@ -51,6 +53,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: %(default)s)")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(
+        "--score", metavar="NAME", help="with --summary: compare this one, such as nmi or linear_probe_accuracy"
+    )
+    parser.add_argument(
         "--selection", nargs="+", type=Path, metavar="FILE", help="only print which scores without labels pick well"
     )
     args = parser.parse_args()
@@ -58,7 +63,7 @@ def main() -> None:
         print(select(args.selection))
         return
     if args.summary:
-        print(summarise(args.summary))
+        print(summarise(args.summary, args.score))
         return
     if args.json is None:
         parser.error("--json is needed: the file of results")

@@ -50,7 +50,7 @@ def runs_of(suite: str) -> list[Run]:
 def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:
     """Train, and return the run's record for the file of results."""
     task, way = TASKS[run.task], WAYS[run.way]
-    changes = {**way.changes, **task.variations.get(run.variation, {})}
+    changes = {"num_labelings": 1, **way.changes, **task.variations.get(run.variation, {})}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         watch = EpochWatch(task.score)

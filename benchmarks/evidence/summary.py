@@ -15,11 +15,19 @@ RESAMPLES = 10_000
 FEWEST_SEEDS = 3  # for an interval: of one or two it would look certain
 
 
-def summarise(paths: list[Path]) -> str:
-    """Markdown tables of all records in these files: one for each task, then one of all without variations."""
+def summarise(paths: list[Path], score: str | None = None) -> str:
+    """Markdown tables of all records in these files: one for each task, then one of all without variations.
+
+    Args:
+        paths: files of results.
+        score: the score that is compared, such as "nmi"; by default the one that counts for the task. Runs that do not
+            have it are left out.
+    """
     records: dict[Run, dict[str, Any]] = {}
     for path in paths:
         records |= read_records(path)
+    if score is not None:
+        records = {run: {**record, "score": score} for run, record in records.items() if score in record["start"]}
     tables = []
     for task in dict.fromkeys(run.task for run in records):
         tables.append(_table(task, {run: record for run, record in records.items() if run.task == task}))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import gzip
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from hf_plr.data.reid import load_reid_data
 from hf_plr.models.backbone import load_backbone, small_vit, small_vit_processor
 from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
 from hf_plr.reid import ReidTrainer
+from hf_plr.stage import default_num_clusters
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor
@@ -43,7 +46,7 @@ class Task:
     name: str
     score: str
     arguments: dict[str, Any]
-    make: Callable[[UnitTrainingArguments, int, Path, Path, list], PLRTrainer]
+    make: Callable[..., PLRTrainer]
     needs: str | Path | None = None
     variations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -57,8 +60,10 @@ def _digits(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> 
     return PLRTrainer(small_vit(32, 8), args, digits(), processing_class=small_vit_processor(32), callbacks=callbacks)
 
 
-def _fashion_mnist(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
-    train, test = (_idx_images(split, n) for split, n in (("train", 6000), ("t10k", 2000)))
+def _fashion_mnist(
+    args: Any, seed: int, data: Path, starts: Path, callbacks: list, train_samples: int = 6000, test_samples: int = 2000
+) -> PLRTrainer:
+    train, test = _idx_images("train", train_samples), _idx_images("t10k", test_samples)
     set_seed(seed)
     return PLRTrainer(
         small_vit(32, 8),
@@ -70,12 +75,14 @@ def _fashion_mnist(args: Any, seed: int, data: Path, starts: Path, callbacks: li
     )
 
 
-def _cifar(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+def _cifar(
+    args: Any, seed: int, data: Path, starts: Path, callbacks: list, train_samples: int = 2000, test_samples: int = 1000
+) -> PLRTrainer:
     splits = load_dataset(str(data / "cifar-5"))
     model = str(data / "dinov2-small-saliency")
     processor = AutoImageProcessor.from_pretrained(model)
     processor.size, processor.do_center_crop = {"height": 56, "width": 56}, False
-    train, test = (_drawn(splits[split], n) for split, n in (("train", 2000), ("test", 1000)))
+    train, test = _drawn(splits["train"], train_samples), _drawn(splits["test"], test_samples)
     return PLRTrainer(model, args, train, processing_class=processor, eval_dataset=test, callbacks=callbacks)
 
 
@@ -230,6 +237,38 @@ TASKS = {
             needs="fsdd",
             variations=_varied_clusters(150),
         ),
+    )
+}
+
+
+def _longer(name: str, changes: dict[str, Any], **sizes: int) -> Task:
+    """A task with more epochs, and with more samples where its maker takes a number of them; without variations."""
+    task = TASKS[name]
+    make = functools.partial(task.make, **sizes) if sizes else task.make
+    return dataclasses.replace(
+        task, name=f"{name}-long", arguments={**task.arguments, **changes}, make=make, variations={}
+    )
+
+
+TASKS |= {
+    task.name: task
+    for task in (
+        _longer("digits", {"num_train_epochs": 30}),
+        _longer(
+            "fashion-mnist",
+            {"num_train_epochs": 30, "per_device_train_batch_size": 256, **_clusters(default_num_clusters(60_000))},
+            train_samples=60_000,
+            test_samples=10_000,
+        ),
+        _longer(
+            "cifar-5",
+            {"num_train_epochs": 10, "per_device_train_batch_size": 256, **_clusters(default_num_clusters(10_000))},
+            train_samples=10_000,
+            test_samples=2_000,
+        ),
+        _longer("omniglot", {"num_train_epochs": 30}),
+        _longer("omniglot-hdbscan", {"num_train_epochs": 30}),
+        _longer("fsdd", {"num_train_epochs": 24, "per_device_train_batch_size": 128}),
     )
 }
 

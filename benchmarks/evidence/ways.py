@@ -70,8 +70,10 @@ class Suite:
 
 
 EVERYTHING = ("omniglot", "omniglot-hdbscan", "digits", "fashion-mnist", "fsdd", "cifar-5")
+LONGER = tuple(f"{name}-long" for name in EVERYTHING)
 SUITES = {
     "quick": Suite(("digits",), (BASELINE, "joint"), (), 5),
     "cpu": Suite(EVERYTHING, (BASELINE, "joint", "slr", "none+ema", "joint+ema"), (BASELINE, "joint"), 5),
+    "gpu": Suite(LONGER, (BASELINE, "none x3", "slr", "slr x3", "none+ema"), (), 5),
     "all": Suite(EVERYTHING, tuple(WAYS), (BASELINE, "joint"), 5),
 }

@@ -46,6 +46,11 @@ def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None
     return CLUSTERERS[name](**{**chosen, **(settings or {})})
 
 
+def can_be_finer(name: str) -> bool:
+    """Whether a clusterer has what makes it finer: a number of clusters, or an eps."""
+    return bool({"n_clusters", "eps"} & set(inspect.signature(CLUSTERERS[name]).parameters))
+
+
 def make_clusterers(
     n: int, name: str, num_clusters: int, settings: dict[str, Any] | None = None, *, n_samples: int, **defaults: Any
 ) -> list[Any]:
@@ -66,11 +71,11 @@ def make_clusterers(
     first = make_clusterer(name, num_clusters, settings, **defaults)
     if n == 1:
         return [first]
+    if not can_be_finer(name):
+        raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters or an eps: {name} has neither")
     if hasattr(first, "eps"):
         finer = [{**(settings or {}), "eps": round(first.eps * FINER_EPS**i, 6)} for i in range(n)]
         return [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
-    if not hasattr(first, "n_clusters"):
-        raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters or an eps: {name} has neither")
     finest = max(first.n_clusters, n_samples // 2)
     counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
     seed = defaults.pop("seed", 0)
