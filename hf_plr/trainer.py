@@ -26,6 +26,7 @@ from hf_plr.feature_source import FeatureSource
 from hf_plr.isolated_rng import isolated_rng
 from hf_plr.labeling import Labeling
 from hf_plr.models.cluster_memory import ClusterMemory
+from hf_plr.processes import gather_all
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
 from hf_plr.report.page.sheets import Snapshot
@@ -205,8 +206,9 @@ class PLRTrainer(BackboneTrainer):
 
     def _between_labelings(self) -> dict[str, float]:
         """Mean agreement of the first labeling with the others, where there are some."""
-        first, *others = (labeling.now.labels for labeling in self.labelings)
-        tables = [cooccurrence(first, other) for other in others]
+        mine = self._extractor.shard(self.train_dataset)
+        first, *others = (labeling.now.labels[mine] for labeling in self.labelings)
+        tables = [sum(gather_all(self.accelerator, cooccurrence(first, other))) for other in others]
         agreements = [adjusted_rand(table.previous, table.current, table.counts) for table in tables]
         return {"labelings_ari": float(np.mean(agreements))} if agreements else {}
 
