@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from conftest import REPOSITORY
-
-from benchmarks.evidence.runs import agreement, append_record
-from benchmarks.evidence.summary import interval, summarise
 
 
 def run_benchmark(name, *arguments):
@@ -82,43 +77,3 @@ def test_audio_prints_one_line_of_json():
     assert result["sorted_padding"] < result["random_padding"]
     assert result["largest_difference"] < 1e-4
     assert result["sorted_over_random"] > 0
-
-
-@pytest.mark.slow
-def test_evidence_runs_once_and_prints_paired_differences(tmp_path):
-    results = tmp_path / "results.jsonl"
-    command = ["-m", "benchmarks.evidence", "--json", str(results), "--share", "0/7"]  # none of seed 0, joint of seed 3
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    for _ in range(2):
-        run = subprocess.run(
-            [sys.executable, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert run.returncode == 0, run.stderr
-        assert "| - | none | 1 |" in run.stdout
-    records = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [(record["way"], record["seed"]) for record in records] == [("none", 0), ("joint", 3)]
-    for record in records:
-        assert len(record["epochs"]) == 12
-        assert record["end"]["knn_accuracy"] > record["start"]["knn_accuracy"]
-        assert 0 < record["refine_seconds"] < record["stage_seconds"] < record["seconds"]
-
-
-def test_paired_differences_and_their_intervals(tmp_path):
-    results = tmp_path / "results.jsonl"
-    for way, scores in {"none": (0.5, 0.7, 0.6), "joint": (0.52, 0.73, 0.61), "slr": (0.4, 0.6, None)}.items():
-        for seed, score in enumerate(scores):
-            if score is None:
-                continue
-            record = {"task": "digits", "variation": "-", "way": way, "seed": seed, "score": "knn_accuracy"}
-            append_record(results, {**record, "start": {"knn_accuracy": 0.3}, "end": {"knn_accuracy": score}})
-    lines = summarise([results]).splitlines()
-    assert lines[0] == "**digits**, knn_accuracy, start 0.300"
-    assert "| - | joint | 3 | 0.620 | +2.0 [+1.0, +3.0] | +2.0 [+1.0, +3.0] |" in lines
-    assert "| - | slr | 2 | 0.500 | -10.0 (2 seeds) | -10.0 (2 seeds) |" in lines  # an interval would look certain
-    assert interval(np.zeros(5)) == (0.0, 0.0)
-
-
-def test_agreement_with_the_truth_by_hand():
-    found = agreement(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]))
-    assert found["precision"] == 0.5  # of the pairs 01 and 23, one is right
-    assert found["recall"] == pytest.approx(1 / 3)  # of 01, 02, 12, one is found

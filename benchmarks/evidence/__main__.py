@@ -7,6 +7,8 @@
   python -m benchmarks.evidence --suite gpu --data DATA --json gpu.jsonl
       the same with more epochs, larger batches, all 60,000 images of Fashion-MNIST and 10,000 of CIFAR-10
   python -m benchmarks.evidence --summary cpu.jsonl
+  python -m benchmarks.evidence --default cpu.jsonl
+      the tables of README and model cards
 
 Every run ends with one line in the file of results. Called again, what is there is not run again; several processes may
 write to one file if each takes its share (--share 0/2 and --share 1/2). True labels score and do nothing else.
@@ -20,6 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from benchmarks.evidence.defaults import off_settings, own_settings
 from benchmarks.evidence.runs import append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.selection import select
 from benchmarks.evidence.summary import summarise
@@ -53,6 +56,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: %(default)s)")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(
+        "--default", nargs="+", type=Path, metavar="FILE", help="only print the default beside no refinement"
+    )
+    parser.add_argument(
         "--score", metavar="NAME", help="with --summary: compare this one, such as nmi or linear_probe_accuracy"
     )
     parser.add_argument(
@@ -61,6 +67,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.selection:
         print(select(args.selection))
+        return
+    if args.default:
+        print(f"{own_settings(args.default)}\n\n{off_settings(args.default)}")
         return
     if args.summary:
         print(summarise(args.summary, args.score))

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
 from hf_plr import PLRTrainer
+from hf_plr.clustering import can_be_finer
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.progress_display import ProgressDisplay
 from hf_plr.refinement import NOISE
@@ -40,11 +41,19 @@ def runs_of(suite: str) -> list[Run]:
     runs = []
     for seed in range(chosen.seeds):
         for name in chosen.tasks:
-            runs += [Run(name, AS_IT_IS, way, seed) for way in chosen.ways]
+            runs += [Run(name, AS_IT_IS, way, seed) for way in chosen.ways if _fits(way, name)]
     for seed in range(chosen.seeds):
         for name in chosen.tasks:
-            runs += [Run(name, variation, way, seed) for variation in TASKS[name].variations for way in chosen.off]
+            ways = [way for way in chosen.off if _fits(way, name)]
+            runs += [Run(name, variation, way, seed) for variation in TASKS[name].variations for way in ways]
     return runs
+
+
+def _fits(way: str, task: str) -> bool:
+    """Whether a way can be run on a task: several labelings need a clusterer that can be made finer."""
+    return WAYS[way].changes.get("num_labelings", 1) == 1 or can_be_finer(
+        TASKS[task].arguments.get("clusterer", "kmeans")
+    )
 
 
 def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:

@@ -23,15 +23,21 @@ def summarise(paths: list[Path], score: str | None = None) -> str:
         score: the score that is compared, such as "nmi"; by default the one that counts for the task. Runs that do not
             have it are left out.
     """
-    records: dict[Run, dict[str, Any]] = {}
-    for path in paths:
-        records |= read_records(path)
+    records = read_all(paths)
     if score is not None:
         records = {run: {**record, "score": score} for run, record in records.items() if score in record["start"]}
     tables = []
     for task in dict.fromkeys(run.task for run in records):
         tables.append(_table(task, {run: record for run, record in records.items() if run.task == task}))
     return "\n\n".join([*tables, _overview(records)])
+
+
+def read_all(paths: list[Path]) -> dict[Run, dict[str, Any]]:
+    """The records of several files of results."""
+    records: dict[Run, dict[str, Any]] = {}
+    for path in paths:
+        records |= read_records(path)
+    return records
 
 
 def _overview(records: dict[Run, dict[str, Any]]) -> str:
@@ -48,7 +54,7 @@ def _overview(records: dict[Run, dict[str, Any]]) -> str:
         start = np.mean([record["start"][name] for run, record in plain.items() if run.task == task])
         end = np.mean(list(scores[BASELINE].values())) if scores[BASELINE] else np.nan
         cells = [f"{task}, {name}", f"{start:.3f}", f"{end:.3f}"]
-        cells += [_difference(scores[way], scores[BASELINE]) for way in ways]
+        cells += [difference(scores[way], scores[BASELINE]) for way in ways]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -72,7 +78,7 @@ def _table(task: str, records: dict[Run, dict[str, Any]]) -> str:
     ]
     for (variation, way), by_seed in scores.items():
         differences = [
-            "" if way == BASELINE and other == variation else _difference(by_seed, scores.get((other, BASELINE), {}))
+            "" if way == BASELINE and other == variation else difference(by_seed, scores.get((other, BASELINE), {}))
             for other in (variation, best)
         ]
         mean = np.mean(list(by_seed.values()))
@@ -81,7 +87,7 @@ def _table(task: str, records: dict[Run, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _difference(scores: dict[int, float], baseline: dict[int, float]) -> str:
+def difference(scores: dict[int, float], baseline: dict[int, float]) -> str:
     """Mean paired difference in points, with a 95% bootstrap interval over seeds, where there are three at least."""
     seeds = sorted(set(scores) & set(baseline))
     if not seeds:

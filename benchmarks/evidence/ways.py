@@ -9,6 +9,7 @@ from typing import Any
 from hf_plr.refinement import PseudoLabelRefiner
 
 BASELINE = "none"
+DEFAULT = "slr x3"  # what refinement="auto" is
 AS_IT_IS = "-"  # no variation
 
 
@@ -49,6 +50,11 @@ WAYS = {
     "none x3": _preset("none", {"num_labelings": 3}),
     "slr x3": _preset("slr", {"num_labelings": 3}),
     "joint x3": _preset("joint", {"num_labelings": 3}),
+    "soft.5": _preset("rlcc", weight=0.5),
+    "rlcc x3": _preset("rlcc", {"num_labelings": 3}),
+    "soft.7 x3": _preset("rlcc", {"num_labelings": 3}, weight=0.7),
+    "soft.5 x3": _preset("rlcc", {"num_labelings": 3}, weight=0.5),
+    "none x4": _preset("none", {"num_labelings": 4}),
 }
 
 
@@ -72,8 +78,8 @@ class Suite:
 EVERYTHING = ("omniglot", "omniglot-hdbscan", "digits", "fashion-mnist", "fsdd", "cifar-5")
 LONGER = tuple(f"{name}-long" for name in EVERYTHING)
 SUITES = {
-    "quick": Suite(("digits",), (BASELINE, "joint"), (), 5),
-    "cpu": Suite(EVERYTHING, (BASELINE, "joint", "slr", "none+ema", "joint+ema"), (BASELINE, "joint"), 5),
-    "gpu": Suite(LONGER, (BASELINE, "none x3", "slr", "slr x3", "none+ema"), (), 5),
-    "all": Suite(EVERYTHING, tuple(WAYS), (BASELINE, "joint"), 5),
+    "quick": Suite(("digits",), (BASELINE, DEFAULT), (), 5),
+    "cpu": Suite(EVERYTHING, (BASELINE, DEFAULT, "none x3", "slr", "joint"), (BASELINE, DEFAULT), 5),
+    "gpu": Suite(LONGER, (BASELINE, DEFAULT, "none x3", "slr", "none+ema"), (), 5),
+    "all": Suite(EVERYTHING, tuple(WAYS), (BASELINE, DEFAULT), 5),
 }

@@ -8,7 +8,7 @@ from typing import Any
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
 from hf_plr.clustering.kmeans import KMeans
-from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
+from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN, share_neighborhoods
 
 FINER_EPS = 0.75  # of one labeling over that of the one before
 CLUSTERERS: dict[str, type] = {
@@ -75,7 +75,9 @@ def make_clusterers(
         raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters or an eps: {name} has neither")
     if hasattr(first, "eps"):
         finer = [{**(settings or {}), "eps": round(first.eps * FINER_EPS**i, 6)} for i in range(n)]
-        return [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
+        by_eps = [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
+        share_neighborhoods(by_eps)
+        return by_eps
     finest = max(first.n_clusters, n_samples // 2)
     counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
     seed = defaults.pop("seed", 0)

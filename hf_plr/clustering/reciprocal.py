@@ -14,8 +14,9 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import HDBSCAN
 
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.jaccard import half_of, jaccard_distances, near_pairs, neighborhood_weights
-from hf_plr.clustering.neighbors import SEARCHES, nearest_neighbors
+from hf_plr.clustering.jaccard import jaccard_distances, near_pairs
+from hf_plr.clustering.neighborhoods import SharedNeighborhoods, find_neighborhoods
+from hf_plr.clustering.neighbors import SEARCHES
 from hf_plr.processes import gather_rows, on_main, place_of
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
     k2: int
     search: str
     labels_: np.ndarray
+    _shared: SharedNeighborhoods | None = None
 
     def fit(self, features: np.ndarray | torch.Tensor, y: None = None) -> _ReciprocalClustering:
         """Cluster features of shape (N, D), a float numpy array or a tensor on any device.
@@ -61,22 +63,16 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
 
     def _fit(self, features: torch.Tensor, accelerator: Accelerator | None) -> None:
         self._check_arguments()
-        n = len(features)
-        if n == 0:
+        if len(features) == 0:
             raise ValueError(f"features have shape (0, {features.shape[1]}): there are no samples to cluster")
         check_finite(features)
         features = torch.nn.functional.normalize(features.float(), dim=1)
-        k = min(max(self.k1, self.k2, half_of(self.k1)), n)
-        neighbors = nearest_neighbors(features, k, accelerator, self.search)
-
-        def found() -> dict[str, np.ndarray]:
-            weights = neighborhood_weights(features, neighbors, min(self.k1, n), min(self.k2, n))
-            return self._join(weights)
-
-        for name, value in on_main(accelerator, found).items():
+        find = find_neighborhoods if self._shared is None else self._shared.find
+        neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
+        for name, value in on_main(accelerator, lambda: self._join(neighborhoods.weights)).items():
             setattr(self, name, value)
         if (self.labels_ == NOISE).all():
-            logger.warning("all %d samples are noise%s", n, self._what_to_change())
+            logger.warning("all %d samples are noise%s", len(features), self._what_to_change())
 
     @abstractmethod
     def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
@@ -92,6 +88,13 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.search not in SEARCHES:
             raise ValueError(f"search={self.search!r} is unknown: use one of {', '.join(SEARCHES)}")
+
+
+def share_neighborhoods(clusterers: list[ReciprocalDBSCAN]) -> None:
+    """Let clusterers that cluster the same features one after the other search for their neighbours once."""
+    shared = SharedNeighborhoods(len(clusterers))
+    for each in clusterers:
+        each._shared = shared
 
 
 class ReciprocalDBSCAN(_ReciprocalClustering):

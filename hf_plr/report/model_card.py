@@ -17,6 +17,7 @@ from hf_plr.report.plots import PLOT_FILE, plot_clusters
 from hf_plr.report.summary import RunSummary
 from hf_plr.report.templates import template_path
 
+EVIDENCE = "evidence.md"
 LONGEST_TEXT = 200
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is only that
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
@@ -77,6 +78,7 @@ def write_model_card(
         has_intervals=any(summary.intervals.values()),
         source=as_text(summary.source),
         snippet=summary.medium.usage_snippet(name),
+        evidence=template_path(EVIDENCE).read_text(encoding="utf-8").strip(),
         settings=[(name, as_text(value)) for name, value in summary.changed_settings()],
     )
     card.save(Path(args.output_dir) / "README.md")

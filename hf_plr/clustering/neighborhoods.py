@@ -1,0 +1,80 @@
+"""The neighbourhoods that clusterings of the same features share."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from accelerate import Accelerator
+
+from hf_plr.clustering.jaccard import half_of, neighborhood_weights
+from hf_plr.clustering.neighbors import nearest_neighbors
+
+
+@dataclass
+class Neighborhoods:
+    """Expanded k-reciprocal neighbourhoods of N features.
+
+    Attributes:
+        features: float32 of unit length, shape (N, D).
+        neighbors: nearest neighbours, itself first, shape (N, at least max(k1, k2, round(k1 / 2) + 1) or N).
+        k1, k2: as for `neighborhood_weights`, at most N.
+    """
+
+    features: torch.Tensor
+    neighbors: np.ndarray
+    k1: int
+    k2: int
+
+    @cached_property
+    def weights(self) -> sp.csr_array:
+        """What `neighborhood_weights` gives, made when it is asked for, shape (N, N)."""
+        return neighborhood_weights(self.features, self.neighbors, self.k1, self.k2)
+
+
+def find_neighborhoods(
+    features: torch.Tensor, k1: int, k2: int, search: str, accelerator: Accelerator | None = None
+) -> Neighborhoods:
+    """Look for the neighbours, on all processes together; each has all features.
+
+    Args:
+        features: float32 of unit length, shape (N, D).
+        k1, k2: as for `neighborhood_weights`; more than N are taken for N.
+        search: as for `nearest_neighbors`.
+        accelerator: shares the search.
+    """
+    n = len(features)
+    k = min(max(k1, k2, half_of(k1)), n)
+    return Neighborhoods(features, nearest_neighbors(features, k, accelerator, search), min(k1, n), min(k2, n))
+
+
+class SharedNeighborhoods:
+    """Finds neighbourhoods once for several clusterings of the same features, and forgets them after the last.
+
+    Args:
+        n_sharing: how many clusterings ask, one after the other.
+    """
+
+    def __init__(self, n_sharing: int):
+        self.n_sharing = n_sharing
+        self._key: tuple[bytes, int, int, str] | None = None
+        self._found: Neighborhoods | None = None
+        self._n_asked = 0
+
+    def find(
+        self, features: torch.Tensor, k1: int, k2: int, search: str, accelerator: Accelerator | None = None
+    ) -> Neighborhoods:
+        """As `find_neighborhoods`. All processes have the same features, so that all of them search, or none."""
+        key = (hashlib.blake2b(features.cpu().numpy().data).digest(), k1, k2, search)
+        if self._found is None or key != self._key:
+            self._key, self._found = key, find_neighborhoods(features, k1, k2, search, accelerator)
+            self._n_asked = 0
+        found = self._found
+        self._n_asked += 1
+        if self._n_asked == self.n_sharing:
+            self._found = None
+        return found

@@ -1,0 +1,66 @@
+"""Clusterings of the same features search for neighbours once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hf_plr.clustering import ReciprocalDBSCAN, make_clusterers, neighborhoods
+from hf_plr.clustering.neighborhoods import SharedNeighborhoods
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """The sizes of what was searched."""
+    done = []
+
+    def search(features, *arguments):
+        done.append(len(features))
+        return nearest(features, *arguments)
+
+    nearest = neighborhoods.nearest_neighbors
+    monkeypatch.setattr(neighborhoods, "nearest_neighbors", search)
+    return done
+
+
+def grouped(n: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(n // 10, 16, generator=generator).repeat_interleave(10, dim=0)
+    return centers + 0.8 * torch.randn(centers.shape, generator=generator)
+
+
+def test_labelings_search_once_a_stage_and_find_what_each_would_alone(searches):
+    settings = {"eps": 0.6, "k1": 12, "k2": 4}
+    together = make_clusterers(3, "dbscan", 5, settings, n_samples=200)
+    for stage in range(2):
+        features = grouped(200, stage)
+        found = [each.fit_predict(features) for each in together]
+        assert len(searches) == 1
+        searches.clear()
+        for labels, clusterer in zip(found, together, strict=True):
+            alone = ReciprocalDBSCAN(clusterer.eps, k1=12, k2=4)
+            np.testing.assert_array_equal(labels, alone.fit_predict(features))
+        assert len(searches) == 3
+        searches.clear()
+    assert len({labels.tobytes() for labels in found}) == 3
+
+
+def test_other_features_and_other_arguments_are_searched_anew(searches):
+    shared, features = SharedNeighborhoods(3), torch.nn.functional.normalize(grouped(50, 0), dim=1)
+    first = shared.find(features, 6, 2, "torch")
+    assert shared.find(features.clone(), 6, 2, "torch") is first
+    assert shared.find(features, 7, 2, "torch") is not first
+    changed = features.clone()
+    changed[3] = changed[4]
+    assert shared.find(changed, 7, 2, "torch").features is changed
+    assert len(searches) == 3
+
+
+def test_nothing_is_kept_after_the_last(searches):
+    shared, features = SharedNeighborhoods(2), torch.nn.functional.normalize(grouped(50, 0), dim=1)
+    shared.find(features, 6, 2, "torch")
+    shared.find(features, 6, 2, "torch")
+    assert shared._found is None
+    shared.find(features, 6, 2, "torch")
+    assert len(searches) == 2
