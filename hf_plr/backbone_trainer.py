@@ -472,9 +472,9 @@ def check_dataset(dataset: Any) -> Dataset:
     return dataset
 
 
-def refiner_from(args: PLRTrainingArguments) -> PseudoLabelRefiner:
-    """The refiner that the arguments name."""
-    preset = AUTO_PRESET if args.refinement == AUTO else args.refinement
+def refiner_from(args: PLRTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
+    """The refiner that the arguments name; `auto` is the preset that "auto" stands for."""
+    preset = auto if args.refinement == AUTO else args.refinement
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
     return PseudoLabelRefiner.from_preset(preset, **overrides)
 

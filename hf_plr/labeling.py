@@ -88,7 +88,7 @@ class Labeling:
         features, soft = self.memory.embed(raw), self.now.soft_targets
         if soft is None:
             return self.memory.loss(features, self.targets[index], weights)
-        rows = torch.from_numpy(soft[index.cpu().numpy()].toarray())
+        rows = torch.from_numpy(soft.of_samples(index.cpu().numpy()))
         return self.memory.loss(features, rows.to(features), weights)
 
     def follow(self, raw: torch.Tensor, index: torch.Tensor) -> None:

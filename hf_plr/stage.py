@@ -18,6 +18,7 @@ from hf_plr.evaluation.label_free import size_entropy
 from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
+from hf_plr.refinement.hardening import keep_current
 from hf_plr.stored_arrays import checked, under
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,24 @@ class Clusterer(Protocol):
 
 
 @dataclass
+class SoftTargets:
+    """Soft targets of all samples: those of a cell of the co-occurrence table have the same.
+
+    Attributes:
+        of_cell: sparse, shape (cells, n_clusters).
+        cell: cell of each sample, int32 of shape (N,).
+    """
+
+    of_cell: sp.csr_array
+    cell: np.ndarray
+
+    def of_samples(self, index: np.ndarray) -> np.ndarray:
+        """The soft targets of the samples at positions (B,), shape (B, n_clusters)."""
+        rows: np.ndarray = self.of_cell[self.cell[index]].toarray()
+        return rows
+
+
+@dataclass
 class PseudoLabels:
     """What the stage gives to the training loop.
 
@@ -52,7 +71,7 @@ class PseudoLabels:
         confidence: in [0, 1], float32 of shape (N,).
         targets: position of each sample's prototype, 0 to n_clusters - 1, -1 = no loss, shape (N,).
         n_clusters: number of prototypes.
-        soft_targets: sparse soft targets of shape (N, n_clusters), or None where targets are hard.
+        soft_targets: soft targets, or None where targets are hard.
     """
 
     epoch: int
@@ -62,7 +81,7 @@ class PseudoLabels:
     confidence: np.ndarray
     targets: np.ndarray
     n_clusters: int
-    soft_targets: sp.csr_array | None = None
+    soft_targets: SoftTargets | None = None
 
 
 class RefinementStage:
@@ -120,12 +139,15 @@ class RefinementStage:
         cells, counts = result.cells, result.table.counts
         start, _ = place_of(self.accelerator, len(features))
         mine = slice(start, start + len(features))
-        confidence, targets = (
+        wanted = [cells.confidence.astype(np.float32), of_cell.astype(np.int32)]
+        if soft:
+            wanted.append(np.arange(len(of_cell), dtype=np.int32))
+        confidence, targets, *cell = (
             gather_rows(self.accelerator, torch.from_numpy(values)).numpy()
-            for values in _of_samples(result, mine, cells.confidence.astype(np.float32), of_cell.astype(np.int32))
+            for values in _of_samples(result, mine, *wanted)
         )
         previous = np.full(len(raw), NOISE, np.int32) if last is None else last.labels
-        soft_targets = result.soft_labels() if soft else None
+        soft_targets = SoftTargets(cells.soft.rows(), cell[0]) if soft else None
         self.current = PseudoLabels(epoch, result.labels, previous, raw, confidence, targets, n_clusters, soft_targets)
         if n_clusters == 0:
             raise ValueError(
@@ -199,8 +221,9 @@ class RefinementStage:
                 "n_clusters": np.array([now.n_clusters]),
             }
             if now.soft_targets is not None:
-                soft = now.soft_targets
+                soft = now.soft_targets.of_cell
                 state |= {"soft.data": soft.data, "soft.indices": soft.indices, "soft.indptr": soft.indptr}
+                state["soft.cell"] = now.soft_targets.cell
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -231,7 +254,7 @@ class RefinementStage:
             confidence=checked(state, "confidence", "floats", (n,), 0.0, 1.0),
             targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
-            soft_targets=_soft_targets(state, (n, n_clusters)),
+            soft_targets=_soft_targets(state, n, n_clusters),
         )
 
 
@@ -260,7 +283,7 @@ def _targets_of_cells(result: RefinementResult, soft: bool, min_confidence: floa
     """Position of each cell's prototype, -1 = no loss, shape (cells,), and how many prototypes there are."""
     cells = result.cells
     if soft:
-        return cells.table.current, len(cells.table.current_ids)
+        return keep_current(cells.table, cells.soft), len(cells.table.current_ids)
     trained = cells.labels != NOISE
     if min_confidence > 0.0:
         trained &= cells.confidence >= min_confidence
@@ -278,16 +301,19 @@ def _of_samples(result: RefinementResult, samples: slice, *of_cells: np.ndarray)
     return found
 
 
-def _soft_targets(state: dict[str, np.ndarray], shape: tuple[int, int]) -> sp.csr_array | None:
+def _soft_targets(state: dict[str, np.ndarray], n_samples: int, n_clusters: int) -> SoftTargets | None:
     """Soft targets out of a state, None if it has none."""
     if not any(name.startswith("soft.") for name in state):
         return None
     data = checked(state, "soft.data", "floats", (None,), 0.0)
-    indices = checked(state, "soft.indices", "integers", (len(data),), 0, shape[1] - 1)
-    indptr = checked(state, "soft.indptr", "integers", (shape[0] + 1,), 0, len(data))
+    indices = checked(state, "soft.indices", "integers", (len(data),), 0, n_clusters - 1)
+    indptr = checked(state, "soft.indptr", "integers", (None,), 0, len(data))
+    if not 2 <= len(indptr) <= n_samples + 1:
+        raise ValueError(f"'soft.indptr' is damaged: {n_samples} samples cannot be in {len(indptr) - 1} cells")
+    cell = checked(state, "soft.cell", "integers", (n_samples,), 0, len(indptr) - 2)
     if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
         raise ValueError("'soft.indptr' is damaged: it does not ascend from 0 to the number of entries")
-    return sp.csr_array((data, indices, indptr), shape=shape)
+    return SoftTargets(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_clusters)), cell)
 
 
 def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerator: Accelerator) -> None:

@@ -322,7 +322,7 @@ def _check_has_effect(args: UnitTrainingArguments) -> None:
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
     """The preset, cut at the number of units where it clusters anew."""
-    refiner = refiner_from(args)
+    refiner = refiner_from(args, auto="slr")
     if refiner.harden == "none":
         raise ValueError(
             f"refinement={args.refinement!r} gives soft targets, which frames do not take: use slr or joint"

@@ -37,7 +37,7 @@ def test_evidence_runs_once_and_prints_paired_differences(tmp_path):
         assert run.returncode == 0, run.stderr
         assert "| - | none | 1 |" in run.stdout
     records = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [(record["way"], record["seed"]) for record in records] == [("none", 0), ("slr x3", 3)]
+    assert [(record["way"], record["seed"]) for record in records] == [("none", 0), ("soft x3", 3)]
     for record in records:
         assert len(record["epochs"]) == 12
         assert record["end"]["knn_accuracy"] > record["start"]["knn_accuracy"]
@@ -87,7 +87,7 @@ def test_the_default_beside_no_refinement(tmp_path):
 
 
 def test_readme_and_cards_have_the_tables_of_the_records():
-    records = [REPOSITORY / "benchmarks" / "results" / "default.jsonl"]
+    records = [REPOSITORY / "benchmarks" / "results" / "labelings.jsonl"]
     own, off = own_settings(records), off_settings(records)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert (REPOSITORY / "model_cards" / "evidence.md").read_text(encoding="utf-8").strip() == own

@@ -9,7 +9,7 @@ from typing import Any
 from hf_plr.refinement import PseudoLabelRefiner
 
 BASELINE = "none"
-DEFAULT = "slr x3"  # what refinement="auto" is
+DEFAULT = "soft x3"  # what refinement="auto" is
 AS_IT_IS = "-"  # no variation
 
 
@@ -50,10 +50,9 @@ WAYS = {
     "none x3": _preset("none", {"num_labelings": 3}),
     "slr x3": _preset("slr", {"num_labelings": 3}),
     "joint x3": _preset("joint", {"num_labelings": 3}),
-    "soft.5": _preset("rlcc", weight=0.5),
+    "soft": _preset("soft"),
+    "soft x3": _preset("soft", {"num_labelings": 3}),
     "rlcc x3": _preset("rlcc", {"num_labelings": 3}),
-    "soft.7 x3": _preset("rlcc", {"num_labelings": 3}, weight=0.7),
-    "soft.5 x3": _preset("rlcc", {"num_labelings": 3}, weight=0.5),
     "none x4": _preset("none", {"num_labelings": 4}),
 }
 
@@ -79,7 +78,7 @@ EVERYTHING = ("omniglot", "omniglot-hdbscan", "digits", "fashion-mnist", "fsdd",
 LONGER = tuple(f"{name}-long" for name in EVERYTHING)
 SUITES = {
     "quick": Suite(("digits",), (BASELINE, DEFAULT), (), 5),
-    "cpu": Suite(EVERYTHING, (BASELINE, DEFAULT, "none x3", "slr", "joint"), (BASELINE, DEFAULT), 5),
+    "cpu": Suite(EVERYTHING, (BASELINE, DEFAULT, "slr x3", "none x3", "slr", "soft", "joint"), (BASELINE, DEFAULT), 5),
     "gpu": Suite(LONGER, (BASELINE, DEFAULT, "none x3", "slr", "none+ema"), (), 5),
     "all": Suite(EVERYTHING, tuple(WAYS), (BASELINE, DEFAULT), 5),
 }

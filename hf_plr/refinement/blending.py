@@ -154,7 +154,7 @@ def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCell
     return SoftCells(table.codes[:, ::-1], case, is_labelled * shares, bases)
 
 
-def keep_current(table: CooccurrenceTable) -> SoftCells:
+def only_current(table: CooccurrenceTable) -> SoftCells:
     """The current labels as they are: no refinement."""
     onehot = sp.csr_array(sp.eye_array(len(table.current_ids)))
     case = (table.current != NOISE).astype(np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import NOISE
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
 from hf_plr.refinement.lookup import blocks, sizes
 
 CLUSTERS = 128  # clusters whose samples are counted in all columns together
@@ -32,6 +32,19 @@ def argmax(soft: SoftCells) -> np.ndarray:
     moves = (previous != NOISE) & ~stays & is_unique[previous]
     taken_back = (current == NOISE) & (projected > 0) & is_unique[previous]
     return np.where(moves | taken_back, column[previous], current)
+
+
+def keep_current(table: CooccurrenceTable, soft: SoftCells) -> np.ndarray:
+    """Each cell's current cluster; for noise the column with the largest entry of its soft label, -1 if there is none.
+
+    Args:
+        table: the cells.
+        soft: their soft labels. In the joint space, where not every column is a current cluster, noise stays noise.
+    """
+    is_noise = table.current == NOISE
+    if not is_noise.any() or soft.n_columns != len(table.current_ids):
+        return table.current
+    return np.where(is_noise, argmax(soft), table.current)
 
 
 def drop_small(cluster: np.ndarray, counts: np.ndarray, min_size: int) -> np.ndarray:

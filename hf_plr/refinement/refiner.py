@@ -10,10 +10,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
-from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, keep_current
+from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, only_current
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.hardening import argmax, confidence, drop_small
+from hf_plr.refinement.hardening import argmax, confidence, drop_small, keep_current
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -33,8 +33,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "previous": "raw",
         "min_cluster_size": 4,
     },
+    # Soft targets over the current clusters: what is now, and as a smaller part what the past says of it.
+    "soft": {"harden": "none", "weight": 0.7, "min_cluster_size": 1},
     # Soft targets as in RLCC (Zhang et al., CVPR 2021); give `centroid_cosines` for the part that sees features.
-    "rlcc": {"harden": "none", "weight": 0.9, "previous": "raw", "min_cluster_size": 1},
+    "rlcc": {"harden": "none", "weight": 0.9, "noise": "drop", "previous": "raw", "min_cluster_size": 1},
     # The baseline: the current clusters as they are, through the same code.
     "none": {"harden": "current", "min_cluster_size": 1},
 }
@@ -52,8 +54,8 @@ class PseudoLabelRefiner:
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: how many epochs count, the current one included; more than 2 need space="joint".
         harden: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5 the
-            current cluster always has it), "none" keeps the current clusters beside the soft labels, "current" skips
-            refinement.
+            current cluster always has it), "none" keeps the current clusters beside the soft labels (noise that is
+            taken back in goes to its largest entry), "current" skips refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
         distance_threshold: cut at this height instead (then n_clusters=None). Distances scale with the weight:
@@ -103,7 +105,7 @@ class PseudoLabelRefiner:
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
-        """Make a refiner from a preset: "slr", "joint", "rlcc" or "none"; keyword arguments win over the preset.
+        """Make a refiner from a preset ("slr", "soft", "joint", "rlcc" or "none"); keyword arguments win over it.
 
         Raises:
             ValueError: if there is no such preset.
@@ -255,7 +257,7 @@ class PseudoLabelRefiner:
 
     def _blend(self, table: CooccurrenceTable, projection: sp.csr_array) -> SoftCells:
         if self.harden == "current":
-            return keep_current(table)
+            return only_current(table)
         if self.space == "joint":
             return blend_joint(table, self.weight, self.noise)
         return blend_projected(table, projection, self.weight, self.noise)
@@ -269,6 +271,8 @@ class PseudoLabelRefiner:
             cluster = argmax(soft)
         elif self.harden == "hierarchical":
             cluster, exact = self._recluster(table, soft)
+        elif self.harden == "none":
+            cluster = keep_current(table, soft)
         else:
             cluster = table.current
         return drop_small(cluster, table.counts, self.min_cluster_size), exact
