@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from accelerate import Accelerator
 
@@ -19,6 +18,7 @@ from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_o
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
 from hf_plr.refinement.hardening import keep_current
+from hf_plr.soft_targets import SoftTargets
 from hf_plr.stored_arrays import checked, under
 
 logger = logging.getLogger(__name__)
@@ -36,24 +36,6 @@ class Clusterer(Protocol):
 
     def fit_predict(self, features: Any) -> Any:
         """Cluster features (N, D) and return their labels (N,)."""
-
-
-@dataclass
-class SoftTargets:
-    """Soft targets of all samples: those of a cell of the co-occurrence table have the same.
-
-    Attributes:
-        of_cell: sparse, shape (cells, n_clusters).
-        cell: cell of each sample, int32 of shape (N,).
-    """
-
-    of_cell: sp.csr_array
-    cell: np.ndarray
-
-    def of_samples(self, index: np.ndarray) -> np.ndarray:
-        """The soft targets of the samples at positions (B,), shape (B, n_clusters)."""
-        rows: np.ndarray = self.of_cell[self.cell[index]].toarray()
-        return rows
 
 
 @dataclass
@@ -135,7 +117,8 @@ class RefinementStage:
         refined = time.perf_counter()
 
         soft = self.refiner.harden == "none" and refining
-        of_cell, n_clusters = _targets_of_cells(result, soft, self.min_confidence if refining else 0.0)
+        min_confidence = self.min_confidence if refining else 0.0
+        of_cell, n_clusters = _targets_of_cells(result, soft, min_confidence)
         cells, counts = result.cells, result.table.counts
         start, _ = place_of(self.accelerator, len(features))
         mine = slice(start, start + len(features))
@@ -147,7 +130,7 @@ class RefinementStage:
             for values in _of_samples(result, mine, *wanted)
         )
         previous = np.full(len(raw), NOISE, np.int32) if last is None else last.labels
-        soft_targets = SoftTargets(cells.soft.rows(), cell[0]) if soft else None
+        soft_targets = SoftTargets(cells.soft.without(cells.confidence < min_confidence), cell[0]) if soft else None
         self.current = PseudoLabels(epoch, result.labels, previous, raw, confidence, targets, n_clusters, soft_targets)
         if n_clusters == 0:
             raise ValueError(
@@ -169,7 +152,7 @@ class RefinementStage:
             "left_out_share": float(counts[of_cell == NOISE].sum() / len(raw)),
             "changed_share": result.changed_share,
             "mean_confidence": float(np.average(cells.confidence, weights=counts)),
-            "size_entropy": size_entropy(sizes),
+            "size_entropy": size_entropy(sizes[sizes > 0]),
             "largest_share": float(sizes.max() / sizes.sum()),
             "seconds_cluster": clustered - started,
             "seconds_refine": refined - clustered,
@@ -221,9 +204,7 @@ class RefinementStage:
                 "n_clusters": np.array([now.n_clusters]),
             }
             if now.soft_targets is not None:
-                soft = now.soft_targets.of_cell
-                state |= {"soft.data": soft.data, "soft.indices": soft.indices, "soft.indptr": soft.indptr}
-                state["soft.cell"] = now.soft_targets.cell
+                state |= {f"soft.{name}": value for name, value in now.soft_targets.state_dict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -246,6 +227,7 @@ class RefinementStage:
         def integers(name: str, highest: int | None = None) -> np.ndarray:
             return checked(state, name, "integers", (n,), NOISE, highest)
 
+        soft = under("soft.", state)
         self.current = PseudoLabels(
             epoch=int(checked(state, "epoch", "integers", (1,), 0)[0]),
             labels=integers("labels"),
@@ -254,7 +236,7 @@ class RefinementStage:
             confidence=checked(state, "confidence", "floats", (n,), 0.0, 1.0),
             targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
-            soft_targets=_soft_targets(state, n, n_clusters),
+            soft_targets=SoftTargets.from_state(soft, n, n_clusters) if soft else None,
         )
 
 
@@ -282,11 +264,11 @@ def default_num_clusters(n_samples: int) -> int:
 def _targets_of_cells(result: RefinementResult, soft: bool, min_confidence: float) -> tuple[np.ndarray, int]:
     """Position of each cell's prototype, -1 = no loss, shape (cells,), and how many prototypes there are."""
     cells = result.cells
+    is_sure = cells.confidence >= min_confidence
     if soft:
-        return keep_current(cells.table, cells.soft), len(cells.table.current_ids)
-    trained = cells.labels != NOISE
-    if min_confidence > 0.0:
-        trained &= cells.confidence >= min_confidence
+        target = np.where(is_sure, keep_current(cells.table, cells.soft), NOISE)
+        return target, len(cells.table.current_ids) if (target != NOISE).any() else 0
+    trained = (cells.labels != NOISE) & is_sure
     ids = np.unique(cells.labels[trained])
     return np.where(trained, np.searchsorted(ids, cells.labels), NOISE), len(ids)
 
@@ -299,21 +281,6 @@ def _of_samples(result: RefinementResult, samples: slice, *of_cells: np.ndarray)
         for array, values in zip(found, of_cells, strict=True):
             array[span] = values[cell]
     return found
-
-
-def _soft_targets(state: dict[str, np.ndarray], n_samples: int, n_clusters: int) -> SoftTargets | None:
-    """Soft targets out of a state, None if it has none."""
-    if not any(name.startswith("soft.") for name in state):
-        return None
-    data = checked(state, "soft.data", "floats", (None,), 0.0)
-    indices = checked(state, "soft.indices", "integers", (len(data),), 0, n_clusters - 1)
-    indptr = checked(state, "soft.indptr", "integers", (None,), 0, len(data))
-    if not 2 <= len(indptr) <= n_samples + 1:
-        raise ValueError(f"'soft.indptr' is damaged: {n_samples} samples cannot be in {len(indptr) - 1} cells")
-    cell = checked(state, "soft.cell", "integers", (n_samples,), 0, len(indptr) - 2)
-    if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
-        raise ValueError("'soft.indptr' is damaged: it does not ascend from 0 to the number of entries")
-    return SoftTargets(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_clusters)), cell)
 
 
 def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerator: Accelerator) -> None:

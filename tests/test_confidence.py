@@ -37,7 +37,21 @@ def test_weights_follow_confidence_and_average_to_one(make_trainer):
     assert plain.labelings[0].weights is None
 
 
-@pytest.mark.parametrize("refinement", ["slr", "joint", "rlcc"])
+def test_doubtful_soft_targets_are_left_out_too(make_trainer):
+    trainer = make_trainer(min_confidence=0.9, refinement="soft", num_train_epochs=2)
+    trainer.train()
+    now = trainer.pseudo_labels
+    doubtful = now.confidence < np.float32(0.9)
+    assert doubtful.any()
+    assert not doubtful.all()
+    np.testing.assert_array_equal(now.targets == -1, doubtful)
+    taught = now.soft_targets.of_samples(np.arange(len(now.labels))).sum(axis=1)
+    np.testing.assert_allclose(taught, np.where(doubtful, 0.0, 1.0), atol=1e-12)
+    logged = [entry["plr/left_out_share"] for entry in trainer.state.log_history if "plr/left_out_share" in entry]
+    assert logged[1] == pytest.approx(doubtful.mean())
+
+
+@pytest.mark.parametrize("refinement", ["slr", "joint", "soft", "rlcc"])
 def test_it_resumes_bit_for_bit_and_changes_what_is_learned(make_trainer, tmp_path, refinement):
     arguments = {"refinement": refinement, "confidence_power": 1.0, "min_confidence": 0.3}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)

@@ -42,7 +42,8 @@ def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
 def test_auto_refines_three_labelings_where_the_clusterer_allows_it(make_trainer):
     trainer = make_trainer(refinement="auto", num_train_epochs=1)
     assert [labeling.stage.clusterer.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
-    assert all(labeling.stage.refiner.settings() == PseudoLabelRefiner().settings() for labeling in trainer.labelings)
+    expected = PseudoLabelRefiner.from_preset("soft").settings()
+    assert all(labeling.stage.refiner.settings() == expected for labeling in trainer.labelings)
     trainer.train()
     card = trainer.summary().last_labels
     assert card.endswith(f"; trained together with labelings of {_sizes(trainer)} clusters")
@@ -92,7 +93,7 @@ def test_their_agreement_is_logged(make_trainer):
     assert entry["plr/labelings_ari"] == pytest.approx(adjusted_rand_score(one, other))
 
 
-@pytest.mark.parametrize("refinement", ["slr", "rlcc"])
+@pytest.mark.parametrize("refinement", ["slr", "soft"])
 def test_it_resumes_bit_for_bit(make_trainer, tmp_path, refinement):
     arguments = {"refinement": refinement, "num_labelings": 2, "confidence_power": 1.0}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)

@@ -240,7 +240,7 @@ def test_configs_are_read(config):
 def test_defaults_of_the_recipe_give_way_to_file_and_flags(recipe, tmp_path):
     (tmp_path / "run.yaml").write_text("refinement: slr\nclusterer_kwargs: {eps: 0.4}\nsamples_per_cluster: 8\n")
     _, args = recipe.parse(GIVEN)
-    assert (args.clusterer, args.refinement, args.augmentation) == ("dbscan", "slr", "reid")
+    assert (args.clusterer, args.refinement, args.augmentation) == ("dbscan", "auto", "reid")
     _, args = recipe.parse([*GIVEN, "--config", str(tmp_path / "run.yaml"), "--samples_per_cluster", "16"])
     assert (args.refinement, args.clusterer_kwargs, args.samples_per_cluster) == ("slr", {"eps": 0.4}, 16)
     chosen, args = recipe.parse([*GIVEN, "--model_name_or_path", "model"])

@@ -27,7 +27,7 @@ from hf_plr.stop_signal import TrainingStopped
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("preset", ["slr", "joint", "rlcc", "none"])
+@pytest.mark.parametrize("preset", ["slr", "joint", "soft", "rlcc", "none"])
 def test_every_preset_resumes_bit_for_bit(make_trainer, tmp_path, preset):
     whole = make_trainer(output_dir=str(tmp_path / "whole"), refinement=preset)
     whole.train()

@@ -32,8 +32,16 @@ def drawn_labels(n=4000, n_clusters=12, seed=0):
     return first, second
 
 
-def stage_of(labelings, **settings):
-    return RefinementStage(Given(labelings), PseudoLabelRefiner(noise="drop"), 1, Accelerator(cpu=True), **settings)
+def stage_of(labelings, refiner=None, **settings):
+    refiner = refiner or PseudoLabelRefiner(noise="drop")
+    return RefinementStage(Given(labelings), refiner, 1, Accelerator(cpu=True), **settings)
+
+
+def run(stage, n):
+    """Two epochs of a stage on n samples; its labels after that."""
+    for epoch in range(2):
+        stage.run(torch.zeros(n, 1), epoch)
+    return stage.current
 
 
 @pytest.mark.parametrize("min_confidence", [0.0, 0.7])
@@ -71,3 +79,51 @@ def test_labels_take_four_bytes_and_ids_of_any_size_are_kept():
         assert now.confidence.dtype == np.float32
         assert now.raw_labels.dtype == (np.int32, np.int64)[epoch]
     np.testing.assert_array_equal(now.raw_labels[second >= 0], second[second >= 0] + 2**40)
+
+
+def dense_soft_targets(previous, current, weight=0.7):
+    """Soft targets from the definition, sample by sample: a blend with the normalised intersection over union."""
+    n_before, n_now = previous.max() + 1, current.max() + 1
+    was, is_now = (labels[:, None] == np.arange(n) for labels, n in ((previous, n_before), (current, n_now)))
+    both = (was[:, :, None] & is_now[:, None, :]).sum(axis=0)
+    union = was.sum(axis=0)[:, None] + is_now.sum(axis=0)[None] - both
+    projection = both / union
+    projection /= projection.sum(axis=1, keepdims=True)
+    past = np.where((previous >= 0)[:, None], projection[previous], 0.0)
+    expected = weight * is_now + (1 - weight) * past
+    expected[previous < 0] = is_now[previous < 0]
+    expected[current < 0] = past[current < 0]
+    return expected
+
+
+def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
+    first, second = drawn_labels()
+    now = run(stage_of([first, second], PseudoLabelRefiner.from_preset("soft")), len(first))
+    expected = dense_soft_targets(first, second)
+    np.testing.assert_allclose(now.soft_targets.of_samples(np.arange(len(first))), expected, atol=1e-12)
+    some = np.array([7, 3, 7, 3999])
+    np.testing.assert_allclose(now.soft_targets.of_samples(some), expected[some], atol=1e-12)
+    taken_back = (second < 0) & (first >= 0)
+    assert taken_back.any()
+    np.testing.assert_array_equal(now.targets[taken_back], expected[taken_back].argmax(axis=1))
+    np.testing.assert_array_equal(now.targets[~taken_back], second[~taken_back])
+
+
+def test_soft_targets_stay_small_where_every_cluster_projects_onto_every_other():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 200, (2, 100_000))
+    stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"))
+    soft = run(stage, len(first)).soft_targets
+    rows = soft.of_cell.rows()
+    state = {name: value for name, value in stage.state_dict().items() if name.startswith("soft.")}
+    assert sum(value.nbytes for value in state.values()) < (rows.data.nbytes + rows.indices.nbytes) / 50
+
+
+def test_soft_targets_come_back_from_a_state():
+    first, second = drawn_labels()
+    stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"), min_confidence=0.8)
+    soft = run(stage, len(first)).soft_targets
+    other = stage_of([], PseudoLabelRefiner.from_preset("soft"))
+    other.load_state_dict(stage.state_dict())
+    everything = np.arange(len(first))
+    np.testing.assert_array_equal(other.current.soft_targets.of_samples(everything), soft.of_samples(everything))

@@ -54,6 +54,12 @@ class SoftCells:
         """Some of the cells."""
         return SoftCells(self.codes[cells], self.case[cells], self.shares_of_case, self.bases)
 
+    def without(self, cells: np.ndarray) -> SoftCells:
+        """The same with empty rows for some cells: a bool array of shape (cells,)."""
+        n_cases, n_parts = self.shares_of_case.shape
+        case = np.where(cells, n_cases, self.case).astype(np.min_scalar_type(n_cases))
+        return SoftCells(self.codes, case, np.vstack([self.shares_of_case, np.zeros(n_parts)]), self.bases)
+
     def rows(self, cells: np.ndarray | slice = slice(None)) -> sp.csr_array:
         """Soft labels of some cells, sparse, shape (cells, columns)."""
         chosen = self.select(cells)

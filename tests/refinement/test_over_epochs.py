@@ -121,7 +121,7 @@ def test_older_generations_outvote_a_single_epoch():
     assert same_partition(result.labels, odd)
 
 
-@pytest.mark.parametrize("preset", ["slr", "joint", "rlcc", "none"])
+@pytest.mark.parametrize("preset", ["slr", "soft", "joint", "rlcc", "none"])
 def test_shards_refine_to_the_same_as_the_whole(preset):
     previous, current = churned(900, 12, 0.2, seed=8, noise=0.1)
     refiner = PseudoLabelRefiner.from_preset(preset)

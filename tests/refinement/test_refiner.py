@@ -330,7 +330,7 @@ def test_argmax_moves_only_where_one_column_is_largest(pair):
 @settings(deadline=None, max_examples=60)
 def test_results_are_well_formed(pair):
     previous, current = pair
-    for preset in ("slr", "joint", "rlcc", "none"):
+    for preset in ("slr", "soft", "joint", "rlcc", "none"):
         refiner = PseudoLabelRefiner.from_preset(preset)
         refiner.refine(previous)
         result = refiner.refine(current)
@@ -432,7 +432,7 @@ def test_bad_labels_are_named():
     refiner.refine(np.arange(5))
     with pytest.raises(ValueError, match="6 labels, but the last call had 5"):
         refiner.refine(np.arange(6))
-    with pytest.raises(ValueError, match="slr, joint, rlcc, none"):
+    with pytest.raises(ValueError, match="slr, joint, soft, rlcc, none"):
         PseudoLabelRefiner.from_preset("paper")
 
 
