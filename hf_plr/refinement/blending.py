@@ -56,6 +56,8 @@ class SoftCells:
 
     def without(self, cells: np.ndarray) -> SoftCells:
         """The same with empty rows for some cells: a bool array of shape (cells,)."""
+        if not cells.any():
+            return self
         n_cases, n_parts = self.shares_of_case.shape
         case = np.where(cells, n_cases, self.case).astype(np.min_scalar_type(n_cases))
         return SoftCells(self.codes, case, np.vstack([self.shares_of_case, np.zeros(n_parts)]), self.bases)
