@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SHARED_DATA
 
-from benchmarks.evidence.defaults import off_settings, own_settings
+from benchmarks.evidence.defaults import off_settings, own_settings, parts
 from benchmarks.evidence.runs import agreement, append_record, runs_of
 from benchmarks.evidence.summary import interval, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of
@@ -86,13 +86,21 @@ def test_the_default_beside_no_refinement(tmp_path):
     ]
 
 
+def test_what_the_default_is_made_of(tmp_path):
+    results = tmp_path / "results.jsonl"
+    _write_records(results, {BASELINE: (0.5, 0.7), DEFAULT: (0.52, 0.74), "none x3": (0.51, 0.72), "slr x3": (0.5,)})
+    assert parts([results]).splitlines()[2:] == [
+        "| digits, knn_accuracy | 1 | +1.0 (1 seed) | +0.0 (1 seed) | +2.0 (1 seed) |"
+    ]
+
+
 def test_readme_and_cards_have_the_tables_of_the_records():
     records = [REPOSITORY / "benchmarks" / "results" / "labelings.jsonl"]
-    own, off = own_settings(records), off_settings(records)
+    own = own_settings(records)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert (REPOSITORY / "model_cards" / "evidence.md").read_text(encoding="utf-8").strip() == own
-    assert own in readme
-    assert off in readme
+    for table in (own, parts(records), off_settings(records)):
+        assert table in readme
 
 
 def test_suites_leave_out_what_a_clusterer_cannot_do():

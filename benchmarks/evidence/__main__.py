@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.evidence.defaults import off_settings, own_settings
+from benchmarks.evidence.defaults import off_settings, own_settings, parts
 from benchmarks.evidence.runs import append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.selection import select
 from benchmarks.evidence.summary import summarise
@@ -69,7 +69,7 @@ def main() -> None:
         print(select(args.selection))
         return
     if args.default:
-        print(f"{own_settings(args.default)}\n\n{off_settings(args.default)}")
+        print("\n\n".join(table(args.default) for table in (own_settings, parts, off_settings)))
         return
     if args.summary:
         print(summarise(args.summary, args.score))

@@ -11,6 +11,8 @@ from benchmarks.evidence.summary import difference, read_all
 from benchmarks.evidence.ways import AS_IT_IS, BASELINE, DEFAULT
 
 OWN_HEADER = "| data, score | start | no refinement | auto | difference | seeds |"
+PARTS = {"none x3": "three labelings, no refinement", "slr x3": "three, `slr`", DEFAULT: "auto"}
+PARTS_HEADER = f"| data, score | seeds | {' | '.join(PARTS.values())} |"
 OFF_HEADER = "| data, score | setting | no refinement | auto | difference | below own best: none | auto | seeds |"
 
 
@@ -28,6 +30,22 @@ def own_settings(paths: list[Path]) -> str:
             means = (f"{np.mean([way[seed] for seed in seeds]):.3f}" for way in (none, auto))
             cells = [task.title, f"{np.mean(task.starts):.3f}", *means, difference(auto, none), str(len(seeds))]
             rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def parts(paths: list[Path]) -> str:
+    """A Markdown table of what the default is made of: differences to no refinement, over the seeds that all have.
+
+    Args:
+        paths: files of results.
+    """
+    rows = [PARTS_HEADER, "|---" * (2 + len(PARTS)) + "|"]
+    for task in _ends_of_tasks(paths, (BASELINE, *PARTS)):
+        none, *others = (task.ends.get((AS_IT_IS, way), {}) for way in (BASELINE, *PARTS))
+        seeds = sorted(set(none).intersection(*others))
+        if seeds:
+            gains = [difference({seed: way[seed] for seed in seeds}, none) for way in others]
+            rows.append(f"| {' | '.join([task.title, str(len(seeds)), *gains])} |")
     return "\n".join(rows)
 
 
@@ -53,10 +71,10 @@ class _Ends:
     ends: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
 
 
-def _ends_of_tasks(paths: list[Path]) -> list[_Ends]:
+def _ends_of_tasks(paths: list[Path], ways: tuple[str, ...] = (BASELINE, DEFAULT)) -> list[_Ends]:
     tasks: dict[str, _Ends] = {}
     for run, record in sorted(read_all(paths).items()):
-        if run.way in (BASELINE, DEFAULT):
+        if run.way in ways:
             name = record["score"]
             task = tasks.setdefault(run.task, _Ends(f"{run.task}, {name}"))
             task.starts.append(record["start"][name])
