@@ -83,11 +83,12 @@ def _stage(figures: dict[str, Any]) -> str:
         ("noise_share", "{:.1%} in none"),
         ("agreement_ari", "agreement with the last {:.2f}"),
         ("changed_share", "{:.1%} changed by refinement"),
+        ("soft_share", "{:.1%} of the targets on other clusters by refinement"),
         ("effective_rank", "effective rank {:.1f}"),
         ("silhouette", "silhouette {:.2f}"),
         ("seconds", "{:.1f} s"),
     ):
-        if name in figures:
+        if name in figures and not (name == "changed_share" and "soft_share" in figures and not figures[name]):
             words.append(text.format(figures[name]))
     return f"stage: {', '.join(words)}"
 

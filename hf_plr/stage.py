@@ -157,6 +157,8 @@ class RefinementStage:
             "seconds_cluster": clustered - started,
             "seconds_refine": refined - clustered,
         }
+        if soft:
+            figures["soft_share"] = 1.0 - float(np.average(cells.confidence[taught], weights=counts[taught]))
         if last is not None:
             pairs = sum(gather_all(self.accelerator, cooccurrence(last.labels[mine], result.labels[mine])))
             figures["agreement_ari"] = adjusted_rand(pairs.previous, pairs.current, pairs.counts)

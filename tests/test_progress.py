@@ -49,6 +49,12 @@ def test_a_stage_in_a_line():
     )
 
 
+def test_a_stage_with_soft_targets_in_a_line():
+    moved = describe(STAGE | {"plr/soft_share": 0.08}, 3.0)
+    assert "12.0% changed by refinement, 8.0% of the targets on other clusters by refinement, " in moved
+    assert "changed" not in describe(STAGE | {"plr/soft_share": 0.08, "plr/changed_share": 0.0}, 3.0)
+
+
 def test_other_entries_in_a_line():
     assert describe({"loss": 1.23456, "learning_rate": 1e-3, "epoch": 2.5}, 2.5) == (
         "epoch   2.5  loss 1.235, learning_rate 0.001"

@@ -98,7 +98,10 @@ def dense_soft_targets(previous, current, weight=0.7):
 
 def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
     first, second = drawn_labels()
-    now = run(stage_of([first, second], PseudoLabelRefiner.from_preset("soft")), len(first))
+    stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"))
+    assert "soft_share" not in stage.run(torch.zeros(len(first), 1), 0)
+    figures = stage.run(torch.zeros(len(first), 1), 1)
+    now = stage.current
     expected = dense_soft_targets(first, second)
     np.testing.assert_allclose(now.soft_targets.of_samples(np.arange(len(first))), expected, atol=1e-12)
     some = np.array([7, 3, 7, 3999])
@@ -107,6 +110,8 @@ def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
     assert taken_back.any()
     np.testing.assert_array_equal(now.targets[taken_back], expected[taken_back].argmax(axis=1))
     np.testing.assert_array_equal(now.targets[~taken_back], second[~taken_back])
+    taught = np.flatnonzero(now.targets >= 0)
+    assert figures["soft_share"] == pytest.approx(1.0 - expected[taught, now.targets[taught]].mean())
 
 
 def test_soft_targets_stay_small_where_every_cluster_projects_onto_every_other():

@@ -14,7 +14,16 @@ LABEL_FREE_SCORES = {
     "effective_rank": "Effective rank of the features",
     "silhouette": "Silhouette of the clusters",
 }
-LOWER_IS_BETTER = ("churn", "noise_share", "left_out_share", "changed_share", "largest_share", "born", "died")
+LOWER_IS_BETTER = (
+    "churn",
+    "noise_share",
+    "left_out_share",
+    "changed_share",
+    "soft_share",
+    "largest_share",
+    "born",
+    "died",
+)
 COLLAPSED_RANK = 0.1  # share of the first stage's effective rank
 COLLAPSED_SHARE = 0.5  # of the samples that have a cluster
 

@@ -42,6 +42,9 @@ KNOWN = {
     "plr/changed_share": Figure(
         "Changed by refinement", "Samples whose cluster refinement changed, against this epoch's own clustering.", 0, 1
     ),
+    "plr/soft_share": Figure(
+        "Targets on other clusters", "What refinement puts on other clusters than a sample's own.", 0, 1
+    ),
     "plr/churn": Figure("Churn", "Samples that are in another cluster than at the stage before.", 0, 1),
     "plr/agreement_ari": Figure(
         "Agreement with the stage before", "Adjusted Rand index: 1 = nothing has moved, 0 = chance.", 0, 1

@@ -30,7 +30,9 @@ function tiles() {
   const confidence = curveNamed("plr/mean_confidence");
   if (confidence) tile(lastOf(confidence).toFixed(2), "mean confidence of the labels");
   const changed = curveNamed("plr/changed_share");
-  if (changed) tile(share(lastOf(changed)), "changed by the last refinement");
+  const soft = curveNamed("plr/soft_share");
+  if (changed && (lastOf(changed) || !soft)) tile(share(lastOf(changed)), "changed by the last refinement");
+  if (soft) tile(share(lastOf(soft)), `of the targets on other ${clusterWord}s, by the last refinement`);
   const moments = Object.keys(data.scores);
   if (moments.length) {
     const last = data.scores[moments[moments.length - 1]];
