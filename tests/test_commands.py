@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,15 @@ def test_options_that_do_not_fit_are_named(tmp_path, capsys, options, message):
     files = ["--previous", str(path), "--current", str(path), "--output", str(tmp_path / "o.csv")]
     assert main(["refine", *files, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_nobody_reads_the_output(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("label\n0\n1\n")
+    command = ["refine", "--previous", path, "--current", path, "--output", tmp_path / "o.csv"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys; from hf_plr.commands import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, "-c", code, *command], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (141, "")
