@@ -90,7 +90,7 @@ def test_what_the_default_is_made_of(tmp_path):
     results = tmp_path / "results.jsonl"
     _write_records(results, {BASELINE: (0.5, 0.7), DEFAULT: (0.52, 0.74), "none x3": (0.51, 0.72), "slr x3": (0.5,)})
     assert parts([results]).splitlines()[2:] == [
-        "| digits, knn_accuracy | 1 | +1.0 (1 seed) | +0.0 (1 seed) | +2.0 (1 seed) |"
+        "| digits, knn_accuracy | 1 | +1.0 (1 seed) | +0.0 (1 seed) | +2.0 (1 seed) | +1.0 (1 seed) |"
     ]
 
 
