@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -48,6 +49,18 @@ def test_without_labels_there_are_no_scores(make_trainer, some_digits, tmp_path)
     assert card.data.datasets is None
     assert "No label column was chosen" in card.text
     assert "clusters: the smallest has" in card.text
+
+
+def test_what_refinement_did_where_targets_are_soft(make_trainer, tmp_path):
+    trainer = make_trainer(refinement="auto")
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text()
+    soft = [entry["plr/soft_share"] for entry in trainer.state.log_history if "plr/soft_share" in entry][-1]
+    assert 0.0 < soft < 0.3
+    assert f"Refinement put {soft:.1%} of the targets on other clusters at the last stage." in text
+    assert "Refinement changed" not in text  # k-means: no noise to be taken back in
+    assert (REPOSITORY / "model_cards" / "evidence.md").read_text().strip() in text
 
 
 def test_frames_are_the_members_of_units(make_sound_trainer, tmp_path):

@@ -26,7 +26,7 @@ TRAINING_SETTINGS = (
     "torch_compile",
 )
 LABEL_SCORE_PREFIX = "score/pseudo_label_"
-AGREEMENT, CHANGED = "plr/agreement_ari", "plr/changed_share"
+AGREEMENT, CHANGED, SOFT = "plr/agreement_ari", "plr/changed_share", "plr/soft_share"
 LOCAL_SETTINGS = ("image_cache_dir", "feature_dir", "report")  # folders of one machine, and what changes no result
 
 
@@ -136,11 +136,13 @@ class RunSummary:
         told = ", ".join(f"{name} {value:.2f}" for name, value in agreeing.items() if value is not None)
         if told:
             facts.append(f"Against the true labels, the last labels have: {told}.")
-        changed = [entry[CHANGED] for entry in self.stages if CHANGED in entry]
-        if changed:
+        changed, soft = ([entry[name] for entry in self.stages if name in entry] for name in (CHANGED, SOFT))
+        if changed and (changed[-1] or not soft):
             facts.append(
                 f"Refinement changed the cluster of {changed[-1]:.1%} of the {self.cluster_members} at the last stage."
             )
+        if soft:
+            facts.append(f"Refinement put {soft[-1]:.1%} of the targets on other clusters at the last stage.")
         return facts
 
     def changed_settings(self) -> list[tuple[str, Any]]:
