@@ -472,11 +472,15 @@ def check_dataset(dataset: Any) -> Dataset:
     return dataset
 
 
+def preset_of(args: PLRTrainingArguments, auto: str = AUTO_PRESET) -> str:
+    """The preset that the arguments name; `auto` is what "auto" stands for."""
+    return auto if args.refinement == AUTO else args.refinement
+
+
 def refiner_from(args: PLRTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
     """The refiner that the arguments name; `auto` is the preset that "auto" stands for."""
-    preset = auto if args.refinement == AUTO else args.refinement
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
-    return PseudoLabelRefiner.from_preset(preset, **overrides)
+    return PseudoLabelRefiner.from_preset(preset_of(args, auto), **overrides)
 
 
 def _label_column_for_scoring(dataset: Dataset, wanted: str | None) -> str | None:

@@ -65,6 +65,9 @@ class Labeling:
 
     def _rebuild(self, memory: ClusterMemory, features: torch.Tensor, mine: slice) -> torch.Tensor:
         targets = torch.from_numpy(self.now.targets[mine]).to(features.device)
+        if self.now.n_clusters == 0:
+            memory.prototypes = features.new_empty(0, features.shape[1])
+            return targets
         memory.rebuild(features, targets, self.now.n_clusters, self.stage.accelerator)
         return targets
 
@@ -76,7 +79,7 @@ class Labeling:
 
     def _weights_on(self, device: torch.device) -> torch.Tensor | None:
         """Weight of each sample's loss, with a mean of one over those that have a target; None for equal weights."""
-        if self.confidence_power == 0.0:
+        if self.confidence_power == 0.0 or self.now.n_clusters == 0:
             return None
         weights = self.now.confidence**self.confidence_power
         mean = weights[self.now.targets >= 0].mean()

@@ -25,8 +25,11 @@ class SoftTargets:
     cell: np.ndarray
 
     def of_samples(self, index: np.ndarray) -> np.ndarray:
-        """The soft targets of the samples at positions (B,), shape (B, n_clusters); noise has zeros only."""
-        rows: np.ndarray = self.of_cell.rows(self.cell[index]).toarray()
+        """The soft targets of the samples at positions (B,), float32 of shape (B, n_clusters).
+
+        Noise that was noise before, and what is left out, has zeros only.
+        """
+        rows: np.ndarray = self.of_cell.rows(self.cell[index]).astype(np.float32).toarray()
         return rows
 
     def state_dict(self) -> dict[str, np.ndarray]:

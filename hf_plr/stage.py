@@ -16,6 +16,7 @@ from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.evaluation.label_free import size_entropy
 from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult, adjusted_rand, cooccurrence
+from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import chunks
 from hf_plr.refinement.hardening import keep_current
 from hf_plr.soft_targets import SoftTargets
@@ -76,6 +77,10 @@ class RefinementStage:
         refine_start_epoch: epochs before this one train on the clusters as they are.
         accelerator: shares the samples among processes; all of them have all labels.
         min_confidence: samples whose label has less confidence are not trained on in this epoch; they keep it.
+        may_be_empty: an epoch without any cluster is no error, as of a labeling beside others.
+
+    Raises:
+        ValueError: if the refiner's soft labels cannot be targets.
     """
 
     def __init__(
@@ -85,7 +90,11 @@ class RefinementStage:
         refine_start_epoch: int,
         accelerator: Accelerator,
         min_confidence: float = 0.0,
+        may_be_empty: bool = False,
     ):
+        if refiner.harden == "none" and refiner.space == "joint":
+            raise ValueError("harden='none' needs space='projected': joint soft labels are no targets of the clusters")
+        self.may_be_empty = may_be_empty
         self.min_confidence = min_confidence
         self.clusterer = clusterer
         self.refiner = refiner
@@ -117,8 +126,8 @@ class RefinementStage:
         refined = time.perf_counter()
 
         soft = self.refiner.harden == "none" and refining
-        min_confidence = self.min_confidence if refining else 0.0
-        of_cell, n_clusters = _targets_of_cells(result, soft, min_confidence)
+        find_targets = _soft_targets if soft else _hard_targets
+        of_cell, n_clusters, rows = find_targets(result, self.min_confidence if refining else 0.0)
         cells, counts = result.cells, result.table.counts
         start, _ = place_of(self.accelerator, len(features))
         mine = slice(start, start + len(features))
@@ -130,14 +139,18 @@ class RefinementStage:
             for values in _of_samples(result, mine, *wanted)
         )
         previous = np.full(len(raw), NOISE, np.int32) if last is None else last.labels
-        soft_targets = SoftTargets(cells.soft.without(cells.confidence < min_confidence), cell[0]) if soft else None
+        soft_targets = None if rows is None else SoftTargets(rows, cell[0])
         self.current = PseudoLabels(epoch, result.labels, previous, raw, confidence, targets, n_clusters, soft_targets)
+        seconds = {"seconds_cluster": clustered - started, "seconds_refine": refined - clustered}
+        if n_clusters == 0 and self.may_be_empty:
+            logger.warning("Epoch %d: a finer labeling has no clusters, so this epoch trains on the others.", epoch)
+            return {"clusters": 0.0, **seconds}
         if n_clusters == 0:
             raise ValueError(
                 f"epoch {epoch}: all {len(raw)} samples are noise, so there is nothing to train on. "
                 "Use fewer, larger clusters or a lower min_cluster_size or min_confidence; with dbscan, a larger eps."
             )
-        if n_clusters == 1:
+        if n_clusters == 1 and not self.may_be_empty:
             logger.warning(
                 "Epoch %d: only one cluster is left, so the loss is zero and nothing is learned. Use a larger "
                 "num_clusters, a lower learning rate, or weaker refinement (--refinement none to check).",
@@ -152,10 +165,9 @@ class RefinementStage:
             "left_out_share": float(counts[of_cell == NOISE].sum() / len(raw)),
             "changed_share": result.changed_share,
             "mean_confidence": float(np.average(cells.confidence, weights=counts)),
-            "size_entropy": size_entropy(sizes[sizes > 0]),
+            "size_entropy": size_entropy(sizes),
             "largest_share": float(sizes.max() / sizes.sum()),
-            "seconds_cluster": clustered - started,
-            "seconds_refine": refined - clustered,
+            **seconds,
         }
         if soft:
             figures["soft_share"] = 1.0 - float(np.average(cells.confidence[taught], weights=counts[taught]))
@@ -224,7 +236,7 @@ class RefinementStage:
         n = len(checked(state, "labels", "integers", (None,)))
         for name in REFINER_LABELS:
             checked(state, name, "integers", (n,))
-        n_clusters = int(checked(state, "n_clusters", "integers", (1,), 1, n)[0])
+        n_clusters = int(checked(state, "n_clusters", "integers", (1,), 0 if self.may_be_empty else 1, n)[0])
 
         def integers(name: str, highest: int | None = None) -> np.ndarray:
             return checked(state, name, "integers", (n,), NOISE, highest)
@@ -263,16 +275,25 @@ def default_num_clusters(n_samples: int) -> int:
     return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
 
 
-def _targets_of_cells(result: RefinementResult, soft: bool, min_confidence: float) -> tuple[np.ndarray, int]:
-    """Position of each cell's prototype, -1 = no loss, shape (cells,), and how many prototypes there are."""
+def _hard_targets(result: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, None]:
+    """Position of each cell's prototype, -1 = no loss, shape (cells,), how many there are, and no soft targets."""
     cells = result.cells
-    is_sure = cells.confidence >= min_confidence
-    if soft:
-        target = np.where(is_sure, keep_current(cells.table, cells.soft), NOISE)
-        return target, len(cells.table.current_ids) if (target != NOISE).any() else 0
-    trained = (cells.labels != NOISE) & is_sure
+    trained = (cells.labels != NOISE) & (cells.confidence >= min_confidence)
     ids = np.unique(cells.labels[trained])
-    return np.where(trained, np.searchsorted(ids, cells.labels), NOISE), len(ids)
+    return np.where(trained, np.searchsorted(ids, cells.labels), NOISE), len(ids), None
+
+
+def _soft_targets(result: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, SoftCells]:
+    """As `_hard_targets`, with the soft targets of the cells: over the clusters that have a sure member."""
+    cells = result.cells
+    cluster, soft = keep_current(cells.table, cells.soft), cells.soft
+    doubtful = cells.confidence < min_confidence
+    if not doubtful.any():
+        return cluster, soft.n_columns, soft
+    cluster = np.where(doubtful, NOISE, cluster)
+    taught = np.unique(cluster[cluster != NOISE])
+    target = np.where(cluster != NOISE, np.searchsorted(taught, cluster), NOISE)
+    return target, len(taught), soft.without(doubtful).columns(taught)
 
 
 def _of_samples(result: RefinementResult, samples: slice, *of_cells: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, refiner_from
+from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, preset_of, refiner_from
 from hf_plr.clustering import can_be_finer, make_clusterers
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.sampler import ClusterSampler
@@ -46,8 +46,9 @@ class PLRTrainer(BackboneTrainer):
     """Train a backbone of images or sounds without labels, on clusters that are refined from epoch to epoch.
 
     Before each epoch the trainer extracts the features of the training samples without augmentation, clusters them,
-    refines the clusters by those of the last epoch, and rebuilds a memory of one prototype for each refined cluster.
-    The epoch then pulls every sample to its prototype. Everything else is `transformers.Trainer`.
+    refines the clusters by those of the last epoch, and rebuilds a memory of one prototype for each cluster. The epoch
+    then pulls every sample to its prototype, or where targets are soft to several. With several labelings all of this
+    is done for each of them, and the loss is their mean. Everything else is `transformers.Trainer`.
 
     Args:
         model: a vision transformer (ViT, DeiT, DINOv2, ...) or a speech transformer (HuBERT, wav2vec 2.0, WavLM,
@@ -101,8 +102,9 @@ class PLRTrainer(BackboneTrainer):
         if clusterer is None and num_clusters > len(train_dataset) > 0:
             raise ValueError(f"num_clusters={num_clusters} but the data set has {len(train_dataset)} samples")
         if clusterer is None:
-            n_labelings = args.num_labelings or _default_labelings(args, refiner)
-            clusterers = _clusterers(n_labelings, args, num_clusters, len(train_dataset))
+            clusterers = _clusterers(args.num_labelings or 1, args, num_clusters, len(train_dataset))
+            if args.num_labelings is None and args.refinement == AUTO and refiner is None and can_be_finer(*clusterers):
+                clusterers = _clusterers(AUTO_LABELINGS, args, num_clusters, len(train_dataset))
         elif (args.num_labelings or 1) == 1:
             clusterers = [clusterer]
         else:
@@ -124,7 +126,8 @@ class PLRTrainer(BackboneTrainer):
                 f"num_clusters={counted} but only {len(self.train_dataset)} {self.medium.plural} can be read"
             )
         self.labelings = [
-            Labeling(self._stage_of(each), self._new_memory(), args.confidence_power) for each in clusterers
+            Labeling(self._stage_of(each, is_first=i == 0), self._new_memory(), args.confidence_power)
+            for i, each in enumerate(clusterers)
         ]
         if refiner is not None:
             for labeling in self.labelings:
@@ -153,13 +156,14 @@ class PLRTrainer(BackboneTrainer):
     def pseudo_labels(self) -> PseudoLabels | None:
         return self.stage.current
 
-    def _stage_of(self, clusterer: Clusterer) -> RefinementStage:
+    def _stage_of(self, clusterer: Clusterer, is_first: bool) -> RefinementStage:
         return RefinementStage(
             clusterer=clusterer,
             refiner=refiner_from(self.args),
             refine_start_epoch=self.args.refine_start_epoch,
             min_confidence=self.args.min_confidence,
             accelerator=self.accelerator,
+            may_be_empty=not is_first,
         )
 
     def prepare_epoch(self, epoch: int) -> None:
@@ -281,7 +285,8 @@ class PLRTrainer(BackboneTrainer):
         """Cross-entropy of a batch of samples against the prototypes of their refined clusters, a mean of labelings."""
         index = inputs["index"]
         raw = self.medium.features(model, inputs, self._numbers(index))
-        loss = torch.stack([labeling.loss(raw, index) for labeling in self.labelings]).mean()
+        teaching = [labeling for labeling in self.labelings if labeling.now.n_clusters]
+        loss = torch.stack([labeling.loss(raw, index) for labeling in teaching]).mean()
         self._pending.append((raw.detach(), index))
         return (loss, {"features": self.memory.embed(raw)}) if return_outputs else loss
 
@@ -296,7 +301,8 @@ class PLRTrainer(BackboneTrainer):
                 index = self.accelerator.pad_across_processes(index, pad_index=-1)
                 raw, index = self.accelerator.gather((raw, index))
             for labeling in self.labelings:
-                labeling.follow(raw, index)
+                if labeling.now.n_clusters:
+                    labeling.follow(raw, index)
             self._feature_source.note(index, raw)
         return loss
 
@@ -359,6 +365,8 @@ class PLRTrainer(BackboneTrainer):
         parts = {
             "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
             "refiner": self.stage.refiner.settings(),
+            "refinement": preset_of(self.args),
+            "num_labelings": len(self.labelings),
         }
         return super().run_settings() | as_stored(parts)
 
@@ -426,12 +434,6 @@ class PLRTrainer(BackboneTrainer):
             words += f", adjusted Rand index {agreement:.2f} with the epoch before"
         others = [f"{labeling.now.n_clusters}" for labeling in self.labelings[1:]]
         return f"{words}; trained together with labelings of {' and '.join(others)} clusters" if others else words
-
-
-def _default_labelings(args: PLRTrainingArguments, refiner: PseudoLabelRefiner | None) -> int:
-    """How many labelings there are where the arguments name no number."""
-    auto = args.refinement == AUTO and refiner is None
-    return AUTO_LABELINGS if auto and can_be_finer(args.clusterer) else 1
 
 
 def _clusterers(n: int, args: PLRTrainingArguments, num_clusters: int, n_samples: int) -> list[Any]:

@@ -21,7 +21,7 @@ from hf_plr.refinement import PRESETS
 
 ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
 
-AUTO = "auto"  # what has served best so far: this preset, on so many labelings where the clusterer allows it
+AUTO = "auto"  # as good as any that was tried: this preset, on so many labelings where the clusterer allows it
 AUTO_PRESET = "soft"
 AUTO_LABELINGS = 3
 ON_NAN = ("stop", "skip_epoch")
@@ -135,8 +135,8 @@ class PLRTrainingArguments(TrainingArguments):
     refinement: str = field(
         default=AUTO,
         metadata={
-            "help": "auto (soft, on several labelings at once where the clusterer allows it: what has served best so "
-            "far; slr for frames), or a preset: slr (projection, as published), soft (soft targets by projection), "
+            "help": "auto (soft, on several labelings at once where the clusterer allows it: as good as any that was "
+            "tried; slr for frames), or a preset: slr (projection, as published), soft (soft targets by projection), "
             "joint (both epochs side by side), rlcc (soft targets as in RLCC) or none.",
             "choices": [AUTO, *PRESETS],
         },

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, refiner_from
+from hf_plr.backbone_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, preset_of, refiner_from
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.augmentation import uniform
 from hf_plr.data.sampler import LengthSampler
@@ -40,6 +40,7 @@ from hf_plr.units.stage import FrameStage, FrameUnits
 logger = logging.getLogger(__name__)
 
 DEFAULT_UNITS = 100
+AUTO_FOR_FRAMES = "slr"  # what refinement="auto" stands for; soft targets are not for units
 UNITS_FILE = "units.parquet"
 HEAD_PREFIX = "head."
 WITHOUT_EFFECT = (
@@ -72,7 +73,8 @@ class UnitTrainer(BackboneTrainer):
         train_dataset: a `datasets.Dataset` with a column of sounds. No label is used for training.
         processing_class: the feature extractor; by default the one saved with the model.
         eval_dataset: a data set with sounds and true labels that is scored.
-        refiner: the refinement over frames; by default the preset `args.refinement`, cut at the number of units.
+        refiner: the refinement over frames; by default the preset `args.refinement` ("auto" is "slr"), cut at the number
+            of units.
         compute_metrics: as in `Trainer`; predictions are features (N, D), label_ids the true labels (N,).
         **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
@@ -291,7 +293,11 @@ class UnitTrainer(BackboneTrainer):
         self.reporter.go_on(self._snapshot(None))
 
     def run_settings(self) -> dict[str, Any]:
-        return super().run_settings() | as_stored({"refiner": self.stage.refiner.settings()})
+        refinement = {
+            "refiner": self.stage.refiner.settings(),
+            "refinement": preset_of(self.args, auto=AUTO_FOR_FRAMES),
+        }
+        return super().run_settings() | as_stored({**refinement, "num_labelings": 1})
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
@@ -314,6 +320,8 @@ class UnitTrainer(BackboneTrainer):
 
 def _check_has_effect(args: UnitTrainingArguments) -> None:
     for field in dataclasses.fields(args):
+        if (field.name, getattr(args, field.name)) == ("num_labelings", 1):  # as it is
+            continue
         if field.name in WITHOUT_EFFECT and getattr(args, field.name) != field.default:
             raise ValueError(
                 f"{field.name}={getattr(args, field.name)!r} has no effect on units of frames: leave it out"
@@ -322,7 +330,7 @@ def _check_has_effect(args: UnitTrainingArguments) -> None:
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
     """The preset, cut at the number of units where it clusters anew."""
-    refiner = refiner_from(args, auto="slr")
+    refiner = refiner_from(args, auto=AUTO_FOR_FRAMES)
     if refiner.harden == "none":
         raise ValueError(
             f"refinement={args.refinement!r} gives soft targets, which frames do not take: use slr or joint"

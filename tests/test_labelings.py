@@ -30,7 +30,7 @@ def test_each_labeling_is_twice_as_fine_as_the_one_before():
 
 def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
     with pytest.raises(
-        ValueError, match="num_labelings=2 needs a clusterer with a number of clusters or an eps: hdbscan"
+        ValueError, match=r"num_labelings=2 needs a clusterer with a number of clusters, .* hdbscan has none"
     ):
         make_trainer(num_labelings=2, clusterer="hdbscan")
     with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer by name"):
@@ -53,11 +53,59 @@ def test_auto_refines_three_labelings_where_the_clusterer_allows_it(make_trainer
     for one in (
         make_trainer(refinement="auto", num_labelings=1),
         make_trainer(refinement="auto", clusterer="reciprocal_hdbscan"),
+        make_trainer(
+            refinement="auto",
+            clusterer="agglomerative",
+            clusterer_kwargs={"n_clusters": None, "distance_threshold": 1.0},
+        ),
         make_trainer({"clusterer": KMeans(5)}, refinement="auto"),
         make_trainer({"refiner": PseudoLabelRefiner.from_preset("joint")}, refinement="auto"),
         *(make_trainer(refinement=name) for name in PRESETS),
     ):
         assert len(one.labelings) == 1
+
+
+def test_a_finer_one_fits_on_as_many_samples_as_it_has_clusters():
+    found = make_clusterers(3, "kmeans", 10, {"fit_samples": 15}, n_samples=203)
+    assert [each.fit_samples for each in found] == [15, 20, 40]
+
+
+DENSITY = {"clusterer": "dbscan", "clusterer_kwargs": {"eps": 0.5, "k1": 12}, "refinement": "auto"}
+
+
+def test_labelings_of_dbscan_are_trained_on_and_resume_bit_for_bit(make_trainer, tmp_path):
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **DENSITY)
+    whole.train()
+    assert [labeling.stage.clusterer.eps for labeling in whole.labelings] == [0.5, 0.375, 0.28125]
+    raw = [(labeling.now.raw_labels == -1).mean() for labeling in whole.labelings]
+    assert raw[0] < raw[1] < raw[2]
+    refined = whole.labelings[1].now
+    taken_back = (refined.raw_labels == -1) & (refined.previous_labels >= 0)
+    assert (refined.labels[taken_back] >= 0).any()
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), **DENSITY).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), **DENSITY)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_a_finer_labeling_without_clusters_sits_the_epoch_out(make_trainer, tmp_path, caplog):
+    settings = {**DENSITY, "clusterer_kwargs": {"eps": 0.3, "k1": 12, "min_samples": 6}}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), confidence_power=1.0, **settings)
+    whole.train()
+    assert [labeling.now.n_clusters > 0 for labeling in whole.labelings] == [True, True, False]
+    assert "a finer labeling has no clusters, so this epoch trains on the others" in caplog.text
+    assert whole.state.log_history[-1]["train_loss"] > 0
+    make_trainer(
+        {"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), confidence_power=1.0, **settings
+    ).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), confidence_power=1.0, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_what_auto_stands_for_resumes_it(make_trainer, tmp_path):
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path), refinement="auto").train()
+    make_trainer(output_dir=str(tmp_path), refinement="soft", num_labelings=3).train(resume_from_checkpoint=True)
 
 
 def _sizes(trainer) -> str:
@@ -102,7 +150,7 @@ def test_it_resumes_bit_for_bit(make_trainer, tmp_path, refinement):
     resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
     resumed.train(resume_from_checkpoint=True)
     assert_same_run(whole, resumed)
-    with pytest.raises(ValueError, match="num_labelings was 2 and is None"):
+    with pytest.raises(ValueError, match="num_labelings was 2 and is 1"):
         make_trainer(output_dir=str(tmp_path / "part"), refinement=refinement, confidence_power=1.0).train(
             resume_from_checkpoint=True
         )

@@ -28,7 +28,13 @@ def own_settings(paths: list[Path]) -> str:
         seeds = sorted(set(none) & set(auto))
         if seeds:
             means = (f"{np.mean([way[seed] for seed in seeds]):.3f}" for way in (none, auto))
-            cells = [task.title, f"{np.mean(task.starts):.3f}", *means, difference(auto, none), str(len(seeds))]
+            cells = [
+                task.title,
+                f"{np.mean([task.starts[seed] for seed in seeds]):.3f}",
+                *means,
+                difference(auto, none),
+                str(len(seeds)),
+            ]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -67,10 +73,10 @@ def off_settings(paths: list[Path]) -> str:
 
 @dataclass
 class _Ends:
-    """Scores of one task before training, and after it by setting and way, and by seed."""
+    """Scores of one task before training by seed, and after it by setting and way, and by seed."""
 
     title: str
-    starts: list[float] = field(default_factory=list)
+    starts: dict[int, float] = field(default_factory=dict)
     ends: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
 
 
@@ -80,7 +86,7 @@ def _ends_of_tasks(paths: list[Path], ways: tuple[str, ...] = (BASELINE, DEFAULT
         if run.way in ways:
             name = record["score"]
             task = tasks.setdefault(run.task, _Ends(f"{run.task}, {name}"))
-            task.starts.append(record["start"][name])
+            task.starts[run.seed] = record["start"][name]
             task.ends.setdefault((run.variation, run.way), {})[run.seed] = record["end"][name]
     return list(tasks.values())
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
 from hf_plr import PLRTrainer
-from hf_plr.clustering import can_be_finer
+from hf_plr.clustering import can_be_finer, make_clusterer
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.progress_display import ProgressDisplay
 from hf_plr.refinement import NOISE
@@ -51,9 +51,8 @@ def runs_of(suite: str) -> list[Run]:
 
 def _fits(way: str, task: str) -> bool:
     """Whether a way can be run on a task: several labelings need a clusterer that can be made finer."""
-    return WAYS[way].changes.get("num_labelings", 1) == 1 or can_be_finer(
-        TASKS[task].arguments.get("clusterer", "kmeans")
-    )
+    clusterer = make_clusterer(TASKS[task].arguments.get("clusterer", "kmeans"), num_clusters=2)
+    return WAYS[way].changes.get("num_labelings", 1) == 1 or can_be_finer(clusterer)
 
 
 def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:

@@ -46,9 +46,11 @@ def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None
     return CLUSTERERS[name](**{**chosen, **(settings or {})})
 
 
-def can_be_finer(name: str) -> bool:
-    """Whether a clusterer has what makes it finer: a number of clusters, or an eps."""
-    return bool({"n_clusters", "eps"} & set(inspect.signature(CLUSTERERS[name]).parameters))
+def can_be_finer(clusterer: Any) -> bool:
+    """Whether a clusterer has what makes it finer: an eps, or a number of clusters that it seeks by itself."""
+    if hasattr(clusterer, "eps"):
+        return True
+    return isinstance(getattr(clusterer, "n_clusters", None), int) and isinstance(getattr(clusterer, "init", ""), str)
 
 
 def make_clusterers(
@@ -61,7 +63,8 @@ def make_clusterers(
         name: as for `make_clusterer`.
         num_clusters: number of clusters of the first, for those that take one; each next one has twice as many, up to
             half of the samples. Of "dbscan" each next one has three quarters of the eps.
-        settings: as for `make_clusterer`; an `n_clusters` or `eps` there is the first one's.
+        settings: as for `make_clusterer`; an `n_clusters` or `eps` there is the first one's, and where `fit_samples`
+            are fewer than the clusters of a finer one, it takes as many as it has clusters.
         n_samples: number of samples.
         **defaults: as for `make_clusterer`.
 
@@ -71,8 +74,11 @@ def make_clusterers(
     first = make_clusterer(name, num_clusters, settings, **defaults)
     if n == 1:
         return [first]
-    if not can_be_finer(name):
-        raise ValueError(f"num_labelings={n} needs a clusterer with a number of clusters or an eps: {name} has neither")
+    if not can_be_finer(first):
+        raise ValueError(
+            f"num_labelings={n} needs a clusterer with a number of clusters, without centres to start from, or with an "
+            f"eps: {name} has none of these here"
+        )
     if hasattr(first, "eps"):
         finer = [{**(settings or {}), "eps": round(first.eps * FINER_EPS**i, 6)} for i in range(n)]
         by_eps = [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
@@ -81,7 +87,10 @@ def make_clusterers(
     finest = max(first.n_clusters, n_samples // 2)
     counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
     seed = defaults.pop("seed", 0)
-    return [
-        make_clusterer(name, count, {**(settings or {}), "n_clusters": count}, seed=seed + i, **defaults)
-        for i, count in enumerate(counts)
-    ]
+    by_count = []
+    for i, count in enumerate(counts):
+        chosen = {**(settings or {}), "n_clusters": count}
+        if i > 0 and chosen.get("fit_samples") is not None:
+            chosen["fit_samples"] = max(chosen["fit_samples"], count)
+        by_count.append(make_clusterer(name, count, chosen, seed=seed + i, **defaults))
+    return by_count

@@ -56,11 +56,14 @@ class SoftCells:
 
     def without(self, cells: np.ndarray) -> SoftCells:
         """The same with empty rows for some cells: a bool array of shape (cells,)."""
-        if not cells.any():
-            return self
         n_cases, n_parts = self.shares_of_case.shape
         case = np.where(cells, n_cases, self.case).astype(np.min_scalar_type(n_cases))
         return SoftCells(self.codes, case, np.vstack([self.shares_of_case, np.zeros(n_parts)]), self.bases)
+
+    def columns(self, chosen: np.ndarray) -> SoftCells:
+        """The same without the other columns, so that rows may add up to less."""
+        bases = tuple(sp.csr_array(basis[:, chosen]) for basis in self.bases)
+        return SoftCells(self.codes, self.case, self.shares_of_case, bases)
 
     def rows(self, cells: np.ndarray | slice = slice(None)) -> sp.csr_array:
         """Soft labels of some cells, sparse, shape (cells, columns)."""

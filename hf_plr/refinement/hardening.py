@@ -53,7 +53,21 @@ def drop_small(cluster: np.ndarray, counts: np.ndarray, min_size: int) -> np.nda
     return np.where(is_small[cluster], NOISE, cluster) if is_small.any() else cluster
 
 
-def confidence(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def own_columns(column: np.ndarray, cluster: np.ndarray, n_columns: int, n_clusters: int) -> sp.csr_array:
+    """Which column belongs to which cluster where each cluster is one column: 0 or 1, shape (columns, clusters).
+
+    Args:
+        column: column that is the hard label of each cell, -1 = noise, shape (cells,).
+        cluster: the same as a number from 0, shape (cells,).
+        n_columns, n_clusters: how many there are of each.
+    """
+    pairs = np.unique(np.stack([column, cluster], axis=1)[cluster != NOISE], axis=0)
+    return sp.csr_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n_columns, n_clusters))
+
+
+def confidence(
+    soft: SoftCells, cluster: np.ndarray, counts: np.ndarray, homes: sp.csr_array | None = None
+) -> np.ndarray:
     """Share of each cell's soft label that lies on columns which belong to its hard label; in [0, 1], 0 for noise.
 
     A column belongs to the cluster whose samples have the largest part of it.
@@ -62,12 +76,14 @@ def confidence(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray) -> np.n
         soft: soft labels of the cells.
         cluster: hard label of each cell, from 0, -1 = noise, shape (cells,).
         counts: samples in each cell, shape (cells,).
+        homes: which columns belong to which cluster, 0 or 1, shape (columns, clusters); by default that is found.
     """
     result = np.zeros(len(soft))
     n_clusters = int(cluster.max(initial=NOISE)) + 1
     if n_clusters == 0:
         return result
-    homes = _homes(soft, cluster, counts, n_clusters)
+    if homes is None:
+        homes = _homes(soft, cluster, counts, n_clusters)
     homes_of_code = [sp.csr_array(basis @ homes) for basis in soft.bases]
     totals = [basis.sum(axis=1) for basis in soft.bases]
     for block in blocks(len(soft)):

@@ -13,7 +13,7 @@ from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
 from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, only_current
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.hardening import argmax, confidence, drop_small, keep_current
+from hf_plr.refinement.hardening import argmax, confidence, drop_small, keep_current, own_columns
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -184,9 +184,13 @@ class PseudoLabelRefiner:
         soft = self._blend(table, projection)  # 3. blend
         cluster, exact = self._harden(table, soft)  # 4. harden
 
+        column = cluster
         cluster, n_clusters = _compact(cluster)
+        homes = None
+        if self.harden == "none" and self.space == "projected":
+            homes = own_columns(column, cluster, soft.n_columns, n_clusters)
         changed_share = _changed_share(table, cluster, n_clusters)
-        confidences = confidence(soft, cluster, table.counts)
+        confidences = confidence(soft, cluster, table.counts, homes)
         overlaps = Overlaps.of_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
         number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
         del overlaps
