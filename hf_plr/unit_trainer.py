@@ -73,8 +73,8 @@ class UnitTrainer(BackboneTrainer):
         train_dataset: a `datasets.Dataset` with a column of sounds. No label is used for training.
         processing_class: the feature extractor; by default the one saved with the model.
         eval_dataset: a data set with sounds and true labels that is scored.
-        refiner: the refinement over frames; by default the preset `args.refinement` ("auto" is "slr"), cut at the number
-            of units.
+        refiner: the refinement over frames; by default the preset `args.refinement` ("auto" is "slr"), cut at the
+            number of units.
         compute_metrics: as in `Trainer`; predictions are features (N, D), label_ids the true labels (N,).
         **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
