@@ -52,7 +52,8 @@ class PseudoLabels:
         previous_labels: the refined labels of the epoch before, shape (N,); -1 everywhere at the first.
         raw_labels: the clusterer's labels before refinement, shape (N,).
         confidence: in [0, 1], float32 of shape (N,).
-        targets: position of each sample's prototype, 0 to n_clusters - 1, -1 = no loss, shape (N,).
+        targets: position of each sample's prototype, 0 to n_clusters - 1, -1 = none and, where targets are hard, no
+            loss, shape (N,). Noise whose past says two clusters alike has soft targets and none here.
         n_clusters: number of prototypes.
         soft_targets: soft targets, or None where targets are hard.
     """
