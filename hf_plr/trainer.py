@@ -103,7 +103,8 @@ class PLRTrainer(BackboneTrainer):
             raise ValueError(f"num_clusters={num_clusters} but the data set has {len(train_dataset)} samples")
         if clusterer is None:
             clusterers = _clusterers(args.num_labelings or 1, args, num_clusters, len(train_dataset))
-            if args.num_labelings is None and args.refinement == AUTO and refiner is None and can_be_finer(*clusterers):
+            is_auto = args.num_labelings is None and args.refinement == AUTO and refiner is None
+            if is_auto and can_be_finer(clusterers[0]):
                 clusterers = _clusterers(AUTO_LABELINGS, args, num_clusters, len(train_dataset))
         elif (args.num_labelings or 1) == 1:
             clusterers = [clusterer]
