@@ -28,11 +28,11 @@ from accelerate import Accelerator
 from datasets import Audio, Dataset
 
 from hf_plr import PLRTrainingArguments
+from hf_plr.data.audio_store import SoundStore
 from hf_plr.data.loading import load_train_and_test
-from hf_plr.data.sounds import SoundStore
-from hf_plr.features import FeatureExtractor
-from hf_plr.media import Sounds
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
+from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.modality import Sounds
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
 
 RATE = 16_000
 

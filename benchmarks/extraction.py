@@ -28,11 +28,11 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
-from hf_plr.media import Images
-from hf_plr.models.backbone import pass_class_token_through_pooler, small_vit_processor
-from hf_plr.models.cluster_memory import ClusterMemory
-from hf_plr.precision import fast_fp32_products
-from hf_plr.progress_display import ProgressDisplay
+from hf_plr.modality import Images
+from hf_plr.models.vision import pass_class_token_through_pooler, small_vit_processor
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.trainer.progress_display import ProgressDisplay
+from hf_plr.utils.precision import fast_fp32_products
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6)}  # width, layers, heads of ViT-Ti and ViT-S
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}

@@ -1,4 +1,4 @@
-"""Fingerprints of what short runs leave: sha256 of weights, labels, prototypes and scores, to show that a change changes nothing.
+"""Fingerprints of what short runs leave: sha256 of weights, labels, prototypes and scores, before and after a change.
 
     python -m benchmarks.fingerprint --output before.json            # at one commit
     python -m benchmarks.fingerprint --output after.json --compare before.json   # at another, on the same machine

@@ -24,7 +24,7 @@ import torch
 
 from hf_plr import KMeans
 from hf_plr.clustering.kmeans import BLOCK_SCORES, OTHER_BLOCK_SCORES
-from hf_plr.precision import fast_fp32_products
+from hf_plr.utils.precision import fast_fp32_products
 
 
 def main() -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_plr.clustering import KMeans, ReciprocalDBSCAN, ReciprocalHDBSCAN
     from hf_plr.refinement import PseudoLabelRefiner
-    from hf_plr.trainer import PLRTrainer
-    from hf_plr.training_args import PLRTrainingArguments
-    from hf_plr.unit_trainer import UnitTrainer
-    from hf_plr.unit_training_args import UnitTrainingArguments
+    from hf_plr.trainer.plr_trainer import PLRTrainer
+    from hf_plr.trainer.unit_trainer import UnitTrainer
+    from hf_plr.training_args import PLRTrainingArguments, UnitTrainingArguments
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,13 +27,13 @@ __all__ = [
 # The refiner must be importable where there is no torch, so each name is imported when it is first used.
 _HOME = {
     "KMeans": "hf_plr.clustering",
-    "PLRTrainer": "hf_plr.trainer",
+    "PLRTrainer": "hf_plr.trainer.plr_trainer",
     "PLRTrainingArguments": "hf_plr.training_args",
     "PseudoLabelRefiner": "hf_plr.refinement",
     "ReciprocalDBSCAN": "hf_plr.clustering",
     "ReciprocalHDBSCAN": "hf_plr.clustering",
-    "UnitTrainer": "hf_plr.unit_trainer",
-    "UnitTrainingArguments": "hf_plr.unit_training_args",
+    "UnitTrainer": "hf_plr.trainer.unit_trainer",
+    "UnitTrainingArguments": "hf_plr.training_args",
 }
 
 

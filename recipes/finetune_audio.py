@@ -17,11 +17,11 @@ import soundfile
 from datasets import Dataset
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
-from hf_plr.arguments import RecipeParser
+from hf_plr.data.audio_decoding import decode_waveform
 from hf_plr.data.columns import find_audio_column
-from hf_plr.data.store import undecoded
-from hf_plr.data.waveforms import decode_waveform
-from hf_plr.finetuning import (
+from hf_plr.data.sample_store import undecoded
+from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
     as_labels,
@@ -30,7 +30,7 @@ from hf_plr.finetuning import (
     show_first_answer,
     train_classifier,
 )
-from hf_plr.recipe import run_recipe
+from hf_plr.recipe_tools.running import run_recipe
 
 
 @dataclass

@@ -15,9 +15,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from hf_plr.arguments import RecipeParser
 from hf_plr.data.columns import find_image_column
-from hf_plr.finetuning import (
+from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
     as_labels,
@@ -26,7 +26,7 @@ from hf_plr.finetuning import (
     show_first_answer,
     train_classifier,
 )
-from hf_plr.recipe import run_recipe
+from hf_plr.recipe_tools.running import run_recipe
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -26,12 +26,12 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, UnitTrainer, UnitTrainingArguments
-from hf_plr.arguments import RecipeParser
+from hf_plr.data.audio_store import sampling_rates
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.loading import draw_rows, load_train_and_test, synthetic_sounds
-from hf_plr.data.sounds import sampling_rates
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
-from hf_plr.recipe import (
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.running import (
     DataArguments,
     RecipeTrainingArguments,
     check_output_dir,

@@ -25,13 +25,12 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from hf_plr.arguments import RecipeParser
-from hf_plr.data.images import image_sizes
+from hf_plr.data.image_store import image_sizes
 from hf_plr.data.loading import draw_rows
-from hf_plr.data.reid import ReidData, load_reid_data
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.models.backbone import fitting_size, load_backbone, load_image_processor, small_vit, small_vit_processor
-from hf_plr.recipe import (
+from hf_plr.models.vision import fitting_size, load_backbone, load_image_processor, small_vit, small_vit_processor
+from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.running import (
     RecipeTrainingArguments,
     check_output_dir,
     prepare_output_dir,
@@ -40,7 +39,8 @@ from hf_plr.recipe import (
     train,
     write_results,
 )
-from hf_plr.reid import ReidTrainer
+from hf_plr.reid.reid_data import ReidData, load_reid_data
+from hf_plr.reid.reid_trainer import ReidTrainer
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
 
 SOURCE_FOLDER = "source"

@@ -20,12 +20,12 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_plr import PLRTrainer
-from hf_plr.arguments import RecipeParser
 from hf_plr.data.columns import find_image_column
-from hf_plr.data.images import image_sizes
+from hf_plr.data.image_store import image_sizes
 from hf_plr.data.loading import digits, draw_rows, load_train_and_test
-from hf_plr.models.backbone import fitting_size, small_vit, small_vit_processor
-from hf_plr.recipe import (
+from hf_plr.models.vision import fitting_size, small_vit, small_vit_processor
+from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.running import (
     DataArguments,
     RecipeTrainingArguments,
     check_output_dir,

@@ -18,10 +18,10 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
-from hf_plr.backbone_trainer import BackboneTrainer
 from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
-from hf_plr.models.backbone import small_vit, small_vit_processor
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.trainer.base_trainer import BackboneTrainer
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

@@ -22,10 +22,10 @@ from runs import logged
 from transformers import TrainerCallback
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.checkpoints import last_whole
 from hf_plr.data.loading import digits, draw_rows
-from hf_plr.models.backbone import small_vit, small_vit_processor
-from hf_plr.stop_signal import TrainingStopped
+from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.trainer.checkpointing import last_whole
+from hf_plr.trainer.stop_signal import TrainingStopped
 
 # 203 samples in batches of 2 x 16: the last batch is 11 samples, 6 and 5.
 SETTINGS: list[tuple[int, dict[str, Any]]] = [

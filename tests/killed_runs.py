@@ -28,9 +28,9 @@ from runs import logged
 from transformers import TrainerCallback
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.checkpoints import ASIDE, checkpoints_in
 from hf_plr.data.loading import digits
-from hf_plr.models.backbone import small_vit, small_vit_processor
+from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.trainer.checkpointing import ASIDE, checkpoints_in
 
 MOMENTS = ("any", "stage", "save", "any", "save")
 

@@ -32,9 +32,9 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model  # noqa
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments  # noqa: E402
 from hf_plr.data.loading import digits, synthetic_sounds  # noqa: E402
-from hf_plr.hub import HubError  # noqa: E402
-from hf_plr.models.backbone import small_vit, small_vit_processor  # noqa: E402
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor  # noqa: E402
+from hf_plr.hub.push import HubError  # noqa: E402
+from hf_plr.models.speech import small_hubert, small_hubert_extractor  # noqa: E402
+from hf_plr.models.vision import small_vit, small_vit_processor  # noqa: E402
 
 TOKEN = os.environ["HF_TOKEN"]
 COMMON = {"num_train_epochs": 1, "num_clusters": 8, "disable_tqdm": True, "use_cpu": True, "push_to_hub": True}

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from hf_plr.backbone_trainer import BackboneTrainer
-from hf_plr.checkpoints import last_whole
+from hf_plr.trainer.base_trainer import BackboneTrainer
+from hf_plr.trainer.checkpointing import last_whole
 
 MEASURED = ("seconds", "runtime", "per_second")  # parts of the names of what a clock measures
 

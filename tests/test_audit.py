@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from hf_plr.commands import main
+from hf_plr.cli import main
 from hf_plr.report.audit import Marks, estimate_error_rate, rank_clusters
 
 
@@ -157,7 +157,7 @@ def test_a_file_written_by_hand_is_a_random_draw_only_if_that_is_said(audit):
 
 def test_it_runs_as_a_program_without_torch(folder, tmp_path):
     (tmp_path / "m.csv").write_text("index,mark\n10,wrong\n")
-    code = "import sys; from hf_plr.commands import main; s = main(); print('torch' in sys.modules); sys.exit(s)"
+    code = "import sys; from hf_plr.cli import main; s = main(); print('torch' in sys.modules); sys.exit(s)"
     command = [sys.executable, "-c", code, "audit", str(folder), "--marks", str(tmp_path / "m.csv")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

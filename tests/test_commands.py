@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from hf_plr import PseudoLabelRefiner
-from hf_plr.commands import main
+from hf_plr.cli import main
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def save(labels, path: Path) -> str:
 @pytest.mark.parametrize("kind", [".npy", ".csv", ".parquet"])
 @pytest.mark.parametrize("output", [".npy", ".csv", ".parquet"])
 def test_every_kind_of_file_in_and_out(epochs, expected, tmp_path, monkeypatch, capsys, kind, output):
-    monkeypatch.setattr("hf_plr.label_files.ROWS", 300)
+    monkeypatch.setattr("hf_plr.pseudo_labels.label_files.ROWS", 300)
     files = [save(labels, tmp_path / f"{i}{kind}") for i, labels in enumerate(epochs)]
     out = tmp_path / f"refined{output}"
     assert main(["refine", "--previous", files[0], "--current", files[1], "--output", str(out)]) == 0
@@ -65,9 +65,7 @@ def test_every_kind_of_file_in_and_out(epochs, expected, tmp_path, monkeypatch, 
 
 def test_it_runs_as_a_program_without_torch(epochs, tmp_path):
     files = [save(labels, tmp_path / f"{i}.npy") for i, labels in enumerate(epochs)]
-    code = (
-        "import sys; from hf_plr.commands import main; status = main(); print('torch' in sys.modules); sys.exit(status)"
-    )
+    code = "import sys; from hf_plr.cli import main; status = main(); print('torch' in sys.modules); sys.exit(status)"
     arguments = ["refine", "--previous", *files, "--current", files[1], "--output", str(tmp_path / "o.parquet")]
     options = ["--space", "joint", "--distance_threshold", "0.45", "--weight", "0.4"]
     run = subprocess.run([sys.executable, "-c", code, *arguments, *options], capture_output=True, text=True)
@@ -158,7 +156,7 @@ def test_nobody_reads_the_output(tmp_path):
     command = ["refine", "--previous", path, "--current", path, "--output", tmp_path / "o.csv"]
     reading, writing = os.pipe()
     os.close(reading)
-    code = "import sys; from hf_plr.commands import main; sys.exit(main())"
+    code = "import sys; from hf_plr.cli import main; sys.exit(main())"
     run = subprocess.run([sys.executable, "-c", code, *command], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (run.returncode, run.stderr) == (141, "")

@@ -19,21 +19,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hf_plr import PLRTrainingArguments
-from hf_plr.arguments import RecipeParser
 from hf_plr.clustering import KMeans
-from hf_plr.data.images import UnreadableImage, _decode
+from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform
+from hf_plr.data.image_store import UnreadableImage, _decode
 from hf_plr.data.pixel_cache import PixelCache
-from hf_plr.data.reid import load_reid_folder
-from hf_plr.data.store import UnreadableSample
-from hf_plr.data.waveforms import UnreadableSound, decode_waveform
-from hf_plr.label_files import LabelFile
-from hf_plr.models.backbone import load_backbone
-from hf_plr.recipe import DataArguments
+from hf_plr.data.sample_store import UnreadableSample
+from hf_plr.models.vision import load_backbone
+from hf_plr.pseudo_labels.label_files import LabelFile
+from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.running import DataArguments
 from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.reid.reid_data import load_reid_folder
 from hf_plr.report.outputs import read_scores
-from hf_plr.state import STATE_FILE, load_state, save_state
-from hf_plr.stored_arrays import checked
+from hf_plr.trainer.checkpointing import STATE_FILE, load_state, save_state
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder
+from hf_plr.utils.serialization import checked
 
 ROOM = 1 << 30  # bytes that a reader of a few kilobytes may not ask for
 

@@ -10,7 +10,7 @@ import pytest
 from datasets import load_dataset
 
 from hf_plr import PLRTrainer
-from hf_plr.commands import main
+from hf_plr.cli import main
 
 
 def write(dataset, folder):

@@ -11,9 +11,9 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 
 from hf_plr import KMeans, ReciprocalDBSCAN
-from hf_plr.feature_source import agreement, computes_in_bf16
-from hf_plr.features import FeatureExtractor, empty_in_file
-from hf_plr.precision import _onednn_keeps_fp32, fast_fp32_products
+from hf_plr.features.extractor import FeatureExtractor, empty_in_file
+from hf_plr.features.source import agreement, computes_in_bf16
+from hf_plr.utils.precision import _onednn_keeps_fp32, fast_fp32_products
 
 CPU = torch.device("cpu")
 
@@ -49,12 +49,12 @@ def test_agreement_of_two_precisions_by_the_runs_own_clusterer():
 @pytest.mark.skipif(not computes_in_bf16(CPU), reason="this processor has no bfloat16 arithmetic")
 @pytest.mark.parametrize(("same_from", "chosen"), [(0.0, "bfloat16"), (1.1, "float32")])
 def test_auto_precision_follows_the_trial_and_is_kept(make_trainer, tmp_path, monkeypatch, same_from, chosen):
-    monkeypatch.setattr("hf_plr.feature_source.SAME_CLUSTERS", same_from)
+    monkeypatch.setattr("hf_plr.features.source.SAME_CLUSTERS", same_from)
     trainer = make_trainer(num_train_epochs=1)
     trainer.train()
     assert trainer._feature_source.dtype == chosen
     assert 0 < trainer._feature_source.trial_ari <= 1
-    monkeypatch.setattr("hf_plr.feature_source.SAME_CLUSTERS", 1.1 - same_from)  # a resumed run does not try again
+    monkeypatch.setattr("hf_plr.features.source.SAME_CLUSTERS", 1.1 - same_from)  # a resumed run does not try again
     resumed = make_trainer(num_train_epochs=2)
     resumed.train(resume_from_checkpoint=True)
     assert resumed._feature_source.dtype == chosen
@@ -110,7 +110,7 @@ class Counting(FeatureExtractor):
 
 
 def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):
-    monkeypatch.setattr("hf_plr.backbone_trainer.FeatureExtractor", Counting)
+    monkeypatch.setattr("hf_plr.trainer.base_trainer.FeatureExtractor", Counting)
     Counting.images = 0
     trainer = make_trainer(feature_source="epoch", feature_dtype="float32", save_strategy="no")
     trainer.train()

@@ -12,9 +12,9 @@ from transformers import AutoModelForAudioClassification, AutoModelForImageClass
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.loading import synthetic_sounds
-from hf_plr.finetuning import few_of_each
-from hf_plr.models.backbone import small_vit, small_vit_processor
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.recipe_tools.finetuning import few_of_each
 
 
 def recipe(name, *arguments):

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_plr.data.pixel_cache import PixelCache
-from hf_plr.media.base import python_text
-from hf_plr.report.model_card import as_text
+from hf_plr.hub.model_card import as_text
+from hf_plr.modality.base import python_text
 from hf_plr.units.encoder import write_units
 
 NAMES = ["../../x", "/etc/x", "..", ".", "a/b\\c", "x" * 5000, "x]\n---\nfoo: bar", "con\x1b[2J"]

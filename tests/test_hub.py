@@ -21,9 +21,9 @@ from datasets import Audio, Dataset
 from hub_server import Fault, HubServer, Repo
 from safetensors.numpy import load_file
 
-from hf_plr.commands import main
+from hf_plr.cli import main
 from hf_plr.data.loading import synthetic_sounds
-from hf_plr.hub import PUBLISHED, HubError, published_files, push_folder
+from hf_plr.hub.push import PUBLISHED, HubError, published_files, push_folder
 
 TOKEN = "hf_alicesOwnSecretToken"
 BACKBONE = {"README.md", "clusters.png", "config.json", "model.safetensors", "preprocessor_config.json"}
@@ -48,7 +48,7 @@ def run_python(*arguments: object, hub: HubServer, home: Path, token: str | None
 
 def hf_plr(*arguments: object, **where: Any) -> Any:
     """The command `hf-plr`."""
-    code = "import sys; from hf_plr.commands import main; sys.exit(main())"
+    code = "import sys; from hf_plr.cli import main; sys.exit(main())"
     return run_python("-c", code, *arguments, **where)
 
 
@@ -337,7 +337,7 @@ def test_folders_that_do_not_fit_are_named(tmp_path, capsys):
 
 
 def test_labels_of_other_data_are_refused(tmp_path, all_digits):
-    from hf_plr.label_dataset import media_of_labels
+    from hf_plr.hub.label_dataset import media_of_labels
 
     pd.DataFrame({"index": [0, 5000], "label": [0, 1]}).to_parquet(tmp_path / "pseudo_labels.parquet")
     with pytest.raises(ValueError, match="labels row 5000, but the data set has 1797 rows"):

@@ -9,8 +9,8 @@ import torch
 from runs import StopAt, assert_same_weights, weights
 from transformers import EarlyStoppingCallback
 
-from hf_plr.features import FeatureExtractor
-from hf_plr.models.cluster_memory import ClusterMemory
+from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
 
 EVERY_STAGE = ("effective_rank", "silhouette", "size_entropy", "largest_share", "mean_confidence", "noise_share")
 FROM_THE_SECOND = ("agreement_ari", "churn", "kept", "split", "merged", "reshaped", "born", "died")

@@ -25,7 +25,7 @@ from train_in_processes import N_IMAGES, SOUNDS, train
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments
-from hf_plr.sharding import check_sharding
+from hf_plr.utils.distributed import check_sharding
 
 HUBERT_PLR = REPOSITORY / "recipes" / "hubert_plr.py"
 DYING_RECIPE = Path(__file__).parent / "dying_recipe.py"

@@ -12,9 +12,9 @@ from conftest import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
-from hf_plr import progress
-from hf_plr.progress import track
-from hf_plr.progress_display import ProgressDisplay, describe
+from hf_plr.trainer.progress_display import ProgressDisplay, describe
+from hf_plr.utils import progress
+from hf_plr.utils.progress import track
 
 STAGE = {
     "plr/clusters": 64.0,
@@ -30,7 +30,7 @@ STAGE = {
 }
 IN_A_TERMINAL = """
 import time
-from hf_plr.progress import CONSOLE, bars, track
+from hf_plr.utils.progress import CONSOLE, bars, track
 with bars() as outer:
     task = outer.add_task("Training", total=4)
     for step in range(4):

@@ -20,9 +20,9 @@ from test_recipe import launch
 from transformers import AutoImageProcessor, AutoModel
 
 from hf_plr import PLRTrainingArguments
-from hf_plr.data.reid import ReidData, ReidSplit, load_reid_data
-from hf_plr.models.backbone import small_vit_processor
-from hf_plr.reid import KnownLabels, ReidTrainer
+from hf_plr.models.vision import small_vit_processor
+from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data
+from hf_plr.reid.reid_trainer import KnownLabels, ReidTrainer
 
 RECIPE = REPOSITORY / "recipes" / "reid_plr.py"
 CONFIGS = sorted((REPOSITORY / "recipes" / "configs").glob("*.yaml"))

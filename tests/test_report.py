@@ -18,17 +18,17 @@ from PIL import Image
 from runs import StopAt, assert_same_weights, logged, weights
 
 from hf_plr import PLRTrainer
-from hf_plr.commands import main
-from hf_plr.recipe import prepare_output_dir
+from hf_plr.cli import main
+from hf_plr.recipe_tools.running import prepare_output_dir
+from hf_plr.report.html import render as page
+from hf_plr.report.html.figures import curves
+from hf_plr.report.html.flows import cluster_flow
+from hf_plr.report.html.previews import image_preview, sound_preview, spectrogram
+from hf_plr.report.html.projection import layouts, pca
+from hf_plr.report.html.report_file import read_report
+from hf_plr.report.html.sheets import Snapshot, cluster_sheets, map_positions, random_check, sizes_of, typical_members
+from hf_plr.report.html.unit_examples import unit_sheets
 from hf_plr.report.outputs import write_metrics
-from hf_plr.report.page import render as page
-from hf_plr.report.page.figures import curves
-from hf_plr.report.page.flows import cluster_flow
-from hf_plr.report.page.previews import image_preview, sound_preview, spectrogram
-from hf_plr.report.page.projection import layouts, pca
-from hf_plr.report.page.report_file import read_report
-from hf_plr.report.page.sheets import Snapshot, cluster_sheets, map_positions, random_check, sizes_of, typical_members
-from hf_plr.report.page.unit_examples import unit_sheets
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- "
 
@@ -392,7 +392,7 @@ def test_a_report_that_cannot_be_written_is_warned_of(make_trainer, tmp_path, ca
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_plr.report.page.report_file.write_text", full)
+    monkeypatch.setattr("hf_plr.report.html.report_file.write_text", full)
     trainer = make_trainer(num_train_epochs=1)
     with caplog.at_level(logging.WARNING):
         trainer.train()
@@ -402,7 +402,7 @@ def test_a_report_that_cannot_be_written_is_warned_of(make_trainer, tmp_path, ca
 
 
 def test_samples_that_cannot_be_decoded_any_more_are_left_out(make_trainer, tmp_path, monkeypatch, caplog):
-    from hf_plr.data.images import UnreadableImage
+    from hf_plr.data.image_store import UnreadableImage
 
     trainer = make_trainer(num_train_epochs=1, report="end")
     trainer.train()

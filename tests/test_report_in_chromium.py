@@ -11,8 +11,8 @@ import pytest
 from chromium import CHROMIUM, Page, in_chromium
 
 from hf_plr import PLRTrainer
-from hf_plr.commands import main
-from hf_plr.report.page.render import render
+from hf_plr.cli import main
+from hf_plr.report.html.render import render
 
 pytestmark = [
     pytest.mark.slow,

@@ -21,8 +21,8 @@ from test_recipe import VIT_PLR, launch, recipe
 from transformers import TrainerCallback
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
-from hf_plr.checkpoints import ASIDE, FILE_LIST, CheckpointError, checkpoints_in, flaw, last_whole
-from hf_plr.stop_signal import TrainingStopped
+from hf_plr.trainer.checkpointing import ASIDE, FILE_LIST, CheckpointError, checkpoints_in, flaw, last_whole
+from hf_plr.trainer.stop_signal import TrainingStopped
 
 HERE = Path(__file__).parent
 

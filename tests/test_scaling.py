@@ -13,8 +13,8 @@ import hf_plr.clustering.kmeans as kmeans_module
 from benchmarks.scaling.limits import describe, limits
 from benchmarks.scaling.model import Rates, Size, between_stages, peak_bytes, stage_seconds, while_clustering
 from benchmarks.scaling.worker import Stages
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
-from hf_plr.stage import RefinementStage
 
 
 def bytes_of(*arrays):

@@ -12,7 +12,7 @@ import transformers
 from conftest import REPOSITORY
 
 from hf_plr import PLRTrainingArguments
-from hf_plr.models.backbone import load_backbone
+from hf_plr.models.vision import load_backbone
 from hf_plr.report.outputs import METRICS_FILE, format_summary, write_metrics
 
 SOURCES = sorted(path for folder in ("hf_plr", "recipes") for path in (REPOSITORY / folder).rglob("*.py"))

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from hf_plr import PLRTrainer
 from hf_plr.clustering import KMeans
-from hf_plr.data.waveforms import UnreadableSound
+from hf_plr.data.audio_decoding import UnreadableSound
 
 
 def test_it_trains_on_recordings_and_every_parameter_changes(make_sound_trainer):

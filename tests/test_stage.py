@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from sklearn.metrics import adjusted_rand_score
 
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.stage import RefinementStage
 
 
 class Given:

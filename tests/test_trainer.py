@@ -17,8 +17,8 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from transformers import AutoModel, TrainerCallback, ViTForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
-from hf_plr.models.backbone import small_vit_processor
-from hf_plr.stage import default_num_clusters
+from hf_plr.models.vision import small_vit_processor
+from hf_plr.pseudo_labels.stage import default_num_clusters
 
 
 class Recorder(TrainerCallback):

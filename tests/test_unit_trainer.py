@@ -10,9 +10,9 @@ from runs import StopAt, assert_same_weights, weights
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments, UnitTrainer
+from hf_plr.cli import main
 from hf_plr.clustering import KMeans
-from hf_plr.commands import main
-from hf_plr.features import FeatureExtractor
+from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.units.encoder import UnitEncoder
 from hf_plr.units.frames import Frames

@@ -17,8 +17,8 @@ from transformers import set_seed
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
 from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
-from hf_plr.models.backbone import small_vit, small_vit_processor
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.models.vision import small_vit, small_vit_processor
 
 # SGD moves weights in proportion to their gradients, so that rounding stays rounding; Adam divides by them. Steps are
 # whole: accelerate fills up the last batch of an epoch for several processes, and not for one.

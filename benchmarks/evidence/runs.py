@@ -21,8 +21,8 @@ from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
 from hf_plr import PLRTrainer
 from hf_plr.clustering import can_be_finer, make_clusterer
 from hf_plr.evaluation.clusters import score_clusters
-from hf_plr.progress_display import ProgressDisplay
 from hf_plr.refinement import NOISE
+from hf_plr.trainer.progress_display import ProgressDisplay
 
 
 @dataclass(frozen=True, order=True)

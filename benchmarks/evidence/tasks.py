@@ -19,11 +19,11 @@ from transformers import AutoImageProcessor, set_seed
 
 from hf_plr import PLRTrainer, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.loading import digits, draw_rows
-from hf_plr.data.reid import load_reid_data
-from hf_plr.models.backbone import load_backbone, small_vit, small_vit_processor
-from hf_plr.models.speech_backbone import small_hubert, small_hubert_extractor
-from hf_plr.reid import ReidTrainer
-from hf_plr.stage import default_num_clusters
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.models.vision import load_backbone, small_vit, small_vit_processor
+from hf_plr.pseudo_labels.stage import default_num_clusters
+from hf_plr.reid.reid_data import load_reid_data
+from hf_plr.reid.reid_trainer import ReidTrainer
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor

@@ -12,11 +12,11 @@ import torch
 from benchmarks.scaling.model import Size
 from hf_plr.clustering.checks import not_finite
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.data.sampler import ClusterSampler
-from hf_plr.models.cluster_memory import ClusterMemory
-from hf_plr.precision import fast_fp32_products
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
+from hf_plr.utils.precision import fast_fp32_products
 
 GROUP_SIZE = 16  # samples of one cluster in a row, in the order of training
 

@@ -23,10 +23,10 @@ from benchmarks.measuring import PeakMemory, anonymous_kib
 from benchmarks.scaling.model import Rates, Size
 from benchmarks.scaling.rates import GROUP_SIZE, feature_rates, label_rates
 from hf_plr import KMeans
-from hf_plr.data.sampler import ClusterSampler
-from hf_plr.models.cluster_memory import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.sampler import ClusterSampler
+from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage, check_finite
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
-from hf_plr.stage import PseudoLabels, RefinementStage, check_finite
 
 DRAWN_TOGETHER = 500  # samples are drawn and shared in such batches
 WARM_UP_SAMPLES = 20 * DRAWN_TOGETHER  # of each process: what is allocated once is there before memory is measured

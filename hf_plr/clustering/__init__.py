@@ -1,8 +1,8 @@
 """Clustering of features between epochs, in scikit-learn's estimator style."""
 
-from hf_plr.clustering.by_name import CLUSTERERS, can_be_finer, make_clusterer, make_clusterers
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
+from hf_plr.clustering.registry import CLUSTERERS, can_be_finer, make_clusterer, make_clusterers
 
 __all__ = [
     "CLUSTERERS",

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import row_blocks
-from hf_plr.processes import gather_all, place_of
+from hf_plr.utils.distributed import gather_all, place_of
 
 BLOCK_ELEMENTS = 1 << 22
 

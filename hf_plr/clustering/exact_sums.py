@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import row_blocks
-from hf_plr.processes import sum_over
+from hf_plr.utils.distributed import sum_over
 
 BLOCK_ROWS = 1 << 12  # that are held in float64 at once
 

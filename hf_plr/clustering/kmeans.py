@@ -13,9 +13,9 @@ from sklearn.cluster import kmeans_plusplus
 from hf_plr.clustering.blocks import row_blocks
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
-from hf_plr.precision import fast_fp32_products
-from hf_plr.processes import gather_all, gather_rows, max_over, on_main, place_of, sum_over
-from hf_plr.progress import track
+from hf_plr.utils.distributed import gather_all, gather_rows, max_over, on_main, place_of, sum_over
+from hf_plr.utils.precision import fast_fp32_products
+from hf_plr.utils.progress import track
 
 BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
 OTHER_BLOCK_SCORES = 1 << 27

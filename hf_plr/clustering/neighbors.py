@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.precision import fast_fp32_products
-from hf_plr.processes import gather_rows
+from hf_plr.utils.distributed import gather_rows
+from hf_plr.utils.precision import fast_fp32_products
 
 BLOCK_ELEMENTS = 1 << 24  # similarities that are held at once, 64 MiB
 SEARCHES = ("torch", "faiss")

@@ -17,7 +17,7 @@ from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.jaccard import jaccard_distances, near_pairs
 from hf_plr.clustering.neighborhoods import SharedNeighborhoods, find_neighborhoods
 from hf_plr.clustering.neighbors import SEARCHES
-from hf_plr.processes import gather_rows, on_main, place_of
+from hf_plr.utils.distributed import gather_rows, on_main, place_of
 
 logger = logging.getLogger(__name__)
 

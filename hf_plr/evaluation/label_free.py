@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.models.cluster_memory import ClusterMemory
-from hf_plr.processes import gather_rows, place_of
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.utils.distributed import gather_rows, place_of
 
 SAMPLES = 2048  # that are looked at, evenly spaced over the data set
 LABEL_FREE_SCORES = {

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
+from hf_plr.refinement.assignment import argmax, confidence, drop_small, keep_current, own_columns
 from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, only_current
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.hardening import argmax, confidence, drop_small, keep_current, own_columns
 from hf_plr.refinement.lookup import Positions, blocks
 from hf_plr.refinement.projection import project, spread_over_similar
 from hf_plr.refinement.result import CellRefinement, RefinementResult
-from hf_plr.stored_arrays import checked
+from hf_plr.utils.serialization import checked
 
 STATE_VERSION = 2
 

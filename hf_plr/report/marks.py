@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_plr.label_files import PSEUDO_LABELS_FILE, LabelFile
+from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE, LabelFile
 from hf_plr.report.audit import Marks
 
 RANDOM_SHEET = "random"

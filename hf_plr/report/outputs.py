@@ -14,11 +14,11 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.hub import TRAINED_EPOCHS
-from hf_plr.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
-from hf_plr.report.page.report_file import PAGE_FILE, write_text
+from hf_plr.hub.push import TRAINED_EPOCHS
+from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
+from hf_plr.pseudo_labels.stage import PseudoLabels
+from hf_plr.report.html.report_file import PAGE_FILE, write_text
 from hf_plr.report.summary import RunSummary
-from hf_plr.stage import PseudoLabels
 
 METRICS_FILE = "metrics.json"
 PROTOTYPES_FILE = "prototypes.safetensors"

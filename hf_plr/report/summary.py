@@ -11,9 +11,8 @@ import numpy as np
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
-from hf_plr.media import Medium
-from hf_plr.training_args import PLRTrainingArguments
-from hf_plr.unit_training_args import UnitTrainingArguments
+from hf_plr.modality import Medium
+from hf_plr.training_args import PLRTrainingArguments, UnitTrainingArguments
 
 TRAINING_SETTINGS = (
     "seed",

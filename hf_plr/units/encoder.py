@@ -15,12 +15,11 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from safetensors.numpy import save_file
 
 from hf_plr.clustering import KMeans
-from hf_plr.data.sounds import SoundStore
-from hf_plr.features import FeatureExtractor
+from hf_plr.data.audio_store import SoundStore
+from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
-from hf_plr.stored_arrays import checked, read_from
-from hf_plr.tensor_files import read_tensors
 from hf_plr.units.frames import Frames
+from hf_plr.utils.serialization import checked, read_from, read_tensors
 
 CENTROIDS_FILE = "centroids.safetensors"
 FORMAT = "hf-plr-centroids-1"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hf_plr.data.mfcc import mfcc
-from hf_plr.data.sounds import SoundStore
-from hf_plr.features import FeatureExtractor
-from hf_plr.media import Sounds
+from hf_plr.data.audio_store import SoundStore
+from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.modality import Sounds
+from hf_plr.units.mfcc import mfcc
 
 
 class Frames:

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 
 from hf_plr.clustering import KMeans
 from hf_plr.clustering.checks import NotFiniteError, not_finite
-from hf_plr.processes import gather_all, gather_rows
+from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
-from hf_plr.stage import REFINER_LABELS
-from hf_plr.stored_arrays import checked
 from hf_plr.units.frames import Frames, one_after_the_other
+from hf_plr.utils.distributed import gather_all, gather_rows
+from hf_plr.utils.serialization import checked
 
 
 @dataclass

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans, ReciprocalDBSCAN
-from hf_plr.models.cluster_memory import ClusterMemory
-from hf_plr.processes import gather_all, gather_rows, on_main
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.stage import RefinementStage
+from hf_plr.utils.distributed import gather_all, gather_rows, on_main
 
 
 def main(output: str) -> None:

@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from hf_plr.data.images import ImageGeometry, ImageStore, UnreadableImage, collate_images
-from hf_plr.data.store import encode_labels
-from hf_plr.models.backbone import small_vit_processor
+from hf_plr.data.image_store import ImageGeometry, ImageStore, UnreadableImage, collate_images
+from hf_plr.data.sample_store import encode_labels
+from hf_plr.models.vision import small_vit_processor
 
 
 def png(array):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from hf_plr.data.mfcc import mfcc
-from hf_plr.models.speech_backbone import SpeechBackbone, small_hubert
+from hf_plr.models.speech import SpeechBackbone, small_hubert
+from hf_plr.units.mfcc import mfcc
 
 
 def reference(waveform, rate, window, hop):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_plr.data.images import ImageGeometry, ImageStore, UnreadableImage
-from hf_plr.models.backbone import small_vit_processor
+from hf_plr.data.image_store import ImageGeometry, ImageStore, UnreadableImage
+from hf_plr.models.vision import small_vit_processor
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_images_are_decoded_once_and_then_read_from_the_file(some_digits, geomet
     in_memory = ImageStore(some_digits, "image", geometry)
     first = ImageStore(some_digits, "image", geometry, cache_dir=tmp_path)
     assert sorted(name.rsplit(".")[-1] for name in os.listdir(tmp_path)) == ["json", "uint8"]
-    monkeypatch.setattr("hf_plr.data.images._decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("hf_plr.data.image_store._decode", lambda *_: pytest.fail("decoded again"))
     second = ImageStore(some_digits, "image", geometry, cache_dir=tmp_path)
     some = torch.tensor([202, 0, 17])
     for store in (first, second):

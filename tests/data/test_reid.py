@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from hf_plr.data.reid import load_reid_data, load_reid_folder
+from hf_plr.reid.reid_data import load_reid_data, load_reid_folder
 
 MARKET = {
     "bounding_box_train": ["0007_c2s3_000002_01.jpg", "0002_c1s1_000451_03.jpg", "-1_c3s1_000009_00.jpg"],

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_plr.data.augmentation import AUGMENTATIONS, uniform
-from hf_plr.data.sampler import ClusterSampler
+from hf_plr.data.image_augmentation import AUGMENTATIONS, uniform
+from hf_plr.pseudo_labels.sampler import ClusterSampler
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 5))

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_plr.data.augmentation import uniform
-from hf_plr.data.sound_augmentation import SOUND_AUGMENTATIONS, waveform
+from hf_plr.data.audio_augmentation import SOUND_AUGMENTATIONS, waveform
+from hf_plr.data.image_augmentation import uniform
 
 # Numbers that change nothing audible: speed 1, no shift, 0 dB, least noise (40 dB), no span.
 STILL = [0.5, 0.5, 0.5, 1 - 2**-24, 0.25, 0.0, 0.0]

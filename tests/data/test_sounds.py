@@ -14,10 +14,10 @@ from conftest import SHARED_DATA
 from datasets import Audio, Dataset, Features, Value
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
+from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform
+from hf_plr.data.audio_store import SoundFormat, SoundStore, collate_sounds, sampling_rates
 from hf_plr.data.loading import load_train_and_test, synthetic_sounds
-from hf_plr.data.sounds import SoundFormat, SoundStore, collate_sounds, sampling_rates
-from hf_plr.data.waveforms import UnreadableSound, decode_waveform
-from hf_plr.models.backbone import small_vit_processor
+from hf_plr.models.vision import small_vit_processor
 
 RATE = 16_000
 FILE = {"bytes": Value("binary"), "path": Value("string")}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.evaluation.label_free import collapse, effective_rank, score_clusters, silhouettes, size_entropy
-from hf_plr.models.cluster_memory import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
 
 
 def clustered(seed: int, n: int = 60, width: int = 7, n_clusters: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

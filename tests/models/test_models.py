@@ -24,8 +24,8 @@ from transformers import (
     ViTModel,
 )
 
-from hf_plr.models.backbone import VisionBackbone, fitting_size, load_backbone, small_vit
-from hf_plr.models.cluster_memory import ClusterMemory
+from hf_plr.models.vision import VisionBackbone, fitting_size, load_backbone, small_vit
+from hf_plr.pseudo_labels.prototypes import ClusterMemory
 
 TINY = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 FAMILY = [

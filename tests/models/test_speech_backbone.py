@@ -25,7 +25,7 @@ from transformers import (
     WavLMModel,
 )
 
-from hf_plr.models.speech_backbone import (
+from hf_plr.models.speech import (
     SpeechBackbone,
     load_feature_extractor,
     load_speech_backbone,

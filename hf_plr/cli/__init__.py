@@ -1,0 +1,51 @@
+"""The command `hf-plr`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from hf_plr.cli import audit, embed, push, push_labels, refine, report, units
+from hf_plr.hub.push import HubError
+
+COMMANDS = {
+    "refine": refine,
+    "units": units,
+    "embed": embed,
+    "report": report,
+    "audit": audit,
+    "push": push,
+    "push-labels": push_labels,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `hf-plr`; returns the exit status: 0, 1 where the Hub fails, or 2 where arguments or files do not fit."""
+    parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (OSError, TypeError, ValueError) as error:
+        print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except HubError as error:
+        print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,118 @@
+"""Estimate from an auditor's marks how many pseudo-labels are wrong, and name the clusters to look at first.
+
+  hf-plr audit out --marks marks.csv
+
+`out` is a run's output folder. marks.csv is what its report.html lets you download, or a CSV of your own with the
+columns index (row of the data set, as in pseudo_labels.parquet) and mark (wrong or right).
+
+The error rate comes from samples that were drawn at random, and from nothing else: the report's random sheet, or a file
+of your own with --random. Mark every sample of that draw, also those that are right; what has no mark is not counted.
+The 95% interval is exact (Clopper-Pearson).
+
+The clusters are ranked by all marks: by the wrong members that were found, and for each member that was not marked
+(w + 2 p) / (m + 2), where w of m marked members are wrong and p is the rate of all clusters. That ranks them and is no
+estimate, since sheets of doubtful members have more wrong ones than others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import numpy as np
+import pandas as pd
+
+from hf_plr.pseudo_labels.label_files import check_output
+from hf_plr.refinement import NOISE
+from hf_plr.report.audit import ErrorRate, Marks, RankedClusters, estimate_error_rate, rank_clusters
+from hf_plr.report.marks import read_labels, read_marks
+
+SUMMARY = "estimate the error rate of pseudo-labels from an auditor's marks"
+SHOWN_CLUSTERS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `hf-plr audit`."""
+    parser.add_argument("folder", metavar="OUT", help="output folder of the run")
+    parser.add_argument("--marks", required=True, metavar="FILE", help="the marks, a .csv file")
+    parser.add_argument(
+        "--random",
+        action="store_true",
+        help="the samples of a file without a column sheet were drawn uniformly at random from all",
+    )
+    parser.add_argument("--output", metavar="FILE", help="where all clusters go, a .csv file (default: nowhere)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read labels and marks, print what they say, write all clusters where that is asked for.
+
+    Raises:
+        ValueError, TypeError, OSError: if the files do not fit.
+    """
+    if args.output is not None:
+        if not args.output.endswith(".csv"):
+            raise ValueError(f"--output {args.output}: clusters are written as .csv")
+        check_output(args.output, args.overwrite)
+    labels = read_labels(args.folder)
+    marks = read_marks(args.marks, labels, args.random)
+    of_samples = np.asarray(labels.labels)
+    clusters = rank_clusters(marks, of_samples)
+    print(describe(marks, of_samples, estimate_error_rate(marks, of_samples), clusters))
+    if args.output is not None:
+        _write(args.output, clusters)
+        print(f"\nWrote {args.output}")
+
+
+def describe(marks: Marks, labels: np.ndarray, found: ErrorRate | None, clusters: RankedClusters) -> str:
+    """What an audit found, for a person.
+
+    Args:
+        marks: the marks.
+        labels: pseudo-label of every sample, shape (N,).
+        found: the estimated error rate, if there is one.
+        clusters: the ranked clusters.
+    """
+    lines = [f"{_count(len(marks.index), 'sample')} marked, {marks.wrong.sum():,} of them wrong.", ""]
+    if found is None:
+        lines += [
+            "No error rate: no mark is on the sheet of random samples, and the others are not a fair draw of all."
+        ]
+    else:
+        lines += [
+            f"Error rate: {found.rate:.1%}, 95% interval {found.low:.1%} to {found.high:.1%} ({found.wrong:,} of "
+            f"{found.marked:,} random samples are wrong).",
+            f"Of the {found.population:,} samples in clusters about {found.in_samples(found.rate):,} are wrong, "
+            f"between {found.in_samples(found.low):,} and {found.in_samples(found.high):,}.",
+        ]
+        if found.wrong == found.marked:
+            lines += ["Every one is marked wrong: were those that are right marked too? They must be."]
+    outside = int((labels == NOISE).sum())
+    if outside:
+        lines += [f"{_count(outside, 'sample')} in no cluster: without a label, they are neither right nor wrong."]
+    lines += ["", "Clusters to look at first:", ""]
+    lines += [f"{'cluster':>8}{'members':>9}{'marked':>8}{'wrong':>7}{'expected wrong':>16}"]
+    columns = (clusters.label, clusters.members, clusters.marked, clusters.wrong, clusters.expected_wrong)
+    for label, members, marked, wrong, expected in list(zip(*columns, strict=True))[:SHOWN_CLUSTERS]:
+        lines.append(f"{label:>8}{members:>9,}{marked:>8,}{wrong:>7,}{expected:>16,.1f}")
+    if len(clusters.label) > SHOWN_CLUSTERS:
+        lines.append(f"... and {len(clusters.label) - SHOWN_CLUSTERS:,} more; --output FILE.csv takes all")
+    return "\n".join(lines)
+
+
+def _write(path: str, clusters: RankedClusters) -> None:
+    frame = pd.DataFrame(
+        {
+            "cluster": clusters.label,
+            "members": clusters.members,
+            "marked": clusters.marked,
+            "wrong": clusters.wrong,
+            "expected_wrong": clusters.expected_wrong.round(2),
+        }
+    )
+    frame.to_csv(f"{path}.tmp", index=False)
+    os.replace(f"{path}.tmp", path)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun} is" if number == 1 else f"{number:,} {noun}s are"

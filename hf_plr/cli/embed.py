@@ -1,0 +1,115 @@
+"""Write the feature of every image or recording of a data set, as a trained run takes it.
+
+  hf-plr embed --model out --dataset DATA --output features.parquet
+
+`out` is the output folder or Hub id of a run, or any backbone that `AutoModel` loads. DATA is a Hub id, a folder of
+images or recordings, or a folder of parquet files. The output has one row a sample: its index, its file where that is
+known, and its feature, a list of floats of the backbone's width. Pooling, layer and length are those of the run where
+its metrics.json lies beside the model, unless they are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from hf_plr.cli.samples import add_sample_arguments, check_output, opened
+
+SUMMARY = "write the features of images or recordings"
+FROM_RUN: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `hf-plr embed`."""
+    add_sample_arguments(parser, "images or recordings", "features")
+    parser.add_argument("--image_column", metavar="NAME", help="column with the images (default: the only one)")
+    parser.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
+    parser.add_argument(
+        "--pooling", choices=("cls", "mean"), help="class token or mean (default: as in the run, or cls for images)"
+    )
+    parser.add_argument("--layer", type=int, metavar="L", help="layer of a recording's frames (default: as in the run)")
+    parser.add_argument(
+        "--max_seconds", type=float, metavar="S", help="use only the first so many seconds (default: as in the run)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=256, metavar="B", help="images, or seconds, a batch (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load, extract, write.
+
+    Raises:
+        ValueError, OSError: if the arguments, the model or the data do not fit.
+    """
+    check_output(args, "features")
+
+    # Imported here: `hf-plr refine` needs no torch.
+    from hf_plr.modality import medium_of
+
+    settings = {name: getattr(args, name) for name in ("image_column", "audio_column")}
+    of_run = settings_of_run(args.model)
+    for name in FROM_RUN:
+        given = getattr(args, name)
+        settings[name] = of_run.get(name) if given is None else given
+    extractor, store = opened(args, medium_of, settings)
+    started = time.perf_counter()
+    features = extractor.all(store).cpu().numpy()
+    seconds = time.perf_counter() - started
+    write_features(args.output, store.rows, features, store.files())
+    print(
+        f"Wrote {args.output}: {len(features):,} features of {features.shape[1]} numbers in {seconds:.1f} s "
+        f"({len(features) / seconds:.0f} {extractor.medium.plural} a second)"
+    )
+
+
+def settings_of_run(model: str) -> dict[str, Any]:
+    """How the run that left a backbone took its features; empty where no `metrics.json` lies beside it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    from hf_plr.report.outputs import METRICS_FILE
+
+    path = os.path.join(model, METRICS_FILE)
+    if not os.path.isdir(model):
+        try:
+            path = hf_hub_download(model, METRICS_FILE)
+        except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
+            return {}
+    if not os.path.isfile(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            stored = json.load(file)["settings"]
+        return {name: kind(stored[name]) for name, kind in FROM_RUN.items() if name in stored}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
+
+
+def write_features(
+    path: str | os.PathLike[str], rows: np.ndarray, features: np.ndarray, files: list[str] | None = None
+) -> None:
+    """Write one row a sample: index, file and feature (D floats), by index.
+
+    Args:
+        path: a parquet file, which is complete or not there at all.
+        rows: index of each sample, (N,).
+        features: float32 (N, D).
+        files: file of each sample, (N,); None leaves the column out.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    order = np.argsort(rows, kind="stable")  # sounds are held by length
+    columns = {"index": pa.array(rows[order], pa.int64())}
+    if files is not None:
+        columns["file"] = pa.array([files[i] for i in order])
+    flat = pa.array(np.ascontiguousarray(features[order]).reshape(-1), pa.float32())
+    columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    pq.write_table(pa.table(columns), f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)

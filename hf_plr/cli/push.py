@@ -1,0 +1,48 @@
+"""Push the results of a run to the Hugging Face Hub.
+
+  hf-plr push out --repo USER/NAME
+
+`out` is the output folder of a run. Its backbone, processor, model card, figures, report and labels are pushed, nothing
+else: no checkpoint, no optimizer, no arguments. The commit has a tag that says how many epochs were trained, such as
+epoch-30. The token is that of `hf auth login` or HF_TOKEN. Pushing again is safe: what is there is not sent twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from hf_plr.hub.push import epoch_tag, push_folder, trained_epochs
+
+SUMMARY = "push a run's backbone, card and labels to the Hub"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `hf-plr push`."""
+    add_hub_arguments(parser)
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is pushed and where to."""
+    parser.add_argument("folder", metavar="OUT", help="output folder of a run")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="where to; it is made if it is not there")
+    parser.add_argument(
+        "--private",
+        action="store_const",
+        const=True,
+        help="make it private; it is an error if it is there already and public",
+    )
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if it is not there (default: the main one)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Push, and say what was pushed.
+
+    Raises:
+        ValueError: if the folder holds no trained backbone.
+        HubError: if it did not get there.
+    """
+    tag = epoch_tag(trained_epochs(args.folder)) if args.revision is None else None
+    pushed = push_folder(args.folder, args.repo, private=args.private, revision=args.revision, tag=tag)
+    mib = sum(path.stat().st_size for path in pushed.files) / 2**20
+    print(f"{len(pushed.files)} files, {mib:.1f} MiB: {', '.join(path.name for path in pushed.files)}")
+    print(f"On the Hub: {pushed.url}" + ("" if tag is None else f" (tag {tag})"))

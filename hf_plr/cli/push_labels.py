@@ -1,0 +1,53 @@
+"""Push the labels of a run to the Hugging Face Hub, as a data set that `datasets.load_dataset` loads.
+
+  hf-plr push-labels out --repo USER/NAME
+  hf-plr push-labels out --repo USER/NAME --with_media DATA
+
+`out` is the output folder of a run. The data set has one row a sample: its index, its file where that is known, its
+label, previous label and confidence, or its units. The images or recordings themselves are pushed only with
+--with_media: the data that the run was given, a Hub id, a folder, or a folder of parquet files.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from hf_plr.cli.push import add_hub_arguments
+
+SUMMARY = "push a run's labels to the Hub, as a data set"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `hf-plr push-labels`."""
+    add_hub_arguments(parser)
+    media = parser.add_argument_group("the images or recordings")
+    media.add_argument("--with_media", metavar="DATA", help="push the samples of these data too")
+    media.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a Hub data set")
+    media.add_argument("--split", default="train", help="split that the run trained on (default: %(default)s)")
+    media.add_argument("--image_column", metavar="NAME", help="column with the images (default: the only one)")
+    media.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Push, and say what was pushed.
+
+    Raises:
+        ValueError: if the folder holds no labels, or they are not of these data.
+        HubError: if they did not get there.
+    """
+    from hf_plr.hub.label_dataset import label_file, media_of_labels, push_labels
+
+    path = label_file(args.folder)
+    media = None
+    if args.with_media is not None:
+        from hf_plr.data.columns import find_media_column
+        from hf_plr.data.loading import choose_split, load_splits
+
+        splits = load_splits(args.with_media, args.dataset_config_name)
+        dataset = choose_split(splits, args.with_media, args.split)
+        _, column = find_media_column(dataset, args.image_column, args.audio_column)
+        media = media_of_labels(args.folder, dataset, column)
+    name, url = push_labels(args.folder, args.repo, media=media, private=args.private, revision=args.revision)
+    what = path.name if media is None else f"{path.name} and {len(media):,} {media.column_names[0]}s"
+    print(f"{what} on the Hub: {url}")
+    print(f'  from datasets import load_dataset; labels = load_dataset("{name}", split="train")')

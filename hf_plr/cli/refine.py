@@ -1,0 +1,133 @@
+"""Refine the labels of one clustering by those of another one of the same samples.
+
+For clusters that were made elsewhere: give the labels of the last epoch and of this one, get this epoch's refined. The
+samples must be in the same order in all files; -1 is noise. A .npy file is read where it lies, whatever its size.
+
+  hf-plr refine --previous epoch1.npy --current epoch2.npy --output refined.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
+from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner, adjusted_rand, cooccurrence
+
+SUMMARY = "refine cluster labels by those of the epoch before"
+SHOWN_EVENTS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `hf-plr refine`."""
+    files = parser.add_argument_group("files (.npy, .csv or .parquet)")
+    files.add_argument(
+        "--previous", required=True, nargs="+", metavar="FILE",
+        help="labels of the epoch before; of several epochs for --space joint, oldest first",
+    )  # fmt: skip
+    files.add_argument("--current", required=True, metavar="FILE", help="labels of this epoch")
+    files.add_argument("--output", required=True, metavar="FILE", help="where the refined labels go")
+    files.add_argument(
+        "--column", metavar="NAME", help="column with the labels (default: 'label', or the only one of integers)"
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    options = parser.add_argument_group("refinement (defaults are the preset's)")
+    options.add_argument(
+        "--preset", default="slr", choices=list(PRESETS), help="set of defaults (default: %(default)s)"
+    )
+    options.add_argument("--weight", type=float, help="share of the current labels in the blend, in [0, 1]")
+    options.add_argument("--space", help="projected or joint")
+    options.add_argument("--normalize", help="row or column")
+    options.add_argument("--harden", help="hierarchical, argmax, none or current")
+    options.add_argument("--linkage", help="average, ward, complete, single or centroid")
+    options.add_argument(
+        "--n_clusters", type=lambda text: text if text == "current" else int(text), metavar="N",
+        help="cut into as many clusters, or 'current'",
+    )  # fmt: skip
+    options.add_argument("--distance_threshold", type=float, metavar="D", help="cut at this height instead")
+    options.add_argument("--noise", help="project (noise is taken back in) or drop")
+    options.add_argument("--min_cluster_size", type=int, metavar="N", help="smaller clusters become noise")
+    options.add_argument("--max_cells", type=int, metavar="N", help="more cells than this may be folded")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Refine, write the labels, print what happened.
+
+    Raises:
+        ValueError, TypeError, OSError: if the files or the options do not fit.
+    """
+    check_output(args.output, args.overwrite)  # before the work
+    files = [LabelFile.open(path, args.column) for path in (*args.previous, args.current)]
+    _check_same_samples(files)
+    refiner = PseudoLabelRefiner.from_preset(args.preset, **_options(args, len(files)))
+    labelings = [file.labels for file in files]
+    table = cooccurrence(*labelings)
+    cells = refiner.refine_cells(table)
+    write_labels(args.output, files, cells, overwrite=args.overwrite)
+    print(describe(cells))
+    print(f"\nWrote {args.output}")
+
+
+def _options(args: argparse.Namespace, generations: int) -> dict[str, Any]:
+    names = (
+        "weight", "space", "normalize", "harden", "linkage", "n_clusters", "distance_threshold", "noise",
+        "min_cluster_size", "max_cells",
+    )  # fmt: skip
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "distance_threshold" in options and "n_clusters" not in options:
+        options["n_clusters"] = None
+    elif "n_clusters" in options and "distance_threshold" not in options:
+        options["distance_threshold"] = None
+    return {**options, "generations": generations}
+
+
+def _check_same_samples(files: list[LabelFile]) -> None:
+    current = files[-1]
+    for file in files[:-1]:
+        if len(file.labels) != len(current.labels):
+            raise ValueError(
+                f"{file.path} has {len(file.labels):,} labels but {current.path} has {len(current.labels):,}: "
+                "they must label the same samples in the same order"
+            )
+        if file.index is not None and current.index is not None and not np.array_equal(file.index, current.index):
+            row = int(np.argmax(file.index != current.index))
+            raise ValueError(
+                f"{file.path} and {current.path} are not in the same order: in row {row} their index is "
+                f"{file.index[row]} and {current.index[row]}"
+            )
+
+
+def describe(cells: CellRefinement) -> str:
+    """What a refinement did, for a person: sizes, agreement, events."""
+    table = cells.table
+    n_samples = int(table.counts.sum())
+    how = "exact" if cells.exact else "not exact: light cells were folded into similar ones"
+    lines = [f"{n_samples:,} samples in {len(table):,} cells ({how})", "", f"{'':10}{'clusters':>10}{'noise':>9}"]
+    labelings = {"previous": table.previous, "current": table.current, "refined": cells.labels}
+    for name, labels in labelings.items():
+        n_clusters = len(np.unique(labels[labels != NOISE]))
+        noise = table.counts[labels == NOISE].sum() / n_samples
+        lines.append(f"{name:10}{n_clusters:>10,}{noise:>9.1%}")
+    lines += ["", "Agreement (adjusted Rand index, 1 = the same):"]
+    for one, other in (("previous", "current"), ("previous", "refined"), ("current", "refined")):
+        agreement = adjusted_rand(labelings[one], labelings[other], table.counts)
+        lines.append(f"  {f'{one} and {other}':<22}{agreement:>7.3f}")
+    lines += ["", f"Refinement moved {cells.changed_share:.1%} of the samples to another cluster."]
+    lines += [
+        "",
+        "From previous to refined: " + ", ".join(f"{n:,} {kind}" for kind, n in cells.events.counts().items()),
+    ]
+    changes = [event for event in cells.events if event.kind != "kept"]
+    for event in changes[:SHOWN_EVENTS]:
+        before, after = (_listed(clusters) for clusters in (event.previous, event.current))
+        lines.append(f"  {event.kind:<9} {before or '(nothing)'} -> {after or '(nothing)'}: {event.samples:,} samples")
+    if len(changes) > SHOWN_EVENTS:
+        lines.append(f"  ... and {len(changes) - SHOWN_EVENTS:,} smaller ones")
+    return "\n".join(lines)
+
+
+def _listed(clusters: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, clusters[:8]))
+    return shown + (f", ... ({len(clusters)} in all)" if len(clusters) > 8 else "")

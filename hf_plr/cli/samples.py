@@ -1,0 +1,70 @@
+"""What the commands that run a backbone over a data set share: arguments, the loaded samples, the output file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hf_plr.pseudo_labels import label_files
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_plr.data.sample_store import SampleStore
+    from hf_plr.features.extractor import FeatureExtractor
+    from hf_plr.modality import Medium
+    from hf_plr.training_args import PLRTrainingArguments
+
+
+def add_sample_arguments(parser: argparse.ArgumentParser, samples: str, output: str) -> None:
+    """Declare where model and samples come from and where the output goes."""
+    parser.add_argument("--model", required=True, help="folder or Hub id of the backbone")
+    parser.add_argument("--dataset", required=True, help=f"Hub id, folder of {samples}, or folder of parquet files")
+    parser.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a Hub data set")
+    parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
+    parser.add_argument("--output", required=True, metavar="FILE", help=f"where the {output} go, a .parquet file")
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave unreadable samples out and say how many")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+
+
+def check_output(args: argparse.Namespace, what: str) -> None:
+    """Refuse an output that cannot be written, before any work.
+
+    Raises:
+        ValueError, OSError: naming it.
+    """
+    if not args.output.endswith(".parquet"):
+        raise ValueError(f"--output {args.output}: {what} are written as .parquet")
+    label_files.check_output(args.output, args.overwrite)
+    if args.batch_size < 1:
+        raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
+
+
+def opened(
+    args: argparse.Namespace,
+    medium_of: Callable[[Dataset, str, PLRTrainingArguments], Medium],
+    settings: dict[str, Any],
+) -> tuple[FeatureExtractor, SampleStore]:
+    """The backbone, ready to extract, and all samples.
+
+    Args:
+        args: what `add_sample_arguments` declared, and batch_size.
+        medium_of: makes the medium from (data set, name of the model, arguments).
+        settings: further training arguments.
+    """
+    from accelerate import Accelerator
+
+    from hf_plr.data.loading import choose_split, load_splits
+    from hf_plr.features.extractor import FeatureExtractor
+    from hf_plr.training_args import PLRTrainingArguments
+
+    dataset = choose_split(load_splits(args.dataset, args.dataset_config_name), args.dataset, args.split)
+    training = PLRTrainingArguments(  # nothing is written there
+        output_dir=".", skip_unreadable=args.skip_unreadable, report_to="none", **settings
+    )
+    medium = medium_of(dataset, args.model, training)
+    store = medium.open(dataset, label_column=None, label_names={})
+    accelerator = Accelerator()
+    model = medium.model.to(accelerator.device)
+    return FeatureExtractor(model, medium, accelerator, args.batch_size, progress=True), store

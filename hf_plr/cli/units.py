@@ -1,0 +1,70 @@
+"""Write the units of recordings, as a trained run with frames would give them.
+
+A unit is a cluster of frames: the backbone's hidden states are compared with the centroids that lie beside it.
+
+  hf-plr units --model out --dataset RECORDINGS --output units.parquet
+
+`out` is the output folder or Hub id of a run of recipes/hubert_plr.py --objective frames. RECORDINGS is a Hub id, a
+folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row a recording: its index, its
+file where that is known, and a list with one unit a frame. Units are numbers below twice the run's --num_clusters, with
+gaps: one that lived on from round to round kept its number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from hf_plr.cli.samples import add_sample_arguments, check_output, opened
+
+SUMMARY = "write the units of recordings by a trained run's centroids"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `hf-plr units`."""
+    add_sample_arguments(parser, "recordings", "units")
+    parser.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
+    parser.add_argument(
+        "--max_seconds",
+        type=float,
+        metavar="S",
+        help="use only the first so many seconds, as the run did (default: all)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=64, metavar="S", help="seconds of sound a batch (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load backbone and centroids, encode, write.
+
+    Raises:
+        ValueError, OSError: if the arguments, the model or the data do not fit.
+    """
+    check_output(args, "units")
+
+    # Imported here: `hf-plr refine` needs no torch.
+    from hf_plr.data.audio_store import SoundStore
+    from hf_plr.data.columns import find_audio_column
+    from hf_plr.modality import Sounds
+    from hf_plr.units.encoder import UnitEncoder, write_units
+
+    encoder = UnitEncoder.load(args.model)
+    extractor, store = opened(
+        args,
+        lambda dataset, model, training: Sounds(model, training, find_audio_column(dataset, args.audio_column)),
+        {"max_seconds": args.max_seconds},
+    )
+    assert isinstance(store, SoundStore)
+    started = time.perf_counter()
+    rows, units = zip(*encoder.encode(extractor, store), strict=True)
+    seconds = time.perf_counter() - started
+    write_units(args.output, np.asarray(rows), list(units), store.files())
+    heard = float(store.lengths.sum()) / store.sound_format.sampling_rate
+    used = len(np.unique(np.concatenate(units)))
+    print(
+        f"Wrote {args.output}: {sum(map(len, units)):,} frames of {len(rows):,} recordings, {used} units, from "
+        f"{heard / 60:.1f} minutes of sound in {seconds:.1f} s ({heard / seconds:.0f} times as fast as it plays)"
+    )

@@ -1,0 +1,250 @@
+"""Samples of a data set by position, where what cannot be read is named or left out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Audio, ClassLabel, Dataset, Image
+from torch.utils.data import Dataset as TorchDataset
+
+from hf_plr.utils.progress import track
+
+logger = logging.getLogger(__name__)
+
+DIGESTED_ROWS = 16
+ROWS_OF_PATHS = 256  # whose bytes are in memory together
+HOW_TO_SKIP = "--skip_unreadable (skip_unreadable=True) leaves it out."
+
+
+class UnreadableSample(ValueError):
+    """A sample that cannot be decoded."""
+
+
+class SampleStore(TorchDataset, ABC):
+    """What the stores of images and of recordings share: `{"index": int, input_name: tensor}`, with a label if asked.
+
+    A store decodes every row when it is built, by `_decode_all`, and sets `rows` and `unreadable`.
+
+    Args:
+        dataset: the data set; it is not changed.
+        column: its column of images or recordings.
+        label_column: column of true labels for scoring, handed out as "labels"; None leaves them out.
+        label_names: see `encode_labels`.
+
+    Attributes:
+        noun: what a sample is called in messages.
+        input_name: key of an item's tensor.
+        unreadable_error: what is raised where a sample cannot be decoded.
+        decode_batch: rows that are decoded together when the store is built.
+        labels: true label of each row of the data set, -1 = unknown; None without a label column.
+        rows: row of the data set at each position; shape (len(self),).
+        unreadable: rows that were left out.
+
+    Raises:
+        ValueError: if the data set is empty.
+    """
+
+    noun: str
+    input_name: str
+    unreadable_error: type[UnreadableSample]
+    decode_batch: int
+
+    rows: np.ndarray
+    unreadable: list[int]
+
+    def __init__(self, dataset: Dataset, column: str, label_column: str | None, label_names: dict[str, int] | None):
+        if len(dataset) == 0:
+            raise ValueError("the data set is empty: it has no row")
+        self.labels = None if label_column is None else encode_labels(dataset, label_column, label_names)
+        self._column = undecoded(dataset, column)
+        self._column_name = column
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        rows = self.rows[np.asarray(positions)]
+        inputs = self._inputs(rows)
+        items = [
+            {"index": int(position), self.input_name: one} for position, one in zip(positions, inputs, strict=True)
+        ]
+        if self.labels is not None:
+            for item, row in zip(items, rows, strict=True):
+                item["labels"] = int(self.labels[row])
+        return items
+
+    @abstractmethod
+    def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The model's input at these positions, int64 of shape (B,), which are returned as "index"; no labels."""
+
+    @property
+    @abstractmethod
+    def is_cached(self) -> bool:
+        """Whether the decoded samples are kept."""
+
+    @property
+    def stored(self) -> Dataset:
+        """The column of images or recordings as it is stored, undecoded; its rows are those that `rows` names."""
+        return self._column
+
+    def true_labels(self) -> np.ndarray:
+        """True label of each position, -1 = unknown, shape (len(self),).
+
+        Raises:
+            ValueError: if the store was made without a label column.
+        """
+        if self.labels is None:
+            raise ValueError(f"these {self.noun}s have no label column")
+        return self.labels[self.rows]
+
+    def files(self) -> list[str] | None:
+        """The file of each position, below the folder that all files are in; None if it is not known of every one."""
+        paths = stored_paths(self._column, self._column_name)
+        if paths is None:
+            return None
+        if all(os.path.isabs(path) for path in paths):
+            folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+            paths = [os.path.relpath(path, folder) for path in paths]
+        return [paths[row] for row in self.rows]
+
+    def digest(self) -> str:
+        """A text that differs between data sets: of what is stored in some rows, and of which can be read."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
+        for value in self._stored(spread_rows(len(self._column), DIGESTED_ROWS)):
+            digest.update(_content(value))
+        return digest.hexdigest()[:16]
+
+    @abstractmethod
+    def _inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
+        """One tensor for each of these rows of the data set, decoded now or before."""
+
+    @abstractmethod
+    def _decode_rows(self, rows: np.ndarray) -> Any:
+        """Decode these rows of the data set, whether or not that was done before; raises an `UnreadableSample`."""
+
+    def _stored(self, rows: np.ndarray) -> list[Any]:
+        """What the column holds in these rows."""
+        return self._column[[int(row) for row in rows]][self._column_name]
+
+    def _decode_all(self, keep: Callable[[np.ndarray, Any], None], skip_unreadable: bool, progress: bool) -> list[int]:
+        """Decode every row and call `keep(rows, decoded)` for each batch; returns the rows that are unreadable."""
+        n = len(self._column)
+        unreadable: list[int] = []
+        starts = range(0, n, self.decode_batch)
+        for start in track(starts, f"Reading {self.noun}s", len(starts), progress):
+            rows = np.arange(start, min(start + self.decode_batch, n))
+            try:
+                decoded = self._decode_rows(rows)
+            except UnreadableSample as error:
+                if not skip_unreadable:
+                    raise self.unreadable_error(f"{error}. {HOW_TO_SKIP}") from error
+                good = [row for row in rows if self._readable(int(row))]
+                unreadable.extend(sorted(set(rows.tolist()) - set(good)))
+                rows = np.asarray(good, dtype=np.int64)
+                if len(rows) == 0:
+                    continue
+                decoded = self._decode_rows(rows)
+            keep(rows, decoded)
+        return unreadable
+
+    def _readable_rows(self, skip_unreadable: bool) -> np.ndarray:
+        """All rows but those in `self.unreadable`, ascending."""
+        n = len(self._column)
+        if self.unreadable and not skip_unreadable:  # known from an earlier run that left them out
+            raise self.unreadable_error(f"{self.noun} {self.unreadable[0]} cannot be read. {HOW_TO_SKIP}")
+        kept = np.setdiff1d(np.arange(n), self.unreadable)
+        if len(kept) == 0:
+            raise ValueError(f"none of the {n} {self.noun}s can be read")
+        if self.unreadable:
+            shown = ", ".join(map(str, self.unreadable[:10])) + (", ..." if len(self.unreadable) > 10 else "")
+            logger.warning("%d of %d %ss cannot be read and are left out: rows %s", n - len(kept), n, self.noun, shown)
+        return kept
+
+    def _readable(self, row: int) -> bool:
+        try:
+            self._decode_rows(np.asarray([row]))
+        except UnreadableSample:
+            return False
+        return True
+
+
+def undecoded(dataset: Dataset, column: str) -> Dataset:
+    """A column of images or recordings as bytes or paths: decoded here, so that a bad one can be named by its row."""
+    selected = dataset.select_columns([column])
+    feature = dataset.features[column]
+    if isinstance(feature, (Audio, Image)):
+        selected = selected.cast_column(column, type(feature)(decode=False))
+    return selected.with_format(None)
+
+
+def stored_paths(column: Dataset, name: str) -> list[str] | None:
+    """Paths that an undecoded column holds beside its bytes, (N,); None if any is missing."""
+    paths: list[str] = []
+    arrow = column.with_format("arrow")
+    for start in range(0, len(column), ROWS_OF_PATHS):
+        values = arrow[start : start + ROWS_OF_PATHS][name]
+        if not pa.types.is_struct(values.type) or values.type.get_field_index("path") < 0:
+            return None
+        for chunk in values.chunks:  # as they lie: joining them would copy the bytes beside the paths
+            paths += chunk.field("path").to_pylist()
+        if not all(paths[start:]):
+            return None
+    return paths
+
+
+def _content(stored: Any) -> bytes:
+    """The bytes of a stored image or recording, wherever they are."""
+    if not isinstance(stored, dict):
+        return np.asarray(stored).tobytes()
+    if stored.get("bytes") is not None:
+        return bytes(stored["bytes"])
+    path = str(stored.get("path"))
+    return Path(path).read_bytes() if os.path.isfile(path) else os.path.basename(path).encode()
+
+
+def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:
+    """Up to `n_samples` of `n_rows` rows, evenly spaced, ascending."""
+    return np.unique(np.linspace(0, n_rows - 1, min(n_samples, n_rows)).astype(np.int64))
+
+
+def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | None = None) -> np.ndarray:
+    """True labels as integers.
+
+    Args:
+        dataset: the data set.
+        label_column: column of class labels, integers or text.
+        names: numbers of class names so far. Names that are new are added, so that a class has the same number in every
+            split that is encoded with the same dictionary.
+
+    Returns:
+        int64 array of shape (N,); -1 where a label is missing.
+    """
+    names = {} if names is None else names
+    values = dataset.with_format(None).select_columns([label_column])[:][label_column]
+    feature = dataset.features[label_column]
+    if isinstance(feature, ClassLabel):
+        values = [None if value is None or value < 0 else feature.names[value] for value in values]
+        new = feature.names
+    else:
+        new = sorted({value for value in values if isinstance(value, str)})
+    for name in new:
+        names.setdefault(name, len(names))
+    labels = np.full(len(values), -1, dtype=np.int64)
+    for i, value in enumerate(values):
+        if isinstance(value, str):
+            labels[i] = names[value]
+        elif value is not None and value == value:  # not NaN, which stands for a missing number
+            labels[i] = int(value)
+    return labels

@@ -1,0 +1,176 @@
+"""Features of all samples, without augmentation, over all processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.modality.base import Medium
+from hf_plr.utils.distributed import gather_rows, whole_weights
+from hf_plr.utils.precision import fast_fp32_products
+from hf_plr.utils.progress import track
+
+
+@dataclass
+class FeatureExtractor:
+    """How features are taken: everything but the samples.
+
+    Attributes:
+        model: the backbone, wrapped or not.
+        medium: how it turns samples into features.
+        accelerator: places batches and shares them among processes.
+        batch_size: images a batch, or seconds of sound.
+        num_workers: worker processes that decode samples which are not cached.
+        progress: show a progress bar on the main process.
+    """
+
+    model: torch.nn.Module
+    medium: Medium
+    accelerator: Accelerator
+    batch_size: int
+    num_workers: int = 0
+    progress: bool = False
+
+    def all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Features of a store's samples in their order, on every process.
+
+        Args:
+            store: the samples.
+            positions: positions in the store, shape (M,); None takes all.
+
+        Returns:
+            float32 tensor of shape (M, D) on the accelerator's device.
+        """
+        positions = torch.arange(len(store)) if positions is None else positions
+        return gather_rows(self.accelerator, self.of(store, positions[self.part(store, positions)]))
+
+    def shard(self, store: SampleStore) -> slice:
+        """This process's part of a store: whole batches, so that batches are the same for any number of processes."""
+        return self.part(store, torch.arange(len(store)))
+
+    def of(
+        self,
+        store: SampleStore,
+        positions: torch.Tensor,
+        dtype: torch.dtype | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Features of these samples on this process alone.
+
+        Args:
+            store: the samples.
+            positions: positions in the store, shape (n,).
+            dtype: torch.bfloat16 for products in it; None for the precision of training.
+            out: float32 tensor of shape (n, D) to write to, on any device.
+
+        Returns:
+            `out`, or a float32 tensor of shape (n, D) on the accelerator's device.
+        """
+        features = torch.empty(len(positions), self.width, device=self.accelerator.device) if out is None else out
+        start = 0
+        with self.ready(dtype):
+            for batch in self.batches(store, positions):
+                rows = self.medium.features(self.model, batch)
+                features[start : start + len(rows)] = rows.to(features.device)
+                start += len(rows)
+        return features
+
+    @contextlib.contextmanager
+    def ready(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """The model in evaluation mode, without gradients, with fast products; every module's mode is restored.
+
+        Args:
+            dtype: as for `of`. Products in float32 on a CPU are taken by `fast_fp32_products`.
+        """
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            with (
+                whole_weights(self.model, self.accelerator),
+                torch.inference_mode(),
+                fast_fp32_products(),
+                self._autocast(dtype),
+            ):
+                yield
+        finally:
+            for module, was_training in modes.items():
+                module.training = was_training
+
+    def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of the samples at these positions, in their order, on the device."""
+        batches = self.medium.batches(store, positions, self.batch_size)
+        for batch in self._bar(self._loaded(store, batches), len(batches)):
+            yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
+
+    @property
+    def width(self) -> int:
+        """Size D of a feature."""
+        inner: Any = getattr(self.model, "module", self.model)
+        return int(inner.config.hidden_size)
+
+    def part(self, store: SampleStore, positions: torch.Tensor) -> slice:
+        """This process's part of positions: whole batches, of about as much work as the other processes' parts."""
+        lengths = np.array([len(batch) for batch in self.medium.batches(store, positions, self.batch_size)], np.int64)
+        stops = np.cumsum(lengths)
+        costs = self.medium.costs(store)
+        if costs is None:
+            work = np.ones(len(stops))
+        else:
+            work = (
+                np.add.reduceat(costs[positions.numpy()], stops - lengths).astype(np.float64) if len(stops) else costs
+            )
+        done = np.concatenate([[0.0], np.cumsum(work)])
+        at = np.concatenate([[0], stops])
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        # The batches that begin before a process's share of the work ends are its own or those of processes before it.
+        first, last = (
+            int(np.searchsorted(done[:-1], done[-1] * part / processes, "left")) if part < processes else len(stops)
+            for part in (index, index + 1)
+        )
+        return slice(int(at[first]), int(at[last]))
+
+    def _loaded(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+        if store.is_cached:
+            for batch in batches:
+                yield store.batch(batch)
+            return
+        loader = DataLoader(
+            store,
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self.num_workers,
+            collate_fn=self.medium.collate,
+            generator=torch.Generator(),  # its own: opening a loader draws a number
+        )
+        yield from loader
+
+    def _bar(self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int) -> Iterator[dict[str, torch.Tensor]]:
+        shown = self.progress and self.accelerator.is_main_process
+        return track(batches, "Extracting features", n_batches, shown)
+
+    def _autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+        if dtype is None:
+            return self.accelerator.autocast()
+        return torch.autocast(self.accelerator.device.type, dtype)  # one for all batches: weights are cast once
+
+
+def empty_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) -> torch.Tensor:
+    """Room for features, float32 of shape (n_rows, width), in a memory-mapped file without a name.
+
+    The file is gone as soon as nothing refers to it, also if the process is killed.
+    """
+    if n_rows == 0:
+        return torch.empty(0, width)
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, prefix="features-") as file:
+        file.truncate(n_rows * width * 4)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n_rows, width)))

@@ -1,0 +1,143 @@
+"""Sounds and speech transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from hf_plr.data.audio_augmentation import SOUND_AUGMENTATIONS, SoundAugmentation
+from hf_plr.data.audio_store import SoundFormat, SoundStore, collate_sounds
+from hf_plr.data.columns import find_audio_column
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.modality.base import Medium, python_text
+from hf_plr.models.speech import SpeechBackbone, load_feature_extractor, load_speech_backbone
+
+if TYPE_CHECKING:
+    from hf_plr.training_args import PLRTrainingArguments
+
+SNIPPET = """import soundfile
+import soxr
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained({name})
+model = AutoModel.from_pretrained({name}).eval()
+channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
+waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples a second
+inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
+with torch.inference_mode():
+    output = model(**inputs, output_hidden_states=True)
+feature = {feature}  # shape (1, {width})"""
+
+
+class Sounds(Medium):
+    """Recordings, for HuBERT, wav2vec 2.0, WavLM or data2vec.
+
+    Args:
+        model: a speech transformer that takes waveforms, its name or its path.
+        args: the arguments.
+        column: column with the recordings.
+        processor: the feature extractor; None takes the one saved with the model.
+        augmentation: called with waveforms (B, T), lengths (B,) and random numbers (B, 16); None takes the one that the
+            arguments name, "waveform" where they name none.
+
+    Raises:
+        ValueError: if model, feature extractor and arguments do not fit together.
+    """
+
+    noun = "recording"
+    plural = "recordings"
+    processor_name = "feature extractor"
+    pipeline_tag = "feature-extraction"
+    card_template = "audio_backbone.md"
+    classifier = "AutoModelForAudioClassification"
+    collate = staticmethod(collate_sounds)
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: PLRTrainingArguments,
+        column: str,
+        processor: Any = None,
+        augmentation: SoundAugmentation | None = None,
+    ):
+        if args.pooling not in (None, "mean"):
+            raise ValueError(f"pooling={args.pooling!r} does not fit sounds: they are pooled by 'mean'")
+        self.args = args
+        self.column = column
+        self.model = load_speech_backbone(model)
+        self.processor = load_feature_extractor(self.model) if processor is None else processor
+        self.backbone = SpeechBackbone(self.model, args.layer)
+        self.format = SoundFormat(self.processor, self.backbone.receptive_field, args.max_seconds)
+        name = args.augmentation or "waveform"
+        if augmentation is None and name not in SOUND_AUGMENTATIONS:
+            raise ValueError(f"augmentation={name!r} does not fit sounds: use {' or '.join(SOUND_AUGMENTATIONS)}")
+        self.augmentation = SOUND_AUGMENTATIONS[name] if augmentation is None else augmentation
+
+    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SoundStore:
+        return SoundStore(
+            dataset,
+            find_audio_column(dataset, self.column),
+            self.format,
+            label_column=label_column,
+            label_names=label_names,
+            cache_bytes=int(self.args.sound_cache_gib * 2**30),
+            skip_unreadable=self.args.skip_unreadable,
+            progress=not self.args.disable_tqdm and self.args.process_index == 0,
+        )
+
+    def features(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.backbone.features(model, self.waveforms(batch, numbers), batch["lengths"])
+
+    def freeze_unused(self) -> None:
+        self.backbone.freeze_above(self.model)
+
+    def waveforms(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """What the model takes: a batch's waveforms (B, T), augmented if there are numbers, and normalised."""
+        values, lengths = batch["input_values"], batch["lengths"]
+        if numbers is not None:
+            values = self.augmentation(values, lengths, numbers)
+        return _zero_mean_unit_variance(values, lengths) if self.format.do_normalize else values
+
+    def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+        """Positions in batches of up to `size` seconds with their padding, or of one recording that is longer."""
+        assert isinstance(store, SoundStore)
+        lengths = store.lengths[positions.numpy()]
+        room = size * self.format.sampling_rate
+        bounds = [0]
+        longest = 0
+        for i, length in enumerate(lengths.tolist()):
+            longest = max(longest, length)
+            if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > room:
+                bounds.append(i)
+                longest = length
+        return positions.tensor_split(bounds[1:]) if len(positions) else ()
+
+    def costs(self, store: SampleStore) -> np.ndarray | None:
+        assert isinstance(store, SoundStore)
+        return store.lengths
+
+    def usage_snippet(self, name: str) -> str:
+        return SNIPPET.format(
+            name=python_text(name),
+            rate=self.format.sampling_rate,
+            feature=self.backbone.feature_expression(),
+            width=self.model.config.hidden_size,
+        )
+
+
+def _zero_mean_unit_variance(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """What `Wav2Vec2FeatureExtractor` does with do_normalize, by each recording's own samples; padding stays zero."""
+    inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+    n = lengths[:, None]
+    mean = (values * inside).sum(dim=1, keepdim=True) / n
+    centred = (values - mean) * inside
+    variance = centred.square().sum(dim=1, keepdim=True) / n
+    return centred / (variance + 1e-7).sqrt()

@@ -1,0 +1,115 @@
+"""Images and vision transformers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from hf_plr.data.columns import find_image_column
+from hf_plr.data.image_augmentation import AUGMENTATIONS, Augmentation
+from hf_plr.data.image_store import ImageGeometry, ImageStore, collate_images
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.modality.base import Medium, python_text
+from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
+
+if TYPE_CHECKING:
+    from hf_plr.training_args import PLRTrainingArguments
+
+SNIPPET = """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained({name})
+model = AutoModel.from_pretrained({name}).eval()
+image = Image.open("image.png").convert("RGB")
+with torch.inference_mode():
+    tokens = model(**processor(image, return_tensors="pt"){interpolate}).last_hidden_state
+feature = {feature}  # shape (1, {width})"""
+
+
+class Images(Medium):
+    """Images, for a vision transformer.
+
+    Args:
+        model: a vision transformer, its name or its path.
+        args: the arguments.
+        column: column with the images.
+        processor: the image processor; None takes the one saved with the model.
+        augmentation: called with images (B, C, H, W) in [0, 1] and random numbers (B, 16); None takes the one that the
+            arguments name, "affine" where they name none.
+
+    Raises:
+        ValueError: if model, processor and arguments do not fit together.
+    """
+
+    noun = "image"
+    plural = "images"
+    processor_name = "image processor"
+    pipeline_tag = "image-feature-extraction"
+    card_template = "image_backbone.md"
+    classifier = "AutoModelForImageClassification"
+    collate = staticmethod(collate_images)
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: PLRTrainingArguments,
+        column: str,
+        processor: Any = None,
+        augmentation: Augmentation | None = None,
+    ):
+        self.args = args
+        self.column = column
+        self.model = load_backbone(model)
+        self.processor = load_image_processor(self.model) if processor is None else processor
+        self.geometry = ImageGeometry(self.processor, self.model.config.num_channels)
+        self.backbone = VisionBackbone(self.model, args.pooling or "cls", self.geometry.image_size)
+        self.augmentation = AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
+
+    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
+        args = self.args
+        # With a file for the decoded images, one process of a machine writes it and the others wait for it.
+        shared = args.image_cache_dir is not None and args.world_size > 1
+        with args.main_process_first(desc="reading images") if shared else contextlib.nullcontext():
+            return ImageStore(
+                dataset,
+                find_image_column(dataset, self.column),
+                self.geometry,
+                label_column=label_column,
+                label_names=label_names,
+                cache_bytes=int(args.image_cache_gib * 2**30),
+                cache_dir=args.image_cache_dir,
+                skip_unreadable=args.skip_unreadable,
+                progress=not args.disable_tqdm and args.process_index == 0,
+            )
+
+    def features(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        images = self.geometry.unit_range(batch["pixel_values"])
+        if numbers is not None:
+            images = self.augmentation(images, numbers)
+        return self.backbone.features(model, self.geometry.normalise(images))
+
+    def freeze_unused(self) -> None:
+        """Nothing: `load_backbone` has done it."""
+
+    def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+        return positions.split(size) if len(positions) else ()
+
+    def costs(self, store: SampleStore) -> np.ndarray | None:
+        return None
+
+    def usage_snippet(self, name: str) -> str:
+        return SNIPPET.format(
+            name=python_text(name),
+            interpolate=", interpolate_pos_encoding=True" if self.backbone.forward_arguments else "",
+            feature=self.backbone.feature_expression(),
+            width=self.model.config.hidden_size,
+        )

@@ -1,0 +1,353 @@
+"""Load, check and describe the speech transformer that is trained, and keep padding out of what it computes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    HubertConfig,
+    HubertModel,
+    PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
+)
+
+from hf_plr.models.vision import cannot_load, load_saved
+
+logger = logging.getLogger(__name__)
+
+MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
+MASK_TIME_PROB = 0.05  # the default of all four configurations
+# Kernels and strides by sampling rate. Three layers where HuBERT has seven: a CPU spends most on the many frames of the
+# first ones.
+SMALL_CONVOLUTIONS = {8_000: ((10, 8, 5), (5, 8, 4)), 16_000: ((20, 8, 5), (10, 8, 4))}
+
+
+class SpeechBackbone:
+    """How one speech transformer turns a batch of waveforms into features.
+
+    Padding changes nothing: a clip has the same features alone and in any batch, up to rounding. The model is fitted
+    with what that needs; its weights and their names stay as they are. Clips that are shorter than `receptive_field`
+    are taken as if silence followed, so that each has at least one frame.
+
+    Args:
+        model: a bare backbone, as `load_speech_backbone` gives it.
+        layer: which hidden states are the features: None = the model's last, 0 = what goes into the first transformer
+            layer, n = what comes out of the n-th.
+
+    Attributes:
+        receptive_field: samples that one frame sees.
+        hop: samples from one frame to the next.
+
+    Raises:
+        ValueError: if there is no such layer, or the model has no mask embedding.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int | None = None):
+        config: Any = model.config
+        self.n_layers: int = config.num_hidden_layers
+        self._check_layer(layer)
+        if not hasattr(model, "masked_spec_embed"):
+            raise ValueError(f"{type(model).__name__} has no mask embedding: load it by load_speech_backbone")
+        self.layer = layer
+        self.receptive_field, self.hop = 1, 1
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            self.receptive_field += (kernel - 1) * self.hop
+            self.hop *= stride
+        _keep_padding_out(model, self)
+
+    def n_frames(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Frames of clips of so many samples, at least 1 each: int64 of the same shape."""
+        return (lengths.to(torch.int64) - self.receptive_field).clamp(min=0) // self.hop + 1
+
+    def features(
+        self, model: nn.Module, values: torch.Tensor, lengths: torch.Tensor, masked: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean of the hidden states over each clip's own frames: float32 of shape (B, D). Arguments as of `frames`."""
+        hidden, n_frames = self.frames(model, values, lengths, masked)
+        padding = torch.arange(hidden.shape[1], device=hidden.device) >= n_frames[:, None]
+        return hidden.masked_fill(padding[:, :, None], 0.0).sum(dim=1) / n_frames[:, None]
+
+    def frames(
+        self,
+        model: nn.Module,
+        values: torch.Tensor,
+        lengths: torch.Tensor,
+        masked: torch.Tensor | None = None,
+        layer: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of every frame.
+
+        Nothing is drawn at random but dropout: instead of SpecAugment's own masks there are those of `masked`.
+
+        Args:
+            model: the backbone itself or what wraps it (DistributedDataParallel, a compiled module).
+            values: normalised waveforms, float32 of shape (B, T); what lies behind a clip's end is ignored.
+            lengths: samples of each clip, shape (B,), at most T.
+            masked: frames whose input gives way to the mask embedding, bool of shape (B, frames of T samples), or None.
+            layer: another layer than the backbone's own.
+
+        Returns:
+            Hidden states, float32 of shape (B, frames, D), of no meaning behind a clip's own frames; and the number of
+            each clip's own frames, int64 of shape (B,).
+
+        Raises:
+            ValueError: if there is no such layer, or `masked` has another shape.
+        """
+        self._check_layer(layer)
+        layer = self.layer if layer is None else layer
+        inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+        values = values.masked_fill(~inside, 0.0)
+        values = F.pad(values, (0, max(0, self.receptive_field - values.shape[1])))
+        lengths = lengths.clamp(min=self.receptive_field)
+        shape = (len(values), (values.shape[1] - self.receptive_field) // self.hop + 1)
+        if masked is None:  # an empty mask: None lets the model draw one, and keeps the mask embedding out of the graph
+            masked = torch.zeros(shape, dtype=torch.bool, device=values.device)
+        elif masked.shape != shape:
+            raise ValueError(f"masked has shape {tuple(masked.shape)} but the batch has frames of shape {shape}")
+        output = model(
+            input_values=values,
+            attention_mask=(torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long(),
+            mask_time_indices=masked,
+            output_hidden_states=layer is not None,
+        )
+        hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        return hidden.float(), self.n_frames(lengths)
+
+    def freeze_above(self, model: PreTrainedModel) -> None:
+        """Take no gradient for what lies above `layer`: several processes would wait for it, and it never comes."""
+        if self.layer is None:
+            return
+        unused: list[nn.Module] = list(model.encoder.layers[self.layer :])
+        if getattr(model.config, "do_stable_layer_norm", False):  # then this norm comes last, and first otherwise
+            unused.append(model.encoder.layer_norm)
+        for module in unused:
+            module.requires_grad_(False)
+
+    def feature_expression(self) -> str:
+        """Python that makes the same feature of one clip out of `output`, what the model gives."""
+        hidden = "last_hidden_state" if self.layer is None else f"hidden_states[{self.layer}]"
+        return f"output.{hidden}.mean(dim=1)"
+
+    def _check_layer(self, layer: int | None) -> None:
+        if layer is not None and not 0 <= layer <= self.n_layers:
+            raise ValueError(f"layer={layer} but the model has {self.n_layers} layers: use 0 to {self.n_layers}")
+
+
+def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
+    """A speech backbone in float32, from a name, a path, or a model that is there already.
+
+    A model with a head gives its backbone. Weights in half precision are trained in float32 (use `bf16=True` for fast
+    arithmetic). Settings that would draw layers or masks at random are switched off, and a model without a mask
+    embedding gets one.
+
+    Raises:
+        ValueError: if there is no such model, it is damaged, or it is none of HuBERT, wav2vec 2.0, WavLM and data2vec.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        name = os.fspath(model)
+        try:
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        except Exception as error:  # as in load_backbone
+            raise ValueError(cannot_load(name, error)) from error
+    base = model.base_model
+    if base is not model:
+        logger.info("Training %s, the backbone of the %s", type(base).__name__, type(model).__name__)
+        model = base
+    _check_speech(model)
+    half = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
+    if half:
+        logger.info("Weights in %s are trained in float32", ", ".join(sorted(map(str, half))))
+        model = model.float()
+    model.config.dtype = torch.float32
+    _switch_randomness_off(model.config)
+    _ensure_mask_embedding(model)
+    return model
+
+
+def load_feature_extractor(model: PreTrainedModel) -> Any:
+    """The feature extractor saved with the backbone's checkpoint.
+
+    Raises:
+        ValueError: if there is none; it names the argument that takes one.
+    """
+    return load_saved(AutoFeatureExtractor, "feature extractor", model)
+
+
+def small_hubert(sampling_rate: int, hidden_size: int = 128, num_hidden_layers: int = 3) -> PreTrainedModel:
+    """A small HuBERT with random weights: a frame every 20 ms that sees 25.6 ms.
+
+    Raises:
+        ValueError: if `sampling_rate` is neither 8,000 nor 16,000.
+    """
+    if sampling_rate not in SMALL_CONVOLUTIONS:
+        raise ValueError(
+            f"sampling_rate={sampling_rate} but a small HuBERT is made for 8,000 or 16,000 samples a second"
+        )
+    kernels, strides = SMALL_CONVOLUTIONS[sampling_rate]
+    config = HubertConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=hidden_size // 32,
+        intermediate_size=4 * hidden_size,
+        conv_dim=(hidden_size // 2, hidden_size, hidden_size),  # many frames of the first, of few samples each
+        conv_kernel=kernels,
+        conv_stride=strides,
+        feat_extract_norm="layer",
+        num_conv_pos_embeddings=16,
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 hands on too little of the sound to cluster by
+        # A model this small has nothing to spare, and the features that are trained should be those that are clustered.
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        layerdrop=0.0,
+    )
+    return HubertModel(config)
+
+
+def small_hubert_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
+    """The feature extractor for `small_hubert`: each clip with zero mean and unit variance."""
+    return Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, do_normalize=True, return_attention_mask=True)
+
+
+class _ClipLengths:
+    """The lengths of the batch that a model works on, read from its attention mask before each forward pass.
+
+    Without an attention mask all that follows behaves as if it were not there.
+    """
+
+    def __init__(self, receptive_field: int, hop: int):
+        self.receptive_field = receptive_field
+        self.hop = hop
+        self.lengths: torch.Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self.lengths = None if mask is None else mask.sum(dim=1)
+
+    def zero_padding(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Forward hook: frames (B, C, T) with zeros behind each clip's own, as at the end of a clip that is alone."""
+        if self.lengths is None:
+            return None
+        n_frames = torch.div(self.lengths - self.receptive_field, self.hop, rounding_mode="floor") + 1
+        return output.masked_fill(_behind(n_frames, output.shape[2])[:, None], 0.0)
+
+
+class _ClipNorm(nn.GroupNorm):
+    """The first convolution's norm, one channel a group, with statistics over each clip's own frames."""
+
+    def __init__(self, norm: nn.GroupNorm, clips: _ClipLengths, kernel: int, stride: int):
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.clips, self.kernel, self.stride = clips, kernel, stride
+        self.train(norm.training)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Normalise hidden states (B, C, T)."""
+        lengths = self.clips.lengths
+        if lengths is None:
+            return super().forward(hidden)
+        n_frames = torch.div(lengths - self.kernel, self.stride, rounding_mode="floor") + 1
+        padding = _behind(n_frames, hidden.shape[2])[:, None]
+        count = n_frames[:, None, None]
+        hidden = hidden.float()  # as a GroupNorm under autocast
+        centred = hidden - hidden.masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count
+        variance = centred.square().masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count
+        scale = torch.rsqrt(variance + self.eps) * self.weight[:, None]
+        return (centred * scale + self.bias[:, None]).to(self.weight.dtype)
+
+
+def _keep_padding_out(model: PreTrainedModel, backbone: SpeechBackbone) -> None:
+    if any(isinstance(hook, _ClipLengths) for hook in model._forward_pre_hooks.values()):
+        return
+    clips = _ClipLengths(backbone.receptive_field, backbone.hop)
+    model.register_forward_pre_hook(clips, with_kwargs=True)
+    first = model.feature_extractor.conv_layers[0]
+    if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
+        first.layer_norm = _ClipNorm(first.layer_norm, clips, model.config.conv_kernel[0], model.config.conv_stride[0])
+    positions = model.encoder.pos_conv_embed
+    kind: Any = type(positions)
+    positions.__class__ = _out_of_autocast(kind)
+    for layer in getattr(positions, "layers", []):  # data2vec: each would see what the one before left behind the end
+        layer.register_forward_hook(clips.zero_padding)
+
+
+@functools.cache
+def _out_of_autocast(module_type: Any) -> Any:
+    """A class of modules that compute in float32 on a CPU.
+
+    torch 2.13's grouped convolutions in bfloat16 are wrong on CPUs with AMX: for `small_hubert` the error is as large
+    as the result, for HuBERT base there is none.
+    """
+
+    class OutOfAutocast(module_type):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            if hidden.device.type != "cpu":
+                return super().forward(hidden)
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(hidden.float())
+
+    OutOfAutocast.__name__ = module_type.__name__
+    return OutOfAutocast
+
+
+def _behind(n_frames: torch.Tensor, width: int) -> torch.Tensor:
+    """Which of `width` frames lie behind a clip's own: bool of shape (B, width)."""
+    return torch.arange(width, device=n_frames.device) >= n_frames[:, None]
+
+
+def _check_speech(model: PreTrainedModel) -> None:
+    config = model.config
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{type(model).__name__} (model_type={config.model_type!r}) is no speech transformer backbone that takes "
+            "waveforms: use a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model that AutoModel loads"
+        )
+    if getattr(config, "add_adapter", False):
+        raise ValueError(
+            f"{type(model).__name__} has an adapter that thins out frames at random: "
+            "load it by AutoModel.from_pretrained(..., add_adapter=False)"
+        )
+    if getattr(config, "conv_pos_batch_norm", False):
+        raise ValueError(
+            f"{type(model).__name__} has a batch norm over padded frames (conv_pos_batch_norm=True), so its features "
+            "depend on the batch: use a checkpoint without one"
+        )
+
+
+def _switch_randomness_off(config: Any) -> None:
+    if config.layerdrop > 0.0:
+        logger.info(
+            "layerdrop=%s is set to 0: with layers left out at random, features change in depth from batch to batch, "
+            "and several processes wait for gradients that never come",
+            config.layerdrop,
+        )
+        config.layerdrop = 0.0
+    if config.mask_feature_prob > 0.0:
+        logger.info(
+            "mask_feature_prob=%s is set to 0: its masks are drawn from numpy's global generator, "
+            "and a resumed run would not see them again",
+            config.mask_feature_prob,
+        )
+        config.mask_feature_prob = 0.0
+
+
+def _ensure_mask_embedding(model: PreTrainedModel) -> None:
+    config: Any = model.config
+    if not getattr(config, "apply_spec_augment", True):
+        logger.info("apply_spec_augment=False is set to True: the model would ignore the masks that it is given")
+        config.apply_spec_augment = True
+    if config.mask_time_prob == 0.0:
+        logger.info("mask_time_prob=0 is set to %s: the saved model would have no mask embedding", MASK_TIME_PROB)
+        config.mask_time_prob = MASK_TIME_PROB
+    if not hasattr(model, "masked_spec_embed"):
+        embedding = torch.rand(config.hidden_size, generator=torch.Generator().manual_seed(0))
+        model.masked_spec_embed = nn.Parameter(embedding.to(model.device))

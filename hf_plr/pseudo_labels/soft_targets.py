@@ -1,0 +1,76 @@
+"""Soft targets of all samples, by the cells of the co-occurrence table that they are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from hf_plr.refinement.blending import SoftCells
+from hf_plr.utils.serialization import checked
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What each sample is taught in place of one cluster: a distribution over all of them.
+
+    Attributes:
+        of_cell: those of the cells, kept as factors: written out they would not fit into memory where many cells
+            project onto many clusters.
+        cell: cell of each sample, int32 of shape (N,).
+    """
+
+    of_cell: SoftCells
+    cell: np.ndarray
+
+    def of_samples(self, index: np.ndarray) -> np.ndarray:
+        """The soft targets of the samples at positions (B,), float32 of shape (B, n_clusters).
+
+        Noise that was noise before, and what is left out, has zeros only.
+        """
+        rows: np.ndarray = self.of_cell.rows(self.cell[index]).astype(np.float32).toarray()
+        return rows
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything as arrays by name."""
+        soft = self.of_cell
+        state = {
+            "cell": self.cell,
+            "codes": np.ascontiguousarray(soft.codes),
+            "case": soft.case,
+            "shares_of_case": soft.shares_of_case,
+        }
+        for part, basis in enumerate(soft.bases):
+            state |= {f"basis.{part}.{name}": getattr(basis, name) for name in ("data", "indices", "indptr")}
+        return state
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray], n_samples: int, n_clusters: int) -> SoftTargets:
+        """What `state_dict` gave, again.
+
+        Raises:
+            ValueError: if an array is missing or cannot be of so many samples and clusters, naming it.
+        """
+        codes = checked(state, "codes", "integers", (None, None), -1)
+        n_cells, n_parts = codes.shape
+        if n_parts == 0:
+            raise ValueError("'codes' is damaged: it has no parts")
+        cell = checked(state, "cell", "integers", (n_samples,), 0, n_cells - 1)
+        shares = checked(state, "shares_of_case", "floats", (None, n_parts), 0.0, 1.0)
+        case = checked(state, "case", "integers", (n_cells,), 0, len(shares) - 1)
+        bases = tuple(_basis(state, f"basis.{part}", n_clusters) for part in range(n_parts))
+        for part, basis in enumerate(bases):
+            used = codes[shares[case, part] > 0, part]
+            if len(used) and not (used.min() >= 0 and used.max() < basis.shape[0]):
+                raise ValueError(f"'codes' is damaged: part {part} has {basis.shape[0]} clusters, not {used.max() + 1}")
+        return cls(SoftCells(codes, case, shares, bases), cell)
+
+
+def _basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:
+    data = checked(state, f"{name}.data", "floats", (None,), 0.0)
+    indices = checked(state, f"{name}.indices", "integers", (len(data),), 0, n_columns - 1)
+    indptr = checked(state, f"{name}.indptr", "integers", (None,), 0, len(data))
+    if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
+        raise ValueError(f"'{name}.indptr' is damaged: it does not ascend from 0 to the number of entries")
+    return sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_columns))

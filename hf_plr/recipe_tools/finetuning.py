@@ -1,0 +1,195 @@
+"""What the recipes that fine-tune a classifier share: arguments, a few labels of each class, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, default_data_collator, set_seed
+
+from hf_plr.data.columns import find_label_column
+from hf_plr.data.loading import load_train_and_test
+from hf_plr.data.sample_store import encode_labels
+
+
+@dataclass
+class FinetuneArguments:
+    """What to classify, with how many labels."""
+
+    model_name_or_path: str = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Backbone to start from: an output folder or a Hub id."},
+    )
+    dataset_name: str = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Hub id, folder of files, or folder of parquet files."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the classes. Default: the only one."})
+    labels_per_class: int | None = field(
+        default=None, metadata={"help": "Use only this many labels of each class, drawn by the seed. Default: all."}
+    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train the head alone."})
+
+
+@dataclass
+class ClassifierArguments(TrainingArguments):
+    """`TrainingArguments` whose defaults suit a few labels."""
+
+    output_dir: str = field(default=None, metadata={"help": "Folder for the classifier."})  # type: ignore[assignment]
+    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the labelled samples."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Samples a batch and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device for scoring."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; 1e-3 with a frozen backbone."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps if below 1."})
+    logging_strategy: str = field(default="no", metadata={"help": "When to log: epoch, steps or no."})
+    save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # torch warns at every loader otherwise
+
+
+def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that depend on what is trained.
+
+    Raises:
+        ValueError: if a necessary argument is missing.
+    """
+    for name in ("model_name_or_path", "dataset_name", "output_dir"):
+        if given.get(name) is None:
+            raise ValueError(f"--{name} is needed")
+    return {"learning_rate": 1e-3} if given.get("freeze_backbone") else {}
+
+
+@dataclass
+class LabelledData:
+    """The splits of a data set with classes.
+
+    Attributes:
+        train: samples to train on.
+        test: samples to score on.
+        train_labels, test_labels: class of each sample, (N,).
+        names: names of the classes.
+    """
+
+    train: Dataset
+    test: Dataset
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+    names: list[str]
+
+
+def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
+    """Load both splits; samples without a class are left out, and a few of each class drawn if that is asked for.
+
+    Raises:
+        ValueError: if there is no test split, no label column, or a class has too few samples.
+    """
+    train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split)
+    if test is None:
+        raise ValueError(f"dataset_name={args.dataset_name!r} has no test split to score on")
+    column = find_label_column(train, args.label_column)
+    if column is None:
+        raise ValueError("no column holds classes: name it with --label_column")
+    numbers: dict[str, int] = {}
+    labels = [encode_labels(split, column, numbers) for split in (train, test)]
+    names = list(numbers) or [str(label) for label in range(int(labels[0].max(initial=0)) + 1)]
+    rows = few_of_each(labels[0], args.labels_per_class, seed)
+    known = np.flatnonzero(labels[1] >= 0)
+    return LabelledData(train.select(rows), test.select(known), labels[0][rows], labels[1][known], names)
+
+
+def few_of_each(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """Rows of `count` samples of each class, drawn by the seed, ascending; of all samples with a class for None.
+
+    Raises:
+        ValueError: if a class has fewer.
+    """
+    if count is None:
+        return np.flatnonzero(labels >= 0)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for label in np.unique(labels[labels >= 0]):
+        rows = np.flatnonzero(labels == label)
+        if not 1 <= count <= len(rows):
+            raise ValueError(f"labels_per_class={count}, but class {label} has {len(rows)} samples")
+        drawn.append(rng.choice(rows, count, replace=False))
+    return np.sort(np.concatenate(drawn))
+
+
+def train_classifier(
+    make_model: Callable[[dict[str, Any]], PreTrainedModel],
+    with_inputs: Callable[[Dataset, np.ndarray], Dataset],
+    data: LabelledData,
+    processor: Any,
+    recipe: FinetuneArguments,
+    args: ClassifierArguments,
+) -> dict[str, float]:
+    """Train by the stock Trainer, save the classifier, and return its scores on the test split.
+
+    Args:
+        make_model: makes the classifier from num_labels, id2label and label2id.
+        with_inputs: gives samples and their classes as the model's inputs.
+        data: the samples.
+        processor: saved with the classifier.
+        recipe, args: the arguments.
+    """
+    set_seed(args.seed)
+    by_number = dict(enumerate(data.names))
+    model = make_model(
+        {
+            "num_labels": len(data.names),
+            "id2label": by_number,
+            "label2id": {name: number for number, name in by_number.items()},
+        }
+    )
+    if recipe.freeze_backbone:
+        model.base_model.requires_grad_(False)
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=with_inputs(data.train, data.train_labels),
+        eval_dataset=with_inputs(data.test, data.test_labels),
+        data_collator=default_data_collator,
+        processing_class=processor,
+        compute_metrics=scores,
+    )
+    trainer.train()
+    found = trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        print(
+            f"\nTrained on {len(data.train):,} labels of {len(data.names)} classes. Test split of {len(data.test):,}: "
+            f"accuracy {found['eval_accuracy']:.3f}, macro F1 {found['eval_f1']:.3f}. Classifier in {args.output_dir}."
+        )
+    return {"accuracy": found["eval_accuracy"], "f1": found["eval_f1"]}
+
+
+def scores(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy and macro F1."""
+    answers = np.argmax(prediction.predictions, axis=-1)
+    return {
+        "accuracy": float(accuracy_score(prediction.label_ids, answers)),
+        "f1": float(f1_score(prediction.label_ids, answers, average="macro")),
+    }
+
+
+def show_first_answer(answers: list[dict[str, Any]], truth: str, call: str) -> None:
+    """Print what a pipeline says about the first test sample."""
+    told = ", ".join(f"{answer['label']} {answer['score']:.2f}" for answer in answers)
+    print(f"{call}: {told} (it is {truth})")
+
+
+def as_labels(labels: list[int]) -> torch.Tensor:
+    """Classes as the model wants them."""
+    return torch.tensor(labels, dtype=torch.int64)

@@ -1,0 +1,200 @@
+"""What the recipes share: the output folder, threads, what a run leaves, and errors without a traceback."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from hf_plr.hub.push import HubError
+from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
+from hf_plr.report.outputs import METRICS_FILE, format_summary
+from hf_plr.trainer.base_trainer import BackboneTrainer
+from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, checkpoints_in, last_whole
+from hf_plr.trainer.stop_signal import TrainingStopped
+from hf_plr.training_args import PLRTrainingArguments
+
+
+@dataclass
+class DataArguments:
+    """Which part of the data to train on, and how many threads to use."""
+
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    max_samples: int | None = field(
+        default=None, metadata={"help": "Train on at most this many samples, drawn at random: a first try."}
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
+    )
+
+
+@dataclass
+class RecipeTrainingArguments(PLRTrainingArguments):
+    """`PLRTrainingArguments` with the handling of the output folder."""
+
+    output_dir: str = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Folder for the results."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from the last checkpoint in output_dir, or from the one named here.",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the results of a run in output_dir."})
+    hub_private_repo: bool | None = field(
+        default=None,
+        metadata={"help": "Push to a private repository. Default: as the Hub does.", "nargs": "?", "const": True},
+    )
+
+
+def run_recipe(main: Callable[[], object]) -> None:
+    """Run a recipe's main function; what is wrong with arguments or data is told in one line."""
+    transformers.logging.set_verbosity_warning()
+    try:
+        main()
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise
+    except (ValueError, TypeError, CheckpointError, HubError) as error:
+        sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
+            sys.exit("error: another process of this run has ended, so this one cannot go on; see what it said")
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint goes on.")
+    # What still holds the process group goes now: gloo's threads abort if that happens as the interpreter shuts down.
+    gc.collect()
+
+
+def set_cpu_threads(threads: int | None, args: PLRTrainingArguments) -> None:
+    """Use all cores in a single process; `accelerate launch` allows it one thread unless told otherwise."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif args.device.type == "cpu" and args.world_size == 1:
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def check_output_dir(args: RecipeTrainingArguments) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Raises:
+        ValueError: if there is a run in `output_dir` and neither flag says what to do with it, or none to resume.
+    """
+    out = Path(args.output_dir)
+    if args.resume_from_checkpoint == "last" and last_whole(out)[0] is None:
+        raise ValueError(f"--resume_from_checkpoint: {out} holds no checkpoint that is whole")
+    if args.resume_from_checkpoint is not None or args.overwrite:
+        return
+    if (out / METRICS_FILE).exists():
+        raise ValueError(f"{out} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
+    if checkpoints_in(out):
+        raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint goes on, --overwrite starts anew")
+
+
+def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> None:
+    """Remove an earlier run's checkpoints, metrics and report where they are to be replaced."""
+    out = Path(args.output_dir)
+    if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
+        return
+    for checkpoint in (*checkpoints_in(out), out / ASIDE):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE):
+        (out / name).unlink(missing_ok=True)
+
+
+def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
+    """A folder for the results of a recipe that needs none for its own small data set.
+
+    Args:
+        given: the arguments that were given.
+        demo_output_dir: where that data set's results go; an earlier run's are replaced there.
+
+    Raises:
+        ValueError: if there is another data set but no place for the results.
+    """
+    if given.get("output_dir") is not None:
+        return {}
+    if given.get("dataset_name") is not None:
+        raise ValueError("--output_dir is needed with --dataset_name")
+    return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
+
+
+def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments, rows: np.ndarray) -> None:
+    """Score, train, and score again; `rows` as for `write_results`."""
+    trainer.reporter.rows = rows
+    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
+    trainer.accelerator.wait_for_everyone()
+    trainer.score("before")
+    train(trainer, args)
+    trainer.score("after")
+
+
+def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
+    """Train, or go on where the arguments say."""
+    trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
+
+
+def write_results(
+    trainer: BackboneTrainer, rows: np.ndarray, started: float, next_command: tuple[str, str], card: dict[str, Any]
+) -> None:
+    """Leave everything in the output folder, say so, and push it to the Hub if that is wanted.
+
+    Args:
+        trainer: the trained trainer, on every process.
+        rows: numbers of the training images' rows in the data that they were taken from.
+        started: `time.perf_counter()` at the start.
+        next_command: a command to try next and what it does, for the last words.
+        card: arguments of the model card.
+    """
+    args = trainer.args
+    trainer.save_model(_internal_call=True)  # a push, if one is wanted, takes the whole folder at the end
+    trainer.save_labels(str(args.output_dir), rows)
+    trainer.create_model_card(**card)
+    seconds = time.perf_counter() - started
+    trainer.write_metrics(seconds)
+    trainer.write_report(rows)
+    if trainer.is_world_process_zero():
+        print(format_summary(trainer.summary(), seconds, next_command))
+    try:
+        if args.push_to_hub:
+            push(trainer, card)
+    finally:
+        trainer.accelerator.wait_for_everyone()  # one that is gone early takes the others with it if it fails at that
+        trainer.accelerator.end_training()
+
+
+def push(trainer: BackboneTrainer, card: dict[str, Any]) -> None:
+    """Push the results to the Hub.
+
+    Raises:
+        HubError: if they did not get there, saying how to push them again.
+    """
+    args = trainer.args
+    try:
+        commit = trainer.push_to_hub(**card)
+    except HubError as error:
+        again = ["hf-plr", "push", str(args.output_dir), "--repo", str(trainer.hub_model_id)]
+        again += ["--private"] if args.hub_private_repo else []
+        again += ["--revision", args.hub_revision] if args.hub_revision else []
+        raise HubError(
+            f"the results are in {args.output_dir}, but not on the Hub: {error}\nPush them with: {shlex.join(again)}"
+        ) from error
+    if trainer.is_world_process_zero():
+        print(f"On the Hub: {commit.repo_url}")

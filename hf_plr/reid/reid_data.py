@@ -1,0 +1,244 @@
+"""Re-identification data: images with the identity that they show and the camera that took them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
+
+from hf_plr.data.columns import check_present, find_image_column
+from hf_plr.data.loading import choose_split, load_splits
+from hf_plr.data.sample_store import encode_labels
+
+JUNK = -1  # identity of images that show nobody in particular; as in `score_retrieval`
+SUFFIXES = (".jpg", ".jpeg", ".png")
+NUMBER = "[0-9]{1,18}"  # what int64 holds
+FEATURES = Features({"image": Image(), "identity": Value("int64"), "camera": Value("int64")})
+SPLITS = ("train", "query", "gallery")
+
+# Where each split lies. What comes first tells the layouts apart.
+MARKET1501 = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+VERI776 = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
+MSMT17_LISTS = {
+    "train": ("list_train.txt", "list_val.txt"),
+    "query": ("list_query.txt",),
+    "gallery": ("list_gallery.txt",),
+}
+MSMT17_FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))  # V1 and V2: for training, for both others
+MARKERS = (MARKET1501["train"], MSMT17_LISTS["train"][0], VERI776["train"])
+LAYOUTS = "Market-1501 (bounding_box_train), MSMT17 (list_train.txt), VeRi-776 (image_train)"
+
+
+@dataclass(frozen=True)
+class ReidSplit:
+    """Images, and apart from them what only scores.
+
+    Attributes:
+        images: N images in a column "image", and no other column, so that whoever gets them has no identity.
+        identities: int64 array of shape (N,), -1 = junk or not known.
+        cameras: int64 array of shape (N,).
+    """
+
+    images: Dataset
+    identities: np.ndarray
+    cameras: np.ndarray
+
+    def select(self, rows: np.ndarray) -> ReidSplit:
+        """The rows of these numbers."""
+        return ReidSplit(self.images.select(rows), self.identities[rows], self.cameras[rows])
+
+
+@dataclass(frozen=True)
+class ReidData:
+    """A re-identification data set.
+
+    Attributes:
+        train: what is trained on.
+        query, gallery: what is scored, both None where the training images take both parts.
+    """
+
+    train: ReidSplit
+    query: ReidSplit | None
+    gallery: ReidSplit | None
+
+    def with_train(self, rows: np.ndarray) -> ReidData:
+        """The same, with only these rows of the training split."""
+        return replace(self, train=self.train.select(rows))
+
+
+def load_reid_data(
+    name: str,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    identity_column: str = "identity",
+    camera_column: str | None = "camera",
+    train_split: str = "train",
+) -> ReidData:
+    """Load a re-identification data set.
+
+    Args:
+        name: a folder in one of the layouts of `load_reid_folder`, whose columns are known; or whatever
+            `load_train_and_test` of hf_plr.data.loading takes. If that has splits "query" and "gallery" (in a folder:
+            files `query.parquet` and `gallery.parquet`) they are scored, otherwise every training image asks among all
+            others, without those of its own identity and camera.
+        config_name: configuration of a Hub data set.
+        image_column: its column of images; by default the only one.
+        identity_column: its column of identities: class labels, text or integers, -1 or missing = junk.
+        camera_column: its column of cameras; None where nothing is to be scored.
+        train_split: its split to train on.
+
+    Raises:
+        ValueError: if there is no such data set or column, or it has no images, saying what was looked for.
+    """
+    if find_reid_folder(name) is not None:
+        splits = load_reid_folder(name)
+        image_column, identity_column, camera_column, train_split = "image", "identity", "camera", "train"
+    else:
+        files = {
+            split: str(Path(name, f"{split}.parquet")) for split in SPLITS if Path(name, f"{split}.parquet").exists()
+        }
+        # By its file names alone, datasets finds a training split, but neither query nor gallery.
+        splits = load_dataset("parquet", data_files=files) if len(files) > 1 else load_splits(name, config_name)
+    train = choose_split(splits, name, train_split)
+    if ("query" in splits) != ("gallery" in splits):
+        raise ValueError(
+            f"dataset_name={name!r} has only one of the splits 'query' and 'gallery'; its splits are: "
+            f"{', '.join(splits)}"
+        )
+    parts = {"train": train} | {part: splits[part] for part in ("query", "gallery") if part in splits}
+    identities: dict[str, int] = {}  # shared by all splits, so that an identity has one number
+    cameras: dict[str, int] = {}
+    read = {}
+    for part, rows in parts.items():
+        if len(rows) == 0:
+            raise ValueError(f"dataset_name={name!r}: the split {train_split if part == 'train' else part!r} is empty")
+        column = find_image_column(rows, image_column)
+        check_present(rows, "identity_column", identity_column)
+        if camera_column is not None:
+            check_present(rows, "camera_column", camera_column)
+        read[part] = ReidSplit(
+            rows.select_columns([column]).rename_columns({column: "image"} if column != "image" else {}),
+            encode_labels(rows, identity_column, identities),
+            np.full(len(rows), -1) if camera_column is None else encode_labels(rows, camera_column, cameras),
+        )
+    return ReidData(read["train"], read.get("query"), read.get("gallery"))
+
+
+def find_reid_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder in a known layout: the path itself or the only such folder in it; None if there is none.
+
+    Raises:
+        ValueError: if several folders in it are in a known layout.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    if _is_marked(folder):
+        return folder
+    inside = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_marked(child)]
+    if len(inside) > 1:
+        raise ValueError(f"{folder} holds several data sets ({', '.join(each.name for each in inside)}): name one")
+    return inside[0] if inside else None
+
+
+def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
+    """Load a re-identification data set from the folder as it was unpacked, or from the folder around it.
+
+    The layouts, told apart by what lies in the folder; other files and folders are ignored:
+
+    * Market-1501: `bounding_box_train`, `query`, `bounding_box_test`, with names like `0002_c1s1_000451_03.jpg` for
+      identity 2 and camera 1. Junk (`-1_...`) is left out of the training split and has identity -1 in the gallery;
+      distractors (`0000_...`) have identity 0, which no query has.
+    * MSMT17: `list_train.txt`, `list_val.txt`, `list_query.txt`, `list_gallery.txt` with lines `path identity`, for
+      images in `train` and `test` (V1) or `mask_train_v2` and `mask_test_v2` (V2); the third number of an image's name
+      is its camera. Training takes both the training and the validation list, as TransReID-SSL does.
+    * VeRi-776: `image_train`, `image_query`, `image_test`, with names like `0002_c002_00030600_0.jpg`.
+
+    Returns:
+        Splits "train", "query" and "gallery", sorted by path, with the columns "image" (a path, not read yet),
+        "identity" and "camera" (int64).
+
+    Raises:
+        ValueError: if the folder, a part of it or a listed image is missing, no layout is recognised, a name cannot be
+            read, or a split is empty.
+    """
+    if not os.path.isdir(path):
+        raise ValueError(f"{path} is no folder")
+    folder = find_reid_folder(path)
+    if folder is None:
+        raise ValueError(f"{path} is in no known layout, nor is one folder in it: looked for {LAYOUTS}")
+    names = next((names for names in (MARKET1501, VERI776) if (folder / names["train"]).is_dir()), None)
+    splits = {}
+    for split in SPLITS:
+        rows = sorted(_msmt17(folder, split) if names is None else _named_images(folder, split, names[split]))
+        if not rows:
+            raise ValueError(f"{folder}: the split {split!r} is empty")
+        paths, identities, cameras = zip(*rows, strict=True)
+        columns = {"image": list(paths), "identity": list(identities), "camera": list(cameras)}
+        splits[split] = Dataset.from_dict(columns, features=FEATURES, split=split)
+    return DatasetDict(splits)
+
+
+Row = tuple[str, int, int]  # path, identity, camera
+
+
+def _is_marked(folder: Path) -> bool:
+    return any((folder / marker).exists() for marker in MARKERS)
+
+
+def _named_images(folder: Path, split: str, name: str) -> Iterator[Row]:
+    """Images of a folder whose names begin with identity and camera."""
+    directory = folder / name
+    if not directory.is_dir():
+        raise ValueError(f"{folder} has no folder {name!r} for the split {split!r}")
+    for file in os.listdir(directory):
+        if not file.lower().endswith(SUFFIXES):
+            continue
+        found = re.match(rf"(-1|{NUMBER})_c({NUMBER})(?![0-9])", file)
+        if found is None:
+            raise ValueError(f"{directory / file}: the name does not begin like 0002_c1, with identity and camera")
+        identity, camera = int(found[1]), int(found[2])
+        if identity != JUNK or split != "train":
+            yield str(directory / file), identity, camera
+
+
+def _msmt17(folder: Path, split: str) -> Iterator[Row]:
+    directory = folder / _msmt17_folders(folder)[split != "train"]
+    for name in MSMT17_LISTS[split]:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no list {name!r} for the split {split!r}")
+        for number, line in enumerate(_lines(folder / name), start=1):
+            if not line.strip():
+                continue
+            path, _, identity = line.strip().rpartition(" ")
+            camera = re.match(rf"[^_]+_[^_]+_({NUMBER})_", Path(path).name)
+            if camera is None or re.fullmatch(NUMBER, identity) is None:
+                raise ValueError(
+                    f"{folder / name}, line {number}: {line.strip()!r} is not like '0000/0000_000_01_..._0.jpg 0', "
+                    "with the camera as the third number of the name"
+                )
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{folder / name}, line {number}: {path!r} is not below {directory}")
+            if not os.path.isfile(directory / path):  # which a name that no file can have is not, either
+                raise ValueError(f"{directory / path} is missing; it stands in {name}, line {number}")
+            yield str(directory / path), int(identity), int(camera[1])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
+
+
+def _msmt17_folders(folder: Path) -> tuple[str, str]:
+    for names in MSMT17_FOLDERS:
+        if all((folder / name).is_dir() for name in names):
+            return names
+    choices = " or ".join(f"{train!r} and {test!r}" for train, test in MSMT17_FOLDERS)
+    raise ValueError(f"{folder} has lists of images but not the folders {choices}")

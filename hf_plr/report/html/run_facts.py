@@ -1,0 +1,90 @@
+"""What a page says of a run beside its clusters: scores, curves, settings, versions."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_plr.report.html.figures import curves
+
+if TYPE_CHECKING:
+    from hf_plr.report.summary import RunSummary
+
+LONGEST_TEXT = 300
+
+
+def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, stage: str) -> dict[str, Any]:
+    """Title, run, facts, scores, curves, settings and versions of a report.
+
+    Args:
+        summary: the run.
+        log: the log as `Trainer` keeps it.
+        finished: whether the run has ended.
+        stage: what comes before each stage: "epoch" or "round".
+    """
+    from hf_plr.report.outputs import VERSIONED
+
+    medium, out = summary.medium, str(summary.args.output_dir)
+    return {
+        "title": as_line(Path(out).absolute().name),
+        "run": {
+            "noun": medium.noun,
+            "plural": medium.plural,
+            "members": summary.cluster_members,
+            "architecture": summary.architecture,
+            "start": as_line(Path(summary.start).name if summary.start else "random weights"),
+            "source": as_line(summary.source),
+            "samples": summary.n_samples,
+            "unreadable": len(summary.unreadable_rows),
+            "epochs": round(float(summary.epochs), 2),
+            "steps": summary.steps,
+            "processes": summary.processes,
+            "stage": stage,
+            "finished": finished,
+            "written": written_now(),
+            "output_dir": as_line(out),
+            "scored_on": summary.scored_on,
+        },
+        "facts": summary.cluster_facts(),
+        "scores": numbers_of(summary.scores),
+        "score_titles": summary.score_titles(),
+        "curves": curves(log),
+        "settings": [[name, as_line(value)] for name, value in summary.changed_settings()],
+        "versions": {name: found for name in VERSIONED if (found := _version(name))},
+    }
+
+
+def numbers_of(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Scores by moment, without what is no finite number."""
+    return {
+        as_line(moment): {
+            as_line(name): float(value)
+            for name, value in found.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        }
+        for moment, found in scores.items()
+        if isinstance(found, dict)
+    }
+
+
+def as_line(value: object) -> str:
+    """A value as one line of bounded length."""
+    line = " ".join(str(value).split()).encode("utf-8", "replace").decode("utf-8")
+    return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def written_now() -> str:
+    """The time, for people."""
+    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+@functools.cache  # reading a package's metadata takes longer than writing the page
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,94 @@
+"""Read our own safetensors files, and validate arrays that come from a file before they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+KINDS = {"integers": "iu", "floats": "f", "booleans": "b"}  # numpy's letters
+LIMITS = {
+    "integers": (np.iinfo(np.int64).min, np.iinfo(np.int64).max),
+    "floats": (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)),
+    "booleans": (0, 1),
+}
+
+
+@contextlib.contextmanager
+def read_from(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors inside name the file that the values come from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def checked(
+    arrays: Mapping[str, Any],
+    name: str,
+    kind: str,
+    shape: tuple[int | None, ...],
+    lowest: float | None = None,
+    highest: float | None = None,
+) -> np.ndarray:
+    """An array by its name, if it is what it should be.
+
+    Args:
+        arrays: arrays by name.
+        name: the name.
+        kind: "integers" that int64 can hold, "floats" that are finite in float32, or "booleans".
+        shape: its shape, with None for an axis of any length.
+        lowest: the least that a value may be.
+        highest: the most that a value may be.
+
+    Raises:
+        ValueError: naming the array and what is wrong with it.
+    """
+    if name not in arrays:
+        raise ValueError(f"{name!r} is missing")
+    array = np.asarray(arrays[name])
+    fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
+    if array.dtype.kind not in KINDS[kind] or not fits:
+        wanted = str(tuple("any" if n is None else n for n in shape)).replace("'", "")
+        raise ValueError(f"{name!r} holds {array.dtype} of shape {array.shape}, expected {kind} of shape {wanted}")
+    if array.size:
+        values = array.view(np.uint8) if kind == "booleans" else array  # a byte of 2 would be neither true nor false
+        smallest, largest = values.min().item(), values.max().item()  # NaN if there is one
+        low, high = (
+            limit if given is None else given for limit, given in zip(LIMITS[kind], (lowest, highest), strict=True)
+        )
+        if not (low <= smallest and largest <= high):
+            raise ValueError(
+                f"{name!r} holds values from {smallest} to {largest}, expected {kind} from {low} to {high}"
+            )
+    return array
+
+
+def under(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def read_tensors(path: str | os.PathLike[str], file_format: str) -> dict[str, np.ndarray]:
+    """Arrays by name.
+
+    Args:
+        path: the file.
+        file_format: what its metadata must have as "format".
+
+    Raises:
+        ValueError: if the file is damaged or of another format, naming it.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = (file.metadata() or {}).get("format")
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if found == file_format else {}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last ones: types that numpy lacks
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    if found != file_format:
+        raise ValueError(f"{path} has format {found!r}, this release reads {file_format!r}")
+    return arrays
