@@ -28,10 +28,10 @@ from accelerate import Accelerator
 from datasets import Audio, Dataset
 
 from hf_plr import PLRTrainingArguments
-from hf_plr.data.audio_store import SoundStore
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.loading import load_train_and_test
 from hf_plr.features.extractor import FeatureExtractor
-from hf_plr.modality import Sounds
+from hf_plr.modality import AudioModality
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 
 RATE = 16_000
@@ -70,7 +70,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     model = small_hubert(RATE, args.width, args.layers)
     settings = PLRTrainingArguments("unused", disable_tqdm=True, report_to="none")
     column = next(name for name, feature in dataset.features.items() if isinstance(feature, Audio))
-    sounds = Sounds(model, settings, column, small_hubert_extractor(RATE))
+    sounds = AudioModality(model, settings, column, small_hubert_extractor(RATE))
     store = sounds.open(dataset, label_column=None, label_names={})
     extractor = FeatureExtractor(sounds.model, sounds, Accelerator(), args.batch_size)
     extractor.model.to(extractor.accelerator.device)
@@ -129,10 +129,10 @@ def noise(n_recordings: int) -> Dataset:
 def bare(extractor: FeatureExtractor, ready: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Features of ready batches."""
     with extractor.ready():
-        return torch.cat([extractor.medium.features(extractor.model, batch) for batch in ready])
+        return torch.cat([extractor.modality.features(extractor.model, batch) for batch in ready])
 
 
-def padding(sounds: Sounds, store: SoundStore, positions: torch.Tensor, size: int) -> float:
+def padding(sounds: AudioModality, store: AudioStore, positions: torch.Tensor, size: int) -> float:
     """Share of padding in all batches."""
     lengths = [store.lengths[batch.numpy()] for batch in sounds.batches(store, positions, size)]
     return 1.0 - sum(each.sum() for each in lengths) / sum(len(each) * each.max() for each in lengths)

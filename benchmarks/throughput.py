@@ -22,7 +22,7 @@ from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.image_augmentation import affine_augmentation, uniform
 from hf_plr.data.image_store import collate_images
 from hf_plr.data.loading import digits
-from hf_plr.modality import Images
+from hf_plr.modality import ImageModality
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.progress_display import ProgressDisplay
 
@@ -96,8 +96,8 @@ def measure(steps: int, turns: int, batch_size: int) -> dict[str, Any]:
                 train_dataset=ours.train_dataset,
                 data_collator=collate_images,
             )
-            assert isinstance(ours.medium, Images)
-            theirs.geometry = ours.medium.geometry
+            assert isinstance(ours.modality, ImageModality)
+            theirs.geometry = ours.modality.geometry
             order: list[tuple[Trainer, list[float]]] = [(ours, plr), (theirs, stock)]
             for trainer, _ in order:
                 trainer.remove_callback(PrinterCallback if trainer is theirs else ProgressDisplay)

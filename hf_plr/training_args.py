@@ -12,14 +12,14 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from hf_plr.clustering import CLUSTERERS
-from hf_plr.data.audio_augmentation import SOUND_AUGMENTATIONS
-from hf_plr.data.image_augmentation import AUGMENTATIONS
+from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS
 from hf_plr.evaluation.label_free import LOWER_IS_BETTER
 from hf_plr.features.source import DTYPES, SOURCES
 from hf_plr.models.pooling import POOLINGS
 from hf_plr.refinement import PRESETS
 
-ALL_AUGMENTATIONS = list(dict.fromkeys([*AUGMENTATIONS, *SOUND_AUGMENTATIONS]))
+ALL_AUGMENTATIONS = list(dict.fromkeys([*IMAGE_AUGMENTATIONS, *AUDIO_AUGMENTATIONS]))
 
 AUTO = "auto"  # as good as any that was tried: this preset, on so many labelings where the clusterer allows it
 AUTO_PRESET = "soft"

@@ -10,7 +10,7 @@ from runs import StopAt, assert_same_weights, weights
 from transformers import EarlyStoppingCallback
 
 from hf_plr.features.extractor import FeatureExtractor
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 
 EVERY_STAGE = ("effective_rank", "silhouette", "size_entropy", "largest_share", "mean_confidence", "noise_share")
 FROM_THE_SECOND = ("agreement_ari", "churn", "kept", "split", "merged", "reshaped", "born", "died")
@@ -163,6 +163,6 @@ def test_a_collapse_is_warned_of(make_trainer, unlabelled, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "hf_plr"):
         trainer.prepare_epoch(1)
         assert "collapsing" not in caplog.text
-        monkeypatch.setattr(ClusterMemory, "recenter", collapsed)
+        monkeypatch.setattr(PrototypeMemory, "recenter", collapsed)
         trainer.prepare_epoch(2)
     assert "may be collapsing" in caplog.text

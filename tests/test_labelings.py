@@ -122,7 +122,7 @@ def test_the_loss_is_the_mean_of_the_labelings(make_trainer):
     batch = {**batch, "index": index[: len(batch["index"])]}
     index = batch["index"]
     with torch.no_grad():
-        raw = trainer.medium.features(trainer.model, batch, trainer._numbers(index))
+        raw = trainer.modality.features(trainer.model, batch, trainer._numbers(index))
         loss = trainer.compute_loss(trainer.model, batch)
     expected = []
     for labeling in trainer.labelings:

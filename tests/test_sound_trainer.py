@@ -38,7 +38,7 @@ def test_features_do_not_depend_on_the_batch_that_a_recording_is_in(make_sound_t
     store = trainer.train_dataset
     model = trainer.model.eval()
     with torch.no_grad():
-        alone = torch.cat([trainer.medium.features(model, store.batch(torch.tensor([i]))) for i in range(len(store))])
+        alone = torch.cat([trainer.modality.features(model, store.batch(torch.tensor([i]))) for i in range(len(store))])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_the_trials_layer_and_density_clustering_work_on_sounds(make_sound_train
     upper = {name: value for name, value in weights(trainer).items() if name.startswith("encoder.layers.1.")}
     trainer.train()
     assert all(torch.equal(weights(trainer)[name], value) for name, value in upper.items())  # above the layer
-    assert "hidden_states[1]" in trainer.medium.usage_snippet("name")
+    assert "hidden_states[1]" in trainer.modality.usage_snippet("name")
 
 
 def test_labels_are_written_in_the_order_of_the_data(make_sound_trainer, some_sounds, tmp_path):
@@ -125,15 +125,15 @@ def test_an_image_model_for_sounds_is_refused(make_sound_trainer, tiny_vit):
 
 def test_batches_are_filled_by_seconds_and_alike_for_every_part(make_sound_trainer):
     trainer = make_sound_trainer(PLRTrainer)
-    medium, store = trainer.medium, trainer.train_dataset
-    batches = medium.batches(store, torch.arange(len(store)), 8)
+    modality, store = trainer.modality, trainer.train_dataset
+    batches = modality.batches(store, torch.arange(len(store)), 8)
     assert torch.equal(torch.cat(list(batches)), torch.arange(len(store)))
     padded = [len(batch) * store.lengths[batch].max() for batch in batches]
     assert max(padded) <= 8 * 8_000
     assert min(padded[:-1]) > 6 * 8_000
-    rest = medium.batches(store, torch.arange(len(store))[len(batches[0]) :], 8)
+    rest = modality.batches(store, torch.arange(len(store))[len(batches[0]) :], 8)
     assert all(torch.equal(one, other) for one, other in zip(rest, batches[1:], strict=True))
-    one_by_one = medium.batches(store, torch.arange(len(store)), 1)
+    one_by_one = modality.batches(store, torch.arange(len(store)), 1)
     assert all(len(batch) == 1 or len(batch) * store.lengths[batch].max() <= 8_000 for batch in one_by_one)
 
 

@@ -79,4 +79,4 @@ def test_silence_and_clips_shorter_than_a_frame_have_features(make_sound_trainer
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         assert np.isfinite(losses).all()
         assert trainer.summary().scores == {}
-    assert trainer.medium.backbone.n_frames(torch.from_numpy(trainer.train_dataset.lengths[:2])).tolist() == [1, 1]
+    assert trainer.modality.backbone.n_frames(torch.from_numpy(trainer.train_dataset.lengths[:2])).tolist() == [1, 1]

@@ -33,7 +33,7 @@ def test_it_is_the_moving_average_of_the_weights(make_trainer):
     average = Average(0.9)
     average.trainer = trainer = make_trainer({"callbacks": [average]}, ema_decay=0.9)
     trainer.train()
-    for name, value in trainer.teacher.model.state_dict().items():
+    for name, value in trainer.ema_teacher.model.state_dict().items():
         torch.testing.assert_close(value, average.weights[name], atol=1e-5, rtol=1e-4)
     assert not torch.equal(trainer.backbone.state_dict()["layernorm.weight"], weights(trainer)["layernorm.weight"])
 
@@ -43,11 +43,11 @@ def test_it_is_what_is_clustered_scored_and_saved(make_trainer, all_digits):
     trainer.train()
     trainer.save_model()
     saved = AutoModel.from_pretrained(trainer.args.output_dir)
-    assert_same_weights(saved.state_dict(), trainer.teacher.model.state_dict())
+    assert_same_weights(saved.state_dict(), trainer.ema_teacher.model.state_dict())
     features, evaluated = trainer.extract_features(), trainer.evaluate()
     scored, shard = trainer.score("after"), trainer.extract_shard()
-    trainer.model.load_state_dict(trainer.teacher.model.state_dict())
-    trainer.teacher = None
+    trainer.model.load_state_dict(trainer.ema_teacher.model.state_dict())
+    trainer.ema_teacher = None
     torch.testing.assert_close(trainer.extract_features(), features)
     torch.testing.assert_close(trainer.extract_shard(), shard)
     assert trainer.score("after") == scored
@@ -62,7 +62,7 @@ def test_resume_is_bit_exact(make_trainer, tmp_path, stop_at):
     resumed = make_trainer(output_dir=str(tmp_path / "part"), ema_decay=0.9)
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
     assert_same_weights(weights(whole), weights(resumed))
-    assert_same_weights(whole.teacher.model.state_dict(), resumed.teacher.model.state_dict())
+    assert_same_weights(whole.ema_teacher.model.state_dict(), resumed.ema_teacher.model.state_dict())
     np.testing.assert_array_equal(whole.pseudo_labels.labels, resumed.pseudo_labels.labels)
 
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks.scaling.model import Size
 from hf_plr.clustering.checks import not_finite
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
@@ -30,7 +30,7 @@ def feature_rates(size: Size) -> dict[str, float]:
     best, labels = torch.empty(height), torch.empty(height, dtype=torch.int64)
     labels_of_sums = torch.randint(size.clusters, (height,))
     sums = ClusterSums(size.clusters, size.columns, height, 1.0, features.device)
-    memory = ClusterMemory(1.0, 0.0)
+    memory = PrototypeMemory(1.0, 0.0)
 
     def embed() -> None:
         not_finite(features)

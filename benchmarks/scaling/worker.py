@@ -23,7 +23,7 @@ from benchmarks.measuring import PeakMemory, anonymous_kib
 from benchmarks.scaling.model import Rates, Size
 from benchmarks.scaling.rates import GROUP_SIZE, feature_rates, label_rates
 from hf_plr import KMeans
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage, check_finite
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
@@ -53,7 +53,7 @@ class Stages:
         self.mine = share(size.samples, accelerator)
         self.positions = np.arange(self.mine.start, self.mine.stop)
         self.centers = torch.randn(size.clusters, size.columns, generator=torch.Generator().manual_seed(0))
-        self.memory = ClusterMemory(temperature=0.05, momentum=0.2)
+        self.memory = PrototypeMemory(temperature=0.05, momentum=0.2)
         self.kmeans = WatchedKMeans(size.clusters)
         self.stage = RefinementStage(self.kmeans, PseudoLabelRefiner(), 1, accelerator)
 

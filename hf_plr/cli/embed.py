@@ -50,21 +50,21 @@ def run(args: argparse.Namespace) -> None:
     check_output(args, "features")
 
     # Imported here: `hf-plr refine` needs no torch.
-    from hf_plr.modality import medium_of
+    from hf_plr.modality import find_modality
 
     settings = {name: getattr(args, name) for name in ("image_column", "audio_column")}
     of_run = settings_of_run(args.model)
     for name in FROM_RUN:
         given = getattr(args, name)
         settings[name] = of_run.get(name) if given is None else given
-    extractor, store = opened(args, medium_of, settings)
+    extractor, store = opened(args, find_modality, settings)
     started = time.perf_counter()
     features = extractor.all(store).cpu().numpy()
     seconds = time.perf_counter() - started
     write_features(args.output, store.rows, features, store.files())
     print(
         f"Wrote {args.output}: {len(features):,} features of {features.shape[1]} numbers in {seconds:.1f} s "
-        f"({len(features) / seconds:.0f} {extractor.medium.plural} a second)"
+        f"({len(features) / seconds:.0f} {extractor.modality.plural} a second)"
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from hf_plr.data.sample_store import SampleStore
     from hf_plr.features.extractor import FeatureExtractor
-    from hf_plr.modality import Medium
+    from hf_plr.modality import Modality
     from hf_plr.training_args import PLRTrainingArguments
 
 
@@ -43,14 +43,14 @@ def check_output(args: argparse.Namespace, what: str) -> None:
 
 def opened(
     args: argparse.Namespace,
-    medium_of: Callable[[Dataset, str, PLRTrainingArguments], Medium],
+    find_modality: Callable[[Dataset, str, PLRTrainingArguments], Modality],
     settings: dict[str, Any],
 ) -> tuple[FeatureExtractor, SampleStore]:
     """The backbone, ready to extract, and all samples.
 
     Args:
         args: what `add_sample_arguments` declared, and batch_size.
-        medium_of: makes the medium from (data set, name of the model, arguments).
+        find_modality: makes the modality from (data set, name of the model, arguments).
         settings: further training arguments.
     """
     from accelerate import Accelerator
@@ -63,8 +63,8 @@ def opened(
     training = PLRTrainingArguments(  # nothing is written there
         output_dir=".", skip_unreadable=args.skip_unreadable, report_to="none", **settings
     )
-    medium = medium_of(dataset, args.model, training)
-    store = medium.open(dataset, label_column=None, label_names={})
+    modality = find_modality(dataset, args.model, training)
+    store = modality.open(dataset, label_column=None, label_names={})
     accelerator = Accelerator()
-    model = medium.model.to(accelerator.device)
-    return FeatureExtractor(model, medium, accelerator, args.batch_size, progress=True), store
+    model = modality.model.to(accelerator.device)
+    return FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True), store

@@ -46,23 +46,23 @@ def run(args: argparse.Namespace) -> None:
     check_output(args, "units")
 
     # Imported here: `hf-plr refine` needs no torch.
-    from hf_plr.data.audio_store import SoundStore
+    from hf_plr.data.audio_store import AudioStore
     from hf_plr.data.columns import find_audio_column
-    from hf_plr.modality import Sounds
+    from hf_plr.modality import AudioModality
     from hf_plr.units.encoder import UnitEncoder, write_units
 
     encoder = UnitEncoder.load(args.model)
     extractor, store = opened(
         args,
-        lambda dataset, model, training: Sounds(model, training, find_audio_column(dataset, args.audio_column)),
+        lambda dataset, model, training: AudioModality(model, training, find_audio_column(dataset, args.audio_column)),
         {"max_seconds": args.max_seconds},
     )
-    assert isinstance(store, SoundStore)
+    assert isinstance(store, AudioStore)
     started = time.perf_counter()
     rows, units = zip(*encoder.encode(extractor, store), strict=True)
     seconds = time.perf_counter() - started
     write_units(args.output, np.asarray(rows), list(units), store.files())
-    heard = float(store.lengths.sum()) / store.sound_format.sampling_rate
+    heard = float(store.lengths.sum()) / store.audio_format.sampling_rate
     used = len(np.unique(np.concatenate(units)))
     print(
         f"Wrote {args.output}: {sum(map(len, units)):,} frames of {len(rows):,} recordings, {used} units, from "

@@ -53,7 +53,7 @@ def waveform(values: torch.Tensor, lengths: torch.Tensor, numbers: torch.Tensor)
     return values.masked_fill(padding | _span(lengths, numbers[:, 5:7], position), 0.0)
 
 
-SOUND_AUGMENTATIONS: dict[str, SoundAugmentation] = {"waveform": waveform, "none": no_augmentation}
+AUDIO_AUGMENTATIONS: dict[str, SoundAugmentation] = {"waveform": waveform, "none": no_augmentation}
 
 
 def _resample(values: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:

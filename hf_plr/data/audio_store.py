@@ -13,7 +13,7 @@ from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform, stored_
 from hf_plr.data.sample_store import SampleStore, spread_rows, undecoded
 
 
-class SoundFormat:
+class AudioFormat:
     """How recordings are decoded: what the model's feature extractor and the model itself want.
 
     Args:
@@ -58,7 +58,7 @@ class SoundFormat:
             )
 
 
-class SoundStore(SampleStore):
+class AudioStore(SampleStore):
     """The recordings of a data set by position: `{"index": int, "input_values": float32 (T,)}`, with a label if asked.
 
     Positions ascend by length, so that neighbours make batches with little padding. Every recording is decoded when the
@@ -94,7 +94,7 @@ class SoundStore(SampleStore):
         self,
         dataset: Dataset,
         audio_column: str,
-        sound_format: SoundFormat,
+        audio_format: AudioFormat,
         label_column: str | None = None,
         label_names: dict[str, int] | None = None,
         cache_bytes: int = 2**31,
@@ -102,7 +102,7 @@ class SoundStore(SampleStore):
         progress: bool = False,
     ):
         super().__init__(dataset, audio_column, label_column, label_names)
-        self.sound_format = sound_format
+        self.audio_format = audio_format
         cache = _ClipCache(len(dataset), cache_bytes)
         self.unreadable = self._decode_all(cache.add, skip_unreadable, progress)
         rows = self._readable_rows(skip_unreadable)
@@ -129,7 +129,7 @@ class SoundStore(SampleStore):
         return [clip.waveform() for clip in clips]
 
     def _decode_rows(self, rows: np.ndarray) -> list[_Clip]:
-        form = self.sound_format
+        form = self.audio_format
         return [
             _Clip.of(decode_waveform(value, int(row), form.sampling_rate, form.min_samples, form.max_samples))
             for value, row in zip(self._stored(rows), rows, strict=True)
@@ -137,7 +137,7 @@ class SoundStore(SampleStore):
 
 
 def collate_sounds(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Items of a `SoundStore` as a batch: what `SoundStore.batch` returns, and "labels" where the items have them."""
+    """Items of a `AudioStore` as a batch: what `AudioStore.batch` returns, and "labels" where the items have them."""
     batch = {"index": torch.tensor([item["index"] for item in items])} | _pad([item["input_values"] for item in items])
     if "labels" in items[0]:
         batch["labels"] = torch.tensor([item["labels"] for item in items])
@@ -153,7 +153,7 @@ def sampling_rates(dataset: Dataset, audio_column: str, n_samples: int = 256) ->
     column = undecoded(dataset, audio_column)
     looked_at = spread_rows(len(dataset), n_samples)
     rates: list[int] = []
-    for rows in np.array_split(looked_at, range(SoundStore.decode_batch, len(looked_at), SoundStore.decode_batch)):
+    for rows in np.array_split(looked_at, range(AudioStore.decode_batch, len(looked_at), AudioStore.decode_batch)):
         for row, value in zip(rows.tolist(), column[rows.tolist()][audio_column], strict=True):
             try:
                 rates.append(stored_rate(value, row))

@@ -74,7 +74,7 @@ def reid_augmentation(images: torch.Tensor, uniform: torch.Tensor) -> torch.Tens
     return _erase(_shift_pixels(images, uniform[:, 1:3], images.shape[2] * 10 / 256), uniform[:, 3:8])
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
+IMAGE_AUGMENTATIONS: dict[str, Augmentation] = {
     "affine": affine_augmentation,
     "photo": photo_augmentation,
     "reid": reid_augmentation,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.utils.distributed import gather_rows, place_of
 
 SAMPLES = 2048  # that are looked at, evenly spaced over the data set
@@ -29,7 +29,7 @@ COLLAPSED_SHARE = 0.5  # of the samples that have a cluster
 
 
 def score_clusters(
-    features: torch.Tensor, targets: torch.Tensor, memory: ClusterMemory, accelerator: Accelerator
+    features: torch.Tensor, targets: torch.Tensor, memory: PrototypeMemory, accelerator: Accelerator
 ) -> dict[str, float]:
     """Scores of features and of the clusters that the memory was rebuilt from, on every process.
 

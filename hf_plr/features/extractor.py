@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Medium
+from hf_plr.modality.base import Modality
 from hf_plr.utils.distributed import gather_rows, whole_weights
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
@@ -27,7 +27,7 @@ class FeatureExtractor:
 
     Attributes:
         model: the backbone, wrapped or not.
-        medium: how it turns samples into features.
+        modality: how it turns samples into features.
         accelerator: places batches and shares them among processes.
         batch_size: images a batch, or seconds of sound.
         num_workers: worker processes that decode samples which are not cached.
@@ -35,7 +35,7 @@ class FeatureExtractor:
     """
 
     model: torch.nn.Module
-    medium: Medium
+    modality: Modality
     accelerator: Accelerator
     batch_size: int
     num_workers: int = 0
@@ -80,7 +80,7 @@ class FeatureExtractor:
         start = 0
         with self.ready(dtype):
             for batch in self.batches(store, positions):
-                rows = self.medium.features(self.model, batch)
+                rows = self.modality.features(self.model, batch)
                 features[start : start + len(rows)] = rows.to(features.device)
                 start += len(rows)
         return features
@@ -108,7 +108,7 @@ class FeatureExtractor:
 
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of the samples at these positions, in their order, on the device."""
-        batches = self.medium.batches(store, positions, self.batch_size)
+        batches = self.modality.batches(store, positions, self.batch_size)
         for batch in self._bar(self._loaded(store, batches), len(batches)):
             yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 
@@ -120,9 +120,9 @@ class FeatureExtractor:
 
     def part(self, store: SampleStore, positions: torch.Tensor) -> slice:
         """This process's part of positions: whole batches, of about as much work as the other processes' parts."""
-        lengths = np.array([len(batch) for batch in self.medium.batches(store, positions, self.batch_size)], np.int64)
+        lengths = np.array([len(batch) for batch in self.modality.batches(store, positions, self.batch_size)], np.int64)
         stops = np.cumsum(lengths)
-        costs = self.medium.costs(store)
+        costs = self.modality.costs(store)
         if costs is None:
             work = np.ones(len(stops))
         else:
@@ -148,7 +148,7 @@ class FeatureExtractor:
             store,
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.num_workers,
-            collate_fn=self.medium.collate,
+            collate_fn=self.modality.collate,
             generator=torch.Generator(),  # its own: opening a loader draws a number
         )
         yield from loader

@@ -14,7 +14,7 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.features.extractor import FeatureExtractor, empty_in_file
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.utils.distributed import gather_rows, on_main, sharded_parts
 from hf_plr.utils.serialization import checked
 
@@ -129,7 +129,7 @@ class FeatureSource:
 
         def trial() -> float:
             exact, fast = (
-                ClusterMemory(1.0, 0.0).recenter(extractor.of(store, positions, dtype))
+                PrototypeMemory(1.0, 0.0).recenter(extractor.of(store, positions, dtype))
                 for dtype in (None, torch.bfloat16)
             )
             return agreement(clusterer, exact, fast, len(positions) / len(store))

@@ -84,7 +84,7 @@ def write_model_card(
     base_model = start if start and _is_hub_id(start) else None
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=summary.medium.pipeline_tag,
+        pipeline_tag=summary.modality.pipeline_tag,
         tags=sorted({*TAGS, *([tags] if isinstance(tags, str) else tags)}),
         base_model=base_model,
         datasets=[dataset] if dataset and "/" in dataset and _is_hub_id(dataset) else None,
@@ -97,7 +97,7 @@ def write_model_card(
         plot_clusters(Path(args.output_dir) / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
     card = ModelCard.from_template(
         card_data,
-        template_path=str(template_path(summary.medium.card_template)),
+        template_path=str(template_path(summary.modality.card_template)),
         model_name=as_text(name),
         architecture=as_text(summary.architecture),
         hf_plr_version=hf_plr.__version__,
@@ -114,7 +114,7 @@ def write_model_card(
         scores=summary.score_rows(with_intervals=True),
         has_intervals=any(summary.intervals.values()),
         source=as_text(summary.source),
-        snippet=summary.medium.usage_snippet(name),
+        snippet=summary.modality.usage_snippet(name),
         evidence=template_path(EVIDENCE).read_text(encoding="utf-8").strip(),
         settings=[(name, as_text(value)) for name, value in summary.changed_settings()],
     )
@@ -132,7 +132,7 @@ def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | Non
     on_hub = dataset is not None and _is_hub_id(dataset)
     return [
         EvalResult(
-            task_type=summary.medium.pipeline_tag,
+            task_type=summary.modality.pipeline_tag,
             dataset_type=dataset if on_hub and dataset else "local",
             dataset_name=as_text(Path(dataset).name if dataset else "unnamed"),
             dataset_split="test" if summary.scored_on_test else "train",

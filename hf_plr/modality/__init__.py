@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from hf_plr.data.columns import find_media_column
-from hf_plr.modality.audio import Sounds
-from hf_plr.modality.base import Medium
-from hf_plr.modality.image import Images
+from hf_plr.modality.audio import AudioModality
+from hf_plr.modality.base import Modality
+from hf_plr.modality.image import ImageModality
 
 if TYPE_CHECKING:
     from hf_plr.training_args import PLRTrainingArguments
 
-__all__ = ["Images", "Medium", "Sounds", "medium_of"]
+__all__ = ["AudioModality", "ImageModality", "Modality", "find_modality"]
 
-MEDIA = {"image": Images, "audio": Sounds}
+MODALITIES = {"image": ImageModality, "audio": AudioModality}
 
 
-def medium_of(
+def find_modality(
     dataset: Dataset, model: Any, args: PLRTrainingArguments, processor: Any = None, augmentation: Any = None
-) -> Medium:
-    """Images or sounds, by the columns of a data set; the arguments are those of `Images` and `Sounds`.
+) -> Modality:
+    """Images or sounds, by the columns of a data set; the arguments are those of `ImageModality` and `AudioModality`.
 
     Raises:
         ValueError: if it is not clear which column is meant, or something does not fit together.
     """
     kind, column = find_media_column(dataset, args.image_column, args.audio_column)
-    return MEDIA[kind](model, args, column, processor, augmentation)
+    return MODALITIES[kind](model, args, column, processor, augmentation)

@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_plr.data.audio_augmentation import SOUND_AUGMENTATIONS, SoundAugmentation
-from hf_plr.data.audio_store import SoundFormat, SoundStore, collate_sounds
+from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, SoundAugmentation
+from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_sounds
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Medium, python_text
+from hf_plr.modality.base import Modality, python_text
 from hf_plr.models.speech import SpeechBackbone, load_feature_extractor, load_speech_backbone
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ with torch.inference_mode():
 feature = {feature}  # shape (1, {width})"""
 
 
-class Sounds(Medium):
+class AudioModality(Modality):
     """Recordings, for HuBERT, wav2vec 2.0, WavLM or data2vec.
 
     Args:
@@ -73,14 +73,14 @@ class Sounds(Medium):
         self.model = load_speech_backbone(model)
         self.processor = load_feature_extractor(self.model) if processor is None else processor
         self.backbone = SpeechBackbone(self.model, args.layer)
-        self.format = SoundFormat(self.processor, self.backbone.receptive_field, args.max_seconds)
+        self.format = AudioFormat(self.processor, self.backbone.receptive_field, args.max_seconds)
         name = args.augmentation or "waveform"
-        if augmentation is None and name not in SOUND_AUGMENTATIONS:
-            raise ValueError(f"augmentation={name!r} does not fit sounds: use {' or '.join(SOUND_AUGMENTATIONS)}")
-        self.augmentation = SOUND_AUGMENTATIONS[name] if augmentation is None else augmentation
+        if augmentation is None and name not in AUDIO_AUGMENTATIONS:
+            raise ValueError(f"augmentation={name!r} does not fit sounds: use {' or '.join(AUDIO_AUGMENTATIONS)}")
+        self.augmentation = AUDIO_AUGMENTATIONS[name] if augmentation is None else augmentation
 
-    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SoundStore:
-        return SoundStore(
+    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> AudioStore:
+        return AudioStore(
             dataset,
             find_audio_column(dataset, self.column),
             self.format,
@@ -108,7 +108,7 @@ class Sounds(Medium):
 
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
         """Positions in batches of up to `size` seconds with their padding, or of one recording that is longer."""
-        assert isinstance(store, SoundStore)
+        assert isinstance(store, AudioStore)
         lengths = store.lengths[positions.numpy()]
         room = size * self.format.sampling_rate
         bounds = [0]
@@ -121,7 +121,7 @@ class Sounds(Medium):
         return positions.tensor_split(bounds[1:]) if len(positions) else ()
 
     def costs(self, store: SampleStore) -> np.ndarray | None:
-        assert isinstance(store, SoundStore)
+        assert isinstance(store, AudioStore)
         return store.lengths
 
     def usage_snippet(self, name: str) -> str:

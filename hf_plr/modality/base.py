@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_plr.data.sample_store import SampleStore
 
 
-class Medium(ABC):
+class Modality(ABC):
     """One kind of samples: how they are read, augmented and turned into features, and what they are called.
 
     Attributes:

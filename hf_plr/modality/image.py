@@ -12,10 +12,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
-from hf_plr.data.image_augmentation import AUGMENTATIONS, Augmentation
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, Augmentation
 from hf_plr.data.image_store import ImageGeometry, ImageStore, collate_images
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Medium, python_text
+from hf_plr.modality.base import Modality, python_text
 from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ with torch.inference_mode():
 feature = {feature}  # shape (1, {width})"""
 
 
-class Images(Medium):
+class ImageModality(Modality):
     """Images, for a vision transformer.
 
     Args:
@@ -70,7 +70,7 @@ class Images(Medium):
         self.processor = load_image_processor(self.model) if processor is None else processor
         self.geometry = ImageGeometry(self.processor, self.model.config.num_channels)
         self.backbone = VisionBackbone(self.model, args.pooling or "cls", self.geometry.image_size)
-        self.augmentation = AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
+        self.augmentation = IMAGE_AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
 
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
         args = self.args

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hf_plr.evaluation.label_free import score_clusters
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.utils.serialization import checked
 
@@ -22,7 +22,7 @@ class Labeling:
         confidence_power: each sample's loss is weighted by the confidence of its label to this power.
     """
 
-    def __init__(self, stage: RefinementStage, memory: ClusterMemory, confidence_power: float):
+    def __init__(self, stage: RefinementStage, memory: PrototypeMemory, confidence_power: float):
         self.stage = stage
         self.memory = memory
         self.confidence_power = confidence_power
@@ -59,11 +59,11 @@ class Labeling:
 
     def score(self, features: torch.Tensor, mine: slice) -> dict[str, float]:
         """Scores of features, arguments as for `renew`, under the labels of this epoch."""
-        memory = ClusterMemory(self.memory.temperature, self.memory.momentum)
+        memory = PrototypeMemory(self.memory.temperature, self.memory.momentum)
         targets = self._rebuild(memory, features, mine)
         return score_clusters(features, targets, memory, self.stage.accelerator)
 
-    def _rebuild(self, memory: ClusterMemory, features: torch.Tensor, mine: slice) -> torch.Tensor:
+    def _rebuild(self, memory: PrototypeMemory, features: torch.Tensor, mine: slice) -> torch.Tensor:
         targets = torch.from_numpy(self.now.targets[mine]).to(features.device)
         if self.now.n_clusters == 0:
             memory.prototypes = features.new_empty(0, features.shape[1])

@@ -15,7 +15,7 @@ from hf_plr.utils.serialization import checked
 EMBED_ROWS = 1 << 14  # rows that are embedded together
 
 
-class ClusterMemory:
+class PrototypeMemory:
     """Unit-norm prototypes, rebuilt from cluster means at each stage and moved along with the batches.
 
     The loss is the cross-entropy of cosine / temperature over all prototypes (Cluster Contrast, Dai et al. 2021).

@@ -134,8 +134,8 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         next_command: a command to try next, and what it does.
     """
     out = summary.args.output_dir
-    medium = summary.medium
-    lines = ["", f"Trained on {summary.n_samples:,} {medium.plural} without labels in {seconds / 60:.1f} minutes."]
+    modality = summary.modality
+    lines = ["", f"Trained on {summary.n_samples:,} {modality.plural} without labels in {seconds / 60:.1f} minutes."]
     if summary.source:
         lines += [f"Before that, the backbone was trained on {summary.source}."]
     rows = summary.score_rows()
@@ -154,18 +154,18 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     if summary.last_labels:
         lines += ["", f"Last labels: {summary.last_labels}."]
     if summary.unreadable_rows:
-        lines += [f"{len(summary.unreadable_rows)} {medium.plural} could not be read and were left out."]
+        lines += [f"{len(summary.unreadable_rows)} {modality.plural} could not be read and were left out."]
     report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
     lines += [
         "",
         f"Results in {out}:",
-        f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {medium.processor_name}",
+        f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {modality.processor_name}",
         *(f"  {name:<57}  {what}" for name, what in (*summary.label_files, *report)),
         "  metrics.json, README.md                                    all figures, and a model card",
         "",
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
-        f"  {medium.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
+        f"  {modality.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
         f"  {next_command[0]}   {next_command[1]}",
         "",
     ]

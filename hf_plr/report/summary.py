@@ -11,7 +11,7 @@ import numpy as np
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
-from hf_plr.modality import Medium
+from hf_plr.modality import Modality
 from hf_plr.training_args import PLRTrainingArguments, UnitTrainingArguments
 
 TRAINING_SETTINGS = (
@@ -35,7 +35,7 @@ class RunSummary:
 
     Attributes:
         args: the arguments.
-        medium: the kind of samples.
+        modality: the kind of samples.
         architecture: class of the backbone.
         start: name or path that the backbone was loaded from, empty for random weights.
         n_samples: training samples.
@@ -56,7 +56,7 @@ class RunSummary:
     """
 
     args: PLRTrainingArguments
-    medium: Medium
+    modality: Modality
     architecture: str
     start: str
     n_samples: int
@@ -79,7 +79,7 @@ class RunSummary:
     def scored_on(self) -> str:
         """Which samples the scores are of."""
         if not any("mAP" in found for found in self.scores.values()):
-            return "the test split" if self.scored_on_test else f"the training {self.medium.plural}, cross-validated"
+            return "the test split" if self.scored_on_test else f"the training {self.modality.plural}, cross-validated"
         if self.scored_on_test:
             return "queries in the gallery under other cameras"
         return "every training image among those of other cameras"

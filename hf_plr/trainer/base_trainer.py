@@ -22,13 +22,13 @@ from hf_plr.evaluation.scores import SCORES, assess_features, score_features
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import PublishingTrainer
-from hf_plr.modality import medium_of
+from hf_plr.modality import find_modality
 from hf_plr.models.vision import cannot_load
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.trainer.checkpointing import STATE_FILE, settings_of
-from hf_plr.trainer.ema import Teacher
+from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.trainer.score_callback import SCORE_PREFIX, ScoreCallback
 from hf_plr.training_args import AUTO, AUTO_PRESET, PLRTrainingArguments
@@ -61,7 +61,7 @@ class BackboneTrainer(PublishingTrainer):
         **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
     Attributes:
-        medium: how samples are read and turned into features.
+        modality: how samples are read and turned into features.
         scores: what `score` found, by moment.
         intervals: 95% intervals of those scores that have one, (low, high), by moment.
         reporter: gathers what `report.html` shows.
@@ -91,7 +91,7 @@ class BackboneTrainer(PublishingTrainer):
         **kwargs: Any,
     ):
         self.label_column = _label_column_for_scoring(train_dataset, args.label_column)
-        self.medium = medium_of(train_dataset, model, args, processing_class, augmentation)
+        self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
         self.scores: dict[str, dict[str, float]] = {}
         self.intervals: dict[str, dict[str, Interval]] = {}
         self._scored_on_test = False
@@ -107,10 +107,10 @@ class BackboneTrainer(PublishingTrainer):
         super().__init__(
             model=self._trained_model(),
             args=args,
-            data_collator=kwargs.pop("data_collator", self.medium.collate),
+            data_collator=kwargs.pop("data_collator", self.modality.collate),
             train_dataset=store,
             eval_dataset={} if eval_dataset is None else eval_dataset,  # None would be refused: see `evaluate`
-            processing_class=self.medium.processor,
+            processing_class=self.modality.processor,
             compute_metrics=compute_metrics,
             **kwargs,
         )
@@ -122,7 +122,7 @@ class BackboneTrainer(PublishingTrainer):
             self.compute_metrics = self._score_against_gallery
         if args.ema_decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
-        self.teacher = Teacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
+        self.ema_teacher = EMATeacher(self._bare(self.model), args.ema_decay) if args.ema_decay else None
         self._epoch = 0
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         for display in (ProgressCallback, PrinterCallback):
@@ -152,7 +152,7 @@ class BackboneTrainer(PublishingTrainer):
 
     def _trained_model(self) -> torch.nn.Module:
         """What is trained: the backbone, or a module that holds it."""
-        return self.medium.model
+        return self.modality.model
 
     def _bare(self, model: torch.nn.Module) -> torch.nn.Module:
         """The backbone in what is trained."""
@@ -171,7 +171,7 @@ class BackboneTrainer(PublishingTrainer):
     @property
     def backbone(self) -> PreTrainedModel:
         """What is clustered, scored and saved: the backbone, or the copy that follows it, without anything around."""
-        found: Any = self._student() if self.teacher is None else self.teacher.model
+        found: Any = self._student() if self.ema_teacher is None else self.ema_teacher.model
         return found
 
     def _student(self) -> torch.nn.Module:
@@ -180,8 +180,8 @@ class BackboneTrainer(PublishingTrainer):
     @property
     def _extractor(self) -> FeatureExtractor:
         return FeatureExtractor(
-            self._bare(self.model) if self.teacher is None else self.teacher.model,
-            self.medium,
+            self._bare(self.model) if self.ema_teacher is None else self.ema_teacher.model,
+            self.modality,
             self.accelerator,
             self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
@@ -251,7 +251,7 @@ class BackboneTrainer(PublishingTrainer):
         """Features of a batch without augmentation, and its true labels if there are any; no loss."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
-            features = self.medium.features(self._bare(model) if self.teacher is None else self.backbone, inputs)
+            features = self.modality.features(self._bare(model) if self.ema_teacher is None else self.backbone, inputs)
         return None, features, inputs.get("labels")
 
     def score(self, moment: str) -> dict[str, float]:
@@ -319,13 +319,13 @@ class BackboneTrainer(PublishingTrainer):
         return self._eval_stores[id(dataset)][1]
 
     def _store(self, dataset: Dataset, label_column: str | None) -> SampleStore:
-        return self.medium.open(dataset, label_column, self._label_names)
+        return self.modality.open(dataset, label_column, self._label_names)
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
     def run_state(self) -> dict[str, np.ndarray]:
         state = self.label_state()
-        if state and self.teacher is not None:
+        if state and self.ema_teacher is not None:
             weights = self._student().state_dict()
             state |= {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in weights.items()}
         return state
@@ -365,7 +365,7 @@ class BackboneTrainer(PublishingTrainer):
         """What is known of the run so far."""
         return RunSummary(
             args=self.args,
-            medium=self.medium,
+            modality=self.modality,
             architecture=type(self.backbone).__name__,
             start=self.backbone.name_or_path,
             n_samples=len(self.train_dataset),
@@ -405,7 +405,7 @@ class BackboneTrainer(PublishingTrainer):
         `save_pretrained` writes ViT's weights under the names that older releases had, `from_pretrained` knows both,
         but Trainer's own loading goes by name alone and leaves such weights as they are, with only a warning.
         """
-        backbone: Any = self.backbone if self.teacher is not None else self._bare(self.model)
+        backbone: Any = self.backbone if self.ema_teacher is not None else self._bare(self.model)
         try:
             saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
         except Exception as error:  # of transformers, safetensors or the file system
@@ -414,7 +414,7 @@ class BackboneTrainer(PublishingTrainer):
 
     def _load_student(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """The trained weights, where what was saved is the copy that follows them."""
-        if self.teacher is None:
+        if self.ema_teacher is None:
             return
         student = self._bare(self.model)
         weights = {}
@@ -454,8 +454,8 @@ class _StageCallback(TrainerCallback):
         self.epoch += 1
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.teacher is not None:
-            self.trainer.teacher.follow(self.trainer._student())
+        if self.trainer.ema_teacher is not None:
+            self.trainer.ema_teacher.follow(self.trainer._student())
 
 
 def check_dataset(dataset: Any) -> Dataset:

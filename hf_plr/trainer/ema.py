@@ -8,7 +8,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Teacher:
+class EMATeacher:
     """An exponential moving average of a model's weights (the mean teacher of Tarvainen and Valpola, 2017).
 
     Args:

@@ -22,7 +22,7 @@ from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, collapse
 from hf_plr.features.source import FeatureSource
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler, data_seed, samples_per_epoch
 from hf_plr.pseudo_labels.stage import Clusterer, PseudoLabels, RefinementStage, check_finite, default_num_clusters
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
@@ -117,11 +117,11 @@ class PLRTrainer(BackboneTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        check_sharding(self.accelerator, self.medium.model)
+        check_sharding(self.accelerator, self.modality.model)
         counted = getattr(clusterers[0], "n_clusters", None)
         if isinstance(counted, int) and counted > len(self.train_dataset):
             raise ValueError(
-                f"num_clusters={counted} but only {len(self.train_dataset)} {self.medium.plural} can be read"
+                f"num_clusters={counted} but only {len(self.train_dataset)} {self.modality.plural} can be read"
             )
         self.labelings = [
             Labeling(self._stage_of(each, is_first=i == 0), self._new_memory(), args.confidence_power)
@@ -146,7 +146,7 @@ class PLRTrainer(BackboneTrainer):
         return self.labelings[0].stage
 
     @property
-    def memory(self) -> ClusterMemory:
+    def memory(self) -> PrototypeMemory:
         """The prototypes of these labels."""
         return self.labelings[0].memory
 
@@ -226,8 +226,8 @@ class PLRTrainer(BackboneTrainer):
         memory = self._new_memory()
         return memory.recenter(features, self.accelerator), memory.center
 
-    def _new_memory(self) -> ClusterMemory:
-        return ClusterMemory(self.args.temperature, self.args.prototype_momentum)
+    def _new_memory(self) -> PrototypeMemory:
+        return PrototypeMemory(self.args.temperature, self.args.prototype_momentum)
 
     def _warn_of_collapse(self, figures: dict[str, float]) -> None:
         rank = f"{LOG_PREFIX}effective_rank"
@@ -282,7 +282,7 @@ class PLRTrainer(BackboneTrainer):
     ) -> Any:
         """Cross-entropy of a batch of samples against the prototypes of their refined clusters, a mean of labelings."""
         index = inputs["index"]
-        raw = self.medium.features(model, inputs, self._numbers(index))
+        raw = self.modality.features(model, inputs, self._numbers(index))
         teaching = [labeling for labeling in self.labelings if labeling.now.n_clusters]
         loss = torch.stack([labeling.loss(raw, index) for labeling in teaching]).mean()
         self._pending.append((raw.detach(), index))
@@ -305,8 +305,8 @@ class PLRTrainer(BackboneTrainer):
         return loss
 
     def _trained_model(self) -> torch.nn.Module:
-        self.medium.freeze_unused()
-        return self.medium.model
+        self.modality.freeze_unused()
+        return self.modality.model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         return self._sampler
@@ -384,7 +384,7 @@ class PLRTrainer(BackboneTrainer):
             write_prototypes(path, arrays["prototypes"], labels, arrays["center"])
         self._note_saved_labels(directory, rows)
 
-    def _prototypes_now(self) -> tuple[np.ndarray, ClusterMemory]:
+    def _prototypes_now(self) -> tuple[np.ndarray, PrototypeMemory]:
         """The clusters' labels (K,), and a memory of their mean features: those that training moves are older."""
         now = self._labels_now().labels
         labels = np.unique(now[now != NOISE])
@@ -411,7 +411,7 @@ class PLRTrainer(BackboneTrainer):
         """What is known of the run so far."""
         summary = super().summary()
         files = (
-            (PSEUDO_LABELS_FILE, f"index, label, previous_label and confidence of every training {self.medium.noun}"),
+            (PSEUDO_LABELS_FILE, f"index, label, previous_label and confidence of every training {self.modality.noun}"),
             (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
         )
         return dataclasses.replace(
@@ -419,14 +419,14 @@ class PLRTrainer(BackboneTrainer):
             last_labels=self._last_labels(summary.stages),
             label_files=files,
             cluster_sizes=cluster_sizes(None if self.pseudo_labels is None else self.pseudo_labels.labels),
-            cluster_members=self.medium.plural,
+            cluster_members=self.modality.plural,
         )
 
     def _last_labels(self, stages: list[dict[str, float]]) -> str:
         now = self.pseudo_labels
         if now is None:
             return ""
-        words = f"{now.n_clusters} clusters, {(now.labels == NOISE).mean():.1%} of the {self.medium.plural} in none"
+        words = f"{now.n_clusters} clusters, {(now.labels == NOISE).mean():.1%} of the {self.modality.plural} in none"
         agreement = stages[-1].get(f"{LOG_PREFIX}agreement_ari") if stages else None
         if agreement is not None:
             words += f", adjusted Rand index {agreement:.2f} with the epoch before"

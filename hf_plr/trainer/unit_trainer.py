@@ -16,10 +16,10 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.clustering.checks import NotFiniteError
-from hf_plr.data.audio_store import SoundStore
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.image_augmentation import uniform
 from hf_plr.evaluation.units import score_units
-from hf_plr.modality import Sounds
+from hf_plr.modality import AudioModality
 from hf_plr.pseudo_labels.sampler import LengthSampler, data_seed, samples_per_epoch, samples_per_step
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
@@ -85,8 +85,8 @@ class UnitTrainer(BackboneTrainer):
 
     arguments_class = UnitTrainingArguments
     args: UnitTrainingArguments
-    train_dataset: SoundStore
-    medium: Sounds
+    train_dataset: AudioStore
+    modality: AudioModality
 
     def __init__(
         self,
@@ -118,10 +118,10 @@ class UnitTrainer(BackboneTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        check_sharding(self.accelerator, self.medium.model)
+        check_sharding(self.accelerator, self.modality.model)
         if self.is_fsdp_enabled:
             raise ValueError("units of frames need whole weights on every process: no FSDP")
-        counts = frame_counts(self.medium, self.train_dataset)
+        counts = frame_counts(self.modality, self.train_dataset)
         if self._n_units > counts.sum():
             raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
         self._bounds = one_after_the_other(counts)
@@ -131,7 +131,7 @@ class UnitTrainer(BackboneTrainer):
         an_epoch = samples_per_epoch(args, n_samples)
         self._sampler = LengthSampler(n_samples, samples_per_step(args), data_seed(args), an_epoch)
         self._present = torch.empty(0, dtype=torch.bool)
-        n_layers = int(self.medium.model.config.num_hidden_layers)
+        n_layers = int(self.modality.model.config.num_hidden_layers)
         self.unit_layer = -(-2 * n_layers // 3) if args.unit_layer is None else args.unit_layer
         if not 0 <= self.unit_layer <= n_layers:
             raise ValueError(f"unit_layer={args.unit_layer} is outside 0 to {n_layers}, the layers of the backbone")
@@ -209,11 +209,11 @@ class UnitTrainer(BackboneTrainer):
     ) -> Any:
         """Cross-entropy of the hidden frames of a batch against their units."""
         index, lengths = inputs["index"], inputs["lengths"]
-        n_frames = self.medium.backbone.n_frames(lengths)
+        n_frames = self.modality.backbone.n_frames(lengths)
         numbers = uniform(index, self.args.seed, self._epoch, n=self._n_spans)
         masked = mask_spans(numbers, n_frames, self.args.mask_probability, self.args.mask_length)
         targets = self._targets(index, masked.shape[1])
-        loss = model(self.medium.waveforms(inputs), lengths, masked, targets, self._present)
+        loss = model(self.modality.waveforms(inputs), lengths, masked, targets, self._present)
         return (loss, {}) if return_outputs else loss
 
     def _targets(self, index: torch.Tensor, width: int) -> torch.Tensor:
@@ -227,7 +227,7 @@ class UnitTrainer(BackboneTrainer):
 
     def _trained_model(self) -> torch.nn.Module:
         return UnitPredictor(
-            self.medium.model,
+            self.modality.model,
             self._room_for_units,
             temperature=self._temperature,
             unmasked_weight=self._unmasked_weight,

@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from safetensors.numpy import save_file
 
 from hf_plr.clustering import KMeans
-from hf_plr.data.audio_store import SoundStore
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
 from hf_plr.units.frames import Frames
@@ -81,13 +81,13 @@ class UnitEncoder:
                 centroids, units.astype(np.int64, copy=False), int(checked(arrays, "layer", "integers", (1,), 0)[0])
             )
 
-    def encode(self, extractor: FeatureExtractor, store: SoundStore) -> Iterator[tuple[int, np.ndarray]]:
+    def encode(self, extractor: FeatureExtractor, store: AudioStore) -> Iterator[tuple[int, np.ndarray]]:
         """Units of every sound of a store, on this process alone: its row of the data set, and integers (frames,).
 
         Raises:
             ValueError: if the centroids do not fit the backbone.
         """
-        width, n_layers = extractor.width, int(extractor.medium.model.config.num_hidden_layers)
+        width, n_layers = extractor.width, int(extractor.modality.model.config.num_hidden_layers)
         if self.centroids.shape[1] != width or self.layer > n_layers:
             raise ValueError(
                 f"the centroids have {self.centroids.shape[1]} columns and are of layer {self.layer}, but the backbone "

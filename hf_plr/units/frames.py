@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hf_plr.data.audio_store import SoundStore
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
-from hf_plr.modality import Sounds
+from hf_plr.modality import AudioModality
 from hf_plr.units.mfcc import mfcc
 
 
@@ -26,14 +26,14 @@ class Frames:
         counts: frames of each sound, int64 (N,).
     """
 
-    def __init__(self, extractor: FeatureExtractor, store: SoundStore, layer: int | None):
-        medium = extractor.medium
-        assert isinstance(medium, Sounds)
+    def __init__(self, extractor: FeatureExtractor, store: AudioStore, layer: int | None):
+        modality = extractor.modality
+        assert isinstance(modality, AudioModality)
         self.extractor = extractor
-        self.medium = medium
+        self.modality = modality
         self.store = store
         self.layer = layer
-        self.counts = frame_counts(medium, store)
+        self.counts = frame_counts(modality, store)
 
     @property
     def source(self) -> str:
@@ -50,18 +50,18 @@ class Frames:
             yield rows
 
     def _of_batch(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        backbone = self.medium.backbone
+        backbone = self.modality.backbone
         if self.layer is not None:
-            values = self.medium.waveforms(batch)
+            values = self.modality.waveforms(batch)
             return backbone.frames(self.extractor.model, values, batch["lengths"], layer=self.layer)
-        rate = self.medium.format.sampling_rate
+        rate = self.modality.format.sampling_rate
         values, lengths = batch["input_values"], batch["lengths"]
         return mfcc(values, lengths, rate, backbone.receptive_field, backbone.hop), backbone.n_frames(lengths)
 
 
-def frame_counts(medium: Sounds, store: SoundStore) -> np.ndarray:
+def frame_counts(modality: AudioModality, store: AudioStore) -> np.ndarray:
     """Frames that the backbone makes of each sound, int64 (N,)."""
-    return medium.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
+    return modality.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
 
 
 def one_after_the_other(counts: np.ndarray) -> np.ndarray:

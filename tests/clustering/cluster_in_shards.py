@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans, ReciprocalDBSCAN
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.utils.distributed import gather_all, gather_rows, on_main
@@ -46,7 +46,7 @@ def main(output: str) -> None:
         figures = stage.run(torch.from_numpy(shard + noise[mine]), epoch)
         results |= {f"stage.{name}.{epoch}": value for name, value in stage.state_dict().items()}
     results["stage.agreement_ari"] = np.array(figures["agreement_ari"])
-    memory = ClusterMemory(0.05, 0.2)
+    memory = PrototypeMemory(0.05, 0.2)
     embedded = memory.recenter(torch.from_numpy(shard.copy()), accelerator)
     memory.rebuild(embedded, labels[mine] % 7, 7, accelerator)
     results |= memory.state_dict()

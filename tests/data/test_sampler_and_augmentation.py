@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_plr.data.image_augmentation import AUGMENTATIONS, uniform
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, uniform
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 
 
@@ -89,8 +89,8 @@ def test_random_numbers_are_uniform_and_belong_to_the_sample():
 def test_augmentation_of_an_image_does_not_depend_on_its_batch(name, channels):
     images = torch.rand(9, channels, 24, 24)
     numbers = uniform(torch.arange(9), 0, 0)
-    together = AUGMENTATIONS[name](images, numbers)
-    alone = torch.cat([AUGMENTATIONS[name](images[i : i + 1], numbers[i : i + 1]) for i in range(9)])
+    together = IMAGE_AUGMENTATIONS[name](images, numbers)
+    alone = torch.cat([IMAGE_AUGMENTATIONS[name](images[i : i + 1], numbers[i : i + 1]) for i in range(9)])
     assert torch.equal(together, alone)
     assert together.shape == images.shape
     assert ((together >= 0) & (together <= 1)).all()
@@ -103,7 +103,7 @@ def test_augmentation_of_an_image_does_not_depend_on_its_batch(name, channels):
 
 def test_affine_never_mirrors():
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    out = AUGMENTATIONS["affine"](ramp, uniform(torch.arange(64), 0, 0))
+    out = IMAGE_AUGMENTATIONS["affine"](ramp, uniform(torch.arange(64), 0, 0))
     assert (out[:, :, :, 24:].mean(dim=(1, 2, 3)) > out[:, :, :, :8].mean(dim=(1, 2, 3))).all()
 
 
@@ -111,7 +111,7 @@ def test_affine_never_mirrors():
 @settings(deadline=None, max_examples=60)
 def test_reid_erases_rectangles_of_the_mean_colour(height, width, channels, seed):
     """On a black image whatever is not black was erased, wherever the image was moved."""
-    out = AUGMENTATIONS["reid"](torch.zeros(64, channels, height, width), uniform(torch.arange(64), seed, 0))
+    out = IMAGE_AUGMENTATIONS["reid"](torch.zeros(64, channels, height, width), uniform(torch.arange(64), seed, 0))
     assert out.shape == (64, channels, height, width)
     erased = out[:, 0] > 0
     fill = torch.tensor([0.485, 0.456, 0.406] if channels == 3 else [0.5])
@@ -132,7 +132,7 @@ def test_reid_mirrors_half_and_moves_by_up_to_ten_pixels_of_256():
     numbers[:, 3] = 0.9  # nothing is erased
     images = torch.zeros(2000, 1, 256, 128)
     images[:, :, 100, 20] = 1.0
-    out = AUGMENTATIONS["reid"](images, numbers)
+    out = IMAGE_AUGMENTATIONS["reid"](images, numbers)
     assert torch.equal(out.sum((1, 2, 3)), torch.ones(2000))
     row, column = (out[:, 0].amax(axis).argmax(1) for axis in (2, 1))
     mirrored = column > 64

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_plr.data.audio_augmentation import SOUND_AUGMENTATIONS, waveform
+from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, waveform
 from hf_plr.data.image_augmentation import uniform
 
 # Numbers that change nothing audible: speed 1, no shift, 0 dB, least noise (40 dB), no span.
@@ -104,8 +104,8 @@ def test_spans_are_silent_and_at_most_fifteen_percent():
 
 def test_none_changes_nothing():
     values = torch.randn(2, 50)
-    assert SOUND_AUGMENTATIONS["none"](values, torch.tensor([50, 20]), torch.rand(2, 16)) is values
-    assert SOUND_AUGMENTATIONS["waveform"] is waveform
+    assert AUDIO_AUGMENTATIONS["none"](values, torch.tensor([50, 20]), torch.rand(2, 16)) is values
+    assert AUDIO_AUGMENTATIONS["waveform"] is waveform
 
 
 def test_silence_stays_silent():

@@ -15,7 +15,7 @@ from datasets import Audio, Dataset, Features, Value
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform
-from hf_plr.data.audio_store import SoundFormat, SoundStore, collate_sounds, sampling_rates
+from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_sounds, sampling_rates
 from hf_plr.data.loading import load_train_and_test, synthetic_sounds
 from hf_plr.models.vision import small_vit_processor
 
@@ -41,8 +41,8 @@ def data_set(files, **columns):
     return stored
 
 
-def sound_format(min_samples=400, max_seconds=None, rate=RATE):
-    return SoundFormat(Wav2Vec2FeatureExtractor(sampling_rate=rate), min_samples, max_seconds)
+def audio_format(min_samples=400, max_seconds=None, rate=RATE):
+    return AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=rate), min_samples, max_seconds)
 
 
 def pitch_of(waveform, rate=RATE):
@@ -98,12 +98,12 @@ def test_arrays_bytes_and_paths_are_the_same_recording(tmp_path):
         np.testing.assert_array_equal(decode_waveform(value, 0, RATE), samples / np.float32(32768))
     columns = [[path], [encode(samples)], [{"array": samples.tolist(), "sampling_rate": RATE}]]
     for column in columns:
-        store = SoundStore(Dataset.from_dict({"audio": column}), "audio", sound_format())
+        store = AudioStore(Dataset.from_dict({"audio": column}), "audio", audio_format())
         np.testing.assert_allclose(store[0]["input_values"], samples / 32768, atol=2**-16)
 
 
 def test_silence_and_short_recordings_are_fine():
-    store = SoundStore(data_set([encode(np.zeros(3)), encode(tone(1.0))]), "audio", sound_format())
+    store = AudioStore(data_set([encode(np.zeros(3)), encode(tone(1.0))]), "audio", audio_format())
     assert store.lengths.tolist() == [400, RATE]
     assert store[0]["input_values"].tolist() == [0.0] * 400
     short = decode_waveform(encode(tone(0.01)), 0, RATE, min_samples=400)
@@ -127,7 +127,7 @@ def test_the_rest_of_an_hour_is_not_decoded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
     started = time.perf_counter()
-    store = SoundStore(data_set([{"bytes": None, "path": str(tmp_path / "hour.wav")}]), "audio", sound_format(400, 2.5))
+    store = AudioStore(data_set([{"bytes": None, "path": str(tmp_path / "hour.wav")}]), "audio", audio_format(400, 2.5))
     assert time.perf_counter() - started < 2.0
     assert frames_read == [20_000]
     assert store.lengths.tolist() == [40_000]
@@ -161,18 +161,18 @@ def test_what_cannot_be_read_is_named_or_left_out(bad, caplog):
     with pytest.raises(
         UnreadableSound, match=message + r".*\. --skip_unreadable \(skip_unreadable=True\) leaves it out"
     ):
-        SoundStore(rows, "audio", sound_format())
+        AudioStore(rows, "audio", audio_format())
     for cache_bytes in (0, 2**20):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            store = SoundStore(rows, "audio", sound_format(), "digit", cache_bytes=cache_bytes, skip_unreadable=True)
+            store = AudioStore(rows, "audio", audio_format(), "digit", cache_bytes=cache_bytes, skip_unreadable=True)
         assert "2 of 4 recordings cannot be read and are left out: rows 1, 3" in caplog.text
         assert store.unreadable == [1, 3]
         assert store.rows.tolist() == [2, 0]
         assert store.true_labels().tolist() == [7, 5]
         assert len(store[1]["input_values"]) == 4800
     with pytest.raises(ValueError, match="none of the 1 recordings can be read"):
-        SoundStore(rows.select([1]), "audio", sound_format(), skip_unreadable=True)
+        AudioStore(rows.select([1]), "audio", audio_format(), skip_unreadable=True)
 
 
 def test_a_header_that_promises_too_much_is_unreadable():
@@ -196,20 +196,20 @@ def test_an_array_without_sampling_rate_is_refused(value):
     with pytest.raises(
         ValueError, match=r'sampling rate is missing: give {"array": .*, "sampling_rate": .*} or an audio'
     ):
-        SoundStore(rows, "audio", sound_format(), skip_unreadable=True)
+        AudioStore(rows, "audio", audio_format(), skip_unreadable=True)
     with pytest.raises(ValueError, match="sampling rate is missing"):
         sampling_rates(rows, "audio")
 
 
 def test_empty_data_is_refused():
     with pytest.raises(ValueError, match="the data set is empty"):
-        SoundStore(data_set([]), "audio", sound_format())
+        AudioStore(data_set([]), "audio", audio_format())
     with pytest.raises(ValueError, match="these recordings have no label column"):
-        SoundStore(data_set([encode(tone(0.1))]), "audio", sound_format()).true_labels()
+        AudioStore(data_set([encode(tone(0.1))]), "audio", audio_format()).true_labels()
 
 
 def test_positions_ascend_by_length_and_labels_follow(tones):
-    store = SoundStore(tones, "audio", sound_format(), "digit")
+    store = AudioStore(tones, "audio", audio_format(), "digit")
     assert store.rows.tolist() == [1, 4, 3, 6, 0, 5, 2]
     assert store.lengths.tolist() == [1600, 1600, 3200, 4000, 4800, 6400, 8000]
     assert store.lengths.dtype == np.int64
@@ -223,20 +223,20 @@ def test_positions_ascend_by_length_and_labels_follow(tones):
 
 def test_without_cache_the_same_bit_for_bit(tones):
     rows = data_set([*tones.cast_column("audio", Audio(decode=False))["audio"], encode(tone(0.3, 8000), 8000)])
-    cached = SoundStore(rows, "audio", sound_format())
-    decoded = SoundStore(rows, "audio", sound_format(), cache_bytes=int(2 * cached.lengths.sum()) - 1)
+    cached = AudioStore(rows, "audio", audio_format())
+    decoded = AudioStore(rows, "audio", audio_format(), cache_bytes=int(2 * cached.lengths.sum()) - 1)
     assert cached.is_cached
     assert not decoded.is_cached
-    assert SoundStore(rows, "audio", sound_format(), cache_bytes=int(2 * cached.lengths.sum())).is_cached
+    assert AudioStore(rows, "audio", audio_format(), cache_bytes=int(2 * cached.lengths.sum())).is_cached
     assert cached.rows.tolist() == decoded.rows.tolist()
     for position in range(len(rows)):
         assert torch.equal(cached[position]["input_values"], decoded[position]["input_values"])
 
 
 def test_a_cache_of_many_batches(monkeypatch):
-    monkeypatch.setattr(SoundStore, "decode_batch", 3)
+    monkeypatch.setattr(AudioStore, "decode_batch", 3)
     rows = data_set([encode(tone(0.1 + 0.01 * (i * 7 % 11), pitch=200 + 50 * i)) for i in range(11)])
-    store = SoundStore(rows, "audio", sound_format())
+    store = AudioStore(rows, "audio", audio_format())
     for row, waveform in zip(store.rows, store.batch(torch.arange(11))["input_values"], strict=True):
         expected = tone(0.1 + 0.01 * (row * 7 % 11), pitch=200 + 50 * row)
         np.testing.assert_allclose(waveform[: len(expected)], expected, atol=2**-14)
@@ -244,7 +244,7 @@ def test_a_cache_of_many_batches(monkeypatch):
 
 
 def test_batches_are_padded_with_zeros(tones):
-    store = SoundStore(tones, "audio", sound_format(), "digit")
+    store = AudioStore(tones, "audio", audio_format(), "digit")
     positions = torch.tensor([5, 0, 3])
     batch = store.batch(positions)
     assert sorted(batch) == ["index", "input_values", "lengths"]
@@ -259,33 +259,33 @@ def test_batches_are_padded_with_zeros(tones):
     collated = collate_sounds(store.__getitems__([5, 0, 3]))
     assert collated.pop("labels").tolist() == [5, 1, 6]
     assert all(torch.equal(collated[name], batch[name]) for name in batch)
-    assert "labels" not in collate_sounds([SoundStore(tones, "audio", sound_format())[0]])
+    assert "labels" not in collate_sounds([AudioStore(tones, "audio", audio_format())[0]])
 
 
 def test_very_quiet_and_too_loud_recordings_keep_their_shape():
     for peak in (1e-6, 30.0):
-        store = SoundStore(data_set([encode(tone(0.1, amplitude=peak), subtype="FLOAT")]), "audio", sound_format())
+        store = AudioStore(data_set([encode(tone(0.1, amplitude=peak), subtype="FLOAT")]), "audio", audio_format())
         np.testing.assert_allclose(store[0]["input_values"], tone(0.1, amplitude=peak), atol=2e-5 * peak)
     denormal = data_set([encode(np.full(500, 1e-42, dtype=np.float32), subtype="FLOAT")])
-    assert not SoundStore(denormal, "audio", sound_format())[0]["input_values"].any()
+    assert not AudioStore(denormal, "audio", audio_format())[0]["input_values"].any()
 
 
 def test_feature_extractors_that_do_not_fit_are_named():
-    form = SoundFormat(Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=False), 400, 2.0)
+    form = AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=False), 400, 2.0)
     assert (form.sampling_rate, form.do_normalize, form.min_samples, form.max_samples) == (8000, False, 400, 16_000)
-    assert sound_format().max_samples is None
+    assert audio_format().max_samples is None
     with pytest.raises(ValueError, match="has no sampling_rate: a feature extractor of waveforms"):
-        SoundFormat(small_vit_processor(16), 400)
+        AudioFormat(small_vit_processor(16), 400)
     with pytest.raises(ValueError, match=r"WhisperFeatureExtractor makes spectrograms \(feature_size=80\)"):
-        SoundFormat(WhisperFeatureExtractor(), 400)
+        AudioFormat(WhisperFeatureExtractor(), 400)
     with pytest.raises(ValueError, match=r"ASTFeatureExtractor makes spectrograms \(num_mel_bins=32\)"):
-        SoundFormat(ASTFeatureExtractor(num_mel_bins=32), 400)
+        AudioFormat(ASTFeatureExtractor(num_mel_bins=32), 400)
     with pytest.raises(
         ValueError, match=r"max_seconds=0.01 is too short: the model needs at least 400 samples, 0.0250"
     ):
-        sound_format(400, 0.01)
+        audio_format(400, 0.01)
     with pytest.raises(ValueError, match="min_samples=0 must be at least 1"):
-        sound_format(0)
+        audio_format(0)
 
 
 def test_sampling_rates_come_from_the_headers():
@@ -313,7 +313,7 @@ def test_a_folder_of_recordings_loads(tmp_path):
     assert train.features["label"].names == ["high", "low"]
     assert train.features["audio"] == Audio()
     for split in (train, test):
-        store = SoundStore(split, "audio", sound_format(), "label")
+        store = AudioStore(split, "audio", audio_format(), "label")
         assert sorted(store.true_labels().tolist()) == [0] + [1] * (len(kinds) - 1)
         assert set(store.lengths.tolist()) == {3200}
 
@@ -331,7 +331,7 @@ def test_synthetic_sounds_are_always_the_same():
     assert stored[:] != synthetic_sounds(5, 4).cast_column("audio", Audio(decode=False))["audio"][:]
     assert len(rows) == 40
     assert np.bincount(rows["label"]).tolist() == [5] * 8
-    store = SoundStore(rows, "audio", sound_format(25, rate=8000), "label")
+    store = AudioStore(rows, "audio", audio_format(25, rate=8000), "label")
     assert set(sampling_rates(rows, "audio")) == {8000}
     assert store.lengths[0] >= 0.3 * 8000
     assert store.lengths[-1] <= 8000
@@ -346,7 +346,7 @@ def test_spoken_digits():
         pytest.skip(f"{folder} is not there")
     _, test = load_train_and_test(str(folder))
     assert test is not None
-    store = SoundStore(test, "audio", sound_format(), "digit")
+    store = AudioStore(test, "audio", audio_format(), "digit")
     assert len(store) == 300
     assert set(sampling_rates(test, "audio")) == {8000}
     stored = test.cast_column("audio", Audio(decode=False))
@@ -365,6 +365,6 @@ def test_files_are_known_below_their_folder_or_not_at_all(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         soundfile.write(tmp_path / name, np.zeros(2000 - 500 * (name == "a/2.wav")), RATE)
     train, _ = load_train_and_test(str(tmp_path))
-    store = SoundStore(train, "audio", SoundFormat(Wav2Vec2FeatureExtractor(sampling_rate=RATE), 400))
+    store = AudioStore(train, "audio", AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=RATE), 400))
     assert store.files() == ["a/2.wav", "a/1.wav", "b/1.wav"]  # by length
-    assert SoundStore(synthetic_sounds(2), "audio", store.sound_format).files() is None
+    assert AudioStore(synthetic_sounds(2), "audio", store.audio_format).files() is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.evaluation.label_free import collapse, effective_rank, score_clusters, silhouettes, size_entropy
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 
 
 def clustered(seed: int, n: int = 60, width: int = 7, n_clusters: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,8 +37,8 @@ def naive_silhouettes(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def rebuilt(rows: torch.Tensor, targets: torch.Tensor) -> ClusterMemory:
-    memory = ClusterMemory(0.1, 0.5)
+def rebuilt(rows: torch.Tensor, targets: torch.Tensor) -> PrototypeMemory:
+    memory = PrototypeMemory(0.1, 0.5)
     memory.rebuild(rows, targets, int(targets.max()) + 1)
     return memory
 

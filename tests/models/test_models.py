@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from hf_plr.models.vision import VisionBackbone, fitting_size, load_backbone, small_vit
-from hf_plr.pseudo_labels.prototypes import ClusterMemory
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 
 TINY = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 FAMILY = [
@@ -96,7 +96,7 @@ def unit(*shape):
 
 
 def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
-    memory = ClusterMemory(temperature=0.1, momentum=0.5)
+    memory = PrototypeMemory(temperature=0.1, momentum=0.5)
     features, targets = unit(12, 8), torch.arange(12) % 3
     memory.rebuild(features, targets, 3)
     for cluster in range(3):
@@ -119,7 +119,7 @@ def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
 
 
 def test_soft_targets_that_are_one_hot_equal_hard_ones():
-    memory = ClusterMemory(temperature=0.1, momentum=0.5)
+    memory = PrototypeMemory(temperature=0.1, momentum=0.5)
     memory.rebuild(unit(12, 8), torch.arange(12) % 3, 3)
     batch, hard = unit(4, 8), torch.tensor([2, 0, -1, 1])
     soft = F.one_hot(hard.clamp(min=0), 3).float() * (hard >= 0)[:, None]
@@ -127,7 +127,7 @@ def test_soft_targets_that_are_one_hot_equal_hard_ones():
 
 
 def test_update_moves_only_the_prototypes_of_the_batch():
-    memory = ClusterMemory(temperature=0.1, momentum=0.25)
+    memory = PrototypeMemory(temperature=0.1, momentum=0.25)
     memory.rebuild(unit(12, 8), torch.arange(12) % 4, 4)
     before = memory.prototypes.clone()
     features, targets = unit(3, 8), torch.tensor([1, 1, -1])
@@ -138,7 +138,7 @@ def test_update_moves_only_the_prototypes_of_the_batch():
 
 
 def test_recentring_removes_the_common_part():
-    memory = ClusterMemory(temperature=0.1, momentum=0.5)
+    memory = PrototypeMemory(temperature=0.1, momentum=0.5)
     features = torch.randn(50, 8) + 100.0
     embedded = memory.recenter(features)
     assert embedded.mean(dim=0).norm() < 0.3

@@ -13,7 +13,7 @@ import soundfile
 import soxr
 from PIL import Image
 
-from hf_plr.data.audio_store import SoundStore
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.sample_store import SampleStore, UnreadableSample
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class Previews:
             self._failed.add(key)
             return
         values = item[self.store.input_name].numpy()
-        if isinstance(self.store, SoundStore):
-            self._known[key] = sound_preview(values, self.store.sound_format.sampling_rate, float(second or 0.0))
+        if isinstance(self.store, AudioStore):
+            self._known[key] = sound_preview(values, self.store.audio_format.sampling_rate, float(second or 0.0))
         else:
             self._known[key] = image_preview(values)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.data.audio_store import SoundStore
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.refinement import NOISE
 from hf_plr.report.html.flows import cluster_flow
@@ -188,8 +188,8 @@ class Reporter:
 
     def _unit_sheets(self, now: Snapshot) -> dict[str, Any]:
         assert now.bounds is not None
-        assert isinstance(self.store, SoundStore)
-        seconds = self.store.lengths / self.store.sound_format.sampling_rate
+        assert isinstance(self.store, AudioStore)
+        seconds = self.store.lengths / self.store.audio_format.sampling_rate
         sheets = unit_sheets(now.labels, now.bounds, seconds)
         return {"random": [], "clusters": sheets, "typical": {}, "of": _count(now.labels)}
 

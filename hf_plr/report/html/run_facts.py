@@ -28,12 +28,12 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
     """
     from hf_plr.report.outputs import VERSIONED
 
-    medium, out = summary.medium, str(summary.args.output_dir)
+    modality, out = summary.modality, str(summary.args.output_dir)
     return {
         "title": as_line(Path(out).absolute().name),
         "run": {
-            "noun": medium.noun,
-            "plural": medium.plural,
+            "noun": modality.noun,
+            "plural": modality.plural,
             "members": summary.cluster_members,
             "architecture": summary.architecture,
             "start": as_line(Path(summary.start).name if summary.start else "random weights"),
