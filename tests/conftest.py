@@ -23,9 +23,6 @@ from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.base_trainer import BackboneTrainer
 
-REPOSITORY = Path(__file__).parent.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY
 from datasets import Image as ImageColumn
+from helpers.paths import REPOSITORY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import transformers
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 from hf_plr import PLRTrainingArguments
 from hf_plr.models.vision import load_backbone

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from helpers.paths import REPOSITORY
 
 import hf_plr.evaluation
 from hf_plr.evaluation import MODULES

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.labels import churned, label_pairs, refined
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.cluster.hierarchy import linkage
 from sklearn.metrics import adjusted_rand_score
-from test_refiner import churned, label_pairs, refined
 
 from hf_plr.refinement import agglomeration, weighted_linkage
 from hf_plr.refinement.agglomeration.folding import fold

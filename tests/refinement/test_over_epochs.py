@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.labels import churned, label_pairs, refined, same_partition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
-from test_refiner import churned, label_pairs, refined, same_partition
 
 from hf_plr import PseudoLabelRefiner
 from hf_plr.refinement import ClusterEvents, cooccurrence

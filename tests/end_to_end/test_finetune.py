@@ -1,0 +1,100 @@
+"""Downstream: the recipes that fine-tune stock classifiers from a trained backbone, into stock pipelines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.launching import load_script
+from helpers.paths import RECIPES
+from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
+
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
+from hf_plr.data.loading import synthetic_sounds
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.recipe_tools.finetuning import few_of_each
+
+
+def recipe(name, *arguments):
+    module = load_script(RECIPES / f"{name}.py")
+    return module.main([*map(str, arguments), "--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none"])
+
+
+def write(train, test, folder):
+    folder.mkdir()
+    train.to_parquet(folder / "train.parquet")
+    test.to_parquet(folder / "test.parquet")
+    return folder
+
+
+@pytest.mark.slow
+def test_digits_from_few_labels_and_from_all(tmp_path, all_digits, capsys):
+    out = str(tmp_path / "plr")
+    train, test = all_digits.select(range(1400)), all_digits.select(range(1400, 1797))
+    arguments = PLRTrainingArguments(out, num_train_epochs=8, disable_tqdm=True, use_cpu=True, save_strategy="no")
+    trainer = PLRTrainer(small_vit(32, 8), arguments, train, processing_class=small_vit_processor(32))
+    trainer.train()
+    trainer.save_model()
+    common = ["--model_name_or_path", out, "--dataset_name", write(train, test, tmp_path / "data")]
+    common += ["--output_dir", tmp_path / "classifier"]
+
+    few = recipe("finetune_image", *common, "--labels_per_class", 10, "--freeze_backbone", "--learning_rate", 1e-2)
+    told = capsys.readouterr().out
+    assert "Trained on 100 labels of 10 classes. Test split of 397: accuracy" in told
+    assert 'pipeline("image-classification"' in told
+    assert few["accuracy"] > 0.4  # after eight epochs; chance is 0.1
+
+    everything = recipe("finetune_image", *common, "--num_train_epochs", 8, "--learning_rate", 1e-3)
+    assert everything["accuracy"] > max(0.85, few["accuracy"])
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
+    assert classifier.config.id2label[3] == all_digits.features["label"].names[3]
+
+
+@pytest.mark.slow
+def test_sounds_from_all_labels(tmp_path, capsys):
+    out = str(tmp_path / "plr")
+    sounds = synthetic_sounds(n_per_class=40, seed=1)
+    rows = np.random.default_rng(0).permutation(len(sounds))
+    train, test = sounds.select(rows[:240]), sounds.select(rows[240:])
+    arguments = UnitTrainingArguments(
+        out, num_train_epochs=4, relabel_every=2, num_clusters=30, disable_tqdm=True, use_cpu=True, save_strategy="no"
+    )
+    start = small_hubert(8_000, hidden_size=64, num_hidden_layers=2)
+    trainer = UnitTrainer(start, arguments, train, processing_class=small_hubert_extractor(8_000))
+    trainer.train()
+    trainer.save_model()
+    common = ["--model_name_or_path", out, "--dataset_name", write(train, test, tmp_path / "data")]
+    found = recipe(
+        "finetune_audio", *common, "--output_dir", tmp_path / "c", "--num_train_epochs", 12, "--learning_rate", 2e-3
+    )
+    assert found["accuracy"] > 0.7
+    assert 'pipeline("audio-classification"' in capsys.readouterr().out
+    classifier = AutoModelForAudioClassification.from_pretrained(tmp_path / "c")
+    assert set(classifier.config.label2id) == set(sounds.features["label"].names)
+
+
+def test_few_labels_are_drawn_by_class_and_seed():
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, -1, 2, 2])
+    rows = few_of_each(labels, 2, seed=0)
+    assert np.bincount(labels[rows]).tolist() == [2, 2, 2]
+    assert (np.diff(rows) > 0).all()
+    assert any((few_of_each(labels, 2, seed=seed) != rows).any() for seed in range(1, 9))
+    assert few_of_each(labels, None, seed=0).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    with pytest.raises(ValueError, match="labels_per_class=3, but class 2 has 2 samples"):
+        few_of_each(labels, 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset_name", "x", "--output_dir", "y"], "--model_name_or_path is needed"),
+        (["--model_name_or_path", "x", "--dataset_name", "y"], "--output_dir is needed"),
+        (["--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", "z", "--colour", 1], "--colour"),
+    ],
+)
+@pytest.mark.parametrize("name", ["finetune_image", "finetune_audio"])
+def test_what_is_missing_is_named(capsys, name, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        recipe(name, *arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

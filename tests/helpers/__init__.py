@@ -1,0 +1,1 @@
+"""Modules without tests that tests and the scripts they start share."""

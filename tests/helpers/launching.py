@@ -1,0 +1,72 @@
+"""Recipes and scripts: in this process, in one of their own, and under `accelerate launch`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from helpers.paths import ACCELERATE_CONFIGS, REPOSITORY, TESTS, VIT_PLR
+
+
+def launch(
+    *arguments: object,
+    processes: int = 1,
+    cwd: Path = REPOSITORY,
+    script: Path = VIT_PLR,
+    config: str = "cpu_2.yaml",
+    launcher: tuple[object, ...] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run a script under `accelerate launch`: two processes or more by one of the recipes' own files."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    if processes > 1:
+        command += ["--config_file", str(ACCELERATE_CONFIGS / config)]
+    environment = environment_of(script)
+    environment.pop("OMP_NUM_THREADS", None)  # one thread is the launcher's own default
+    return subprocess.run(
+        [*command, *map(str, launcher), str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def run_script(*arguments: object, cwd: Path = REPOSITORY, script: Path = VIT_PLR) -> subprocess.CompletedProcess[str]:
+    """Run a script without the launcher."""
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=environment_of(script),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def environment_of(script: Path) -> dict[str, str]:
+    """Variables for a script: without the Hub, and a script of the tests finds the helpers."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if TESTS in script.parents:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), environment.get("PYTHONPATH")]))
+    return environment
+
+
+def load_script(script: Path) -> ModuleType:
+    """Import a recipe as a module."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[script.stem] = importlib.util.module_from_spec(spec)  # dataclasses look annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def alone(script: Path, arguments: Sequence[object]) -> None:
+    """Run a recipe in this process: nothing has to be imported again."""
+    load_script(script).main([*map(str, arguments), "--cpu_threads", "1"])

@@ -1,0 +1,72 @@
+"""The model card: its metadata, what it says of the clusters, its plot."""
+
+from __future__ import annotations
+
+import numpy as np
+from helpers.paths import REPOSITORY
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_plr.report.summary import cluster_sizes
+
+
+def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
+    trainer = make_trainer({"eval_dataset": all_digits.select(range(60))})
+    trainer.score("before")
+    trainer.train()
+    after = trainer.score("after")
+    trainer.create_model_card(dataset="user/digits", license="mit", tags=["vit"])
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert card.data.license == "mit"
+    assert card.data.datasets == ["user/digits"]
+    assert {"vit", "hf-plr", "pseudo-label-refinement"} <= set(card.data.tags)
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert results.keys() == after.keys()
+    assert results["knn_accuracy"].metric_value == round(after["knn_accuracy"], 4)
+    assert results["knn_accuracy"].dataset_type == "user/digits"
+    assert results["knn_accuracy"].dataset_split == "test"
+
+    sizes = cluster_sizes(trainer.pseudo_labels.labels)
+    assert sizes.sum() == (trainer.pseudo_labels.labels >= 0).sum()
+    assert f"{len(sizes)} clusters: the smallest has {sizes.min()} images" in card.text
+    agreement = [entry["plr/agreement_ari"] for entry in trainer.state.log_history if "plr/agreement_ari" in entry]
+    assert f"{agreement[0]:.2f} at the second stage, {agreement[-1]:.2f} at the last" in card.text
+    assert "@article{plr2024" in card.text
+    assert "](clusters.png)" in card.text
+    with Image.open(tmp_path / "out" / "clusters.png") as plot:
+        assert plot.size[0] > 2 * plot.size[1]
+        assert len(np.unique(np.asarray(plot.convert("L")))) > 20  # something is drawn
+
+
+def test_without_labels_there_are_no_scores(make_trainer, some_digits, tmp_path):
+    trainer = make_trainer({"train_dataset": some_digits.remove_columns("label")}, num_train_epochs=1)
+    trainer.train()
+    trainer.create_model_card(dataset=str(tmp_path))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.eval_results is None
+    assert card.data.datasets is None
+    assert "No label column was chosen" in card.text
+    assert "clusters: the smallest has" in card.text
+
+
+def test_what_refinement_did_where_targets_are_soft(make_trainer, tmp_path):
+    trainer = make_trainer(refinement="auto")
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text()
+    soft = [entry["plr/soft_share"] for entry in trainer.state.log_history if "plr/soft_share" in entry][-1]
+    assert 0.0 < soft < 0.3
+    assert f"Refinement put {soft:.1%} of the targets on other clusters at the last stage." in text
+    assert "Refinement changed" not in text  # k-means: no noise to be taken back in
+    assert (REPOSITORY / "model_cards" / "evidence.md").read_text().strip() in text
+
+
+def test_frames_are_the_members_of_units(make_sound_trainer, tmp_path):
+    trainer = make_sound_trainer(num_train_epochs=2)
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "frames, the median one" in text
+    assert (tmp_path / "out" / "clusters.png").exists()

@@ -1,0 +1,167 @@
+"""Training on several clusterings of every epoch at once."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import StopAt, assert_same_run
+from sklearn.metrics import adjusted_rand_score
+
+from hf_plr.clustering import KMeans, make_clusterers
+from hf_plr.refinement import PRESETS, PseudoLabelRefiner
+
+
+def test_each_labeling_is_twice_as_fine_as_the_one_before():
+    found = make_clusterers(3, "kmeans", 10, {"max_iter": 7}, n_samples=203, seed=5)
+    assert [each.n_clusters for each in found] == [10, 20, 40]
+    assert [each.seed for each in found] == [5, 6, 7]
+    assert {each.max_iter for each in found} == {7}
+    assert [each.n_clusters for each in make_clusterers(3, "agglomerative", 30, n_samples=100)] == [30, 50, 50]
+    assert [each.eps for each in make_clusterers(3, "dbscan", 9, {"eps": 0.4, "k1": 8}, n_samples=99)] == [
+        0.4,
+        0.3,
+        0.225,
+    ]
+    assert [each.n_clusters for each in make_clusterers(2, "kmeans", 9, {"n_clusters": 4}, n_samples=99)] == [4, 8]
+
+
+def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
+    with pytest.raises(
+        ValueError, match=r"num_labelings=2 needs a clusterer with a number of clusters, .* hdbscan has none"
+    ):
+        make_trainer(num_labelings=2, clusterer="hdbscan")
+    with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer by name"):
+        make_trainer({"clusterer": KMeans(5)}, num_labelings=2)
+    with pytest.raises(ValueError, match="num_labelings=0 must be at least 1"):
+        make_trainer(num_labelings=0)
+
+
+def test_auto_refines_three_labelings_where_the_clusterer_allows_it(make_trainer):
+    trainer = make_trainer(refinement="auto", num_train_epochs=1)
+    assert [labeling.stage.clusterer.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
+    expected = PseudoLabelRefiner.from_preset("soft").settings()
+    assert all(labeling.stage.refiner.settings() == expected for labeling in trainer.labelings)
+    trainer.train()
+    card = trainer.summary().last_labels
+    assert card.endswith(f"; trained together with labelings of {_sizes(trainer)} clusters")
+    finer = make_trainer(refinement="auto", clusterer="dbscan", clusterer_kwargs={"eps": 0.6}).labelings
+    assert [labeling.stage.clusterer.eps for labeling in finer] == [0.6, 0.45, 0.3375]
+    assert len(make_trainer(refinement="auto", num_labelings=2).labelings) == 2
+    for one in (
+        make_trainer(refinement="auto", num_labelings=1),
+        make_trainer(refinement="auto", clusterer="reciprocal_hdbscan"),
+        make_trainer(
+            refinement="auto",
+            clusterer="agglomerative",
+            clusterer_kwargs={"n_clusters": None, "distance_threshold": 1.0},
+        ),
+        make_trainer({"clusterer": KMeans(5)}, refinement="auto"),
+        make_trainer({"refiner": PseudoLabelRefiner.from_preset("joint")}, refinement="auto"),
+        *(make_trainer(refinement=name) for name in PRESETS),
+    ):
+        assert len(one.labelings) == 1
+
+
+def test_a_finer_one_fits_on_as_many_samples_as_it_has_clusters():
+    found = make_clusterers(3, "kmeans", 10, {"fit_samples": 15}, n_samples=203)
+    assert [each.fit_samples for each in found] == [15, 20, 40]
+
+
+DENSITY = {"clusterer": "dbscan", "clusterer_kwargs": {"eps": 0.5, "k1": 12}, "refinement": "auto"}
+
+
+def test_labelings_of_dbscan_are_trained_on_and_resume_bit_for_bit(make_trainer, tmp_path):
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **DENSITY)
+    whole.train()
+    assert [labeling.stage.clusterer.eps for labeling in whole.labelings] == [0.5, 0.375, 0.28125]
+    raw = [(labeling.now.raw_labels == -1).mean() for labeling in whole.labelings]
+    assert raw[0] < raw[1] < raw[2]
+    refined = whole.labelings[1].now
+    taken_back = (refined.raw_labels == -1) & (refined.previous_labels >= 0)
+    assert (refined.labels[taken_back] >= 0).any()
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), **DENSITY).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), **DENSITY)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_a_finer_labeling_without_clusters_sits_the_epoch_out(make_trainer, tmp_path, caplog):
+    settings = {**DENSITY, "clusterer_kwargs": {"eps": 0.3, "k1": 12, "min_samples": 6}}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), confidence_power=1.0, **settings)
+    whole.train()
+    assert [labeling.now.n_clusters > 0 for labeling in whole.labelings] == [True, True, False]
+    assert "a finer labeling has no clusters, so this epoch trains on the others" in caplog.text
+    assert whole.state.log_history[-1]["train_loss"] > 0
+    make_trainer(
+        {"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), confidence_power=1.0, **settings
+    ).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), confidence_power=1.0, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_what_auto_stands_for_resumes_it(make_trainer, tmp_path):
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path), refinement="auto").train()
+    make_trainer(output_dir=str(tmp_path), refinement="soft", num_labelings=3).train(resume_from_checkpoint=True)
+
+
+def _sizes(trainer) -> str:
+    return " and ".join(str(labeling.now.n_clusters) for labeling in trainer.labelings[1:])
+
+
+def test_the_loss_is_the_mean_of_the_labelings(make_trainer):
+    trainer = make_trainer(num_labelings=3, num_train_epochs=1)
+    trainer.train()
+    assert [labeling.now.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
+    assert trainer.pseudo_labels is trainer.labelings[0].now
+    index = torch.arange(40)
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch = {**batch, "index": index[: len(batch["index"])]}
+    index = batch["index"]
+    with torch.no_grad():
+        raw = trainer.modality.features(trainer.model, batch, trainer._numbers(index))
+        loss = trainer.compute_loss(trainer.model, batch)
+    expected = []
+    for labeling in trainer.labelings:
+        features = torch.nn.functional.normalize(raw - labeling.memory.center, dim=1)
+        cosines = features @ labeling.memory.prototypes.T
+        targets = torch.from_numpy(labeling.now.targets)[index].long()
+        expected.append(torch.nn.functional.cross_entropy(cosines / trainer.args.temperature, targets))
+    assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+
+
+def test_their_agreement_is_logged(make_trainer):
+    trainer = make_trainer(num_labelings=2)
+    trainer.train()
+    entry = [entry for entry in trainer.state.log_history if "plr/seconds" in entry][-1]
+    one, other = (labeling.now.labels for labeling in trainer.labelings)
+    assert entry["plr/labelings_ari"] == pytest.approx(adjusted_rand_score(one, other))
+
+
+@pytest.mark.parametrize("refinement", ["slr", "soft"])
+def test_it_resumes_bit_for_bit(make_trainer, tmp_path, refinement):
+    arguments = {"refinement": refinement, "num_labelings": 2, "confidence_power": 1.0}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
+    whole.train()
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), **arguments).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+    with pytest.raises(ValueError, match="num_labelings was 2 and is 1"):
+        make_trainer(output_dir=str(tmp_path / "part"), refinement=refinement, confidence_power=1.0).train(
+            resume_from_checkpoint=True
+        )
+
+
+def test_each_labeling_is_refined_by_its_own_past(make_trainer):
+    trainer = make_trainer(num_labelings=2, refinement="joint")
+    trainer.train()
+    for labeling in trainer.labelings:
+        refiner = copy.deepcopy(labeling.stage.refiner)
+        assert len(refiner.state_dict()["history.1"]) == 203
+        np.testing.assert_array_equal(refiner.state_dict()["history.1"], labeling.now.raw_labels)
+    first, second = (labeling.stage.refiner for labeling in trainer.labelings)
+    assert first is not second

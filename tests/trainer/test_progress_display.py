@@ -1,0 +1,141 @@
+"""What a run shows while it works."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import REPOSITORY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import PrinterCallback, ProgressCallback
+
+from hf_plr.trainer.progress_display import ProgressDisplay, describe
+from hf_plr.utils import progress
+from hf_plr.utils.progress import track
+
+STAGE = {
+    "plr/clusters": 64.0,
+    "plr/noise_share": 0.031,
+    "plr/changed_share": 0.12,
+    "plr/agreement_ari": 0.846,
+    "plr/kept": 60.0,
+    "plr/split": 2.0,
+    "plr/died": 1.0,
+    "plr/effective_rank": 31.26,
+    "plr/silhouette": 0.333,
+    "plr/seconds": 1.52,
+}
+IN_A_TERMINAL = """
+import time
+from hf_plr.utils.progress import CONSOLE, bars, track
+with bars() as outer:
+    task = outer.add_task("Training", total=4)
+    for step in range(4):
+        for _ in track(range(3), "Extracting features", 3, shown=True):
+            time.sleep(0.05)
+        outer.update(task, advance=1)
+        CONSOLE.print(f"line {step}")
+print("done")
+"""
+
+
+def test_a_stage_in_a_line():
+    assert describe(STAGE, 3.0) == (
+        "epoch   3.0  stage: 64 clusters (2 split, 1 died), 3.1% in none, agreement with the last 0.85, "
+        "12.0% changed by refinement, effective rank 31.3, silhouette 0.33, 1.5 s"
+    )
+
+
+def test_a_stage_with_soft_targets_in_a_line():
+    moved = describe(STAGE | {"plr/soft_share": 0.08}, 3.0)
+    assert "12.0% changed by refinement, 8.0% of the targets on other clusters by refinement, " in moved
+    assert "changed" not in describe(STAGE | {"plr/soft_share": 0.08, "plr/changed_share": 0.0}, 3.0)
+
+
+def test_other_entries_in_a_line():
+    assert describe({"loss": 1.23456, "learning_rate": 1e-3, "epoch": 2.5}, 2.5) == (
+        "epoch   2.5  loss 1.235, learning_rate 0.001"
+    )
+    evaluated = {"eval_knn_accuracy": 0.9, "eval_plr/effective_rank": 20.0, "eval_plr/silhouette": 0.5}
+    assert describe(evaluated | {"eval_plr/churn": 0.1}, 1.0) == (
+        "epoch   1.0  eval_knn_accuracy 0.9, effective rank 20.0, silhouette 0.500"
+    )
+    assert describe({"train_runtime": 2.0, "train_loss": 3.0}, 3.0) == "epoch   3.0  trained in 2.0 s, mean loss 3"
+
+
+def test_scores_in_a_line():
+    scored = {
+        "score/knn_accuracy": 0.91,
+        "score/nmi": 0.5,
+        "score/knn_accuracy_low": 0.88,
+        "score/knn_accuracy_high": 0.94,
+    }
+    assert describe(scored | {"epoch": 2.0}, 2.0) == "epoch   2.0  scores: knn_accuracy 0.91 (0.88 to 0.94), nmi 0.5"
+
+
+def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
+    trainer = make_trainer(num_train_epochs=2)
+    names = {type(callback) for callback in trainer.callback_handler.callbacks}
+    assert ProgressDisplay in names
+    assert not names & {PrinterCallback, ProgressCallback}
+    capsys.readouterr()
+    trainer.train()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("stage: 12 clusters" in line for line in lines) == 2
+    assert sum(" loss " in line and "stage" not in line for line in lines) == 3
+    assert not any("\x1b" in line or "{" in line for line in lines)
+
+
+def test_long_work_without_a_terminal_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
+    assert list(track(range(3), "Reading images", 3, shown=True)) == [0, 1, 2]
+    assert capsys.readouterr().out.splitlines() == [f"Reading images: {done} of 3" for done in range(3)]
+    assert list(track(range(3), "Reading images", 3, shown=False)) == [0, 1, 2]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals of Linux")
+def test_in_a_terminal_there_are_bars_within_bars():
+    main, end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL],
+        stdout=end,
+        stderr=end,
+        cwd=REPOSITORY,
+        env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(REPOSITORY)},
+    ) as process:
+        os.close(end)
+        shown = b""
+        while True:
+            try:
+                part = os.read(main, 4096)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(main)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "Training" in text
+    assert "Extracting features" in text
+    assert "3/3" in text
+    assert text.rstrip().endswith("done")
+    assert all(f"line {step}" in text for step in range(4))
+
+
+def test_curves_go_where_trainer_reports(make_trainer, tmp_path):
+    folder = tmp_path / "curves"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(folder))
+        trainer = make_trainer(num_train_epochs=2, report_to="tensorboard", eval_strategy="epoch")
+        trainer.train()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    curves = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/plr/clusters", "train/plr/effective_rank", "eval/plr/silhouette"} <= curves
+    logged = [entry["plr/effective_rank"] for entry in trainer.state.log_history if "plr/effective_rank" in entry]
+    assert [event.value for event in events.Scalars("train/plr/effective_rank")] == pytest.approx(logged)

@@ -1,0 +1,184 @@
+"""`UnitTrainer`: HuBERT's objective on refined units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.runs import StopAt, assert_same_weights, weights
+from transformers import AutoModel
+
+from hf_plr import PLRTrainingArguments, UnitTrainer
+from hf_plr.cli import main
+from hf_plr.clustering import KMeans
+from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.units.encoder import UnitEncoder
+from hf_plr.units.frames import Frames
+
+
+def figures(trainer, name):
+    return [entry[f"plr/{name}"] for entry in trainer.state.log_history if f"plr/{name}" in entry]
+
+
+def test_it_predicts_units_better_and_every_parameter_changes(make_sound_trainer):
+    trainer = make_sound_trainer(num_train_epochs=6, relabel_every=3, learning_rate=3e-3)
+    before = weights(trainer)
+    trainer.train()
+    unused = {"units"}  # embeddings of numbers that no unit had
+    assert {name for name, value in weights(trainer).items() if torch.equal(value, before[name])} <= unused
+    moved = (trainer.model.units != before["units"]).any(dim=1)
+    assert 12 <= moved.sum() <= 24
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[2] < losses[0]
+    assert figures(trainer, "round") == [0, 1]
+    assert figures(trainer, "units") == [12, 12]
+
+
+def test_the_first_round_clusters_mfcc_and_the_next_the_layer(make_sound_trainer, monkeypatch):
+    sources = []
+    run = UnitTrainer._relabel
+
+    def noted(self, round_, layer):
+        sources.append(Frames(self._extractor, self.train_dataset, layer).source)
+        return run(self, round_, layer)
+
+    monkeypatch.setattr(UnitTrainer, "_relabel", noted)
+    make_sound_trainer().train()
+    assert sources == ["MFCC", "layer 2", "layer 2"]
+    sources.clear()
+    make_sound_trainer(first_units="layer", unit_layer=1, num_train_epochs=1).train()
+    assert sources == ["layer 1"]
+
+
+def test_frames_in_a_stream_are_those_of_all_at_once(make_sound_trainer):
+    trainer = make_sound_trainer()
+    frames = Frames(trainer._extractor, trainer.train_dataset, 1)
+    assert frames.counts.sum() == sum(len(rows) for rows in frames.of(torch.arange(83)))
+    rows = torch.cat(list(frames.of(torch.arange(83))))
+    trainer.stage.fit_frames = 10**9
+    trainer.stage.run(frames, 0)
+    whole = KMeans(12, spherical=False, seed=42).fit(rows)
+    np.testing.assert_array_equal(trainer.stage.current.raw_labels, whole.labels_)
+    assert isinstance(trainer.stage.current.raw_labels, np.memmap)
+    assert trainer.stage.current.raw_labels.dtype == np.int16
+
+
+def test_fitting_on_a_share_takes_no_more_frames_than_asked_for(make_sound_trainer, monkeypatch):
+    fitted = []
+    fit = KMeans.fit_predict_shard
+
+    def noted(self, rows, accelerator):
+        fitted.append(len(rows))
+        return fit(self, rows, accelerator)
+
+    monkeypatch.setattr(KMeans, "fit_predict_shard", noted)
+    make_sound_trainer(fit_frames=500, num_train_epochs=1).train()
+    assert 500 <= fitted[0] < 560  # up to the end of the recording in which the 500th is
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])
+@pytest.mark.parametrize(("refinement", "workers"), [("slr", 0), ("joint", 2), ("none", 0)])
+def test_resume_is_bit_exact(make_sound_trainer, tmp_path, stop_at, refinement, workers):
+    arguments = {"refinement": refinement, "dataloader_num_workers": workers, "feature_dir": str(tmp_path / "labels")}
+    whole = make_sound_trainer(output_dir=str(tmp_path / "whole"), **arguments)
+    whole.train()
+    stopped = {"callbacks": [StopAt(stop_at)]}
+    make_sound_trainer(trainer=stopped, output_dir=str(tmp_path / "part"), **arguments).train()
+    resumed = make_sound_trainer(output_dir=str(tmp_path / "part"), **arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
+    assert_same_weights(weights(whole), weights(resumed))
+    np.testing.assert_array_equal(whole.frame_units.labels, resumed.frame_units.labels)
+    whole.save_labels(tmp_path / "whole")
+    resumed.save_labels(tmp_path / "part")
+    for name in ("centroids.safetensors", "units.parquet"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+    assert list((tmp_path / "labels").iterdir()) == []  # files without names
+
+
+def test_published_units_are_those_of_the_run(make_sound_trainer, some_sounds, tmp_path, capsys):
+    trainer = make_sound_trainer()
+    trainer.train()
+    trainer.save_model()
+    trainer.save_labels(trainer.args.output_dir)
+    published = pd.read_parquet(tmp_path / "out" / "units.parquet")
+    assert published["index"].tolist() == list(range(83))
+    model, report = AutoModel.from_pretrained(trainer.args.output_dir, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(model).__name__ == "HubertModel"
+
+    (tmp_path / "new").mkdir()
+    some_sounds.to_parquet(tmp_path / "new" / "train.parquet")
+    command = ["units", "--model", trainer.args.output_dir, "--dataset", str(tmp_path / "new"), "--batch_size", "8"]
+    assert main([*command, "--output", str(tmp_path / "units.parquet")]) == 0
+    assert "83 recordings" in capsys.readouterr().out
+    found = pd.read_parquet(tmp_path / "units.parquet")
+    assert found["index"].tolist() == list(range(83))
+    assert all(np.array_equal(one, other) for one, other in zip(found["units"], published["units"], strict=True))
+    # The run's numbers: most frames have the unit that the last refinement gave them.
+    order = np.argsort(trainer.train_dataset.rows)
+    refined = np.split(trainer.frame_units.labels, trainer._bounds[1:-1])
+    refined = np.concatenate([refined[i] for i in order])
+    assert (np.concatenate(list(found["units"])) == refined).mean() > 0.9
+
+    assert main([*command, "--output", str(tmp_path / "units.parquet")]) == 2
+    assert "give --overwrite to replace it" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "units.csv")]) == 2
+    assert "units are written as .parquet" in capsys.readouterr().err
+
+
+def test_a_model_without_centroids_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no centroids.safetensors: recipes/hubert_plr.py --objective frames"):
+        UnitEncoder.load(tmp_path)
+    with pytest.raises(ValueError, match=r"no/where is no folder here, and the Hub gives no centroids\.safetensors"):
+        UnitEncoder.load("no/where")
+
+
+def test_a_refiner_that_makes_more_units_than_there_is_room_for_is_refused(make_sound_trainer):
+    every_cell = PseudoLabelRefiner.from_preset("joint", min_cluster_size=1)
+    trainer = make_sound_trainer(trainer={"refiner": every_cell})
+    with pytest.raises(ValueError, match=r"the refiner made unit \d+, but with num_clusters=12 numbers are below 24"):
+        trainer.train()
+
+
+def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
+    trainer = make_sound_trainer(num_train_epochs=1)
+    scores = trainer.score("before")
+    assert set(scores) == {
+        "knn_accuracy",
+        "weighted_knn_accuracy",
+        "linear_probe_accuracy",
+        "nmi",
+        "clustering_accuracy",
+    }
+    trainer.train()
+    assert all(0.0 <= trainer.state.log_history[0][f"plr/{name}"] <= 1.0 for name in ("pnmi", "cluster_purity"))
+    assert isinstance(trainer._extractor, FeatureExtractor)
+    assert (
+        trainer.evaluate(eval_dataset=None if trainer.eval_dataset else trainer.train_dataset)["eval_knn_accuracy"] > 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"augmentation": "waveform"}, "augmentation='waveform': units belong to frames"),
+        ({"refinement": "rlcc"}, "refinement='rlcc' gives soft targets"),
+        ({"unit_layer": 3}, "unit_layer=3 is outside 0 to 2"),
+        ({"num_clusters": 10**6}, "num_clusters=1000000 but the recordings have"),
+        ({"relabel_every": 0}, "relabel_every=0 must be at least 1"),
+        ({"mask_probability": 0.0}, r"mask_probability=0.0 is outside \(0, 1\]"),
+        ({"first_units": "fbank"}, "first_units='fbank' is unknown: use one of mfcc, layer"),
+        ({"unmasked_weight": -1.0}, "unmasked_weight=-1.0 must be at least 0"),
+        ({"unit_temperature": 0.0}, "unit_temperature=0.0 must be above 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(make_sound_trainer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_sound_trainer(**arguments)
+
+
+def test_its_arguments_are_needed(tmp_path, some_sounds, tiny_hubert):
+    with pytest.raises(TypeError, match="args must be UnitTrainingArguments, not PLRTrainingArguments"):
+        UnitTrainer(tiny_hubert(), PLRTrainingArguments(str(tmp_path)), some_sounds)
