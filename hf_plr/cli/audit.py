@@ -6,7 +6,8 @@
 columns index (row of the data set, as in pseudo_labels.parquet) and mark (wrong or right).
 
 The error rate comes from samples that were drawn at random, and from nothing else: the report's random sheet, or a file
-of your own with --random. Mark every sample of that draw, also those that are right; what has no mark is not counted.
+of your own with --random. Mark every sample of that draw, also those that are right: a draw of which only some samples
+are marked may not be fair, and the command says so. A sample has one mark, wherever the report shows it.
 The 95% interval is exact (Clopper-Pearson).
 
 The clusters are ranked by all marks: by the wrong members that were found, and for each member that was not marked
@@ -85,6 +86,11 @@ def describe(marks: Marks, labels: np.ndarray, found: ErrorRate | None, clusters
             f"Of the {found.population:,} samples in clusters about {found.in_samples(found.rate):,} are wrong, "
             f"between {found.in_samples(found.low):,} and {found.in_samples(found.high):,}.",
         ]
+        if found.unmarked:
+            lines += [
+                f"{found.unmarked:,} of the {found.marked + found.unmarked:,} random samples have no mark. Mark them too: "
+                "the estimate takes the marked ones for a fair draw."
+            ]
         if found.wrong == found.marked:
             lines += ["Every one is marked wrong: were those that are right marked too? They must be."]
     outside = int((labels == NOISE).sum())

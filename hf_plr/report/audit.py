@@ -1,4 +1,10 @@
-"""What marks on some samples say of all pseudo-labels: an error rate with an interval, and where to look first."""
+"""Estimates from marks on some samples: an error rate of all pseudo-labels with an interval, and a ranking of clusters.
+
+A sample has one mark, whether it was made in the random check or on a sheet of members that shows it too. A mark does
+not depend on the place, so a marked sample of the random draw counts in the estimate either way. The choice of what is
+marked may depend on it: a draw of which only the doubtful members have marks is no longer uniform. The estimate
+therefore reports the samples of the draw without a mark.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from scipy.stats import binomtest
 from hf_plr.refinement.cooccurrence import NOISE
 
 LEVEL = 0.95
-PRIOR_MARKS = 2.0  # marks that the rate of all clusters counts for in each of them
+PRIOR_MARKS = 2.0  # weight of the rate of all clusters in each of them, in marks
 
 
 @dataclass(frozen=True)
@@ -19,26 +25,29 @@ class Marks:
 
     Attributes:
         index: row of the data set, shape (n,).
-        label: pseudo-label that was looked at, -1 = in no cluster, shape (n,).
-        wrong: whether it was found wrong, shape (n,).
-        random: whether the sample was drawn uniformly from all, shape (n,).
+        label: pseudo-label that was validated, -1 = in no cluster, shape (n,).
+        wrong: True for a wrong label, shape (n,).
+        random: True for a sample that was drawn uniformly from all, shape (n,).
+        unmarked: samples of the random draw that are in a cluster and have no mark.
     """
 
     index: np.ndarray
     label: np.ndarray
     wrong: np.ndarray
     random: np.ndarray
+    unmarked: int = 0
 
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """An estimated share of wrong pseudo-labels.
+    """An estimated fraction of wrong pseudo-labels.
 
     Attributes:
         marked: samples that it is estimated from.
-        wrong: those of them that were found wrong.
+        wrong: those of them with a wrong label.
         low, high: bounds of the exact 95% interval, in [0, 1].
-        population: samples that it speaks of.
+        population: samples in clusters, which it is an estimate for.
+        unmarked: samples of the random draw without a mark; with many of them the marked ones may not be a fair draw.
     """
 
     marked: int
@@ -46,27 +55,28 @@ class ErrorRate:
     low: float
     high: float
     population: int
+    unmarked: int = 0
 
     @property
     def rate(self) -> float:
-        """The share of the marked samples that are wrong."""
+        """Fraction of the marked samples that are wrong."""
         return self.wrong / self.marked
 
-    def in_samples(self, share: float) -> int:
-        """A share of the population as a number of samples, rounded."""
-        return round(share * self.population)
+    def in_samples(self, fraction: float) -> int:
+        """Convert a fraction of the population to a number of samples, rounded."""
+        return round(fraction * self.population)
 
 
 @dataclass(frozen=True)
 class RankedClusters:
-    """All clusters, those with the most wrong members to expect first.
+    """All clusters, those with the most expected wrong members first.
 
     Attributes:
-        label: the clusters' labels, shape (K,).
-        members: their members, shape (K,).
-        marked: those of them that were marked, shape (K,).
-        wrong: those of these that are wrong, shape (K,).
-        expected_wrong: wrong members to expect, those that were found among them, shape (K,).
+        label: label of each cluster, shape (K,).
+        members: number of members, shape (K,).
+        marked: number of marked members, shape (K,).
+        wrong: number of members marked as wrong, shape (K,).
+        expected_wrong: expected number of wrong members, with those marked as wrong, shape (K,).
     """
 
     label: np.ndarray
@@ -77,12 +87,12 @@ class RankedClusters:
 
 
 def estimate_error_rate(marks: Marks, labels: np.ndarray) -> ErrorRate | None:
-    """The share of wrong labels among all samples that are in a cluster, from the random draw alone.
+    """Estimate the fraction of wrong labels among all samples that are in a cluster, from the random draw alone.
 
-    The other sheets show what is most or least likely to be wrong, so they say nothing of all samples. Of a uniform
-    draw from all samples or from those in clusters, the part in clusters is a uniform draw from these; a sample in no
-    cluster has no label that could be wrong. The interval is exact (Clopper and Pearson, 1934): it holds the true rate
-    in at least 95 of 100 audits, a little more often where a large part of all samples was drawn.
+    The other sheets show the members that are most or least likely to be wrong, so they are not a fair draw. The part
+    of a uniform draw that is in clusters is a uniform draw of the samples in clusters. A sample in no cluster has no
+    label that could be wrong. The interval is exact (Clopper and Pearson, 1934): it holds the true rate in at least 95
+    of 100 audits, a little more often where a large part of all samples was drawn.
 
     Args:
         marks: the marks.
@@ -96,16 +106,17 @@ def estimate_error_rate(marks: Marks, labels: np.ndarray) -> ErrorRate | None:
     if marked == 0:
         return None
     interval = binomtest(wrong, marked).proportion_ci(LEVEL, method="exact")
-    return ErrorRate(marked, wrong, float(interval.low), float(interval.high), int((labels != NOISE).sum()))
+    population = int((labels != NOISE).sum())
+    return ErrorRate(marked, wrong, float(interval.low), float(interval.high), population, marks.unmarked)
 
 
 def rank_clusters(marks: Marks, labels: np.ndarray) -> RankedClusters:
-    """Clusters by the wrong members to expect, most first, from all marks.
+    """Rank clusters by their expected number of wrong members, most first, from all marks.
 
     With m marked members of which w are wrong, a member that was not marked is taken to be wrong with the mean of a
     Beta posterior, (w + a p) / (m + a). The prior is the rate p of all clusters, worth a = 2 marks: p = (W + 1/2) /
     (M + 1) for W of M marks wrong, of the random draw where there is one, otherwise of all. Expected wrong is
-    w + (members - m) times that. Sheets of doubtful members make it larger than it is: it ranks, it does not estimate.
+    w + (members - m) times that. Sheets of doubtful members make it too large: it ranks, it does not estimate.
 
     Args:
         marks: the marks.
@@ -117,8 +128,8 @@ def rank_clusters(marks: Marks, labels: np.ndarray) -> RankedClusters:
     marked = np.bincount(position, minlength=len(clusters))
     wrong = np.bincount(position, weights=marks.wrong[inside], minlength=len(clusters)).astype(np.int64)
     chosen = inside & marks.random if (inside & marks.random).any() else inside
-    of_all = (marks.wrong[chosen].sum() + 0.5) / (chosen.sum() + 1.0)
-    posterior = (wrong + PRIOR_MARKS * of_all) / (marked + PRIOR_MARKS)
+    overall = (marks.wrong[chosen].sum() + 0.5) / (chosen.sum() + 1.0)
+    posterior = (wrong + PRIOR_MARKS * overall) / (marked + PRIOR_MARKS)
     expected = wrong + (members - marked) * posterior
     order = np.lexsort((clusters, -members, -expected))
     return RankedClusters(clusters[order], members[order], marked[order], wrong[order], expected[order])

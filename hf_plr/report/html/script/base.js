@@ -73,6 +73,7 @@ function play(key) {
   if (!source) return;
   const again = playing === key && !player.paused;
   player.pause();
+  document.querySelectorAll("audio").forEach((other) => other.pause());
   if (again) return;
   playing = key;
   player.src = source;

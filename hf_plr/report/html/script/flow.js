@@ -108,7 +108,7 @@ function appeared(stage) {
     const origin = event.previous.length ? `from ${event.previous.map(([cluster]) => cluster).join(", ")}` : originOf(event, id);
     const keys = (event.examples && event.examples[id]) || [];
     return el("div", { class: event.kind }, el("h4", {}, `${clusterName(id)} `, el("span", { class: "soft" }, `${count(size)} ${run.members}`)),
-      el("p", {}, `${event.kind}, ${origin}`), strip(keys));
+      el("p", {}, `${event.kind}, ${origin}`), strip(keys, id));
   });
   return [el("h3", {}, "What appeared this time"), el("div", { class: "appeared" }, cards), more, inWords].filter(Boolean);
 }
@@ -118,11 +118,21 @@ function originOf(event, id) {
   return parts.join(", ") || "of unknown origin";
 }
 
-function strip(keys) {
-  const shown = keys.filter((key) => data.media[key]);
-  return el("div", { class: `strip${isSound ? " sounds" : ""}` }, shown.map((key) => {
-    const [row] = sampleOf(key);
+// Small previews of members of a cluster. A mark is of the label now: a sample that has left the cluster shows none.
+function strip(keys, cluster) {
+  const nodes = keys.filter((key) => data.media[key]).map((key) => {
+    const [row, label] = sampleOf(key);
     const title = `${run.noun} ${row}`;
-    return isSound ? el("button", { type: "button", title, "aria-label": `Play ${title}`, onclick: () => play(key) }, preview(key)) : preview(key, { title, alt: title });
-  }));
+    const image = preview(key, { alt: isSound ? "" : title });
+    const node = isSound ? el("button", { type: "button", class: "small-preview", title, "aria-label": `Play ${title}`, onclick: () => play(key) }, image) : el("span", { class: "small-preview", title }, image);
+    if (label === cluster) {
+      marks.follow(node, () => {
+        node.dataset.mark = marks.get(key) || "";
+        if (isSound) node.setAttribute("aria-label", `Play ${title}${spokenMark(key)}`);
+        else image.alt = title + spokenMark(key);
+      });
+    }
+    return node;
+  });
+  return nodes.length ? el("div", { class: `strip${isSound ? " sounds" : ""}` }, nodes) : null;
 }

@@ -106,9 +106,15 @@ function described(key, openSheet) {
   if (before !== null) lines.push(["before", before === NOISE ? "none" : String(before)]);
   if (confidence !== null) lines.push(["confidence", confidence.toFixed(2)]);
   if (file) lines.push(["file", file]);
+  const dl = el("dl", {}, lines.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+  if (marks.isMarkable(key)) {
+    const state = el("dd", {});
+    dl.append(el("dt", {}, "mark"), state);
+    marks.follow(state, () => { state.textContent = marks.get(key) || "not marked"; });
+  }
   const parts = [preview(key, { alt: `${run.noun} ${row}` }) || el("p", { class: "soft" }, "No preview of this one is in the file.")];
-  parts.push(el("dl", {}, lines.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])));
-  if (soundOf(key)) parts.push(el("audio", { controls: true, src: soundOf(key), class: "wide-row" }));
+  parts.push(dl);
+  if (soundOf(key)) parts.push(el("audio", { controls: true, src: soundOf(key), class: "wide-row", onplay: () => player.pause() }));
   if (hasSheet(label)) parts.push(el("button", { type: "button", class: "wide-row", onclick: () => openSheet(label) }, `Members of ${clusterName(label)}`));
   return parts;
 }

@@ -1,36 +1,65 @@
-// What an auditor says of samples: kept in the browser for these labels, and downloaded as a table.
+const MARKS = ["wrong", "right"];
+const RANDOM = "random";
+
+// An auditor's marks, one per sample wherever it is shown: kept in the browser for these labels, downloaded as a table.
 const marks = (() => {
   const name = `hf-plr-marks-${data.labels_id || data.title}`;
-  const found = new Map(Object.entries(store.read(name) || {}));
+  const byKey = new Map();
   const followers = new Map();
-  const keyOf = (key, sheet) => `${sheet}|${key}`;
-  const changed = [];
-  const tell = () => {
-    store.write(name, Object.fromEntries(found));
+  const listeners = [];
+  const sheetByKey = new Map(run.stage === "epoch" ? data.sheets.random.map((key) => [key, RANDOM]) : []);
+  for (const sheet of run.stage === "epoch" ? data.sheets.clusters : []) {
+    for (const [kind, [id]] of Object.entries(SHEETS)) {
+      for (const key of sheet[kind]) if (!sheetByKey.has(key)) sheetByKey.set(key, id);
+    }
+  }
+  // Earlier pages kept a mark per sheet, by "sheet|key". The random check wins: there the typical members are in sight.
+  function load() {
+    const entries = Object.entries(store.read(name) || {}).map(([place, entry]) => {
+      const [key, sheet] = place.split("|").reverse();
+      return { key, trust: sheet === undefined ? 2 : sheet === RANDOM ? 1 : 0, mark: sheet === undefined ? entry : entry && entry.mark };
+    });
+    byKey.clear();
+    entries.sort((a, b) => a.trust - b.trust).filter(({ mark }) => MARKS.includes(mark)).forEach(({ key, mark }) => byKey.set(key, mark));
+  }
+  function notify() {
     for (const [node, show] of followers) {
       if (node.isConnected) show();
       else followers.delete(node);
     }
-    changed.forEach((call) => call());
-  };
-  const put = (key, sheet, cluster, mark) => {
-    if (mark === null) found.delete(keyOf(key, sheet));
-    else found.set(keyOf(key, sheet), { index: sampleOf(key)[0], label: cluster, sheet, mark });
-  };
+    listeners.forEach((call) => call());
+  }
+  function save() {
+    store.write(name, Object.fromEntries(byKey));
+    notify();
+  }
+  load();
+  window.addEventListener("storage", (event) => { if (event.key === name || event.key === null) { load(); notify(); } });
   return {
-    of: (key, sheet) => (found.get(keyOf(key, sheet)) || {}).mark || null,
-    set(key, sheet, cluster, mark) { put(key, sheet, cluster, mark); tell(); },
-    setAll(entries) { entries.forEach((entry) => put(...entry)); tell(); },
-    clear() { found.clear(); tell(); },
-    follow(node, show) { followers.set(node, show); },
-    onChange(call) { changed.push(call); },
-    rows: () => [...found.values()].filter((row) => Number.isInteger(row.index) && Number.isInteger(row.label)),
+    get: (key) => byKey.get(key) || null,
+    toggle(key, mark) {
+      if (byKey.get(key) === mark) byKey.delete(key);
+      else byKey.set(key, mark);
+      save();
+    },
+    setAll(keys, mark) { keys.forEach((key) => byKey.set(key, mark)); save(); },
+    clear() { byKey.clear(); save(); },
+    isMarkable: (key) => sheetByKey.has(key),
+    // Call `show` now, and after every change as long as the node is on the page.
+    follow(node, show) { followers.set(node, show); show(); },
+    onChange(call) { listeners.push(call); call(); },
+    kept: () => [...byKey.keys()],
+    // One row per marked sample. Those of the random check are all there, with an empty mark if they have none.
     table() {
-      const rows = this.rows().sort((a, b) => a.sheet.localeCompare(b.sheet) || a.index - b.index);
-      return ["index,label,sheet,mark", ...rows.map((row) => [row.index, row.label, row.sheet, row.mark].join(","))].join("\n") + "\n";
+      const isRow = (key) => byKey.has(key) || (sheetByKey.get(key) === RANDOM && data.media[key]);
+      const rows = [...sheetByKey].filter(([key]) => isRow(key)).map(([key, sheet]) => [...sampleOf(key).slice(0, 2), sheet, byKey.get(key) || ""]);
+      const integers = rows.filter(([index, label]) => Number.isInteger(index) && Number.isInteger(label));
+      integers.sort((a, b) => Number(b[2] === RANDOM) - Number(a[2] === RANDOM) || a[0] - b[0]);
+      return ["index,label,sheet,mark", ...integers.map((row) => row.join(","))].join("\n") + "\n";
     },
   };
 })();
+const spokenMark = (key) => (marks.get(key) ? `, marked as ${marks.get(key)}` : "");
 
 function check() {
   const keys = data.sheets.random.filter((key) => data.media[key]);
@@ -42,36 +71,41 @@ function check() {
   const byCluster = new Map();
   keys.forEach((key) => { const label = sampleOf(key)[1]; byCluster.set(label, [...(byCluster.get(label) || []), key]); });
   const sizesById = new Map(data.sizes.clusters.map(([id, size]) => [id, size]));
-  const groups = [...byCluster].sort((a, b) => (sizesById.get(b[0]) || 0) - (sizesById.get(a[0]) || 0) || a[0] - b[0]).map(([label, members]) => el("div", { class: "group" },
-    el("div", {}, el("h4", {}, clusterName(label)), sizesById.has(label) ? el("div", { class: "soft" }, `${count(sizesById.get(label))} ${run.members}; typical ones:`) : null,
-      strip((data.sheets.typical[label] || []).filter((key) => !members.includes(key)))),
-    cards(members, "random", label, true)));
+  const groups = [...byCluster].sort((a, b) => (sizesById.get(b[0]) || 0) - (sizesById.get(a[0]) || 0) || a[0] - b[0]).map(([label, members]) => {
+    const typical = strip((data.sheets.typical[label] || []).filter((key) => !members.includes(key)), label);
+    const size = sizesById.has(label) ? `${count(sizesById.get(label))} ${run.members}` : null;
+    return el("div", { class: "group" },
+      el("div", {}, el("h4", {}, clusterName(label)), el("div", { class: "soft" }, [size, typical && "typical ones:"].filter(Boolean).join("; ")), typical),
+      cards(members, RANDOM, label, true));
+  });
   section("check", "Random check",
-    `${plural(keys.length, run.noun, run.plural)}, drawn uniformly from all that are in a ${clusterWord}: what is wrong here is, within chance, what is wrong everywhere. Mark what does not belong with the typical members of its ${clusterWord}.`,
-    el("p", { class: "soft" }, "Click, or move with the arrow keys and press ", el("kbd", {}, "w"), " for wrong, ", el("kbd", {}, "r"), " for right; the same key again takes it back. The sheets of members above can be marked too; they show where to look, and are not counted as a random draw."),
+    `${plural(keys.length, run.noun, run.plural)}, drawn uniformly from all that are in a ${clusterWord}: what is wrong here is, within chance, what is wrong everywhere. Mark each one: wrong if it does not belong with the typical members of its ${clusterWord}, right if it does.`,
+    el("p", { class: "soft" }, "Click, or move with the arrow keys and press ", el("kbd", {}, "w"), " for wrong, ", el("kbd", {}, "r"), ` for right; the same key again takes it back. Members in the sheets above can be marked too. Each ${run.noun} has one mark, wherever it is shown. The error rate is estimated from the ${run.plural} of this check alone; the others show where to look.`),
     el("div", {}, groups));
   parent.append(labelsBox(keys));
 }
 
 function labelsBox(keys) {
   const state = el("p", { role: "status" });
-  const rest = el("button", { type: "button", id: "rest", onclick: () => marks.setAll(keys.filter((key) => !marks.of(key, "random")).map((key) => [key, "random", sampleOf(key)[1], "right"])) }, "The rest are right");
+  const unmarked = () => keys.filter((key) => !marks.get(key));
+  const rest = el("button", { type: "button", id: "rest", onclick: () => marks.setAll(unmarked(), "right") }, "The rest are right");
   const save = el("button", { type: "button", class: "main", id: "download", onclick: download }, "Download marks.csv");
   const clear = el("button", { type: "button", onclick: () => { if (window.confirm("Forget all marks?")) marks.clear(); } }, "Clear");
   const folder = /^[\w./-]+$/.test(run.output_dir) ? run.output_dir : `'${run.output_dir.replace(/'/g, "'\\''")}'`;
   document.getElementById("check").append(el("h3", {}, "What to do with the marks"), el("p", { class: "soft" }, "Download them below; then, where the run's output folder is, this gives the estimated error rate with its interval, and where to look first:"),
     el("code", { class: "command", tabindex: 0 }, `hf-plr audit ${folder} --marks marks.csv`));
-  function show() {
-    const of = (mark) => keys.filter((key) => marks.of(key, "random") === mark).length;
-    const [wrong, right] = [of("wrong"), of("right")];
-    const elsewhere = marks.rows().length - wrong - right;
-    state.textContent = `Random check: ${wrong} wrong, ${right} right, ${keys.length - wrong - right} of ${keys.length} not marked.${elsewhere > 0 ? ` Other sheets: ${elsewhere} marked.` : ""}`;
+  marks.onChange(() => {
+    const [wrong, right] = MARKS.map((mark) => keys.filter((key) => marks.get(key) === mark).length);
+    const shown = marks.kept().filter(marks.isMarkable).length;
+    const [others, absent] = [shown - wrong - right, marks.kept().length - shown];
+    state.textContent = `Random check: ${wrong} wrong, ${right} right, ${keys.length - wrong - right} of ${keys.length} not marked.`
+      + (others > 0 ? ` Other ${run.plural}: ${others} marked.` : "")
+      + (absent > 0 ? ` ${absent} marked before ${absent === 1 ? "is" : "are"} not on this page.` : "");
     rest.disabled = wrong + right === keys.length;
-    save.disabled = clear.disabled = !marks.rows().length;
-  }
-  marks.onChange(show);
-  show();
-  return el("div", { class: "labels", role: "region", "aria-label": "Labels" }, state, rest, save, clear);
+    save.disabled = !shown;
+    clear.disabled = !marks.kept().length;
+  });
+  return el("div", { class: "labels", role: "region", "aria-label": "Marks" }, state, rest, save, clear);
 }
 
 function download() {

@@ -66,28 +66,27 @@ function card(key, sheet, cluster, markable, first) {
   const image = preview(key, { alt: name }) || el("span", { class: "nothing" }, "no preview");
   const picture = el("button", { type: "button", class: "picture", tabindex: -1, title: file || name, "aria-label": isSound ? `Play ${name}` : `${name}: mark as wrong` },
     image, soundOf(key) ? el("span", { class: "play", "aria-hidden": "true" }, "\u25b6") : null);
-  const told = [`${row}`, confidence === null ? null : confidence.toFixed(2), sheet === "changed" ? `was ${before === NOISE ? "none" : before}` : null];
-  const node = el("div", { class: "card", tabindex: first ? 0 : -1, role: "group" }, picture, el("div", { class: "meta" }, told.filter(Boolean).join(" \u00b7 ")));
-  const set = (mark) => { if (markable) marks.set(key, sheet, cluster, marks.of(key, sheet) === mark ? null : mark); };
+  const facts = [`${row}`, confidence === null ? null : confidence.toFixed(2), sheet === "changed" ? `was ${before === NOISE ? "none" : before}` : null];
+  const node = el("div", { class: "card", tabindex: first ? 0 : -1, role: "group" }, picture, el("div", { class: "meta" }, facts.filter(Boolean).join(" \u00b7 ")));
+  const toggle = (mark) => { if (markable) marks.toggle(key, mark); };
   if (markable) {
-    const verdict = (mark, sign) => el("button", { type: "button", class: `is-${mark}`, tabindex: -1, "aria-label": `${name} is ${mark}`, onclick: () => set(mark) }, sign);
+    const verdict = (mark, sign) => el("button", { type: "button", class: `is-${mark}`, tabindex: -1, "aria-label": `${name} is ${mark}`, onclick: () => toggle(mark) }, sign);
     const buttons = { wrong: verdict("wrong", "\u2717"), right: verdict("right", "\u2713") };
     node.append(el("div", { class: "verdict" }, Object.values(buttons)));
-    const show = () => {
-      const mark = marks.of(key, sheet);
+    marks.follow(node, () => {
+      const mark = marks.get(key);
       node.dataset.mark = mark || "";
       node.setAttribute("aria-label", `${name}, ${clusterName(cluster)}, ${mark ? `marked as ${mark}` : "not marked"}`);
       for (const [each, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(mark === each));
-    };
-    marks.follow(node, show);
-    show();
+      if (!isSound) picture.setAttribute("aria-pressed", String(mark === "wrong"));
+    });
   } else node.setAttribute("aria-label", name);
-  picture.addEventListener("click", () => (isSound ? play(key) : set("wrong")));
+  picture.addEventListener("click", () => (isSound ? play(key) : toggle("wrong")));
   node.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const mark = { w: "wrong", x: "wrong", r: "right" }[event.key.toLowerCase()];
-    if (mark) set(mark);
-    if (event.key === " " && event.target === node) { event.preventDefault(); if (isSound) play(key); else set("wrong"); }
+    if (mark) toggle(mark);
+    if (event.key === " " && event.target === node) { event.preventDefault(); if (isSound) play(key); else toggle("wrong"); }
   });
   return node;
 }
