@@ -17,7 +17,7 @@ import transformers
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
 from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
@@ -104,10 +104,9 @@ def make_sound_trainer(tmp_path: Path, some_sounds: Dataset, tiny_hubert: Callab
             "per_device_train_batch_size": 32,
             "per_device_eval_batch_size": 8,
             "num_clusters": 12,
-            "relabel_every": 1,
-            "mask_length": 4,
             "disable_tqdm": True,
             "use_cpu": True,
+            **({"relabel_every": 1, "mask_length": 4} if kind is UnitTrainer else {}),
             **arguments,
         }
         parts = {
@@ -116,6 +115,6 @@ def make_sound_trainer(tmp_path: Path, some_sounds: Dataset, tiny_hubert: Callab
             "processing_class": small_hubert_extractor(8_000),
             **(trainer or {}),
         }
-        return kind(args=UnitTrainingArguments(**settings), **parts)
+        return kind(args=kind.arguments_class(**settings), **parts)
 
     return make

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
 from transformers import AutoImageProcessor, set_seed
 
-from hf_plr import PLRTrainer, UnitTrainer, UnitTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.loading import digits, draw_rows
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import load_backbone, small_vit, small_vit_processor
@@ -120,7 +120,7 @@ def _fsdd(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PL
     with _making(start) as wanted:
         if wanted:
             set_seed(0)
-            settings = {
+            settings: dict[str, Any] = {
                 "num_train_epochs": 30,
                 "relabel_every": 10,
                 "mask_length": 5,
@@ -129,7 +129,7 @@ def _fsdd(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PL
             }
             frames = UnitTrainer(
                 small_hubert(8_000),
-                _arguments(str(start), 0, settings),
+                UnitTrainingArguments(str(start), seed=0, **QUIET, **settings),
                 splits["train"].remove_columns(["digit", "speaker"]),
                 processing_class=small_hubert_extractor(8_000),
             )
@@ -273,15 +273,14 @@ TASKS |= {
 }
 
 
-def _arguments(output_dir: str, seed: int, settings: dict[str, Any]) -> UnitTrainingArguments:
-    return UnitTrainingArguments(
-        output_dir,
-        seed=seed,
-        **{"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none", **settings},
-    )
+QUIET: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
 
 
-def arguments_of(task: Task, output_dir: str, seed: int, changes: dict[str, Any]) -> UnitTrainingArguments:
+def _arguments(output_dir: str, seed: int, settings: dict[str, Any]) -> PLRTrainingArguments:
+    return PLRTrainingArguments(output_dir, seed=seed, **{**QUIET, **settings})
+
+
+def arguments_of(task: Task, output_dir: str, seed: int, changes: dict[str, Any]) -> PLRTrainingArguments:
     """The arguments of a run: the task's, with changes."""
     return _arguments(output_dir, seed, {**task.arguments, **changes})
 

@@ -12,7 +12,7 @@ from hf_plr.modality.base import Modality
 from hf_plr.modality.image import ImageModality
 
 if TYPE_CHECKING:
-    from hf_plr.training_args import PLRTrainingArguments
+    from hf_plr.training_args import BaseTrainingArguments
 
 __all__ = ["AudioModality", "ImageModality", "Modality", "find_modality"]
 
@@ -20,7 +20,7 @@ MODALITIES = {"image": ImageModality, "audio": AudioModality}
 
 
 def find_modality(
-    dataset: Dataset, model: Any, args: PLRTrainingArguments, processor: Any = None, augmentation: Any = None
+    dataset: Dataset, model: Any, args: BaseTrainingArguments, processor: Any = None, augmentation: Any = None
 ) -> Modality:
     """Images or sounds, by the columns of a data set; the arguments are those of `ImageModality` and `AudioModality`.
 

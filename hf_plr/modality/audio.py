@@ -18,7 +18,7 @@ from hf_plr.modality.base import Modality, python_text
 from hf_plr.models.speech import SpeechBackbone, load_feature_extractor, load_speech_backbone
 
 if TYPE_CHECKING:
-    from hf_plr.training_args import PLRTrainingArguments
+    from hf_plr.training_args import BaseTrainingArguments
 
 SNIPPET = """import soundfile
 import soxr
@@ -61,7 +61,7 @@ class AudioModality(Modality):
     def __init__(
         self,
         model: PreTrainedModel | str,
-        args: PLRTrainingArguments,
+        args: BaseTrainingArguments,
         column: str,
         processor: Any = None,
         augmentation: SoundAugmentation | None = None,

@@ -19,7 +19,7 @@ from hf_plr.modality.base import Modality, python_text
 from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
 
 if TYPE_CHECKING:
-    from hf_plr.training_args import PLRTrainingArguments
+    from hf_plr.training_args import BaseTrainingArguments
 
 SNIPPET = """import torch
 from PIL import Image
@@ -59,7 +59,7 @@ class ImageModality(Modality):
     def __init__(
         self,
         model: PreTrainedModel | str,
-        args: PLRTrainingArguments,
+        args: BaseTrainingArguments,
         column: str,
         processor: Any = None,
         augmentation: Augmentation | None = None,

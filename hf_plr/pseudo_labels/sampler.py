@@ -8,20 +8,20 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.training_args import BaseTrainingArguments
 
 
-def data_seed(args: PLRTrainingArguments) -> int:
+def data_seed(args: BaseTrainingArguments) -> int:
     """Seed of the order of training."""
     return args.seed if args.data_seed is None else args.data_seed
 
 
-def samples_per_step(args: PLRTrainingArguments) -> int:
+def samples_per_step(args: BaseTrainingArguments) -> int:
     """Samples of an optimizer step, of all processes and accumulation steps together."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def samples_per_epoch(args: PLRTrainingArguments, n_samples: int) -> int:
+def samples_per_epoch(args: BaseTrainingArguments, n_samples: int) -> int:
     """Samples between two stages: whole steps, so that they are the same for any number of processes.
 
     Where the last step lacks samples, it takes the first ones of the next pass; with `dataloader_drop_last` it is left

@@ -12,7 +12,7 @@ from hf_plr.evaluation.intervals import Interval
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
 from hf_plr.evaluation.scores import SCORES
 from hf_plr.modality import Modality
-from hf_plr.training_args import PLRTrainingArguments, UnitTrainingArguments
+from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments, UnitTrainingArguments
 
 TRAINING_SETTINGS = (
     "seed",
@@ -55,7 +55,7 @@ class RunSummary:
         epoch_scores: the logged scores of features, for every epoch that was scored.
     """
 
-    args: PLRTrainingArguments
+    args: BaseTrainingArguments
     modality: Modality
     architecture: str
     start: str
@@ -147,7 +147,7 @@ class RunSummary:
     def changed_settings(self) -> list[tuple[str, Any]]:
         """Settings of method and training whose values differ from the defaults, by name."""
         kind = UnitTrainingArguments if isinstance(self.args, UnitTrainingArguments) else PLRTrainingArguments
-        told = {*PLRTrainingArguments.__annotations__, *kind.__annotations__, *TRAINING_SETTINGS} - {*LOCAL_SETTINGS}
+        told = {*BaseTrainingArguments.__annotations__, *kind.__annotations__, *TRAINING_SETTINGS} - {*LOCAL_SETTINGS}
         # Read off the class: making a second TrainingArguments would reset the state that all Accelerators share.
         return [
             (field.name, getattr(self.args, field.name))

@@ -31,7 +31,7 @@ from hf_plr.trainer.checkpointing import STATE_FILE, settings_of
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.trainer.score_callback import SCORE_PREFIX, ScoreCallback
-from hf_plr.training_args import AUTO, AUTO_PRESET, PLRTrainingArguments
+from hf_plr.training_args import AUTO, AUTO_PRESET, BaseTrainingArguments
 from hf_plr.utils.distributed import on_main
 from hf_plr.utils.rng import isolated_rng
 from hf_plr.utils.serialization import checked, read_from
@@ -71,8 +71,8 @@ class BackboneTrainer(PublishingTrainer):
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
     """
 
-    arguments_class: type[PLRTrainingArguments]
-    args: PLRTrainingArguments
+    arguments_class: type[BaseTrainingArguments]
+    args: BaseTrainingArguments
     model: PreTrainedModel
     train_dataset: SampleStore
     eval_dataset: Any
@@ -82,7 +82,7 @@ class BackboneTrainer(PublishingTrainer):
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str],
-        args: PLRTrainingArguments,
+        args: BaseTrainingArguments,
         train_dataset: Dataset,
         processing_class: Any = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -471,12 +471,12 @@ def check_dataset(dataset: Any) -> Dataset:
     return dataset
 
 
-def preset_of(args: PLRTrainingArguments, auto: str = AUTO_PRESET) -> str:
+def preset_of(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
     """The preset that the arguments name; `auto` is what "auto" stands for."""
     return auto if args.refinement == AUTO else args.refinement
 
 
-def refiner_from(args: PLRTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
+def refiner_from(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
     """The refiner that the arguments name; `auto` is the preset that "auto" stands for."""
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
     return PseudoLabelRefiner.from_preset(preset_of(args, auto), **overrides)

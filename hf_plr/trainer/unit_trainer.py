@@ -41,20 +41,6 @@ DEFAULT_UNITS = 100
 AUTO_FOR_FRAMES = "slr"  # what refinement="auto" stands for; soft targets are not for units
 UNITS_FILE = "units.parquet"
 HEAD_PREFIX = "head."
-WITHOUT_EFFECT = (
-    "clusterer",
-    "clusterer_kwargs",
-    "num_labelings",
-    "samples_per_cluster",
-    "temperature",
-    "prototype_momentum",
-    "confidence_power",
-    "min_confidence",
-    "refine_start_epoch",
-    "feature_source",
-    "feature_momentum",
-    "feature_dtype",
-)
 
 
 class UnitTrainer(BackboneTrainer):
@@ -104,7 +90,6 @@ class UnitTrainer(BackboneTrainer):
             raise TypeError(f"args must be UnitTrainingArguments, not {type(args).__name__}")
         if args.augmentation not in (None, "none"):
             raise ValueError(f"augmentation={args.augmentation!r}: units belong to frames, which must stay: use 'none'")
-        _check_has_effect(args)
         self._n_units = args.num_clusters or DEFAULT_UNITS
         self._temperature = args.unit_temperature
         self._unmasked_weight = args.unmasked_weight
@@ -295,7 +280,7 @@ class UnitTrainer(BackboneTrainer):
             "refiner": self.stage.refiner.settings(),
             "refinement": preset_of(self.args, auto=AUTO_FOR_FRAMES),
         }
-        return super().run_settings() | as_stored({**refinement, "num_labelings": 1})
+        return super().run_settings() | as_stored(refinement)
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
@@ -314,16 +299,6 @@ class UnitTrainer(BackboneTrainer):
         """What is trained beside the backbone."""
         predictor: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return {name: value for name, value in predictor.state_dict().items() if not name.startswith("backbone.")}
-
-
-def _check_has_effect(args: UnitTrainingArguments) -> None:
-    for field in dataclasses.fields(args):
-        if (field.name, getattr(args, field.name)) == ("num_labelings", 1):  # as it is
-            continue
-        if field.name in WITHOUT_EFFECT and getattr(args, field.name) != field.default:
-            raise ValueError(
-                f"{field.name}={getattr(args, field.name)!r} has no effect on units of frames: leave it out"
-            )
 
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:

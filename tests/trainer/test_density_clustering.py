@@ -35,7 +35,7 @@ def test_clusterers_by_name(make_trainer, name, settings):
 def test_settings_of_a_clusterer_are_checked_before_any_work(make_trainer):
     with pytest.raises(ValueError, match="dbscan has no argument 'epsilon'"):
         make_trainer(clusterer="dbscan", clusterer_kwargs={"epsilon": 0.5})
-    with pytest.raises(ValueError, match="clusterer_kwargs='eps=1' is no JSON"):
+    with pytest.raises(ValueError, match="clusterer_kwargs='eps=1' is not JSON"):
         make_trainer(clusterer="dbscan", clusterer_kwargs="eps=1")
     with pytest.raises(ValueError, match="must be a JSON object"):
         make_trainer(clusterer="dbscan", clusterer_kwargs="[1]")
