@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hf_plr.trainer.unit_trainer import UnitTrainer
     from hf_plr.training_args import PLRTrainingArguments, UnitTrainingArguments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "KMeans",
     "PLRTrainer",

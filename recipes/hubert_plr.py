@@ -31,6 +31,7 @@ from hf_plr.data.columns import find_audio_column
 from hf_plr.data.loading import draw_rows, load_train_and_test, synthetic_sounds
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     DataArguments,
     RecipeTrainingArguments,
@@ -115,7 +116,9 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, HubertPLRArguments]:
     """The recipe's arguments; without a data set, the synthetic sounds go to an output folder of their own."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, HubertPLRArguments], __doc__, defaults_for, hidden=IMAGE_ARGUMENTS)
+    parser = RecipeParser(
+        [RecipeArguments, HubertPLRArguments], as_typed(__doc__), defaults_for, hidden=IMAGE_ARGUMENTS
+    )
     recipe, args = parser.parse(argv)
     return recipe, args
 

@@ -30,6 +30,7 @@ from hf_plr.data.loading import draw_rows
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.models.vision import fitting_size, load_backbone, load_image_processor, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     RecipeTrainingArguments,
     check_output_dir,
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, RecipeTrainingArguments]:
     """The recipe's arguments."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, RecipeTrainingArguments], __doc__, adjust=defaults_for)
+    parser = RecipeParser([RecipeArguments, RecipeTrainingArguments], as_typed(__doc__), adjust=defaults_for)
     recipe, args = parser.parse(argv)
     return recipe, args
 

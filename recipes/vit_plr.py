@@ -25,6 +25,7 @@ from hf_plr.data.image_store import image_sizes
 from hf_plr.data.loading import digits, draw_rows, load_train_and_test
 from hf_plr.models.vision import fitting_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     DataArguments,
     RecipeTrainingArguments,
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
     """The recipe's arguments; without a data set, the digits go to an output folder of their own."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, VitPLRArguments], __doc__, defaults_for, hidden=SOUND_ARGUMENTS)
+    parser = RecipeParser([RecipeArguments, VitPLRArguments], as_typed(__doc__), defaults_for, hidden=SOUND_ARGUMENTS)
     recipe, args = parser.parse(argv)
     return recipe, args
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_plr.cli import audit, embed, push, push_labels, refine, report, units
+from hf_plr.cli import audit, embed, env, push, push_labels, refine, report, train, units
 from hf_plr.hub.push import HubError
 
 COMMANDS = {
@@ -19,11 +19,15 @@ COMMANDS = {
     "audit": audit,
     "push": push,
     "push-labels": push_labels,
+    "env": env,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `hf-plr`; returns the exit status: 0, 1 where the Hub fails, or 2 where arguments or files do not fit."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:  # most of its arguments are the recipe's, which argparse here does not know
+        return train.main(argv[1:])
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -35,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         module.add_arguments(subparser)
+    subparsers.add_parser("train", help=train.SUMMARY)
     args = parser.parse_args(argv)
     try:
         COMMANDS[args.command].run(args)

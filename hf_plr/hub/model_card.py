@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 
 import hf_plr
 from hf_plr.report.summary import RunSummary
+from hf_plr.utils.shipped_files import find_shipped
 
 
 def template_path(name: str) -> Path:
     """Path of a card template, in the installed package or in a checkout."""
-    package = Path(hf_plr.__file__).parent
-    installed = package / "model_cards" / name
-    return installed if installed.exists() else package.parent / "model_cards" / name
+    return find_shipped("model_cards") / name
 
 
 PLOT_FILE = "clusters.png"

@@ -1,0 +1,111 @@
+"""Start a recipe by `accelerate launch`, so that signals reach it and only its own words and exit status come back."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from hf_plr.recipe_tools.launched import COMMAND, TOLD, anything_told
+
+ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+class Failure(Protocol):
+    """What torch tells of a process that failed."""
+
+    local_rank: int
+    exitcode: int
+
+
+def launch(command: str, script: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
+    """Run a script in one process or several; on POSIX, one process takes the place of this one.
+
+    Args:
+        command: what was typed, for the script's own words.
+        script: the script.
+        arguments: the script's arguments.
+        options: those of `accelerate launch`. Without --config_file, and unless `accelerate config` has left a file,
+            they are completed by what fits this machine.
+
+    Returns:
+        The exit status of the process that failed first; 128 and the signal's number where a signal ended it.
+
+    Raises:
+        ValueError, OSError, ImportError: if accelerate cannot launch with these options.
+    """
+    # Imported here: they need torch.
+    from accelerate.commands import launch as accelerate_launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = [*_defaults(options, script.parent), *options]
+    args = accelerate_launch.launch_command_parser().parse_args([*options, str(script), *arguments])
+    # Accelerate's own waits for a child, hands no signal on to it, and ends with a traceback if it fails.
+    accelerate_launch.simple_launcher = _replace_process
+    elastic = logging.getLogger("torch.distributed.elastic")  # tells again, and at length, what a process has told
+    elastic.addHandler(logging.NullHandler())
+    elastic.propagate = False
+    os.environ[COMMAND] = command
+    with tempfile.TemporaryDirectory() as told:
+        os.environ[TOLD] = told
+        try:
+            accelerate_launch.launch_command(args)
+        except ChildFailedError as error:
+            return status_of(error.failures.values())
+        except SignalException as stopped:  # all processes have had it, and have ended
+            return 128 + stopped.sigval
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+    return 0
+
+
+def _defaults(options: Sequence[str], recipes: Path) -> list[str]:
+    """Options that accelerate would otherwise guess, with a warning; none where a file has them."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    if "--config_file" in options:
+        return []
+    gpus = torch.cuda.device_count()
+    asked = int(options[options.index("--num_processes") + 1]) if "--num_processes" in options else None
+    if os.path.isfile(default_config_file) and not (asked and asked > 1 and gpus == 0):
+        return []
+    processes = asked or max(gpus, 1)
+    if processes == 1:
+        return list(ONE_PROCESS)
+    config = recipes / "configs" / "accelerate" / ("multi_gpu.yaml" if gpus else "cpu_2.yaml")
+    return ["--config_file", str(config), "--num_processes", str(processes)]
+
+
+def _replace_process(args: argparse.Namespace) -> None:
+    """Run the script in place of this process: whoever signals this process, or waits for it, means the script."""
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    os.rmdir(environment.pop(TOLD))  # for several processes
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":  # there, exec starts a process that nobody waits for
+        sys.exit(subprocess.run(command, env=environment).returncode)
+    os.execvpe(command[0], command, environment)
+
+
+def status_of(failures: Iterable[Failure]) -> int:
+    """The exit status for several processes of which some failed; names a signal that ended one, if none told why."""
+    ended = list(failures)
+    failed = [failure for failure in ended if failure.exitcode > 0]
+    # SIGTERM is what torch itself sends to those that are left once one has failed.
+    killed = [failure for failure in ended if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM]
+    if failed and (anything_told() or not killed):
+        return failed[0].exitcode
+    cause = (killed or ended)[0]
+    print(f"error: process {cause.local_rank} was ended by {signal.Signals(-cause.exitcode).name}", file=sys.stderr)
+    return 128 - cause.exitcode
