@@ -6,6 +6,7 @@ import gc
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
+import evaluate
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
 
 from hf_plr.hub.push import HubError
+from hf_plr.recipe_tools.launched import adopt_launch, anything_told, as_typed
 from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.trainer.base_trainer import BackboneTrainer
@@ -66,21 +71,36 @@ class RecipeTrainingArguments(PLRTrainingArguments):
 def run_recipe(main: Callable[[], object]) -> None:
     """Run a recipe's main function; what is wrong with arguments or data is told in one line."""
     transformers.logging.set_verbosity_warning()
+    adopt_launch()
+    if not sys.stderr.isatty():
+        hide_bars()
     try:
         main()
     except TrainingStopped as stopped:
         print(stopped, file=sys.stderr)
         raise
+    except KeyboardInterrupt:
+        print("Interrupted: --resume_from_checkpoint goes on from the last checkpoint, if any.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, TypeError, CheckpointError, HubError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
+            if anything_told():
+                sys.exit(1)
             sys.exit("error: another process of this run has ended, so this one cannot go on; see what it said")
         if "DataLoader worker" not in str(error):
             raise
         sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint goes on.")
     # What still holds the process group goes now: gloo's threads abort if that happens as the interpreter shuts down.
     gc.collect()
+
+
+def hide_bars() -> None:
+    """Switch off the bars of the libraries that load data and weights: in a log, each step of one is a line."""
+    transformers.logging.disable_progress_bar()  # and those of huggingface_hub
+    datasets.disable_progress_bars()
+    evaluate.logging.disable_progress_bar()
 
 
 def set_cpu_threads(threads: int | None, args: PLRTrainingArguments) -> None:
@@ -148,6 +168,9 @@ def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments
 
 def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
     """Train, or go on where the arguments say."""
+    if transformers.logging.is_progress_bar_enabled():  # in a terminal: one at each checkpoint would tear the run's own
+        transformers.logging.disable_progress_bar()
+        huggingface_hub.utils.enable_progress_bars()  # the same call has switched them off; a push shows them
     trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
 
 
@@ -171,7 +194,8 @@ def write_results(
     trainer.write_metrics(seconds)
     trainer.write_report(rows)
     if trainer.is_world_process_zero():
-        print(format_summary(trainer.summary(), seconds, next_command))
+        command, purpose = next_command
+        print(format_summary(trainer.summary(), seconds, (as_typed(command), purpose)))
     try:
         if args.push_to_hub:
             push(trainer, card)
