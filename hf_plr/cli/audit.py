@@ -88,8 +88,8 @@ def describe(marks: Marks, labels: np.ndarray, found: ErrorRate | None, clusters
         ]
         if found.unmarked:
             lines += [
-                f"{found.unmarked:,} of the {found.marked + found.unmarked:,} random samples have no mark. Mark them too: "
-                "the estimate takes the marked ones for a fair draw."
+                f"{found.unmarked:,} of the {found.marked + found.unmarked:,} random samples have no mark. Mark them "
+                "too: the estimate takes the marked ones for a fair draw."
             ]
         if found.wrong == found.marked:
             lines += ["Every one is marked wrong: were those that are right marked too? They must be."]

@@ -57,6 +57,7 @@ class Page:
         await self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
+        await self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # or focus fires no event
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         await self.send("Emulation.setEmulatedMedia", features=scheme)
         self.loaded.clear()

@@ -1,4 +1,4 @@
-"""A report of fixed labels, confidences and features: nothing in it is trained, so it is the same on every processor."""
+"""A report of fixed labels, confidences and features, not of a training, so that it is the same on every processor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def write_constructed_report(trainer: PLRTrainer, stages: list[list[int]]) -> di
     trainer.scores = {"before": {"knn_accuracy": 0.25}, "after": {"knn_accuracy": 0.75}}
     folder = Path(str(trainer.args.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame({"index": position, "label": stages[-1], "previous_label": stages[-2], "confidence": confidence})
+    frame = pd.DataFrame(
+        {"index": position, "label": stages[-1], "previous_label": stages[-2], "confidence": confidence}
+    )
     frame.to_parquet(folder / "pseudo_labels.parquet")
     trainer.reporter.write(trainer.summary(), log)
     return trainer.reporter.data(trainer.summary(), log)

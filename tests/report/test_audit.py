@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -102,7 +102,6 @@ def test_expected_wrong_by_hand():
 
 
 @given(st.integers(0, 9_999), st.integers(1, 80))
-@settings(deadline=None, max_examples=80)
 def test_ranking_keeps_to_its_bounds_and_names_mean_nothing(seed, n):
     rng = np.random.default_rng(seed)
     labels = np.append(rng.integers(-1, 9, 100), 0)
@@ -144,6 +143,23 @@ def test_marks_of_the_page(audit, tmp_path):
     assert "clusters are written as .csv" in audit(text, "--output", tmp_path / "clusters.txt")[1]
 
 
+def test_samples_of_the_draw_without_a_mark_are_told(audit):
+    text = "index,label,sheet,mark\n10,0,random,right\n11,0,random,\n11,0,changed,\n16,4,random,\n20,-1,random,\n"
+    status, said = audit(text)
+    assert status == 0
+    assert "Error rate: 0.0%" in said
+    assert "2 of the 3 random samples have no mark. Mark them too" in said
+    status, said = audit(text + "11,0,least_confident,wrong\n16,4,least_confident,right\n17,4,changed,\n")
+    assert (status, "1 of 3 random samples" in said, "no mark" in said) == (0, True, False)
+    assert (
+        "5 of the 6 random samples have no mark"
+        in audit(
+            "index,mark\n" + "".join(f"{index},{'right' if index == 10 else ''}\n" for index in range(10, 16)),
+            "--random",
+        )[1]
+    )
+
+
 def test_a_file_written_by_hand_is_a_random_draw_only_if_that_is_said(audit):
     text = b"\xef\xbb\xbfmark, index\r\nwrong, 10\r\nright, 16\r\n\r\n"  # as a spreadsheet may write it
     status, said = audit(text)
@@ -169,6 +185,8 @@ def test_it_runs_as_a_program_without_torch(folder, tmp_path):
     [
         ("", "line 1: no column 'index'; the header must be index,label,sheet,mark"),
         ("index,mark\n", "holds no marks"),
+        ("index,mark\n10,\n11, \n", "holds no marks: its column 'mark' is empty in every row"),
+        ("index,sheet,mark\n99,random,\n", "line 2: sample 99 is not in"),
         ("index,label\n1,1\n", "line 1: no column 'mark'"),
         ("index;mark\n1;wrong\n", "line 1: unknown column 'index;mark'"),
         ("index,mark,\x1b[2Jnote\n1,wrong,x\n", r"line 1: unknown column '\x1b[2Jnote'"),
@@ -176,10 +194,10 @@ def test_it_runs_as_a_program_without_torch(folder, tmp_path):
         ("index,mark\n10,right\n11,bad\n", "line 3: mark 'bad' is unknown: use one of wrong, right"),
         ("index,mark\n10,\u202ewrong\n", r"line 2: mark '\u202ewrong' is unknown"),
         ("index,mark,sheet\n10,wrong,Random\n", "line 2: sheet 'Random' is unknown: use one of random, most_confident"),
-        ("index,mark\n1e1,wrong\n", "line 2: index '1e1' is no integer"),
-        ("index,mark\n\u0661,wrong\n", r"line 2: index '\u0661' is no integer"),
-        ("index,mark\n" + "9" * 5_000 + ",wrong\n", "line 2: index '" + "9" * 37 + "...' is no integer"),
-        ("index,label,mark\n10,,wrong\n", "line 2: label '' is no integer"),
+        ("index,mark\n1e1,wrong\n", "line 2: index '1e1' is not an integer"),
+        ("index,mark\n\u0661,wrong\n", r"line 2: index '\u0661' is not an integer"),
+        ("index,mark\n" + "9" * 5_000 + ",wrong\n", "line 2: index '" + "9" * 37 + "...' is not an integer"),
+        ("index,label,mark\n10,,wrong\n", "line 2: label '' is not an integer"),
         ("index,mark\n10,wrong,right\n", "line 2: 3 fields under a header of 2"),
         ("index,mark\n\n10,right\n9,wrong\n", "line 4: sample 9 is not in"),
         ("index,mark\n99999,wrong\n", "line 2: sample 99999 is not in"),
@@ -217,7 +235,6 @@ def test_files_and_options_that_do_not_fit(audit, folder, tmp_path, capsys):
 
 
 @given(st.text("index,markwrongright0123456789\n\r\"'\0\x1b\u202e ;-", max_size=60) | st.binary(max_size=60))
-@settings(deadline=None, max_examples=150)
 def test_any_file_is_read_or_refused(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("any")
     pd.DataFrame({"index": [0, 1], "label": [0, 0]}).to_parquet(folder / "pseudo_labels.parquet")

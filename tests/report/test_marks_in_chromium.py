@@ -188,7 +188,7 @@ def test_marks_that_an_earlier_page_kept_are_loaded(report, tmp_path):
 
         # What another tab writes is shown here.
         event = f"new StorageEvent('storage', {{key: {json.dumps(name)}}})"
-        await page.run(f"localStorage.setItem({json.dumps(name)}, '{{\"3\":\"wrong\"}}'); dispatchEvent({event})")
+        await page.run(f'localStorage.setItem({json.dumps(name)}, \'{{"3":"wrong"}}\'); dispatchEvent({event})')
         assert np.unique(await page.run("marksOf(3)")).tolist() == ["wrong"]
 
     check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work)

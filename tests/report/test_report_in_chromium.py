@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.chromium import CHROMIUM, Page, in_chromium
+from helpers.chromium import CHROMIUM, Page, check_page, in_chromium, wait_for_file
+from helpers.constructed_report import write_constructed_report
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
@@ -37,28 +36,6 @@ DRAWN = """(() => {
 })()"""
 
 
-def check(folder: Path, html: Path, work, **options) -> None:
-    """Open a page, do something with it, and see that it asked for nothing and complained of nothing."""
-
-    async def whole(page: Page) -> None:
-        await page.open(html, **options)
-        assert await page.run("document.documentElement.dataset.ready") == "true"
-        await work(page)
-        assert page.errors == []
-        assert page.requests == [html.resolve().as_uri()]
-
-    in_chromium(folder, whole)
-
-
-async def file_of(path: Path) -> Path:
-    """A download, when it is there."""
-    for _ in range(200):
-        if path.exists():
-            return path
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"{path} was not downloaded")
-
-
 def test_the_check_finds_what_it_looks_for(tmp_path):
     html = tmp_path / "bad.html"
     html.write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('no'); throw Error('bad')</script>")
@@ -73,39 +50,39 @@ def test_the_check_finds_what_it_looks_for(tmp_path):
 
 
 def test_images_are_shown_marked_and_read_back(make_trainer, tmp_path, capsys):
-    trainer = make_trainer()
-    trainer.score("before")
-    trainer.train()
-    trainer.score("after")
-    out = tmp_path / "out"
-    trainer.save_labels(str(out))
-    trainer.write_report()
-    labels = pd.read_parquet(out / "pseudo_labels.parquet").set_index("index")["label"]
+    out, browser = tmp_path / "out", tmp_path / "browser"
+    labels = [i % 12 for i in range(203)]
+    earlier = [min(label, 8) if i % 5 else (label + 1) % 9 for i, label in enumerate(labels)]  # 9 to 11 are born later
+    data = write_constructed_report(make_trainer(), [earlier, [min(label, 8) for label in labels], labels])
+    drawn_samples = [int(key) for key in data["sheets"]["random"]]
+    largest = data["sheets"]["clusters"][0]
+    unmarked = next(int(key) for key in largest["most"] if int(key) not in drawn_samples)
 
     async def work(page: Page) -> None:
         drawn = await page.run(DRAWN)
         assert drawn["dots"] > 1000
-        assert drawn["lines"] > 8
-        assert drawn["bars"] == labels.nunique()
+        assert drawn["lines"] == 3
+        assert drawn["bars"] == 12
         assert drawn["ribbons"] > 5
         assert drawn["thumbnails"] == 120
         assert drawn["broken"] == 0
         assert drawn["tables"] >= drawn["lines"]
         text = await page.run("document.body.innerText")
         assert "kNN accuracy (5 neighbours)" in text
+        assert "0.250 \u2192 0.750" in text
         assert "no labels were given" not in text
 
         # The map: pointing and arrow keys show a sample, and Enter opens its cluster.
         panel = "document.querySelector('#map .panel').innerText"
         await page.run("document.querySelector('#map canvas').scrollIntoView({block: 'center', behavior: 'instant'})")
         await page.run("document.querySelector('#map canvas').focus()")
-        await page.press("ArrowRight")
-        first = await page.run(panel)
-        assert "confidence" in first
-        await page.press("ArrowLeft")
-        await page.press("ArrowUp")
-        assert await page.run(panel) != first
-        cluster = (await page.run(panel)).split("cluster")[1].split()[0]
+        seen = [await page.run(panel)]
+        for key in ("ArrowRight", "ArrowUp"):
+            await page.press(key)
+            seen.append(await page.run(panel))
+        assert all("confidence" in sample for sample in seen)
+        assert len(set(seen)) == 3
+        cluster = seen[-1].split("cluster")[1].split()[0]
         await page.press("Enter")
         assert await page.run("document.querySelector('#sheet-choice').value") == cluster
         assert await page.run("document.activeElement.id") == "sheet-choice"
@@ -120,10 +97,9 @@ def test_images_are_shown_marked_and_read_back(make_trainer, tmp_path, capsys):
         await page.press("ArrowLeft")
         assert await page.run("document.querySelector('#flow-choice').selectedOptions[0].text") == "epoch 0 \u2192 1"
 
-        # Marks, by keys and by clicks, in two sheets.
+        # Marks, by keys and by clicks, in the random check and on a sheet.
         await page.run("document.querySelector('#check .card').focus()")
         await page.press("w")
-        await page.press("Tab")
         await page.run("document.querySelectorAll('#check .card')[1].focus()")
         await page.press("r")
         box = await page.run(
@@ -134,28 +110,35 @@ def test_images_are_shown_marked_and_read_back(make_trainer, tmp_path, capsys):
         await page.point(*box, click=True)
         marks = "[...document.querySelectorAll('#check .card')].map((card) => card.dataset.mark)"
         assert (await page.run(marks))[:4] == ["wrong", "right", "wrong", ""]
-        await page.run("document.querySelector('#sheets .card').focus()")
+        await page.run(
+            f"(() => {{ const choice = document.querySelector('#sheet-choice'); choice.value = '{largest['id']}';"
+            "choice.dispatchEvent(new Event('change'));"
+            "[...document.querySelectorAll('#sheets .card')]"
+            f".find((card) => card.getAttribute('aria-label').startsWith('image {unmarked},')).focus(); }})()"
+        )
         await page.press("w")
         await page.run("document.querySelector('#rest').click()")
         assert set(await page.run(marks)) == {"wrong", "right"}
         assert "2 wrong, 118 right, 0 of 120" in await page.run("document.querySelector('.labels').innerText")
+        assert "Other images: 1 marked" in await page.run("document.querySelector('.labels').innerText")
         await page.run("document.querySelector('#download').click()")
-        found = pd.read_csv(await file_of(tmp_path / "browser" / "marks.csv"))
-        assert list(found.columns) == ["index", "label", "sheet", "mark"]
-        assert found["sheet"].value_counts().to_dict() == {"random": 120, "most_confident": 1}
-        assert found.query("sheet == 'random'")["mark"].value_counts().to_dict() == {"right": 118, "wrong": 2}
-        assert found["index"].map(labels).tolist() == found["label"].tolist()
-        assert found.query("sheet == 'random'")["index"].is_unique
+        table = pd.read_csv(await wait_for_file(browser / "marks.csv"))
+        assert list(table.columns) == ["index", "label", "sheet", "mark"]
+        assert table["index"].is_unique
+        assert [labels[row] for row in table["index"]] == table["label"].tolist()
+        in_check = table.query("sheet == 'random'")
+        assert sorted(in_check["index"]) == sorted(drawn_samples)
+        assert in_check["mark"].value_counts().to_dict() == {"right": 118, "wrong": 2}
+        assert table[table["sheet"] != "random"].values.tolist() == [
+            [unmarked, largest["id"], "most_confident", "wrong"]
+        ]
 
-        # They are still there when the page is opened again.
-        await page.send("Page.reload")
-        await asyncio.sleep(0.7)
-        assert "2 wrong, 118 right" in await page.run("document.querySelector('.labels').innerText")
-        page.requests.pop()
-
-    check(tmp_path / "browser", out / "report.html", work)
-    assert main(["audit", str(out), "--marks", str(tmp_path / "browser" / "marks.csv")]) == 0
-    assert "2 of 120" in capsys.readouterr().out
+    check_page(browser, out / "report.html", work)
+    assert main(["audit", str(out), "--marks", str(browser / "marks.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "121 samples are marked, 3 of them wrong" in said
+    assert "2 of 120 random samples are wrong" in said
+    assert "no mark" not in said
 
 
 def test_sounds_are_played(make_sound_trainer, tmp_path):
@@ -179,7 +162,7 @@ def test_sounds_are_played(make_sound_trainer, tmp_path):
         assert await page.run("document.querySelectorAll('#check .play').length") == drawn["thumbnails"]
         await page.run("document.querySelector('#check .picture').click()")
 
-    check(tmp_path / "browser", tmp_path / "out" / "report.html", work)
+    check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work)
 
 
 def test_units_of_frames_on_a_phone(make_sound_trainer, tmp_path):
@@ -197,7 +180,7 @@ def test_units_of_frames_on_a_phone(make_sound_trainer, tmp_path):
         assert "Random check" not in text
         assert await page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
-    check(tmp_path / "browser", tmp_path / "out" / "report.html", work, width=360, height=700, dark=True)
+    check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work, width=360, height=700, dark=True)
 
 
 def test_without_labels_it_does_not_pretend_to_know_accuracy(make_trainer, some_digits, tmp_path):
@@ -213,7 +196,7 @@ def test_without_labels_it_does_not_pretend_to_know_accuracy(make_trainer, some_
         assert "kNN" not in text
         assert await page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
-    check(tmp_path / "browser", tmp_path / "out" / "report.html", work, width=360, height=700)
+    check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work, width=360, height=700)
 
 
 def test_names_are_text_whatever_they_are(make_trainer, tmp_path):
@@ -244,4 +227,4 @@ def test_names_are_text_whatever_they_are(make_trainer, tmp_path):
         data_only = "[...document.images].every((image) => image.src.startsWith('data:'))"
         assert await page.run(data_only)
 
-    check(tmp_path / "browser", html, work)
+    check_page(tmp_path / "browser", html, work)
