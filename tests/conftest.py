@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from hypothesis import settings
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
@@ -22,6 +23,18 @@ from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.base_trainer import BackboneTrainer
+
+# `make test` draws the same few examples every time, `make test-all` many new ones. Other processors are slower.
+settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=150, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+FIRST = ("distributed", "end_to_end", "benchmarks")  # folders whose files take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that no worker begins one when the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in FIRST)
 
 
 @pytest.fixture(autouse=True)

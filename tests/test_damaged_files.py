@@ -79,7 +79,7 @@ def check_damaged(path, read, errors=(ValueError,), named=None, examples=150):
     read()
 
     @given(damaged(whole))
-    @settings(deadline=None, max_examples=examples, database=None)
+    @settings(max_examples=min(examples, settings.default.max_examples), database=None)
     @example(b"")
     @example(whole[:-1])
     def check(content):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, waveform
@@ -27,7 +27,6 @@ def tone(n, period=100):
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=5), st.integers(0, 500), st.integers(0, 9))
-@settings(deadline=None, max_examples=60)
 def test_a_clip_depends_on_its_own_numbers_only(lengths, extra, epoch):
     values = torch.randn(len(lengths), max(lengths) + extra)  # rubbish behind the ends
     drawn = uniform(torch.arange(len(lengths)), 1, epoch)

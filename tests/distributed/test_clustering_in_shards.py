@@ -17,7 +17,7 @@ SCRIPT = HELPERS / "cluster_in_shards.py"
 def cluster(processes: int, folder: Path) -> dict[str, np.ndarray]:
     output = folder / f"{processes}.npz"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"] if processes > 1 else []
+    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, str(SCRIPT), str(output)], env=environment, capture_output=True, text=True, timeout=300

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.evaluation.neighbors import unit_rows, weighted_knn
@@ -23,7 +23,6 @@ def plain(gallery, labels, queries, k, temperature):
 
 
 @given(st.integers(0, 9_999), st.integers(1, 40), st.sampled_from([0.01, 0.07, 1.0]))
-@settings(deadline=None, max_examples=60)
 def test_predictions_equal_a_plain_implementation(seed, k, temperature):
     rng = np.random.default_rng(seed)
     gallery, queries = rng.normal(size=(30, 4)), rng.normal(size=(20, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.evaluation.retrieval import score_retrieval
@@ -30,7 +30,6 @@ def plain_scores(query, gallery, query_ids, gallery_ids, query_cameras, gallery_
 
 
 @given(st.integers(0, 10_000), st.floats(0.0005, 0.01))
-@settings(deadline=None, max_examples=40)
 def test_scores_equal_a_plain_implementation_in_blocks(seed, block_mib):
     rng = np.random.default_rng(seed)
     query, gallery = rng.normal(size=(12, 6)), rng.normal(size=(60, 6))

@@ -148,7 +148,7 @@ def test_the_card_of_sounds_too(make_sound_trainer, tmp_path):
 
 @given(st.text(max_size=60) | st.text("<>&[]()`*_|~$!#-\\ \nab", max_size=30))
 @example("_x_")
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_is_one_run_of_text(text):
     markdown_it = pytest.importorskip("markdown_it")
     shown = as_text(text)
@@ -163,7 +163,6 @@ def test_any_text_is_one_run_of_text(text):
 
 
 @given(st.text(max_size=40))
-@settings(deadline=None, max_examples=100)
 def test_any_text_is_one_python_literal(text):
     literal = python_text(text)
     assert "\n" not in literal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, uniform
@@ -13,7 +13,6 @@ from hf_plr.pseudo_labels.sampler import ClusterSampler
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 5))
-@settings(deadline=None, max_examples=80)
 def test_length_groups_and_noise(n_samples, group_size, n_clusters, seed):
     targets = np.random.default_rng(seed).integers(-1, n_clusters, n_samples)
     targets[0] = 0
@@ -108,7 +107,6 @@ def test_affine_never_mirrors():
 
 
 @given(st.integers(8, 80), st.integers(8, 80), st.sampled_from([1, 3]), st.integers(0, 5))
-@settings(deadline=None, max_examples=60)
 def test_reid_erases_rectangles_of_the_mean_colour(height, width, channels, seed):
     """On a black image whatever is not black was erased, wherever the image was moved."""
     out = IMAGE_AUGMENTATIONS["reid"](torch.zeros(64, channels, height, width), uniform(torch.arange(64), seed, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.labels import churned, label_pairs, refined
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.cluster.hierarchy import linkage
@@ -51,7 +51,6 @@ def test_ways_for_many_cells_agree_with_the_matrix(method, n_clusters, kind, mon
     st.sampled_from(["projected", "joint"]),
     st.integers(1, 8),
 )
-@settings(deadline=None, max_examples=200)
 def test_ways_for_many_cells_agree_with_the_matrix_on_ties(pair, method, space, n_clusters):
     soft, counts = soft_cells(*pair, space)
     labelled = soft.labelled
@@ -114,7 +113,6 @@ def test_equal_points_and_a_single_point():
 
 
 @given(label_pairs, st.integers(1, 12))
-@settings(deadline=None, max_examples=50)
 def test_folding_keeps_the_heaviest_and_gives_each_cell_a_home(pair, n_heavy):
     soft, counts = soft_cells(*pair)
     labelled = soft.labelled
@@ -139,7 +137,6 @@ def test_folding_goes_to_the_nearest_of_the_same_current_cluster():
 
 
 @given(arrays(np.float64, 12, elements=st.floats(0, 3)), st.integers(1, 13))
-@settings(deadline=None, max_examples=50)
 def test_a_cut_leaves_as_many_clusters_as_asked_for_unless_merges_are_tied(heights, n_clusters):
     merges = agglomeration.Merges(13)
     for i, height in enumerate(np.sort(heights)):

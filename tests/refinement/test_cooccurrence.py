@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import adjusted_rand_score
@@ -50,7 +50,6 @@ def test_counts_and_first_members_equal_a_plain_count(counting):
 
 
 @given(generations, st.data())
-@settings(deadline=None, max_examples=100)
 def test_tables_of_shards_add_up(labelings, data):
     whole = cooccurrence(*labelings)
     n = len(labelings[0])
@@ -69,7 +68,6 @@ def test_tables_of_shards_add_up(labelings, data):
 
 
 @given(generations)
-@settings(deadline=None, max_examples=100)
 def test_agreement_equals_scikit_learn_on_all_samples(labelings):
     table = cooccurrence(*labelings)
     expected = adjusted_rand_score(labelings[-2], labelings[-1])
@@ -115,7 +113,6 @@ def test_tables_of_other_generations_do_not_add_up():
 
 
 @given(st.sets(st.integers(0, 40), max_size=20), st.booleans())
-@settings(deadline=None, max_examples=50)
 def test_positions_of_keys(keys, by_table):
     ascending = np.array(sorted(keys), dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.labels import churned, label_pairs, refined, same_partition
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
@@ -40,7 +40,6 @@ def test_each_kind_of_event(previous, current, kind, before, after):
 
 
 @given(label_pairs)
-@settings(deadline=None, max_examples=100)
 def test_every_cluster_is_in_one_event(pair):
     previous, current = pair
     refiner = PseudoLabelRefiner(min_cluster_size=1)
@@ -63,7 +62,6 @@ def test_first_numbers_go_by_size_and_then_by_first_member():
 
 
 @given(label_pairs, st.sampled_from(["refined", "raw"]))
-@settings(deadline=None, max_examples=100)
 def test_a_number_passes_only_to_the_mutual_best_overlap(pair, carried):
     first, second = pair
     refiner = PseudoLabelRefiner(previous=carried, min_cluster_size=1)

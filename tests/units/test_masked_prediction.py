@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.data.image_augmentation import uniform
@@ -122,7 +122,6 @@ def test_shapes_that_do_not_fit_are_refused():
 @given(
     st.lists(st.integers(0, 90), min_size=1, max_size=8), st.floats(0.01, 1.0), st.integers(1, 12), st.integers(0, 9)
 )
-@settings(deadline=None, max_examples=150)
 def test_spans_belong_to_the_clip_and_never_cover_it(counts, probability, length, seed):
     n_frames = torch.tensor(counts)
     numbers = uniform(torch.arange(len(counts)), seed, 0, n=span_count(100, probability, length))
