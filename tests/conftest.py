@@ -15,13 +15,11 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from helpers import tiny
 from hypothesis import settings
-from transformers import set_seed
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
+from hf_plr import PLRTrainer, UnitTrainer
 from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
-from hf_plr.models.speech import small_hubert, small_hubert_extractor
-from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.base_trainer import BackboneTrainer
 
 # `make test` draws the same few examples every time, `make test-all` many new ones. Other processors are slower.
@@ -56,35 +54,15 @@ def some_digits(all_digits: Dataset) -> Dataset:
 
 @pytest.fixture
 def tiny_vit() -> Callable[[], torch.nn.Module]:
-    def make(seed: int = 0) -> torch.nn.Module:
-        set_seed(seed)
-        return small_vit(16, 8, hidden_size=32, num_hidden_layers=1)
-
-    return make
+    return tiny.tiny_vit
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, some_digits: Dataset, tiny_vit: Callable) -> Callable[..., PLRTrainer]:
+def make_trainer(tmp_path: Path, some_digits: Dataset) -> Callable[..., PLRTrainer]:
     """Make a trainer of a tiny ViT on 203 digits; keywords go to the arguments, those of the trainer to it."""
 
     def make(trainer: dict[str, Any] | None = None, **arguments: Any) -> PLRTrainer:
-        settings = {
-            "output_dir": str(tmp_path / "out"),
-            "num_train_epochs": 3,
-            "per_device_train_batch_size": 32,
-            "num_clusters": 12,
-            "refinement": "slr",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            **arguments,
-        }
-        parts = {
-            "model": tiny_vit(),
-            "train_dataset": some_digits,
-            "processing_class": small_vit_processor(16),
-            **(trainer or {}),
-        }
-        return PLRTrainer(args=PLRTrainingArguments(**settings), **parts)
+        return tiny.image_trainer(tmp_path / "out", some_digits, trainer, **arguments)
 
     return make
 
@@ -97,37 +75,16 @@ def some_sounds() -> Dataset:
 
 @pytest.fixture
 def tiny_hubert() -> Callable[[], torch.nn.Module]:
-    def make(seed: int = 0) -> torch.nn.Module:
-        set_seed(seed)
-        return small_hubert(8_000, hidden_size=32, num_hidden_layers=2)
-
-    return make
+    return tiny.tiny_hubert
 
 
 @pytest.fixture
-def make_sound_trainer(tmp_path: Path, some_sounds: Dataset, tiny_hubert: Callable) -> Callable[..., BackboneTrainer]:
+def make_sound_trainer(tmp_path: Path, some_sounds: Dataset) -> Callable[..., BackboneTrainer]:
     """Make a trainer of a tiny HuBERT on 83 sounds; keywords go to the arguments, those of the trainer to it."""
 
     def make(
         kind: type[BackboneTrainer] = UnitTrainer, trainer: dict[str, Any] | None = None, **arguments: Any
     ) -> BackboneTrainer:
-        settings = {
-            "output_dir": str(tmp_path / "out"),
-            "num_train_epochs": 3,
-            "per_device_train_batch_size": 32,
-            "per_device_eval_batch_size": 8,
-            "num_clusters": 12,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            **({"relabel_every": 1, "mask_length": 4} if kind is UnitTrainer else {}),
-            **arguments,
-        }
-        parts = {
-            "model": tiny_hubert(),
-            "train_dataset": some_sounds,
-            "processing_class": small_hubert_extractor(8_000),
-            **(trainer or {}),
-        }
-        return kind(args=kind.arguments_class(**settings), **parts)
+        return tiny.sound_trainer(tmp_path / "out", some_sounds, kind, trainer, **arguments)
 
     return make

@@ -1,0 +1,77 @@
+"""Tiny models, and trainers of them that take a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import set_seed
+
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
+from hf_plr.models.speech import small_hubert, small_hubert_extractor
+from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.trainer.base_trainer import BackboneTrainer
+
+
+def tiny_vit(seed: int = 0) -> torch.nn.Module:
+    """A ViT of one layer for images of 16 x 16."""
+    set_seed(seed)
+    return small_vit(16, 8, hidden_size=32, num_hidden_layers=1)
+
+
+def tiny_hubert(seed: int = 0) -> torch.nn.Module:
+    """A HuBERT of two layers for sounds at 8 kHz."""
+    set_seed(seed)
+    return small_hubert(8_000, hidden_size=32, num_hidden_layers=2)
+
+
+def image_trainer(out: Path, data: Dataset, trainer: dict[str, Any] | None = None, **arguments: Any) -> PLRTrainer:
+    """A trainer of a tiny ViT; `trainer` holds keywords of the trainer, others go to the arguments."""
+    settings = {
+        "output_dir": str(out),
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 32,
+        "num_clusters": 12,
+        "refinement": "slr",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **arguments,
+    }
+    parts = {
+        "model": tiny_vit(),
+        "train_dataset": data,
+        "processing_class": small_vit_processor(16),
+        **(trainer or {}),
+    }
+    return PLRTrainer(args=PLRTrainingArguments(**settings), **parts)
+
+
+def sound_trainer(
+    out: Path,
+    data: Dataset,
+    kind: type[BackboneTrainer] = UnitTrainer,
+    trainer: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> BackboneTrainer:
+    """A trainer of a tiny HuBERT; `trainer` holds keywords of the trainer, others go to the arguments."""
+    settings = {
+        "output_dir": str(out),
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 8,
+        "num_clusters": 12,
+        "relabel_every": 1,
+        "mask_length": 4,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **arguments,
+    }
+    parts = {
+        "model": tiny_hubert(),
+        "train_dataset": data,
+        "processing_class": small_hubert_extractor(8_000),
+        **(trainer or {}),
+    }
+    return kind(args=UnitTrainingArguments(**settings), **parts)
