@@ -98,6 +98,15 @@ def test_training_does_not_notice_the_report(make_trainer, tmp_path, when):
         assert len(read(tmp_path / "b")["stages"]) == 2
 
 
+def test_marks_are_kept_for_the_same_labels_of_any_integer_type(make_trainer):
+    reporter = make_trainer().reporter
+    labels, ids = np.arange(203) % 12, []
+    for values in (labels.astype(np.int64), labels.astype(np.int32), labels.astype(">i8"), labels[::-1]):
+        reporter.note_stage(Snapshot(0, values, None, np.ones(203)))
+        ids.append(reporter.data(make_trainer().summary(), [])["labels_id"])
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
 def test_without_labels_nothing_is_said_of_accuracy(make_trainer, some_digits, tmp_path):
     trainer = make_trainer({"train_dataset": some_digits.remove_columns("label")}, num_train_epochs=1)
     trainer.train()

@@ -12,11 +12,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from hf_plr.report.html.figures import curves
+from hf_plr.report.html.curves import metric_curves
 from hf_plr.report.html.flows import cluster_flow
 from hf_plr.report.html.previews import image_preview, sound_preview, spectrogram
 from hf_plr.report.html.projection import layouts, pca
-from hf_plr.report.html.sheets import Snapshot, cluster_sheets, map_positions, random_check, sizes_of, typical_members
+from hf_plr.report.html.sheets import Snapshot, cluster_sheets, map_positions, random_check, size_table, typical_members
 from hf_plr.report.html.unit_examples import unit_sheets
 
 # ---- what changed ----------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_the_largest_the_newest_and_the_least_confident_clusters_have_sheets():
 
 
 def test_sizes_are_bounded_and_say_of_how_many():
-    found = sizes_of(Snapshot(0, np.append(np.arange(2500), [-1, 0]), confidence=np.ones(2502)))
+    found = size_table(Snapshot(0, np.append(np.arange(2500), [-1, 0]), confidence=np.ones(2502)))
     assert len(found["clusters"]) == 2000
     assert (found["of"], found["noise"], found["samples"]) == (2500, 1, 2502)
     assert found["clusters"][0] == [0, 2, 1.0]
@@ -217,10 +217,17 @@ def test_umap_is_taken_where_it_is_installed_and_wanted(monkeypatch, caplog):
     assert layouts(features, 5, with_umap=True).keys() == {"PCA"}
 
 
+def test_known_scores_have_titles_and_descriptions():
+    (curve,) = metric_curves([{"epoch": 0, "score/pseudo_label_nmi": 0.5}])
+    assert (curve["title"], curve["low"], curve["high"]) == ("NMI of the labels", 0, 1)
+    (curve,) = metric_curves([{"epoch": 0, "score/brand_new": 0.5}])
+    assert curve["title"] == "brand new"
+
+
 def test_curves_are_of_numbers_that_are_finite_known_or_not():
     log = [{"epoch": e, "step": e, "plr/brand_new": e / 7, "loss": float("nan") if e == 2 else 1.0} for e in range(900)]
     log += [{"epoch": 1.0, "eval_knn_accuracy": 0.5, "eval_runtime": 3.0, "train_loss": 1.0, "score/x": "text"}]
-    found = {curve["name"]: curve for curve in curves(log)}
+    found = {curve["name"]: curve for curve in metric_curves(log)}
     assert found.keys() == {"eval_knn_accuracy", "plr/brand_new", "loss"}
     assert next(iter(found)) == "eval_knn_accuracy"
     assert len(found["plr/brand_new"]["points"]) == 300

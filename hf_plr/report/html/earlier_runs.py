@@ -1,4 +1,4 @@
-"""Reports of output folders: of a run that wrote its data, or of an older one from its figures and labels."""
+"""Reports of output folders: from the data that a run wrote, or of an older run from its metrics and labels."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 import pandas as pd
 
-from hf_plr.report.html.figures import curves
+from hf_plr.report.html.curves import metric_curves
 from hf_plr.report.html.report_file import DATA_FILE, FORMAT, read_report
-from hf_plr.report.html.run_facts import as_line, numbers_of, written_now
-from hf_plr.report.html.sheets import Snapshot, sizes_of
+from hf_plr.report.html.run_facts import as_line, current_time, finite_scores
+from hf_plr.report.html.sheets import Snapshot, size_table
 
 METRICS_FILE, PSEUDO_LABELS_FILE = "metrics.json", "pseudo_labels.parquet"
 NO_DATA = (
-    f"This run left no {DATA_FILE}: there is no map, no sheet of samples and no flow between epochs, only its figures "
+    f"This run left no {DATA_FILE}: there is no map, no sheet of samples and no flow between epochs, only its metrics "
     "and the sizes of its last clusters."
 )
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """The data of a run's report, with the scores of its `metrics.json`.
+    """Read the data of a run's report, with the scores of its `metrics.json`.
 
     Args:
         folder: output folder of a run.
 
     Raises:
-        ValueError: if the folder has no run in it, or what is there is damaged, naming the file.
+        ValueError: if the folder has no run in it, or a file is damaged; the message names it.
     """
     has_data, has_metrics = ((folder / name).is_file() for name in (DATA_FILE, METRICS_FILE))
     if not has_data and not has_metrics:
@@ -35,28 +35,32 @@ def report_of(folder: Path) -> dict[str, Any]:
     metrics = _read_metrics(folder / METRICS_FILE) if has_metrics else {}
     if has_data:
         data = read_report(folder / DATA_FILE)
-        data["scores"] = numbers_of(metrics["scores"]) if has_metrics else data["scores"]
+        data["scores"] = finite_scores(metrics["scores"]) if has_metrics else data["scores"]
         return data
-    return _from_figures(folder, metrics)
+    return _from_metrics(folder, metrics)
 
 
-def _from_figures(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
-    sizes, members = _sizes(folder / PSEUDO_LABELS_FILE), "samples"
+def _from_metrics(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    sizes = _read_sizes(folder / PSEUDO_LABELS_FILE)
     return {
         "format": FORMAT,
         "title": as_line(folder.absolute().name),
         "run": {
-            **{"noun": "sample", "plural": members, "members": members, "stage": "epoch", "finished": True},
+            "noun": "sample",
+            "plural": "samples",
+            "members": "samples",
+            "stage": "epoch",
+            "finished": True,
             "samples": int(metrics.get("samples", 0)),
             "epochs": metrics.get("trained_epochs"),
             "steps": metrics.get("steps"),
-            "written": written_now(),
+            "written": current_time(),
             "output_dir": as_line(folder),
         },
         "facts": [],
-        "scores": numbers_of(metrics["scores"]),
+        "scores": finite_scores(metrics["scores"]),
         "score_titles": {},
-        "curves": curves(metrics["epochs"]),
+        "curves": metric_curves(metrics["epochs"]),
         "settings": [[as_line(name), as_line(value)] for name, value in metrics.get("settings", {}).items()],
         "versions": {as_line(name): as_line(value) for name, value in metrics.get("versions", {}).items()},
         "stages": [],
@@ -76,17 +80,17 @@ def _read_metrics(path: Path) -> dict[str, Any]:
         metrics = json.loads(path.read_bytes())
         for name, kind in {"scores": dict, "epochs": list, "settings": dict, "versions": dict}.items():
             if not isinstance(metrics[name], kind):
-                raise ValueError(f"{name!r} is off")
+                raise ValueError(f"{name!r} is not a {kind.__name__}")
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as the metrics of a run: {error}") from error
     return {**metrics, "epochs": [entry for entry in metrics["epochs"] if isinstance(entry, dict)]}
 
 
-def _sizes(path: Path) -> dict[str, Any]:
+def _read_sizes(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"clusters": [], "of": 0, "noise": 0}
     try:
         frame = pd.read_parquet(path, columns=["label", "confidence"])
-    except Exception as error:  # of pyarrow, which has many
+    except Exception as error:  # pyarrow raises errors of many kinds
         raise ValueError(f"{path} cannot be read as the labels of a run: {error}") from error
-    return sizes_of(Snapshot(0, frame["label"].to_numpy(), confidence=frame["confidence"].to_numpy()))
+    return size_table(Snapshot(0, frame["label"].to_numpy(), confidence=frame["confidence"].to_numpy()))

@@ -1,4 +1,4 @@
-"""Small pictures and sounds that stand for samples, as text that a page can hold."""
+"""Small images and sounds that represent samples, as text that a page can hold."""
 
 from __future__ import annotations
 
@@ -37,50 +37,50 @@ class Previews:
 
     Args:
         store: the samples.
-        known: previews that were made before, by key.
+        cached: previews that were made before, by key.
     """
 
-    def __init__(self, store: SampleStore, known: dict[str, Preview] | None = None):
+    def __init__(self, store: SampleStore, cached: dict[str, Preview] | None = None):
         self.store = store
-        self._known: dict[str, Preview] = dict(known or {})
+        self._cache: dict[str, Preview] = dict(cached or {})
         self._failed: set[str] = set()
 
-    def of(self, keys: Iterable[str], seconds: float | None = None) -> dict[str, Preview]:
-        """Previews by key, in the order of the keys; one that cannot be made is left out.
+    def make(self, keys: Iterable[str], seconds: float | None = None) -> dict[str, Preview]:
+        """Make the previews of these keys, in their order; one that cannot be made is left out.
 
         Args:
-            keys: position of a sample, as text, for a sound with "@" and the second that its clip begins at.
-            seconds: what is not there is made in about this time, and the rest left for later; None makes all.
+            keys: position of each sample, as text; for a sound with "@" and the second at which its clip begins.
+            seconds: time for new previews, about; those that do not fit are left for later. None makes all.
         """
-        started = time.perf_counter()
-        found: dict[str, Preview] = {}
+        start = time.perf_counter()
+        previews: dict[str, Preview] = {}
         for key in dict.fromkeys(keys):
-            if key not in self._known and key not in self._failed:
-                if seconds is not None and time.perf_counter() - started > seconds:
+            if key not in self._cache and key not in self._failed:
+                if seconds is not None and time.perf_counter() - start > seconds:
                     continue
-                self._make(key)
-            if key in self._known:
-                found[key] = self._known[key]
-        self._known = dict(found)
-        return found
+                self._add(key)
+            if key in self._cache:
+                previews[key] = self._cache[key]
+        self._cache = dict(previews)
+        return previews
 
-    def _make(self, key: str) -> None:
+    def _add(self, key: str) -> None:
         position, _, second = key.partition("@")
         try:
             item = self.store[int(position)]
-        except (UnreadableSample, OSError) as error:  # it could be read at the start
+        except (UnreadableSample, OSError) as error:  # readable at the start of the run, not any more
             logger.warning("The report shows no %s %s: %s", self.store.noun, position, error)
             self._failed.add(key)
             return
         values = item[self.store.input_name].numpy()
         if isinstance(self.store, AudioStore):
-            self._known[key] = sound_preview(values, self.store.audio_format.sampling_rate, float(second or 0.0))
+            self._cache[key] = sound_preview(values, self.store.audio_format.sampling_rate, float(second or 0.0))
         else:
-            self._known[key] = image_preview(values)
+            self._cache[key] = image_preview(values)
 
 
 def image_preview(pixels: np.ndarray) -> Preview:
-    """A JPEG of up to 64 pixels a side.
+    """Make a JPEG of up to 64 pixels per side.
 
     Args:
         pixels: uint8 of shape (C, H, W), one or three channels.
@@ -90,16 +90,16 @@ def image_preview(pixels: np.ndarray) -> Preview:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return {"image": _text(file)}
+    return {"image": _base64(file)}
 
 
 def sound_preview(waveform: np.ndarray, rate: int, second: float = 0.0) -> Preview:
-    """A clip of 1.25 seconds and up to 8 kHz as FLAC, levelled, and its spectrogram as PNG.
+    """Make a clip of 1.25 seconds and up to 8 kHz as FLAC, normalized, and its spectrogram as PNG.
 
     Args:
         waveform: float32 of shape (T,).
-        rate: samples a second (Hz).
-        second: where the clip begins.
+        rate: sampling rate (Hz).
+        second: start of the clip.
     """
     first = min(round(second * rate), max(0, len(waveform) - 1))
     clip = waveform[first : first + round(CLIP_SECONDS * rate)]
@@ -109,11 +109,11 @@ def sound_preview(waveform: np.ndarray, rate: int, second: float = 0.0) -> Previ
     clip = clip * (CLIP_PEAK / peak) if peak > 0 else clip
     file = io.BytesIO()
     soundfile.write(file, clip, rate, format="FLAC", subtype="PCM_16")
-    return {"image": _text(_drawn(spectrogram(clip))), "audio": _text(file)}
+    return {"image": _base64(_png(spectrogram(clip))), "audio": _base64(file)}
 
 
 def spectrogram(clip: np.ndarray) -> np.ndarray:
-    """Shades of a spectrogram from 0 (quiet) to 15, uint8 of shape (rows, columns), high frequencies first."""
+    """Compute shades of a spectrogram, 0 (quiet) to 15: uint8 of shape (rows, columns), high frequencies first."""
     clip = np.pad(clip, (0, max(0, WINDOW - len(clip))))
     starts = np.linspace(0, len(clip) - WINDOW, COLUMNS).astype(np.int64)
     windows = clip[starts[:, None] + np.arange(WINDOW)] * np.hanning(WINDOW)
@@ -125,7 +125,7 @@ def spectrogram(clip: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(shades), 0, SHADES - 1).astype(np.uint8).T[::-1]
 
 
-def _drawn(shades: np.ndarray) -> io.BytesIO:
+def _png(shades: np.ndarray) -> io.BytesIO:
     image = Image.fromarray(np.ascontiguousarray(shades)).convert("P")
     steps = np.linspace(0, len(PALETTE) - 1, SHADES)
     colours = np.stack([np.interp(steps, np.arange(len(PALETTE)), channel) for channel in zip(*PALETTE, strict=True)])
@@ -135,5 +135,5 @@ def _drawn(shades: np.ndarray) -> io.BytesIO:
     return file
 
 
-def _text(file: io.BytesIO) -> str:
+def _base64(file: io.BytesIO) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")

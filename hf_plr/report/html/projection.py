@@ -13,29 +13,29 @@ DECIMALS = 4
 
 
 def layouts(features: np.ndarray, seed: int, with_umap: bool = False) -> dict[str, list[list[float]]]:
-    """Places of samples on maps, by the name of the map: "PCA", and "UMAP" if it is wanted and installed.
+    """Lay features out as maps, by name: "PCA", and "UMAP" if it is requested and installed.
 
     Args:
         features: shape (M, D).
         seed: seed of UMAP.
-        with_umap: whether UMAP is wanted; it takes seconds.
+        with_umap: request UMAP, which takes seconds.
 
     Returns:
-        For each map, M pairs in [-1, 1].
+        M pairs in [-1, 1] per map.
     """
-    found = {"PCA": _rounded(pca(features))}
+    maps = {"PCA": _scale(pca(features))}
     if with_umap and importlib.util.find_spec("umap") is not None and len(features) > 15:
         try:
             import umap
 
-            found["UMAP"] = _rounded(umap.UMAP(random_state=seed).fit_transform(features))
-        except Exception as error:  # of numba, or of a version that does not fit: the other map is there
+            maps["UMAP"] = _scale(umap.UMAP(random_state=seed).fit_transform(features))
+        except Exception as error:  # numba's, or those of a version that does not fit: PCA is enough
             logger.warning("The report has no UMAP: %s", error)
-    return found
+    return maps
 
 
 def pca(features: np.ndarray) -> np.ndarray:
-    """The two principal components of features (M, D), shape (M, 2): float64; zeros where there are fewer than two.
+    """Compute the two principal components of features (M, D): float64 (M, 2), zeros where there are fewer.
 
     The sign of each is such that its entry of largest size is positive.
     """
@@ -51,8 +51,8 @@ def pca(features: np.ndarray) -> np.ndarray:
     return places * np.where(extremes < 0, -1.0, 1.0)
 
 
-def _rounded(places: np.ndarray) -> list[list[float]]:
-    """Places in a square from -1 to 1, with the same scale on both axes."""
+def _scale(places: np.ndarray) -> list[list[float]]:
+    """Scale places into a square from -1 to 1, the same on both axes, and round them."""
     places = places - (places.max(axis=0) + places.min(axis=0)) / 2
     scale = float(np.abs(places).max())
     scaled: list[list[float]] = np.round(places / scale if scale > 0 else places, DECIMALS).tolist()

@@ -1,4 +1,4 @@
-"""The page: data, style and script put together into one file that needs nothing else."""
+"""Rendering of the page: data, style and script in one file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ CONTENT_POLICY = (
 )
 
 
-def render(data: dict[str, Any], written: str | None = None) -> str:
-    """The page that shows a report's data, under 20 MiB.
+def render(data: dict[str, Any], text: str | None = None) -> str:
+    """Render the page that shows a report's data, under 20 MiB.
 
-    Names in the data are others' text: here they are JSON without a single angle bracket, and the script only ever
-    makes them the text of elements. The page's policy allows it no request and no script but its own.
+    Names in the data are foreign text: here they are JSON without a single angle bracket, and the script only ever
+    makes them the text of elements. The page's policy allows no request and no script but its own.
 
     Args:
         data: the data.
-        written: what `as_json` gives for them, if that is there already.
+        text: the data as JSON, if `as_json` was called before.
     """
     style, template = ((SOURCE / name).read_text(encoding="utf-8") for name in ("style.css", "template.html"))
     parts_of_script = [(SOURCE / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     script = "\n".join(["(() => {", '"use strict";', *parts_of_script, "})();"])
     policy = CONTENT_POLICY.format(script=_hash(script), style=_hash(style))
     shell = len(style) + len(script) + len(template) + len(policy)
-    text = as_json(data) if written is None else written
+    text = as_json(data) if text is None else text
     if len(text) > LIMIT - 2 * shell:
-        text = _within(data, LIMIT - 2 * shell)
+        text = _fit(data, LIMIT - 2 * shell)
     size = f"{(shell + len(text)) / MIB:.1f}"
     parts = {"policy": policy, "style": style, "script": script, "size": size, "limit": f"{LIMIT // MIB}"}
     before, _, after = template.partition("{{data}}")
@@ -44,8 +44,8 @@ def render(data: dict[str, Any], written: str | None = None) -> str:
     return f"{before}{text}{after}"
 
 
-def _within(data: dict[str, Any], limit: int) -> str:
-    """JSON of the data with as many previews as fit, the first ones."""
+def _fit(data: dict[str, Any], limit: int) -> str:
+    """Convert the data to JSON with as many previews as fit, the first ones."""
     media: dict[str, Any] = data.get("media", {})
     room = limit - len(as_json({**data, "media": {}}))
     kept: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def _within(data: dict[str, Any], limit: int) -> str:
 
 
 def as_json(data: Any) -> str:
-    """JSON of ASCII characters that no HTML parser takes for anything but text.
+    """Convert data to JSON of ASCII characters that an HTML parser takes for text alone.
 
     Raises:
         ValueError: if a number is NaN or infinite.
@@ -68,5 +68,5 @@ def as_json(data: Any) -> str:
 
 
 def _hash(source: str) -> str:
-    """As a content policy names an inline script or style."""
+    """Hash an inline script or style as a content policy names it."""
     return base64.b64encode(hashlib.sha256(source.encode("utf-8")).digest()).decode("ascii")

@@ -1,4 +1,4 @@
-"""`report.json`, which holds everything that the page shows, and `report.html`, the page."""
+"""Files of a report: `report.json` with everything that the page shows, and `report.html`, the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE_FILE = "report.html"
 FORMAT = "hf-plr-report-1"
 
 _NUMBER = (int, float)
-_SHAPE: dict[str, Any] = {  # what the page and a run that goes on rely on
+_SHAPE: dict[str, Any] = {  # fields that the page and a resumed run rely on
     "title": str,
     "run": {"noun": str, "plural": str, "members": str, "samples": int, "stage": str, "finished": bool},
     "facts": [str],
@@ -32,27 +32,27 @@ _SHAPE: dict[str, Any] = {  # what the page and a run that goes on rely on
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The data of a report.
+    """Read and check the data of a report.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, naming it and what is wrong.
+        ValueError: if it is damaged; the message names the file and the fault.
     """
     try:
         data = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as the data of a report: {error}") from error
-    flaw = "it is no JSON object" if not isinstance(data, dict) else None
-    if flaw is None and data.get("format") != FORMAT:
-        flaw = f"its format is {str(data.get('format'))[:40]!r}, not {FORMAT!r}"
-    flaw = flaw or _flaw(data, _SHAPE, "")
-    if flaw is not None:
-        raise ValueError(f"{path} cannot be read as the data of a report: {flaw}")
+    fault = "it is not a JSON object" if not isinstance(data, dict) else None
+    if fault is None and data.get("format") != FORMAT:
+        fault = f"its format is {str(data.get('format'))[:40]!r}, not {FORMAT!r}"
+    fault = fault or _find_fault(data, _SHAPE, "")
+    if fault is not None:
+        raise ValueError(f"{path} cannot be read as the data of a report: {fault}")
     return data
 
 
 def write_report(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """Write a report's data and its page; each is complete or as it was before.
+    """Write a report's data and its page; each file is complete or as it was before.
 
     Raises:
         OSError: if they cannot be written.
@@ -65,7 +65,7 @@ def write_report(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside and rename it."""
+    """Write a file under a temporary name and rename it."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -74,16 +74,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _flaw(value: Any, shape: Any, place: str) -> str | None:
-    """What is wrong with a value; None if it has the shape: a type, or a list or dictionary of shapes ("*": all)."""
+def _find_fault(value: Any, shape: Any, place: str) -> str | None:
+    """Compare a value with a shape: a type, or a list or dictionary of shapes ("*": all); None if it fits."""
     kind: Any = type(shape) if isinstance(shape, (list, dict)) else shape
     if not isinstance(value, kind):
         return f"{place.strip('.')!r} is {'missing' if value is None else 'of another kind'}"
     pairs: list[tuple[str, Any, Any]] = []
     if isinstance(shape, list):
-        pairs = [(f"{place}[{i}]", one, shape[0]) for i, one in enumerate(value)]
+        pairs = [(f"{place}[{i}]", item, shape[0]) for i, item in enumerate(value)]
     elif isinstance(shape, dict) and "*" in shape:
-        pairs = [(f"{place}.{name}", one, shape["*"]) for name, one in value.items()]
+        pairs = [(f"{place}.{name}", item, shape["*"]) for name, item in value.items()]
     elif isinstance(shape, dict):
-        pairs = [(f"{place}.{name}", value.get(name), wanted) for name, wanted in shape.items()]
-    return next((flaw for flaw in (_flaw(one, wanted, where) for where, one, wanted in pairs) if flaw), None)
+        pairs = [(f"{place}.{name}", value.get(name), expected) for name, expected in shape.items()]
+    faults = (_find_fault(item, expected, where) for where, item, expected in pairs)
+    return next((fault for fault in faults if fault), None)

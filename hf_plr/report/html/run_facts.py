@@ -1,4 +1,4 @@
-"""What a page says of a run beside its clusters: scores, curves, settings, versions."""
+"""Facts of a run beside its clusters: scores, curves, settings, versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_plr.report.html.figures import curves
+from hf_plr.report.html.curves import metric_curves
 
 if TYPE_CHECKING:
     from hf_plr.report.summary import RunSummary
@@ -18,13 +18,13 @@ LONGEST_TEXT = 300
 
 
 def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, stage: str) -> dict[str, Any]:
-    """Title, run, facts, scores, curves, settings and versions of a report.
+    """Collect title, run, facts, scores, curves, settings and versions of a report.
 
     Args:
         summary: the run.
         log: the log as `Trainer` keeps it.
-        finished: whether the run has ended.
-        stage: what comes before each stage: "epoch" or "round".
+        finished: True if the run has ended.
+        stage: unit of training after each stage: "epoch" or "round".
     """
     from hf_plr.report.outputs import VERSIONED
 
@@ -45,40 +45,40 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
             "processes": summary.processes,
             "stage": stage,
             "finished": finished,
-            "written": written_now(),
+            "written": current_time(),
             "output_dir": as_line(out),
             "scored_on": summary.scored_on,
         },
         "facts": summary.cluster_facts(),
-        "scores": numbers_of(summary.scores),
+        "scores": finite_scores(summary.scores),
         "score_titles": summary.score_titles(),
-        "curves": curves(log),
+        "curves": metric_curves(log),
         "settings": [[name, as_line(value)] for name, value in summary.changed_settings()],
-        "versions": {name: found for name in VERSIONED if (found := _version(name))},
+        "versions": {name: number for name in VERSIONED if (number := _version(name))},
     }
 
 
-def numbers_of(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Scores by moment, without what is no finite number."""
+def finite_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Filter scores by phase ("before", "after"): values that are not a finite number are left out."""
     return {
-        as_line(moment): {
+        as_line(phase): {
             as_line(name): float(value)
-            for name, value in found.items()
+            for name, value in values.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         }
-        for moment, found in scores.items()
-        if isinstance(found, dict)
+        for phase, values in scores.items()
+        if isinstance(values, dict)
     }
 
 
 def as_line(value: object) -> str:
-    """A value as one line of bounded length."""
+    """Convert a value to one line of bounded length."""
     line = " ".join(str(value).split()).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def written_now() -> str:
-    """The time, for people."""
+def current_time() -> str:
+    """Format the time for people."""
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
