@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 COMMAND = "HF_PLR_COMMAND"  # set by `hf-plr train`: what was typed, such as "hf-plr train image"
-TOLD = "HF_PLR_TOLD"  # set by it for several processes: an empty folder, for who has told what
+TOLD = "HF_PLR_TOLD"  # set by it for several processes: a folder with an empty file for each error that was told
+LOGS = "logs"  # in that folder, and no error
 RECIPES = {"image": "vit_plr.py", "audio": "hubert_plr.py", "reid": "reid_plr.py"}
 
 ERROR_LINE = re.compile(r"usage: |Stopped |Interrupted|(\S.*: )?error: ")
@@ -35,7 +36,7 @@ def adopt_launch() -> None:
 
 def anything_told() -> bool:
     """Whether any process of this launch has told of an error."""
-    return TOLD in os.environ and any(Path(os.environ[TOLD]).iterdir())
+    return TOLD in os.environ and any(path.name != LOGS for path in Path(os.environ[TOLD]).iterdir())
 
 
 class ErrorsOnce:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hf_plr.recipe_tools.launched import COMMAND, TOLD, anything_told
+from hf_plr.recipe_tools.launched import COMMAND, LOGS, TOLD, anything_told
 
 ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
@@ -47,15 +47,16 @@ def launch(command: str, script: Path, arguments: Sequence[str], options: Sequen
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     options = [*_defaults(options, script.parent), *options]
-    args = accelerate_launch.launch_command_parser().parse_args([*options, str(script), *arguments])
     # Accelerate's own waits for a child, hands no signal on to it, and ends with a traceback if it fails.
     accelerate_launch.simple_launcher = _replace_process
     elastic = logging.getLogger("torch.distributed.elastic")  # tells again, and at length, what a process has told
     elastic.addHandler(logging.NullHandler())
     elastic.propagate = False
     os.environ[COMMAND] = command
-    with tempfile.TemporaryDirectory() as told:
-        os.environ[TOLD] = told
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[TOLD] = folder
+        options += ["--log_dir", os.path.join(folder, LOGS)]  # torch makes one, and would leave it behind
+        args = accelerate_launch.launch_command_parser().parse_args([*options, str(script), *arguments])
         try:
             accelerate_launch.launch_command(args)
         except ChildFailedError as error:

@@ -82,7 +82,10 @@ def run_recipe(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("Interrupted: --resume_from_checkpoint goes on from the last checkpoint, if any.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, TypeError, CheckpointError, HubError) as error:
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except (OSError, ValueError, TypeError, CheckpointError, HubError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
