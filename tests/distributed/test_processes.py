@@ -25,6 +25,7 @@ from hf_plr import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 
 DYING_RECIPE = HELPERS / "dying_recipe.py"
+INTERRUPTED_PROCESSES = HELPERS / "interrupted_processes.py"
 TRAIN_IN_PROCESSES = HELPERS / "train_in_processes.py"
 # Of 203 images two processes extract one batch, which is the first one's. SGD, so that rounding stays rounding.
 IMAGES = ["--max_samples", 203, "--num_clusters", 12, "--num_train_epochs", 2, "--optim", "sgd"]
@@ -218,3 +219,14 @@ def test_a_run_whose_processes_are_killed_ends_and_goes_on(two, tmp_path):
     assert_ended_soon(run, 0, tmp_path)
     succeeded(launch(*arguments, "--resume_from_checkpoint", processes=2))
     assert_same_files(two, tmp_path, "pseudo_labels.parquet", "model.safetensors", "plr_state.safetensors")
+
+
+@pytest.mark.slow
+def test_sigterm_in_one_of_two_processes_stops_both_and_they_go_on(tmp_path):
+    run = launch(tmp_path, processes=2, script=INTERRUPTED_PROCESSES)
+    assert run.returncode == 0, run.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["checkpoint"] for entry in report] == ["checkpoint-7", "checkpoint-10", "checkpoint-6"]
+    for entry in report:
+        assert entry["stopped"] == [143, 143]
+        assert entry["differences"] == []

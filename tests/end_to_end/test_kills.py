@@ -1,0 +1,59 @@
+"""Runs that are killed or stopped, as processes of their own, end as if they had not been."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers.launching import run_script
+from helpers.paths import HELPERS, VIT_PLR
+
+from hf_plr.trainer.checkpointing import list_checkpoints
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_and_by_a_worker_that_dies(tmp_path):
+    run = run_script(tmp_path, 20, script=HELPERS / "killed_runs.py")
+    assert run.returncode == 0, run.stdout + run.stderr
+    kills = json.loads((tmp_path / "kills.json").read_text())
+    assert len(kills) == 20
+    moments = {moment for moment, _ in kills}
+    assert moments == {"any", "stage", "save"}
+    assert "DataLoader worker" in (tmp_path / "worker-died.txt").read_text()
+    names = ["whole.npz", "worker.npz", *sorted(path.name for path in tmp_path.glob("killed-*.npz"))]
+    assert len(names) > 2
+    whole, *killed = (dict(np.load(tmp_path / name)) for name in names)
+    for result in killed:
+        assert result.keys() == whole.keys()
+        for name, value in whole.items():
+            np.testing.assert_array_equal(result[name], value, err_msg=name)
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_recipe_says_how_it_was_stopped_and_goes_on(tmp_path):
+    arguments = ["--max_samples", "400", "--num_train_epochs", "40", "--num_clusters", "12", "--disable_tqdm", "true"]
+    command = [sys.executable, str(VIT_PLR), *arguments, "--output_dir", str(tmp_path / "out"), "--save_steps", "5"]
+    stopped = subprocess.Popen(
+        [*command, "--save_strategy", "steps"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(tmp_path / "out") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped.terminate()
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "--resume_from_checkpoint goes on from there" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    refused = run_script(*arguments, "--output_dir", tmp_path / "out")
+    assert "holds an unfinished run: --resume_from_checkpoint resumes it" in refused.stderr
+    other = run_script(*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "--seed", 7)
+    assert "seed was 42 and is 7" in other.stderr
+    assert "Traceback" not in other.stderr

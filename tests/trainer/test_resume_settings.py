@@ -1,0 +1,156 @@
+"""Interrupted runs end as if they had not been, whatever their settings, and with other settings they do not go on."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+from helpers import tiny
+from helpers.runs import StopAt, assert_same_run, assert_same_weights
+
+from hf_plr import PLRTrainer, PseudoLabelRefiner
+
+BETWEEN_EPOCHS, WITHIN_EPOCH = "between epochs", "within an epoch"
+WORKERS = {"none": {}, "two": {"dataloader_num_workers": 2}}
+WORKERS["kept"] = {**WORKERS["two"], "dataloader_persistent_workers": True}
+DBSCAN = {"clusterer": "dbscan", "clusterer_kwargs": {"eps": 0.5, "k1": 12}}
+FACTORS = (
+    "refinement",
+    "stop",
+    "accumulation",
+    "workers",
+    "ema",
+    "confidence",
+    "labelings",
+    "features",
+    "clusterer",
+    "log",
+)
+# Every refinement stops both ways, and every two values of the other columns meet in a row; all rows would be 3,456.
+ROWS = [
+    ("joint", BETWEEN_EPOCHS, 2, "none", 0.9, 1.0, 2, "file", "dbscan", "epoch"),
+    ("joint", WITHIN_EPOCH, 1, "two", 0.9, 1.0, 1, "pass", "kmeans", "steps"),
+    ("soft", BETWEEN_EPOCHS, 1, "none", 0.9, 0.0, 1, "pass", "dbscan", "epoch"),
+    ("soft", WITHIN_EPOCH, 1, "kept", 0.0, 0.0, 1, "epoch", "kmeans", "steps"),
+    ("auto", BETWEEN_EPOCHS, 2, "kept", 0.0, 0.0, None, "pass", "kmeans", "steps"),
+    ("auto", WITHIN_EPOCH, 1, "none", 0.0, 0.0, None, "file", "dbscan", "steps"),
+    ("slr", BETWEEN_EPOCHS, 1, "two", 0.9, 1.0, 1, "epoch", "dbscan", "steps"),
+    ("slr", WITHIN_EPOCH, 1, "none", 0.9, 0.0, 1, "pass", "dbscan", "epoch"),
+    ("rlcc", BETWEEN_EPOCHS, 1, "two", 0.9, 1.0, 2, "file", "kmeans", "epoch"),
+    ("rlcc", WITHIN_EPOCH, 2, "two", 0.0, 1.0, 1, "file", "kmeans", "epoch"),
+    ("none", BETWEEN_EPOCHS, 2, "two", 0.9, 0.0, 1, "epoch", "kmeans", "epoch"),
+    ("none", WITHIN_EPOCH, 2, "two", 0.0, 0.0, 2, "epoch", "dbscan", "epoch"),
+]
+
+
+def arguments_of(row, features_dir):
+    """The arguments of a row, and the step after which it is stopped."""
+    value = dict(zip(FACTORS, row, strict=True))
+    arguments = {
+        "refinement": value["refinement"],
+        "gradient_accumulation_steps": value["accumulation"],
+        "ema_decay": value["ema"],
+        "num_labelings": value["labelings"],
+        **WORKERS[value["workers"]],
+    }
+    if value["confidence"]:
+        arguments |= {"confidence_power": value["confidence"], "min_confidence": 0.3}
+    if value["features"] == "file":
+        arguments["feature_dir"] = str(features_dir)
+    elif value["features"] == "epoch":
+        arguments["feature_source"] = "epoch"
+    if value["clusterer"] == "dbscan":
+        arguments |= DBSCAN
+    if value["log"] == "steps":
+        arguments |= {"logging_strategy": "steps", "logging_steps": 3}
+    epoch = 7 // value["accumulation"] + value["accumulation"] // 2  # steps: 7 batches, the last by itself
+    return arguments, 2 * epoch if value["stop"] == BETWEEN_EPOCHS else epoch + 2
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row)))
+def test_runs_resume_bit_for_bit(make_trainer, tmp_path, row):
+    arguments, stop_at = arguments_of(row, tmp_path / "features")
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
+    whole.train()
+    make_trainer({"callbacks": [StopAt(stop_at)]}, output_dir=str(tmp_path / "part"), **arguments).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
+    assert_same_run(whole, resumed)
+    assert any("loss" in entry for entry in whole.state.log_history)
+    if arguments["ema_decay"]:
+        assert_same_weights(whole.ema_teacher.model.state_dict(), resumed.ema_teacher.model.state_dict())
+
+
+def test_the_rows_have_every_value_and_every_two_of_them():
+    """Of what is drawn and what is kept; refinement and workers are crossed with stops alone."""
+    columns = dict(zip(FACTORS, zip(*ROWS, strict=True), strict=True))
+    crossed = [name for name in FACTORS if name not in ("refinement", "workers", "labelings")]
+    for one, other in [*itertools.combinations(crossed, 2), ("refinement", "stop"), ("workers", "stop")]:
+        expected = set(itertools.product(columns[one], columns[other]))
+        assert set(zip(columns[one], columns[other], strict=True)) == expected, (one, other)
+
+
+# ---- other settings --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def first_checkpoint(tmp_path_factory, some_digits):
+    """A checkpoint after the first of three epochs; it is only read."""
+    out = tmp_path_factory.mktemp("first")
+    tiny.image_trainer(out, some_digits, {"callbacks": [StopAt(7)]}).train()
+    return str(out / "checkpoint-7")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 1}, "seed was 42 and is 1"),
+        ({"refinement": "joint"}, "refinement was 'slr' and is 'joint'"),
+        ({"refinement_weight": 0.7}, "refinement_weight was None and is 0.7"),
+        ({"num_clusters": 13}, "num_clusters was 12 and is 13"),
+        ({"ema_decay": 0.9}, "ema_decay was 0.0 and is 0.9"),
+        ({"per_device_train_batch_size": 16}, "per_device_train_batch_size was 32 and is 16"),
+        ({"learning_rate": 1e-4}, "learning_rate was 0.001 and is 0.0001"),
+        ({"clusterer": "dbscan"}, "clusterer was 'kmeans' and is 'dbscan'"),
+    ],
+)
+def test_other_settings_are_refused_by_name(make_trainer, first_checkpoint, arguments, message):
+    with pytest.raises(ValueError, match="written with other settings") as raised:
+        make_trainer(**arguments).train(resume_from_checkpoint=first_checkpoint)
+    assert message in str(raised.value)
+    assert "Resume with the settings that the run was started with" in str(raised.value)
+
+
+def test_other_data_and_an_own_refiner_are_refused(make_trainer, some_digits, first_checkpoint):
+    fewer = {"train_dataset": some_digits.select(range(100))}
+    with pytest.raises(ValueError, match="samples was 203 and is 100"):
+        make_trainer(fewer).train(resume_from_checkpoint=first_checkpoint)
+    in_another_order = {"train_dataset": some_digits.select(range(202, -1, -1))}
+    with pytest.raises(ValueError, match=r"data was '[0-9a-f]{16}' and is"):
+        make_trainer(in_another_order).train(resume_from_checkpoint=first_checkpoint)
+    own = {"refiner": PseudoLabelRefiner.from_preset("slr", linkage="ward")}
+    with pytest.raises(ValueError, match=r"refiner was .*'linkage': 'average'.* and is .*'linkage': 'ward'"):
+        make_trainer(own).train(resume_from_checkpoint=first_checkpoint)
+
+
+def test_another_kind_of_run_is_refused(make_sound_trainer, tmp_path):
+    make_sound_trainer(num_train_epochs=1).train()
+    with pytest.raises(ValueError, match="trainer was 'UnitTrainer' and is 'PLRTrainer'"):
+        make_sound_trainer(PLRTrainer, num_train_epochs=1).train(resume_from_checkpoint=True)
+
+
+def test_another_number_of_processes_is_refused(make_trainer, first_checkpoint, monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 4)
+    with pytest.raises(ValueError, match="processes was 1 and is 4"):
+        trainer.train(resume_from_checkpoint=first_checkpoint)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(4, 28), (2, 14)])
+def test_a_longer_or_shorter_run_goes_on_with_a_warning(make_trainer, first_checkpoint, caplog, epochs, steps):
+    with caplog.at_level(logging.WARNING):
+        trainer = make_trainer(num_train_epochs=epochs)
+        trainer.train(resume_from_checkpoint=first_checkpoint)
+    assert trainer.state.global_step == steps
+    assert f"num_train_epochs was 3 and is {epochs}" in caplog.text
