@@ -28,9 +28,9 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
+from hf_plr.features.centering import center_features
 from hf_plr.modality import ImageModality
 from hf_plr.models.vision import pass_class_token_through_pooler, small_vit_processor
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.precision import fast_fp32_products
 
@@ -198,7 +198,7 @@ def stock(trainer: PLRTrainer, images: Dataset, processor: Any, batch_size: int)
 
 def same_clusters(first: torch.Tensor, second: torch.Tensor) -> float:
     """Adjusted Rand index of k-means on two versions of the features, as many clusters as PLRTrainer would take."""
-    first, second = (PrototypeMemory(1.0, 0.0).recenter(features.clone()) for features in (first, second))
+    first, second = (center_features(features).rows for features in (first, second))
     kmeans = KMeans(max(2, round(1.5 * len(first) ** 0.5)), seed=0).fit(first)
     again = KMeans(kmeans.n_clusters, init=kmeans.cluster_centers_).fit(second)
     return float(adjusted_rand_score(kmeans.labels_, again.labels_))

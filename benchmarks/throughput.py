@@ -19,12 +19,13 @@ import transformers
 from transformers import PrinterCallback, Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.image_augmentation import affine_augmentation, uniform
+from hf_plr.data.image_augmentation import affine_augmentation
 from hf_plr.data.image_store import collate_images
 from hf_plr.data.loading import digits
 from hf_plr.modality import ImageModality
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.progress_display import ProgressDisplay
+from hf_plr.utils.rng import uniform
 
 N_CLASSES = 64
 

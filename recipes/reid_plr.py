@@ -25,6 +25,7 @@ import numpy as np
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import SaveStrategy
 
+from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.image_store import image_sizes
 from hf_plr.data.loading import draw_rows
 from hf_plr.evaluation.intervals import Interval
@@ -32,7 +33,7 @@ from hf_plr.models.vision import fitting_size, load_backbone, load_image_process
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
-    RecipeTrainingArguments,
+    OutputArguments,
     check_output_dir,
     prepare_output_dir,
     run_recipe,
@@ -41,7 +42,7 @@ from hf_plr.recipe_tools.running import (
     write_results,
 )
 from hf_plr.reid.reid_data import ReidData, load_reid_data
-from hf_plr.reid.reid_trainer import ReidTrainer
+from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
 
 SOURCE_FOLDER = "source"
@@ -56,13 +57,13 @@ WHAT_IS_NEEDED = (
 
 @dataclass
 class RecipeArguments:
-    """What to adapt to and where to start."""
+    """The target, the source and the start."""
 
     dataset_name: str | None = field(
         default=None,
         metadata={
             "help": "Target: a folder with Market-1501, MSMT17 or VeRi-776, a Hub id, or a folder of parquet files. "
-            "Splits query and gallery are scored; without them every training image asks among all."
+            "Splits query and gallery are scored; without them, every training image is a query among all others."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -98,12 +99,17 @@ class RecipeArguments:
     )
     cpu_threads: int | None = field(
         default=None,
-        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
+        metadata={"help": "Threads per process on CPUs. Default: all cores, where one process runs alone."},
     )
     max_samples: int | None = field(
         default=None,
         metadata={"help": "Train on at most this many images of source and target each, drawn at random: a first try."},
     )
+
+
+@dataclass
+class ReidPLRArguments(OutputArguments, PLRTrainingArguments):
+    """The arguments of training."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -123,7 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         model = load_backbone(source_folder)
         model.name_or_path = recipe.model_name_or_path or ""  # reports tell what it was before
 
-    trainer = ReidTrainer(model, args, target, source_name=source_name, processing_class=processor)
+    evaluator = RetrievalEvaluator(target)
+    trainer = PLRTrainer(model, args, target.train.images, processing_class=processor, evaluator=evaluator)
+    trainer.source = source_name
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     trainer.accelerator.wait_for_everyone()
     trainer.scores |= scores
@@ -140,19 +148,19 @@ def main(argv: list[str] | None = None) -> None:
     write_results(trainer, rows, started, next_command, card)
 
 
-def parse(argv: list[str] | None) -> tuple[RecipeArguments, RecipeTrainingArguments]:
-    """The recipe's arguments."""
+def parse(argv: list[str] | None) -> tuple[RecipeArguments, ReidPLRArguments]:
+    """Parse the recipe's arguments."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, RecipeTrainingArguments], as_typed(__doc__), adjust=defaults_for)
-    recipe, args = parser.parse(argv)
+    parser = RecipeParser([RecipeArguments, ReidPLRArguments], as_typed(__doc__), adjust=defaults_for)
+    recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
 
 def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's defaults.
+    """Return the recipe's defaults, which depend on the given arguments.
 
     Raises:
-        ValueError: if something is missing or does not go together.
+        ValueError: if an argument is missing, or two do not fit together.
     """
     if given.get("dataset_name") is None:
         raise ValueError(WHAT_IS_NEEDED)
@@ -170,8 +178,8 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     return DEFAULTS if given.get("model_name_or_path") is None else {**DEFAULTS, **PRETRAINED_DEFAULTS}
 
 
-def load(recipe: RecipeArguments, args: RecipeTrainingArguments) -> tuple[ReidData, np.ndarray]:
-    """The target, and the rows of its training split that are trained on."""
+def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.ndarray]:
+    """Load the target; returns it and the rows of its training split that are trained on."""
     with args.main_process_first(desc="loading the target"):
         target = load_reid_data(
             str(recipe.dataset_name),
@@ -185,8 +193,8 @@ def load(recipe: RecipeArguments, args: RecipeTrainingArguments) -> tuple[ReidDa
     return target.with_train(rows), rows
 
 
-def start(recipe: RecipeArguments, args: RecipeTrainingArguments, target: ReidData) -> tuple[PreTrainedModel, Any]:
-    """The backbone to start from and the image processor, which makes images of the size that was asked for."""
+def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> tuple[PreTrainedModel, Any]:
+    """Load the backbone to start from and the image processor, which makes images of the size in the arguments."""
     height, width = recipe.image_height, recipe.image_width
     if recipe.model_name_or_path is not None:
         model = load_backbone(recipe.model_name_or_path)
@@ -207,7 +215,7 @@ def start(recipe: RecipeArguments, args: RecipeTrainingArguments, target: ReidDa
 
 def train_on_source(
     recipe: RecipeArguments,
-    args: RecipeTrainingArguments,
+    args: ReidPLRArguments,
     target: ReidData,
     model: PreTrainedModel,
     processor: Any,
@@ -218,7 +226,7 @@ def train_on_source(
     A resumed run takes what the first one left.
 
     Returns:
-        What the source is, in words, and the scores and their intervals by moment.
+        A description of the source, and the scores and their intervals by moment.
     """
     with args.main_process_first(desc="loading the source"):
         identity_column = recipe.source_identity_column or recipe.identity_column
@@ -240,11 +248,19 @@ def train_on_source(
         return name, read_scores(metrics), read_intervals(metrics)
 
     started = time.perf_counter()
-    trainer = ReidTrainer(
-        model, source_args(recipe, args, folder), target, source, source_name=name, processing_class=processor
+    known = KnownLabels(source.identities)
+    trainer = PLRTrainer(
+        model,
+        source_args(recipe, args, folder),
+        source.images,
+        processing_class=processor,
+        clusterer=known,
+        evaluator=RetrievalEvaluator(target, is_trained_on=False),
     )
+    trainer.source = name
+    known.labels = source.identities[trainer.train_dataset.rows]  # of the images that can be read
     if trainer.is_world_process_zero():
-        metrics.unlink(missing_ok=True)  # it says that this stage is finished
+        metrics.unlink(missing_ok=True)  # its presence means that this stage is finished
     trainer.score("before")
     trainer.train()
     trainer.score("source")
@@ -256,8 +272,8 @@ def train_on_source(
     return name, trainer.scores, trainer.intervals
 
 
-def source_args(recipe: RecipeArguments, args: RecipeTrainingArguments, folder: Path) -> RecipeTrainingArguments:
-    """The arguments of the stage on the source: supervised, no checkpoints, nothing for the Hub."""
+def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -> ReidPLRArguments:
+    """Return the arguments of the stage on the source: supervised, no checkpoints, no push to the Hub."""
     ours = copy.copy(args)  # making new ones would reset the state that all Accelerators share
     ours.output_dir = str(folder)
     ours.num_train_epochs = recipe.source_epochs

@@ -20,7 +20,7 @@ from hypothesis import settings
 
 from hf_plr import PLRTrainer, UnitTrainer
 from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
-from hf_plr.trainer.base_trainer import BackboneTrainer
+from hf_plr.trainer.base_trainer import BaseTrainer
 
 # `make test` draws the same few examples every time, `make test-all` many new ones. Other processors are slower.
 settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
@@ -79,12 +79,12 @@ def tiny_hubert() -> Callable[[], torch.nn.Module]:
 
 
 @pytest.fixture
-def make_sound_trainer(tmp_path: Path, some_sounds: Dataset) -> Callable[..., BackboneTrainer]:
+def make_sound_trainer(tmp_path: Path, some_sounds: Dataset) -> Callable[..., BaseTrainer]:
     """Make a trainer of a tiny HuBERT on 83 sounds; keywords go to the arguments, those of the trainer to it."""
 
     def make(
-        kind: type[BackboneTrainer] = UnitTrainer, trainer: dict[str, Any] | None = None, **arguments: Any
-    ) -> BackboneTrainer:
+        kind: type[BaseTrainer] = UnitTrainer, trainer: dict[str, Any] | None = None, **arguments: Any
+    ) -> BaseTrainer:
         return tiny.sound_trainer(tmp_path / "out", some_sounds, kind, trainer, **arguments)
 
     return make

@@ -23,7 +23,7 @@ from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import load_backbone, small_vit, small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
 from hf_plr.reid.reid_data import load_reid_data
-from hf_plr.reid.reid_trainer import ReidTrainer
+from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor
@@ -104,13 +104,22 @@ def _omniglot(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -
                     "prototype_momentum": 0.9,
                 },
             )
-            trainer = ReidTrainer(
-                small_vit(32, 8), supervised, target, source, processing_class=small_vit_processor(32)
+            trainer = PLRTrainer(
+                small_vit(32, 8),
+                supervised,
+                source.images,
+                processing_class=small_vit_processor(32),
+                clusterer=KnownLabels(source.identities),
             )
             trainer.train()
             trainer.save_model()
-    return ReidTrainer(
-        load_backbone(str(start)), args, target, processing_class=small_vit_processor(32), callbacks=callbacks
+    return PLRTrainer(
+        load_backbone(str(start)),
+        args,
+        target.train.images,
+        processing_class=small_vit_processor(32),
+        evaluator=RetrievalEvaluator(target),
+        callbacks=callbacks,
     )
 
 

@@ -34,7 +34,7 @@ EMA = {"ema_decay": 0.98}
 BY_HEIGHT = {"n_clusters": None}
 WAYS = {
     BASELINE: _preset("none"),
-    "argmax": _preset("slr", harden="argmax", weight=0.4),
+    "argmax": _preset("slr", assignment="argmax", weight=0.4),
     "slr": _preset("slr"),
     "slr-low": _preset("slr", **BY_HEIGHT, distance_threshold=0.05, noise="drop", min_cluster_size=4),
     "rlcc": _preset("rlcc"),

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.scaling.model import Size
 from hf_plr.clustering.checks import not_finite
+from hf_plr.clustering.cluster_means import cluster_means
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 from hf_plr.refinement.cooccurrence import chunks
@@ -30,11 +31,10 @@ def feature_rates(size: Size) -> dict[str, float]:
     best, labels = torch.empty(height), torch.empty(height, dtype=torch.int64)
     labels_of_sums = torch.randint(size.clusters, (height,))
     sums = ClusterSums(size.clusters, size.columns, height, 1.0, features.device)
-    memory = PrototypeMemory(1.0, 0.0)
 
     def embed() -> None:
         not_finite(features)
-        memory.rebuild(memory.recenter(features), labels_of_sums, size.clusters)
+        cluster_means(center_features(features, out=features).rows, labels_of_sums, size.clusters)
 
     with fast_fp32_products():
         of_products = cpu_seconds(lambda: torch.mm(features, centers, out=scores))

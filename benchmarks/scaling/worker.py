@@ -23,9 +23,11 @@ from benchmarks.measuring import PeakMemory, anonymous_kib
 from benchmarks.scaling.model import Rates, Size
 from benchmarks.scaling.rates import GROUP_SIZE, feature_rates, label_rates
 from hf_plr import KMeans
+from hf_plr.features.centering import center_features, check_finite
+from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage, check_finite
+from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 
 DRAWN_TOGETHER = 500  # samples are drawn and shared in such batches
@@ -53,15 +55,14 @@ class Stages:
         self.mine = share(size.samples, accelerator)
         self.positions = np.arange(self.mine.start, self.mine.stop)
         self.centers = torch.randn(size.clusters, size.columns, generator=torch.Generator().manual_seed(0))
-        self.memory = PrototypeMemory(temperature=0.05, momentum=0.2)
         self.kmeans = WatchedKMeans(size.clusters)
-        self.stage = RefinementStage(self.kmeans, PseudoLabelRefiner(), 1, accelerator)
+        stage = RefinementStage(self.kmeans, PseudoLabelRefiner(), 1, accelerator)
+        self.labeling = Labeling(stage, PrototypeMemory(temperature=0.05, momentum=0.2), confidence_power=0.0)
 
     @property
     def current(self) -> PseudoLabels:
         """The last stage's labels."""
-        assert self.stage.current is not None
-        return self.stage.current
+        return self.labeling.pseudo_labels
 
     def run(self, epoch: int, after_clustering: Callable[[], None] | None = None) -> dict[str, float]:
         """One stage: its passes of k-means and its seconds, without those in which features are drawn."""
@@ -69,11 +70,10 @@ class Stages:
         self.accelerator.wait_for_everyone()
         started, on_clock = time.process_time(), time.perf_counter()
         check_finite(features, epoch, self.positions, self.accelerator)
-        features = self.memory.recenter(features, self.accelerator)
+        centered = center_features(features, self.accelerator, out=features)
         self.kmeans.after_clustering = after_clustering
-        self.stage.run(features, epoch)
-        targets = torch.from_numpy(self.current.targets)[self.mine]
-        self.memory.rebuild(features, targets, self.current.n_clusters, self.accelerator)
+        self.labeling.refine(self.labeling.cluster(centered), epoch, self.mine)
+        self.labeling.rebuild_prototypes(centered)
         return {
             "passes": self.kmeans.n_iter_,
             "seconds": time.process_time() - started,

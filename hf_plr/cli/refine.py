@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--weight", type=float, help="share of the current labels in the blend, in [0, 1]")
     options.add_argument("--space", help="projected or joint")
     options.add_argument("--normalize", help="row or column")
-    options.add_argument("--harden", help="hierarchical, argmax, none or current")
+    options.add_argument("--assignment", help="hierarchical, argmax, soft or current")
     options.add_argument("--linkage", help="average, ward, complete, single or centroid")
     options.add_argument(
         "--n_clusters", type=lambda text: text if text == "current" else int(text), metavar="N",
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace, generations: int) -> dict[str, Any]:
     names = (
-        "weight", "space", "normalize", "harden", "linkage", "n_clusters", "distance_threshold", "noise",
+        "weight", "space", "normalize", "assignment", "linkage", "n_clusters", "distance_threshold", "noise",
         "min_cluster_size", "max_cells",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

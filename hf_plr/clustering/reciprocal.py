@@ -61,6 +61,13 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         self._fit(gather_rows(accelerator, mine), accelerator)
         return self.labels_[start : start + len(mine)]
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Nothing: a call depends on no call before it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore nothing."""
+
     def _fit(self, features: torch.Tensor, accelerator: Accelerator | None) -> None:
         self._check_arguments()
         if len(features) == 0:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from sklearn.base import BaseEstimator
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN, share_neighborhoods
 
 FINER_EPS = 0.75  # of one labeling over that of the one before
-CLUSTERERS: dict[str, type] = {
+CLUSTERERS: dict[str, type[BaseEstimator]] = {
     "kmeans": KMeans,
     "dbscan": ReciprocalDBSCAN,
     "reciprocal_hdbscan": ReciprocalHDBSCAN,
@@ -20,7 +21,9 @@ CLUSTERERS: dict[str, type] = {
 }
 
 
-def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None = None, **defaults: Any) -> Any:
+def make_clusterer(
+    name: str, num_clusters: int, settings: dict[str, Any] | None = None, **defaults: Any
+) -> BaseEstimator:
     """A clusterer by its name in `CLUSTERERS`.
 
     Args:
@@ -46,16 +49,16 @@ def make_clusterer(name: str, num_clusters: int, settings: dict[str, Any] | None
     return CLUSTERERS[name](**{**chosen, **(settings or {})})
 
 
-def can_be_finer(clusterer: Any) -> bool:
-    """Whether a clusterer has what makes it finer: an eps, or a number of clusters that it seeks by itself."""
-    if hasattr(clusterer, "eps"):
-        return True
-    return isinstance(getattr(clusterer, "n_clusters", None), int) and isinstance(getattr(clusterer, "init", ""), str)
+def can_be_finer(clusterer: BaseEstimator) -> bool:
+    """Tell whether a clusterer has what makes it finer: an eps, or a number of clusters that it seeks by itself."""
+    parameters = clusterer.get_params(deep=False)
+    seeks_centers = isinstance(parameters.get("init", ""), str)
+    return "eps" in parameters or (isinstance(parameters.get("n_clusters"), int) and seeks_centers)
 
 
 def make_clusterers(
     n: int, name: str, num_clusters: int, settings: dict[str, Any] | None = None, *, n_samples: int, **defaults: Any
-) -> list[Any]:
+) -> list[BaseEstimator]:
     """Clusterers that look at the same samples in n ways: each one finer than the one before.
 
     Args:
@@ -79,13 +82,15 @@ def make_clusterers(
             f"num_labelings={n} needs a clusterer with a number of clusters, without centres to start from, or with an "
             f"eps: {name} has none of these here"
         )
-    if hasattr(first, "eps"):
-        finer = [{**(settings or {}), "eps": round(first.eps * FINER_EPS**i, 6)} for i in range(n)]
+    parameters = first.get_params(deep=False)
+    if "eps" in parameters:
+        finer = [{**(settings or {}), "eps": round(parameters["eps"] * FINER_EPS**i, 6)} for i in range(n)]
         by_eps = [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
         share_neighborhoods(by_eps)
         return by_eps
-    finest = max(first.n_clusters, n_samples // 2)
-    counts = [min(first.n_clusters * 2**i, finest) for i in range(n)]
+    n_clusters = parameters["n_clusters"]
+    finest = max(n_clusters, n_samples // 2)
+    counts = [min(n_clusters * 2**i, finest) for i in range(n)]
     seed = defaults.pop("seed", 0)
     by_count = []
     for i, count in enumerate(counts):

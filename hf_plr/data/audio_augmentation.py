@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from hf_plr.data.image_augmentation import uniform
+from hf_plr.utils.rng import uniform
 
 SoundAugmentation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SPEEDS = (0.9, 1.1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
+
+logger = logging.getLogger(__name__)
 
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "digit", "fine_label", "coarse_label")
 
@@ -94,6 +97,32 @@ def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None
     if len(found) > 1:
         raise AmbiguousLabelColumns(f"{len(found)} columns could hold the labels ({', '.join(found)})")
     return found[0] if found else None
+
+
+def find_scoring_column(dataset: Dataset, wanted: str | None = None) -> str | None:
+    """Name of the column with the true labels, None if there is none or, with a warning, if several could be meant.
+
+    Raises:
+        ValueError: if the named column is missing.
+    """
+    try:
+        return find_label_column(dataset, wanted)
+    except AmbiguousLabelColumns as error:
+        logger.warning("%s: nothing is scored; choose one with --label_column (label_column=...).", error)
+        return None
+
+
+def check_dataset(dataset: object) -> Dataset:
+    """Refuse anything but a `datasets.Dataset`.
+
+    Raises:
+        TypeError: naming what came.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"train_dataset must be a datasets.Dataset with a column of images or sounds, not {type(dataset).__name__}"
+        )
+    return dataset
 
 
 def _find_column(dataset: Dataset, kind: MediaKind, wanted: str | None) -> str:

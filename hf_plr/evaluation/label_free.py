@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.utils.distributed import gather_rows, place_of
 
 SAMPLES = 2048  # that are looked at, evenly spaced over the data set
@@ -28,31 +28,31 @@ COLLAPSED_RANK = 0.1  # share of the first stage's effective rank
 COLLAPSED_SHARE = 0.5  # of the samples that have a cluster
 
 
-def score_clusters(
-    features: torch.Tensor, targets: torch.Tensor, memory: PrototypeMemory, accelerator: Accelerator
+def label_free_scores(
+    features: torch.Tensor, targets: torch.Tensor, means: ClusterMeans, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Scores of features and of the clusters that the memory was rebuilt from, on every process.
+    """Scores of features and of their clusters, on every process.
 
     Args:
-        features: this process's rows, embedded, shape (n, D).
-        targets: the prototype of each, -1 = none, shape (n,).
-        memory: the prototypes, as `rebuild` left them.
-        accelerator: where other processes have further rows.
+        features: this process's rows, centered, shape (n, D).
+        targets: cluster of each row, 0 to K - 1, -1 = none, shape (n,).
+        means: means of these clusters.
+        accelerator: connects processes that hold further rows.
 
     Returns:
-        The scores of `LABEL_FREE_SCORES`, of 2,048 samples of all processes at most, whatever the number of processes.
+        The scores of `LABEL_FREE_SCORES`, of at most 2,048 samples of all processes, for any number of processes.
     """
     start, total = place_of(accelerator, len(features))
     positions = torch.linspace(0, total - 1, min(total, SAMPLES), dtype=torch.float64).round().long()
-    mine = (positions[(positions >= start) & (positions < start + len(features))] - start).to(features.device)
-    rows = gather_rows(accelerator, features[mine]).cpu()
-    own = gather_rows(accelerator, targets[mine]).cpu()
-    member = own >= 0
-    cosines = rows[member] @ memory.prototypes.cpu().T
-    found = silhouettes(cosines, own[member], memory.sizes.cpu(), memory.lengths.cpu())
+    drawn = (positions[(positions >= start) & (positions < start + len(features))] - start).to(features.device)
+    rows = gather_rows(accelerator, features[drawn]).cpu()
+    cluster = gather_rows(accelerator, targets[drawn]).cpu()
+    is_member = cluster >= 0
+    cosines = rows[is_member] @ means.directions.cpu().T
+    widths = silhouettes(cosines, cluster[is_member], means.sizes.cpu(), means.lengths.cpu())
     return {
         "effective_rank": effective_rank(rows),
-        "silhouette": float(found.mean()) if len(found) else 0.0,
+        "silhouette": float(widths.mean()) if len(widths) else 0.0,
     }
 
 

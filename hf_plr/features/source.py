@@ -10,11 +10,11 @@ import torch
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.clustering import KMeans
+from hf_plr.clustering import Clusterer, KMeans
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.features.centering import center_features
 from hf_plr.features.extractor import FeatureExtractor, empty_in_file
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.utils.distributed import gather_rows, on_main, sharded_parts
 from hf_plr.utils.serialization import checked
 
@@ -56,7 +56,7 @@ class FeatureSource:
         self._rows = torch.empty(0, 0)  # of all samples, where the source is "epoch"
         self._seen = torch.empty(0, dtype=torch.bool)
 
-    def shard(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Any) -> torch.Tensor:
+    def shard(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Clusterer) -> torch.Tensor:
         """Features of this process's samples, float32 of shape (n, D), for the caller to keep and to change."""
         if self.dtype == "auto":
             self.dtype = self._try_dtypes(extractor, store, clusterer)
@@ -117,11 +117,11 @@ class FeatureSource:
     def _arithmetic(self) -> torch.dtype | None:
         return torch.bfloat16 if self.dtype == "bfloat16" else None
 
-    def _try_dtypes(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Any) -> str:
+    def _try_dtypes(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Clusterer) -> str:
         accelerator = extractor.accelerator
         if accelerator.mixed_precision == "bf16":
             return "bfloat16"
-        if not computes_in_bf16(accelerator.device) or not hasattr(clusterer, "get_params"):
+        if not computes_in_bf16(accelerator.device) or not clusterer.get_params():
             return "float32"
         if sharded_parts(extractor.model):  # the trial is the main process's alone
             return "float32"
@@ -129,8 +129,7 @@ class FeatureSource:
 
         def trial() -> float:
             exact, fast = (
-                PrototypeMemory(1.0, 0.0).recenter(extractor.of(store, positions, dtype))
-                for dtype in (None, torch.bfloat16)
+                center_features(extractor.of(store, positions, dtype)).rows for dtype in (None, torch.bfloat16)
             )
             return agreement(clusterer, exact, fast, len(positions) / len(store))
 
@@ -140,29 +139,29 @@ class FeatureSource:
         return chosen
 
 
-def agreement(clusterer: Any, exact: torch.Tensor, fast: torch.Tensor, share: float) -> float:
-    """Adjusted Rand index of a clusterer's labels for two versions of features (n, D); 0 if it finds no two clusters.
+def agreement(clusterer: Clusterer, exact: torch.Tensor, fast: torch.Tensor, fraction: float) -> float:
+    """Adjusted Rand index of a clusterer's labels for two versions of features (n, D); 0 if it makes fewer than two.
 
     Args:
-        clusterer: a scikit-learn estimator; it is not changed.
+        clusterer: stays as it is; a copy is fitted.
         exact: features in float32 arithmetic.
         fast: the same in bfloat16 arithmetic.
-        share: share of all samples that these are; a clusterer's `n_clusters` is scaled by it.
+        fraction: fraction of all samples that these are; the copy's `n_clusters` is scaled by it.
     """
-    trial = clone(clusterer)
-    n_clusters = trial.get_params().get("n_clusters")
-    if n_clusters is not None:
-        trial.set_params(n_clusters=max(2, round(n_clusters * share)))
-    if "init" in trial.get_params() and not isinstance(trial.init, str):
+    trial: Any = clone(clusterer)
+    parameters = trial.get_params()
+    if parameters.get("n_clusters") is not None:
+        trial.set_params(n_clusters=max(2, round(parameters["n_clusters"] * fraction)))
+    if not isinstance(parameters.get("init", ""), str):
         trial.set_params(init="k-means++")  # centroids that were given are as many as clusters were asked for
     if isinstance(trial, KMeans):
         labels = trial.fit_predict(exact)
         trial.set_params(init=trial.cluster_centers_)
-        other = trial.fit_predict(fast)
+        others = trial.fit_predict(fast)
     else:
-        labels, other = (np.asarray(trial.fit_predict(features.cpu().numpy())) for features in (exact, fast))
-    found = len(np.unique(labels[labels >= 0]))
-    return float(adjusted_rand_score(labels, other)) if found > 1 else 0.0
+        labels, others = (np.asarray(trial.fit_predict(features.cpu().numpy())) for features in (exact, fast))
+    n_clusters = len(np.unique(labels[labels >= 0]))
+    return float(adjusted_rand_score(labels, others)) if n_clusters > 1 else 0.0
 
 
 def computes_in_bf16(device: torch.device) -> bool:

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -40,7 +42,6 @@ PUBLISHED = (
     "units.parquet",
     "centroids.safetensors",
 )
-TRAINED_EPOCHS = "trained_epochs"
 HOW_TO_LOG_IN = "`hf auth login`, or set HF_TOKEN to a token that may write"
 TRY_AGAIN = (408, 429)
 PAUSES = (1.0, 5.0)  # seconds, before it is tried again
@@ -100,7 +101,7 @@ def epoch_tag(epochs: float | None) -> str | None:
 def trained_epochs(folder: str | Path) -> float | None:
     """Epochs that a run in this folder has trained; None if its metrics.json does not say."""
     try:
-        epochs = json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8")).get(TRAINED_EPOCHS)
+        epochs = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8")).get(TRAINED_EPOCHS)
     except (OSError, ValueError, AttributeError):
         return None
     return float(epochs) if isinstance(epochs, (int, float)) else None

@@ -8,13 +8,13 @@ from datasets import Dataset
 
 from hf_plr.data.columns import find_media_column
 from hf_plr.modality.audio import AudioModality
-from hf_plr.modality.base import Modality
+from hf_plr.modality.base import Modality, SampleOpener
 from hf_plr.modality.image import ImageModality
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
 
-__all__ = ["AudioModality", "ImageModality", "Modality", "find_modality"]
+__all__ = ["AudioModality", "ImageModality", "Modality", "SampleOpener", "find_modality"]
 
 MODALITIES = {"image": ImageModality, "audio": AudioModality}
 

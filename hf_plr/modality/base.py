@@ -84,6 +84,31 @@ class Modality(ABC):
         """Python that loads the published backbone by its name and makes the feature of one sample."""
 
 
+class SampleOpener:
+    """Opens each data set once, with one number per class for all of them.
+
+    Args:
+        modality: how samples are read.
+        label_column: column of true labels in those data sets that have it; None for none.
+    """
+
+    def __init__(self, modality: Modality, label_column: str | None):
+        self.modality = modality
+        self.label_column = label_column
+        self._numbers: dict[str, int] = {}
+        self._opened: dict[int, tuple[Dataset, SampleStore]] = {}  # the data set is held, so that its id stays its own
+
+    def __call__(self, dataset: Dataset | SampleStore) -> SampleStore:
+        """Samples of a data set, with true labels where it has the label column; a store is returned as it is."""
+        if isinstance(dataset, SampleStore):
+            return dataset
+        if id(dataset) not in self._opened:
+            has_labels = self.label_column is not None and self.label_column in dataset.column_names
+            store = self.modality.open(dataset, self.label_column if has_labels else None, self._numbers)
+            self._opened[id(dataset)] = dataset, store
+        return self._opened[id(dataset)][1]
+
+
 def python_text(text: str) -> str:
     """A Python literal of one line, in double quotes where it has no quotes itself."""
     literal = repr(text)

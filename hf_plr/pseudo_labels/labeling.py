@@ -1,4 +1,4 @@
-"""One labeling of the samples, from epoch to epoch: how it is made, and what training on it takes."""
+"""One labeling of the samples: the stage that makes it, its labels in this epoch, and the loss of training on them."""
 
 from __future__ import annotations
 
@@ -7,108 +7,122 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_plr.evaluation.label_free import score_clusters
+from hf_plr.clustering.cluster_means import ClusterMeans, cluster_means
+from hf_plr.evaluation.label_free import label_free_scores
+from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.utils.serialization import checked
 
 
 class Labeling:
-    """The stage that makes labels, the memory of their clusters' prototypes, and the loss against these.
+    """The stage that makes the labels, the labels of the epoch, and the prototypes that samples are pulled to.
 
     Args:
         stage: clusters and refines.
         memory: holds the prototypes.
-        confidence_power: each sample's loss is weighted by the confidence of its label to this power.
+        confidence_power: the loss per sample is weighted by the confidence of its label to this power.
     """
 
     def __init__(self, stage: RefinementStage, memory: PrototypeMemory, confidence_power: float):
         self.stage = stage
         self.memory = memory
         self.confidence_power = confidence_power
-        self.targets = torch.empty(0, dtype=torch.int64)
-        self.weights: torch.Tensor | None = None
+        self._pseudo_labels: PseudoLabels | None = None
+        self._targets = torch.empty(0, dtype=torch.int64)  # of all samples, on the training device
+        self._weights: torch.Tensor | None = None
 
     @property
-    def now(self) -> PseudoLabels:
+    def has_labels(self) -> bool:
+        """True from the first stage on."""
+        return self._pseudo_labels is not None
+
+    @property
+    def pseudo_labels(self) -> PseudoLabels:
         """The labels of this epoch.
 
         Raises:
-            RuntimeError: if there are none yet.
+            RuntimeError: before the first stage.
         """
-        if self.stage.current is None:
+        if self._pseudo_labels is None:
             raise RuntimeError("there are no pseudo-labels yet: call train() first")
-        return self.stage.current
+        return self._pseudo_labels
 
-    def renew(self, features: torch.Tensor, center: torch.Tensor, mine: slice, epoch: int) -> dict[str, float]:
-        """Make the labels and prototypes of an epoch.
+    def cluster(self, features: CenteredFeatures) -> np.ndarray:
+        """Cluster features; returns the labels of all samples, integers (N,), -1 = noise."""
+        return self.stage.cluster(features)
 
-        Args:
-            features: this process's rows, embedded, shape (n, D).
-            center: what they are relative to, shape (D,).
-            mine: which of all samples they are.
-            epoch: the epoch.
+    def refine(self, clusters: np.ndarray, epoch: int, part: slice) -> PseudoLabels:
+        """Refine clusters (N,) by the labels of the epoch before, and train on the result in this epoch."""
+        self._pseudo_labels = self.stage.refine(clusters, epoch, part, previous=self._pseudo_labels)
+        return self._pseudo_labels
 
-        Returns:
-            The stage's figures.
-        """
-        figures = self.stage.run(features, epoch)
-        self.memory.center = center
-        self._rebuild(self.memory, features, mine)
-        return figures
+    def keep_labels(self, epoch: int) -> None:
+        """Train another epoch on the labels of the one before."""
+        self._pseudo_labels = self.pseudo_labels.for_epoch(epoch)
 
-    def score(self, features: torch.Tensor, mine: slice) -> dict[str, float]:
-        """Scores of features, arguments as for `renew`, under the labels of this epoch."""
-        memory = PrototypeMemory(self.memory.temperature, self.memory.momentum)
-        targets = self._rebuild(memory, features, mine)
-        return score_clusters(features, targets, memory, self.stage.accelerator)
+    def rebuild_prototypes(self, features: CenteredFeatures) -> None:
+        """Reset the prototypes to the means of the refined clusters."""
+        self.memory.reset(features.center, self._means_of(features).directions)
 
-    def _rebuild(self, memory: PrototypeMemory, features: torch.Tensor, mine: slice) -> torch.Tensor:
-        targets = torch.from_numpy(self.now.targets[mine]).to(features.device)
-        if self.now.n_clusters == 0:
-            memory.prototypes = features.new_empty(0, features.shape[1])
-            return targets
-        memory.rebuild(features, targets, self.now.n_clusters, self.stage.accelerator)
-        return targets
+    def score(self, features: CenteredFeatures) -> dict[str, float]:
+        """Label-free scores of features of the training samples under the labels of this epoch."""
+        return label_free_scores(
+            features.rows, self._targets_of(features), self._means_of(features), self.stage.accelerator
+        )
+
+    def _means_of(self, features: CenteredFeatures) -> ClusterMeans:
+        targets = self._targets_of(features)
+        return cluster_means(features.rows, targets, self.pseudo_labels.n_clusters, self.stage.accelerator)
+
+    def _targets_of(self, features: CenteredFeatures) -> torch.Tensor:
+        return torch.from_numpy(self.pseudo_labels.targets[features.part]).to(features.rows.device)
+
+    # ---- training ------------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device) -> None:
-        """Put what steps need on a device."""
-        self.targets = torch.from_numpy(self.now.targets).to(device)
-        self.weights = self._weights_on(device)
+        """Put what the steps of this epoch need on a device."""
+        self._targets = torch.from_numpy(self.pseudo_labels.targets).to(device)
+        self._weights = self._weights_on(device)
         self.memory.to(device)
 
     def _weights_on(self, device: torch.device) -> torch.Tensor | None:
-        """Weight of each sample's loss, with a mean of one over those that have a target; None for equal weights."""
-        if self.confidence_power == 0.0 or self.now.n_clusters == 0:
+        """Weight of the loss per sample, with a mean of one over samples with a target; None for equal weights."""
+        labels = self.pseudo_labels
+        if self.confidence_power == 0.0 or labels.n_clusters == 0:
             return None
-        weights = self.now.confidence**self.confidence_power
-        mean = weights[self.now.targets >= 0].mean()
+        weights = labels.confidence**self.confidence_power
+        mean = weights[labels.targets >= 0].mean()
         return torch.from_numpy(weights / mean if mean > 0 else np.ones_like(weights)).to(device, torch.float32)
 
-    def loss(self, raw: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of features (B, D) of the samples at positions (B,) against the prototypes: a scalar."""
-        weights = None if self.weights is None else self.weights[index]
-        features, soft = self.memory.embed(raw), self.now.soft_targets
+        weights = None if self._weights is None else self._weights[index]
+        directions, soft = self.memory.embed(features), self.pseudo_labels.soft_targets
         if soft is None:
-            return self.memory.loss(features, self.targets[index], weights)
+            return self.memory.loss(directions, self._targets[index], weights)
         rows = torch.from_numpy(soft.of_samples(index.cpu().numpy()))
-        return self.memory.loss(features, rows.to(features), weights)
+        return self.memory.loss(directions, rows.to(directions), weights)
 
-    def follow(self, raw: torch.Tensor, index: torch.Tensor) -> None:
-        """Let the prototypes follow features (B, D) of the samples at positions (B,), -1 = none."""
-        self.memory.update(self.memory.embed(raw), torch.where(index >= 0, self.targets[index], -1))
+    def update_prototypes(self, features: torch.Tensor, index: torch.Tensor) -> None:
+        """Move the prototypes towards features (B, D) of the samples at positions (B,), -1 = none."""
+        self.memory.update(self.memory.embed(features), torch.where(index >= 0, self._targets[index], -1))
+
+    # ---- saving and resuming -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """What a resumed run needs, as arrays by name."""
-        return self.stage.state_dict() | self.memory.state_dict()
+        return self.stage.state_dict() | self.pseudo_labels.state_dict() | self.memory.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], n_samples: int, width: int) -> None:
-        """Restore what `state_dict` gave, for as many samples and features of this size; other entries are ignored.
+        """Restore what `state_dict` returned for so many samples and features of this size; ignores other entries.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+            ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
         checked(state, "labels", "integers", (n_samples,))
-        self.stage.load_state_dict(state)
-        checked(state, "prototypes", "floats", (self.now.n_clusters, width))
+        self.stage.load_state_dict(state, n_samples)
+        labels = PseudoLabels.from_state(state, self.stage.may_be_empty)
+        checked(state, "prototypes", "floats", (labels.n_clusters, width))
         self.memory.load_state_dict(state)
+        self._pseudo_labels = labels

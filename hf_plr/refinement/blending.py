@@ -41,8 +41,13 @@ class SoftCells:
         return self.bases[0].shape[1]
 
     @property
+    def has_disjoint_parts(self) -> bool:
+        """True in the joint space, where each cluster of each part has a column of its own."""
+        return sum(basis.shape[0] for basis in self.bases) == self.n_columns
+
+    @property
     def labelled(self) -> np.ndarray:
-        """Whether a cell has any label, bool of shape (cells,)."""
+        """True for cells that have any label, bool of shape (cells,)."""
         has_label: np.ndarray = np.any(self.shares_of_case > 0, axis=1)
         return has_label[self.case]
 
@@ -101,6 +106,23 @@ class SoftCells:
             rows = self.rows(slice(start, start + BLOCK))
             norms[start : start + BLOCK] = rows.multiply(rows).sum(axis=1)
         return norms
+
+
+def blend(table: CooccurrenceTable, projection: sp.csr_array, weight: float, space: str, noise: str) -> SoftCells:
+    """Blend the current labels with the projection of the previous ones, or with these themselves in the joint space.
+
+    Args:
+        table: the cells.
+        projection: output of `project`, shape (K', K).
+        weight: fraction of the current label, in [0, 1].
+        space: "projected", "joint", or "current" for the current labels as they are.
+        noise: "project" or "drop".
+    """
+    if space == "current":
+        return only_current(table)
+    if space == "joint":
+        return blend_joint(table, weight, noise)
+    return blend_projected(table, projection, weight, noise)
 
 
 def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: float, noise: str) -> SoftCells:
@@ -166,7 +188,7 @@ def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCell
 
 
 def only_current(table: CooccurrenceTable) -> SoftCells:
-    """The current labels as they are: no refinement."""
+    """Soft labels that are the current labels: no refinement."""
     onehot = sp.csr_array(sp.eye_array(len(table.current_ids)))
     case = (table.current != NOISE).astype(np.uint8)
     return SoftCells(table.codes[:, -1:], case, np.array([[0.0], [1.0]]), (onehot,))

@@ -12,7 +12,9 @@ from hf_plr.refinement.lookup import blocks
 BLOCK = 256  # previous clusters that are looked at together
 
 
-def project(table: CooccurrenceTable, normalize: str = "row") -> sp.csr_array:
+def project(
+    table: CooccurrenceTable, normalize: str = "row", centroid_cosines: np.ndarray | None = None
+) -> sp.csr_array:
     """Projection of previous onto current clusters: intersection over union, normalised.
 
     `IoU[a, b] = C[a, b] / (n_a + m_b - C[a, b])`, with the co-occurrence counts C and the cluster sizes n
@@ -23,6 +25,7 @@ def project(table: CooccurrenceTable, normalize: str = "row") -> sp.csr_array:
         table: co-occurrence table of the labelings; the last two count.
         normalize: "row" lets every previous cluster spread one unit over the current clusters, "column"
             lets every current cluster collect one unit.
+        centroid_cosines: lets similar previous clusters share their projections, see `spread_over_similar`.
 
     Returns:
         Sparse matrix of shape (K', K) with entries in [0, 1]. A previous cluster whose samples are all
@@ -39,7 +42,7 @@ def project(table: CooccurrenceTable, normalize: str = "row") -> sp.csr_array:
     for rows in blocks(iou.shape[0], BLOCK):
         previous, entries = _entries_of(iou, rows)
         iou.data[entries] /= totals[previous if normalize == "row" else iou.indices[entries]]
-    return iou
+    return iou if centroid_cosines is None else spread_over_similar(iou, centroid_cosines)
 
 
 def _entries_of(matrix: sp.csr_array, rows: slice) -> tuple[np.ndarray, slice]:

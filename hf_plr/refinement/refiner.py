@@ -1,21 +1,18 @@
-"""The refinement of one epoch's cluster labels by those of the epochs before, in five steps."""
+"""Refinement of one epoch's cluster labels by those of the epochs before: project, blend, re-cluster."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
-from hf_plr.refinement.agglomeration import LINKAGES, Cut, agglomerate
-from hf_plr.refinement.assignment import argmax, confidence, drop_small, keep_current, own_columns
-from hf_plr.refinement.blending import SoftCells, blend_joint, blend_projected, only_current
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
-from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.lookup import Positions, blocks
-from hf_plr.refinement.projection import project, spread_over_similar
+from hf_plr.refinement.agglomeration import LINKAGES, Cut
+from hf_plr.refinement.blending import blend
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cooccurrence
+from hf_plr.refinement.numbering import continue_numbers, keep_numbers
+from hf_plr.refinement.projection import project
+from hf_plr.refinement.reclustering import recluster
 from hf_plr.refinement.result import CellRefinement, RefinementResult
 from hf_plr.utils.serialization import checked
 
@@ -34,11 +31,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "min_cluster_size": 4,
     },
     # Soft targets over the current clusters: what is now, and as a smaller part what the past says of it.
-    "soft": {"harden": "none", "weight": 0.7, "min_cluster_size": 1},
+    "soft": {"assignment": "soft", "weight": 0.7, "min_cluster_size": 1},
     # Soft targets as in RLCC (Zhang et al., CVPR 2021); give `centroid_cosines` for the part that sees features.
-    "rlcc": {"harden": "none", "weight": 0.9, "noise": "drop", "previous": "raw", "min_cluster_size": 1},
+    "rlcc": {"assignment": "soft", "weight": 0.9, "noise": "drop", "previous": "raw", "min_cluster_size": 1},
     # The baseline: the current clusters as they are, through the same code.
-    "none": {"harden": "current", "min_cluster_size": 1},
+    "none": {"assignment": "current", "min_cluster_size": 1},
 }
 
 
@@ -49,12 +46,12 @@ class PseudoLabelRefiner:
     hardly depends on the number of samples, and needs neither a GPU nor a model.
 
     Args:
-        weight: share of the current label in the blend, in [0, 1].
+        weight: fraction of the current label in the blend, in [0, 1].
         space: "projected" blends in the space of the current clusters, "joint" holds the generations side by side.
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: how many epochs count, the current one included; more than 2 need space="joint".
-        harden: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5 the
-            current cluster always has it), "none" keeps the current clusters beside the soft labels (noise that is
+        assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
+            the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
             taken back in goes to its largest entry), "current" skips refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
@@ -78,7 +75,7 @@ class PseudoLabelRefiner:
         space: str = "projected",
         normalize: str = "row",
         generations: int = 2,
-        harden: str = "hierarchical",
+        assignment: str = "hierarchical",
         linkage: str = "average",
         n_clusters: str | int | None = "current",
         distance_threshold: float | None = None,
@@ -91,7 +88,7 @@ class PseudoLabelRefiner:
         self.space = space
         self.normalize = normalize
         self.generations = generations
-        self.harden = harden
+        self.assignment = assignment
         self.linkage = linkage
         self.n_clusters = n_clusters
         self.distance_threshold = distance_threshold
@@ -146,20 +143,13 @@ class PseudoLabelRefiner:
         """
         current = self._check_labels(labels)
         out = self._check_out(out, current)
-        labelings = (*self._padded_history(len(current)), current)
+        epochs = (*self._padded_history(len(current)), current)
 
-        table = cooccurrence(*labelings)  # 1. co-occurrence
-        cells = self.refine_cells(table, centroid_cosines)  # 2. projection, 3. blend, 4. harden
-        for span in chunks(len(current)):
-            out[span] = cells.labels[table.locate(*(labels[span] for labels in labelings))]
-        if self._refined is not None and self._refined is not labelings[-2]:
-            cells = _renumber(cells, self._refined, out)
-        result = RefinementResult(_read_only(out), cells, labelings)
-
-        self._refined = result.labels  # 5. carry
-        carried = result.labels if self.previous == "refined" else current
-        self._history = [*self._history, carried][1 - self.generations :]
-        return result
+        table = cooccurrence(*epochs)
+        cells = self.refine_cells(table, centroid_cosines)
+        refined = self._spread_to_samples(cells, epochs, out)
+        self._carry(refined, current)
+        return refined
 
     def refine_cells(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None = None) -> CellRefinement:
         """Refine from the co-occurrence table alone, without remembering anything.
@@ -176,34 +166,38 @@ class PseudoLabelRefiner:
         Raises:
             ValueError: if the table has another number of labelings, or the cosines do not fit.
         """
-        if table.codes.shape[1] != self.generations:
-            raise ValueError(
-                f"the table has {table.codes.shape[1]} labelings, but generations={self.generations} needs as many"
-            )
-        projection = self._project(table, centroid_cosines)  # 2. projection
-        soft = self._blend(table, projection)  # 3. blend
-        cluster, exact = self._harden(table, soft)  # 4. harden
-
-        column = cluster
-        cluster, n_clusters = _compact(cluster)
-        homes = None
-        if self.harden == "none" and self.space == "projected":
-            homes = own_columns(column, cluster, soft.n_columns, n_clusters)
-        changed_share = _changed_share(table, cluster, n_clusters)
-        confidences = confidence(soft, cluster, table.counts, homes)
-        overlaps = Overlaps.of_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
-        number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
-        del overlaps
-        return CellRefinement(
-            table=table,
-            labels=np.append(number, NOISE)[cluster],
-            confidence=confidences,
-            soft=soft,
-            projection=projection,
-            events=events,
-            changed_share=changed_share,
-            exact=exact,
+        self._check_table(table, centroid_cosines)
+        projection = project(table, self.normalize, centroid_cosines)
+        soft = blend(table, projection, self.weight, self._space_of_blend, self.noise)
+        clusters, is_exact = recluster(
+            table, soft, self.assignment, self.linkage, self._cut(table), self.min_cluster_size, self.max_cells
         )
+        keeps_columns = self.assignment == "soft" and self.space == "projected"
+        return keep_numbers(table, projection, soft, clusters, is_exact, keeps_columns)
+
+    @property
+    def _space_of_blend(self) -> str:
+        return "current" if self.assignment == "current" else self.space
+
+    def _cut(self, table: CooccurrenceTable) -> Cut:
+        n_clusters = len(table.current_ids) if self.n_clusters == "current" else self.n_clusters
+        return Cut(None if n_clusters is None else max(int(n_clusters), 1), self.distance_threshold)
+
+    def _spread_to_samples(
+        self, cells: CellRefinement, epochs: tuple[np.ndarray, ...], out: np.ndarray
+    ) -> RefinementResult:
+        """Write the refined label of every sample to `out`; numbers continue those of the last refined labels."""
+        for span in chunks(len(out)):
+            out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in epochs))]
+        if self._refined is not None and self._refined is not epochs[-2]:
+            cells = continue_numbers(cells, self._refined, out)
+        return RefinementResult(_read_only(out), cells, epochs)
+
+    def _carry(self, refined: RefinementResult, current: np.ndarray) -> None:
+        """Remember what the next call refines by."""
+        self._refined = refined.labels
+        carried = refined.labels if self.previous == "refined" else current
+        self._history = [*self._history, carried][1 - self.generations :]
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """What the next call needs, as arrays: `version` and, after the first call, vectors of labels."""
@@ -251,64 +245,13 @@ class PseudoLabelRefiner:
         nothing = np.broadcast_to(np.int64(NOISE), n_samples)
         return [nothing] * (self.generations - 1 - len(self._history)) + self._history
 
-    def _project(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None) -> sp.csr_array:
-        projection = project(table, self.normalize)
-        if centroid_cosines is None:
-            return projection
-        if self.space != "projected":
-            raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
-        return spread_over_similar(projection, centroid_cosines)
-
-    def _blend(self, table: CooccurrenceTable, projection: sp.csr_array) -> SoftCells:
-        if self.harden == "current":
-            return only_current(table)
-        if self.space == "joint":
-            return blend_joint(table, self.weight, self.noise)
-        return blend_projected(table, projection, self.weight, self.noise)
-
-    def _harden(self, table: CooccurrenceTable, soft: SoftCells) -> tuple[np.ndarray, bool]:
-        """The refined cluster of each cell, -1 = noise, and whether it is exact."""
-        exact = True
-        if (table.codes[:, :-1] == NOISE).all():  # nothing to refine by
-            return table.current, exact
-        if self.harden == "argmax":
-            cluster = argmax(soft)
-        elif self.harden == "hierarchical":
-            cluster, exact = self._recluster(table, soft)
-        elif self.harden == "none":
-            cluster = keep_current(table, soft)
-        else:
-            cluster = table.current
-        return drop_small(cluster, table.counts, self.min_cluster_size), exact
-
-    def _recluster(self, table: CooccurrenceTable, soft: SoftCells) -> tuple[np.ndarray, bool]:
-        """Agglomerate the cells that have a label: the cluster of each cell, and whether it is exact."""
-        labelled = soft.labelled
-        if not labelled.any():
-            return np.full(len(table), NOISE), True
-        counts = table.counts
-        if not labelled.all():
-            soft, counts = soft.select(labelled), counts[labelled]
-        exact = True
-        if self.space == "joint" and self.distance_threshold == 0.0:
-            cluster = _same_labels(soft)
-        else:
-            n_clusters = len(table.current_ids) if self.n_clusters == "current" else self.n_clusters
-            cut = Cut(None if n_clusters is None else max(int(n_clusters), 1), self.distance_threshold)
-            cluster, exact = agglomerate(soft, counts, self.linkage, cut, self.max_cells)
-        if labelled.all():
-            return cluster, exact
-        with_noise = np.full(len(table), NOISE)
-        with_noise[labelled] = cluster
-        return with_noise, exact
-
     def _check_arguments(self) -> None:
         if not 0.0 <= self.weight <= 1.0:
             raise ValueError(f"weight={self.weight} is outside [0, 1]")
         for name, allowed in (
             ("space", ("projected", "joint")),
             ("normalize", ("row", "column")),
-            ("harden", ("hierarchical", "argmax", "none", "current")),
+            ("assignment", ("hierarchical", "argmax", "soft", "current")),
             ("linkage", LINKAGES),
             ("noise", ("project", "drop")),
             ("previous", ("refined", "raw")),
@@ -333,8 +276,16 @@ class PseudoLabelRefiner:
             raise ValueError(
                 f"generations={self.generations} needs space='joint': a projection is from one epoch to the next"
             )
-        if self.harden == "argmax" and self.space == "joint":
-            raise ValueError("harden='argmax' needs space='projected': in the joint space no column is a cluster")
+        if self.assignment == "argmax" and self.space == "joint":
+            raise ValueError("assignment='argmax' needs space='projected': in the joint space no column is a cluster")
+
+    def _check_table(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None) -> None:
+        if table.codes.shape[1] != self.generations:
+            raise ValueError(
+                f"the table has {table.codes.shape[1]} labelings, but generations={self.generations} needs as many"
+            )
+        if centroid_cosines is not None and self.space != "projected":
+            raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
 
     def _check_labels(self, labels: npt.ArrayLike) -> np.ndarray:
         mapped = isinstance(labels, np.memmap)
@@ -365,55 +316,6 @@ class PseudoLabelRefiner:
         if any(np.may_share_memory(out, labels) for labels in held):
             raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
         return out
-
-
-def _renumber(cells: CellRefinement, last: np.ndarray, labels: np.ndarray) -> CellRefinement:
-    """Let numbers continue those of the last refined labels, which are not among the cells' labelings."""
-    overlap_table = cooccurrence(last, labels)
-    ids = overlap_table.current_ids
-    overlaps = Overlaps.of_cells(
-        overlap_table.previous, overlap_table.current, overlap_table.counts, len(overlap_table.previous_ids), len(ids)
-    )
-    position = Positions(ids)
-    code = position(cells.labels)
-    number, events = _identify(overlaps, overlap_table.previous_ids, code, cells.table.first_member)
-    by_code = np.append(number, NOISE)
-    for span in chunks(len(labels)):
-        labels[span] = by_code[position(as_int64(labels[span]))]
-    return replace(cells, labels=by_code[code], events=events)
-
-
-def _identify(
-    overlaps: Overlaps, previous_ids: np.ndarray, cluster: np.ndarray, first_member: np.ndarray
-) -> tuple[np.ndarray, ClusterEvents]:
-    """The number of each refined cluster, and what became of the previous ones; the last two arguments are of cells."""
-    first_of_cluster = np.full(len(overlaps.current_sizes) + 1, np.iinfo(np.int64).max)  # and of noise
-    np.minimum.at(first_of_cluster, cluster, first_member)
-    number = number_clusters(overlaps, previous_ids, first_of_cluster[:-1])
-    return number, cluster_events(overlaps, previous_ids, number)
-
-
-def _compact(cluster: np.ndarray) -> tuple[np.ndarray, int]:
-    """Every cell's cluster as a position among those that occur, -1 = noise, and how many there are."""
-    names = cluster_ids(cluster)
-    return Positions(names)(as_int64(cluster)).astype(np.int32), len(names)
-
-
-def _same_labels(soft: SoftCells) -> np.ndarray:
-    """A number for each distinct row of joint soft labels, shape (cells,)."""
-    codes = np.where(soft.shares_of_case[soft.case] > 0, soft.codes, NOISE)
-    return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _changed_share(table: CooccurrenceTable, cluster: np.ndarray, n_clusters: int) -> float:
-    """Share of samples whose refined cluster is not the continuation of their current cluster."""
-    overlaps = Overlaps.of_cells(cluster, table.current, table.counts, n_clusters, len(table.current_ids))
-    best = overlaps.mutual_best()
-    continued = np.full(n_clusters + 1, NOISE - 1)
-    continued[overlaps.previous[best]] = overlaps.current[best]
-    continued[-1] = NOISE
-    same = sum(int(table.counts[b][continued[cluster[b]] == table.current[b]].sum()) for b in blocks(len(table)))
-    return 1.0 - same / int(table.counts.sum())
 
 
 def _is_count(value: Any, lowest: int) -> bool:

@@ -14,13 +14,13 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.hub.push import TRAINED_EPOCHS
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
 from hf_plr.pseudo_labels.stage import PseudoLabels
+from hf_plr.report.file_names import METRICS_FILE as METRICS_FILE
+from hf_plr.report.file_names import TRAINED_EPOCHS
 from hf_plr.report.html.report_file import PAGE_FILE, write_text
 from hf_plr.report.summary import RunSummary
 
-METRICS_FILE = "metrics.json"
 PROTOTYPES_FILE = "prototypes.safetensors"
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
 INTERVALS = "95% intervals: bootstrap over the samples that were tested; the trained weights stay the same."

@@ -24,7 +24,10 @@ TRAINING_SETTINGS = (
     "max_grad_norm",
     "torch_compile",
 )
-LABEL_SCORE_PREFIX = "score/pseudo_label_"
+STAGE_PREFIX = "plr/"  # of the metrics of a stage in the log
+STAGE_SECONDS = f"{STAGE_PREFIX}seconds"
+SCORE_PREFIX = "score/"  # of scores by true labels in the log
+LABEL_SCORE_PREFIX = f"{SCORE_PREFIX}pseudo_label_"
 AGREEMENT, CHANGED, SOFT = "plr/agreement_ari", "plr/changed_share", "plr/soft_share"
 LOCAL_SETTINGS = ("image_cache_dir", "feature_dir", "report")  # folders of one machine, and what changes no result
 
@@ -43,16 +46,15 @@ class RunSummary:
         epochs: epochs trained.
         steps: optimizer steps.
         processes: processes that trained together.
-        stages: the logged figures of every stage.
+        log: the log as `Trainer` keeps it.
         scores: scores by moment, empty without a label column.
-        scored_on_test: whether the scores are those of a test split.
+        scored_on_test: True if the scores are those of a test split.
         last_labels: what the last labels are, in words; empty before the first stage.
         label_files: files with the labels, and what is in them.
         cluster_sizes: members of each of the last clusters or units, shape (K,).
         cluster_members: what these members are called.
         source: what the start was trained on with labels, empty if on nothing.
         intervals: 95% intervals of scores that have one, (low, high), by moment.
-        epoch_scores: the logged scores of features, for every epoch that was scored.
     """
 
     args: BaseTrainingArguments
@@ -64,7 +66,7 @@ class RunSummary:
     epochs: float
     steps: int
     processes: int
-    stages: list[dict[str, float]]
+    log: list[dict[str, float]]
     scores: dict[str, dict[str, float]]
     scored_on_test: bool
     last_labels: str = ""
@@ -72,8 +74,18 @@ class RunSummary:
     cluster_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     cluster_members: str = "samples"
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
-    epoch_scores: list[dict[str, float]] = field(default_factory=list)
     source: str = ""
+
+    @property
+    def stages(self) -> list[dict[str, float]]:
+        """The logged metrics of every stage."""
+        return logged_stages(self.log)
+
+    @property
+    def epoch_scores(self) -> list[dict[str, float]]:
+        """The logged scores of features, for every epoch that was scored."""
+        others = (entry for entry in self.log if STAGE_SECONDS not in entry)
+        return [entry for entry in others if any(name.startswith(SCORE_PREFIX) for name in entry)]
 
     @property
     def scored_on(self) -> str:
@@ -154,6 +166,19 @@ class RunSummary:
             for field in dataclasses.fields(kind)
             if field.name in told and getattr(self.args, field.name) != field.default
         ]
+
+
+def logged_stages(log: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The entries of stages in the log as `Trainer` keeps it."""
+    return [entry for entry in log if STAGE_SECONDS in entry]
+
+
+def last_stage_metrics(log: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of the last stage in a log by their names without a prefix, without times; empty without a stage."""
+    stages = logged_stages(log)
+    named = {name.removeprefix(STAGE_PREFIX): value for name, value in stages[-1].items()} if stages else {}
+    left_out = ("epoch", "step", "seconds")
+    return {name: value for name, value in named.items() if not name.startswith(left_out)}
 
 
 def cluster_sizes(labels: np.ndarray | None) -> np.ndarray:

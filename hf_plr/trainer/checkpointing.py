@@ -2,134 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from transformers import TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_plr.utils.serialization import checked, read_from, read_tensors
 
+logger = logging.getLogger(__name__)
+
 ASIDE = "_unfinished"  # names that begin with _ are not pushed to the Hub
 FILE_LIST = "plr_files.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or there is none to go on from."""
-
-
-def seal(checkpoint: Path) -> None:
-    """Get all files of a checkpoint onto the disk, and last of all a list of them and their sizes."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    listed = checkpoint / FILE_LIST
-    listed.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-    for path in (*files, listed, checkpoint):
-        _flush(path)
-
-
-def put_in_place(written: Path, checkpoint: Path) -> None:
-    """Rename a sealed checkpoint to where it is looked for; one of the same name goes."""
-    old = written.with_name(f"{written.name}-old")
-    if checkpoint.exists():
-        checkpoint.rename(old)
-    written.rename(checkpoint)
-    _flush(checkpoint.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def flaw(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None if all its files are there in full."""
-    try:
-        sizes = json.loads((checkpoint / FILE_LIST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"it has no {FILE_LIST}, which is written last"
-    except (OSError, ValueError) as error:
-        return f"its {FILE_LIST} cannot be read ({error})"
-    if not isinstance(sizes, dict):
-        return f"its {FILE_LIST} is no list of files"
-    for name, size in sizes.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-    return None
-
-
-def checkpoints_in(output_dir: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints of a run, whole or torn, last one first."""
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    found = [
-        path
-        for path in Path(output_dir).glob(f"{prefix}*")
-        if path.is_dir() and path.name.removeprefix(prefix).isdecimal()
-    ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(prefix)), reverse=True)
-
-
-def last_whole(output_dir: str | os.PathLike[str]) -> tuple[Path | None, dict[Path, str]]:
-    """The last whole checkpoint of a run, and the torn ones after it with their flaws."""
-    torn: dict[Path, str] = {}
-    for checkpoint in checkpoints_in(output_dir):
-        found = flaw(checkpoint)
-        if found is None:
-            return checkpoint, torn
-        torn[checkpoint] = found
-    return None, torn
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 STATE_FILE = "plr_state.safetensors"
 FORMAT = "hf-plr-state-2"
 SETTINGS = "settings"
-
-
-def save_state(directory: str | os.PathLike[str], state: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
-    """Write arrays by name, and the settings of the run, to a file that is complete or not there at all."""
-    path = os.path.join(directory, STATE_FILE)
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
-    arrays[SETTINGS] = np.frombuffer(json.dumps(settings).encode(), np.uint8)  # metadata would lie in any order
-    save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
-    os.replace(path + ".tmp", path)
-
-
-def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_state` wrote.
-
-    Raises:
-        ValueError: if the file is missing, damaged or of another format, naming it.
-    """
-    path = os.path.join(directory, STATE_FILE)
-    if not os.path.isdir(directory):
-        raise ValueError(f"the checkpoint {directory} does not exist")
-    if not os.path.isfile(path):
-        raise ValueError(f"{directory} has no {STATE_FILE}: it is no checkpoint of PLRTrainer or UnitTrainer")
-    arrays = read_tensors(path, FORMAT)
-    with read_from(path):
-        text = checked(arrays, SETTINGS, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
-        settings = json.loads(text)
-        if not isinstance(settings, dict):
-            raise ValueError(f"{SETTINGS!r} holds no settings by name")
-    return {name: array for name, array in arrays.items() if name != SETTINGS}, settings
-
-
-logger = logging.getLogger(__name__)
 
 SHARED = (
     "seed",
@@ -166,6 +64,233 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
 SHOWN = 6
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or there is none to resume from."""
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a trainer aside, and renames each once all of it is on the disk.
+
+    Args:
+        trainer: its processes write together; the one that saves renames.
+
+    Attributes:
+        is_writing: True while a checkpoint is written.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.is_writing = False
+
+    def place(self, run_dir: str) -> str:
+        """Folder for checkpoints now: that of the run, or one below it while a checkpoint is written."""
+        return os.path.join(run_dir, ASIDE) if self.is_writing else run_dir
+
+    @contextlib.contextmanager
+    def writing_aside(self, run_dir: Path) -> Iterator[Path]:
+        """Let Trainer write a checkpoint inside; called on every process.
+
+        Yields:
+            Where the checkpoint will be.
+
+        Raises:
+            CheckpointError: if it could not be written, naming the last complete one.
+        """
+        accelerator, should_save = self.trainer.accelerator, self.trainer.args.should_save
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.trainer.state.global_step}"
+        written, checkpoint = run_dir / ASIDE / name, run_dir / name
+        if should_save:
+            shutil.rmtree(written.parent, ignore_errors=True)  # of a run that was killed
+        accelerator.wait_for_everyone()
+        self.is_writing = True
+        try:
+            yield checkpoint
+            accelerator.wait_for_everyone()  # each process writes its random state
+            if should_save:
+                self._name_best_checkpoint(written, checkpoint)
+                _write_file_list(written)
+                _move_into_place(written, checkpoint)
+                shutil.rmtree(written.parent, ignore_errors=True)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(written.parent, ignore_errors=True)
+            raise CheckpointError(f"{checkpoint} could not be written: {error}. {resume_hint(run_dir)}") from error
+        finally:
+            self.is_writing = False
+        accelerator.wait_for_everyone()
+
+    def remove_old(self, run_dir: Path) -> None:
+        """Remove checkpoints beyond `save_total_limit`, oldest first, the best one last."""
+        if self.trainer.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.trainer.args.save_total_limit,
+                best_model_checkpoint=self.trainer.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _name_best_checkpoint(self, written: Path, checkpoint: Path) -> None:
+        """Where the best checkpoint is this one, name it as it will be named."""
+        state = self.trainer.state
+        if state.best_model_checkpoint == str(written):
+            state.best_model_checkpoint = str(checkpoint)
+            state.save_to_json(str(written / "trainer_state.json"))
+
+
+def _write_file_list(checkpoint: Path) -> None:
+    """Get all files of a checkpoint onto the disk, and last of all a list of them and their sizes."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    file_list = checkpoint / FILE_LIST
+    file_list.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    for path in (*files, file_list, checkpoint):
+        _flush(path)
+
+
+def _move_into_place(written: Path, checkpoint: Path) -> None:
+    """Rename a complete checkpoint to where it is looked for, in place of one of the same name."""
+    old = written.with_name(f"{written.name}-old")
+    if checkpoint.exists():
+        checkpoint.rename(old)
+    written.rename(checkpoint)
+    _flush(checkpoint.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refuse_nan_weights(model: torch.nn.Module, step: int, run_dir: Path) -> None:
+    """Refuse to save weights that are NaN: their checkpoint would push a good one out.
+
+    Raises:
+        ValueError: naming the step and the last complete checkpoint.
+    """
+    if all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        return
+    raise ValueError(
+        f"step {step}: weights are NaN or infinite, and not saved: lower the learning rate. {resume_hint(run_dir)}"
+    )
+
+
+# ---- finding ---------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(chosen: str | bool, output_dir: str | os.PathLike[str]) -> str:
+    """Find the checkpoint to resume from.
+
+    Args:
+        chosen: its folder, or True for the last complete one in `output_dir`; incomplete ones are warned of.
+        output_dir: folder of the run.
+
+    Raises:
+        CheckpointError: if the checkpoint is incomplete, or there is none.
+    """
+    if chosen is not True:
+        defect = find_defect(Path(str(chosen))) if os.path.isdir(str(chosen)) else None
+        if defect is not None:
+            raise CheckpointError(f"the checkpoint {chosen} is incomplete: {defect}")
+        return str(chosen)
+    checkpoint, incomplete = last_complete_checkpoint(output_dir)
+    for path, defect in incomplete.items():
+        logger.warning("The checkpoint %s is incomplete and passed over: %s", path, defect)
+    if checkpoint is None:
+        raise CheckpointError(f"{output_dir} holds no complete checkpoint")
+    return str(checkpoint)
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | None, dict[Path, str]]:
+    """The last complete checkpoint of a run, and the incomplete ones after it with their defects."""
+    incomplete: dict[Path, str] = {}
+    for checkpoint in list_checkpoints(output_dir):
+        defect = find_defect(checkpoint)
+        if defect is None:
+            return checkpoint, incomplete
+        incomplete[checkpoint] = defect
+    return None, incomplete
+
+
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints of a run, complete or not, last one first."""
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    checkpoints = [
+        path
+        for path in Path(output_dir).glob(f"{prefix}*")
+        if path.is_dir() and path.name.removeprefix(prefix).isdecimal()
+    ]
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix(prefix)), reverse=True)
+
+
+def find_defect(checkpoint: Path) -> str | None:
+    """Describe what is wrong with a checkpoint; None if all its files are there in full."""
+    try:
+        sizes = json.loads((checkpoint / FILE_LIST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {FILE_LIST}, which is written last"
+    except (OSError, ValueError) as error:
+        return f"its {FILE_LIST} cannot be read ({error})"
+    if not isinstance(sizes, dict):
+        return f"its {FILE_LIST} is not a list of files"
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+    return None
+
+
+def resume_hint(run_dir: Path) -> str:
+    """Tell how to resume a run that has failed, in a sentence."""
+    checkpoint, _ = last_complete_checkpoint(run_dir)
+    if checkpoint is None:
+        return "There is no earlier checkpoint"
+    return f"{checkpoint} is complete: --resume_from_checkpoint (resume_from_checkpoint=True) resumes from it"
+
+
+# ---- the state of a run ----------------------------------------------------------------------------------------------
+
+
+def save_state(directory: str | os.PathLike[str], state: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
+    """Write arrays by name, and the settings of the run, to a file that is complete or not there at all."""
+    path = os.path.join(directory, STATE_FILE)
+    arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    arrays[SETTINGS] = np.frombuffer(json.dumps(settings).encode(), np.uint8)  # metadata would lie in any order
+    save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
+    os.replace(path + ".tmp", path)
+
+
+def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        ValueError: if the file is missing, damaged or of another format, naming it.
+    """
+    path = os.path.join(directory, STATE_FILE)
+    if not os.path.isdir(directory):
+        raise ValueError(f"the checkpoint {directory} does not exist")
+    if not os.path.isfile(path):
+        raise ValueError(f"{directory} has no {STATE_FILE}: it is not a checkpoint of PLRTrainer or UnitTrainer")
+    arrays = read_tensors(path, FORMAT)
+    with read_from(path):
+        text = checked(arrays, SETTINGS, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
+        settings = json.loads(text)
+        if not isinstance(settings, dict):
+            raise ValueError(f"{SETTINGS!r} holds no settings by name")
+    return {name: array for name, array in arrays.items() if name != SETTINGS}, settings
+
+
+# ---- the settings of a run, which a resumed one must share -----------------------------------------------------------
+
+
 def settings_of(args: TrainingArguments, arguments_class: type[TrainingArguments]) -> dict[str, Any]:
     """The arguments that decide what a run learns: our own, and those of `TrainingArguments` that do."""
     of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -174,47 +299,40 @@ def settings_of(args: TrainingArguments, arguments_class: type[TrainingArguments
     return as_stored({name: getattr(args, name) for name in names})
 
 
-def estimator_settings(estimator: Any) -> dict[str, Any]:
-    """Class and parameters of an object that follows scikit-learn, as far as they decide what it finds."""
-    parameters = estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
-    quiet = {name: value for name, value in parameters.items() if name not in ("verbose", "n_jobs", "copy")}
-    return {"class": type(estimator).__name__, **quiet}
-
-
 def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they are when they have been to a file and back."""
+    """Settings as they are after they have been written to a file and read."""
     stored: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return stored
 
 
-def check_same(checkpoint: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint with settings other than its own.
+def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse to resume from a checkpoint with settings other than its own.
 
     Args:
         checkpoint: its folder, for the message.
         stored: settings that it was written with.
-        now: settings of this run.
+        current: settings of this run.
 
     Raises:
         ValueError: naming each setting that differs; another length of the run is only warned of.
     """
-    differing = [name for name in {**now, **stored} if stored.get(name) != now.get(name)]
+    differing = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
     lengths = [name for name in differing if name in LENGTHS]
     refused = [name for name in differing if name not in LENGTHS]
     if lengths:
         logger.warning(
-            "%s: %s. The run goes on, but not as one that had this length from the start: its learning rate was "
+            "%s: %s. The run is resumed, but not as one that had this length from the start: its learning rate was "
             "planned for the other.",
             checkpoint,
-            _told(lengths, stored, now),
+            _describe_differences(lengths, stored, current),
         )
     if refused:
         raise ValueError(
-            f"{checkpoint} was written with other settings: {_told(refused, stored, now)}. Resume with the settings "
-            "that the run was started with, or start a new run with this checkpoint as its model"
+            f"{checkpoint} was written with other settings: {_describe_differences(refused, stored, current)}. Resume "
+            "with the settings that the run was started with, or start a new run with this checkpoint as its model"
         )
 
 
-def _told(names: list[str], stored: dict[str, Any], now: dict[str, Any]) -> str:
-    told = [f"{name} was {stored.get(name)!r} and is {now.get(name)!r}" for name in names[:SHOWN]]
-    return "; ".join(told) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _describe_differences(names: list[str], stored: dict[str, Any], current: dict[str, Any]) -> str:
+    words = [f"{name} was {stored.get(name)!r} and is {current.get(name)!r}" for name in names[:SHOWN]]
+    return "; ".join(words) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -24,7 +24,7 @@ class EMATeacher:
         self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
-    def follow(self, model: torch.nn.Module) -> None:
+    def update(self, model: torch.nn.Module) -> None:
         """Move towards the model's weights; buffers are taken as they are."""
         self._average(list(self.model.parameters()), list(model.parameters()), 0)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):

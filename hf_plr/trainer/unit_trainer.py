@@ -15,25 +15,25 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.audio_store import AudioStore
-from hf_plr.data.image_augmentation import uniform
 from hf_plr.evaluation.units import score_units
 from hf_plr.modality import AudioModality
+from hf_plr.pseudo_labels.presets import make_refiner, preset_of
 from hf_plr.pseudo_labels.sampler import LengthSampler, data_seed, samples_per_epoch, samples_per_step
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
-from hf_plr.report.summary import RunSummary, cluster_sizes
-from hf_plr.trainer.base_trainer import LOG_PREFIX, BackboneTrainer, check_dataset, preset_of, refiner_from
+from hf_plr.report.summary import STAGE_PREFIX, RunSummary, cluster_sizes
+from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, frame_counts, one_after_the_other
 from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, span_count
-from hf_plr.units.stage import FrameStage, FrameUnits
+from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
-from hf_plr.utils.rng import isolated_rng
+from hf_plr.utils.rng import isolated_rng, uniform
 from hf_plr.utils.serialization import checked, read_from
+from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ UNITS_FILE = "units.parquet"
 HEAD_PREFIX = "head."
 
 
-class UnitTrainer(BackboneTrainer):
+class UnitTrainer(BaseTrainer):
     """Train a speech backbone without labels by predicting the units of hidden frames (HuBERT, Hsu et al. 2021).
 
     Before each round of `args.relabel_every` epochs the trainer clusters the frames (MFCC in the first round, a layer
@@ -63,7 +63,7 @@ class UnitTrainer(BackboneTrainer):
         **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
     Attributes:
-        frame_units: the units of the current round, None before the first.
+        unit_layer: layer whose frames are clustered from the second round on.
 
     Raises:
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
@@ -97,7 +97,7 @@ class UnitTrainer(BackboneTrainer):
         super().__init__(
             model,
             args,
-            check_dataset(train_dataset),
+            train_dataset,
             processing_class=processing_class,
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
@@ -116,6 +116,7 @@ class UnitTrainer(BackboneTrainer):
         an_epoch = samples_per_epoch(args, n_samples)
         self._sampler = LengthSampler(n_samples, samples_per_step(args), data_seed(args), an_epoch)
         self._present = torch.empty(0, dtype=torch.bool)
+        self._frame_units: FrameUnits | None = None
         n_layers = int(self.modality.model.config.num_hidden_layers)
         self.unit_layer = -(-2 * n_layers // 3) if args.unit_layer is None else args.unit_layer
         if not 0 <= self.unit_layer <= n_layers:
@@ -123,55 +124,74 @@ class UnitTrainer(BackboneTrainer):
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 
-    @property
-    def frame_units(self) -> FrameUnits | None:
-        return self.stage.current
+    def refresh_labels(self, epoch: int) -> None:
+        """Make the units of the round that begins with this epoch."""
+        round_ = self._round_of(epoch)
+        self._refresh_units(round_, self.unit_layer if round_ > 0 or self.args.first_units == "layer" else None)
 
-    def prepare_epoch(self, epoch: int) -> None:
-        """Make the units that this epoch trains on, where a round begins."""
-        self._epoch = epoch
-        round_ = epoch // self.args.relabel_every
-        now = self.frame_units
-        if now is None or now.round != round_:
-            layer = self.unit_layer if round_ > 0 or self.args.first_units == "layer" else None
-            try:
-                self._relabel(round_, layer)
-            except NotFiniteError as error:
-                if now is None or self.args.on_nan != "skip_epoch":
-                    raise
-                logger.warning("%s This round keeps the units of the last one.", error)
-                self.stage.keep(round_)
+    def _refresh_units(self, round_: int, layer: int | None) -> None:
+        """Cluster all frames (MFCC, or those of a layer), project, blend and re-cluster."""
+        clock = Stopwatch()
+        with isolated_rng(self.args.seed + round_):
+            frames = Frames(self.extractor, self.train_dataset, layer)
+            with clock("fit"):
+                self.stage.fit(frames, round_)
+            with clock("assign"):
+                clusters = self.stage.assign(frames, round_)
+            with clock("refine"):
+                units = self.stage.refine(clusters, round_)
+            before, self._frame_units = self._frame_units, units
+            metrics = unit_metrics(before, units) | clock.seconds() | self.score_labels()
+            self.reporter.note_stage(self._snapshot(None if before is None else before.labels))
+        self.log({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()})
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Train this epoch on the units: the loss knows those in use."""
         self._present = self._units_in_use()
         self._sampler.begin(epoch)
 
-    def _relabel(self, round_: int, layer: int | None) -> None:
-        with isolated_rng(self.args.seed + round_):
-            frames = Frames(self._extractor, self.train_dataset, layer)
-            last = self.frame_units
-            figures = self.stage.run(frames, round_) | self._score_units()
-            self.reporter.note_stage(self._snapshot(None if last is None else last.labels))
-        self.log({f"{LOG_PREFIX}{name}": value for name, value in figures.items()})
+    def needs_new_labels(self, epoch: int) -> bool:
+        """True where a round begins."""
+        return not self.has_labels or self._units.round != self._round_of(epoch)
+
+    def keep_labels(self, epoch: int) -> None:
+        """Let the round that begins with this epoch train on the units of the one before."""
+        self._frame_units = self._units.for_round(self._round_of(epoch))
+
+    def _round_of(self, epoch: int) -> int:
+        return epoch // self.args.relabel_every
+
+    @property
+    def has_labels(self) -> bool:
+        """True from the first stage on."""
+        return self._frame_units is not None
+
+    @property
+    def frame_units(self) -> FrameUnits | None:
+        """The units of the current round, None before the first."""
+        return self._frame_units
+
+    @property
+    def _units(self) -> FrameUnits:
+        if self._frame_units is None:
+            raise RuntimeError("there are no units yet: call train() first")
+        return self._frame_units
+
+    def score_labels(self) -> dict[str, float]:
+        """Agreement of the units with the true labels of their recordings, where there are some."""
+        if self.label_column is None or not self.has_labels:
+            return {}
+        labels = np.repeat(self.train_dataset.true_labels(), np.diff(self._bounds))
+        return score_units(self._units.labels, labels)
 
     def _snapshot(self, previous: np.ndarray | None) -> Snapshot:
         """The units as the report shows them."""
-        now = self._units_now()
-        return Snapshot(now.round, now.labels, previous, bounds=self._bounds)
-
-    def _score_units(self) -> dict[str, float]:
-        """Agreement of the units with the true labels of their recordings, where there are some."""
-        if self.label_column is None:
-            return {}
-        labels = np.repeat(self.train_dataset.true_labels(), np.diff(self._bounds))
-        return score_units(self._units_now().labels, labels)
-
-    def _units_now(self) -> FrameUnits:
-        if self.frame_units is None:
-            raise RuntimeError("there are no units yet: call train() first")
-        return self.frame_units
+        units = self._units
+        return Snapshot(units.round, units.labels, previous, bounds=self._bounds)
 
     def _units_in_use(self) -> torch.Tensor:
         present = torch.zeros(self._room_for_units, dtype=torch.bool)
-        units = np.unique(self._units_now().labels)
+        units = np.unique(self._units.labels)
         if units[-1] >= len(present):
             raise ValueError(
                 f"the refiner made unit {units[-1]}, but with num_clusters={self._n_units} numbers are below "
@@ -203,14 +223,14 @@ class UnitTrainer(BackboneTrainer):
 
     def _targets(self, index: torch.Tensor, width: int) -> torch.Tensor:
         """Units of each sound's frames, -1 after its end: int64 (B, width)."""
-        labels = self._units_now().labels
+        labels = self._units.labels
         targets = np.full((len(index), width), -1, dtype=np.int64)
         for row, position in enumerate(index.tolist()):
             units = labels[self._bounds[position] : self._bounds[position + 1]]
             targets[row, : len(units)] = units
         return torch.from_numpy(targets).to(index.device)
 
-    def _trained_model(self) -> torch.nn.Module:
+    def _make_trained_model(self) -> torch.nn.Module:
         return UnitPredictor(
             self.modality.model,
             self._room_for_units,
@@ -223,7 +243,7 @@ class UnitTrainer(BackboneTrainer):
         """Numbers of units are below this: new ones take the lowest that the round before did not use."""
         return 2 * self._n_units
 
-    def _bare(self, model: torch.nn.Module) -> torch.nn.Module:
+    def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         predictor: Any = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         backbone: torch.nn.Module = predictor.backbone
         return backbone
@@ -240,15 +260,14 @@ class UnitTrainer(BackboneTrainer):
             directory: where to.
             rows: as for `PLRTrainer.save_labels`.
         """
-        self._relabel(self._units_now().round + 1, self.unit_layer)
-        self._note_saved_labels(directory, rows)
+        self._refresh_units(self._units.round + 1, self.unit_layer)
+        self.publisher.note_labels(directory, rows)
         if not self.is_world_process_zero():
             return
-        encoder = UnitEncoder(
-            self.stage.kmeans.cluster_centers_.cpu().numpy(), self.stage.unit_of_centroid(), self.unit_layer
-        )
+        centroids = self.stage.kmeans.cluster_centers_.cpu().numpy()
+        encoder = UnitEncoder(centroids, self._units.unit_of_centroid(len(centroids)), self.unit_layer)
         encoder.save(directory)
-        units = encoder.units[self._units_now().raw_labels]
+        units = encoder.units[self._units.raw_labels]
         readable = self.train_dataset.rows
         write_units(
             Path(directory) / UNITS_FILE,
@@ -258,16 +277,16 @@ class UnitTrainer(BackboneTrainer):
         )
 
     def label_state(self) -> dict[str, np.ndarray]:
-        state = self.stage.state_dict()
-        if state:
-            state |= {f"{HEAD_PREFIX}{name}": value.float().cpu().numpy() for name, value in self._head().items()}
-        return state
+        """Units, centroids and what is trained beside the backbone, as arrays by name."""
+        head = {f"{HEAD_PREFIX}{name}": value.float().cpu().numpy() for name, value in self._head().items()}
+        return self.stage.state_dict(self._units) | head
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
+        """Restore what `label_state` returned."""
         predictor: Any = self.model
         with read_from(os.path.join(checkpoint, STATE_FILE)):
             checked(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
-            self.stage.load_state_dict(state)
+            self._frame_units = self.stage.load_state_dict(state)
             head = {
                 name: torch.from_numpy(checked(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
                 for name, value in self._head().items()
@@ -284,9 +303,9 @@ class UnitTrainer(BackboneTrainer):
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
-        now = self.frame_units
-        sizes = cluster_sizes(None if now is None else now.labels)
-        last = "" if now is None else f"{len(sizes)} units of {len(now.labels):,} frames"
+        labels = self._units.labels if self.has_labels else None
+        sizes = cluster_sizes(labels)
+        last = "" if labels is None else f"{len(sizes)} units of {len(labels):,} frames"
         files = (
             (CENTROIDS_FILE, "the centroids of the units, for `hf-plr units`"),
             (UNITS_FILE, "the units of every recording"),
@@ -303,8 +322,8 @@ class UnitTrainer(BackboneTrainer):
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
     """The preset, cut at the number of units where it clusters anew."""
-    refiner = refiner_from(args, auto=AUTO_FOR_FRAMES)
-    if refiner.harden == "none":
+    refiner = make_refiner(args, auto=AUTO_FOR_FRAMES)
+    if refiner.assignment == "soft":
         raise ValueError(
             f"refinement={args.refinement!r} gives soft targets, which frames do not take: use slr or joint"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.units.frames import Frames, one_after_the_other
 from hf_plr.utils.distributed import gather_all, gather_rows
-from hf_plr.utils.serialization import checked
+from hf_plr.utils.serialization import checked, under
 
 
 @dataclass
@@ -27,18 +26,47 @@ class FrameUnits:
 
     Attributes:
         round: the round that they train.
-        labels: refined unit of each frame, -1 = none, the sounds' frames one after the other; integers (F,), in a
+        labels: refined unit per frame, -1 = none, the sounds' frames one after the other; integers (F,), in a
             memory-mapped file.
-        raw_labels: centroid of each frame, before refinement, (F,).
+        raw_labels: centroid per frame, before refinement, (F,).
+        changed_share: fraction of the frames whose unit refinement changed; None after a checkpoint.
     """
 
     round: int
     labels: np.ndarray
     raw_labels: np.ndarray
+    changed_share: float | None = None
+
+    def for_round(self, round_: int) -> FrameUnits:
+        """The same units for another round."""
+        return dataclasses.replace(self, round=round_)
+
+    def unit_of_centroid(self, n_centroids: int) -> np.ndarray:
+        """The unit that most frames of each centroid have, int64 (K,); -1 for a centroid without frames."""
+        table = cooccurrence(self.raw_labels, self.labels)
+        counts = table.matrix().toarray()
+        units = np.full(n_centroids, NOISE, dtype=np.int64)
+        units[table.previous_ids] = table.current_ids[counts.argmax(axis=1)]
+        return units
+
+
+def unit_metrics(before: FrameUnits | None, after: FrameUnits) -> dict[str, float]:
+    """Metrics of the units that a stage has just made, for the log."""
+    assert after.changed_share is not None
+    metrics = {
+        "round": float(after.round),
+        "units": float(len(np.unique(after.labels[after.labels != NOISE]))),
+        "frames": float(len(after.labels)),
+        "changed_share": after.changed_share,
+    }
+    if before is not None:
+        table = cooccurrence(before.labels, after.labels)
+        metrics["agreement_ari"] = adjusted_rand(table.previous, table.current, table.counts)
+    return metrics
 
 
 class FrameStage:
-    """Fit k-means on a share of the frames, assign all of them in a stream, and refine the units.
+    """Makes the units of a round in three calls: `fit` centroids, `assign` all frames in a stream, `refine` the units.
 
     Args:
         n_units: centroids.
@@ -49,7 +77,6 @@ class FrameStage:
         folder: where labels lie in memory-mapped files without a name; None takes the system's temporary folder.
 
     Attributes:
-        current: the last round's units, None before the first.
         kmeans: the last round's centroids.
     """
 
@@ -68,86 +95,44 @@ class FrameStage:
         self.accelerator = accelerator
         self.folder = folder
         self.kmeans = KMeans(n_units, spherical=False, seed=seed)
-        self.current: FrameUnits | None = None
 
-    def run(self, frames: Frames, round_: int) -> dict[str, float]:
-        """Make a round's units and leave them in `current`.
+    def refine(self, clusters: np.ndarray, round_: int) -> FrameUnits:
+        """Refine what `assign` returned by the units of the round before."""
+        refined = self.refiner.refine(clusters, out=self._room(len(clusters)))
+        return FrameUnits(round_, refined.labels, clusters, refined.changed_share)
 
-        Returns:
-            The stage's figures for the log.
-
-        Raises:
-            ValueError: if there are fewer frames than units, or features are not finite.
-        """
-        started = time.perf_counter()
-        self._fit(frames, round_)
-        fitted = time.perf_counter()
-        raw = self._assign(frames, round_)
-        assigned = time.perf_counter()
-        refined = self.refiner.refine(raw, out=self._room(len(raw)))
-        last, self.current = self.current, FrameUnits(round_, refined.labels, raw)
-        figures = {
-            "round": float(round_),
-            "units": float(len(np.unique(refined.labels[refined.labels != NOISE]))),
-            "frames": float(len(raw)),
-            "changed_share": refined.changed_share,
-            "seconds_fit": fitted - started,
-            "seconds_assign": assigned - fitted,
-            "seconds_refine": time.perf_counter() - assigned,
-            "seconds": time.perf_counter() - started,
-        }
-        if last is not None:
-            table = cooccurrence(last.labels, refined.labels)
-            figures["agreement_ari"] = adjusted_rand(table.previous, table.current, table.counts)
-        return figures
-
-    def keep(self, round_: int) -> None:
-        """Let a round train on the units of the one before."""
-        assert self.current is not None
-        self.current = dataclasses.replace(self.current, round=round_)
-
-    def unit_of_centroid(self) -> np.ndarray:
-        """The unit that most frames of each centroid have, int64 (K,); -1 for a centroid without frames."""
-        assert self.current is not None
-        table = cooccurrence(self.current.raw_labels, self.current.labels)
-        counts = table.matrix().toarray()
-        units = np.full(self.kmeans.n_clusters, NOISE, dtype=np.int64)
-        units[table.previous_ids] = table.current_ids[counts.argmax(axis=1)]
-        return units
-
-    def state_dict(self) -> dict[str, np.ndarray]:
+    def state_dict(self, units: FrameUnits) -> dict[str, np.ndarray]:
         """What a resumed run needs, as arrays by name."""
-        if self.current is None:
-            return {}
         return {
             **{f"refiner.{name}": value for name, value in self.refiner.state_dict().items()},
             **{f"kmeans.{name}": value.cpu().numpy() for name, value in self.kmeans.state_dict().items()},
-            "round": np.array([self.current.round]),
-            "units": self.current.labels,
-            "raw_units": self.current.raw_labels,
+            "round": np.array([units.round]),
+            "units": units.labels,
+            "raw_units": units.raw_labels,
         }
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `state_dict` gave; other entries are ignored.
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> FrameUnits:
+        """Restore what `state_dict` returned, and return the units in it; other entries are ignored.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+            ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        under = {
-            prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            for prefix in ("refiner.", "kmeans.")
-        }
-        self.refiner.load_state_dict(under["refiner."])
-        self.kmeans.load_state_dict({name: torch.from_numpy(value) for name, value in under["kmeans."].items()})
+        self.refiner.load_state_dict(under("refiner.", state))
+        self.kmeans.load_state_dict({name: torch.from_numpy(value) for name, value in under("kmeans.", state).items()})
         round_ = int(checked(state, "round", "integers", (1,), 0)[0])
         units = checked(state, "units", "integers", (None,), NOISE)
         for name in REFINER_LABELS:
             checked(state, name, "integers", units.shape)
         raw = checked(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
-        self.current = FrameUnits(round_, units, raw)
+        return FrameUnits(round_, units, raw)
 
-    def _fit(self, frames: Frames, round_: int) -> None:
-        """Centroids on a share of the frames, from the last round's where these are of the same features."""
+    def fit(self, frames: Frames, round_: int) -> None:
+        """Fit centroids on a part of the frames, from the last round's where these are of the same features.
+
+        Raises:
+            ValueError: if there are fewer frames than units.
+            NotFiniteError: if features are NaN or infinite.
+        """
         order = np.random.default_rng([self.seed, round_]).permutation(len(frames.counts))
         enough = int(np.searchsorted(np.cumsum(frames.counts[order]), self.fit_frames)) + 1
         drawn = torch.from_numpy(np.sort(order[:enough]))
@@ -157,8 +142,12 @@ class FrameStage:
         self._check_finite(len(not_finite(drawn_frames)), round_)
         self.kmeans.fit_predict_shard(drawn_frames, self.accelerator)
 
-    def _assign(self, frames: Frames, round_: int) -> np.ndarray:
-        """Nearest centroid of every frame on every process: integers (F,)."""
+    def assign(self, frames: Frames, round_: int) -> np.ndarray:
+        """Assign every frame to its nearest centroid; returns integers (F,) on every process.
+
+        Raises:
+            NotFiniteError: if features are NaN or infinite.
+        """
         part = frames.extractor.shard(frames.store)
         bounds = one_after_the_other(frames.counts)
         mine = self._room(int(bounds[part.stop] - bounds[part.start]))

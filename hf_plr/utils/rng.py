@@ -1,4 +1,4 @@
-"""Random numbers that leave no trace."""
+"""Random numbers that leave no trace, and random numbers by sample."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+
+RANDOM_NUMBERS = 16  # per sample, for augmentation
 
 
 @contextlib.contextmanager
@@ -23,3 +25,35 @@ def isolated_rng(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def uniform(index: torch.Tensor, seed: int, epoch: int, n: int = RANDOM_NUMBERS) -> torch.Tensor:
+    """Random numbers in [0, 1) by sample: shape (B, n), float32, on the device of index (B,).
+
+    A counter-based generator: the SplitMix64 finaliser (Steele, Lea and Flood 2014), applied to the counter
+    (index, position) and then keyed by the seed and by the epoch.
+    """
+    position = torch.arange(n, device=index.device)
+    counter = index.to(torch.int64)[:, None] * n + position
+    bits = _mix(
+        _mix(_mix(counter) + _signed(0x9E3779B97F4A7C15 * (seed + 1))) + _signed(0xD1B54A32D192ED03 * (epoch + 1))
+    )
+    return _shift(bits, 40).to(torch.float32) / 2**24
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's finaliser on int64 bit patterns; products wrap around as they do unsigned."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical right shift (torch shifts int64 arithmetically)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 KINDS = {"integers": "iu", "floats": "f", "booleans": "b"}  # numpy's letters
 LIMITS = {
@@ -83,6 +82,8 @@ def read_tensors(path: str | os.PathLike[str], file_format: str) -> dict[str, np
     Raises:
         ValueError: if the file is damaged or of another format, naming it.
     """
+    from safetensors import SafetensorError, safe_open  # the refiner needs only numpy and scipy
+
     try:
         with safe_open(path, framework="numpy") as file:
             found = (file.metadata() or {}).get("format")

@@ -129,4 +129,4 @@ def test_longer_runs_take_all_samples(tmp_path):
     args = arguments_of(TASKS["cifar-5-long"], str(tmp_path), 0, {"report": "no"})
     trainer = TASKS["cifar-5-long"].make(args, 0, SHARED_DATA, tmp_path, [])
     assert len(trainer.train_dataset) == 10_000
-    assert trainer.stage.clusterer.n_clusters == 150
+    assert trainer.labelings[0].stage.clusterer.n_clusters == 150

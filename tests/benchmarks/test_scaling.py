@@ -36,12 +36,14 @@ def test_what_is_kept_between_stages_is_what_the_stage_keeps():
         stages.run(epoch)
     model, now = between_stages(size), stages.current
     labels = [now.labels, now.previous_labels, now.raw_labels, now.confidence, now.targets]
-    refiner = [array for array in stages.stage.refiner.state_dict().values() if len(array) == size.samples]
+    refiner = [array for array in stages.labeling.stage.refiner.state_dict().values() if len(array) == size.samples]
     assert len(refiner) == 2
     assert bytes_of(*labels) == model["labels of all samples"]
     assert bytes_of(*labels, *refiner) == model["labels of all samples"]  # the refiner's are the same arrays
     assert bytes_of(stages.kmeans.labels_) == model["labels of own samples"]
-    assert bytes_of(stages.kmeans.cluster_centers_, stages.memory.prototypes) == model["centroids and prototypes"]
+    assert (
+        bytes_of(stages.kmeans.cluster_centers_, stages.labeling.memory.prototypes) == model["centroids and prototypes"]
+    )
     assert bytes_of(stages.features(0)) == while_clustering(size)["features"]
 
 

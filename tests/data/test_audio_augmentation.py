@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, waveform
-from hf_plr.data.image_augmentation import uniform
+from hf_plr.utils.rng import uniform
 
 # Numbers that change nothing audible: speed 1, no shift, 0 dB, least noise (40 dB), no span.
 STILL = [0.5, 0.5, 0.5, 1 - 2**-24, 0.25, 0.0, 0.0]

@@ -68,7 +68,7 @@ def test_what_is_missing_or_wrong_is_told_in_one_line(tmp_path):
     for arguments, message in (
         (["--dataset_name", tmp_path / "empty"], "--output_dir is needed with --dataset_name"),
         (["--dataset_name", tmp_path / "empty", "--output_dir", tmp_path / "out"], "holds no images, no recordings"),
-        (["--relabel_every", 2], "--relabel_every is for --objective frames"),
+        (["--relabel_every", 2], "relabel_every=2 has no effect on labels of recordings"),
         (["--objective", "frames", "--clusterer", "dbscan"], "clusterer='dbscan' has no effect on units of frames"),
     ):
         run = run_script(*arguments, script=HUBERT_PLR)

@@ -17,10 +17,10 @@ from PIL import Image as PILImage
 from sklearn.metrics import normalized_mutual_info_score
 from transformers import AutoImageProcessor, AutoModel
 
-from hf_plr import PLRTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data
-from hf_plr.reid.reid_trainer import KnownLabels, ReidTrainer
+from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
 SIZE = ["--image_height", "32", "--image_width", "16"]
@@ -155,7 +155,19 @@ def test_identities_of_the_target_score_and_do_nothing_else(recipe, tmp_path, ca
 
 def tiny_trainer(tiny_vit, tmp_path, data, source=None, **arguments):
     args = PLRTrainingArguments(str(tmp_path), num_train_epochs=1, use_cpu=True, disable_tqdm=True, **arguments)
-    return ReidTrainer(tiny_vit(), args, data, source, processing_class=small_vit_processor(16))
+    images = data.train.images if source is None else source.images
+    known = None if source is None else KnownLabels(source.identities)
+    trainer = PLRTrainer(
+        tiny_vit(),
+        args,
+        images,
+        processing_class=small_vit_processor(16),
+        clusterer=known,
+        evaluator=RetrievalEvaluator(data, is_trained_on=source is None),
+    )
+    if source is not None:
+        known.labels = source.identities[trainer.train_dataset.rows]
+    return trainer
 
 
 def test_the_trainer_of_a_target_is_given_images_alone(tiny_vit, target, tmp_path):
@@ -209,8 +221,9 @@ def test_images_that_cannot_be_read_keep_the_rest_in_step(tiny_vit, target, tmp_
     scores = tiny_trainer(tiny_vit, tmp_path, broken, skip_unreadable=True).score("before")
     assert scores == pytest.approx(tiny_trainer(tiny_vit, tmp_path, without).score("before"))
     trainer = tiny_trainer(tiny_vit, tmp_path, data, damaged(data.train, 0), skip_unreadable=True)
-    assert isinstance(trainer.stage.clusterer, KnownLabels)
-    assert trainer.stage.clusterer.fit_predict(None).tolist() == data.train.identities[1:].tolist()
+    clusterer = trainer.labelings[0].stage.clusterer
+    assert isinstance(clusterer.estimator, KnownLabels)
+    assert clusterer.estimator.fit_predict(None).tolist() == data.train.identities[1:].tolist()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
@@ -293,6 +306,6 @@ def test_a_pretrained_backbone_sees_images_of_the_size_asked_for(recipe, target,
     )
     data, _ = recipe.load(options, args)
     backbone, processor = recipe.start(options, args, data)
-    trainer = ReidTrainer(backbone, args, data, processing_class=processor)
+    trainer = PLRTrainer(backbone, args, data.train.images, processing_class=processor)
     assert trainer.train_dataset[0]["pixel_values"].shape == (3, 56, 28)
     assert trainer.extract_features().shape == (108, 32)

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.evaluation.label_free import collapse, effective_rank, score_clusters, silhouettes, size_entropy
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.clustering.cluster_means import ClusterMeans, cluster_means
+from hf_plr.evaluation.label_free import collapse, effective_rank, label_free_scores, silhouettes, size_entropy
 
 
 def clustered(seed: int, n: int = 60, width: int = 7, n_clusters: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,10 +37,8 @@ def naive_silhouettes(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def rebuilt(rows: torch.Tensor, targets: torch.Tensor) -> PrototypeMemory:
-    memory = PrototypeMemory(0.1, 0.5)
-    memory.rebuild(rows, targets, int(targets.max()) + 1)
-    return memory
+def means_of(rows: torch.Tensor, targets: torch.Tensor) -> ClusterMeans:
+    return cluster_means(rows, targets, int(targets.max()) + 1)
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(1, 40), width=st.integers(1, 12))
@@ -60,19 +58,19 @@ def test_effective_rank_counts_equal_directions():
 @pytest.mark.parametrize("seed", range(5))
 def test_silhouettes_are_those_of_distances_to_centers_without_the_sample(seed):
     rows, targets = clustered(seed)
-    memory = rebuilt(rows, targets)
+    memory = means_of(rows, targets)
     member = targets >= 0
-    found = silhouettes(rows[member] @ memory.prototypes.T, targets[member], memory.sizes, memory.lengths)
+    found = silhouettes(rows[member] @ memory.directions.T, targets[member], memory.sizes, memory.lengths)
     np.testing.assert_allclose(found, naive_silhouettes(rows.double().numpy(), targets.numpy()), atol=2e-4)
 
 
 def test_only_members_and_a_single_cluster_have_a_silhouette_of_zero():
     rows = torch.eye(3)
-    memory = rebuilt(rows, torch.tensor([0, 1, 1]))
-    found = silhouettes(rows @ memory.prototypes.T, torch.tensor([0, 1, 1]), memory.sizes, memory.lengths)
+    memory = means_of(rows, torch.tensor([0, 1, 1]))
+    found = silhouettes(rows @ memory.directions.T, torch.tensor([0, 1, 1]), memory.sizes, memory.lengths)
     assert found[0] == 0.0
-    one = rebuilt(rows, torch.zeros(3, dtype=torch.int64))
-    assert silhouettes(rows @ one.prototypes.T, torch.zeros(3), one.sizes, one.lengths).tolist() == [0.0] * 3
+    one = means_of(rows, torch.zeros(3, dtype=torch.int64))
+    assert silhouettes(rows @ one.directions.T, torch.zeros(3), one.sizes, one.lengths).tolist() == [0.0] * 3
 
 
 @given(seed=st.integers(0, 1000), order=st.permutations(range(5)))
@@ -81,10 +79,10 @@ def test_renaming_clusters_and_reordering_samples_change_nothing(seed, order):
     renamed = torch.where(targets >= 0, torch.tensor(order)[targets], -1)
     shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     accelerator = Accelerator(cpu=True)
-    first = score_clusters(rows, targets, rebuilt(rows, targets), accelerator)
-    assert score_clusters(rows, renamed, rebuilt(rows, renamed), accelerator) == pytest.approx(first)
+    first = label_free_scores(rows, targets, means_of(rows, targets), accelerator)
+    assert label_free_scores(rows, renamed, means_of(rows, renamed), accelerator) == pytest.approx(first)
     rows, targets = rows[shuffled], targets[shuffled]
-    assert score_clusters(rows, targets, rebuilt(rows, targets), accelerator) == pytest.approx(first)
+    assert label_free_scores(rows, targets, means_of(rows, targets), accelerator) == pytest.approx(first)
 
 
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=30))

@@ -39,11 +39,11 @@ def test_agreement_of_two_precisions_by_the_runs_own_clusterer():
     exact = centers[torch.arange(400) % 20] + 0.1 * torch.randn(400, 16, generator=generator)
     rounded, shuffled = exact.bfloat16().float(), exact[torch.randperm(400, generator=generator)]
     for clusterer in (KMeans(40, seed=0), ReciprocalDBSCAN(k1=10), AgglomerativeClustering(40)):
-        assert agreement(clusterer, exact, rounded, share=0.5) > 0.98
-        assert agreement(clusterer, exact, shuffled, share=0.5) < 0.5
+        assert agreement(clusterer, exact, rounded, fraction=0.5) > 0.98
+        assert agreement(clusterer, exact, shuffled, fraction=0.5) < 0.5
         assert not hasattr(clusterer, "labels_")
-    assert agreement(ReciprocalDBSCAN(eps=0.0, k1=10), exact, exact, share=0.5) == 0.0  # nothing but noise
-    assert agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, share=0.5) > 0.98
+    assert agreement(ReciprocalDBSCAN(eps=0.0, k1=10), exact, exact, fraction=0.5) == 0.0  # nothing but noise
+    assert agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, fraction=0.5) > 0.98
 
 
 @pytest.mark.skipif(not computes_in_bf16(CPU), reason="this processor has no bfloat16 arithmetic")

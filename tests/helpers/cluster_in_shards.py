@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans, ReciprocalDBSCAN
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.clustering.cluster_means import cluster_means
+from hf_plr.features.centering import CenteredFeatures, center_features
+from hf_plr.pseudo_labels.metrics import stage_metrics
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.utils.distributed import gather_all, gather_rows, on_main
@@ -41,15 +43,19 @@ def main(output: str) -> None:
     labels = gather_rows(accelerator, torch.from_numpy(dbscan.fit_predict_shard(shard, accelerator)))
     results["dbscan.labels"] = labels.numpy()
     stage = RefinementStage(KMeans(40, seed=3), PseudoLabelRefiner(), 1, accelerator, min_confidence=0.6)
+    before = pseudo_labels = None
     for epoch in range(3):
         noise = np.random.default_rng(epoch).normal(size=features.shape).astype(np.float32)
-        figures = stage.run(torch.from_numpy(shard + noise[mine]), epoch)
-        results |= {f"stage.{name}.{epoch}": value for name, value in stage.state_dict().items()}
-    results["stage.agreement_ari"] = np.array(figures["agreement_ari"])
-    memory = PrototypeMemory(0.05, 0.2)
-    embedded = memory.recenter(torch.from_numpy(shard.copy()), accelerator)
-    memory.rebuild(embedded, labels[mine] % 7, 7, accelerator)
-    results |= memory.state_dict()
+        rows = torch.from_numpy(shard + noise[mine])
+        clusters = stage.cluster(CenteredFeatures(rows, torch.zeros(rows.shape[1]), mine))
+        before, pseudo_labels = pseudo_labels, stage.refine(clusters, epoch, mine, pseudo_labels)
+        state = stage.state_dict() | pseudo_labels.state_dict()
+        results |= {f"stage.{name}.{epoch}": value for name, value in state.items()}
+    metrics = stage_metrics(before, pseudo_labels, mine, accelerator)
+    results["stage.agreement_ari"] = np.array(metrics["agreement_ari"])
+    centered = center_features(torch.from_numpy(shard), accelerator)
+    means = cluster_means(centered.rows, labels[mine] % 7, 7, accelerator)
+    results |= {"center": centered.center.numpy(), "prototypes": means.directions.numpy()}
 
     broken = shard.copy()
     broken[:1] = np.nan if accelerator.process_index == 0 else broken[:1]

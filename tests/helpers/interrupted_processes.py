@@ -24,8 +24,8 @@ from helpers.runs import logged
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.loading import digits, draw_rows
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.trainer.checkpointing import last_whole
-from hf_plr.trainer.stop_signal import TrainingStopped
+from hf_plr.trainer.callbacks import TrainingStopped
+from hf_plr.trainer.checkpointing import last_complete_checkpoint
 
 # 203 samples in batches of 2 x 16: the last batch is 11 samples, 6 and 5.
 SETTINGS: list[tuple[int, dict[str, Any]]] = [
@@ -99,7 +99,7 @@ def main(folder: Path) -> None:
             make(out, [TerminateOne(step)], **settings).train()
         except TrainingStopped as error:
             stopped = error.code
-        checkpoint, _ = last_whole(out)
+        checkpoint, _ = last_complete_checkpoint(out)
         resumed = make(out, [], **settings)
         resumed.train(resume_from_checkpoint=True)
         report.append(

@@ -30,7 +30,7 @@ from helpers.runs import logged
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.loading import digits
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.trainer.checkpointing import ASIDE, checkpoints_in
+from hf_plr.trainer.checkpointing import ASIDE, list_checkpoints
 
 MOMENTS = ("any", "stage", "save", "any", "save")
 
@@ -64,18 +64,18 @@ def train(out: Path, result: Path, workers_die: bool = False) -> None:
     data = digits().select(range(403))
     callbacks = [KillWorkers()] if workers_die else []
     trainer = PLRTrainer(model, args, data, processing_class=small_vit_processor(16), callbacks=callbacks)
-    relabel = trainer._relabel
+    refresh_labels = trainer.refresh_labels
 
-    def announced(epoch: int) -> dict[str, float]:
+    def announced(epoch: int) -> None:
         (out / "stage").touch()
         try:
-            return relabel(epoch)
+            refresh_labels(epoch)
         finally:
             (out / "stage").unlink()
 
-    trainer._relabel = announced
+    trainer.refresh_labels = announced
     out.mkdir(exist_ok=True)
-    trainer.train(resume_from_checkpoint=bool(checkpoints_in(out)))
+    trainer.train(resume_from_checkpoint=bool(list_checkpoints(out)))
     arrays = {f"weights.{name}": value.numpy() for name, value in trainer.model.state_dict().items()}
     log = np.array(json.dumps(logged(trainer), sort_keys=True))
     np.savez(result.with_suffix(".tmp.npz"), log=log, **arrays, **trainer.run_state())
@@ -124,7 +124,7 @@ def main(folder: Path, kills: int) -> None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             (out / "stage").unlink(missing_ok=True)
-            steps = [int(path.name.split("-")[1]) for path in checkpoints_in(out)]
+            steps = [int(path.name.split("-")[1]) for path in list_checkpoints(out)]
             done.append((moment, max(steps, default=0)))
             continue
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

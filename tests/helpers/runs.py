@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from hf_plr.trainer.base_trainer import BackboneTrainer
-from hf_plr.trainer.checkpointing import last_whole
+from hf_plr.trainer.base_trainer import BaseTrainer
+from hf_plr.trainer.checkpointing import last_complete_checkpoint
 
 MEASURED = ("seconds", "runtime", "per_second")  # parts of the names of what a clock measures
 
@@ -31,7 +31,7 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_log = False  # the epoch did not end: its machine is gone
 
 
-def weights(trainer: BackboneTrainer) -> dict[str, torch.Tensor]:
+def weights(trainer: BaseTrainer) -> dict[str, torch.Tensor]:
     """A copy of what is trained."""
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
@@ -43,7 +43,7 @@ def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     assert different == []
 
 
-def logged(trainer: BackboneTrainer) -> list[dict[str, Any]]:
+def logged(trainer: BaseTrainer) -> list[dict[str, Any]]:
     """The log without what a clock measures and without the summary of the last call of train()."""
     return [
         {name: value for name, value in entry.items() if not any(word in name for word in MEASURED)}
@@ -52,7 +52,7 @@ def logged(trainer: BackboneTrainer) -> list[dict[str, Any]]:
     ]
 
 
-def assert_same_run(whole: BackboneTrainer, resumed: BackboneTrainer) -> None:
+def assert_same_run(whole: BaseTrainer, resumed: BaseTrainer) -> None:
     """Weights, optimizer, labels, prototypes and log of two finished runs are the same bits."""
     for one, other in (
         (whole.model.state_dict(), resumed.model.state_dict()),
@@ -65,8 +65,8 @@ def assert_same_run(whole: BackboneTrainer, resumed: BackboneTrainer) -> None:
     assert logged(whole) == logged(resumed)
 
 
-def _optimizer(trainer: BackboneTrainer) -> dict[str, torch.Tensor]:
-    checkpoint, _ = last_whole(trainer.args.output_dir)
+def _optimizer(trainer: BaseTrainer) -> dict[str, torch.Tensor]:
+    checkpoint, _ = last_complete_checkpoint(trainer.args.output_dir)
     assert checkpoint is not None
     state = torch.load(os.path.join(checkpoint, "optimizer.pt"), weights_only=True)["state"]
     return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.trainer.base_trainer import BackboneTrainer
+from hf_plr.trainer.base_trainer import BaseTrainer
 
 
 def tiny_vit(seed: int = 0) -> torch.nn.Module:
@@ -51,10 +51,10 @@ def image_trainer(out: Path, data: Dataset, trainer: dict[str, Any] | None = Non
 def sound_trainer(
     out: Path,
     data: Dataset,
-    kind: type[BackboneTrainer] = UnitTrainer,
+    kind: type[BaseTrainer] = UnitTrainer,
     trainer: dict[str, Any] | None = None,
     **arguments: Any,
-) -> BackboneTrainer:
+) -> BaseTrainer:
     """A trainer of a tiny HuBERT; `trainer` holds keywords of the trainer, others go to the arguments."""
     settings = {
         "output_dir": str(out),
@@ -62,10 +62,9 @@ def sound_trainer(
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 8,
         "num_clusters": 12,
-        "relabel_every": 1,
-        "mask_length": 4,
         "disable_tqdm": True,
         "use_cpu": True,
+        **({"relabel_every": 1, "mask_length": 4} if kind is UnitTrainer else {}),
         **arguments,
     }
     parts = {
@@ -74,4 +73,4 @@ def sound_trainer(
         "processing_class": small_hubert_extractor(8_000),
         **(trainer or {}),
     }
-    return kind(args=UnitTrainingArguments(**settings), **parts)
+    return kind(args=kind.arguments_class(**settings), **parts)

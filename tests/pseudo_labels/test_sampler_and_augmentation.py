@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, uniform
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS
 from hf_plr.pseudo_labels.sampler import ClusterSampler
+from hf_plr.utils.rng import uniform
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 5))

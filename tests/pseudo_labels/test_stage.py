@@ -1,4 +1,4 @@
-"""The stage's labels and figures, against the same computed sample by sample."""
+"""The stage's labels and metrics, against the same computed sample by sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch
 from accelerate import Accelerator
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.pseudo_labels.stage import RefinementStage
+from hf_plr.clustering import as_clusterer
+from hf_plr.features.centering import CenteredFeatures
+from hf_plr.pseudo_labels.metrics import stage_metrics
+from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 
 
@@ -34,46 +37,44 @@ def drawn_labels(n=4000, n_clusters=12, seed=0):
 
 def stage_of(labelings, refiner=None, **settings):
     refiner = refiner or PseudoLabelRefiner(noise="drop")
-    return RefinementStage(Given(labelings), refiner, 1, Accelerator(cpu=True), **settings)
+    return RefinementStage(as_clusterer(Given(labelings)), refiner, 1, Accelerator(cpu=True), **settings)
 
 
 def run(stage, n):
-    """Two epochs of a stage on n samples; its labels after that."""
+    """Two epochs of a stage on n samples: the labels of both, and the metrics of the second."""
+    features = CenteredFeatures(torch.zeros(n, 1), torch.zeros(1), slice(0, n))
+    epochs = []
     for epoch in range(2):
-        stage.run(torch.zeros(n, 1), epoch)
-    return stage.current
+        clusters = stage.cluster(features)
+        epochs.append(stage.refine(clusters, epoch, features.part, previous=epochs[-1] if epochs else None))
+    return epochs, stage_metrics(*epochs, features.part, stage.accelerator)
 
 
 @pytest.mark.parametrize("min_confidence", [0.0, 0.7])
-def test_figures_and_targets_are_those_of_the_samples(min_confidence):
+def test_metrics_and_targets_are_those_of_the_samples(min_confidence):
     first, second = drawn_labels()
     stage = stage_of([first, second], min_confidence=min_confidence)
-    features = torch.zeros(len(first), 1)
-    stage.run(features, 0)
-    before = stage.current.labels
-    figures = stage.run(features, 1)
-    now = stage.current
+    (before, now), metrics = run(stage, len(first))
 
-    assert now.previous_labels is before
+    assert now.previous_labels is before.labels
     np.testing.assert_array_equal(now.raw_labels, second)
     trained = (now.labels >= 0) & (now.confidence >= min_confidence)
     assert 0 < trained.sum() < len(first)
     ids = np.unique(now.labels[trained])
     np.testing.assert_array_equal(now.targets, np.where(trained, np.searchsorted(ids, now.labels), -1))
-    assert now.n_clusters == len(ids) == figures["clusters"]
-    assert figures["clusters_raw"] == 12
-    assert figures["noise_share"] == (now.labels == -1).mean()
-    assert figures["left_out_share"] == (now.targets == -1).mean()
-    assert figures["mean_confidence"] == pytest.approx(now.confidence.mean(dtype=np.float64), rel=1e-6)
-    assert figures["agreement_ari"] == pytest.approx(adjusted_rand_score(before, now.labels), abs=1e-12)
+    assert now.n_clusters == len(ids) == metrics["clusters"]
+    assert metrics["clusters_raw"] == 12
+    assert metrics["noise_share"] == (now.labels == -1).mean()
+    assert metrics["left_out_share"] == (now.targets == -1).mean()
+    assert metrics["mean_confidence"] == pytest.approx(now.confidence.mean(dtype=np.float64), rel=1e-6)
+    assert metrics["agreement_ari"] == pytest.approx(adjusted_rand_score(before.labels, now.labels), abs=1e-12)
 
 
 def test_labels_take_four_bytes_and_ids_of_any_size_are_kept():
     first, second = drawn_labels()
     stage = stage_of([first.astype(np.uint8) + 1, np.where(second < 0, -1, second + 2**40)])
-    for epoch in range(2):
-        stage.run(torch.zeros(len(first), 1), epoch)
-        now = stage.current
+    epochs, _ = run(stage, len(first))
+    for epoch, now in enumerate(epochs):
         kept = (now.labels, now.previous_labels, now.targets)
         assert {array.dtype for array in kept} == {np.dtype(np.int32)}
         assert now.confidence.dtype == np.float32
@@ -99,9 +100,8 @@ def dense_soft_targets(previous, current, weight=0.7):
 def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
     first, second = drawn_labels()
     stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"))
-    assert "soft_share" not in stage.run(torch.zeros(len(first), 1), 0)
-    figures = stage.run(torch.zeros(len(first), 1), 1)
-    now = stage.current
+    (before, now), metrics = run(stage, len(first))
+    assert before.soft_targets is None
     expected = dense_soft_targets(first, second)
     np.testing.assert_allclose(now.soft_targets.of_samples(np.arange(len(first))), expected, atol=1e-7)
     some = np.array([7, 3, 7, 3999])
@@ -111,7 +111,7 @@ def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
     np.testing.assert_array_equal(now.targets[taken_back], expected[taken_back].argmax(axis=1))
     np.testing.assert_array_equal(now.targets[~taken_back], second[~taken_back])
     taught = np.flatnonzero(now.targets >= 0)
-    assert figures["soft_share"] == pytest.approx(1.0 - expected[taught, now.targets[taught]].mean())
+    assert metrics["soft_share"] == pytest.approx(1.0 - expected[taught, now.targets[taught]].mean())
 
 
 def test_confidence_of_soft_labels_is_the_share_on_the_own_cluster():
@@ -119,31 +119,31 @@ def test_confidence_of_soft_labels_is_the_share_on_the_own_cluster():
     first = np.repeat([0, 1], [40, 160])
     second = np.where(np.arange(200) < 2, 0, 1)
     stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"))
-    now = run(stage, len(first))
+    (_, now), _ = run(stage, len(first))
     expected = dense_soft_targets(first, second)
     np.testing.assert_allclose(now.confidence, expected[np.arange(200), second], rtol=1e-6)
 
 
 def test_joint_soft_labels_are_no_targets():
-    with pytest.raises(ValueError, match="harden='none' needs space='projected'"):
-        stage_of([], PseudoLabelRefiner(space="joint", harden="none"))
+    with pytest.raises(ValueError, match="assignment='soft' needs space='projected'"):
+        stage_of([], PseudoLabelRefiner(space="joint", assignment="soft"))
 
 
 def test_soft_targets_stay_small_where_every_cluster_projects_onto_every_other():
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 200, (2, 100_000))
     stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"))
-    soft = run(stage, len(first)).soft_targets
-    rows = soft.of_cell.rows()
-    state = {name: value for name, value in stage.state_dict().items() if name.startswith("soft.")}
+    (_, now), _ = run(stage, len(first))
+    rows = now.soft_targets.of_cell.rows()
+    state = {name: value for name, value in now.state_dict().items() if name.startswith("soft.")}
     assert sum(value.nbytes for value in state.values()) < (rows.data.nbytes + rows.indices.nbytes) / 50
 
 
 def test_soft_targets_come_back_from_a_state():
     first, second = drawn_labels()
     stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"), min_confidence=0.8)
-    soft = run(stage, len(first)).soft_targets
-    other = stage_of([], PseudoLabelRefiner.from_preset("soft"))
-    other.load_state_dict(stage.state_dict())
+    (_, now), _ = run(stage, len(first))
+    other = PseudoLabels.from_state(now.state_dict())
     everything = np.arange(len(first))
-    np.testing.assert_array_equal(other.current.soft_targets.of_samples(everything), soft.of_samples(everything))
+    expected = now.soft_targets.of_samples(everything)
+    np.testing.assert_array_equal(other.soft_targets.of_samples(everything), expected)

@@ -61,6 +61,9 @@ def test_a_run_leaves_everything_that_the_page_shows(make_trainer, tmp_path):
     assert data["scores"] == trainer.scores
     labels = pd.read_parquet(tmp_path / "out" / "pseudo_labels.parquet").set_index("index")
     assert len(data["sheets"]["random"]) == 120
+    typical = [key for members in data["sheets"]["typical"].values() for key in members]
+    assert typical
+    assert not set(typical) & set(data["sheets"]["random"])  # something to compare the check with
     for row, label, previous, confidence, _ in data["samples"].values():
         assert row >= 1000
         assert (label, previous) == tuple(labels.loc[row, ["label", "previous_label"]])

@@ -106,6 +106,9 @@ def test_sheets_of_a_hand_worked_cluster():
     assert "new" in nine["why"]
     assert typical_members(Snapshot(3, labels, previous, confidence), np.array([4, 9]), 2) == {4: [1, 4], 9: [5]}
     assert typical_members(Snapshot(3, labels, previous, confidence), np.array([])) == {}
+    assert typical_members(Snapshot(3, labels, previous, confidence), np.array([4, 9]), 2, np.array([1, 5])) == {
+        4: [4, 3]
+    }
 
 
 def test_the_largest_the_newest_and_the_least_confident_clusters_have_sheets():
@@ -128,6 +131,9 @@ def test_sizes_are_bounded_and_say_of_how_many():
     assert len(found["clusters"]) == 2000
     assert (found["of"], found["noise"], found["samples"]) == (2500, 1, 2502)
     assert found["clusters"][0] == [0, 2, 1.0]
+    assert found["median"] == 1
+    halves = [size_table(Snapshot(0, np.repeat([0, 1], sizes)))["median"] for sizes in ([9, 10], [10, 11])]
+    assert halves == [int(f"{median:.0f}") for median in (9.5, 10.5)]  # as the run's facts round it
 
 
 def test_units_are_found_where_they_are_heard():

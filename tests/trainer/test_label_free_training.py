@@ -9,8 +9,9 @@ import torch
 from helpers.runs import StopAt, assert_same_weights, weights
 from transformers import EarlyStoppingCallback
 
+from hf_plr.features.centering import CenteredFeatures
 from hf_plr.features.extractor import FeatureExtractor
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.trainer import plr_trainer
 
 EVERY_STAGE = ("effective_rank", "silhouette", "size_entropy", "largest_share", "mean_confidence", "noise_share")
 FROM_THE_SECOND = ("agreement_ari", "churn", "kept", "split", "merged", "reshaped", "born", "died")
@@ -154,15 +155,15 @@ def test_a_resumed_run_evaluates_as_the_whole_one(make_trainer, unlabelled, tmp_
 
 
 def test_a_collapse_is_warned_of(make_trainer, unlabelled, monkeypatch, caplog):
-    def collapsed(self, features, accelerator=None):
-        features[:] = torch.nn.functional.normalize(torch.ones_like(features) + 1e-3 * features, dim=1)
-        return features
+    def collapsed(features, accelerator=None, out=None):
+        rows = torch.nn.functional.normalize(torch.ones_like(features) + 1e-3 * features, dim=1)
+        return CenteredFeatures(rows, features.mean(dim=0), slice(0, len(rows)))
 
     trainer = make_trainer({"train_dataset": unlabelled}, num_train_epochs=1)
     trainer.train()
     with caplog.at_level(logging.WARNING, "hf_plr"):
         trainer.prepare_epoch(1)
         assert "collapsing" not in caplog.text
-        monkeypatch.setattr(PrototypeMemory, "recenter", collapsed)
+        monkeypatch.setattr(plr_trainer, "center_features", collapsed)
         trainer.prepare_epoch(2)
     assert "may be collapsing" in caplog.text

@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import KMeans, make_clusterers
 from hf_plr.refinement import PRESETS, PseudoLabelRefiner
+from hf_plr.utils.rng import uniform
 
 
 def test_each_labeling_is_twice_as_fine_as_the_one_before():
@@ -77,7 +78,7 @@ def test_labelings_of_dbscan_are_trained_on_and_resume_bit_for_bit(make_trainer,
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **DENSITY)
     whole.train()
     assert [labeling.stage.clusterer.eps for labeling in whole.labelings] == [0.5, 0.375, 0.28125]
-    raw = [(labeling.now.raw_labels == -1).mean() for labeling in whole.labelings]
+    raw = [(labeling.pseudo_labels.raw_labels == -1).mean() for labeling in whole.labelings]
     assert raw[0] < raw[1] < raw[2]
     refined = whole.labelings[1].now
     taken_back = (refined.raw_labels == -1) & (refined.previous_labels >= 0)
@@ -92,7 +93,7 @@ def test_a_finer_labeling_without_clusters_sits_the_epoch_out(make_trainer, tmp_
     settings = {**DENSITY, "clusterer_kwargs": {"eps": 0.3, "k1": 12, "min_samples": 6}}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), confidence_power=1.0, **settings)
     whole.train()
-    assert [labeling.now.n_clusters > 0 for labeling in whole.labelings] == [True, True, False]
+    assert [labeling.pseudo_labels.n_clusters > 0 for labeling in whole.labelings] == [True, True, False]
     assert "a finer labeling has no clusters, so this epoch trains on the others" in caplog.text
     assert whole.state.log_history[-1]["train_loss"] > 0
     make_trainer(
@@ -109,26 +110,26 @@ def test_what_auto_stands_for_resumes_it(make_trainer, tmp_path):
 
 
 def _sizes(trainer) -> str:
-    return " and ".join(str(labeling.now.n_clusters) for labeling in trainer.labelings[1:])
+    return " and ".join(str(labeling.pseudo_labels.n_clusters) for labeling in trainer.labelings[1:])
 
 
 def test_the_loss_is_the_mean_of_the_labelings(make_trainer):
     trainer = make_trainer(num_labelings=3, num_train_epochs=1)
     trainer.train()
-    assert [labeling.now.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
-    assert trainer.pseudo_labels is trainer.labelings[0].now
+    assert [labeling.pseudo_labels.n_clusters for labeling in trainer.labelings] == [12, 24, 48]
+    assert trainer.pseudo_labels is trainer.labelings[0].pseudo_labels
     index = torch.arange(40)
     batch = next(iter(trainer.get_train_dataloader()))
     batch = {**batch, "index": index[: len(batch["index"])]}
     index = batch["index"]
     with torch.no_grad():
-        raw = trainer.modality.features(trainer.model, batch, trainer._numbers(index))
+        raw = trainer.modality.features(trainer.model, batch, uniform(index, trainer.args.seed, 0))
         loss = trainer.compute_loss(trainer.model, batch)
     expected = []
     for labeling in trainer.labelings:
         features = torch.nn.functional.normalize(raw - labeling.memory.center, dim=1)
         cosines = features @ labeling.memory.prototypes.T
-        targets = torch.from_numpy(labeling.now.targets)[index].long()
+        targets = torch.from_numpy(labeling.pseudo_labels.targets)[index].long()
         expected.append(torch.nn.functional.cross_entropy(cosines / trainer.args.temperature, targets))
     assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
 
@@ -137,7 +138,7 @@ def test_their_agreement_is_logged(make_trainer):
     trainer = make_trainer(num_labelings=2)
     trainer.train()
     entry = [entry for entry in trainer.state.log_history if "plr/seconds" in entry][-1]
-    one, other = (labeling.now.labels for labeling in trainer.labelings)
+    one, other = (labeling.pseudo_labels.labels for labeling in trainer.labelings)
     assert entry["plr/labelings_ari"] == pytest.approx(adjusted_rand_score(one, other))
 
 
@@ -162,6 +163,6 @@ def test_each_labeling_is_refined_by_its_own_past(make_trainer):
     for labeling in trainer.labelings:
         refiner = copy.deepcopy(labeling.stage.refiner)
         assert len(refiner.state_dict()["history.1"]) == 203
-        np.testing.assert_array_equal(refiner.state_dict()["history.1"], labeling.now.raw_labels)
+        np.testing.assert_array_equal(refiner.state_dict()["history.1"], labeling.pseudo_labels.raw_labels)
     first, second = (labeling.stage.refiner for labeling in trainer.labelings)
     assert first is not second

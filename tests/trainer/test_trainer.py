@@ -46,18 +46,18 @@ class Recorder(TrainerCallback):
 def test_labels_come_before_the_loader_is_opened_and_then_the_steps(make_trainer, monkeypatch):
     recorder = Recorder()
     trainer = make_trainer({"callbacks": [recorder]}, num_train_epochs=2)
-    run, targets, opened = trainer.stage.run, [], trainer._sampler.__class__.__iter__
+    refine, targets, opened = trainer.labelings[0].refine, [], trainer._sampler.__class__.__iter__
 
-    def stage_run(features, epoch):
+    def recorded(*arguments):
         recorder.events.append("labels")
-        return run(features, epoch)
+        return refine(*arguments)
 
     def sampler_iter(sampler):
         recorder.events.append("loader opens")
         targets.append(sampler._targets)
         return opened(sampler)
 
-    monkeypatch.setattr(trainer.stage, "run", stage_run)
+    monkeypatch.setattr(trainer.labelings[0], "refine", recorded)
     monkeypatch.setattr(trainer._sampler.__class__, "__iter__", sampler_iter)
     trainer.train()
     one_epoch = ["epoch begins", "labels", "loader opens", *["step"] * 7, "epoch ends", "save"]
@@ -142,7 +142,8 @@ def test_accumulated_small_batches_train_as_one_large_batch(make_trainer, tmp_pa
     for name, value in weights(large).items():
         moved = (value - start[name]).norm()
         assert (weights(small)[name] - value).norm() <= 1e-3 * moved + 1e-7, name
-    torch.testing.assert_close(large.memory.prototypes, small.memory.prototypes, atol=1e-4, rtol=0)
+    prototypes = [trainer.labelings[0].memory.prototypes for trainer in (large, small)]
+    torch.testing.assert_close(*prototypes, atol=1e-4, rtol=0)
 
 
 def test_checkpoints_are_limited_and_each_loads_by_itself(make_trainer, tmp_path):
@@ -242,11 +243,11 @@ def test_training_again_makes_new_labels(make_trainer):
     trainer = make_trainer(num_train_epochs=1)
     trainer.train()
     first = len([entry for entry in trainer.state.log_history if "plr/clusters" in entry])
-    center = trainer.memory.center.clone()
+    center = trainer.labelings[0].memory.center.clone()
     trainer.train()
     again = len([entry for entry in trainer.state.log_history if "plr/clusters" in entry])
     assert (first, again) == (1, 1)
-    assert not torch.equal(trainer.memory.center, center)
+    assert not torch.equal(trainer.labelings[0].memory.center, center)
 
 
 def test_an_epoch_that_is_stopped_early_is_an_epoch(make_trainer):
@@ -274,7 +275,7 @@ def test_text_labels_mean_the_same_in_both_splits(make_trainer, some_digits):
     test = named([i for i in range(203) if some_digits[i]["label"] in (3, 7, 8)])
     trainer = make_trainer({"train_dataset": train, "eval_dataset": test})
     trainer.score("before")
-    store = trainer._eval_store(test)
+    store = trainer.open_samples(test)
     assert names[store.true_labels()].tolist() == test["label"][:]
 
 

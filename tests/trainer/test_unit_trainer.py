@@ -38,13 +38,13 @@ def test_it_predicts_units_better_and_every_parameter_changes(make_sound_trainer
 
 def test_the_first_round_clusters_mfcc_and_the_next_the_layer(make_sound_trainer, monkeypatch):
     sources = []
-    run = UnitTrainer._relabel
+    run = UnitTrainer._refresh_units
 
     def noted(self, round_, layer):
-        sources.append(Frames(self._extractor, self.train_dataset, layer).source)
+        sources.append(Frames(self.extractor, self.train_dataset, layer).source)
         return run(self, round_, layer)
 
-    monkeypatch.setattr(UnitTrainer, "_relabel", noted)
+    monkeypatch.setattr(UnitTrainer, "_refresh_units", noted)
     make_sound_trainer().train()
     assert sources == ["MFCC", "layer 2", "layer 2"]
     sources.clear()
@@ -54,15 +54,16 @@ def test_the_first_round_clusters_mfcc_and_the_next_the_layer(make_sound_trainer
 
 def test_frames_in_a_stream_are_those_of_all_at_once(make_sound_trainer):
     trainer = make_sound_trainer()
-    frames = Frames(trainer._extractor, trainer.train_dataset, 1)
+    frames = Frames(trainer.extractor, trainer.train_dataset, 1)
     assert frames.counts.sum() == sum(len(rows) for rows in frames.of(torch.arange(83)))
     rows = torch.cat(list(frames.of(torch.arange(83))))
     trainer.stage.fit_frames = 10**9
-    trainer.stage.run(frames, 0)
+    trainer.stage.fit(frames, 0)
+    clusters = trainer.stage.assign(frames, 0)
     whole = KMeans(12, spherical=False, seed=42).fit(rows)
-    np.testing.assert_array_equal(trainer.stage.current.raw_labels, whole.labels_)
-    assert isinstance(trainer.stage.current.raw_labels, np.memmap)
-    assert trainer.stage.current.raw_labels.dtype == np.int16
+    np.testing.assert_array_equal(clusters, whole.labels_)
+    assert isinstance(clusters, np.memmap)
+    assert clusters.dtype == np.int16
 
 
 def test_fitting_on_a_share_takes_no_more_frames_than_asked_for(make_sound_trainer, monkeypatch):
@@ -154,7 +155,7 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
     }
     trainer.train()
     assert all(0.0 <= trainer.state.log_history[0][f"plr/{name}"] <= 1.0 for name in ("pnmi", "cluster_purity"))
-    assert isinstance(trainer._extractor, FeatureExtractor)
+    assert isinstance(trainer.extractor, FeatureExtractor)
     assert (
         trainer.evaluate(eval_dataset=None if trainer.eval_dataset else trainer.train_dataset)["eval_knn_accuracy"] > 0
     )

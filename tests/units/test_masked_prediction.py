@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.data.image_augmentation import uniform
 from hf_plr.models.speech import load_speech_backbone, small_hubert
 from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, span_count
+from hf_plr.utils.rng import uniform
 
 LENGTHS = torch.tensor([2000, 1200, 900])
 

@@ -180,7 +180,7 @@ class Reporter:
         sheets = cluster_sheets(snapshot, new, MEMBERS[self.store.noun])
         for sheet in sheets:
             sheet |= {name: _keys(sheet[name]) for name in ("most", "least", "changed")}
-        typical = typical_members(snapshot, np.unique(snapshot.labels[check]))
+        typical = typical_members(snapshot, np.unique(snapshot.labels[check]), excluded=check)
         return {
             "random": _keys(check.tolist()),
             "clusters": sheets,

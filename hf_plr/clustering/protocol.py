@@ -1,0 +1,138 @@
+"""What the stage asks of a clusterer, and the adapter for anything that has only scikit-learn's `fit_predict`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sklearn.base import clone
+
+from hf_plr.utils.distributed import gather_rows, max_over, on_main, place_of
+
+WITHOUT_EFFECT = ("verbose", "n_jobs", "copy")  # parameters that change no label
+
+
+@runtime_checkable
+class Clusterer(Protocol):
+    """A clusterer that works on the rows of all processes together and survives a checkpoint.
+
+    `KMeans`, `ReciprocalDBSCAN` and `ReciprocalHDBSCAN` are such clusterers. `as_clusterer` makes one of any other
+    object with `fit_predict`.
+    """
+
+    def fit_predict_shard(self, features: torch.Tensor, accelerator: Accelerator) -> np.ndarray:
+        """Cluster the rows of all processes; returns labels of this process's rows.
+
+        Args:
+            features: this process's rows, shape (n, D), on its device.
+            accelerator: connects the processes.
+
+        Returns:
+            Integers of shape (n,), -1 = noise.
+        """
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters by name, as scikit-learn's estimators have them; empty where they are not known."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays by name that the next call depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+class FitPredictClusterer:
+    """Adapter for an object with `fit_predict(features) -> labels`: one process clusters the features of all.
+
+    An object may have `fit_predict_shard`, `get_params`, or `state_dict` and `load_state_dict` as well, see
+    `Clusterer`: each of these is used where it exists.
+
+    Args:
+        estimator: object with `fit_predict` on a numpy array (N, D), returning integers (N,), -1 = noise.
+
+    Raises:
+        TypeError: if the object has no `fit_predict`.
+    """
+
+    def __init__(self, estimator: Any):
+        self.estimator = estimator
+        self._shard = getattr(estimator, "fit_predict_shard", None)
+        if self._shard is None and not hasattr(estimator, "fit_predict"):
+            raise TypeError(
+                f"the clusterer {type(estimator).__name__} has no fit_predict: give an object with "
+                "fit_predict(features) that returns one integer per sample, -1 = noise"
+            )
+
+    def fit_predict(self, features: np.ndarray) -> np.ndarray:
+        """Labels (N,) of features (N, D)."""
+        return validated_labels(self.estimator.fit_predict(features), len(features))
+
+    def fit_predict_shard(self, features: torch.Tensor, accelerator: Accelerator) -> np.ndarray:
+        """Labels (n,) of this process's rows (n, D); the estimator runs on the main process alone."""
+        if self._shard is not None:
+            return np.asarray(self._shard(features, accelerator))
+        rows = gather_rows(accelerator, features)
+        labels: np.ndarray = on_main(accelerator, lambda: self.fit_predict(rows.cpu().numpy()))
+        start, _ = place_of(accelerator, len(features))
+        return labels[start : start + len(features)]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The estimator's parameters; empty where it has no `get_params`."""
+        get_params = getattr(self.estimator, "get_params", None)
+        return {} if get_params is None else get_params(deep=deep)
+
+    def set_params(self, **parameters: Any) -> FitPredictClusterer:
+        """Set the estimator's parameters."""
+        self.estimator.set_params(**parameters)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The estimator's state; empty where it keeps none."""
+        state_dict = getattr(self.estimator, "state_dict", None)
+        return {} if state_dict is None else state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the estimator's state, where it keeps one."""
+        load_state_dict = getattr(self.estimator, "load_state_dict", None)
+        if load_state_dict is not None:
+            load_state_dict(state)
+
+    def __sklearn_clone__(self) -> FitPredictClusterer:
+        return FitPredictClusterer(clone(self.estimator))
+
+
+def as_clusterer(estimator: Any) -> Clusterer:
+    """A `Clusterer` as it is, and anything else with `fit_predict` in an adapter.
+
+    Raises:
+        TypeError: if the object has no `fit_predict`.
+    """
+    return estimator if isinstance(estimator, Clusterer) else FitPredictClusterer(estimator)
+
+
+def clusterer_settings(clusterer: Clusterer) -> dict[str, Any]:
+    """Class and parameters of a clusterer, those that change its labels."""
+    estimator = clusterer.estimator if isinstance(clusterer, FitPredictClusterer) else clusterer
+    parameters = clusterer.get_params(deep=False)
+    return {
+        "class": type(estimator).__name__,
+        **{name: value for name, value in parameters.items() if name not in WITHOUT_EFFECT},
+    }
+
+
+def validated_labels(labels: Any, n_samples: int, accelerator: Accelerator | None = None) -> np.ndarray:
+    """A clusterer's answer as int32 labels (N,), or int64 if an id does not fit on one of the processes.
+
+    Raises:
+        ValueError: if it is not one integer per sample.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (n_samples,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"the clusterer's fit_predict gave {labels.dtype} of shape {labels.shape}; "
+            f"expected integers of shape ({n_samples},), -1 = noise"
+        )
+    largest = max(int(labels.max()), -int(labels.min())) if len(labels) else 0
+    return labels.astype(np.int32 if max_over(accelerator, largest) <= np.iinfo(np.int32).max else np.int64)

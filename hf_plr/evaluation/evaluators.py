@@ -1,0 +1,139 @@
+"""Evaluators: objects that score a trainer's features, held by the trainer and called whenever it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import EvalPrediction, TrainingArguments
+
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.evaluation.intervals import Scored
+from hf_plr.evaluation.scores import SCORES, assess_features, score_features
+from hf_plr.utils.distributed import on_main
+
+GALLERY_SAMPLES = 10_000  # training samples that an evaluation set is compared with
+
+
+class ScoredTrainer(Protocol):
+    """What an evaluator asks of a trainer."""
+
+    accelerator: Accelerator
+    train_dataset: SampleStore
+    eval_dataset: Any
+    label_column: str | None
+
+    def extract_features(
+        self, dataset: Dataset | SampleStore | None = None, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features of a data set, by default of the training samples, float32 (N, D), on every process."""
+
+    @property
+    def open_samples(self) -> Callable[[Dataset], SampleStore]:
+        """Opens the samples of a data set, with true labels where it has the label column."""
+
+    def score_labels(self) -> dict[str, float]:
+        """Agreement of the pseudo-labels with the true labels; empty where there are none."""
+
+
+class Evaluator:
+    """Base of evaluators; a plain function of the trainer that returns scores by name is wrapped in `as_evaluator`.
+
+    Attributes:
+        primary_metric: name of the score that tells a better backbone from a worse one.
+        greater_is_better: True if larger values of it are better.
+        scored_on_test: True if the scores are of held-out data.
+    """
+
+    primary_metric: str = ""
+    greater_is_better: bool = True
+    scored_on_test: bool = False
+
+    def __call__(self, trainer: ScoredTrainer) -> Scored:
+        """Score the backbone as it is now; called on every process, returns the same on each."""
+        raise NotImplementedError
+
+    def true_labels(self, trainer: ScoredTrainer) -> np.ndarray | None:
+        """True label per training sample, -1 = unknown, shape (N,), for scoring alone; None if there are none."""
+        return None if trainer.label_column is None else trainer.train_dataset.true_labels()
+
+
+class FeatureEvaluator(Evaluator):
+    """Scores of features against true labels: nearest neighbours, linear probe, k-means.
+
+    With an evaluation set (a single one) that has labels, all training samples are the gallery; otherwise the training
+    samples are cross-validated. Scores are those of `hf_plr.evaluation.scores.SCORES`.
+    """
+
+    primary_metric = "knn_accuracy"
+
+    def __call__(self, trainer: ScoredTrainer) -> Scored:
+        """Score the features of the training samples, or of the evaluation set with these as the gallery."""
+        features = trainer.extract_features().cpu().numpy()
+        labels = trainer.train_dataset.true_labels()
+        test_features = test_labels = None
+        dataset = trainer.eval_dataset
+        if isinstance(dataset, Dataset) and trainer.label_column in dataset.column_names:
+            test = trainer.open_samples(dataset)
+            if (test.true_labels() >= 0).any():
+                self.scored_on_test = True
+                test_features, test_labels = trainer.extract_features(test).cpu().numpy(), test.true_labels()
+        scored: Scored = on_main(
+            trainer.accelerator, lambda: assess_features(features, labels, test_features, test_labels)
+        )
+        return scored
+
+
+class FunctionEvaluator(Evaluator):
+    """Adapter for a function of the trainer.
+
+    Args:
+        function: called on every process with the trainer; returns scores by name, or a `Scored`.
+    """
+
+    def __init__(self, function: Callable[[Any], dict[str, float] | Scored]):
+        self.function = function
+
+    def __call__(self, trainer: ScoredTrainer) -> Scored:
+        """Call the function."""
+        scores = self.function(trainer)
+        return scores if isinstance(scores, Scored) else Scored(dict(scores))
+
+
+def as_evaluator(evaluator: Any) -> Evaluator:
+    """An `Evaluator` as it is, and any other callable in an adapter.
+
+    Raises:
+        TypeError: if it is not callable.
+    """
+    if isinstance(evaluator, Evaluator):
+        return evaluator
+    if not callable(evaluator):
+        raise TypeError(f"evaluator={evaluator!r} is not callable: give an Evaluator or a function of the trainer")
+    return FunctionEvaluator(evaluator)
+
+
+def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) -> dict[str, float]:
+    """Scores of predicted features against up to 10,000 training samples, evenly spaced: a `compute_metrics`."""
+    store = trainer.train_dataset
+    chosen = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
+    gallery = trainer.extract_features(store, torch.from_numpy(chosen)).cpu().numpy()
+    labels = store.true_labels()[chosen]
+    return score_features(gallery, labels, prediction.predictions, prediction.label_ids)
+
+
+def check_best_metric(args: TrainingArguments, is_scored: bool) -> None:
+    """Refuse to look for the best model by a score that needs labels where there are none.
+
+    Raises:
+        ValueError: naming the score.
+    """
+    if args.load_best_model_at_end and args.metric_for_best_model in SCORES and not is_scored:
+        raise ValueError(
+            f"load_best_model_at_end with metric_for_best_model={args.metric_for_best_model!r} needs a label "
+            "column to score by, and there is none: take a score that needs no labels, such as plr/silhouette"
+        )

@@ -1,0 +1,85 @@
+"""Features relative to their mean, with unit length: where clusters are sought and the loss is taken.
+
+The features of a transformer share a large common part, most of all before training; without it their directions tell
+samples apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from hf_plr.clustering.blocks import largest_entry, row_blocks
+from hf_plr.clustering.checks import NotFiniteError, not_finite
+from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.utils.distributed import gather_all, max_over, place_of
+
+BLOCK_ROWS = 1 << 14  # rows that are centered together
+
+
+@dataclass(frozen=True)
+class CenteredFeatures:
+    """This process's part of the centered features of all N samples.
+
+    Attributes:
+        rows: unit length, float32 of shape (n, D).
+        center: mean feature of all samples, shape (D,).
+        part: positions of these rows among all samples.
+    """
+
+    rows: torch.Tensor
+    center: torch.Tensor
+    part: slice
+
+
+def relative_to(center: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Directions of features (B, D) as seen from a center (D,): unit length, shape (B, D)."""
+    return F.normalize(features - center.to(features), dim=1)
+
+
+@torch.no_grad()
+def center_features(
+    features: torch.Tensor, accelerator: Accelerator | None = None, out: torch.Tensor | None = None
+) -> CenteredFeatures:
+    """Center features on the mean of all processes' rows.
+
+    Args:
+        features: float32, this process's rows, shape (n, D).
+        accelerator: connects processes that hold further rows.
+        out: tensor of the same shape for the result; may be `features` itself, which saves a copy of them.
+    """
+    start, total = place_of(accelerator, len(features))
+    largest = max_over(accelerator, largest_entry(features))
+    sums = ClusterSums(1, features.shape[1], total, largest, features.device)
+    sums.add(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))
+    center = sums.over(accelerator).means()[0].to(features)
+    rows = torch.empty_like(features) if out is None else out
+    for block in row_blocks(len(features), BLOCK_ROWS):
+        rows[block] = relative_to(center, features[block])
+    return CenteredFeatures(rows, center, slice(start, start + len(features)))
+
+
+def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerator: Accelerator) -> None:
+    """Refuse features that are not finite, on every process.
+
+    Args:
+        features: this process's rows, shape (n, D).
+        epoch: the epoch, for the message.
+        rows: rows of these samples in the data set, shape (n,).
+        accelerator: connects the processes.
+
+    Raises:
+        NotFiniteError: naming the epoch and the rows.
+    """
+    parts = gather_all(accelerator, (len(features), rows[not_finite(features).numpy()].tolist()))
+    total, bad = sum(n for n, _ in parts), [row for _, part in parts for row in part]
+    if bad:
+        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise NotFiniteError(
+            f"epoch {epoch}: the features of {len(bad)} of {total} samples are NaN or infinite "
+            f"(samples {shown}). The weights have probably diverged: lower the learning rate."
+        )

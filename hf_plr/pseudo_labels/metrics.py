@@ -1,0 +1,74 @@
+"""Metrics of a stage: of the labels that it made, and of how they differ from those before."""
+
+from __future__ import annotations
+
+import numpy as np
+from accelerate import Accelerator
+
+from hf_plr.evaluation.label_free import size_entropy
+from hf_plr.pseudo_labels.stage import PseudoLabels
+from hf_plr.refinement import NOISE, CooccurrenceTable, adjusted_rand, cooccurrence
+from hf_plr.utils.distributed import gather_all
+
+
+def stage_metrics(
+    before: PseudoLabels | None, after: PseudoLabels, part: slice, accelerator: Accelerator
+) -> dict[str, float]:
+    """Metrics of new labels, for the log; called on every process.
+
+    Args:
+        before: labels of the epoch before; None at the first.
+        after: labels that a stage has just made, with at least one cluster.
+        part: positions of this process's samples.
+        accelerator: connects the processes, each of which counts its own pairs of labels.
+
+    Returns:
+        "clusters" and "clusters_raw" after and before refinement; "noise_share" and "left_out_share", fractions of the
+        samples without a cluster and without a target; "changed_share", fraction whose cluster refinement changed;
+        "mean_confidence"; "size_entropy" and "largest_share" of the clusters; with soft targets "soft_share", the
+        fraction of the targets on other clusters; and against the labels before, "agreement_ari", "churn" and the
+        number of clusters by event.
+    """
+    cells = after.refinement
+    assert cells is not None
+    counts, n_samples = cells.table.counts, len(after.labels)
+    targets = after.targets[cells.table.first_member]  # of the cells
+    is_trained = targets != NOISE
+    sizes = np.bincount(targets[is_trained], weights=counts[is_trained], minlength=after.n_clusters)
+    metrics = {
+        "clusters": float(after.n_clusters),
+        "clusters_raw": float(len(cells.table.current_ids)),
+        "noise_share": float(counts[cells.labels == NOISE].sum() / n_samples),
+        "left_out_share": float(counts[~is_trained].sum() / n_samples),
+        "changed_share": cells.changed_share,
+        "mean_confidence": float(np.average(cells.confidence, weights=counts)),
+        "size_entropy": size_entropy(sizes),
+        "largest_share": float(sizes.max() / sizes.sum()),
+    }
+    if after.soft_targets is not None:
+        on_own_cluster = np.average(cells.confidence[is_trained], weights=counts[is_trained])
+        metrics["soft_share"] = 1.0 - float(on_own_cluster)
+    if before is not None:
+        pairs = count_pairs(before.labels, after.labels, part, accelerator)
+        metrics["agreement_ari"] = adjusted_rand(pairs.previous, pairs.current, pairs.counts)
+        label_before, label_after = (
+            np.append(ids, NOISE)[codes]
+            for ids, codes in ((pairs.previous_ids, pairs.previous), (pairs.current_ids, pairs.current))
+        )
+        metrics["churn"] = float(pairs.counts[label_before != label_after].sum() / n_samples)
+        metrics |= {kind: float(number) for kind, number in cells.events.counts().items()}
+    return metrics
+
+
+def agreement_of_labelings(labelings: list[PseudoLabels], part: slice, accelerator: Accelerator) -> dict[str, float]:
+    """Mean adjusted Rand index of the first labeling with the others, as "labelings_ari"; empty for a single one."""
+    first, *others = labelings
+    tables = [count_pairs(first.labels, other.labels, part, accelerator) for other in others]
+    agreements = [adjusted_rand(table.previous, table.current, table.counts) for table in tables]
+    return {"labelings_ari": float(np.mean(agreements))} if agreements else {}
+
+
+def count_pairs(one: np.ndarray, other: np.ndarray, part: slice, accelerator: Accelerator) -> CooccurrenceTable:
+    """Co-occurrence table of two labelings (N,), on every process; each counts its own part."""
+    table: CooccurrenceTable = sum(gather_all(accelerator, cooccurrence(one[part], other[part])))
+    return table

@@ -1,0 +1,101 @@
+"""Clusterers, refiners and labelings that the training arguments name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+
+from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers
+from hf_plr.pseudo_labels.labeling import Labeling
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
+from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.training_args import AUTO, AUTO_LABELINGS, AUTO_PRESET, BaseTrainingArguments, PLRTrainingArguments
+
+
+def preset_of(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
+    """The preset that the arguments name; `auto` is what "auto" stands for."""
+    return auto if args.refinement == AUTO else args.refinement
+
+
+def make_refiner(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
+    """Make the refiner that the arguments name; `auto` is the preset that "auto" stands for."""
+    overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
+    return PseudoLabelRefiner.from_preset(preset_of(args, auto), **overrides)
+
+
+def select_clusterers(
+    args: PLRTrainingArguments, n_samples: int, clusterer: Any = None, refiner: PseudoLabelRefiner | None = None
+) -> list[Clusterer]:
+    """Select one clusterer per labeling.
+
+    Args:
+        args: name the clusterer, its settings, and the number of labelings.
+        n_samples: number of training samples N.
+        clusterer: the user's own in place of the named one; gives a single labeling.
+        refiner: the user's own in place of the named preset; "auto" then gives a single labeling.
+
+    Raises:
+        ValueError: if there are fewer samples than clusters, or the clusterer cannot be made finer.
+        TypeError: if the user's own has no `fit_predict`.
+    """
+    if clusterer is not None:
+        if (args.num_labelings or 1) != 1:
+            raise ValueError(f"num_labelings={args.num_labelings} needs a clusterer by name, not one of your own")
+        return [as_clusterer(clusterer)]
+    num_clusters = args.num_clusters or default_num_clusters(n_samples)
+    if num_clusters > n_samples > 0:
+        raise ValueError(f"num_clusters={num_clusters} but the data set has {n_samples} samples")
+
+    def make(n: int) -> list[Any]:
+        return make_clusterers(
+            n,
+            args.clusterer,
+            num_clusters,
+            args.clusterer_kwargs,  # type: ignore[arg-type]  # read as JSON by now
+            n_samples=n_samples,
+            seed=args.seed,
+            verbose=not args.disable_tqdm and args.process_index == 0,
+        )
+
+    clusterers = make(args.num_labelings or 1)
+    is_auto = args.num_labelings is None and args.refinement == AUTO and refiner is None
+    if is_auto and can_be_finer(clusterers[0]):
+        clusterers = make(AUTO_LABELINGS)
+    return [as_clusterer(each) for each in clusterers]
+
+
+def make_labelings(
+    args: PLRTrainingArguments,
+    clusterers: Sequence[Clusterer],
+    refiner: PseudoLabelRefiner | None,
+    accelerator: Accelerator,
+) -> list[Labeling]:
+    """Make one labeling per clusterer, each with a refiner and prototypes of its own.
+
+    Args:
+        args: settings of refinement and objective.
+        clusterers: what `select_clusterers` returned.
+        refiner: the user's own in place of the named preset; copies of it refine further labelings.
+        accelerator: connects the processes.
+
+    Raises:
+        ValueError: if the refiner's soft labels cannot be targets.
+    """
+    labelings = []
+    for i, clusterer in enumerate(clusterers):
+        further = make_refiner(args) if refiner is None else copy.deepcopy(refiner)
+        stage = RefinementStage(
+            clusterer,
+            refiner if refiner is not None and i == 0 else further,
+            refine_start_epoch=args.refine_start_epoch,
+            accelerator=accelerator,
+            min_confidence=args.min_confidence,
+            may_be_empty=i > 0,
+        )
+        memory = PrototypeMemory(args.temperature, args.prototype_momentum)
+        labelings.append(Labeling(stage, memory, args.confidence_power))
+    return labelings

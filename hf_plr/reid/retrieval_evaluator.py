@@ -1,0 +1,96 @@
+"""Re-identification: retrieval scores of a trainer's features, and identities that are known in place of clusters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.evaluation.evaluators import Evaluator, ScoredTrainer
+from hf_plr.evaluation.intervals import Scored
+from hf_plr.evaluation.retrieval import assess_retrieval
+from hf_plr.features.centering import relative_to
+from hf_plr.reid.reid_data import ReidData, ReidSplit
+from hf_plr.utils.distributed import on_main
+
+
+class RetrievalEvaluator(Evaluator):
+    """Scores a backbone on a re-identification data set: mAP and CMC, `PLRTrainer(evaluator=RetrievalEvaluator(...))`.
+
+    Features are compared by cosine, relative to the mean feature of the gallery (on Omniglot, after a source, mAP 0.370
+    against 0.347 without; the mean of the last stage gives the same). Identities and cameras are used for nothing else.
+
+    Args:
+        target: the data set that is scored. Without query and gallery every training image asks among all others.
+        is_trained_on: the trainer's samples are the target's training images, so that pseudo-labels are scored too.
+    """
+
+    primary_metric = "mAP"
+
+    def __init__(self, target: ReidData, is_trained_on: bool = True):
+        self.target = target
+        self.is_trained_on = is_trained_on
+        self.scored_on_test = target.query is not None
+        self._opened: list[tuple[SampleStore, ReidSplit]] = []
+
+    def __call__(self, trainer: ScoredTrainer) -> Scored:
+        """Score the features as they are now.
+
+        Returns:
+            What `assess_retrieval` returns, and after a stage "cluster_ari" and "cluster_nmi": agreement of the last
+            pseudo-labels with the identities of the training images, without noise and junk.
+
+        Raises:
+            ValueError: if no query has a match.
+        """
+        if not self._opened:
+            self._opened = self._open(trainer)
+        features = [trainer.extract_features(store) for store, _ in self._opened]
+        splits = [split for _, split in self._opened]
+
+        def retrieval() -> Scored:
+            center = features[-1].mean(dim=0)
+            directions = [relative_to(center, each) for each in features]
+            return assess_retrieval(
+                directions[0],
+                directions[-1],
+                splits[0].identities,
+                splits[-1].identities,
+                splits[0].cameras,
+                splits[-1].cameras,
+            )
+
+        scored: Scored = on_main(trainer.accelerator, retrieval)
+        clusters = trainer.score_labels()
+        agreement = {f"cluster_{name}": clusters[name] for name in ("ari", "nmi") if name in clusters}
+        return Scored(scored.values | agreement, scored.intervals)
+
+    def true_labels(self, trainer: ScoredTrainer) -> np.ndarray | None:
+        """Identity per training image, -1 = junk; None where others are trained on."""
+        return self.target.train.identities[trainer.train_dataset.rows] if self.is_trained_on else None
+
+    def _open(self, trainer: ScoredTrainer) -> list[tuple[SampleStore, ReidSplit]]:
+        """Query and gallery, or the training images for both, with what is known of the images that can be read."""
+        train, query, gallery = self.target.train, self.target.query, self.target.gallery
+        if query is not None and gallery is not None:
+            pairs = [(trainer.open_samples(split.images), split) for split in (query, gallery)]
+        else:
+            store = trainer.train_dataset if self.is_trained_on else trainer.open_samples(train.images)
+            pairs = [(store, train)]
+        return [(store, split.select(store.rows)) for store, split in pairs]
+
+
+class KnownLabels:
+    """A clusterer that returns labels which are known: supervised training by the same trainer.
+
+    Args:
+        labels: integers of shape (N,), -1 = none.
+    """
+
+    def __init__(self, labels: np.ndarray):
+        self.labels = labels
+
+    def fit_predict(self, features: Any) -> np.ndarray:
+        """The labels, for features of shape (N, D)."""
+        return self.labels

@@ -1,0 +1,216 @@
+"""What happens at the events of `transformers.Trainer`: the stage, the EMA teacher, scores, the log, SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from hf_plr.report.summary import SCORE_PREFIX
+from hf_plr.trainer.progress_display import ProgressDisplay
+from hf_plr.utils.distributed import gather_all
+
+if TYPE_CHECKING:
+    from hf_plr.trainer.base_trainer import BaseTrainer
+
+logger = logging.getLogger(__name__)
+
+LOSS_SUMS = "trainer.loss_sums"
+LAST_LOGGED = "trainer.last_logged"
+
+
+class StageCallback(TrainerCallback):
+    """Runs the stage where Trainer lets labels change: after the model is prepared, before the loader is opened.
+
+    Args:
+        trainer: its `prepare_epoch` is called.
+    """
+
+    def __init__(self, trainer: BaseTrainer):
+        self.trainer = trainer
+        self.epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Counted, since a callback that stops an epoch early leaves state.epoch behind.
+        self.trainer.prepare_epoch(self.epoch)
+        self.trainer.reporter.write_stage(self.trainer.summary(), state.log_history)
+        self.epoch += 1
+
+
+class EMACallback(TrainerCallback):
+    """Lets the EMA teacher follow the trained weights at every optimizer step.
+
+    Args:
+        trainer: has an `ema_teacher`.
+    """
+
+    def __init__(self, trainer: BaseTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer.ema_teacher is not None
+        self.trainer.ema_teacher.update(self.trainer.student)
+
+
+class ScoreCallback(TrainerCallback):
+    """Logs `score/...` every few epochs: what `trainer.assess` returns, and the bounds of its intervals.
+
+    Weights, labels, optimizer, random generators and the mode of every module are those of a run that is not scored.
+
+    Args:
+        trainer: all its processes extract features, the main one scores them.
+        every: epochs from one scoring to the next, at least 1.
+    """
+
+    def __init__(self, trainer: BaseTrainer, every: int):
+        self.trainer = trainer
+        self.every = every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.evaluator is None:
+            logger.warning("score_every=%d, but there is no label column to score by: nothing is scored.", self.every)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        has_ended = state.epoch % 1 == 0  # not where a signal or a number of steps stopped it
+        if self.trainer.evaluator is None or not has_ended or int(state.epoch) % self.every:
+            return
+        scores = self.trainer.assess()
+        logged = dict(scores.values)
+        for name, (low, high) in scores.intervals.items():
+            logged |= {f"{name}_low": low, f"{name}_high": high}
+        should_log = control.should_log
+        self.trainer.log({f"{SCORE_PREFIX}{name}": value for name, value in logged.items()})
+        control.should_log = should_log  # logging resets it, and the epoch's loss is still to come
+
+
+class LogContinuation(TrainerCallback):
+    """Makes a resumed run log what an uninterrupted one does.
+
+    Losses that were summed up for the next entry of the log are stored with a checkpoint, by process. An epoch is saved
+    after it has been logged and evaluated.
+
+    Args:
+        trainer: its sums of losses are stored and restored.
+    """
+
+    def __init__(self, trainer: BaseTrainer):
+        self.trainer = trainer
+        self.saves_at_epoch_end = False
+        self.losses: dict[str, np.ndarray] = {}
+        self._restored: dict[str, np.ndarray] = {}
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """Hold the losses since the last entry of the log in `losses`, by process, and the step of that entry."""
+        sums = gather_all(self.trainer.accelerator, float(self.trainer._tr_loss))
+        self.losses = {
+            LOSS_SUMS: np.array(sums, np.float32),
+            LAST_LOGGED: np.array([self.trainer._globalstep_last_logged]),
+        }
+        try:
+            yield
+        finally:
+            self.losses = {}
+
+    def take(self, state: dict[str, np.ndarray]) -> None:
+        """Take the losses out of the state of a checkpoint, to restore them when training begins."""
+        self._restored = {name: state.pop(name) for name in (LOSS_SUMS, LAST_LOGGED) if name in state}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._restored:  # Trainer has just set them to zero
+            self.trainer._tr_loss += float(self._restored[LOSS_SUMS][self.trainer.accelerator.process_index])
+            self.trainer._globalstep_last_logged = int(self._restored[LAST_LOGGED][0])
+            self._restored = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saves_at_epoch_end = control.should_save and state.epoch % 1 == 0
+        control.should_save = control.should_save and not self.saves_at_epoch_end
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save or self.saves_at_epoch_end
+        self.saves_at_epoch_end = False
+
+
+class TrainingStopped(SystemExit):
+    """SIGTERM ended training, after a checkpoint; unless it is caught the process ends, with status 143."""
+
+    def __init__(self, step: int, max_steps: int):
+        super().__init__(128 + signal.SIGTERM)
+        self.step = step
+        self.max_steps = max_steps
+
+    def __str__(self) -> str:
+        return f"Stopped by SIGTERM at step {self.step} of {self.max_steps}: --resume_from_checkpoint resumes there."
+
+
+class StopSignal(TrainerCallback):
+    """Saves and stops all processes at the next step once any of them got SIGTERM.
+
+    Attributes:
+        stopped: True if training was ended by it.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._received = False
+        self._group: dist.ProcessGroup | None = None
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Take SIGTERM as a request to stop, while inside; only a main thread can."""
+        self.stopped = self._received = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1 and self._group is None:
+            # Of the CPU, so that asking each other does not wait for a GPU.
+            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._received_by_any():
+            self.stopped = True
+            control.should_save = args.save_strategy != "no"
+            control.should_training_stop = True
+            logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopped and state.epoch % 1:  # what was saved resumes in the middle of the epoch: this is not its end
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def _received_by_any(self) -> bool:
+        if self._group is None:
+            return self._received
+        received = torch.tensor(int(self._received))
+        dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(received.item())
+
+
+def make_callbacks(trainer: BaseTrainer) -> list[TrainerCallback]:
+    """The callbacks of a run that a trainer does not hold itself, in the order of their calls."""
+    callbacks: list[TrainerCallback] = [ProgressDisplay(bar=not trainer.args.disable_tqdm), StageCallback(trainer)]
+    if trainer.ema_teacher is not None:
+        callbacks.append(EMACallback(trainer))
+    if trainer.args.score_every:
+        callbacks.append(ScoreCallback(trainer, trainer.args.score_every))
+    return callbacks

@@ -1,0 +1,51 @@
+"""Weights of a backbone from a checkpoint, in place."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_plr.models.vision import cannot_load
+from hf_plr.trainer.checkpointing import STATE_FILE
+from hf_plr.utils.serialization import checked, read_from
+
+STUDENT_PREFIX = "student."
+
+
+def load_weights(backbone: Any, checkpoint: str) -> None:
+    """Load the saved model of a checkpoint into a backbone.
+
+    `save_pretrained` writes ViT's weights under the names that older releases had, `from_pretrained` knows both, but
+    Trainer's own loading goes by name alone and leaves such weights as they are, with only a warning.
+
+    Raises:
+        ValueError: if the checkpoint holds no such model.
+    """
+    try:
+        saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
+    except Exception as error:  # of transformers, safetensors or the file system
+        raise ValueError(cannot_load(checkpoint, error)) from error
+    backbone.load_state_dict(saved.state_dict())
+
+
+def student_state(student: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The trained weights as arrays by name, for a run whose saved model is the EMA teacher."""
+    return {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in student.state_dict().items()}
+
+
+def load_student(student: torch.nn.Module, state: dict[str, np.ndarray], checkpoint: str) -> None:
+    """Restore what `student_state` returned.
+
+    Raises:
+        ValueError: if an array is missing or does not fit, naming it and the checkpoint's file.
+    """
+    weights = {}
+    with read_from(os.path.join(checkpoint, STATE_FILE)):
+        for name, value in student.state_dict().items():
+            kind = "floats" if value.is_floating_point() else "integers"
+            array = checked(state, f"{STUDENT_PREFIX}{name}", kind, tuple(value.shape))
+            weights[name] = torch.from_numpy(array)
+    student.load_state_dict(weights)

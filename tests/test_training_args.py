@@ -1,0 +1,131 @@
+"""Arguments of the trainers: choices, limits, and what each trainer takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_plr import PLRTrainingArguments, UnitTrainingArguments, training_args
+from hf_plr.clustering import CLUSTERERS
+from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS
+from hf_plr.evaluation import label_free
+from hf_plr.features.source import DTYPES, SOURCES
+from hf_plr.models.pooling import POOLINGS
+from hf_plr.refinement import PRESETS
+from hf_plr.training_args import BaseTrainingArguments
+
+
+def own_fields(kind: type[BaseTrainingArguments]) -> set[str]:
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return {field.name for field in dataclasses.fields(kind)} - inherited
+
+
+@pytest.mark.parametrize(
+    ("choices", "registered"),
+    [
+        (training_args.Augmentation, {*IMAGE_AUGMENTATIONS, *AUDIO_AUGMENTATIONS}),
+        (training_args.Clusterer, {*CLUSTERERS}),
+        (training_args.FeatureDtype, {*DTYPES}),
+        (training_args.FeatureSource, {*SOURCES}),
+        (training_args.Pooling, {*POOLINGS}),
+        (training_args.Refinement, {training_args.AUTO, *PRESETS}),
+    ],
+)
+def test_choices_are_those_of_the_registries(choices, registered):
+    assert set(get_args(choices)) == registered
+
+
+def test_scores_that_are_better_low_are_those_of_label_free():
+    assert set(training_args.LOWER_IS_BETTER) == set(label_free.LOWER_IS_BETTER)
+
+
+def test_the_module_imports_nothing_of_ours():
+    code = "import sys, hf_plr.training_args; print(*(name for name in sys.modules if name.startswith('hf_plr')))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["hf_plr", "hf_plr.training_args"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (PLRTrainingArguments, {"refinement_weight": 1.5}, "refinement_weight=1.5 is outside [0, 1]"),
+        (PLRTrainingArguments, {"refinement_weight": -0.1}, "refinement_weight=-0.1 is outside [0, 1]"),
+        (PLRTrainingArguments, {"min_confidence": float("nan")}, "min_confidence=nan is outside [0, 1]"),
+        (PLRTrainingArguments, {"confidence_power": -1.0}, "confidence_power=-1.0 must be at least 0"),
+        (PLRTrainingArguments, {"prototype_momentum": 1.1}, "prototype_momentum=1.1 is outside [0, 1]"),
+        (PLRTrainingArguments, {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        (PLRTrainingArguments, {"temperature": None}, "temperature=None must be above 0"),
+        (PLRTrainingArguments, {"num_clusters": 0}, "num_clusters=0 must be at least 1"),
+        (PLRTrainingArguments, {"score_every": -1}, "score_every=-1 must be at least 0"),
+        (PLRTrainingArguments, {"num_labelings": 0}, "num_labelings=0 must be at least 1"),
+        (PLRTrainingArguments, {"samples_per_cluster": 0}, "samples_per_cluster=0 must be at least 1"),
+        (PLRTrainingArguments, {"ema_decay": 1.0}, "ema_decay=1.0 is outside [0, 1)"),
+        (PLRTrainingArguments, {"feature_momentum": 1.0}, "feature_momentum=1.0 is outside [0, 1)"),
+        (PLRTrainingArguments, {"image_cache_gib": -1.0}, "image_cache_gib=-1.0 must be at least 0"),
+        (PLRTrainingArguments, {"sound_cache_gib": -1.0}, "sound_cache_gib=-1.0 must be at least 0"),
+        (PLRTrainingArguments, {"max_seconds": 0.0}, "max_seconds=0.0 must be above 0"),
+        (PLRTrainingArguments, {"steps_per_epoch": 0}, "steps_per_epoch=0 must be at least 1"),
+        (PLRTrainingArguments, {"pooling": "max"}, "pooling='max' is unknown: use one of cls, mean"),
+        (PLRTrainingArguments, {"clusterer": None}, "clusterer=None is unknown: use one of kmeans, dbscan, "),
+        (PLRTrainingArguments, {"on_nan": "go"}, "on_nan='go' is unknown: use one of stop, skip_epoch"),
+        (PLRTrainingArguments, {"report": "never"}, "report='never' is unknown: use one of epoch, end, no"),
+        (PLRTrainingArguments, {"remove_unused_columns": True}, "remove_unused_columns=True is not supported"),
+        (UnitTrainingArguments, {"ema_decay": -0.1}, "ema_decay=-0.1 is outside [0, 1)"),
+        (UnitTrainingArguments, {"relabel_every": 0}, "relabel_every=0 must be at least 1"),
+        (UnitTrainingArguments, {"fit_frames": 0}, "fit_frames=0 must be at least 1"),
+        (UnitTrainingArguments, {"mask_length": 0}, "mask_length=0 must be at least 1"),
+        (UnitTrainingArguments, {"mask_probability": 0.0}, "mask_probability=0.0 is outside (0, 1]"),
+        (UnitTrainingArguments, {"unmasked_weight": -1.0}, "unmasked_weight=-1.0 must be at least 0"),
+        (UnitTrainingArguments, {"unit_temperature": 0.0}, "unit_temperature=0.0 must be above 0"),
+        (UnitTrainingArguments, {"first_units": "fbank"}, "first_units='fbank' is unknown: use one of mfcc, layer"),
+    ],
+)
+def test_values_outside_their_range_are_named(tmp_path, kind, arguments, message):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        kind(str(tmp_path), **arguments)
+    assert str(raised.value).startswith(message)
+
+
+def test_the_ends_of_closed_ranges_are_taken(tmp_path):
+    args = PLRTrainingArguments(
+        str(tmp_path), refinement_weight=1.0, min_confidence=0.0, prototype_momentum=1.0, num_clusters=1, ema_decay=0.0
+    )
+    assert (args.refinement_weight, args.num_clusters) == (1.0, 1)
+    assert UnitTrainingArguments(str(tmp_path), mask_probability=1.0).mask_probability == 1.0
+
+
+def test_two_siblings_have_a_common_base(tmp_path):
+    shared = own_fields(PLRTrainingArguments) & own_fields(UnitTrainingArguments)
+    assert shared == own_fields(BaseTrainingArguments)
+    assert {"clusterer", "temperature", "feature_source"} <= own_fields(PLRTrainingArguments) - shared
+    assert {"relabel_every", "unit_temperature"} <= own_fields(UnitTrainingArguments) - shared
+    assert not issubclass(UnitTrainingArguments, PLRTrainingArguments)
+    with pytest.raises(TypeError, match="temperature"):
+        UnitTrainingArguments(str(tmp_path), temperature=0.1)
+
+
+@pytest.mark.parametrize("kind", [PLRTrainingArguments, UnitTrainingArguments])
+def test_the_parser_of_transformers_takes_them(kind, tmp_path):
+    (args,) = HfArgumentParser(kind).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--augmentation", "none", "--max_seconds", "1.5", "--num_clusters", "7"],
+        look_for_args_file=False,
+    )
+    assert (args.augmentation, args.max_seconds, args.num_clusters) == ("none", 1.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater_is_better"),
+    [("plr/effective_rank", True), ("eval_plr/noise_share", False), ("plr/largest_share", False), (None, True)],
+)
+def test_the_metric_for_the_best_model_has_a_direction(tmp_path, metric, greater_is_better):
+    args = PLRTrainingArguments(
+        str(tmp_path), load_best_model_at_end=True, eval_strategy="epoch", metric_for_best_model=metric
+    )
+    assert args.metric_for_best_model == (metric or "knn_accuracy")
+    assert args.greater_is_better is greater_is_better
