@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 KNOWN = {
     "score/pseudo_label_accuracy": Metric("Accuracy of the labels", "Best match of clusters to true classes.", 0, 1),
     "score/pseudo_label_nmi": Metric("NMI of the labels", "Normalized mutual information with the true classes.", 0, 1),
-    "score/pseudo_label_ari": Metric("ARI of the labels", "Adjusted Rand index against the true classes.", None, 1),
+    "score/pseudo_label_ari": Metric("ARI of the labels", "Adjusted Rand index against the true classes.", 0, 1),
     "score/pseudo_label_purity": Metric(
         "Purity of the labels", "Fraction of samples that are of the most frequent class of their cluster.", 0, 1
     ),

@@ -71,14 +71,20 @@ def size_table(snapshot: Snapshot) -> dict[str, Any]:
     """Tabulate the sizes of clusters as the page shows them.
 
     Returns:
-        "clusters": (id, size, mean confidence) of the largest 2,000, the largest first; "of": number of clusters;
-        "noise": number of samples or frames in none; "samples": number of all.
+        "clusters": (id, size, mean confidence) of the largest 2,000, the largest first; "of": number of clusters, and
+        "median": their median size, rounded; "noise": number of samples or frames in none; "samples": number of all.
     """
     ids, sizes, confidence = cluster_table(snapshot)
     order = np.argsort(-sizes, kind="stable")[:MAX_SIZES]
     rows = zip(ids[order].tolist(), sizes[order].tolist(), np.round(confidence[order], 4).tolist(), strict=True)
     noise = int(np.count_nonzero(snapshot.labels == NOISE))
-    return {"clusters": [list(row) for row in rows], "of": len(ids), "noise": noise, "samples": len(snapshot.labels)}
+    return {
+        "clusters": [list(row) for row in rows],
+        "of": len(ids),
+        "median": round(float(np.median(sizes))) if len(sizes) else 0,
+        "noise": noise,
+        "samples": len(snapshot.labels),
+    }
 
 
 def cluster_sheets(snapshot: Snapshot, new: set[int], per_sheet: int, limit: int = MAX_SHEETS) -> list[dict[str, Any]]:
@@ -120,9 +126,19 @@ def cluster_sheets(snapshot: Snapshot, new: set[int], per_sheet: int, limit: int
     return sorted(sheets, key=lambda sheet: -sheet["size"])
 
 
-def typical_members(snapshot: Snapshot, clusters: np.ndarray, count: int = TYPICAL) -> dict[int, list[int]]:
-    """Choose the most confident members of clusters, by cluster; ties are drawn."""
+def typical_members(
+    snapshot: Snapshot, clusters: np.ndarray, count: int = TYPICAL, excluded: np.ndarray | None = None
+) -> dict[int, list[int]]:
+    """Choose the most confident members of clusters, by cluster; ties are drawn.
+
+    Args:
+        snapshot: the labels.
+        clusters: the clusters.
+        count: members per cluster.
+        excluded: positions that are not to be chosen; a cluster without any other member is left out.
+    """
     positions = np.flatnonzero(np.isin(snapshot.labels, clusters))
+    positions = positions if excluded is None else np.setdiff1d(positions, excluded)
     positions = _by_confidence(snapshot, positions)
     labels, starts = np.unique(snapshot.labels[positions], return_index=True)
     members = np.split(positions, starts[1:]) if len(labels) else []

@@ -12,8 +12,8 @@ function curves() {
   const span = [Math.min(...all), Math.max(...all)];
   return section("curves", "Curves", "Point at a curve, or move along it with the arrow keys, for its values.",
     el("div", { class: "curves" }, first.map((curve) => chart(curve, span))),
-    Object.entries(folded).filter(([, some]) => some.length).map(([title, some]) =>
-      el("details", { class: "more-curves" }, el("summary", {}, title), el("div", { class: "curves" }, some.map((curve) => chart(curve, span))))));
+    Object.entries(folded).filter(([, group]) => group.length).map(([title, group]) =>
+      el("details", { class: "more-curves" }, el("summary", {}, title), el("div", { class: "curves" }, group.map((curve) => chart(curve, span))))));
 }
 
 function rangeOf(curve) {
@@ -64,9 +64,9 @@ function chart(curve, [start, end]) {
   }
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
-    const wanted = ((event.clientX - box.left) / box.width) * width;
+    const pointer = ((event.clientX - box.left) / box.width) * width;
     let best = 0;
-    curve.points.forEach(([epoch], i) => { if (Math.abs(x(epoch) - wanted) < Math.abs(x(curve.points[best][0]) - wanted)) best = i; });
+    curve.points.forEach(([epoch], i) => { if (Math.abs(x(epoch) - pointer) < Math.abs(x(curve.points[best][0]) - pointer)) best = i; });
     show(best, true);
   });
   picture.addEventListener("pointerleave", () => show(curve.points.length - 1, false));

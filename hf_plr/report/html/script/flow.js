@@ -7,7 +7,7 @@ const MEANING = {
 function flow() {
   const stages = data.stages.filter((stage) => stage.flow);
   if (!stages.length) {
-    return section("flow", "What changed", data.stages.length ? `There is one ${run.stage} so far: changes are told from the second on.` : "This file tells nothing of changes from stage to stage.");
+    return section("flow", "What changed", data.stages.length ? `There is one ${run.stage} so far: changes are shown from the second on.` : "This file has no changes from stage to stage.");
   }
   const before = (stage) => data.stages[data.stages.indexOf(stage) - 1];
   const nameOf = (stage) => `${run.stage} ${before(stage) ? before(stage).epoch : "before"} \u2192 ${stage.epoch}`;
@@ -16,9 +16,9 @@ function flow() {
   const chips = el("ul", { class: "chips" });
   const diagram = el("div", { class: "diagram" });
   const list = el("div", {});
-  let now = stages.length - 1;
+  let chosen = stages.length - 1;
   function show(index) {
-    now = index;
+    chosen = index;
     choice.value = slider.value = String(index);
     slider.setAttribute("aria-valuetext", nameOf(stages[index]));
     const { counts } = stages[index].flow;
@@ -27,29 +27,29 @@ function flow() {
     draw();
   }
   function draw() {
-    diagram.replaceChildren(sankey(stages[now], diagram.clientWidth || 700));
+    diagram.replaceChildren(sankey(stages[chosen], diagram.clientWidth || 700));
   }
   choice.addEventListener("change", () => show(Number(choice.value)));
   slider.addEventListener("input", () => show(Number(slider.value)));
   section("flow", "What changed", `How the ${clusterWord}s of one ${run.stage} became those of the next: the largest changes, what is left of a bar going to or coming from other ${clusterWord}s.`,
     el("div", { class: "controls" }, el("label", { for: "flow-choice" }, "From"), choice, slider), chips, diagram, list);
-  show(now);
+  show(chosen);
   onResize(draw);
 }
 
 function sankey(stage, width) {
   const { events } = stage.flow;
-  if (!events.length) return el("p", { class: "soft" }, "The changes of this stage are no longer told one by one: only those of the last stages are.");
+  if (!events.length) return el("p", { class: "soft" }, "The changes of this stage are no longer listed one by one: only those of the last stages are.");
   const narrow = width < 560;
-  const side = narrow ? 74 : 150, bar = 12, gap = 5, least = 15;
-  const from = side, to = width - side - bar;
+  const margin = narrow ? 74 : 150, bar = 12, gap = 5, least = 15;
+  const from = margin, to = width - margin - bar;
   const largest = Math.max(...events.flatMap((event) => [...event.previous, ...event.current].map(([, size]) => size)));
   const heightOf = (size) => Math.max(least, (size / largest) * 60);
   const parts = [];
   const top = { left: 22, right: 22 };
   for (const event of events) {
     const sides = [event.previous.length && "left", event.current.length && "right"].filter(Boolean);
-    const start = Math.max(...sides.map((which) => top[which]));
+    const start = Math.max(...sides.map((side) => top[side]));
     const place = (clusters) => {
       let y = start + 17;
       const nodes = new Map();
@@ -90,11 +90,11 @@ function sankey(stage, width) {
       }
     }
     parts.push(group);
-    for (const which of sides) top[which] = (sides.length > 1 ? Math.max(leftEnd, rightEnd) : which === "left" ? leftEnd : rightEnd) + 6;
+    for (const side of sides) top[side] = (sides.length > 1 ? Math.max(leftEnd, rightEnd) : side === "left" ? leftEnd : rightEnd) + 6;
   }
   const names = [svg("text", { x: from + bar, y: 12, "text-anchor": "end" }, `before`), svg("text", { x: to, y: 12 }, `${run.stage} ${stage.epoch}`)];
   const height = Math.max(top.left, top.right);
-  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Largest changes; the list below tells them in words" }, names, parts);
+  return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Largest changes; the table below lists them" }, names, parts);
 }
 
 function appeared(stage) {

@@ -1,20 +1,20 @@
 function map(openSheet) {
-  const found = data.map;
-  if (!found || !found.positions.length) {
+  const source = data.map;
+  if (!source || !source.positions.length) {
     const why = run.stage === "round" ? "The clusters are units of frames, of which there are too many to be dots on a map." : "This file has no map of the features.";
     return section("map", "Map", why);
   }
-  const keys = found.positions;
+  const keys = source.positions;
   const labels = keys.map((key) => sampleOf(key)[1]);
   const canvas = el("canvas", { tabindex: 0, role: "img", "aria-label": `Map of ${run.plural}; the arrow keys go from dot to dot, Enter opens the ${clusterWord}` });
   const panel = el("div", { class: "panel", "aria-live": "polite" });
-  const names = Object.keys(found.layouts);
-  const which = el("select", { id: "map-which" }, names.map((name) => el("option", {}, name)));
+  const names = Object.keys(source.layouts);
+  const choice = el("select", { id: "map-which" }, names.map((name) => el("option", {}, name)));
   const groups = [...new Set(labels)].sort((a, b) => a - b);
   const filter = el("select", { id: "map-filter" }, el("option", { value: "" }, `all ${clusterWord}s`), groups.map((id) => el("option", { value: id }, clusterName(id))));
-  const part = found.of > keys.length ? `${count(keys.length)} of ${count(found.of)} ${run.plural}, drawn at random` : `All ${count(found.of)} ${run.plural}`;
+  const part = source.of > keys.length ? `${count(keys.length)} of ${count(source.of)} ${run.plural}, drawn at random` : `All ${count(source.of)} ${run.plural}`;
   section("map", "Map", `${part}, by their features in two dimensions. Colour and shape tell ${clusterWord}s apart as far as they can; grey is no ${clusterWord}. Point at a dot, or move with the arrow keys.`,
-    el("div", { class: "controls" }, names.length > 1 ? [el("label", { for: "map-which" }, "Layout"), which] : null, el("label", { for: "map-filter" }, "Show"), filter),
+    el("div", { class: "controls" }, names.length > 1 ? [el("label", { for: "map-which" }, "Layout"), choice] : null, el("label", { for: "map-filter" }, "Show"), filter),
     el("div", { class: "map" }, canvas, panel));
   const pen = canvas.getContext("2d");
   let places = [], active = null, pinned = false;
@@ -25,7 +25,7 @@ function map(openSheet) {
     canvas.style.height = `${height}px`;
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     const scale = Math.min(width, height) / 2 - 16;
-    const layout = found.layouts[names.length > 1 ? which.value : names[0]];
+    const layout = source.layouts[names.length > 1 ? choice.value : names[0]];
     places = layout.map(([x, y]) => [width / 2 + x * scale * (width / Math.min(width, height)), height / 2 - y * scale]);
     const chosen = filter.value === "" ? null : Number(filter.value);
     const lit = active === null ? null : labels[active];
@@ -34,7 +34,7 @@ function map(openSheet) {
       const faint = (chosen !== null && labels[i] !== chosen) || (lit !== null && labels[i] !== lit);
       pen.globalAlpha = faint ? 0.13 : 0.88;
       pen.fillStyle = colourOf(labels[i]);
-      mark(pen, places[i], labels[i], lit !== null && labels[i] === lit ? 5 : 3.6);
+      drawDot(pen, places[i], labels[i], lit !== null && labels[i] === lit ? 5 : 3.6);
     }
     pen.globalAlpha = 1;
     if (active !== null) {
@@ -83,13 +83,13 @@ function map(openSheet) {
   });
   canvas.addEventListener("focus", () => { if (active === null) { const [first] = nearest((canvas.clientWidth || 600) / 2, canvas.clientHeight / 2, () => true); if (first !== null) show(first); } });
   filter.addEventListener("change", () => { pinned = false; show(filter.value === "" ? null : labels.indexOf(Number(filter.value))); });
-  which.addEventListener("change", draw);
+  choice.addEventListener("change", draw);
   onResize(draw);
   show(null);
 }
 
 // Circle, square, triangle, diamond by the cluster's number; a cross for no cluster.
-function mark(pen, [x, y], label, r) {
+function drawDot(pen, [x, y], label, r) {
   pen.beginPath();
   const shape = label === NOISE ? 4 : label % 4;
   if (shape === 0) pen.arc(x, y, r, 0, 7);

@@ -19,6 +19,6 @@ within(el("div", {}), () => {
 });
 settings();
 const kept = Object.keys(data.media).length;
-const wanted = data.media_wanted || 0;
-document.getElementById("shown").textContent = `It shows ${count(kept)} ${run.plural}${run.samples > kept ? ` of ${count(run.samples)}` : ""}${wanted > kept ? `; ${count(wanted - kept)} more had no room or are still to come` : ""}.`;
+const expected = data.media_wanted || 0;
+document.getElementById("shown").textContent = `It shows ${count(kept)} ${run.plural}${run.samples > kept ? ` of ${count(run.samples)}` : ""}${expected > kept ? `; ${count(expected - kept)} more had no room or are still to come` : ""}.`;
 document.documentElement.dataset.ready = "true";

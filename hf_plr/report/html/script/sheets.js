@@ -8,15 +8,15 @@ function sheets() {
     section("sheets", "Members", "This file shows no members.");
     return () => {};
   }
-  const some = data.sheets.of > all.length;
-  const which = `${some ? `${count(all.length)} of ${count(data.sheets.of)} ${clusterWord}s have sheets` : `All ${count(all.length)} ${clusterWord}s have sheets`}${some && run.stage === "epoch" ? ": the largest, those that have just appeared, and the least confident" : some ? ": the largest" : ""}.`;
+  const isPart = data.sheets.of > all.length;
+  const coverage = `${isPart ? `${count(all.length)} of ${count(data.sheets.of)} ${clusterWord}s have sheets` : `All ${count(all.length)} ${clusterWord}s have sheets`}${isPart && run.stage === "epoch" ? ": the largest, those that have just appeared, and the least confident" : isPart ? ": the largest" : ""}.`;
   const how = run.stage === "round" ? "Clips begin just before the unit is heard, in the recordings that have most of it." : `Within a sheet, ${run.plural} that are alike in confidence are drawn.`;
   const choice = el("select", { id: "sheet-choice" }, all.map((sheet) => el("option", { value: sheet.id }, `${clusterName(sheet.id)} \u00b7 ${count(sheet.size)}${sheet.why.filter((why) => why !== "largest").map((why) => ` \u00b7 ${why}`).join("")}`)));
   const holder = el("div", {});
   const move = (step) => { const next = choice.selectedIndex + step; if (next >= 0 && next < all.length) { choice.selectedIndex = next; show(); } };
   const back = el("button", { type: "button", onclick: () => move(-1) }, "\u2190 Larger");
   const on = el("button", { type: "button", onclick: () => move(1) }, "Smaller \u2192");
-  const node = section("sheets", "Members", `${which} ${how}`, el("div", { class: "controls" }, el("label", { for: "sheet-choice" }, "Members of"), choice, back, on), holder);
+  const node = section("sheets", "Members", `${coverage} ${how}`, el("div", { class: "controls" }, el("label", { for: "sheet-choice" }, "Members of"), choice, back, on), holder);
   function show() {
     const sheet = sheetsById.get(Number(choice.value));
     back.disabled = choice.selectedIndex === 0;

@@ -2,16 +2,15 @@ function sizes(openSheet) {
   const bars = data.sizes.clusters;
   if (!bars.length) return section("sizes", "Sizes", `There are no ${clusterWord}s yet.`);
   const [, largest] = bars[0];
-  const middle = bars[Math.floor(bars.length / 2)][1];
   const note = data.sizes.of > bars.length ? ` The largest ${count(bars.length)} of ${count(data.sizes.of)} are shown.` : "";
   const readout = el("output", { class: "soft", "aria-live": "polite" });
   const holder = el("div", {});
   let at = 0, drawn = [];
-  section("sizes", "Sizes", `${plural(data.sizes.of, clusterWord)}, the largest first: ${count(largest)} ${run.members}, the middle one ${count(middle)}.${note} Point at a bar for its name; click it, or press Enter, for its members.`, holder, readout);
+  section("sizes", "Sizes", `${plural(data.sizes.of, clusterWord)}, the largest first: ${count(largest)} ${run.members}${data.sizes.median === undefined ? "" : `, the median one ${count(data.sizes.median)}`}.${note} Point at a bar for its name; click it, or press Enter, for its members.`, holder, readout);
   function show(index) {
     at = Math.max(0, Math.min(bars.length - 1, index));
     const [id, size, confidence] = bars[at];
-    readout.textContent = `${clusterName(id)}: ${count(size)} ${run.members}${run.stage === "epoch" ? `, mean confidence ${confidence.toFixed(2)}` : ""}`;
+    readout.textContent = `${clusterName(id)}: ${count(size)} ${run.members}${run.stage === "epoch" ? `, mean confidence ${confidence.toFixed(2)}` : ""}${hasSheet(id) ? "" : "; no sheet of its members"}`;
     drawn.forEach((bar, i) => bar.classList.toggle("active", i === at));
   }
   onResize(() => {
