@@ -315,7 +315,7 @@ class PLRTrainer(BaseTrainer):
             for labeling, prefix in self._prefixed_labelings():
                 labeling.load_state_dict(under(prefix, state), n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
-        self.reporter.go_on(self._snapshot())
+        self.reporter.resume(self._snapshot())
 
     def _prefixed_labelings(self) -> list[tuple[Labeling, str]]:
         """The labelings, and what their arrays' names begin with in a state."""

@@ -292,7 +292,7 @@ class UnitTrainer(BaseTrainer):
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)
-        self.reporter.go_on(self._snapshot(None))
+        self.reporter.resume(self._snapshot(None))
 
     def run_settings(self) -> dict[str, Any]:
         refinement = {

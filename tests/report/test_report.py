@@ -172,7 +172,7 @@ def test_history_is_cut_at_the_epoch_that_is_trained_again(make_trainer, tmp_pat
     trainer = make_trainer()
     trainer.train()
     labels = trainer.pseudo_labels
-    trainer.reporter.go_on(Snapshot(1, labels.labels, labels.previous_labels, labels.confidence))
+    trainer.reporter.resume(Snapshot(1, labels.labels, labels.previous_labels, labels.confidence))
     assert [stage["epoch"] for stage in trainer.reporter._stages] == [0, 1]
 
 
@@ -225,7 +225,7 @@ def test_a_damaged_file_is_named_by_the_command_and_warned_of_in_training(
     error = capsys.readouterr().err
     assert "report.json cannot be read as the data of a report" in error
     labels = trainer.pseudo_labels
-    trainer.reporter.go_on(Snapshot(0, labels.labels, None, labels.confidence))
+    trainer.reporter.resume(Snapshot(0, labels.labels, None, labels.confidence))
     assert "report.json cannot be read as the data of a report" in caplog.text
     assert "begins anew" in caplog.text
 

@@ -101,7 +101,7 @@ class Reporter:
         rows = features[torch.from_numpy(local).to(features.device)].float()
         return gather_rows(self.accelerator, rows).cpu().numpy()
 
-    def go_on(self, snapshot: Snapshot) -> None:
+    def resume(self, snapshot: Snapshot) -> None:
         """Resume the report of an interrupted run: take over its stages up to this one, whose labels the run resumes.
 
         A damaged report is a warning, and the report begins anew.
