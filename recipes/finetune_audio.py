@@ -35,7 +35,7 @@ from hf_plr.recipe_tools.running import run_recipe
 
 @dataclass
 class AudioArguments(FinetuneArguments):
-    """What to classify, with how many labels, and how much of each recording."""
+    """The data, the number of labels and the length of the recordings."""
 
     max_seconds: float = field(default=1.0, metadata={"help": "Length that recordings are cut or padded to."})
 
@@ -43,7 +43,9 @@ class AudioArguments(FinetuneArguments):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    recipe, args = RecipeParser([AudioArguments, ClassifierArguments], __doc__, defaults_for).parse(argv)
+    recipe, args = RecipeParser([AudioArguments, ClassifierArguments], __doc__, defaults_for).parse_args_and_config(
+        argv
+    )
     data = load_labelled(recipe, args.seed)
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)

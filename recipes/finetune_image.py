@@ -32,7 +32,9 @@ from hf_plr.recipe_tools.running import run_recipe
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    recipe, args = RecipeParser([FinetuneArguments, ClassifierArguments], __doc__, defaults_for).parse(argv)
+    recipe, args = RecipeParser([FinetuneArguments, ClassifierArguments], __doc__, defaults_for).parse_args_and_config(
+        argv
+    )
     data = load_labelled(recipe, args.seed)
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)

@@ -3,9 +3,9 @@
   accelerate launch recipes/hubert_plr.py
       tries it on 800 synthetic sounds that it makes itself, in a few minutes on two CPU cores
   accelerate launch recipes/hubert_plr.py --dataset_name DATA --model_name_or_path MODEL --output_dir out
-      one label a recording: clusters of whole recordings, refined from epoch to epoch
+      one label per recording: clusters of whole recordings, refined from epoch to epoch
   accelerate launch recipes/hubert_plr.py --dataset_name DATA --objective frames --output_dir out
-      one label a frame, HuBERT's own objective: units of frames, refined from round to round
+      one label per frame, HuBERT's own objective: units of frames, refined from round to round
 
   DATA: a Hub id, a folder of wav, flac, ogg or mp3 files, or a folder with train.parquet (and test.parquet)
   MODEL: a Hub id or a folder with HuBERT, wav2vec 2.0, WavLM or data2vec-audio; without it a small HuBERT that fits
@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_plr import PLRTrainer, UnitTrainer, UnitTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.audio_store import sampling_rates
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.loading import draw_rows, load_train_and_test, synthetic_sounds
@@ -34,7 +34,7 @@ from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     DataArguments,
-    RecipeTrainingArguments,
+    OutputArguments,
     check_output_dir,
     output_defaults,
     run_recipe,
@@ -43,7 +43,6 @@ from hf_plr.recipe_tools.running import (
     write_results,
 )
 
-OBJECTIVES = ("utterance", "frames")
 DEMO_OUTPUT_DIR = "out/sounds"
 DEFAULTS = {"per_device_eval_batch_size": 64}
 PRETRAINED_DEFAULTS = {
@@ -67,14 +66,11 @@ NEXT_COMMANDS = {
 
 @dataclass
 class RecipeArguments(DataArguments):
-    """What to train on, for what, and where to start."""
+    """The data, the objective and the start."""
 
-    objective: str = field(
+    objective: Literal["utterance", "frames"] = field(
         default="utterance",
-        metadata={
-            "help": "utterance (one label a recording) or frames (one a frame, as HuBERT was trained).",
-            "choices": list(OBJECTIVES),
-        },
+        metadata={"help": "utterance (one label per recording) or frames (one per frame, as HuBERT was trained)."},
     )
     dataset_name: str | None = field(
         default=None,
@@ -93,12 +89,30 @@ class RecipeArguments(DataArguments):
 
 
 @dataclass
-class HubertPLRArguments(RecipeTrainingArguments, UnitTrainingArguments):
-    """The arguments of training, where the synthetic sounds need no output folder."""
+class SoundOutputArguments(OutputArguments):
+    """The output folder, which synthetic sounds do not need."""
 
     output_dir: str = field(  # type: ignore[assignment]
-        default=None, metadata={"help": f"Folder for the results. Synthetic sounds go to {DEMO_OUTPUT_DIR}."}
+        default=None, metadata={"help": f"Folder for the results. Default, for synthetic sounds: {DEMO_OUTPUT_DIR}."}
     )
+
+
+@dataclass
+class UtteranceArguments(SoundOutputArguments, PLRTrainingArguments):
+    """The arguments of training with one label per recording."""
+
+
+@dataclass
+class FrameArguments(SoundOutputArguments, UnitTrainingArguments):
+    """The arguments of training with one label per frame."""
+
+
+@dataclass
+class AllArguments(FrameArguments, UtteranceArguments):
+    """The arguments of both, each once, for `--help`; never filled."""
+
+
+Arguments = UtteranceArguments | FrameArguments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -113,33 +127,46 @@ def main(argv: list[str] | None = None) -> None:
     write_results(trainer, rows, started, (command.format(out=args.output_dir), what), card)
 
 
-def parse(argv: list[str] | None) -> tuple[RecipeArguments, HubertPLRArguments]:
-    """The recipe's arguments; without a data set, the synthetic sounds go to an output folder of their own."""
+def parse(argv: list[str] | None) -> tuple[RecipeArguments, Arguments]:
+    """Parse the recipe's arguments; without a data set, the synthetic sounds have an output folder of their own."""
     assert __doc__ is not None
     parser = RecipeParser(
-        [RecipeArguments, HubertPLRArguments], as_typed(__doc__), defaults_for, hidden=IMAGE_ARGUMENTS
+        [RecipeArguments, AllArguments], as_typed(__doc__), defaults_for, hidden=IMAGE_ARGUMENTS, choose=arguments_for
     )
-    recipe, args = parser.parse(argv)
+    recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
 
-def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on what is trained.
+def arguments_for(given: dict[str, Any]) -> list[type]:
+    """Return the dataclasses of the objective.
 
     Raises:
-        ValueError: if there is a data set but no place for the results, or arguments of the other objective.
+        ValueError: if an argument of the other objective is given.
     """
-    of_frames = sorted(set(given) & set(UnitTrainingArguments.__annotations__))
-    if of_frames and given.get("objective") != "frames":
-        raise ValueError(f"--{of_frames[0]} is for --objective frames")
+    frames = given.get("objective") == "frames"
+    other = PLRTrainingArguments if frames else UnitTrainingArguments
+    without_effect = sorted(set(given) & set(other.__annotations__))
+    if without_effect:
+        name, labels = without_effect[0], "units of frames" if frames else "labels of recordings"
+        remedy = "leave it out" if frames else "leave it out, or add --objective frames"
+        raise ValueError(f"{name}={given[name]!r} has no effect on {labels}: {remedy}")
+    return [RecipeArguments, FrameArguments if frames else UtteranceArguments]
+
+
+def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+    """Return defaults that depend on the given arguments.
+
+    Raises:
+        ValueError: if there is a data set but no place for the results.
+    """
     defaults: dict[str, Any] = dict(DEFAULTS)
     if given.get("model_name_or_path") is not None:
         defaults |= PRETRAINED_DEFAULTS
     return defaults | output_defaults(given, DEMO_OUTPUT_DIR)
 
 
-def build_trainer(recipe: RecipeArguments, args: HubertPLRArguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:
-    """Load recordings and model, and find what is wrong with them; returns the trainer and the rows it trains on."""
+def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:
+    """Load and check recordings and model; returns the trainer and the rows that it trains on."""
     check_output_dir(args)
     sounds, test = load(recipe, args)
     rows = draw_rows(len(sounds), recipe.max_samples, args.seed)
@@ -153,12 +180,12 @@ def build_trainer(recipe: RecipeArguments, args: HubertPLRArguments) -> tuple[PL
         rate = 8_000 if np.median(rates) <= 8_000 else 16_000
         set_seed(args.seed)
         model, extractor = small_hubert(rate), small_hubert_extractor(rate)
-    kind = PLRTrainer if recipe.objective == "utterance" else UnitTrainer
+    kind: Any = PLRTrainer if recipe.objective == "utterance" else UnitTrainer
     return kind(model, args, sounds, processing_class=extractor, eval_dataset=test), rows
 
 
-def load(recipe: RecipeArguments, args: HubertPLRArguments) -> tuple[Dataset, Dataset | None]:
-    """Training recordings and test split."""
+def load(recipe: RecipeArguments, args: Arguments) -> tuple[Dataset, Dataset | None]:
+    """Load training recordings and test split."""
     if recipe.dataset_name is None:
         return synthetic_sounds(), None
     with args.main_process_first(desc="loading the data set"):

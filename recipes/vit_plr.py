@@ -19,7 +19,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import set_seed
 
-from hf_plr import PLRTrainer
+from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_store import image_sizes
 from hf_plr.data.loading import digits, draw_rows, load_train_and_test
@@ -28,7 +28,7 @@ from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     DataArguments,
-    RecipeTrainingArguments,
+    OutputArguments,
     check_output_dir,
     output_defaults,
     run_recipe,
@@ -48,7 +48,7 @@ NEXT_COMMAND = (
 
 @dataclass
 class RecipeArguments(DataArguments):
-    """What to train on and where to start."""
+    """The data and the start."""
 
     dataset_name: str | None = field(
         default=None,
@@ -64,11 +64,11 @@ class RecipeArguments(DataArguments):
 
 
 @dataclass
-class VitPLRArguments(RecipeTrainingArguments):
+class VitPLRArguments(OutputArguments, PLRTrainingArguments):
     """The arguments of training, where the digits need no output folder."""
 
     output_dir: str = field(  # type: ignore[assignment]
-        default=None, metadata={"help": f"Folder for the results. The digits go to {DEMO_OUTPUT_DIR} by themselves."}
+        default=None, metadata={"help": f"Folder for the results. Default, for the digits: {DEMO_OUTPUT_DIR}."}
     )
 
 
@@ -84,15 +84,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
-    """The recipe's arguments; without a data set, the digits go to an output folder of their own."""
+    """Parse the recipe's arguments; without a data set, the digits have an output folder of their own."""
     assert __doc__ is not None
     parser = RecipeParser([RecipeArguments, VitPLRArguments], as_typed(__doc__), defaults_for, hidden=SOUND_ARGUMENTS)
-    recipe, args = parser.parse(argv)
+    recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
 
 def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on what is trained.
+    """Return defaults that depend on the given arguments.
 
     Raises:
         ValueError: if there is a data set but no place for the results.
@@ -102,7 +102,7 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTrainer, np.ndarray]:
-    """Load images and model, and find what is wrong with them; returns the trainer and the rows that it trains on."""
+    """Load and check images and model; returns the trainer and the rows that it trains on."""
     check_output_dir(args)
     images, test = load(recipe, args)
     rows = draw_rows(len(images), recipe.max_samples, args.seed)
@@ -120,7 +120,7 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
 
 
 def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Dataset | None]:
-    """Training images and test split."""
+    """Load training images and test split."""
     if recipe.dataset_name is None:
         return digits(), None
     with args.main_process_first(desc="loading the data set"):

@@ -10,25 +10,26 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-YAML_STARTS = (
-    *(yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken),
-    *(yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken),
-)
-YAML_ENDS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 YAML_DEPTH = 20
+SHOWN_OF_TRANSFORMERS = {
+    *("output_dir", "seed", "bf16", "report_to", "use_cpu", "max_steps"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
+}
 
 
-class RecipeParser:
-    """Parse a recipe's arguments: `--config FILE` sets defaults, flags win, unknown keys are refused.
+class RecipeParser(HfArgumentParser):
+    """Parse a recipe's arguments: flags win over `--config FILE`, the file over `adjust`, `adjust` over the defaults.
 
     `--help` lists what is particular to the recipe; `--help_all` adds everything that `TrainingArguments` has.
 
     Args:
         dataclass_types: the dataclasses to fill.
         description: what the recipe does, for `--help`.
-        adjust: called with the values given by file and flags, returns defaults that depend on them; what it raises
-            as a ValueError is shown as an error.
-        hidden: arguments that `--help` leaves out: they are not for this recipe.
+        adjust: called with the values given by file and flags, returns defaults that depend on them; its ValueErrors
+            are shown as errors.
+        hidden: arguments that `--help` leaves out, because they are not for this recipe.
+        choose: called with the values given by file and flags, returns the dataclasses to fill, where these depend on
+            an argument; `dataclass_types` then has the arguments of all of them.
     """
 
     def __init__(
@@ -37,60 +38,64 @@ class RecipeParser:
         description: str,
         adjust: Callable[[dict[str, Any]], dict[str, Any]],
         hidden: Sequence[str] = (),
+        choose: Callable[[dict[str, Any]], Sequence[Any]] | None = None,
     ):
-        self.hidden = set(hidden)
-        self.types = list(dataclass_types)
-        self._containers = _containers(self.types)
+        super().__init__(dataclass_types, description=description, add_help=False, allow_abbrev=False)
         self.adjust = adjust
-        self.parser = HfArgumentParser(self.types, description=description, add_help=False, allow_abbrev=False)
-        self.parser.usage = "%(prog)s [arguments]; --help lists them"
-        self.parser.add_argument("-h", "--help", action="store_true", help="Show this help.")
-        self.parser.add_argument("--help_all", action="store_true", help="Show every argument there is.")
-        self.parser.add_argument("--config", metavar="FILE", help="YAML file with arguments; flags win over it.")
+        self.choose = choose
+        self.hidden = set(hidden)
+        self.hints = {name: hint for each in dataclass_types for name, hint in get_type_hints(each).items()}
+        # What is parsed is what was given, since the dataclasses have the defaults. Reversed: --name before --no_name.
+        self.shown_defaults = {action.dest: action.default for action in reversed(self._actions)}
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        self.add_argument("-h", "--help", action="help", help="Show this help.")
+        self.add_argument("--help_all", action="help", help="Show every argument there is.")
+        self.add_argument(
+            "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with arguments; flags win over it."
+        )
 
-    def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    def parse_args_and_config(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Fill the dataclasses from `argv` (by default the command line).
 
         Exits with a message if an argument is unknown or cannot be read, or if help is asked for.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
-        if {"-h", "--help", "--help_all"} & set(argv):
-            self._print_help(everything="--help_all" in argv)
-            raise SystemExit(0)
-        given = self._given(argv)
+        self.help_lists_all = "--help_all" in argv
+        flags = vars(self.parse_args(argv))
+        config = flags.pop("config", None)
+        given = {**(self._read_config(config) if config else {}), **flags}
         try:
-            defaults = self.adjust(given)
-        except ValueError as error:
-            self._fail(error)
-        self.parser.set_defaults(**{**defaults, **{k: v for k, v in given.items() if k in self._from_file}})
-        namespace = self.parser.parse_args(argv)
-        for name in ("help", "help_all", "config"):
-            delattr(namespace, name)
-        try:
-            filled: tuple[Any, ...] = self.parser.parse_dict(vars(namespace))
+            if self.choose is not None:
+                self.dataclass_types = list(self.choose(given))
+            filled: tuple[Any, ...] = self.parse_dict({**self.adjust(given), **given}, allow_extra_keys=True)
         except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:  # also what transformers raises
-            self._fail(error)
+            self.error(f"{error} (arguments are from flags and from --config {config})" if config else str(error))
         return filled
 
-    def _fail(self, error: Exception) -> NoReturn:
-        source = f" (arguments are from flags and from --config {self._config})" if self._config else ""
-        print(f"{self.parser.prog}: error: {error}{source}", file=sys.stderr)
+    def error(self, message: str) -> NoReturn:
+        """Exit with an error in one line."""
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
-    def _given(self, argv: list[str]) -> dict[str, Any]:
-        """Values that the file and the flags set, the flags winning."""
-        bare = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        bare.add_argument("--config")
-        self._config = vars(bare.parse_known_args(argv)[0]).get("config")
-        from_file = self._read_config(self._config) if self._config else {}
-        self._from_file = set(from_file)
-        kept = [action.default for action in self.parser._actions]
-        for action in self.parser._actions:
-            action.default = argparse.SUPPRESS
-        flags = vars(self.parser.parse_args(argv))
-        for action, default in zip(self.parser._actions, kept, strict=True):
-            action.default = default
-        return {**from_file, **flags}
+    def format_help(self) -> str:
+        """The description and the arguments: those of the recipe, or all of them after `--help_all`."""
+        shown = {"help", "help_all", "config"} | SHOWN_OF_TRANSFORMERS
+        for each in self.dataclass_types:
+            classes = set(each.__mro__) - set(TrainingArguments.__mro__)
+            shown |= {name for one in classes for name in getattr(one, "__annotations__", {})}
+        shown -= self.hidden
+        lines = [(self.description or "").strip(), "", "options:"]
+        for action in self._actions:
+            if action.option_strings[0].startswith("--no_") or not (self.help_lists_all or action.dest in shown):
+                continue
+            default = self.shown_defaults.get(action.dest)
+            told = "" if default in (None, False) else f" (default: {default})"
+            names = ", ".join(option for option in action.option_strings if "-" not in option[2:])
+            lines += [f"  {names}", f"        {(action.help or '').strip()}{told}"]
+        if not self.help_lists_all:
+            lines += ["", "All arguments of transformers.TrainingArguments work too: --help_all lists them."]
+        return "\n".join(lines) + "\n"
 
     def _read_config(self, path: str) -> dict[str, Any]:
         try:
@@ -98,52 +103,30 @@ class RecipeParser:
                 text = file.read()
             _check_plain(text)
             values = yaml.safe_load(text) or {}
+            if not isinstance(values, dict):
+                raise ValueError(f"expected 'name: value' lines, got {type(values).__name__}")
+            unknown = sorted(str(name) for name in values if name not in self.shown_defaults)
+            if unknown:
+                raise ValueError(f"unknown argument{'s' * (len(unknown) > 1)}: {', '.join(unknown)}")
+            return {name: self._as_flag(name, value) for name, value in values.items()}
         except Exception as error:  # besides its own errors, yaml has others for dates, numbers and nesting
-            self.parser.error(f"--config {path}: {error}")
-        if not isinstance(values, dict):
-            self.parser.error(f"--config {path}: expected 'name: value' lines, got {type(values).__name__}")
-        # Reversed: --name, where there is --no_name too.
-        actions = {each.dest: each for each in reversed(self.parser._actions) if each.dest in self._containers}
-        unknown = sorted(str(name) for name in values if name not in actions)
-        if unknown:
-            self.parser.error(f"--config {path}: unknown argument{'s' * (len(unknown) > 1)}: {', '.join(unknown)}")
-        try:
-            converted = {name: self._converted(actions[name], value) for name, value in values.items()}
-        except (argparse.ArgumentError, ValueError) as error:
-            self.parser.error(f"--config {path}: {error}")
-        return converted
+            self.error(f"--config {path}: {' '.join(str(error).split())}")  # those of yaml have several lines
 
-    def _converted(self, action: argparse.Action, value: Any) -> Any:
+    def _as_flag(self, name: str, value: Any) -> Any:
         """A value as a flag with the same text would give it: YAML reads 1e-3 as text, and 2 where text is wanted."""
+        action, hint = self._option_string_actions[f"--{name}"], self.hints[name]
+        accepted = {get_origin(part) or part for part in (hint, *get_args(hint))} - {str}
+        if value is None or type(value) in accepted:
+            return value
         if isinstance(value, (list, dict)):
-            if type(value) not in self._containers[action.dest]:
-                raise ValueError(f"{action.dest} takes one value, not a {type(value).__name__}")
-            return value
-        if value is None or (isinstance(value, bool) and action.type not in (int, float)):
-            return value
-        if not isinstance(value, (str, int, float)):
-            raise ValueError(f"{action.dest} is read as a {type(value).__name__}: put it in quotes")
-        return value if action.type is None else self.parser._get_value(action, str(value))
-
-    def _print_help(self, everything: bool) -> None:
-        usual = {"output_dir", "seed", "bf16", "report_to", "use_cpu", "max_steps"}
-        usual |= {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"}
-        own = {"help", "help_all", "config"}
-        for dataclass_type in self.types:
-            classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)
-            own |= {name for each in classes for name in getattr(each, "__annotations__", {})}
-        for action in self.parser._actions:
-            if action.dest not in (own | usual) - self.hidden and not everything:
-                action.help = argparse.SUPPRESS
-        print((self.parser.description or "").strip() + "\n\noptions:")
-        for action in self.parser._actions:
-            if action.help is argparse.SUPPRESS or action.option_strings[0].startswith("--no_"):
-                continue
-            default = "" if action.default in (None, argparse.SUPPRESS, False) else f" (default: {action.default})"
-            names = ", ".join(option for option in action.option_strings if "-" not in option[2:])
-            print(f"  {names}\n        {(action.help or '').strip()}{default}")
-        if not everything:
-            print("\nAll arguments of transformers.TrainingArguments work too: --help_all lists them.")
+            raise ValueError(f"{name} takes one value, not a {type(value).__name__}")
+        if value is True and action.const is not None:  # a flag that may stand without a value
+            return action.const
+        if not isinstance(value, (str, int, float)) or (isinstance(value, bool) and action.type not in (int, float)):
+            raise ValueError(f"{name} is read as a {type(value).__name__}: put it in quotes")
+        value = self._get_value(action, str(value))
+        self._check_value(action, value)  # against its choices
+        return value
 
 
 def _check_plain(text: str) -> None:
@@ -153,18 +136,9 @@ def _check_plain(text: str) -> None:
         ValueError: if there are aliases, or deep nesting.
     """
     depth = 0
-    for token in yaml.scan(text):
-        if isinstance(token, yaml.AliasToken):
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
             raise ValueError("aliases (*name) are not taken")
-        depth += isinstance(token, YAML_STARTS) - isinstance(token, YAML_ENDS)
         if depth > YAML_DEPTH:
             raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
-
-
-def _containers(dataclass_types: Sequence[Any]) -> dict[str, set[type]]:
-    """Which of list and dict each argument takes."""
-    hints = {name: hint for each in dataclass_types for name, hint in get_type_hints(each).items()}
-    return {
-        name: {get_origin(part) or part for part in (hint, *get_args(hint))} & {list, dict}
-        for name, hint in hints.items()
-    }

@@ -25,10 +25,10 @@ from hf_plr.hub.push import HubError
 from hf_plr.recipe_tools.launched import adopt_launch, anything_told, as_typed
 from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
-from hf_plr.trainer.base_trainer import BackboneTrainer
-from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, checkpoints_in, last_whole
-from hf_plr.trainer.stop_signal import TrainingStopped
-from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.trainer.base_trainer import BaseTrainer
+from hf_plr.trainer.callbacks import TrainingStopped
+from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
+from hf_plr.training_args import BaseTrainingArguments
 
 
 @dataclass
@@ -42,21 +42,19 @@ class DataArguments:
     )
     cpu_threads: int | None = field(
         default=None,
-        metadata={"help": "Threads a process on CPUs. Default: all cores, where one process runs alone."},
+        metadata={"help": "Threads per process on CPUs. Default: all cores, where one process runs alone."},
     )
 
 
 @dataclass
-class RecipeTrainingArguments(PLRTrainingArguments):
-    """`PLRTrainingArguments` with the handling of the output folder."""
+class OutputArguments:
+    """The output folder: a mixin for subclasses of `BaseTrainingArguments`."""
 
-    output_dir: str = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Folder for the results."}
-    )
+    output_dir: str = field(default=None, metadata={"help": "Folder for the results."})  # type: ignore[assignment]
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from the last checkpoint in output_dir, or from the one named here.",
+            "help": "Resume from the last checkpoint in output_dir, or from the one named here.",
             "nargs": "?",
             "const": "last",
         },
@@ -69,7 +67,7 @@ class RecipeTrainingArguments(PLRTrainingArguments):
 
 
 def run_recipe(main: Callable[[], object]) -> None:
-    """Run a recipe's main function; what is wrong with arguments or data is told in one line."""
+    """Run a recipe's main function; errors in arguments or data are told in one line."""
     transformers.logging.set_verbosity_warning()
     adopt_launch()
     if not sys.stderr.isatty():
@@ -80,7 +78,7 @@ def run_recipe(main: Callable[[], object]) -> None:
         print(stopped, file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print("Interrupted: --resume_from_checkpoint goes on from the last checkpoint, if any.", file=sys.stderr)
+        print("Interrupted: --resume_from_checkpoint resumes from the last checkpoint, if any.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # whoever read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,11 +89,11 @@ def run_recipe(main: Callable[[], object]) -> None:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
             if anything_told():
                 sys.exit(1)
-            sys.exit("error: another process of this run has ended, so this one cannot go on; see what it said")
+            sys.exit("error: another process of this run has ended, so this one cannot continue; see its message")
         if "DataLoader worker" not in str(error):
             raise
-        sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint goes on.")
-    # What still holds the process group goes now: gloo's threads abort if that happens as the interpreter shuts down.
+        sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint resumes.")
+    # Frees what still holds the process group: gloo's threads abort if that happens as the interpreter shuts down.
     gc.collect()
 
 
@@ -106,7 +104,7 @@ def hide_bars() -> None:
     evaluate.logging.disable_progress_bar()
 
 
-def set_cpu_threads(threads: int | None, args: PLRTrainingArguments) -> None:
+def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
     """Use all cores in a single process; `accelerate launch` allows it one thread unless told otherwise."""
     if threads is not None:
         torch.set_num_threads(threads)
@@ -114,36 +112,36 @@ def set_cpu_threads(threads: int | None, args: PLRTrainingArguments) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def check_output_dir(args: RecipeTrainingArguments) -> None:
+def check_output_dir(args: OutputArguments) -> None:
     """Refuse to mix two runs in one folder.
 
     Raises:
         ValueError: if there is a run in `output_dir` and neither flag says what to do with it, or none to resume.
     """
     out = Path(args.output_dir)
-    if args.resume_from_checkpoint == "last" and last_whole(out)[0] is None:
-        raise ValueError(f"--resume_from_checkpoint: {out} holds no checkpoint that is whole")
+    if args.resume_from_checkpoint == "last" and last_complete_checkpoint(out)[0] is None:
+        raise ValueError(f"--resume_from_checkpoint: {out} holds no complete checkpoint")
     if args.resume_from_checkpoint is not None or args.overwrite:
         return
     if (out / METRICS_FILE).exists():
         raise ValueError(f"{out} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
-    if checkpoints_in(out):
-        raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint goes on, --overwrite starts anew")
+    if list_checkpoints(out):
+        raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint resumes it, --overwrite starts anew")
 
 
-def prepare_output_dir(args: RecipeTrainingArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, metrics and report where they are to be replaced."""
+def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
+    """Remove an earlier run's checkpoints, metrics and report, if they are to be replaced."""
     out = Path(args.output_dir)
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
-    for checkpoint in (*checkpoints_in(out), out / ASIDE):
+    for checkpoint in (*list_checkpoints(out), out / ASIDE):
         shutil.rmtree(checkpoint, ignore_errors=True)
     for name in (METRICS_FILE, DATA_FILE, PAGE_FILE):
         (out / name).unlink(missing_ok=True)
 
 
 def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
-    """A folder for the results of a recipe that needs none for its own small data set.
+    """Return defaults for the output folder: a recipe's own small data set has one.
 
     Args:
         given: the arguments that were given.
@@ -159,7 +157,7 @@ def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, An
     return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
 
 
-def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments, rows: np.ndarray) -> None:
+def train_between_scores(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarray) -> None:
     """Score, train, and score again; `rows` as for `write_results`."""
     trainer.reporter.rows = rows
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
@@ -169,8 +167,8 @@ def train_between_scores(trainer: BackboneTrainer, args: RecipeTrainingArguments
     trainer.score("after")
 
 
-def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
-    """Train, or go on where the arguments say."""
+def train(trainer: BaseTrainer, args: OutputArguments) -> None:
+    """Train, from the start or from a checkpoint."""
     if transformers.logging.is_progress_bar_enabled():  # in a terminal: one at each checkpoint would tear the run's own
         transformers.logging.disable_progress_bar()
         huggingface_hub.utils.enable_progress_bars()  # the same call has switched them off; a push shows them
@@ -178,19 +176,19 @@ def train(trainer: BackboneTrainer, args: RecipeTrainingArguments) -> None:
 
 
 def write_results(
-    trainer: BackboneTrainer, rows: np.ndarray, started: float, next_command: tuple[str, str], card: dict[str, Any]
+    trainer: BaseTrainer, rows: np.ndarray, started: float, next_command: tuple[str, str], card: dict[str, Any]
 ) -> None:
-    """Leave everything in the output folder, say so, and push it to the Hub if that is wanted.
+    """Write everything to the output folder, print a summary, and push to the Hub if the arguments ask for it.
 
     Args:
         trainer: the trained trainer, on every process.
         rows: numbers of the training images' rows in the data that they were taken from.
         started: `time.perf_counter()` at the start.
-        next_command: a command to try next and what it does, for the last words.
+        next_command: a command to try next and what it does, for the summary.
         card: arguments of the model card.
     """
     args = trainer.args
-    trainer.save_model(_internal_call=True)  # a push, if one is wanted, takes the whole folder at the end
+    trainer.save_model(_internal_call=True)  # a push, if any, takes the whole folder at the end
     trainer.save_labels(str(args.output_dir), rows)
     trainer.create_model_card(**card)
     seconds = time.perf_counter() - started
@@ -203,11 +201,11 @@ def write_results(
         if args.push_to_hub:
             push(trainer, card)
     finally:
-        trainer.accelerator.wait_for_everyone()  # one that is gone early takes the others with it if it fails at that
+        trainer.accelerator.wait_for_everyone()  # a process that leaves early and fails takes the others with it
         trainer.accelerator.end_training()
 
 
-def push(trainer: BackboneTrainer, card: dict[str, Any]) -> None:
+def push(trainer: BaseTrainer, card: dict[str, Any]) -> None:
     """Push the results to the Hub.
 
     Raises:
