@@ -3,7 +3,8 @@
   hf-plr audit out --marks marks.csv
 
 `out` is a run's output folder. marks.csv is what its report.html lets you download, or a CSV of your own with the
-columns index (row of the data set, as in pseudo_labels.parquet) and mark (wrong or right).
+columns index (row of the data set, as in pseudo_labels.parquet) and mark (wrong, right, or empty for a sample that has
+none yet).
 
 The error rate comes from samples that were drawn at random, and from nothing else: the report's random sheet, or a file
 of your own with --random. Mark every sample of that draw, also those that are right: a draw of which only some samples

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 60.0  # seconds
 KEYS = {
     "ArrowLeft": 37,
@@ -27,11 +27,11 @@ KEYS = {
 
 
 class Page:
-    """A page in the browser, with everything that it complained of and asked for.
+    """A page in the browser, with its errors and its requests.
 
     Attributes:
         errors: exceptions and entries of the console.
-        requests: addresses that were asked for, without those in the page itself.
+        requests: requested addresses, without those in the page itself.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse):
@@ -44,7 +44,7 @@ class Page:
         self._reader = asyncio.create_task(self._read())
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Give a command of the protocol; returns its result."""
+        """Send a command of the protocol; returns its result."""
         self._number += 1
         answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
@@ -73,7 +73,7 @@ class Page:
         await asyncio.sleep(0.3)
 
     async def run(self, script: str) -> Any:
-        """The value of an expression in the page."""
+        """Evaluate an expression in the page."""
         answer = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise AssertionError(f"{script}: {answer['exceptionDetails']}")
@@ -87,13 +87,13 @@ class Page:
             await self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
 
     async def point(self, x: float, y: float, click: bool = False) -> None:
-        """Move the mouse there, and click if that is wanted."""
+        """Move the mouse to a point, and click if `click` is set."""
         await self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased") if click else ():
             await self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def picture(self, path: Path) -> None:
-        """Save what is seen as PNG."""
+        """Save the visible part of the page as PNG."""
         shot = await self.send("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
@@ -103,27 +103,27 @@ class Page:
 
     async def _read(self) -> None:
         async for message in self._socket:
-            told = json.loads(message.data)
-            if "id" in told:
-                answer = self._answers.pop(told["id"])
-                if "error" in told:
-                    answer.set_exception(AssertionError(str(told["error"])))
+            event = json.loads(message.data)
+            if "id" in event:
+                answer = self._answers.pop(event["id"])
+                if "error" in event:
+                    answer.set_exception(AssertionError(str(event["error"])))
                 else:
-                    answer.set_result(told["result"])
+                    answer.set_result(event["result"])
                 continue
-            self._note(told["method"], told["params"])
+            self._record(event["method"], event["params"])
 
-    def _note(self, method: str, told: dict[str, Any]) -> None:
+    def _record(self, method: str, parameters: dict[str, Any]) -> None:
         if method == "Page.loadEventFired":
             self.loaded.set()
-        elif method == "Network.requestWillBeSent" and not told["request"]["url"].startswith("data:"):
-            self.requests.append(told["request"]["url"])
+        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith("data:"):
+            self.requests.append(parameters["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            self.errors.append(str(told["exceptionDetails"]))
+            self.errors.append(str(parameters["exceptionDetails"]))
         elif method == "Log.entryAdded":
-            self.errors.append(str(told["entry"]))
-        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            self.errors.append(str(told["args"]))
+            self.errors.append(str(parameters["entry"]))
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            self.errors.append(str(parameters["args"]))
 
 
 def in_chromium(folder: Path, work: Callable[[Page], Awaitable[None]]) -> None:
