@@ -31,7 +31,7 @@ def adopt_launch() -> None:
     if COMMAND in os.environ:
         sys.argv[0] = os.environ[COMMAND]  # argparse puts it before an error
     if TOLD in os.environ:
-        sys.stderr = ErrorsOnce(sys.stderr, Path(os.environ[TOLD]))  # type: ignore[assignment]
+        sys.stderr = ErrorsOnce(sys.stderr, Path(os.environ[TOLD]))
 
 
 def anything_told() -> bool:
