@@ -15,7 +15,7 @@ help:
 	@echo "make test           run the tests that are quick, under 8 minutes on two cores"
 	@echo "make test-all       run all tests, under 25 minutes on two cores"
 	@echo "make lint           run ruff and mypy"
-	@echo "make audit          look up known vulnerabilities of every installed package; needs pypi.org"
+	@echo "make audit          look up known vulnerabilities of every installed package; needs the network"
 	@echo "make clean          remove the virtual environment and caches"
 
 install: $(INSTALLED)
@@ -40,7 +40,7 @@ test: install
 test-all: install
 	HYPOTHESIS_PROFILE=thorough $(PYTEST)
 
-# --strict: a package that could not be looked up is a failure. What follows a "+" is no part of a version on PyPI.
+# --strict: a package that could not be looked up is a failure. What follows a "+" in a version is local: nobody published it.
 audit: install
 	$(BIN)/python -m pip freeze --all --exclude-editable --disable-pip-version-check > $(VENV)/installed.txt
 	sed 's/+.*//' $(VENV)/installed.txt > $(VENV)/audited.txt

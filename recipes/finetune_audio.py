@@ -24,8 +24,8 @@ from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
-    as_labels,
-    defaults_for,
+    adjust_defaults,
+    label_tensor,
     load_labelled,
     show_first_answer,
     train_classifier,
@@ -43,15 +43,14 @@ class AudioArguments(FinetuneArguments):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    recipe, args = RecipeParser([AudioArguments, ClassifierArguments], __doc__, defaults_for).parse_args_and_config(
-        argv
-    )
+    parser = RecipeParser([AudioArguments, ClassifierArguments], __doc__, adjust_defaults)
+    recipe, args = parser.parse_args_and_config(argv)
     data = load_labelled(recipe, args.seed)
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
     rate = extractor.sampling_rate
 
-    def with_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
+    def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
         def read(batch: dict) -> dict:
             values = extractor(
                 [decode_waveform(stored, row, rate) for row, stored in enumerate(batch[column])],
@@ -61,13 +60,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 truncation=True,
                 return_tensors="pt",
             )
-            return {**values, "labels": as_labels(batch["labels"])}
+            return {**values, "labels": label_tensor(batch["labels"])}
 
         return undecoded(samples, column).add_column("labels", labels).with_transform(read)
 
-    found = train_classifier(
+    metrics = train_classifier(
         lambda classes: AutoModelForAudioClassification.from_pretrained(recipe.model_name_or_path, **classes),
-        with_inputs,
+        add_inputs,
         data,
         extractor,
         recipe,
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             answers = pipeline("audio-classification", args.output_dir)(heard, top_k=3)
         truth = data.names[data.test_labels[0]]
         show_first_answer(answers, truth, f'pipeline("audio-classification", {args.output_dir!r})(waveform)')
-    return found
+    return metrics
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
-    as_labels,
-    defaults_for,
+    adjust_defaults,
+    label_tensor,
     load_labelled,
     show_first_answer,
     train_classifier,
@@ -32,24 +32,23 @@ from hf_plr.recipe_tools.running import run_recipe
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    recipe, args = RecipeParser([FinetuneArguments, ClassifierArguments], __doc__, defaults_for).parse_args_and_config(
-        argv
-    )
+    parser = RecipeParser([FinetuneArguments, ClassifierArguments], __doc__, adjust_defaults)
+    recipe, args = parser.parse_args_and_config(argv)
     data = load_labelled(recipe, args.seed)
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)
 
-    def with_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
+    def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
         def read(batch: dict) -> dict:
             images = [image.convert("RGB") for image in batch[column]]
             pixels = processor(images, return_tensors="pt")["pixel_values"]
-            return {"pixel_values": pixels, "labels": as_labels(batch["labels"])}
+            return {"pixel_values": pixels, "labels": label_tensor(batch["labels"])}
 
         return samples.select_columns([column]).add_column("labels", labels).with_transform(read)
 
-    found = train_classifier(
+    metrics = train_classifier(
         lambda classes: AutoModelForImageClassification.from_pretrained(recipe.model_name_or_path, **classes),
-        with_inputs,
+        add_inputs,
         data,
         processor,
         recipe,
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             answers = pipeline("image-classification", args.output_dir)(file, top_k=3)
         truth = data.names[data.test_labels[0]]
         show_first_answer(answers, truth, f'pipeline("image-classification", {args.output_dir!r})("image.png")')
-    return found
+    return metrics
 
 
 if __name__ == "__main__":

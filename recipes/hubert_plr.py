@@ -35,11 +35,11 @@ from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     DataArguments,
     OutputArguments,
+    adjust_output_dir,
     check_output_dir,
-    output_defaults,
     run_recipe,
+    score_and_train,
     set_cpu_threads,
-    train_between_scores,
     write_results,
 )
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
-    train_between_scores(trainer, args, rows)
+    score_and_train(trainer, args, rows)
     card = {"dataset": recipe.dataset_name or "synthetic sounds", "tags": [trainer.backbone.config.model_type]}
     command, what = NEXT_COMMANDS[recipe.objective]
     write_results(trainer, rows, started, (command.format(out=args.output_dir), what), card)
@@ -131,13 +131,17 @@ def parse(argv: list[str] | None) -> tuple[RecipeArguments, Arguments]:
     """Parse the recipe's arguments; without a data set, the synthetic sounds have an output folder of their own."""
     assert __doc__ is not None
     parser = RecipeParser(
-        [RecipeArguments, AllArguments], as_typed(__doc__), defaults_for, hidden=IMAGE_ARGUMENTS, choose=arguments_for
+        [RecipeArguments, AllArguments],
+        as_typed(__doc__),
+        adjust_defaults,
+        hidden=IMAGE_ARGUMENTS,
+        choose=choose_arguments,
     )
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
 
-def arguments_for(given: dict[str, Any]) -> list[type]:
+def choose_arguments(given: dict[str, Any]) -> list[type]:
     """Return the dataclasses of the objective.
 
     Raises:
@@ -153,7 +157,7 @@ def arguments_for(given: dict[str, Any]) -> list[type]:
     return [RecipeArguments, FrameArguments if frames else UtteranceArguments]
 
 
-def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the given arguments.
 
     Raises:
@@ -162,7 +166,7 @@ def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = dict(DEFAULTS)
     if given.get("model_name_or_path") is not None:
         defaults |= PRETRAINED_DEFAULTS
-    return defaults | output_defaults(given, DEMO_OUTPUT_DIR)
+    return defaults | adjust_output_dir(given, DEMO_OUTPUT_DIR)
 
 
 def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:

@@ -151,12 +151,12 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, ReidPLRArguments]:
     """Parse the recipe's arguments."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, ReidPLRArguments], as_typed(__doc__), adjust=defaults_for)
+    parser = RecipeParser([RecipeArguments, ReidPLRArguments], as_typed(__doc__), adjust=adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
 
-def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe's defaults, which depend on the given arguments.
 
     Raises:

@@ -29,11 +29,11 @@ from hf_plr.recipe_tools.launched import as_typed
 from hf_plr.recipe_tools.running import (
     DataArguments,
     OutputArguments,
+    adjust_output_dir,
     check_output_dir,
-    output_defaults,
     run_recipe,
+    score_and_train,
     set_cpu_threads,
-    train_between_scores,
     write_results,
 )
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     trainer, rows = build_trainer(recipe, args)
-    train_between_scores(trainer, args, rows)
+    score_and_train(trainer, args, rows)
     card = {"dataset": recipe.dataset_name or "handwritten digits", "tags": ["vit"]}
     write_results(trainer, rows, started, NEXT_COMMAND, card)
 
@@ -86,19 +86,21 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
     """Parse the recipe's arguments; without a data set, the digits have an output folder of their own."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, VitPLRArguments], as_typed(__doc__), defaults_for, hidden=SOUND_ARGUMENTS)
+    parser = RecipeParser(
+        [RecipeArguments, VitPLRArguments], as_typed(__doc__), adjust_defaults, hidden=SOUND_ARGUMENTS
+    )
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
 
-def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
+def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the given arguments.
 
     Raises:
         ValueError: if there is a data set but no place for the results.
     """
     defaults: dict[str, Any] = {} if given.get("model_name_or_path") is None else dict(PRETRAINED_DEFAULTS)
-    return defaults | output_defaults(given, DEMO_OUTPUT_DIR)
+    return defaults | adjust_output_dir(given, DEMO_OUTPUT_DIR)
 
 
 def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTrainer, np.ndarray]:

@@ -90,9 +90,9 @@ class RecipeParser(HfArgumentParser):
             if action.option_strings[0].startswith("--no_") or not (self.help_lists_all or action.dest in shown):
                 continue
             default = self.shown_defaults.get(action.dest)
-            told = "" if default in (None, False) else f" (default: {default})"
+            suffix = "" if default in (None, False) else f" (default: {default})"
             names = ", ".join(option for option in action.option_strings if "-" not in option[2:])
-            lines += [f"  {names}", f"        {(action.help or '').strip()}{told}"]
+            lines += [f"  {names}", f"        {(action.help or '').strip()}{suffix}"]
         if not self.help_lists_all:
             lines += ["", "All arguments of transformers.TrainingArguments work too: --help_all lists them."]
         return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What the recipes that fine-tune a classifier share: arguments, a few labels of each class, training."""
+"""Parts of the recipes that fine-tune a classifier: arguments, a few labels per class, training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_plr.data.sample_store import encode_labels
 
 @dataclass
 class FinetuneArguments:
-    """What to classify, with how many labels."""
+    """The data, the start and the number of labels."""
 
     model_name_or_path: str = field(
         default=None,  # type: ignore[assignment]
@@ -33,22 +33,24 @@ class FinetuneArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the classes. Default: the only one."})
     labels_per_class: int | None = field(
-        default=None, metadata={"help": "Use only this many labels of each class, drawn by the seed. Default: all."}
+        default=None, metadata={"help": "Use only this many labels per class, drawn by the seed. Default: all."}
     )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the head alone."})
 
 
 @dataclass
 class ClassifierArguments(TrainingArguments):
-    """`TrainingArguments` whose defaults suit a few labels."""
+    """`TrainingArguments` with defaults for few labels."""
 
     output_dir: str = field(default=None, metadata={"help": "Folder for the classifier."})  # type: ignore[assignment]
     num_train_epochs: float = field(default=30, metadata={"help": "Passes over the labelled samples."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Samples a batch and device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device for scoring."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Samples per batch and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples per batch and device for scoring."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate; 1e-3 with a frozen backbone."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps if below 1."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up: steps, or a fraction of all steps if below 1."}
+    )
     logging_strategy: str = field(default="no", metadata={"help": "When to log: epoch, steps or no."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
@@ -59,11 +61,11 @@ class ClassifierArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
 
 
-def defaults_for(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that depend on what is trained.
+def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Return defaults that depend on the given arguments.
 
     Raises:
-        ValueError: if a necessary argument is missing.
+        ValueError: if a required argument is missing.
     """
     for name in ("model_name_or_path", "dataset_name", "output_dir"):
         if given.get(name) is None:
@@ -90,7 +92,7 @@ class LabelledData:
 
 
 def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
-    """Load both splits; samples without a class are left out, and a few of each class drawn if that is asked for.
+    """Load both splits, without samples that have no class, and draw `args.labels_per_class` samples per class.
 
     Raises:
         ValueError: if there is no test split, no label column, or a class has too few samples.
@@ -104,13 +106,13 @@ def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
     numbers: dict[str, int] = {}
     labels = [encode_labels(split, column, numbers) for split in (train, test)]
     names = list(numbers) or [str(label) for label in range(int(labels[0].max(initial=0)) + 1)]
-    rows = few_of_each(labels[0], args.labels_per_class, seed)
+    rows = draw_per_class(labels[0], args.labels_per_class, seed)
     known = np.flatnonzero(labels[1] >= 0)
     return LabelledData(train.select(rows), test.select(known), labels[0][rows], labels[1][known], names)
 
 
-def few_of_each(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
-    """Rows of `count` samples of each class, drawn by the seed, ascending; of all samples with a class for None.
+def draw_per_class(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """Draw `count` samples per class by the seed; for None, take all that have a class. Returns rows, ascending.
 
     Raises:
         ValueError: if a class has fewer.
@@ -129,7 +131,7 @@ def few_of_each(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
 
 def train_classifier(
     make_model: Callable[[dict[str, Any]], PreTrainedModel],
-    with_inputs: Callable[[Dataset, np.ndarray], Dataset],
+    add_inputs: Callable[[Dataset, np.ndarray], Dataset],
     data: LabelledData,
     processor: Any,
     recipe: FinetuneArguments,
@@ -139,7 +141,7 @@ def train_classifier(
 
     Args:
         make_model: makes the classifier from num_labels, id2label and label2id.
-        with_inputs: gives samples and their classes as the model's inputs.
+        add_inputs: returns samples and their classes as inputs of the model.
         data: the samples.
         processor: saved with the classifier.
         recipe, args: the arguments.
@@ -158,25 +160,26 @@ def train_classifier(
     trainer = Trainer(
         model,
         args,
-        train_dataset=with_inputs(data.train, data.train_labels),
-        eval_dataset=with_inputs(data.test, data.test_labels),
+        train_dataset=add_inputs(data.train, data.train_labels),
+        eval_dataset=add_inputs(data.test, data.test_labels),
         data_collator=default_data_collator,
         processing_class=processor,
-        compute_metrics=scores,
+        compute_metrics=compute_metrics,
     )
     trainer.train()
-    found = trainer.evaluate()
+    metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(
             f"\nTrained on {len(data.train):,} labels of {len(data.names)} classes. Test split of {len(data.test):,}: "
-            f"accuracy {found['eval_accuracy']:.3f}, macro F1 {found['eval_f1']:.3f}. Classifier in {args.output_dir}."
+            f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_f1']:.3f}. "
+            f"Classifier in {args.output_dir}."
         )
-    return {"accuracy": found["eval_accuracy"], "f1": found["eval_f1"]}
+    return {"accuracy": metrics["eval_accuracy"], "f1": metrics["eval_f1"]}
 
 
-def scores(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy and macro F1."""
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Compute accuracy and macro F1."""
     answers = np.argmax(prediction.predictions, axis=-1)
     return {
         "accuracy": float(accuracy_score(prediction.label_ids, answers)),
@@ -185,11 +188,11 @@ def scores(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def show_first_answer(answers: list[dict[str, Any]], truth: str, call: str) -> None:
-    """Print what a pipeline says about the first test sample."""
-    told = ", ".join(f"{answer['label']} {answer['score']:.2f}" for answer in answers)
-    print(f"{call}: {told} (it is {truth})")
+    """Print a pipeline's answers for the first test sample."""
+    listed = ", ".join(f"{answer['label']} {answer['score']:.2f}" for answer in answers)
+    print(f"{call}: {listed} (it is {truth})")
 
 
-def as_labels(labels: list[int]) -> torch.Tensor:
-    """Classes as the model wants them."""
+def label_tensor(labels: list[int]) -> torch.Tensor:
+    """Convert classes to the type that models need."""
     return torch.tensor(labels, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What the recipes share: the output folder, threads, what a run leaves, and errors without a traceback."""
+"""Parts of all recipes: the output folder, threads, the results of a run, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hf_plr.training_args import BaseTrainingArguments
 
 @dataclass
 class DataArguments:
-    """Which part of the data to train on, and how many threads to use."""
+    """The part of the data to train on, and the number of threads."""
 
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -67,7 +67,7 @@ class OutputArguments:
 
 
 def run_recipe(main: Callable[[], object]) -> None:
-    """Run a recipe's main function; errors in arguments or data are told in one line."""
+    """Run a recipe's main function, and report errors in arguments or data in one line."""
     transformers.logging.set_verbosity_warning()
     adopt_launch()
     if not sys.stderr.isatty():
@@ -105,7 +105,7 @@ def hide_bars() -> None:
 
 
 def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
-    """Use all cores in a single process; `accelerate launch` allows it one thread unless told otherwise."""
+    """Use all cores in a single process; `accelerate launch` allows it one thread by default."""
     if threads is not None:
         torch.set_num_threads(threads)
     elif args.device.type == "cpu" and args.world_size == 1:
@@ -116,7 +116,7 @@ def check_output_dir(args: OutputArguments) -> None:
     """Refuse to mix two runs in one folder.
 
     Raises:
-        ValueError: if there is a run in `output_dir` and neither flag says what to do with it, or none to resume.
+        ValueError: if `output_dir` holds a run and neither flag is set, or if there is no run to resume.
     """
     out = Path(args.output_dir)
     if args.resume_from_checkpoint == "last" and last_complete_checkpoint(out)[0] is None:
@@ -140,7 +140,7 @@ def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
+def adjust_output_dir(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
     """Return defaults for the output folder: a recipe's own small data set has one.
 
     Args:
@@ -157,7 +157,7 @@ def output_defaults(given: dict[str, Any], demo_output_dir: str) -> dict[str, An
     return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
 
 
-def train_between_scores(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarray) -> None:
+def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarray) -> None:
     """Score, train, and score again; `rows` as for `write_results`."""
     trainer.reporter.rows = rows
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())

@@ -12,7 +12,7 @@ from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingAr
 from hf_plr.data.loading import synthetic_sounds
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.recipe_tools.finetuning import few_of_each
+from hf_plr.recipe_tools.finetuning import draw_per_class
 
 
 def recipe(name, *arguments):
@@ -75,13 +75,13 @@ def test_sounds_from_all_labels(tmp_path, capsys):
 
 def test_few_labels_are_drawn_by_class_and_seed():
     labels = np.array([0, 0, 0, 1, 1, 1, 1, -1, 2, 2])
-    rows = few_of_each(labels, 2, seed=0)
+    rows = draw_per_class(labels, 2, seed=0)
     assert np.bincount(labels[rows]).tolist() == [2, 2, 2]
     assert (np.diff(rows) > 0).all()
-    assert any((few_of_each(labels, 2, seed=seed) != rows).any() for seed in range(1, 9))
-    assert few_of_each(labels, None, seed=0).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert any((draw_per_class(labels, 2, seed=seed) != rows).any() for seed in range(1, 9))
+    assert draw_per_class(labels, None, seed=0).tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     with pytest.raises(ValueError, match="labels_per_class=3, but class 2 has 2 samples"):
-        few_of_each(labels, 3, seed=0)
+        draw_per_class(labels, 3, seed=0)
 
 
 @pytest.mark.parametrize(
