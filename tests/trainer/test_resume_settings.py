@@ -110,6 +110,7 @@ def first_checkpoint(tmp_path_factory, some_digits):
         ({"refinement_weight": 0.7}, "refinement_weight was None and is 0.7"),
         ({"num_clusters": 13}, "num_clusters was 12 and is 13"),
         ({"ema_decay": 0.9}, "ema_decay was 0.0 and is 0.9"),
+        ({"num_labelings": 2}, "num_labelings was 1 and is 2"),
         ({"per_device_train_batch_size": 16}, "per_device_train_batch_size was 32 and is 16"),
         ({"learning_rate": 1e-4}, "learning_rate was 0.001 and is 0.0001"),
         ({"clusterer": "dbscan"}, "clusterer was 'kmeans' and is 'dbscan'"),

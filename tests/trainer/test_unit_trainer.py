@@ -79,10 +79,13 @@ def test_fitting_on_a_share_takes_no_more_frames_than_asked_for(make_sound_train
     assert 500 <= fitted[0] < 560  # up to the end of the recording in which the 500th is
 
 
-@pytest.mark.parametrize("stop_at", [3, 4])
-@pytest.mark.parametrize(("refinement", "workers"), [("slr", 0), ("joint", 2), ("none", 0)])
-def test_resume_is_bit_exact(make_sound_trainer, tmp_path, stop_at, refinement, workers):
-    arguments = {"refinement": refinement, "dataloader_num_workers": workers, "feature_dir": str(tmp_path / "labels")}
+@pytest.mark.parametrize(
+    ("stop_at", "refinement", "workers", "ema_decay"),
+    [(3, "slr", 0, 0.9), (4, "joint", 2, 0.9), (4, "slr", 0, 0.0), (3, "none", 2, 0.0)],
+)
+def test_resume_is_bit_exact(make_sound_trainer, tmp_path, stop_at, refinement, workers, ema_decay):
+    arguments = {"refinement": refinement, "dataloader_num_workers": workers, "ema_decay": ema_decay}
+    arguments["feature_dir"] = str(tmp_path / "labels")
     whole = make_sound_trainer(output_dir=str(tmp_path / "whole"), **arguments)
     whole.train()
     stopped = {"callbacks": [StopAt(stop_at)]}
@@ -90,6 +93,9 @@ def test_resume_is_bit_exact(make_sound_trainer, tmp_path, stop_at, refinement, 
     resumed = make_sound_trainer(output_dir=str(tmp_path / "part"), **arguments)
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
     assert_same_weights(weights(whole), weights(resumed))
+    assert_same_weights(
+        whole.backbone.state_dict(), resumed.backbone.state_dict()
+    )  # of the EMA teacher, if any
     np.testing.assert_array_equal(whole.frame_units.labels, resumed.frame_units.labels)
     whole.save_labels(tmp_path / "whole")
     resumed.save_labels(tmp_path / "part")
