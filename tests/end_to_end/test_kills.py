@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers.launching import run_script
+from helpers.launching import call, run_script
 from helpers.paths import HELPERS, VIT_PLR
 
 from hf_plr.trainer.checkpointing import list_checkpoints
@@ -52,8 +52,8 @@ def test_the_recipe_says_how_it_was_stopped_and_goes_on(tmp_path):
     assert "--resume_from_checkpoint goes on from there" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out" / "metrics.json").exists()
-    refused = run_script(*arguments, "--output_dir", tmp_path / "out")
+    refused = call(*arguments, "--output_dir", tmp_path / "out")
     assert "holds an unfinished run: --resume_from_checkpoint resumes it" in refused.stderr
-    other = run_script(*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "--seed", 7)
+    other = call(*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "--seed", 7)
     assert "seed was 42 and is 7" in other.stderr
     assert "Traceback" not in other.stderr

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
-from helpers.launching import launch, load_script
+from helpers.launching import call, launch, load_script
 from helpers.paths import RECIPES, REID_PLR
 from helpers.runs import assert_same_run
 from PIL import Image as PILImage
@@ -105,7 +105,7 @@ def test_source_adaptation_scores_and_resume(target, source, tmp_path):
 
     weights = (out / "source" / "model.safetensors").stat().st_mtime_ns
     longer = [*common, "--num_train_epochs", 3, "--resume_from_checkpoint"]
-    alone = launch(*longer, script=REID_PLR)
+    alone = call(*longer, script=REID_PLR)
     assert "processes was 2 and is 1" in alone.stderr
     onwards = launch(*longer, *halved, processes=2, script=REID_PLR)
     assert onwards.returncode == 0, onwards.stderr

@@ -1,4 +1,4 @@
-"""The recipe as a user runs it: real processes under `accelerate launch`."""
+"""The recipe for images as a user runs it, once under `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from datasets import Image
-from helpers.launching import launch, run_script
+from helpers.launching import call, launch
 from helpers.paths import SHARED_DATA
 
 TINY = ["--num_train_epochs", "2", "--num_clusters", "12", "--max_samples", "150", "--disable_tqdm", "true"]
@@ -45,35 +45,33 @@ def test_without_arguments_but_smaller(tmp_path):
     assert labels["index"].is_monotonic_increasing
     assert len(labels) == 150
     assert labels["index"].max() > 1000  # rows of the data, not of the part that was drawn
-    again = launch(*TINY, cwd=tmp_path)  # the demo replaces its own folder
+    again = call(*TINY, cwd=tmp_path)  # the demo replaces its own folder
     assert again.returncode == 0, again.stderr
     assert json.loads((out / "metrics.json").read_text())["scores"] == metrics["scores"]
 
 
-@pytest.mark.slow
 def test_parquet_config_finished_run_and_resume(parquet_folder, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(f"dataset_name: {parquet_folder}\nlearning_rate: 1e-3\nnum_train_epochs: 1\nrefinement: joint\n")
     out = tmp_path / "out"
     common = ["--config", config, "--output_dir", out, "--num_clusters", 10, "--disable_tqdm", "true"]
-    run = launch(*common)
+    run = call(*common)
     assert run.returncode == 0, run.stderr
     assert "the test split" in run.stdout
     settings = json.loads((out / "metrics.json").read_text())["settings"]
     assert settings["refinement"] == "joint"
-    refused = run_script(*common)
+    refused = call(*common)
     assert refused.returncode == 1
     assert f"error: {out} holds a finished run: --overwrite replaces it" in refused.stderr
     assert "Traceback" not in refused.stderr
-    onwards = launch(*common, "--num_train_epochs", 2, "--resume_from_checkpoint")
+    onwards = call(*common, "--num_train_epochs", 2, "--resume_from_checkpoint")
     assert onwards.returncode == 0, onwards.stderr
     assert [e["epoch"] for e in json.loads((out / "metrics.json").read_text())["epochs"]] == [0, 1.0]
 
 
-@pytest.mark.slow
 def test_image_folder_without_labels_gives_everything_but_scores(image_folder, tmp_path):
     arguments = ["--dataset_name", image_folder, "--output_dir", tmp_path / "out", "--num_train_epochs", 1]
-    run = launch(*arguments, "--num_clusters", 6, "--disable_tqdm", "true")
+    run = call(*arguments, "--num_clusters", 6, "--disable_tqdm", "true")
     assert run.returncode == 0, run.stderr
     assert "No label column" in run.stdout
     assert (tmp_path / "out" / "README.md").exists()
@@ -83,31 +81,31 @@ def test_image_folder_without_labels_gives_everything_but_scores(image_folder, t
 def test_unknown_arguments_and_values_are_refused(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("num_cluster: 5\nlearning_rate: 0.1\n")
-    run = run_script("--config", config)
+    run = call("--config", config)
     assert run.returncode == 2
     assert "unknown argument: num_cluster" in run.stderr
-    run = run_script("--num_cluster", "5")
+    run = call("--num_cluster", "5")
     assert run.returncode == 2
     assert "unrecognized arguments: --num_cluster 5" in run.stderr
     assert len(run.stderr) < 400
-    run = run_script("--refinement_weight", "1.5", cwd=tmp_path)
+    run = call("--refinement_weight", "1.5", cwd=tmp_path)
     assert run.returncode == 2
     assert "refinement_weight=1.5 is outside [0, 1]" in run.stderr
-    run = run_script("--dataset_name", tmp_path)
+    run = call("--dataset_name", tmp_path)
     assert run.returncode == 2
     assert "--output_dir is needed with --dataset_name" in run.stderr
 
 
 def test_data_that_is_not_there_is_named(tmp_path, all_digits):
     out = ["--output_dir", tmp_path / "out", "--disable_tqdm", "true"]
-    run = run_script("--dataset_name", tmp_path / "nowhere", *out)
+    run = call("--dataset_name", tmp_path / "nowhere", *out)
     assert run.returncode == 1
     assert "neither a folder here nor a data set on the Hub" in run.stderr
     (tmp_path / "empty").mkdir()
-    run = run_script("--dataset_name", tmp_path / "empty", *out)
+    run = call("--dataset_name", tmp_path / "empty", *out)
     assert run.returncode == 1
     assert "holds no images, no recordings and no parquet files" in run.stderr
-    run = run_script("--num_clusters", "5000", cwd=tmp_path)
+    run = call("--num_clusters", "5000", cwd=tmp_path)
     assert run.returncode == 1
     assert "num_clusters=5000 but the data set has 1797 samples" in run.stderr
     damaged = all_digits.select(range(50)).cast_column("image", Image(decode=False)).to_list()
@@ -116,7 +114,7 @@ def test_data_that_is_not_there_is_named(tmp_path, all_digits):
     frame = all_digits.select(range(50)).cast_column("image", Image(decode=False))
     frame = type(frame).from_list(damaged, features=frame.features).cast_column("image", Image())
     frame.to_parquet(tmp_path / "damaged" / "train.parquet")
-    run = run_script("--dataset_name", tmp_path / "damaged", *out)
+    run = call("--dataset_name", tmp_path / "damaged", *out)
     assert run.returncode == 1
     assert "image 7 cannot be read" in run.stderr
     assert "--skip_unreadable" in run.stderr
@@ -124,18 +122,18 @@ def test_data_that_is_not_there_is_named(tmp_path, all_digits):
 
 
 def test_help_is_short_and_complete():
-    run = run_script("--help")
+    run = call("--help")
     assert run.returncode == 0
     for argument in ("--dataset_name", "--num_clusters", "--num_train_epochs", "--learning_rate", "--refinement"):
         assert argument in run.stdout
     assert "--deepspeed" not in run.stdout
-    assert "--deepspeed" in run_script("--help_all").stdout
+    assert "--deepspeed" in call("--help_all").stdout
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED_DATA / "cifar-5").exists(), reason="needs the shared data cifar-5")
 def test_photos_from_a_pretrained_backbone(tmp_path):
-    run = launch(
+    run = call(
         *("--dataset_name", SHARED_DATA / "cifar-5", "--model_name_or_path", SHARED_DATA / "dinov2-small-saliency"),
         *("--output_dir", tmp_path / "out", "--max_samples", 64, "--num_train_epochs", 1, "--num_clusters", 6),
         *("--label_column", "label", "--augmentation", "photo", "--disable_tqdm", "true", "--bf16", "--max_steps", 2),

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import datasets
+import evaluate
+import torch
+import transformers
+
 from helpers.paths import ACCELERATE_CONFIGS, REPOSITORY, TESTS, VIT_PLR
+from hf_plr.recipe_tools.running import run_recipe
 
 
 def launch(
@@ -47,6 +55,40 @@ def run_script(*arguments: object, cwd: Path = REPOSITORY, script: Path = VIT_PL
         text=True,
         timeout=600,
     )
+
+
+def call(*arguments: object, cwd: Path = REPOSITORY, script: Path = VIT_PLR) -> subprocess.CompletedProcess[str]:
+    """Run a recipe as a user does, but in this process: nothing has to be imported again."""
+    module = load_script(script)
+    command = [str(script), *map(str, arguments)]
+    before = sys.argv, Path.cwd(), torch.get_num_threads()
+    output, errors = io.StringIO(), io.StringIO()
+    sys.argv = [*command, "--cpu_threads", "1"]
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = _exit_code(lambda: run_recipe(module.main))
+    finally:
+        sys.argv = before[0]
+        os.chdir(before[1])
+        torch.set_num_threads(before[2])
+        # A recipe hides bars where there is no terminal.
+        transformers.logging.enable_progress_bar()
+        datasets.enable_progress_bars()
+        evaluate.logging.enable_progress_bar()
+    return subprocess.CompletedProcess(command, code, output.getvalue(), errors.getvalue())
+
+
+def _exit_code(run: Callable[[], object]) -> int:
+    """The exit code of a program that does this."""
+    try:
+        run()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    return 0
 
 
 def environment_of(script: Path) -> dict[str, str]:
