@@ -28,7 +28,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 adopt_launch()
 if sys.argv[1] == "wait":
-    os.write(1, b"ready\n")  # at once: print writes the end of the line by itself
+    os.write(1, b"ready\\n")  # at once: print writes the end of the line by itself
     time.sleep(60)
 print(f"{os.path.basename(sys.argv[0])}: error: wrong", file=sys.stderr)
 sys.exit(int(sys.argv[1]))
