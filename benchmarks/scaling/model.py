@@ -96,8 +96,8 @@ def while_labelling(size: Size) -> dict[str, int]:
     chunk = 40 * min(size.samples, COUNT_CHUNK) + 30 * min((size.clusters + 1) ** 2, TABLE_SIZE)
     return between_stages(size) | {
         "features": FLOAT32 * size.rows * size.columns,
-        # As while refining, and confidence and targets.
-        "new labels of all samples": (2 * INT32 + INT64 + FLOAT32 + INT32) * size.samples,
+        # As while refining, without the refiner's copy, and confidence and targets.
+        "new labels of all samples": (2 * INT32 + FLOAT32 + INT32) * size.samples,
         "counting": chunk,
     }
 

@@ -25,6 +25,7 @@ from benchmarks.scaling.rates import GROUP_SIZE, feature_rates, label_rates
 from hf_plr import KMeans
 from hf_plr.features.centering import center_features, check_finite
 from hf_plr.pseudo_labels.labeling import Labeling
+from hf_plr.pseudo_labels.metrics import stage_metrics
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
@@ -72,8 +73,10 @@ class Stages:
         check_finite(features, epoch, self.positions, self.accelerator)
         centered = center_features(features, self.accelerator, out=features)
         self.kmeans.after_clustering = after_clustering
-        self.labeling.refine(self.labeling.cluster(centered), epoch, self.mine)
+        before = self.labeling.pseudo_labels if self.labeling.has_labels else None
+        after = self.labeling.refine(self.labeling.cluster(centered), epoch, self.mine)
         self.labeling.rebuild_prototypes(centered)
+        stage_metrics(before, after, self.mine, self.accelerator)
         return {
             "passes": self.kmeans.n_iter_,
             "seconds": time.process_time() - started,

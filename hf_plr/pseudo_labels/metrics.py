@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from hf_plr.evaluation.label_free import size_entropy
 from hf_plr.pseudo_labels.stage import PseudoLabels
-from hf_plr.refinement import NOISE, CooccurrenceTable, adjusted_rand, cooccurrence
+from hf_plr.refinement import NOISE, ClusterEvents, CooccurrenceTable, adjusted_rand, cooccurrence
 from hf_plr.utils.distributed import gather_all
 
 
@@ -29,25 +29,16 @@ def stage_metrics(
         fraction of the targets on other clusters; and against the labels before, "agreement_ari", "churn" and the
         number of clusters by event.
     """
-    cells = after.refinement
-    assert cells is not None
-    counts, n_samples = cells.table.counts, len(after.labels)
-    targets = after.targets[cells.table.first_member]  # of the cells
-    is_trained = targets != NOISE
-    sizes = np.bincount(targets[is_trained], weights=counts[is_trained], minlength=after.n_clusters)
+    n_samples = len(after.labels)
+    sizes = np.bincount(after.targets[after.targets != NOISE], minlength=after.n_clusters)
     metrics = {
         "clusters": float(after.n_clusters),
-        "clusters_raw": float(len(cells.table.current_ids)),
-        "noise_share": float(counts[cells.labels == NOISE].sum() / n_samples),
-        "left_out_share": float(counts[~is_trained].sum() / n_samples),
-        "changed_share": cells.changed_share,
-        "mean_confidence": float(np.average(cells.confidence, weights=counts)),
+        "noise_share": float(np.count_nonzero(after.labels == NOISE) / n_samples),
+        "left_out_share": float(np.count_nonzero(after.targets == NOISE) / n_samples),
         "size_entropy": size_entropy(sizes),
         "largest_share": float(sizes.max() / sizes.sum()),
     }
-    if after.soft_targets is not None:
-        on_own_cluster = np.average(cells.confidence[is_trained], weights=counts[is_trained])
-        metrics["soft_share"] = 1.0 - float(on_own_cluster)
+    metrics |= {name: value for name, value in after.refinement.items() if name not in ClusterEvents.KINDS}
     if before is not None:
         pairs = count_pairs(before.labels, after.labels, part, accelerator)
         metrics["agreement_ari"] = adjusted_rand(pairs.previous, pairs.current, pairs.counts)
@@ -56,7 +47,7 @@ def stage_metrics(
             for ids, codes in ((pairs.previous_ids, pairs.previous), (pairs.current_ids, pairs.current))
         )
         metrics["churn"] = float(pairs.counts[label_before != label_after].sum() / n_samples)
-        metrics |= {kind: float(number) for kind, number in cells.events.counts().items()}
+        metrics |= {kind: after.refinement[kind] for kind in ClusterEvents.KINDS}
     return metrics
 
 

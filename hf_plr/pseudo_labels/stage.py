@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class PseudoLabels:
             loss, shape (N,). Noise whose past says two clusters alike has soft targets and none here.
         n_clusters: number of prototypes.
         soft_targets: soft targets, or None where targets are hard.
-        refinement: the refinement that made the labels; None after a checkpoint.
+        refinement: metrics of the refinement that made the labels, see `stage_metrics`; empty after a checkpoint.
     """
 
     epoch: int
@@ -54,7 +54,7 @@ class PseudoLabels:
     targets: np.ndarray
     n_clusters: int
     soft_targets: SoftTargets | None = None
-    refinement: CellRefinement | None = None
+    refinement: dict[str, float] = field(default_factory=dict)
 
     def for_epoch(self, epoch: int) -> PseudoLabels:
         """The same labels for another epoch."""
@@ -172,7 +172,7 @@ class RefinementStage:
             targets=targets,
             n_clusters=n_clusters,
             soft_targets=soft_targets,
-            refinement=refined.cells,
+            refinement=_refinement_metrics(refined.cells, targets, soft_targets is not None),
         )
         self._check_clusters(labels)
         return labels
@@ -232,6 +232,21 @@ class RefinementStage:
 def default_num_clusters(n_samples: int) -> int:
     """Number of clusters when the user names none: 1.5 times the square root of N, at most half of N."""
     return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
+
+
+def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_targets: bool) -> dict[str, float]:
+    """Metrics of a refinement: those that its cells tell, which are not kept."""
+    metrics = {
+        "clusters_raw": float(len(cells.table.current_ids)),
+        "changed_share": cells.changed_share,
+        "mean_confidence": float(np.average(cells.confidence, weights=cells.table.counts)),
+        **{kind: float(number) for kind, number in cells.events.counts().items()},
+    }
+    is_trained = targets[cells.table.first_member] != NOISE
+    if has_soft_targets and is_trained.any():
+        on_own_cluster = np.average(cells.confidence[is_trained], weights=cells.table.counts[is_trained])
+        metrics["soft_share"] = 1.0 - float(on_own_cluster)
+    return metrics
 
 
 def _hard_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, None]:

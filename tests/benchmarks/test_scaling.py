@@ -9,10 +9,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import hf_plr.clustering.kmeans as kmeans_module
 from benchmarks.scaling.limits import describe, limits
 from benchmarks.scaling.model import Rates, Size, between_stages, peak_bytes, stage_seconds, while_clustering
 from benchmarks.scaling.worker import Stages
+from hf_plr.clustering import as_clusterer
+from hf_plr.features.centering import CenteredFeatures
+from hf_plr.pseudo_labels.labeling import Labeling
+from hf_plr.pseudo_labels.metrics import stage_metrics
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 
@@ -47,28 +51,6 @@ def test_what_is_kept_between_stages_is_what_the_stage_keeps():
     assert bytes_of(stages.features(0)) == while_clustering(size)["features"]
 
 
-def test_a_pass_of_kmeans_has_the_arrays_of_the_model(monkeypatch):
-    size = Size(samples=5000, columns=12, clusters=20, processes=1, block_scores=20 * 700)
-    monkeypatch.setattr(kmeans_module, "BLOCK_SCORES", {"cpu": size.block_scores})
-    rooms, products = [], torch.mm
-
-    def note_room(*args, out):
-        rooms.append(bytes_of(out))
-        return products(*args, out=out)
-
-    stages = Stages(size, Accelerator(cpu=True))
-    stages.run(0)
-    rows = kmeans_module._Rows(stages.features(1), True, None)
-    monkeypatch.setattr(torch, "mm", note_room)
-    labels, scores = kmeans_module._assign(rows, stages.kmeans.cluster_centers_)
-    assert len(rooms) == 8
-    assert set(rooms) == {while_clustering(size)["a block of scores"]}
-    of_pass = bytes_of(labels, scores)
-    one_temporary = bytes_of(scores)
-    kept = bytes_of(rows.norms, rows._divisors)
-    assert kept + 2 * of_pass + one_temporary == while_clustering(size)["a pass over own samples"]
-
-
 class Given:
     """A clusterer that gives labels which were drawn before."""
 
@@ -86,19 +68,28 @@ def test_labels_take_as_much_as_the_model_says_at_the_stages_peak(n, n_clusters)
     for _ in range(3):
         moved = (labelings[-1] + rng.integers(-3, 4, n, dtype=np.int32)) % n_clusters
         labelings.append(np.where(rng.random(n) < 0.05, moved, labelings[-1]))
-    stage = RefinementStage(Given(labelings), PseudoLabelRefiner(), 1, Accelerator(cpu=True))
-    features = torch.zeros(n, 0)
+    clusterer = as_clusterer(Given(labelings))
+    stage = RefinementStage(clusterer, PseudoLabelRefiner(), 1, Accelerator(cpu=True))
+    labeling = Labeling(stage, PrototypeMemory(0.05, 0.2), confidence_power=0.0)
+    features = CenteredFeatures(torch.zeros(n, 0), torch.zeros(0), slice(0, n))
+
+    def run(epoch):
+        before = labeling.pseudo_labels if labeling.has_labels else None
+        after = labeling.refine(labeling.cluster(features), epoch, features.part)
+        stage_metrics(before, after, features.part, stage.accelerator)
+
     tracemalloc.start()  # it sees numpy's arrays
     try:
         for epoch in range(3):
-            stage.run(features, epoch)
+            run(epoch)
         held = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        stage.run(features, 3)
+        run(3)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    cells = len(cooccurrence(stage.current.previous_labels, stage.current.raw_labels))
+    labels = labeling.pseudo_labels
+    cells = len(cooccurrence(labels.previous_labels, labels.raw_labels))
     size = Size(n, columns=0, clusters=n_clusters, processes=1, cells=cells)
     model = between_stages(size)
     assert held == pytest.approx(model["labels of all samples"], rel=0.05)

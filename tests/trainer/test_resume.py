@@ -22,7 +22,7 @@ from hf_plr.trainer.checkpointing import (
     ASIDE,
     FILE_LIST,
     CheckpointError,
-    flaw,
+    find_defect,
     last_complete_checkpoint,
     list_checkpoints,
 )
@@ -44,7 +44,7 @@ def after_two_epochs(tmp_path_factory, some_digits):
     return out
 
 
-# ---- torn checkpoints ------------------------------------------------------------------------------------------------
+# ---- incomplete checkpoints ------------------------------------------------------------------------------------------
 
 
 def damage_nothing_but_the_list(checkpoint):
@@ -72,20 +72,22 @@ def garble_the_list(checkpoint):
         (garble_the_list, "its plr_files.json cannot be read"),
     ],
 )
-def test_a_torn_checkpoint_is_passed_over(make_trainer, whole, after_two_epochs, tmp_path, caplog, damage, message):
+def test_an_incomplete_checkpoint_is_passed_over(
+    make_trainer, whole, after_two_epochs, tmp_path, caplog, damage, message
+):
     shutil.copytree(after_two_epochs, tmp_path / "out")
     damage(tmp_path / "out" / "checkpoint-14")
-    with pytest.raises(CheckpointError, match=f"checkpoint-14 is torn: {message}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint-14 is incomplete: {message}"):
         make_trainer().train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-14"))
     resumed = make_trainer()
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-14 is torn and passed over" in caplog.text
+    assert "checkpoint-14 is incomplete and passed over" in caplog.text
     assert_same_run(whole, resumed)
 
 
 def test_without_a_whole_checkpoint_it_says_so(make_trainer, tmp_path):
-    with pytest.raises(CheckpointError, match="out holds no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="out holds no complete checkpoint"):
         make_trainer().train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="the checkpoint nowhere does not exist"):
         make_trainer().train(resume_from_checkpoint="nowhere")
@@ -98,7 +100,7 @@ def test_the_best_checkpoint_is_named_where_it_is_in_the_end(make_trainer, all_d
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert best.parent == tmp_path / "out"
-    assert flaw(best) is None
+    assert find_defect(best) is None
     states = [json.loads((path / "trainer_state.json").read_text()) for path in list_checkpoints(tmp_path / "out")]
     assert all(ASIDE not in state["best_model_checkpoint"] for state in states)
 
@@ -116,7 +118,7 @@ def test_a_full_disk_keeps_what_was_saved(make_trainer, whole, tmp_path):
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(CheckpointError, match=r"checkpoint-14 could not be written: .*checkpoint-7 is whole"):
+        with pytest.raises(CheckpointError, match=r"checkpoint-14 could not be written: .*checkpoint-7 is complete"):
             make_trainer({"callbacks": [FullDisk()]}).train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -200,7 +202,7 @@ def test_nan_weights_are_not_saved(make_trainer, tmp_path):
                 with torch.no_grad():
                     next(model.parameters()).fill_(float("nan"))
 
-    with pytest.raises(ValueError, match=r"step 14: weights are NaN.*checkpoint-7 is whole"):
+    with pytest.raises(ValueError, match=r"step 14: weights are NaN.*checkpoint-7 is complete"):
         make_trainer({"callbacks": [Diverge()]}).train()
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-7"]
 

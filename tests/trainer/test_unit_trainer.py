@@ -93,9 +93,7 @@ def test_resume_is_bit_exact(make_sound_trainer, tmp_path, stop_at, refinement, 
     resumed = make_sound_trainer(output_dir=str(tmp_path / "part"), **arguments)
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop_at}"))
     assert_same_weights(weights(whole), weights(resumed))
-    assert_same_weights(
-        whole.backbone.state_dict(), resumed.backbone.state_dict()
-    )  # of the EMA teacher, if any
+    assert_same_weights(whole.backbone.state_dict(), resumed.backbone.state_dict())  # of the EMA teacher, if any
     np.testing.assert_array_equal(whole.frame_units.labels, resumed.frame_units.labels)
     whole.save_labels(tmp_path / "whole")
     resumed.save_labels(tmp_path / "part")
