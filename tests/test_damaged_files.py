@@ -184,6 +184,9 @@ def test_pixel_cache(tmp_path):
             assert unreadable == sorted(set(unreadable))
             assert all(0 <= row < 6 for row in unreadable)
 
+    pixels, unreadable = cache.read()
+    assert (pixels == 7).all()
+    assert unreadable == [1, 4]
     for path in (cache.path, cache._note):  # damaged ones count as not there
         check_damaged(path, read, errors=())
     for note in ('{"unreadable": [6]}', '{"unreadable": [true]}', '{"unreadable": "1"}', "[1]", "3", "[" * 10**5):
@@ -194,6 +197,8 @@ def test_pixel_cache(tmp_path):
 def test_scores_of_a_run(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps({"scores": {"before": {"mAP": 0.5}}, "samples": 3}))
+
+    assert read_scores(path) == {"before": {"mAP": 0.5}}
 
     def read():
         for found in read_scores(path).values():

@@ -73,8 +73,7 @@ def test_configurations_are_what_accelerate_reads(path):
     config = load_config_from_file(str(path))  # it refuses unknown keys
     assert config.num_processes >= 2
     assert config.mixed_precision == "no"  # Trainer's own bf16 decides
-    said = path.read_text().splitlines()[0]
-    assert path.stem == "cpu_2" or "ever run on" in said
+    assert config.main_process_port == (29500 if config.num_machines > 1 else 0)  # runs of one machine may overlap
 
 
 def test_processes_that_cannot_talk_to_each_other_are_refused(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hf_plr.evaluation.intervals import MOST_SAMPLES, interval_of_mean
+from hf_plr.evaluation.intervals import interval_of_mean
 
 
 @pytest.mark.parametrize(("n", "right"), [(40, 30), (300, 240), (2_000, 1_900)])
@@ -36,5 +36,6 @@ def test_where_resampling_can_say_nothing_the_exact_interval_is_given():
 
 def test_none_and_very_many_samples_have_no_interval():
     assert interval_of_mean(np.empty(0)) is None
-    assert interval_of_mean(np.arange(MOST_SAMPLES) % 2) is None
-    assert interval_of_mean(np.arange(MOST_SAMPLES - 1) % 2) is not None
+    assert interval_of_mean(np.arange(10_000) % 2) is None
+    low, high = interval_of_mean(np.arange(9_999) % 2)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 9_999**0.5, rel=0.1)

@@ -99,8 +99,11 @@ def test_size_entropy_of_one_cluster_is_zero():
 def test_signs_of_collapse():
     healthy = {"effective_rank": 30.0, "largest_share": 0.1, "clusters": 20.0}
     assert collapse(healthy, 50.0) is None
-    found = collapse({**healthy, "effective_rank": 4.0}, 50.0)
+    assert collapse({**healthy, "effective_rank": 5.1}, 50.0) is None
+    found = collapse({**healthy, "effective_rank": 4.9}, 50.0)
     assert found is not None
-    assert "4.0 directions, 50.0 at the first stage" in found
-    found = collapse({**healthy, "largest_share": 0.8}, 50.0)
-    assert found == "one of 20 clusters has 80% of the samples"
+    assert "4.9 directions, 50.0 at the first stage" in found
+    assert collapse({**healthy, "largest_share": 0.49}, 50.0) is None
+    assert collapse({**healthy, "largest_share": 0.51, "clusters": 2.0}, 50.0) is None  # one of two is larger
+    found = collapse({**healthy, "largest_share": 0.51}, 50.0)
+    assert found == "one of 20 clusters has 51% of the samples"
