@@ -14,7 +14,7 @@ help:
 	@echo "make demo [SEED=1]  adapt a small ViT to handwritten digits without labels, about two minutes"
 	@echo "make test           run the tests that are quick, under 8 minutes on two cores"
 	@echo "make test-all       run all tests, under 25 minutes on two cores"
-	@echo "make lint           run ruff and mypy"
+	@echo "make lint           run ruff, mypy and the contract of imports"
 	@echo "make audit          look up known vulnerabilities of every installed package; needs the network"
 	@echo "make clean          remove the virtual environment and caches"
 
@@ -32,6 +32,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # By file, because what a file's tests share is trained once; files that take longest come first.
 test: install

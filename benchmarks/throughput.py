@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import PrinterCallback, Trainer, TrainingArguments, ViTForImageClassification
+from transformers import PrinterCallback, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.image_augmentation import affine_augmentation
@@ -85,9 +85,7 @@ def measure(steps: int, turns: int, batch_size: int) -> dict[str, Any]:
                 clusterer=FixedClusters(),
             )
             theirs = StockTrainer(
-                ViTForImageClassification(
-                    ours.model.config.__class__(**{**ours.model.config.to_dict(), "num_labels": 64})
-                ),
+                ViTForImageClassification(ViTConfig(**{**ours.model.config.to_dict(), "num_labels": 64})),
                 TrainingArguments(
                     folder,
                     remove_unused_columns=False,

@@ -216,8 +216,9 @@ class BaseTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         _check_values(self, BaseTrainingArguments)
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            strategy = HubStrategy(self.hub_strategy).value
             raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r} would push optimizer, random states and pickled arguments, "
+                f"hub_strategy={strategy!r} would push optimizer, random states and pickled arguments, "
                 "which are of no use to others: use every_save or end. To resume elsewhere, copy the last checkpoint"
             )
         if self.remove_unused_columns:

@@ -92,7 +92,7 @@ class RecipeArguments(DataArguments):
 class SoundOutputArguments(OutputArguments):
     """The output folder, which synthetic sounds do not need."""
 
-    output_dir: str = field(  # type: ignore[assignment]
+    output_dir: str | None = field(
         default=None, metadata={"help": f"Folder for the results. Default, for synthetic sounds: {DEMO_OUTPUT_DIR}."}
     )
 

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     check_output_dir(args)
     target, rows = load(recipe, args)
     model, processor = start(recipe, args, target)
-    source_folder = Path(args.output_dir) / SOURCE_FOLDER
+    source_folder = Path(str(args.output_dir)) / SOURCE_FOLDER
     source_name = ""
     scores: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}

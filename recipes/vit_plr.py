@@ -67,7 +67,7 @@ class RecipeArguments(DataArguments):
 class VitPLRArguments(OutputArguments, PLRTrainingArguments):
     """The arguments of training, where the digits need no output folder."""
 
-    output_dir: str = field(  # type: ignore[assignment]
+    output_dir: str | None = field(
         default=None, metadata={"help": f"Folder for the results. Default, for the digits: {DEMO_OUTPUT_DIR}."}
     )
 

@@ -102,7 +102,8 @@ class EpochWatch(TrainerCallback):
         trainer = self.trainer
         assert trainer is not None
         assert trainer.pseudo_labels is not None
-        labels, truth = trainer.pseudo_labels.labels, trainer.true_labels()
+        assert trainer.evaluator is not None
+        labels, truth = trainer.pseudo_labels.labels, trainer.evaluator.true_labels(trainer)
         assert truth is not None
         member = labels != NOISE
         self.epochs.append(
@@ -124,7 +125,7 @@ class EpochWatch(TrainerCallback):
         test: Any = trainer.eval_dataset
         if test is None:
             return knn_accuracy(features, labels)
-        store = trainer._eval_store(test)
+        store = trainer.open_samples(test)
         return knn_accuracy(features, labels, trainer.extract_features(store).cpu().numpy(), store.true_labels())
 
 

@@ -41,7 +41,7 @@ class ScoredTrainer(Protocol):
 
 
 class Evaluator:
-    """Base of evaluators; a plain function of the trainer that returns scores by name is wrapped in `as_evaluator`.
+    """Base of evaluators; a plain function of the trainer that returns scores by name is wrapped by `select_evaluator`.
 
     Attributes:
         primary_metric: name of the score that tells a better backbone from a worse one.
@@ -104,12 +104,18 @@ class FunctionEvaluator(Evaluator):
         return scores if isinstance(scores, Scored) else Scored(dict(scores))
 
 
-def as_evaluator(evaluator: Any) -> Evaluator:
-    """An `Evaluator` as it is, and any other callable in an adapter.
+def select_evaluator(evaluator: Any, has_labels: bool) -> Evaluator | None:
+    """An `Evaluator` as it is, any other callable in an adapter, and for None the default.
+
+    Args:
+        evaluator: the user's, or None.
+        has_labels: there is a label column: the default is then a `FeatureEvaluator`, and none otherwise.
 
     Raises:
         TypeError: if it is not callable.
     """
+    if evaluator is None:
+        return FeatureEvaluator() if has_labels else None
     if isinstance(evaluator, Evaluator):
         return evaluator
     if not callable(evaluator):
@@ -123,7 +129,8 @@ def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) ->
     chosen = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
     gallery = trainer.extract_features(store, torch.from_numpy(chosen)).cpu().numpy()
     labels = store.true_labels()[chosen]
-    return score_features(gallery, labels, prediction.predictions, prediction.label_ids)
+    features, truth = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return score_features(gallery, labels, features, truth)
 
 
 def check_best_metric(args: TrainingArguments, is_scored: bool) -> None:

@@ -77,8 +77,8 @@ def write_model_card(
         license: licence of the weights, as the Hub writes it.
         finetuned_from: Hub id of the starting weights; by default where the model was loaded from, if not a folder.
     """
-    args = summary.args
-    name = model_name or args.hub_model_id or Path(args.output_dir).name
+    args, out = summary.args, Path(str(summary.args.output_dir))
+    name = model_name or args.hub_model_id or out.name
     start = finetuned_from or summary.start
     base_model = start if start and _is_hub_id(start) else None
     card_data = ModelCardData(
@@ -91,9 +91,9 @@ def write_model_card(
         model_name=name,
         eval_results=_results(summary, dataset),
     )
-    os.makedirs(args.output_dir, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     if len(summary.cluster_sizes):
-        plot_clusters(Path(args.output_dir) / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
+        plot_clusters(out / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
     card = ModelCard.from_template(
         card_data,
         template_path=str(template_path(summary.modality.card_template)),
@@ -117,7 +117,7 @@ def write_model_card(
         evidence=template_path(EVIDENCE).read_text(encoding="utf-8").strip(),
         settings=[(name, as_text(value)) for name, value in summary.changed_settings()],
     )
-    card.save(Path(args.output_dir) / "README.md")
+    card.save(out / "README.md")
 
 
 def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | None:

@@ -48,8 +48,8 @@ class PublishedTrainer(Protocol):
     callback_handler: Any
     accelerator: Accelerator
     train_dataset: SampleStore
-    hub_model_id: str | None
-    push_in_progress: PushInProgress | None
+    hub_model_id: Any
+    push_in_progress: Any
 
     @property
     def has_labels(self) -> bool:
@@ -255,7 +255,7 @@ class Publisher:
         if trainer.push_in_progress is not None and is_busy:
             trainer.push_in_progress.jobs.append(job)
         else:
-            trainer.push_in_progress = PushInProgress([job])
+            trainer.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # as Trainer does
 
     def _stage(self, checkpoint: Path, staged: Path) -> None:
         """Set a checkpoint's files for the Hub aside: the checkpoint may be gone before they have got there."""

@@ -19,7 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from hf_plr.models.vision import cannot_load, load_saved
+from hf_plr.models.vision import bare_backbone, cannot_load, in_float32, load_saved
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +125,10 @@ class SpeechBackbone:
         """Take no gradient for what lies above `layer`: several processes would wait for it, and it never comes."""
         if self.layer is None:
             return
-        unused: list[nn.Module] = list(model.encoder.layers[self.layer :])
+        encoder: Any = model.encoder
+        unused: list[nn.Module] = list(encoder.layers[self.layer :])
         if getattr(model.config, "do_stable_layer_norm", False):  # then this norm comes last, and first otherwise
-            unused.append(model.encoder.layer_norm)
+            unused.append(encoder.layer_norm)
         for module in unused:
             module.requires_grad_(False)
 
@@ -151,25 +152,19 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
     Raises:
         ValueError: if there is no such model, it is damaged, or it is none of HuBERT, wav2vec 2.0, WavLM and data2vec.
     """
+    loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         try:
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            loaded = AutoModel.from_pretrained(name, dtype=torch.float32)
         except Exception as error:  # as in load_backbone
             raise ValueError(cannot_load(name, error)) from error
-    base = model.base_model
-    if base is not model:
-        logger.info("Training %s, the backbone of the %s", type(base).__name__, type(model).__name__)
-        model = base
-    _check_speech(model)
-    half = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
-    if half:
-        logger.info("Weights in %s are trained in float32", ", ".join(sorted(map(str, half))))
-        model = model.float()
-    model.config.dtype = torch.float32
-    _switch_randomness_off(model.config)
-    _ensure_mask_embedding(model)
-    return model
+    backbone = bare_backbone(loaded)
+    _check_speech(backbone)
+    backbone = in_float32(backbone)
+    _switch_randomness_off(backbone.config)
+    _ensure_mask_embedding(backbone)
+    return backbone
 
 
 def load_feature_extractor(model: PreTrainedModel) -> Any:
@@ -270,10 +265,11 @@ def _keep_padding_out(model: PreTrainedModel, backbone: SpeechBackbone) -> None:
         return
     clips = _ClipLengths(backbone.receptive_field, backbone.hop)
     model.register_forward_pre_hook(clips, with_kwargs=True)
-    first = model.feature_extractor.conv_layers[0]
+    parts: Any = model
+    first = parts.feature_extractor.conv_layers[0]
     if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
         first.layer_norm = _ClipNorm(first.layer_norm, clips, model.config.conv_kernel[0], model.config.conv_stride[0])
-    positions = model.encoder.pos_conv_embed
+    positions = parts.encoder.pos_conv_embed
     kind: Any = type(positions)
     positions.__class__ = _out_of_autocast(kind)
     for layer in getattr(positions, "layers", []):  # data2vec: each would see what the one before left behind the end

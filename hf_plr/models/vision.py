@@ -63,24 +63,35 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     Raises:
         ValueError: if there is no such model, it is damaged, or it is no vision transformer.
     """
+    loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         try:
-            model, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            loaded, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
             raise ValueError(cannot_load(name, error)) from error
         if any(key.startswith("pooler.dense.") for key in report["missing_keys"]):
-            pass_class_token_through_pooler(model)
-    base = model.base_model
-    if base is not model:
-        logger.info("Training %s, the backbone of the %s", type(base).__name__, type(model).__name__)
-        model = base
-    _check_vision(model)
-    if getattr(model, "pooler", model) is None:  # a model with a head has none, but AutoModel will expect its weights
-        model = _with_pooler(model)
-    for name, parameter in model.named_parameters():
+            pass_class_token_through_pooler(loaded)
+    backbone = bare_backbone(loaded)
+    _check_vision(backbone)
+    if getattr(backbone, "pooler", backbone) is None:  # a model with a head has none, but AutoModel expects its weights
+        backbone = _with_pooler(backbone)
+    for name, parameter in backbone.named_parameters():
         if name.startswith("pooler.") or name.endswith("mask_token"):
             parameter.requires_grad_(False)  # no part of any feature: several processes would wait for its gradient
+    return in_float32(backbone)
+
+
+def bare_backbone(model: PreTrainedModel) -> PreTrainedModel:
+    """The backbone of a model with a head; a model without one is returned as it is."""
+    backbone: Any = model.base_model
+    if backbone is not model:
+        logger.info("Training %s, the backbone of the %s", type(backbone).__name__, type(model).__name__)
+    return backbone
+
+
+def in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with its weights in float32, where they are trained."""
     half = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
     if half:
         logger.info("Weights in %s are trained in float32", ", ".join(sorted(map(str, half))))
@@ -174,12 +185,13 @@ def pass_class_token_through_pooler(model: PreTrainedModel) -> None:
     Raises:
         ValueError: if the pooler changes the feature's size.
     """
-    dense = model.pooler.dense
+    pooler: Any = model.pooler
+    dense = pooler.dense
     if dense.weight.shape[0] != dense.weight.shape[1]:
         raise ValueError(f"the pooler of {type(model).__name__} maps to another size: load the model with its weights")
     dense.weight.copy_(torch.eye(len(dense.weight)))
     dense.bias.zero_()
-    model.pooler.activation = torch.nn.Identity()
+    pooler.activation = torch.nn.Identity()
     model.config.pooler_act = "linear"
 
 

@@ -50,7 +50,7 @@ class DataArguments:
 class OutputArguments:
     """The output folder: a mixin for subclasses of `BaseTrainingArguments`."""
 
-    output_dir: str = field(default=None, metadata={"help": "Folder for the results."})  # type: ignore[assignment]
+    output_dir: str | None = field(default=None, metadata={"help": "Folder for the results."})
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -118,7 +118,7 @@ def check_output_dir(args: OutputArguments) -> None:
     Raises:
         ValueError: if `output_dir` holds a run and neither flag is set, or if there is no run to resume.
     """
-    out = Path(args.output_dir)
+    out = Path(str(args.output_dir))
     if args.resume_from_checkpoint == "last" and last_complete_checkpoint(out)[0] is None:
         raise ValueError(f"--resume_from_checkpoint: {out} holds no complete checkpoint")
     if args.resume_from_checkpoint is not None or args.overwrite:
@@ -131,7 +131,7 @@ def check_output_dir(args: OutputArguments) -> None:
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
     """Remove an earlier run's checkpoints, metrics and report, if they are to be replaced."""
-    out = Path(args.output_dir)
+    out = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
     for checkpoint in (*list_checkpoints(out), out / ASIDE):

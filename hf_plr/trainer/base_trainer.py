@@ -19,7 +19,7 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, Progr
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.columns import check_dataset, find_scoring_column
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.evaluation.evaluators import FeatureEvaluator, as_evaluator, check_best_metric, score_against_gallery
+from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.hub.model_card import write_model_card
@@ -54,15 +54,8 @@ class BaseTrainer(Trainer, ABC):
     training, and the process unless `TrainingStopped` is caught.
 
     Args:
-        model: the backbone, a model that `AutoModel` loads, its name, or its path.
-        args: the arguments.
-        train_dataset: a `datasets.Dataset` with a column of images or sounds.
-        processing_class: image processor or feature extractor; by default the one saved with the model.
-        eval_dataset: a data set (or a dict of such) with true labels that `evaluate` scores.
-        augmentation: in place of the one that the arguments name; see `hf_plr.modality`.
-        evaluator: scores the features in `assess`; by default a `FeatureEvaluator` where there is a label column.
-        compute_metrics: as in `Trainer`; predictions are features (N, D), label_ids the true labels (N,).
-        **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
+        model, args, train_dataset, processing_class, eval_dataset, augmentation, evaluator, compute_metrics, **kwargs: as
+            in `PLRTrainer`.
 
     Attributes:
         modality: how samples are read and turned into features.
@@ -101,9 +94,7 @@ class BaseTrainer(Trainer, ABC):
         train_dataset = check_dataset(train_dataset)
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
-        if evaluator is None and self.label_column is not None:
-            evaluator = FeatureEvaluator()
-        self.evaluator = None if evaluator is None else as_evaluator(evaluator)
+        self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
         self.scores: dict[str, dict[str, float]] = {}
         self.intervals: dict[str, dict[str, Interval]] = {}
         self.source = ""
@@ -283,7 +274,7 @@ class BaseTrainer(Trainer, ABC):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; see `evaluate`."""
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         output.metrics.update(self._label_free)
         self._label_free = {}
         return output
@@ -422,7 +413,7 @@ class BaseTrainer(Trainer, ABC):
             args=self.args,
             modality=self.modality,
             architecture=type(self.backbone).__name__,
-            start=self.backbone.name_or_path,
+            start=self.backbone.name_or_path or "",
             n_samples=len(self.train_dataset),
             unreadable_rows=self.train_dataset.unreadable,
             epochs=self.state.epoch or 0.0,
@@ -435,7 +426,7 @@ class BaseTrainer(Trainer, ABC):
             source=self.source,
         )
 
-    def create_model_card(self, **kwargs: Any) -> None:
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # arguments of our own card
         """Write the model card `README.md` into the output directory; `write_model_card` has the arguments."""
         if self.is_world_process_zero():
             write_model_card(self.summary(), **kwargs)
@@ -451,13 +442,13 @@ class BaseTrainer(Trainer, ABC):
         self.reporter.rows = self.reporter.rows if rows is None else rows
         self.reporter.write(self.summary(), self.state.log_history)
 
-    def init_hf_repo(self, token: str | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the Hub's repository, before any long work; see `Publisher.init_repo`."""
-        self.publisher.init_repo(token)
+        self.publisher.init_repo(token, private)
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Publish everything that a run leaves, see `Publisher.push`; called on every process."""
-        return self.publisher.push(commit_message, blocking, **kwargs)
+        return self.publisher.push(*args, **kwargs)
 
     def push_labels_to_hub(self, repo_id: str, **kwargs: Any) -> None:
         """Publish the labels as a data set, see `Publisher.push_labels`; called on every process."""
