@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import Audio, Dataset
-from helpers.hub_server import Fault, HubServer, Repo
+from helpers.hub_repos import Fault, Repo
+from helpers.hub_server import HubServer
 from helpers.paths import HELPERS, REPOSITORY
 from safetensors.numpy import load_file
 
