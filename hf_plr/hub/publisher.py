@@ -31,6 +31,8 @@ from hf_plr.hub.push import (
     published_files,
     push_folder,
 )
+from hf_plr.report.file_names import METRICS_FILE
+from hf_plr.report.outputs import write_metrics
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.distributed import on_main
 
@@ -63,9 +65,6 @@ class PublishedTrainer(Protocol):
 
     def save_labels(self, directory: str, rows: np.ndarray | None = None) -> None:
         """Save the last labels."""
-
-    def write_metrics(self, seconds: float) -> None:
-        """Write metrics.json."""
 
     def create_model_card(self, **kwargs: Any) -> None:
         """Write the model card."""
@@ -113,9 +112,11 @@ class Publisher:
         """Note that the labels of this step have been saved; called on every process."""
         self._saved_labels = SavedLabels(os.path.abspath(directory), self.trainer.state.global_step, rows)
 
-    def note_metrics(self) -> None:
-        """Note that the metrics of this step have been written."""
+    def write_metrics(self, seconds: float) -> None:
+        """Write `metrics.json` into the output directory, on the main process; `seconds` is what the run took."""
         self._metrics_step = self.trainer.state.global_step
+        if self.trainer.is_world_process_zero():
+            write_metrics(Path(str(self.trainer.args.output_dir)) / METRICS_FILE, self.trainer.summary(), seconds)
 
     def init_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, before any long work.
@@ -179,7 +180,7 @@ class Publisher:
         if trainer.has_labels:
             self._save_labels()
         if self._metrics_step != trainer.state.global_step:
-            trainer.write_metrics(sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history))
+            self.write_metrics(sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history))
         if trainer.is_world_process_zero():
             trainer.create_model_card(**{"model_name": trainer.hub_model_id, **card})
         trainer._finish_current_push()

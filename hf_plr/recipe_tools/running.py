@@ -192,7 +192,7 @@ def write_results(
     trainer.save_labels(str(args.output_dir), rows)
     trainer.create_model_card(**card)
     seconds = time.perf_counter() - started
-    trainer.write_metrics(seconds)
+    trainer.publisher.write_metrics(seconds)
     trainer.write_report(rows)
     if trainer.is_world_process_zero():
         command, purpose = next_command

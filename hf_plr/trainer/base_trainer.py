@@ -26,7 +26,6 @@ from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.report.html.reporter import Reporter
-from hf_plr.report.outputs import METRICS_FILE, write_metrics
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary, last_stage_metrics
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpointing import (
@@ -53,15 +52,12 @@ class BaseTrainer(Trainer, ABC):
     equal to one that was never interrupted: see `hf_plr.trainer.checkpointing`. SIGTERM saves at the next step and ends
     training, and the process unless `TrainingStopped` is caught.
 
-    Args:
-        model, args, train_dataset, processing_class, eval_dataset, augmentation, evaluator, compute_metrics, **kwargs: as
-            in `PLRTrainer`.
+    Arguments are those of `PLRTrainer`.
 
     Attributes:
         modality: how samples are read and turned into features.
         evaluator: scores the features; None where there is nothing to score by.
-        scores: what `score` returned, by moment.
-        intervals: 95% intervals of those scores that have one, (low, high), by moment.
+        scores, intervals: what `score` returned, and the 95% intervals (low, high) of some of it, by moment.
         reporter: gathers what `report.html` shows.
         publisher: brings the results to the Hub.
         ema_teacher: a copy that follows the trained weights, None with `ema_decay` 0.
@@ -72,11 +68,11 @@ class BaseTrainer(Trainer, ABC):
     """
 
     arguments_class: type[BaseTrainingArguments]
+    epochs_per_stage = 1
     args: BaseTrainingArguments
     model: PreTrainedModel
     train_dataset: SampleStore
     eval_dataset: Any
-    control: Any
     compute_metrics: Callable[[EvalPrediction], dict] | None
 
     def __init__(
@@ -115,7 +111,7 @@ class BaseTrainer(Trainer, ABC):
         )
         if self.args.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint=True is not needed: SIGTERM saves a checkpoint as it is")
-        if args.ema_decay and self._has_shared_weights:
+        if args.ema_decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
         self.label_names = ["labels"]
@@ -141,6 +137,10 @@ class BaseTrainer(Trainer, ABC):
         """True from the first stage on."""
 
     @abstractmethod
+    def describe_clusters(self) -> str:
+        """What is clustered into what, and how it is refined, in a line."""
+
+    @abstractmethod
     def needs_new_labels(self, epoch: int) -> bool:
         """True if labels are made before this epoch; a resumed epoch keeps those that it had."""
 
@@ -158,7 +158,7 @@ class BaseTrainer(Trainer, ABC):
 
     @abstractmethod
     def label_state(self) -> dict[str, np.ndarray]:
-        """What a resumed run needs beside weights and optimizer, as arrays by name, once there are labels."""
+        """Labels, and what belongs to them, as arrays by name: what a resumed run needs of them."""
 
     @abstractmethod
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
@@ -255,10 +255,9 @@ class BaseTrainer(Trainer, ABC):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate as `Trainer` does, with the scores that need no labels among the metrics as `eval_plr/...`.
+        """Evaluate as `Trainer` does, with label-free scores of the training samples as `eval_plr/...`.
 
-        Without an evaluation set these are all that there is. They are of the training samples, and in the metrics of
-        the first evaluation set where there are several.
+        They are in the metrics of the first evaluation set where there are several, and alone where there is none.
         """
         if metric_key_prefix == "eval":
             scores = self.label_free_scores()
@@ -389,18 +388,14 @@ class BaseTrainer(Trainer, ABC):
         finally:
             self.model = trained
 
-    @property
-    def _has_shared_weights(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._has_shared_weights:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.backbone, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._has_shared_weights:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             load_weights(self.backbone, str(self.state.best_model_checkpoint))
@@ -430,12 +425,6 @@ class BaseTrainer(Trainer, ABC):
         """Write the model card `README.md` into the output directory; `write_model_card` has the arguments."""
         if self.is_world_process_zero():
             write_model_card(self.summary(), **kwargs)
-
-    def write_metrics(self, seconds: float) -> None:
-        """Write `metrics.json` into the output directory, on the main process; `seconds` is what the run took."""
-        self.publisher.note_metrics()
-        if self.is_world_process_zero():
-            write_metrics(Path(str(self.args.output_dir)) / METRICS_FILE, self.summary(), seconds)
 
     def write_report(self, rows: np.ndarray | None = None) -> None:
         """Write `report.html` and `report.json` into the output directory, unless `report` is "no"; `rows` as above."""

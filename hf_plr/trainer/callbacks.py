@@ -208,7 +208,10 @@ class StopSignal(TrainerCallback):
 
 def make_callbacks(trainer: BaseTrainer) -> list[TrainerCallback]:
     """The callbacks of a run that a trainer does not hold itself, in the order of their calls."""
-    callbacks: list[TrainerCallback] = [ProgressDisplay(bar=not trainer.args.disable_tqdm), StageCallback(trainer)]
+    callbacks: list[TrainerCallback] = [
+        ProgressDisplay(trainer, bar=not trainer.args.disable_tqdm),
+        StageCallback(trainer),
+    ]
     if trainer.ema_teacher is not None:
         callbacks.append(EMACallback(trainer))
     if trainer.args.score_every:

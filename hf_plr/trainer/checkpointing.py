@@ -122,13 +122,13 @@ class CheckpointWriter:
         accelerator.wait_for_everyone()
 
     def remove_old(self, run_dir: Path) -> None:
-        """Remove checkpoints beyond `save_total_limit`, oldest first, the best one last."""
+        """Remove checkpoints beyond `save_total_limit`, those of the first steps first, the best one last."""
         if self.trainer.args.should_save:
             rotate_checkpoints(
                 output_dir=str(run_dir),
                 save_total_limit=self.trainer.args.save_total_limit,
                 best_model_checkpoint=self.trainer.state.best_model_checkpoint,
-                use_mtime=True,
+                use_mtime=False,  # checkpoints of short runs are of the same second
             )
 
     def _name_best_checkpoint(self, written: Path, checkpoint: Path) -> None:

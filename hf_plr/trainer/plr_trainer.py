@@ -166,6 +166,15 @@ class PLRTrainer(BaseTrainer):
         scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
         self.log({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()} | scores)
 
+    def describe_clusters(self) -> str:
+        """What is clustered into what, and how it is refined, in a line."""
+        parameters = [labeling.stage.clusterer.get_params() for labeling in self.labelings]
+        numbers = [each.get("n_clusters") for each in parameters]
+        sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
+        words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(self.labelings)} labelings"
+        kind = clusterer_settings(self.labelings[0].stage.clusterer)["class"]
+        return f"{words} by {kind}, refinement {preset_of(self.args)}"
+
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had."""
         return not (self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch)

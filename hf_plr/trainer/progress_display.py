@@ -1,82 +1,185 @@
-"""What a run shows while it trains: a bar in a terminal, and a line for what has just been found out."""
+"""What a run shows: a plan, a bar in a terminal, and a line per stage, epoch and evaluation."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import time
+from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.progress import Progress
-from transformers import TrainerCallback
+import torch
+from tqdm.auto import tqdm
+from transformers import ProgressCallback
 
-from hf_plr.utils.progress import CONSOLE, bars
+from hf_plr.pseudo_labels.sampler import samples_per_epoch, samples_per_step
+from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS
+from hf_plr.utils.progress import has_terminal
 
-STAGE, SCORE = "plr/", "score/"
+if TYPE_CHECKING:
+    from hf_plr.trainer.base_trainer import BaseTrainer
+
 EVENTS = ("split", "merged", "reshaped", "born", "died")
+TIMED_STEPS = 10  # after the first one, which is slower; fewer where an epoch has fewer
 
 
-class ProgressDisplay(TrainerCallback):
-    """A bar over all steps, and a line for every stage, epoch and evaluation: in place of `Trainer`'s own two displays.
+class ProgressDisplay(ProgressCallback):
+    """Shows a run: `Trainer`'s own bar where there is a terminal, and lines that tell the metrics people look at.
 
-    The lines tell the figures that people look at; the log has all of them.
+    At the start it prints the plan, and once the first steps have run how long the rest will take. The log has all
+    metrics.
 
     Args:
+        trainer: its plan is shown.
         bar: show the bar, where there is a terminal.
     """
 
-    def __init__(self, bar: bool):
+    def __init__(self, trainer: BaseTrainer, bar: bool):
+        super().__init__()
+        self.trainer = trainer
         self.bar = bar
-        self._bars: Progress | None = None
+        self._timer = StepTimer()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.bar and CONSOLE.is_terminal:
-            self._bars = bars()
-            self._task = self._bars.add_task("Training", total=state.max_steps, completed=state.global_step)
-            self._bars.start()
+        if state.is_world_process_zero:
+            self._timer = StepTimer()
+            print("\n".join(f"{name:<9} {value}" for name, value in make_plan(self.trainer)), flush=True)
+            if self.bar and has_terminal():
+                super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._timer.begin_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bars is not None:
-            epoch = f"Epoch {int(state.epoch or 0) + 1} of {state.num_train_epochs}"
-            self._bars.update(self._task, completed=state.global_step, description=epoch)
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+        if state.is_world_process_zero and self._timer.end_step(min(TIMED_STEPS, steps_per_epoch(self.trainer) - 1)):
+            stages = [entry[STAGE_SECONDS] for entry in state.log_history if STAGE_SECONDS in entry]
+            steps_left = state.max_steps - state.global_step
+            stages_left = count_stages(self.trainer, steps_left) - 1  # the one of this epoch has been
+            seconds = steps_left * self._timer.seconds_per_step + stages_left * (stages[-1] if stages else 0.0)
+            self._print(f"time      about {describe_time(seconds)} left, without evaluations and checkpoints")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self.bar and has_terminal():
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            CONSOLE.print(escape(describe(logs, state.epoch or 0.0)), soft_wrap=True)
+            self._print(describe(logs, state.epoch or 0.0))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def _print(self, line: str) -> None:
+        tqdm.write(line)  # above a bar, where there is one
+
+
+class StepTimer:
+    """Mean time of the first steps but one.
+
+    Attributes:
+        seconds_per_step: the mean, once enough steps have been timed.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_per_step = 0.0
+        self._step_began: float | None = None
+        self._durations: list[float] = []
+        self._is_done = False
+
+    def begin_step(self) -> None:
+        """Start the clock of an optimizer step; called at each of its accumulation steps too."""
+        if self._step_began is None:
+            self._step_began = time.perf_counter()
+
+    def end_step(self, enough: int) -> bool:
+        """Stop the clock; returns True at the one step after which enough (at least one) have been timed."""
+        if self._is_done or self._step_began is None:
+            return False
+        self._durations.append(time.perf_counter() - self._step_began)
+        self._step_began = None
+        self._is_done = len(self._durations) > max(enough, 1)
+        if self._is_done:
+            timed = self._durations[1:]
+            self.seconds_per_step = sum(timed) / len(timed)
+        return self._is_done
+
+
+def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
+    """What a run is about to do, in five lines of a name and a value."""
+    args, state = trainer.args, trainer.state
+    samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
+    if trainer.train_dataset.unreadable:
+        samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
+    steps = f"{state.max_steps:,} of {samples_per_step(args):,} {trainer.modality.plural}"
+    if state.global_step:
+        steps += f", {state.global_step:,} of them done"
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    device = str(args.device) if args.device.type == "cpu" else torch.cuda.get_device_name(args.device)
+    processes = "" if args.world_size == 1 else f" in each of {args.world_size} processes"
+    n_threads = torch.get_num_threads()
+    threads = f", {n_threads} thread{'s' * (n_threads > 1)}" if args.device.type == "cpu" else ""
+    stages = "each" if trainer.epochs_per_stage == 1 else f"every {trainer.epochs_per_stage}"
+    return [
+        ("samples", samples),
+        ("clusters", trainer.describe_clusters()),
+        ("epochs", f"{state.num_train_epochs:g}, with a stage before {stages}"),
+        ("steps", steps),
+        ("device", f"{device}, {precision}{threads}{processes}"),
+    ]
+
+
+def steps_per_epoch(trainer: BaseTrainer) -> int:
+    """Optimizer steps of an epoch."""
+    return samples_per_epoch(trainer.args, len(trainer.train_dataset)) // samples_per_step(trainer.args)
+
+
+def count_stages(trainer: BaseTrainer, steps: int) -> int:
+    """Stages of so many steps, those at their beginning included."""
+    return math.ceil(steps / steps_per_epoch(trainer) / trainer.epochs_per_stage)
+
+
+def describe_time(seconds: float) -> str:
+    """A duration for a person, such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def describe(logs: dict[str, Any], epoch: float) -> str:
     """A line for an entry of the log.
 
     Args:
-        logs: its figures.
+        logs: its metrics.
         epoch: epochs that have been trained.
     """
-    if f"{STAGE}seconds" in logs:
-        words = _stage({name.removeprefix(STAGE): value for name, value in logs.items()})
+    if STAGE_SECONDS in logs:
+        words = _describe_stage({name.removeprefix(STAGE_PREFIX): value for name, value in logs.items()})
     elif "train_runtime" in logs:
         words = f"trained in {logs['train_runtime']:.1f} s, mean loss {logs.get('train_loss', float('nan')):.4g}"
-    elif any(name.startswith(SCORE) for name in logs):
-        words = _scores({name.removeprefix(SCORE): value for name, value in logs.items() if name.startswith(SCORE)})
+    elif any(name.startswith(SCORE_PREFIX) for name in logs):
+        scores = {name: value for name, value in logs.items() if name.startswith(SCORE_PREFIX)}
+        words = _describe_scores({name.removeprefix(SCORE_PREFIX): value for name, value in scores.items()})
     else:
-        told = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos")}
-        words = ", ".join(f"{name} {_number(value)}" for name, value in told.items() if f"_{STAGE}" not in name)
-        ranks = [value for name, value in told.items() if name.endswith(f"{STAGE}effective_rank")]
-        silhouettes = [value for name, value in told.items() if name.endswith(f"{STAGE}silhouette")]
+        shown = {name: value for name, value in logs.items() if name not in ("epoch", "total_flos")}
+        words = ", ".join(f"{name} {_number(value)}" for name, value in shown.items() if f"_{STAGE_PREFIX}" not in name)
+        ranks = [value for name, value in shown.items() if name.endswith(f"{STAGE_PREFIX}effective_rank")]
+        silhouettes = [value for name, value in shown.items() if name.endswith(f"{STAGE_PREFIX}silhouette")]
         if ranks and silhouettes:
-            scores = f"effective rank {ranks[0]:.1f}, silhouette {silhouettes[0]:.3f}"
-            words = f"{words}, {scores}" if words else scores
+            label_free = f"effective rank {ranks[0]:.1f}, silhouette {silhouettes[0]:.3f}"
+            words = f"{words}, {label_free}" if words else label_free
     return f"epoch {epoch:5.1f}  {words}"
 
 
-def _stage(figures: dict[str, Any]) -> str:
-    """A stage's figures in words."""
-    count = "units" if "units" in figures else "clusters"
-    words = [f"{figures[count]:,.0f} {count}"] if count in figures else []
-    events = [f"{figures[kind]:,.0f} {kind}" for kind in EVENTS if figures.get(kind)]
+def _describe_stage(metrics: dict[str, Any]) -> str:
+    """A stage's metrics in words."""
+    count = "units" if "units" in metrics else "clusters"
+    words = [f"{metrics[count]:,.0f} {count}"] if count in metrics else []
+    events = [f"{metrics[kind]:,.0f} {kind}" for kind in EVENTS if metrics.get(kind)]
     if events:
         words[-1:] = [f"{words[-1]} ({', '.join(events)})"]
     for name, text in (
@@ -88,18 +191,18 @@ def _stage(figures: dict[str, Any]) -> str:
         ("silhouette", "silhouette {:.2f}"),
         ("seconds", "{:.1f} s"),
     ):
-        if name in figures and not (name == "changed_share" and "soft_share" in figures and not figures[name]):
-            words.append(text.format(figures[name]))
+        if name in metrics and not (name == "changed_share" and "soft_share" in metrics and not metrics[name]):
+            words.append(text.format(metrics[name]))
     return f"stage: {', '.join(words)}"
 
 
-def _scores(figures: dict[str, Any]) -> str:
+def _describe_scores(scores: dict[str, Any]) -> str:
     """Scores in words, those with an interval followed by it."""
     words = []
-    for name, value in figures.items():
+    for name, value in scores.items():
         if name.endswith(("_low", "_high")):
             continue
-        bounds = [figures[name + end] for end in ("_low", "_high") if name + end in figures]
+        bounds = [scores[name + end] for end in ("_low", "_high") if name + end in scores]
         words.append(f"{name} {_number(value)}" + (" ({:.2f} to {:.2f})".format(*bounds) if bounds else ""))
     return f"scores: {', '.join(words)}"
 

@@ -103,6 +103,7 @@ class UnitTrainer(BaseTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        self.epochs_per_stage = args.relabel_every
         check_sharding(self.accelerator, self.modality.model)
         if self.is_fsdp_enabled:
             raise ValueError("units of frames need whole weights on every process: no FSDP")
@@ -149,6 +150,11 @@ class UnitTrainer(BaseTrainer):
         """Train this epoch on the units: the loss knows those in use."""
         self._present = self._units_in_use()
         self._sampler.begin(epoch)
+
+    def describe_clusters(self) -> str:
+        """What is clustered into what, and how it is refined, in a line."""
+        preset = preset_of(self.args, AUTO_FOR_FRAMES)
+        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames, refinement {preset}"
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True where a round begins."""

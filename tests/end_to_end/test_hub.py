@@ -400,5 +400,5 @@ def test_prototypes_and_epochs(make_trainer, tmp_path):
     means = np.stack([embedded[labels == label].mean(axis=0) for label in arrays["labels"]])
     expected = means / np.linalg.norm(means, axis=1, keepdims=True)
     np.testing.assert_allclose(arrays["prototypes"], expected, atol=1e-5)
-    trainer.write_metrics(1.0)
+    trainer.publisher.write_metrics(1.0)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["trained_epochs"] == 1.0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from helpers.paths import REPOSITORY
@@ -30,14 +34,14 @@ STAGE = {
 }
 IN_A_TERMINAL = """
 import time
-from hf_plr.utils.progress import CONSOLE, bars, track
-with bars() as outer:
-    task = outer.add_task("Training", total=4)
+from tqdm.auto import tqdm
+from hf_plr.utils.progress import track
+with tqdm(total=4) as outer:
     for step in range(4):
         for _ in track(range(3), "Extracting features", 3, shown=True):
-            time.sleep(0.05)
-        outer.update(task, advance=1)
-        CONSOLE.print(f"line {step}")
+            time.sleep(0.15)
+        outer.update()
+        tqdm.write(f"line {step}")
 print("done")
 """
 
@@ -84,6 +88,14 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     capsys.readouterr()
     trainer.train()
     lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [
+        "samples   203 images",
+        "clusters  12 by KMeans, refinement slr",
+        "epochs    2, with a stage before each",
+        "steps     14 of 32 images",
+        "device    cpu, float32, 1 thread",
+    ]
+    assert sum(re.fullmatch(r"time      about \d+ s left, .*", line) is not None for line in lines) == 1
     assert sum("stage: 12 clusters" in line for line in lines) == 2
     assert sum(" loss " in line and "stage" not in line for line in lines) == 3
     assert not any("\x1b" in line or "{" in line for line in lines)
@@ -100,6 +112,7 @@ def test_long_work_without_a_terminal_says_how_far_it_is(monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals of Linux")
 def test_in_a_terminal_there_are_bars_within_bars():
     main, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))  # 40 lines of 100 characters
     with subprocess.Popen(
         [sys.executable, "-c", IN_A_TERMINAL],
         stdout=end,
@@ -120,9 +133,8 @@ def test_in_a_terminal_there_are_bars_within_bars():
     os.close(main)
     assert process.returncode == 0
     text = shown.decode()
-    assert "Training" in text
-    assert "Extracting features" in text
-    assert "3/3" in text
+    assert "Extracting features:  33%" in text
+    assert "4/4" in text
     assert text.rstrip().endswith("done")
     assert all(f"line {step}" in text for step in range(4))
 
