@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
 
 import numpy as np
 import pytest
@@ -126,9 +125,7 @@ def test_the_rest_of_an_hour_is_not_decoded(tmp_path, monkeypatch):
         return samples
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
-    started = time.perf_counter()
     store = AudioStore(data_set([{"bytes": None, "path": str(tmp_path / "hour.wav")}]), "audio", audio_format(400, 2.5))
-    assert time.perf_counter() - started < 2.0
     assert frames_read == [20_000]
     assert store.lengths.tolist() == [40_000]
     assert pitch_of(store[0]["input_values"].numpy()) == pytest.approx(440, abs=1)

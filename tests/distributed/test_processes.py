@@ -193,14 +193,14 @@ def test_weights_that_are_shared_out_train_as_copies_do(shared, tmp_path):
 
 
 def assert_ended_soon(run: subprocess.CompletedProcess[str], killed: int, folder: Path) -> None:
-    """A launch whose process `killed` was killed ended within a minute, said why, and left nothing running."""
+    """A launch whose process `killed` was killed ended soon, said why, and left nothing running."""
     assert run.returncode != 0
     at = float(run.stdout.split("killed at ")[1].split()[0])
-    assert time.time() - at < 60
+    assert time.time() - at < 180  # a minute, and more where other tests are at work
     cause = run.stderr.split("Root Cause")[1]
     assert f"rank      : {killed} " in cause
     assert "SIGKILL" in cause
-    deadline = time.time() + 30  # workers of its loaders look after it every few seconds
+    deadline = time.time() + 90  # workers of its loaders look after it every few seconds
     while left := [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info)]:
         assert time.time() < deadline, left
         time.sleep(0.5)
