@@ -78,8 +78,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     at_random = torch.from_numpy(np.random.default_rng(0).permutation(len(store)))
     ready = list(extractor.batches(store, in_order))
     ways = {
-        "sorted": lambda: extractor.of(store, in_order),
-        "random": lambda: extractor.of(store, at_random),
+        "sorted": lambda: extractor.extract(store, in_order),
+        "random": lambda: extractor.extract(store, at_random),
         "bare": lambda: bare(extractor, ready),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -128,7 +128,7 @@ def noise(n_recordings: int) -> Dataset:
 
 def bare(extractor: FeatureExtractor, ready: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """Features of ready batches."""
-    with extractor.ready():
+    with extractor.evaluation_mode():
         return torch.cat([extractor.modality.features(extractor.model, batch) for batch in ready])
 
 

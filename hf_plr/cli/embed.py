@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         settings[name] = of_run.get(name) if given is None else given
     extractor, store = opened(args, find_modality, settings)
     started = time.perf_counter()
-    features = extractor.all(store).cpu().numpy()
+    features = extractor.extract_all(store).cpu().numpy()
     seconds = time.perf_counter() - started
     write_features(args.output, store.rows, features, store.files())
     print(

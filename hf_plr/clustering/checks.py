@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import row_blocks
-from hf_plr.utils.distributed import gather_all, place_of
+from hf_plr.utils.distributed import gather_objects, row_offset
 
 BLOCK_ELEMENTS = 1 << 22
 
@@ -48,7 +48,7 @@ def check_finite(features: torch.Tensor, name: str = "features", accelerator: Ac
     Raises:
         NotFiniteError: with the number of such rows and the first of them.
     """
-    start, _ = place_of(accelerator, len(features))
-    bad = [row for rows in gather_all(accelerator, (not_finite(features) + start).tolist()) for row in rows]
+    start, _ = row_offset(accelerator, len(features))
+    bad = [row for rows in gather_objects(accelerator, (not_finite(features) + start).tolist()) for row in rows]
     if bad:
         raise NotFiniteError(f"{name} of {len(bad)} samples are NaN or infinite, the first is sample {bad[0]}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.utils.distributed import place_of
+from hf_plr.utils.distributed import row_offset
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def cluster_means(
     if n_clusters == 0:
         nothing = features.new_empty(0, features.shape[1])
         return ClusterMeans(nothing, nothing.new_empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
-    _, total = place_of(accelerator, len(features))
+    _, total = row_offset(accelerator, len(features))
     sums = ClusterSums(n_clusters, features.shape[1], total, 1.0, features.device)
     sums.add(features, targets)
     sums_of_all = sums.over(accelerator)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import row_blocks
-from hf_plr.utils.distributed import sum_over
+from hf_plr.utils.distributed import sum_all
 
 BLOCK_ROWS = 1 << 12  # that are held in float64 at once
 
@@ -64,8 +64,8 @@ class ClusterSums:
     def over(self, accelerator: Accelerator | None) -> ClusterSums:
         """The sums of all processes, as a copy."""
         total = copy.copy(self)
-        total._sums = sum_over(accelerator, self._sums.clone())
-        total._counts = sum_over(accelerator, self._counts.clone())
+        total._sums = sum_all(accelerator, self._sums.clone())
+        total._counts = sum_all(accelerator, self._counts.clone())
         return total
 
     def means(self) -> torch.Tensor:

@@ -13,7 +13,7 @@ from sklearn.cluster import kmeans_plusplus
 from hf_plr.clustering.blocks import row_blocks
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
-from hf_plr.utils.distributed import gather_all, gather_rows, max_over, on_main, place_of, sum_over
+from hf_plr.utils.distributed import gather_objects, gather_rows, max_all, row_offset, run_on_main, sum_all
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 
@@ -125,10 +125,10 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
         all_rows = _Rows(as_features(features), self.spherical, self.device)
-        start, total = place_of(accelerator, len(all_rows))
+        start, total = row_offset(accelerator, len(all_rows))
         if not 1 <= self.n_clusters <= total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
-        if not all(gather_all(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
+        if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
         fitted = all_rows
         if self.fit_samples is not None and self.fit_samples < total:
@@ -143,14 +143,14 @@ class KMeans(ClusterMixin, BaseEstimator):
             labels, scores = _assign(all_rows, centers)
         self.cluster_centers_ = centers
         self.labels_ = labels.cpu().numpy()
-        self.inertia_ = float(sum_over(accelerator, all_rows.distances(scores).double().sum()))
+        self.inertia_ = float(sum_all(accelerator, all_rows.distances(scores).double().sum()))
         return self
 
     def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
         """Lloyd's iterations from centers (K, D), float32; the centers that they end with."""
-        total = place_of(accelerator, len(rows))[1]
-        largest = max_over(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
-        squares = float(sum_over(accelerator, rows.lengths().double().square().sum()))
+        total = row_offset(accelerator, len(rows))[1]
+        largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
+        squares = float(sum_all(accelerator, rows.lengths().double().square().sum()))
         sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
         labels: torch.Tensor | None = None
         steps = range(1, self.max_iter + 1)
@@ -188,7 +188,7 @@ class KMeans(ClusterMixin, BaseEstimator):
                 found: np.ndarray = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)[0]
                 return found
 
-            return torch.from_numpy(on_main(accelerator, seeds)).to(rows.device)
+            return torch.from_numpy(run_on_main(accelerator, seeds)).to(rows.device)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != wanted:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {wanted}")
@@ -289,7 +289,7 @@ def _refill(
         donors.setdefault(donor, []).append(empty)
     if not donors:
         return
-    start, _ = place_of(accelerator, len(rows))
+    start, _ = row_offset(accelerator, len(rows))
     distance = rows.distances(scores).cpu()
     labels = labels.cpu()
     offers: list[tuple[int, float, int, torch.Tensor]] = []
@@ -301,7 +301,7 @@ def _refill(
             (donor, -float(distance[member]), start + int(member), row)
             for member, row in zip(farthest, given, strict=True)
         ]
-    offers = [offer for part in gather_all(accelerator, offers) for offer in part]
+    offers = [offer for part in gather_objects(accelerator, offers) for offer in part]
     for donor, empties in donors.items():
         best = sorted((offer[1:] for offer in offers if offer[0] == donor), key=lambda offer: offer[:2])
         moved = torch.stack([row for _, _, row in best[: len(empties)]])

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.base import clone
 
-from hf_plr.utils.distributed import gather_rows, max_over, on_main, place_of
+from hf_plr.utils.distributed import gather_rows, max_all, row_offset, run_on_main
 
 WITHOUT_EFFECT = ("verbose", "n_jobs", "copy")  # parameters that change no label
 
@@ -74,8 +74,8 @@ class FitPredictClusterer:
         if self._shard is not None:
             return np.asarray(self._shard(features, accelerator))
         rows = gather_rows(accelerator, features)
-        labels: np.ndarray = on_main(accelerator, lambda: self.fit_predict(rows.cpu().numpy()))
-        start, _ = place_of(accelerator, len(features))
+        labels: np.ndarray = run_on_main(accelerator, lambda: self.fit_predict(rows.cpu().numpy()))
+        start, _ = row_offset(accelerator, len(features))
         return labels[start : start + len(features)]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -135,4 +135,4 @@ def validated_labels(labels: Any, n_samples: int, accelerator: Accelerator | Non
             f"expected integers of shape ({n_samples},), -1 = noise"
         )
     largest = max(int(labels.max()), -int(labels.min())) if len(labels) else 0
-    return labels.astype(np.int32 if max_over(accelerator, largest) <= np.iinfo(np.int32).max else np.int64)
+    return labels.astype(np.int32 if max_all(accelerator, largest) <= np.iinfo(np.int32).max else np.int64)

@@ -17,7 +17,7 @@ from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.jaccard import jaccard_distances, near_pairs
 from hf_plr.clustering.neighborhoods import SharedNeighborhoods, find_neighborhoods
 from hf_plr.clustering.neighbors import SEARCHES
-from hf_plr.utils.distributed import gather_rows, on_main, place_of
+from hf_plr.utils.distributed import gather_rows, row_offset, run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
             ValueError: as `fit`.
         """
         mine = as_features(features)
-        start, _ = place_of(accelerator, len(mine))
+        start, _ = row_offset(accelerator, len(mine))
         self._fit(gather_rows(accelerator, mine), accelerator)
         return self.labels_[start : start + len(mine)]
 
@@ -76,7 +76,7 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         features = torch.nn.functional.normalize(features.float(), dim=1)
         find = find_neighborhoods if self._shared is None else self._shared.find
         neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
-        for name, value in on_main(accelerator, lambda: self._join(neighborhoods.weights)).items():
+        for name, value in run_on_main(accelerator, lambda: self._join(neighborhoods.weights)).items():
             setattr(self, name, value)
         if (self.labels_ == NOISE).all():
             logger.warning("all %d samples are noise%s", len(features), self._what_to_change())

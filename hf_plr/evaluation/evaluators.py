@@ -14,7 +14,7 @@ from transformers import EvalPrediction, TrainingArguments
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
-from hf_plr.utils.distributed import on_main
+from hf_plr.utils.distributed import run_on_main
 
 GALLERY_SAMPLES = 10_000  # training samples that an evaluation set is compared with
 
@@ -82,7 +82,7 @@ class FeatureEvaluator(Evaluator):
             if (test.true_labels() >= 0).any():
                 self.scored_on_test = True
                 test_features, test_labels = trainer.extract_features(test).cpu().numpy(), test.true_labels()
-        scored: Scored = on_main(
+        scored: Scored = run_on_main(
             trainer.accelerator, lambda: assess_features(features, labels, test_features, test_labels)
         )
         return scored

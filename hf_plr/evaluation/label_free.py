@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.cluster_means import ClusterMeans
-from hf_plr.utils.distributed import gather_rows, place_of
+from hf_plr.utils.distributed import gather_rows, row_offset
 
 SAMPLES = 2048  # that are looked at, evenly spaced over the data set
 LABEL_FREE_SCORES = {
@@ -42,7 +42,7 @@ def label_free_scores(
     Returns:
         The scores of `LABEL_FREE_SCORES`, of at most 2,048 samples of all processes, for any number of processes.
     """
-    start, total = place_of(accelerator, len(features))
+    start, total = row_offset(accelerator, len(features))
     positions = torch.linspace(0, total - 1, min(total, SAMPLES), dtype=torch.float64).round().long()
     drawn = (positions[(positions >= start) & (positions < start + len(features))] - start).to(features.device)
     rows = gather_rows(accelerator, features[drawn]).cpu()

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from hf_plr.clustering.blocks import largest_entry, row_blocks
 from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.utils.distributed import gather_all, max_over, place_of
+from hf_plr.utils.distributed import gather_objects, max_all, row_offset
 
 BLOCK_ROWS = 1 << 14  # rows that are centered together
 
@@ -52,8 +52,8 @@ def center_features(
         accelerator: connects processes that hold further rows.
         out: tensor of the same shape for the result; may be `features` itself, which saves a copy of them.
     """
-    start, total = place_of(accelerator, len(features))
-    largest = max_over(accelerator, largest_entry(features))
+    start, total = row_offset(accelerator, len(features))
+    largest = max_all(accelerator, largest_entry(features))
     sums = ClusterSums(1, features.shape[1], total, largest, features.device)
     sums.add(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))
     center = sums.over(accelerator).means()[0].to(features)
@@ -75,7 +75,7 @@ def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerat
     Raises:
         NotFiniteError: naming the epoch and the rows.
     """
-    parts = gather_all(accelerator, (len(features), rows[not_finite(features).numpy()].tolist()))
+    parts = gather_objects(accelerator, (len(features), rows[not_finite(features).numpy()].tolist()))
     total, bad = sum(n for n, _ in parts), [row for _, part in parts for row in part]
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")

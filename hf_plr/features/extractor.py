@@ -41,7 +41,7 @@ class FeatureExtractor:
     num_workers: int = 0
     progress: bool = False
 
-    def all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def extract_all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Features of a store's samples in their order, on every process.
 
         Args:
@@ -52,13 +52,9 @@ class FeatureExtractor:
             float32 tensor of shape (M, D) on the accelerator's device.
         """
         positions = torch.arange(len(store)) if positions is None else positions
-        return gather_rows(self.accelerator, self.of(store, positions[self.part(store, positions)]))
+        return gather_rows(self.accelerator, self.extract(store, positions[self.local_slice(store, positions)]))
 
-    def shard(self, store: SampleStore) -> slice:
-        """This process's part of a store: whole batches, so that batches are the same for any number of processes."""
-        return self.part(store, torch.arange(len(store)))
-
-    def of(
+    def extract(
         self,
         store: SampleStore,
         positions: torch.Tensor,
@@ -78,7 +74,7 @@ class FeatureExtractor:
         """
         features = torch.empty(len(positions), self.width, device=self.accelerator.device) if out is None else out
         start = 0
-        with self.ready(dtype):
+        with self.evaluation_mode(dtype):
             for batch in self.batches(store, positions):
                 rows = self.modality.features(self.model, batch)
                 features[start : start + len(rows)] = rows.to(features.device)
@@ -86,11 +82,11 @@ class FeatureExtractor:
         return features
 
     @contextlib.contextmanager
-    def ready(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+    def evaluation_mode(self, dtype: torch.dtype | None = None) -> Iterator[None]:
         """The model in evaluation mode, without gradients, with fast products; every module's mode is restored.
 
         Args:
-            dtype: as for `of`. Products in float32 on a CPU are taken by `fast_fp32_products`.
+            dtype: as for `extract`. Products in float32 on a CPU are taken by `fast_fp32_products`.
         """
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
@@ -118,8 +114,13 @@ class FeatureExtractor:
         inner: Any = getattr(self.model, "module", self.model)
         return int(inner.config.hidden_size)
 
-    def part(self, store: SampleStore, positions: torch.Tensor) -> slice:
-        """This process's part of positions: whole batches, of about as much work as the other processes' parts."""
+    def local_slice(self, store: SampleStore, positions: torch.Tensor | None = None) -> slice:
+        """This process's part of a store, or of some positions in it.
+
+        It is of whole batches, so that batches are the same for any number of processes, and of about as much work as
+        the others' parts.
+        """
+        positions = torch.arange(len(store)) if positions is None else positions
         lengths = np.array([len(batch) for batch in self.modality.batches(store, positions, self.batch_size)], np.int64)
         stops = np.cumsum(lengths)
         costs = self.modality.costs(store)

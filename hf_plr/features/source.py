@@ -15,8 +15,8 @@ from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.features.centering import center_features
 from hf_plr.features.extractor import FeatureExtractor, empty_in_file
-from hf_plr.utils.distributed import gather_rows, on_main, sharded_parts
-from hf_plr.utils.serialization import checked
+from hf_plr.utils.distributed import gather_rows, run_on_main, sharded_parts
+from hf_plr.utils.serialization import validated_array
 
 logger = logging.getLogger(__name__)
 
@@ -56,21 +56,21 @@ class FeatureSource:
         self._rows = torch.empty(0, 0)  # of all samples, where the source is "epoch"
         self._seen = torch.empty(0, dtype=torch.bool)
 
-    def shard(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Clusterer) -> torch.Tensor:
+    def extract_local(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Clusterer) -> torch.Tensor:
         """Features of this process's samples, float32 of shape (n, D), for the caller to keep and to change."""
         if self.dtype == "auto":
             self.dtype = self._try_dtypes(extractor, store, clusterer)
-        part = extractor.shard(store)
+        part = extractor.local_slice(store)
         positions = torch.arange(part.start, part.stop)
         room = None if self.folder is None else empty_in_file(len(positions), extractor.width, self.folder)
         if self.source == "extract" or len(self._rows) == 0:
-            features = extractor.of(store, positions, self._arithmetic, room)
+            features = extractor.extract(store, positions, self._arithmetic, room)
         else:
             device = extractor.accelerator.device
             features = torch.empty(len(positions), extractor.width, device=device) if room is None else room
             features.copy_(self._rows[part])
             unseen = (~self._seen[part]).nonzero().flatten().cpu()
-            fresh = extractor.of(store, positions[unseen], self._arithmetic)
+            fresh = extractor.extract(store, positions[unseen], self._arithmetic)
             features[unseen.to(features.device)] = fresh.to(features.device)
         if self.source == "epoch":
             self._rows = gather_rows(extractor.accelerator, features).clone()
@@ -107,10 +107,10 @@ class FeatureSource:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
-        self.dtype = DTYPES[int(checked(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
+        self.dtype = DTYPES[int(validated_array(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
         if "features.rows" in state or "features.seen" in state:
-            rows = checked(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
-            self._seen = torch.from_numpy(checked(state, "features.seen", "booleans", shape[:1])).to(device)
+            rows = validated_array(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
+            self._seen = torch.from_numpy(validated_array(state, "features.seen", "booleans", shape[:1])).to(device)
             self._rows = torch.from_numpy(rows).to(device)
 
     @property
@@ -129,11 +129,11 @@ class FeatureSource:
 
         def trial() -> float:
             exact, fast = (
-                center_features(extractor.of(store, positions, dtype)).rows for dtype in (None, torch.bfloat16)
+                center_features(extractor.extract(store, positions, dtype)).rows for dtype in (None, torch.bfloat16)
             )
             return agreement(clusterer, exact, fast, len(positions) / len(store))
 
-        self.trial_ari = float(on_main(accelerator, trial))
+        self.trial_ari = float(run_on_main(accelerator, trial))
         chosen = "bfloat16" if self.trial_ari >= SAME_CLUSTERS else "float32"
         logger.info("Features are extracted in %s: bfloat16 gives clusters with ARI %.3f", chosen, self.trial_ari)
         return chosen

@@ -34,7 +34,7 @@ from hf_plr.hub.push import (
 from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.outputs import write_metrics
 from hf_plr.report.summary import RunSummary
-from hf_plr.utils.distributed import on_main
+from hf_plr.utils.distributed import run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ class Publisher:
     def _on_main(self, work: Callable[[], Any]) -> Any:
         """Run `work` on the main process; its result is on every process, where it fails all raise a `HubError`."""
         try:
-            return on_main(self.trainer.accelerator, work)
+            return run_on_main(self.trainer.accelerator, work)
         except HubError:
             raise
         except RuntimeError as error:

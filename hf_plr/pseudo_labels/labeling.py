@@ -12,7 +12,7 @@ from hf_plr.evaluation.label_free import label_free_scores
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
-from hf_plr.utils.serialization import checked
+from hf_plr.utils.serialization import validated_array
 
 
 class Labeling:
@@ -101,7 +101,7 @@ class Labeling:
         directions, soft = self.memory.embed(features), self.pseudo_labels.soft_targets
         if soft is None:
             return self.memory.loss(directions, self._targets[index], weights)
-        rows = torch.from_numpy(soft.of_samples(index.cpu().numpy()))
+        rows = torch.from_numpy(soft.rows(index.cpu().numpy()))
         return self.memory.loss(directions, rows.to(directions), weights)
 
     def update_prototypes(self, features: torch.Tensor, index: torch.Tensor) -> None:
@@ -120,9 +120,9 @@ class Labeling:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        checked(state, "labels", "integers", (n_samples,))
+        validated_array(state, "labels", "integers", (n_samples,))
         self.stage.load_state_dict(state, n_samples)
         labels = PseudoLabels.from_state(state, self.stage.may_be_empty)
-        checked(state, "prototypes", "floats", (labels.n_clusters, width))
+        validated_array(state, "prototypes", "floats", (labels.n_clusters, width))
         self.memory.load_state_dict(state)
         self._pseudo_labels = labels

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from hf_plr.evaluation.label_free import size_entropy
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, ClusterEvents, CooccurrenceTable, adjusted_rand, cooccurrence
-from hf_plr.utils.distributed import gather_all
+from hf_plr.utils.distributed import gather_objects
 
 
 def stage_metrics(
@@ -61,5 +61,5 @@ def agreement_of_labelings(labelings: list[PseudoLabels], part: slice, accelerat
 
 def count_pairs(one: np.ndarray, other: np.ndarray, part: slice, accelerator: Accelerator) -> CooccurrenceTable:
     """Co-occurrence table of two labelings (N,), on every process; each counts its own part."""
-    table: CooccurrenceTable = sum(gather_all(accelerator, cooccurrence(one[part], other[part])))
+    table: CooccurrenceTable = sum(gather_objects(accelerator, cooccurrence(one[part], other[part])))
     return table

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hf_plr.clustering.cluster_means import cluster_means
 from hf_plr.features.centering import relative_to
-from hf_plr.utils.serialization import checked
+from hf_plr.utils.serialization import validated_array
 
 
 class PrototypeMemory:
@@ -87,8 +87,8 @@ class PrototypeMemory:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
-        prototypes = checked(state, "prototypes", "floats", (None, None))
-        center = checked(state, "center", "floats", prototypes.shape[1:])
+        prototypes = validated_array(state, "prototypes", "floats", (None, None))
+        center = validated_array(state, "center", "floats", prototypes.shape[1:])
         self.center, self.prototypes = (
             torch.from_numpy(each.astype(np.float32, copy=False)) for each in (center, prototypes)
         )

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.utils.serialization import checked
+from hf_plr.utils.serialization import validated_array
 
 
 @dataclass(frozen=True)
@@ -16,25 +16,25 @@ class SoftTargets:
     """What each sample is taught in place of one cluster: a distribution over all of them.
 
     Attributes:
-        of_cell: those of the cells, kept as factors: written out they would not fit into memory where many cells
+        cells: those of the cells, kept as factors: written out they would not fit into memory where many cells
             project onto many clusters.
         cell: cell of each sample, int32 of shape (N,).
     """
 
-    of_cell: SoftCells
+    cells: SoftCells
     cell: np.ndarray
 
-    def of_samples(self, index: np.ndarray) -> np.ndarray:
+    def rows(self, index: np.ndarray) -> np.ndarray:
         """The soft targets of the samples at positions (B,), float32 of shape (B, n_clusters).
 
         Noise that was noise before, and what is left out, has zeros only.
         """
-        rows: np.ndarray = self.of_cell.rows(self.cell[index]).astype(np.float32).toarray()
+        rows: np.ndarray = self.cells.rows(self.cell[index]).astype(np.float32).toarray()
         return rows
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything as arrays by name."""
-        soft = self.of_cell
+        soft = self.cells
         state = {
             "cell": self.cell,
             "codes": np.ascontiguousarray(soft.codes),
@@ -52,13 +52,13 @@ class SoftTargets:
         Raises:
             ValueError: if an array is missing or cannot be of so many samples and clusters, naming it.
         """
-        codes = checked(state, "codes", "integers", (None, None), -1)
+        codes = validated_array(state, "codes", "integers", (None, None), -1)
         n_cells, n_parts = codes.shape
         if n_parts == 0:
             raise ValueError("'codes' is damaged: it has no parts")
-        cell = checked(state, "cell", "integers", (n_samples,), 0, n_cells - 1)
-        shares = checked(state, "shares_of_case", "floats", (None, n_parts), 0.0, 1.0)
-        case = checked(state, "case", "integers", (n_cells,), 0, len(shares) - 1)
+        cell = validated_array(state, "cell", "integers", (n_samples,), 0, n_cells - 1)
+        shares = validated_array(state, "shares_of_case", "floats", (None, n_parts), 0.0, 1.0)
+        case = validated_array(state, "case", "integers", (n_cells,), 0, len(shares) - 1)
         bases = tuple(_basis(state, f"basis.{part}", n_clusters) for part in range(n_parts))
         for part, basis in enumerate(bases):
             used = codes[shares[case, part] > 0, part]
@@ -68,9 +68,9 @@ class SoftTargets:
 
 
 def _basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:
-    data = checked(state, f"{name}.data", "floats", (None,), 0.0)
-    indices = checked(state, f"{name}.indices", "integers", (len(data),), 0, n_columns - 1)
-    indptr = checked(state, f"{name}.indptr", "integers", (None,), 0, len(data))
+    data = validated_array(state, f"{name}.data", "floats", (None,), 0.0)
+    indices = validated_array(state, f"{name}.indices", "integers", (len(data),), 0, n_columns - 1)
+    indptr = validated_array(state, f"{name}.indptr", "integers", (None,), 0, len(data))
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
         raise ValueError(f"'{name}.indptr' is damaged: it does not ascend from 0 to the number of entries")
     return sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_columns))

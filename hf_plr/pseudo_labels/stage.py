@@ -19,7 +19,7 @@ from hf_plr.refinement.assignment import keep_current
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import chunks
 from hf_plr.utils.distributed import gather_rows
-from hf_plr.utils.serialization import checked, under
+from hf_plr.utils.serialization import validated_array, with_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -82,19 +82,19 @@ class PseudoLabels:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        n_samples = len(checked(state, "labels", "integers", (None,)))
-        n_clusters = int(checked(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
+        n_samples = len(validated_array(state, "labels", "integers", (None,)))
+        n_clusters = int(validated_array(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
 
         def integers(name: str, highest: int | None = None) -> np.ndarray:
-            return checked(state, name, "integers", (n_samples,), NOISE, highest)
+            return validated_array(state, name, "integers", (n_samples,), NOISE, highest)
 
-        soft = under("soft.", state)
+        soft = with_prefix("soft.", state)
         return cls(
-            epoch=int(checked(state, "epoch", "integers", (1,), 0)[0]),
+            epoch=int(validated_array(state, "epoch", "integers", (1,), 0)[0]),
             labels=integers("labels"),
             previous_labels=integers("previous_labels"),
             raw_labels=integers("raw_labels"),
-            confidence=checked(state, "confidence", "floats", (n_samples,), 0.0, 1.0),
+            confidence=validated_array(state, "confidence", "floats", (n_samples,), 0.0, 1.0),
             targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
             soft_targets=SoftTargets.from_state(soft, n_samples, n_clusters) if soft else None,
@@ -224,9 +224,9 @@ class RefinementStage:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
         for name in REFINER_LABELS:
-            checked(state, name, "integers", (n_samples,))
-        self.refiner.load_state_dict(under("refiner.", state))
-        self.clusterer.load_state_dict(under("clusterer.", state))
+            validated_array(state, name, "integers", (n_samples,))
+        self.refiner.load_state_dict(with_prefix("refiner.", state))
+        self.clusterer.load_state_dict(with_prefix("clusterer.", state))
 
 
 def default_num_clusters(n_samples: int) -> int:

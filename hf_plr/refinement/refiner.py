@@ -14,7 +14,7 @@ from hf_plr.refinement.numbering import continue_numbers, keep_numbers
 from hf_plr.refinement.projection import project
 from hf_plr.refinement.reclustering import recluster
 from hf_plr.refinement.result import CellRefinement, RefinementResult
-from hf_plr.utils.serialization import checked
+from hf_plr.utils.serialization import validated_array
 
 STATE_VERSION = 2
 
@@ -214,12 +214,12 @@ class PseudoLabelRefiner:
             ValueError: if the state was written by another version of this format, holds what are no labels, or is of
                 another number of samples than this refiner's last call.
         """
-        version = int(checked(state, "version", "integers", (1,))[0]) if "version" in state else None
+        version = int(validated_array(state, "version", "integers", (1,))[0]) if "version" in state else None
         if version != STATE_VERSION:
             raise ValueError(f"refiner state has version {version}, this release reads version {STATE_VERSION}")
         ages = range(1, sum(name.startswith("history.") for name in state) + 1)
-        history = [checked(state, f"history.{age}", "integers", (None,), NOISE) for age in reversed(ages)]
-        refined = checked(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
+        history = [validated_array(state, f"history.{age}", "integers", (None,), NOISE) for age in reversed(ages)]
+        refined = validated_array(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
         lengths = {len(labels) for labels in (*history, *([] if refined is None else [refined]))}
         if len(lengths) > 1:
             raise ValueError(f"refiner state is damaged: its labels have lengths {sorted(lengths)}")

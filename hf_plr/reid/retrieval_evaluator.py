@@ -12,7 +12,7 @@ from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.retrieval import assess_retrieval
 from hf_plr.features.centering import relative_to
 from hf_plr.reid.reid_data import ReidData, ReidSplit
-from hf_plr.utils.distributed import on_main
+from hf_plr.utils.distributed import run_on_main
 
 
 class RetrievalEvaluator(Evaluator):
@@ -61,7 +61,7 @@ class RetrievalEvaluator(Evaluator):
                 splits[-1].cameras,
             )
 
-        scored: Scored = on_main(trainer.accelerator, retrieval)
+        scored: Scored = run_on_main(trainer.accelerator, retrieval)
         clusters = trainer.score_labels()
         agreement = {f"cluster_{name}": clusters[name] for name in ("ari", "nmi") if name in clusters}
         return Scored(scored.values | agreement, scored.intervals)

@@ -209,7 +209,9 @@ class BaseTrainer(Trainer, ABC):
                 set for images, by length for sounds.
             positions: positions of some of them, shape (N,); None takes all.
         """
-        return self.extractor.all(self.train_dataset if dataset is None else self.open_samples(dataset), positions)
+        return self.extractor.extract_all(
+            self.train_dataset if dataset is None else self.open_samples(dataset), positions
+        )
 
     @property
     def extractor(self) -> FeatureExtractor:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_plr.report.summary import SCORE_PREFIX
 from hf_plr.trainer.progress_display import ProgressDisplay
-from hf_plr.utils.distributed import gather_all
+from hf_plr.utils.distributed import gather_objects
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
@@ -113,7 +113,7 @@ class LogContinuation(TrainerCallback):
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
         """Hold the losses since the last entry of the log in `losses`, by process, and the step of that entry."""
-        sums = gather_all(self.trainer.accelerator, float(self.trainer._tr_loss))
+        sums = gather_objects(self.trainer.accelerator, float(self.trainer._tr_loss))
         self.losses = {
             LOSS_SUMS: np.array(sums, np.float32),
             LAST_LOGGED: np.array([self.trainer._globalstep_last_logged]),

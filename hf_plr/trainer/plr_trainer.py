@@ -36,7 +36,7 @@ from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolated_rng, uniform
-from hf_plr.utils.serialization import read_from, under
+from hf_plr.utils.serialization import naming_file, with_prefix
 from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -196,14 +196,14 @@ class PLRTrainer(BaseTrainer):
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
-        return self._feature_source.shard(self.extractor, self.train_dataset, self.labelings[0].stage.clusterer)
+        return self._feature_source.extract_local(self.extractor, self.train_dataset, self.labelings[0].stage.clusterer)
 
     def _extract_centered(self, epoch: int) -> CenteredFeatures:
         return self._centered(self.extract_shard(), epoch)
 
     def _centered(self, features: torch.Tensor, epoch: int) -> CenteredFeatures:
         """Center this process's features (n, D) in place, if all of them are finite."""
-        rows = self.train_dataset.rows[self.extractor.shard(self.train_dataset)]
+        rows = self.train_dataset.rows[self.extractor.local_slice(self.train_dataset)]
         check_finite(features, epoch, rows, self.accelerator)
         return center_features(features, self.accelerator, out=features)
 
@@ -214,8 +214,8 @@ class PLRTrainer(BaseTrainer):
 
     def _extract_now(self) -> torch.Tensor:
         """Features of this process's training samples by the weights as they are, float32 of shape (n, D)."""
-        part = self.extractor.shard(self.train_dataset)
-        return self.extractor.of(self.train_dataset, torch.arange(part.start, part.stop))
+        part = self.extractor.local_slice(self.train_dataset)
+        return self.extractor.extract(self.train_dataset, torch.arange(part.start, part.stop))
 
     def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
         rank = f"{STAGE_PREFIX}effective_rank"
@@ -320,9 +320,9 @@ class PLRTrainer(BaseTrainer):
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
         n_samples, width = len(self.train_dataset), self.extractor.width
-        with read_from(os.path.join(checkpoint, STATE_FILE)):
+        with naming_file(os.path.join(checkpoint, STATE_FILE)):
             for labeling, prefix in self._prefixed_labelings():
-                labeling.load_state_dict(under(prefix, state), n_samples, width)
+                labeling.load_state_dict(with_prefix(prefix, state), n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
         self.reporter.resume(self._snapshot())
 

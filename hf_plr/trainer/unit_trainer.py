@@ -27,12 +27,12 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
-from hf_plr.units.frames import Frames, frame_counts, one_after_the_other
+from hf_plr.units.frames import Frames, frame_bounds, frame_counts
 from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, span_count
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolated_rng, uniform
-from hf_plr.utils.serialization import checked, read_from
+from hf_plr.utils.serialization import naming_file, validated_array
 from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class UnitTrainer(BaseTrainer):
         counts = frame_counts(self.modality, self.train_dataset)
         if self._n_units > counts.sum():
             raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
-        self._bounds = one_after_the_other(counts)
+        self._bounds = frame_bounds(counts)
         self._n_spans = span_count(int(counts.max()), args.mask_probability, args.mask_length)
         self.stage = FrameStage(self._n_units, refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir)
         n_samples = len(counts)
@@ -290,11 +290,11 @@ class UnitTrainer(BaseTrainer):
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
         predictor: Any = self.model
-        with read_from(os.path.join(checkpoint, STATE_FILE)):
-            checked(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
+        with naming_file(os.path.join(checkpoint, STATE_FILE)):
+            validated_array(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
             self._frame_units = self.stage.load_state_dict(state)
             head = {
-                name: torch.from_numpy(checked(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
+                name: torch.from_numpy(validated_array(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)

@@ -19,7 +19,7 @@ from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
 from hf_plr.units.frames import Frames
-from hf_plr.utils.serialization import checked, read_from, read_tensors
+from hf_plr.utils.serialization import naming_file, read_tensors, validated_array
 
 CENTROIDS_FILE = "centroids.safetensors"
 FORMAT = "hf-plr-centroids-1"
@@ -72,13 +72,15 @@ class UnitEncoder:
                 "UnitTrainer.save_labels"
             )
         arrays = read_tensors(path, FORMAT)
-        with read_from(path):
-            centroids = checked(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
+        with naming_file(path):
+            centroids = validated_array(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
             if centroids.size == 0:
                 raise ValueError(f"'centroids' are empty: they have shape {centroids.shape}")
-            units = checked(arrays, "units", "integers", (len(centroids),), NOISE, np.iinfo(np.int32).max)
+            units = validated_array(arrays, "units", "integers", (len(centroids),), NOISE, np.iinfo(np.int32).max)
             return cls(
-                centroids, units.astype(np.int64, copy=False), int(checked(arrays, "layer", "integers", (1,), 0)[0])
+                centroids,
+                units.astype(np.int64, copy=False),
+                int(validated_array(arrays, "layer", "integers", (1,), 0)[0]),
             )
 
     def encode(self, extractor: FeatureExtractor, store: AudioStore) -> Iterator[tuple[int, np.ndarray]]:
@@ -98,7 +100,7 @@ class UnitEncoder:
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
         left = np.empty(0, dtype=np.int64)
         position = 0
-        for rows in frames.of(torch.arange(len(store))):
+        for rows in frames.stream(torch.arange(len(store))):
             left = np.concatenate([left, self.units[kmeans.predict(rows)]])
             while position < len(store) and len(left) >= frames.counts[position]:
                 count = frames.counts[position]

@@ -40,10 +40,10 @@ class Frames:
         """What the features are, for people."""
         return "MFCC" if self.layer is None else f"layer {self.layer}"
 
-    def of(self, positions: torch.Tensor) -> Iterator[torch.Tensor]:
+    def stream(self, positions: torch.Tensor) -> Iterator[torch.Tensor]:
         """Frames of the sounds at these positions, in their order: float32 (frames of a batch, D), on the device."""
         for batch in self.extractor.batches(self.store, positions):
-            with self.extractor.ready():
+            with self.extractor.evaluation_mode():
                 hidden, n_frames = self._of_batch(batch)
                 inside = torch.arange(hidden.shape[1], device=hidden.device) < n_frames[:, None]
                 rows = hidden[inside]
@@ -64,6 +64,6 @@ def frame_counts(modality: AudioModality, store: AudioStore) -> np.ndarray:
     return modality.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
 
 
-def one_after_the_other(counts: np.ndarray) -> np.ndarray:
+def frame_bounds(counts: np.ndarray) -> np.ndarray:
     """Where each sound's frames begin, and where the last one's end: int64 (N + 1,)."""
     return np.fromiter(itertools.accumulate(counts.tolist(), initial=0), np.int64, len(counts) + 1)

@@ -15,9 +15,9 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.checks import NotFiniteError, not_finite
 from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
-from hf_plr.units.frames import Frames, one_after_the_other
-from hf_plr.utils.distributed import gather_all, gather_rows
-from hf_plr.utils.serialization import checked, under
+from hf_plr.units.frames import Frames, frame_bounds
+from hf_plr.utils.distributed import gather_objects, gather_rows
+from hf_plr.utils.serialization import validated_array, with_prefix
 
 
 @dataclass
@@ -117,13 +117,15 @@ class FrameStage:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        self.refiner.load_state_dict(under("refiner.", state))
-        self.kmeans.load_state_dict({name: torch.from_numpy(value) for name, value in under("kmeans.", state).items()})
-        round_ = int(checked(state, "round", "integers", (1,), 0)[0])
-        units = checked(state, "units", "integers", (None,), NOISE)
+        self.refiner.load_state_dict(with_prefix("refiner.", state))
+        self.kmeans.load_state_dict(
+            {name: torch.from_numpy(value) for name, value in with_prefix("kmeans.", state).items()}
+        )
+        round_ = int(validated_array(state, "round", "integers", (1,), 0)[0])
+        units = validated_array(state, "units", "integers", (None,), NOISE)
         for name in REFINER_LABELS:
-            checked(state, name, "integers", units.shape)
-        raw = checked(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
+            validated_array(state, name, "integers", units.shape)
+        raw = validated_array(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
         return FrameUnits(round_, units, raw)
 
     def fit(self, frames: Frames, round_: int) -> None:
@@ -136,7 +138,7 @@ class FrameStage:
         order = np.random.default_rng([self.seed, round_]).permutation(len(frames.counts))
         enough = int(np.searchsorted(np.cumsum(frames.counts[order]), self.fit_frames)) + 1
         drawn = torch.from_numpy(np.sort(order[:enough]))
-        mine = frames.of(drawn[frames.extractor.part(frames.store, drawn)])
+        mine = frames.stream(drawn[frames.extractor.local_slice(frames.store, drawn)])
         rows = list(mine)
         drawn_frames = torch.cat(rows) if rows else self._no_rows(frames)
         self._check_finite(len(not_finite(drawn_frames)), round_)
@@ -148,11 +150,11 @@ class FrameStage:
         Raises:
             NotFiniteError: if features are NaN or infinite.
         """
-        part = frames.extractor.shard(frames.store)
-        bounds = one_after_the_other(frames.counts)
+        part = frames.extractor.local_slice(frames.store)
+        bounds = frame_bounds(frames.counts)
         mine = self._room(int(bounds[part.stop] - bounds[part.start]))
         start = n_bad = 0
-        for rows in frames.of(torch.arange(part.start, part.stop)):
+        for rows in frames.stream(torch.arange(part.start, part.stop)):
             n_bad += len(not_finite(rows))
             mine[start : start + len(rows)] = self.kmeans.predict(rows)
             start += len(rows)
@@ -167,7 +169,7 @@ class FrameStage:
 
     def _check_finite(self, n_bad: int, round_: int) -> None:
         """Refuse frames that are not finite, on every process if one of them has some."""
-        n_bad = sum(gather_all(self.accelerator, n_bad))
+        n_bad = sum(gather_objects(self.accelerator, n_bad))
         if n_bad:
             raise NotFiniteError(
                 f"round {round_}: {n_bad} frames are NaN or infinite. The weights have probably diverged: lower the "

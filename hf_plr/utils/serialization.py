@@ -18,7 +18,7 @@ LIMITS = {
 
 
 @contextlib.contextmanager
-def read_from(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let errors inside name the file that the values come from."""
     try:
         yield
@@ -26,7 +26,7 @@ def read_from(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-def checked(
+def validated_array(
     arrays: Mapping[str, Any],
     name: str,
     kind: str,
@@ -67,7 +67,7 @@ def checked(
     return array
 
 
-def under(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_prefix(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix, by what follows it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

@@ -104,9 +104,9 @@ def test_features_larger_than_a_block_are_clustered_from_a_file(tmp_path):
 class Counting(FeatureExtractor):
     images = 0
 
-    def of(self, images, positions, *args, **kwargs):
+    def extract(self, images, positions, *args, **kwargs):
         Counting.images += len(positions)
-        return super().of(images, positions, *args, **kwargs)
+        return super().extract(images, positions, *args, **kwargs)
 
 
 def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):

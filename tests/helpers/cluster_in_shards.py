@@ -15,7 +15,7 @@ from hf_plr.features.centering import CenteredFeatures, center_features
 from hf_plr.pseudo_labels.metrics import stage_metrics
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.utils.distributed import gather_all, gather_rows, on_main
+from hf_plr.utils.distributed import gather_objects, gather_rows, run_on_main
 
 
 def main(output: str) -> None:
@@ -62,11 +62,11 @@ def main(output: str) -> None:
     try:
         KMeans(5).fit_predict_shard(broken, accelerator)
     except ValueError as error:
-        results["nan_errors"] = np.array(gather_all(accelerator, str(error)))
+        results["nan_errors"] = np.array(gather_objects(accelerator, str(error)))
     try:
-        on_main(accelerator, lambda: 1 // 0)
+        run_on_main(accelerator, lambda: 1 // 0)
     except (ZeroDivisionError, RuntimeError) as error:
-        results["main_errors"] = np.array(gather_all(accelerator, f"{type(error).__name__}: {error}"))
+        results["main_errors"] = np.array(gather_objects(accelerator, f"{type(error).__name__}: {error}"))
     if accelerator.is_main_process:
         np.savez(output, **results)
     accelerator.end_training()

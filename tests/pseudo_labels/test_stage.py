@@ -103,9 +103,9 @@ def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
     (before, now), metrics = run(stage, len(first))
     assert before.soft_targets is None
     expected = dense_soft_targets(first, second)
-    np.testing.assert_allclose(now.soft_targets.of_samples(np.arange(len(first))), expected, atol=1e-7)
+    np.testing.assert_allclose(now.soft_targets.rows(np.arange(len(first))), expected, atol=1e-7)
     some = np.array([7, 3, 7, 3999])
-    np.testing.assert_allclose(now.soft_targets.of_samples(some), expected[some], atol=1e-7)
+    np.testing.assert_allclose(now.soft_targets.rows(some), expected[some], atol=1e-7)
     taken_back = (second < 0) & (first >= 0)
     assert taken_back.any()
     np.testing.assert_array_equal(now.targets[taken_back], expected[taken_back].argmax(axis=1))
@@ -134,7 +134,7 @@ def test_soft_targets_stay_small_where_every_cluster_projects_onto_every_other()
     first, second = rng.integers(0, 200, (2, 100_000))
     stage = stage_of([first, second], PseudoLabelRefiner.from_preset("soft"))
     (_, now), _ = run(stage, len(first))
-    rows = now.soft_targets.of_cell.rows()
+    rows = now.soft_targets.cells.rows()
     state = {name: value for name, value in now.state_dict().items() if name.startswith("soft.")}
     assert sum(value.nbytes for value in state.values()) < (rows.data.nbytes + rows.indices.nbytes) / 50
 
@@ -145,5 +145,5 @@ def test_soft_targets_come_back_from_a_state():
     (_, now), _ = run(stage, len(first))
     other = PseudoLabels.from_state(now.state_dict())
     everything = np.arange(len(first))
-    expected = now.soft_targets.of_samples(everything)
-    np.testing.assert_array_equal(other.soft_targets.of_samples(everything), expected)
+    expected = now.soft_targets.rows(everything)
+    np.testing.assert_array_equal(other.soft_targets.rows(everything), expected)

@@ -45,7 +45,7 @@ def test_doubtful_soft_targets_are_left_out_too(make_trainer):
     assert doubtful.any()
     assert not doubtful.all()
     np.testing.assert_array_equal(now.targets == -1, doubtful)
-    taught = now.soft_targets.of_samples(np.arange(len(now.labels))).sum(axis=1)
+    taught = now.soft_targets.rows(np.arange(len(now.labels))).sum(axis=1)
     assert (taught[doubtful] == 0.0).all()
     assert (taught[~doubtful] > 0.9).all()  # what lies on clusters without a sure member is left out
     assert set(now.targets[~doubtful]) == set(range(now.n_clusters))
