@@ -100,7 +100,6 @@ def test_weights_that_no_process_has_whole_are_refused(plugins, message):
 # ---- the same results --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_two_processes_leave_the_labels_of_one(two, tmp_path):
     alone(VIT_PLR, [*IMAGES, BATCH, 32, "--output_dir", tmp_path])
     assert_same_files(two, tmp_path, "pseudo_labels.parquet")

@@ -135,7 +135,6 @@ GIVEN = ["--dataset_name", "data", "--output_dir", "out"]
 COLUMNS = ["--identity_column", "person", "--camera_column", "place"]
 
 
-@pytest.mark.slow
 def test_identities_of_the_target_score_and_do_nothing_else(recipe, tmp_path, capsys):
     truth = np.repeat(np.arange(12), 6)
     runs = {}

@@ -31,7 +31,6 @@ def image_folder(tmp_path_factory, all_digits) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_without_arguments_but_smaller(tmp_path):
     run = launch(*TINY, cwd=tmp_path)
     assert run.returncode == 0, run.stderr

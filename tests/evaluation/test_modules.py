@@ -38,7 +38,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
 def test_modules_load_combine_and_take_batches_offline(tmp_path):
     shutil.copytree(REPOSITORY / "hf_plr", tmp_path / "site" / "hf_plr", ignore=shutil.ignore_patterns("__pycache__"))
     rng = np.random.default_rng(0)

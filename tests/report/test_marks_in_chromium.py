@@ -13,7 +13,6 @@ from helpers.constructed_report import write_constructed_report
 from hf_plr.cli import main
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)"),
 ]
 N_SAMPLES = 40  # fewer than a random check has: it shows every one of them

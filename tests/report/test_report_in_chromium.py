@@ -14,7 +14,6 @@ from hf_plr.cli import main
 from hf_plr.report.html.render import render
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)"),
 ]
 HOSTILE = '</script><img src=x onerror="alert(1)"><!-- \''
