@@ -12,7 +12,7 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS
 
 help:
 	@echo "make demo [SEED=1]  adapt a small ViT to handwritten digits without labels, about two minutes"
-	@echo "make test           run the tests that are quick, under 8 minutes on two cores"
+	@echo "make test           lint, and run the tests that are quick: under 8 minutes on two cores"
 	@echo "make test-all       run all tests, under 25 minutes on two cores"
 	@echo "make lint           run ruff, mypy and the contract of imports"
 	@echo "make audit          look up known vulnerabilities of every installed package; needs the network"
@@ -35,7 +35,7 @@ lint: install
 	$(BIN)/lint-imports
 
 # By file, because what a file's tests share is trained once; files that take longest come first.
-test: install
+test: lint
 	$(PYTEST) -m "not slow"
 
 test-all: install
