@@ -144,7 +144,8 @@ class PLRTrainer(BaseTrainer):
                 with clock("refine"):  # project, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
                 labeling.rebuild_prototypes(features)
-            self._report_stage(before, features, clock)
+            metrics = self._measure_stage(before, features, clock)
+        self.log(metrics)
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
@@ -153,8 +154,10 @@ class PLRTrainer(BaseTrainer):
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
         self._accumulated.clear()
 
-    def _report_stage(self, before: PseudoLabels | None, features: CenteredFeatures, clock: Stopwatch) -> None:
-        """Log metrics of the new labels, and hand them to the report."""
+    def _measure_stage(
+        self, before: PseudoLabels | None, features: CenteredFeatures, clock: Stopwatch
+    ) -> dict[str, float]:
+        """Metrics of the new labels by their names in the log; the report takes the labels, too."""
         labels = [labeling.pseudo_labels for labeling in self.labelings]
         with clock("score"):
             metrics = stage_metrics(before, labels[0], features.part, self.accelerator)
@@ -164,7 +167,7 @@ class PLRTrainer(BaseTrainer):
         metrics |= clock.seconds()
         self.reporter.note_stage(self._snapshot(), features.rows, features.part)
         scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
-        self.log({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()} | scores)
+        return {f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()} | scores
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
