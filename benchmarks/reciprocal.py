@@ -21,9 +21,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.measuring import PeakMemory, in_new_process
 from hf_plr.clustering import ReciprocalDBSCAN
-from hf_plr.clustering.jaccard import near_pairs, neighborhood_weights
-from hf_plr.clustering.neighbors import nearest_neighbors
-from hf_plr.clustering.reciprocal import density_clusters
+from hf_plr.clustering.jaccard import find_near_pairs, weigh_neighborhoods
+from hf_plr.clustering.neighbors import find_nearest_neighbors
+from hf_plr.clustering.reciprocal import cluster_by_density
 
 DENSE_LIMIT = 20_000  # samples; the dense way holds three matrices of N squared
 
@@ -83,7 +83,7 @@ def measure(
     """Seconds or memory of one way, without the search for neighbours."""
     features = clustered_features(n_samples, dimension, spread)
     settings = ReciprocalDBSCAN(eps)
-    neighbors = nearest_neighbors(features, settings.k1)
+    neighbors = find_nearest_neighbors(features, settings.k1)
     memory = PeakMemory()
     with memory if watch_memory else contextlib.nullcontext():
         started = time.perf_counter()
@@ -96,14 +96,14 @@ def search_seconds(n_samples: int, dimension: int, eps: float, spread: float) ->
     """Seconds of the exact search for neighbours, which both ways need."""
     features = clustered_features(n_samples, dimension, spread)
     started = time.perf_counter()
-    nearest_neighbors(features, ReciprocalDBSCAN(eps).k1)
+    find_nearest_neighbors(features, ReciprocalDBSCAN(eps).k1)
     return round(time.perf_counter() - started, 3)
 
 
 def cluster_sparsely(features: torch.Tensor, neighbors: np.ndarray, settings: ReciprocalDBSCAN) -> np.ndarray:
     """What `ReciprocalDBSCAN` does after its search."""
-    weights = neighborhood_weights(features, neighbors, settings.k1, settings.k2)
-    return density_clusters(near_pairs(weights, settings.eps), settings.min_samples)[0]
+    weights = weigh_neighborhoods(features, neighbors, settings.k1, settings.k2)
+    return cluster_by_density(find_near_pairs(weights, settings.eps), settings.min_samples)[0]
 
 
 def cluster_densely(features: torch.Tensor, neighbors: np.ndarray, settings: ReciprocalDBSCAN) -> np.ndarray:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from benchmarks.scaling.model import Size
-from hf_plr.clustering.checks import not_finite
-from hf_plr.clustering.cluster_means import cluster_means
+from hf_plr.clustering.checks import find_nonfinite_rows
+from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
-from hf_plr.refinement.cooccurrence import chunks
+from hf_plr.refinement.cooccurrence import iterate_chunks
 from hf_plr.utils.precision import fast_fp32_products
 
 GROUP_SIZE = 16  # samples of one cluster in a row, in the order of training
@@ -33,8 +33,8 @@ def feature_rates(size: Size) -> dict[str, float]:
     sums = ClusterSums(size.clusters, size.columns, height, 1.0, features.device)
 
     def embed() -> None:
-        not_finite(features)
-        cluster_means(center_features(features, out=features).rows, labels_of_sums, size.clusters)
+        find_nonfinite_rows(features)
+        average_clusters(center_features(features, out=features).rows, labels_of_sums, size.clusters)
 
     with fast_fp32_products():
         of_products = cpu_seconds(lambda: torch.mm(features, centers, out=scores))
@@ -64,7 +64,7 @@ def label_rates(n_clusters: int, n_samples: int = 1 << 20) -> dict[str, float]:
     table = cooccurrence(previous, current)
 
     def locate() -> None:
-        for part in chunks(n_samples):
+        for part in iterate_chunks(n_samples):
             table.locate(previous[part], current[part])
 
     return {

@@ -25,7 +25,7 @@ from benchmarks.scaling.rates import GROUP_SIZE, feature_rates, label_rates
 from hf_plr import KMeans
 from hf_plr.features.centering import center_features, check_finite
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.metrics import stage_metrics
+from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
@@ -76,7 +76,7 @@ class Stages:
         before = self.labeling.pseudo_labels if self.labeling.has_labels else None
         after = self.labeling.refine(self.labeling.cluster(centered), epoch, self.mine)
         self.labeling.rebuild_prototypes(centered)
-        stage_metrics(before, after, self.mine, self.accelerator)
+        compute_stage_metrics(before, after, self.mine, self.accelerator)
         return {
             "passes": self.kmeans.n_iter_,
             "seconds": time.process_time() - started,

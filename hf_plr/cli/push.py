@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from hf_plr.hub.push import epoch_tag, push_folder, trained_epochs
+from hf_plr.hub.push import format_epoch_tag, push_folder, read_trained_epochs
 
 SUMMARY = "push a run's backbone, card and labels to the Hub"
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: if the folder holds no trained backbone.
         HubError: if it did not get there.
     """
-    tag = epoch_tag(trained_epochs(args.folder)) if args.revision is None else None
+    tag = format_epoch_tag(read_trained_epochs(args.folder)) if args.revision is None else None
     pushed = push_folder(args.folder, args.repo, private=args.private, revision=args.revision, tag=tag)
     mib = sum(path.stat().st_size for path in pushed.files) / 2**20
     print(f"{len(pushed.files)} files, {mib:.1f} MiB: {', '.join(path.name for path in pushed.files)}")

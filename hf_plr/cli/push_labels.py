@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
         ValueError: if the folder holds no labels, or they are not of these data.
         HubError: if they did not get there.
     """
-    from hf_plr.hub.label_dataset import label_file, media_of_labels, push_labels
+    from hf_plr.hub.label_dataset import find_label_file, push_labels, select_labelled_media
 
-    path = label_file(args.folder)
+    path = find_label_file(args.folder)
     media = None
     if args.with_media is not None:
         from hf_plr.data.columns import find_media_column
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         splits = load_splits(args.with_media, args.dataset_config_name)
         dataset = choose_split(splits, args.with_media, args.split)
         _, column = find_media_column(dataset, args.image_column, args.audio_column)
-        media = media_of_labels(args.folder, dataset, column)
+        media = select_labelled_media(args.folder, dataset, column)
     name, url = push_labels(args.folder, args.repo, media=media, private=args.private, revision=args.revision)
     what = path.name if media is None else f"{path.name} and {len(media):,} {media.column_names[0]}s"
     print(f"{what} on the Hub: {url}")

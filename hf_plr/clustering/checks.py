@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.clustering.blocks import row_blocks
-from hf_plr.utils.distributed import gather_objects, row_offset
+from hf_plr.clustering.blocks import iterate_rows
+from hf_plr.utils.distributed import gather_objects, locate_rows
 
 BLOCK_ELEMENTS = 1 << 22
 
@@ -32,12 +32,12 @@ def as_features(features: np.ndarray | torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def not_finite(features: torch.Tensor) -> torch.Tensor:
+def find_nonfinite_rows(features: torch.Tensor) -> torch.Tensor:
     """Positions of the rows of features (N, D) that hold NaN or infinite values, ascending, on the CPU."""
     height = max(1, BLOCK_ELEMENTS // max(features.shape[1], 1))
     bad = [
         (~torch.isfinite(features[where]).all(dim=1)).nonzero().flatten().cpu() + where.start
-        for where in row_blocks(len(features), height)
+        for where in iterate_rows(len(features), height)
     ]
     return torch.cat(bad) if bad else torch.empty(0, dtype=torch.int64)
 
@@ -48,7 +48,9 @@ def check_finite(features: torch.Tensor, name: str = "features", accelerator: Ac
     Raises:
         NotFiniteError: with the number of such rows and the first of them.
     """
-    start, _ = row_offset(accelerator, len(features))
-    bad = [row for rows in gather_objects(accelerator, (not_finite(features) + start).tolist()) for row in rows]
+    start, _ = locate_rows(accelerator, len(features))
+    bad = [
+        row for rows in gather_objects(accelerator, (find_nonfinite_rows(features) + start).tolist()) for row in rows
+    ]
     if bad:
         raise NotFiniteError(f"{name} of {len(bad)} samples are NaN or infinite, the first is sample {bad[0]}")

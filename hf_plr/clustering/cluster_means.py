@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.utils.distributed import row_offset
+from hf_plr.utils.distributed import locate_rows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ClusterMeans:
 
 
 @torch.no_grad()
-def cluster_means(
+def average_clusters(
     features: torch.Tensor, targets: torch.Tensor, n_clusters: int, accelerator: Accelerator | None = None
 ) -> ClusterMeans:
     """Means of features of unit length by cluster.
@@ -42,9 +42,9 @@ def cluster_means(
     if n_clusters == 0:
         nothing = features.new_empty(0, features.shape[1])
         return ClusterMeans(nothing, nothing.new_empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
-    _, total = row_offset(accelerator, len(features))
+    _, total = locate_rows(accelerator, len(features))
     sums = ClusterSums(n_clusters, features.shape[1], total, 1.0, features.device)
     sums.add(features, targets)
-    sums_of_all = sums.over(accelerator)
+    sums_of_all = sums.all_reduce(accelerator)
     means = sums_of_all.means()
     return ClusterMeans(F.normalize(means, dim=1).to(features), means.norm(dim=1), sums_of_all.counts.clone())

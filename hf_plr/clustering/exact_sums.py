@@ -8,7 +8,7 @@ import math
 import torch
 from accelerate import Accelerator
 
-from hf_plr.clustering.blocks import row_blocks
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.utils.distributed import sum_all
 
 BLOCK_ROWS = 1 << 12  # that are held in float64 at once
@@ -55,13 +55,13 @@ class ClusterSums:
         height = min(len(rows), BLOCK_ROWS)  # a training step sums a batch: no more room than it needs
         if len(self._block) < height:
             self._block = torch.empty(height, self._sums.shape[1], dtype=torch.float64, device=device)
-        for part in row_blocks(len(rows), BLOCK_ROWS):
+        for part in iterate_rows(len(rows), BLOCK_ROWS):
             block = self._block[: part.stop - part.start].copy_(rows[part]).add_(self._shift).sub_(self._shift)
             where = labels[part].to(device) % len(self._counts)  # -1 is the last
             self._sums.index_add_(0, where, block, alpha=sign)
             self._counts.index_add_(0, where, torch.full_like(where, sign, dtype=torch.int64))
 
-    def over(self, accelerator: Accelerator | None) -> ClusterSums:
+    def all_reduce(self, accelerator: Accelerator | None) -> ClusterSums:
         """The sums of all processes, as a copy."""
         total = copy.copy(self)
         total._sums = sum_all(accelerator, self._sums.clone())

@@ -9,7 +9,7 @@ import torch
 BLOCK_ELEMENTS = 1 << 20  # pairs of samples, or products of them, that are looked at together
 
 
-def neighborhood_weights(features: torch.Tensor, neighbors: np.ndarray, k1: int, k2: int) -> sp.csr_array:
+def weigh_neighborhoods(features: torch.Tensor, neighbors: np.ndarray, k1: int, k2: int) -> sp.csr_array:
     """Weights of each sample's expanded k-reciprocal neighbourhood, adding up to one.
 
     Args:
@@ -23,7 +23,7 @@ def neighborhood_weights(features: torch.Tensor, neighbors: np.ndarray, k1: int,
         Sparse, shape (N, N); before averaging proportional to exp(-squared distance).
     """
     reciprocal = _reciprocal(neighbors[:, :k1])
-    half = _reciprocal(neighbors[:, : half_of(k1)])
+    half = _reciprocal(neighbors[:, : count_half_neighbors(k1)])
     shared = (reciprocal @ half.T).multiply(reciprocal).tocoo()  # [i, j]: half neighbours of j that i knows already
     joins = shared.data > 2.0 / 3.0 * half.sum(axis=1)[shared.col]
     joining = sp.csr_array(
@@ -40,20 +40,20 @@ def neighborhood_weights(features: torch.Tensor, neighbors: np.ndarray, k1: int,
     return sp.csr_array(expanded)
 
 
-def near_pairs(weights: sp.csr_array, eps: float) -> sp.csr_array:
+def find_near_pairs(weights: sp.csr_array, eps: float) -> sp.csr_array:
     """Pairs of samples whose Jaccard distance is at most eps, as a sparse matrix of ones with the diagonal."""
-    near = jaccard_distances(weights, eps)
+    near = compute_jaccard_distances(weights, eps)
     near.data = np.ones(len(near.data), dtype=np.int8)
     return near
 
 
-def jaccard_distances(weights: sp.csr_array, eps: float) -> sp.csr_array:
+def compute_jaccard_distances(weights: sp.csr_array, eps: float) -> sp.csr_array:
     """Jaccard distances of the pairs of samples that are at most eps apart, and zeros on the diagonal, all stored.
 
     The distance is 1 - s / (2 - s), with s the sum of the smaller of both weights over all samples.
 
     Args:
-        weights: output of `neighborhood_weights`, shape (N, N).
+        weights: output of `weigh_neighborhoods`, shape (N, N).
         eps: largest distance, in [0, 1]; pairs that share nothing are 1 apart.
 
     Returns:
@@ -93,7 +93,7 @@ def jaccard_distances(weights: sp.csr_array, eps: float) -> sp.csr_array:
     return sp.csr_array(sp.coo_array((np.concatenate(found_distances), places), shape=(n, n)))
 
 
-def half_of(k1: int) -> int:
+def count_half_neighbors(k1: int) -> int:
     """Half of k1 as the published code rounds it, the sample itself included."""
     return int(np.around(k1 / 2)) + 1
 

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import kmeans_plusplus
 
-from hf_plr.clustering.blocks import row_blocks
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
-from hf_plr.utils.distributed import gather_objects, gather_rows, max_all, row_offset, run_on_main, sum_all
+from hf_plr.utils.distributed import gather_objects, gather_rows, locate_rows, max_all, run_on_main, sum_all
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 
@@ -125,7 +125,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
         all_rows = _Rows(as_features(features), self.spherical, self.device)
-        start, total = row_offset(accelerator, len(all_rows))
+        start, total = locate_rows(accelerator, len(all_rows))
         if not 1 <= self.n_clusters <= total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
@@ -148,7 +148,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
         """Lloyd's iterations from centers (K, D), float32; the centers that they end with."""
-        total = row_offset(accelerator, len(rows))[1]
+        total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
         squares = float(sum_all(accelerator, rows.lengths().double().square().sum()))
         sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
@@ -159,7 +159,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             labels_before = labels
             labels, scores = _assign(rows, centers)
             _follow(sums, rows, labels, labels_before)
-            all_sums = sums.over(accelerator)
+            all_sums = sums.all_reduce(accelerator)
             mean = all_sums.sums.sum(dim=0) / total
             enough = self.tol * max(squares / total - float(mean.square().sum()), 0.0) / len(mean)
             _refill(all_sums, rows, labels, scores, accelerator)
@@ -218,7 +218,7 @@ class _Rows:
     def blocks(self, n_columns: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
         """Slices with their rows, not divided, of a size for `n_columns` scores a row."""
         scores = BLOCK_SCORES.get(self.device.type, OTHER_BLOCK_SCORES)
-        for where in row_blocks(len(self), max(1, scores // max(n_columns, self.features.shape[1]))):
+        for where in iterate_rows(len(self), max(1, scores // max(n_columns, self.features.shape[1]))):
             yield where, self.features[where].to(self.device, torch.float32)
 
     def divided(self, where: slice, block: torch.Tensor) -> torch.Tensor:
@@ -270,7 +270,7 @@ def _follow(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_before:
             sums.add(rows.divided(where, block), labels[where])
         return
     changed = (labels != labels_before).nonzero().flatten()
-    for where in row_blocks(len(changed), BLOCK_ROWS):
+    for where in iterate_rows(len(changed), BLOCK_ROWS):
         moved = rows.taken(changed[where])
         sums.add(moved, labels_before[changed[where]], sign=-1)
         sums.add(moved, labels[changed[where]])
@@ -289,7 +289,7 @@ def _refill(
         donors.setdefault(donor, []).append(empty)
     if not donors:
         return
-    start, _ = row_offset(accelerator, len(rows))
+    start, _ = locate_rows(accelerator, len(rows))
     distance = rows.distances(scores).cpu()
     labels = labels.cpu()
     offers: list[tuple[int, float, int, torch.Tensor]] = []

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 import torch
 from accelerate import Accelerator
 
-from hf_plr.clustering.jaccard import half_of, neighborhood_weights
-from hf_plr.clustering.neighbors import nearest_neighbors
+from hf_plr.clustering.jaccard import count_half_neighbors, weigh_neighborhoods
+from hf_plr.clustering.neighbors import find_nearest_neighbors
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Neighborhoods:
     Attributes:
         features: float32 of unit length, shape (N, D).
         neighbors: nearest neighbours, itself first, shape (N, at least max(k1, k2, round(k1 / 2) + 1) or N).
-        k1, k2: as for `neighborhood_weights`, at most N.
+        k1, k2: as for `weigh_neighborhoods`, at most N.
     """
 
     features: torch.Tensor
@@ -32,8 +32,8 @@ class Neighborhoods:
 
     @cached_property
     def weights(self) -> sp.csr_array:
-        """What `neighborhood_weights` gives, made when it is asked for, shape (N, N)."""
-        return neighborhood_weights(self.features, self.neighbors, self.k1, self.k2)
+        """What `weigh_neighborhoods` gives, made when it is asked for, shape (N, N)."""
+        return weigh_neighborhoods(self.features, self.neighbors, self.k1, self.k2)
 
 
 def find_neighborhoods(
@@ -43,13 +43,13 @@ def find_neighborhoods(
 
     Args:
         features: float32 of unit length, shape (N, D).
-        k1, k2: as for `neighborhood_weights`; more than N are taken for N.
-        search: as for `nearest_neighbors`.
+        k1, k2: as for `weigh_neighborhoods`; more than N are taken for N.
+        search: as for `find_nearest_neighbors`.
         accelerator: shares the search.
     """
     n = len(features)
-    k = min(max(k1, k2, half_of(k1)), n)
-    return Neighborhoods(features, nearest_neighbors(features, k, accelerator, search), min(k1, n), min(k2, n))
+    k = min(max(k1, k2, count_half_neighbors(k1)), n)
+    return Neighborhoods(features, find_nearest_neighbors(features, k, accelerator, search), min(k1, n), min(k2, n))
 
 
 class SharedNeighborhoods:

@@ -16,7 +16,7 @@ BLOCK_ELEMENTS = 1 << 24  # similarities that are held at once, 64 MiB
 SEARCHES = ("torch", "faiss")
 
 
-def nearest_neighbors(
+def find_nearest_neighbors(
     features: torch.Tensor, k: int, accelerator: Accelerator | None = None, search: str = "torch"
 ) -> np.ndarray:
     """The k nearest neighbours of every sample by cosine, itself first.

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.base import clone
 
-from hf_plr.utils.distributed import gather_rows, max_all, row_offset, run_on_main
+from hf_plr.utils.distributed import gather_rows, locate_rows, max_all, run_on_main
 
 WITHOUT_EFFECT = ("verbose", "n_jobs", "copy")  # parameters that change no label
 
@@ -67,7 +67,7 @@ class FitPredictClusterer:
 
     def fit_predict(self, features: np.ndarray) -> np.ndarray:
         """Labels (N,) of features (N, D)."""
-        return validated_labels(self.estimator.fit_predict(features), len(features))
+        return validate_labels(self.estimator.fit_predict(features), len(features))
 
     def fit_predict_shard(self, features: torch.Tensor, accelerator: Accelerator) -> np.ndarray:
         """Labels (n,) of this process's rows (n, D); the estimator runs on the main process alone."""
@@ -75,7 +75,7 @@ class FitPredictClusterer:
             return np.asarray(self._shard(features, accelerator))
         rows = gather_rows(accelerator, features)
         labels: np.ndarray = run_on_main(accelerator, lambda: self.fit_predict(rows.cpu().numpy()))
-        start, _ = row_offset(accelerator, len(features))
+        start, _ = locate_rows(accelerator, len(features))
         return labels[start : start + len(features)]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def as_clusterer(estimator: Any) -> Clusterer:
     return estimator if isinstance(estimator, Clusterer) else FitPredictClusterer(estimator)
 
 
-def clusterer_settings(clusterer: Clusterer) -> dict[str, Any]:
+def describe_clusterer(clusterer: Clusterer) -> dict[str, Any]:
     """Class and parameters of a clusterer, those that change its labels."""
     estimator = clusterer.estimator if isinstance(clusterer, FitPredictClusterer) else clusterer
     parameters = clusterer.get_params(deep=False)
@@ -122,7 +122,7 @@ def clusterer_settings(clusterer: Clusterer) -> dict[str, Any]:
     }
 
 
-def validated_labels(labels: Any, n_samples: int, accelerator: Accelerator | None = None) -> np.ndarray:
+def validate_labels(labels: Any, n_samples: int, accelerator: Accelerator | None = None) -> np.ndarray:
     """A clusterer's answer as int32 labels (N,), or int64 if an id does not fit on one of the processes.
 
     Raises:

@@ -14,10 +14,10 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import HDBSCAN
 
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.jaccard import jaccard_distances, near_pairs
+from hf_plr.clustering.jaccard import compute_jaccard_distances, find_near_pairs
 from hf_plr.clustering.neighborhoods import SharedNeighborhoods, find_neighborhoods
 from hf_plr.clustering.neighbors import SEARCHES
-from hf_plr.utils.distributed import gather_rows, row_offset, run_on_main
+from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
             ValueError: as `fit`.
         """
         mine = as_features(features)
-        start, _ = row_offset(accelerator, len(mine))
+        start, _ = locate_rows(accelerator, len(mine))
         self._fit(gather_rows(accelerator, mine), accelerator)
         return self.labels_[start : start + len(mine)]
 
@@ -134,7 +134,7 @@ class ReciprocalDBSCAN(_ReciprocalClustering):
         self.search = search
 
     def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
-        labels, core = density_clusters(near_pairs(weights, self.eps), self.min_samples)
+        labels, core = cluster_by_density(find_near_pairs(weights, self.eps), self.min_samples)
         return {"labels_": labels, "core_sample_indices_": core}
 
     def _what_to_change(self) -> str:
@@ -182,7 +182,7 @@ class ReciprocalHDBSCAN(_ReciprocalClustering):
         self.max_distance = max_distance
 
     def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
-        tree = reachability_tree(jaccard_distances(weights, self.max_distance), self.min_samples)
+        tree = build_reachability_tree(compute_jaccard_distances(weights, self.max_distance), self.min_samples)
         if tree.shape[0] < self.min_cluster_size:
             return {"labels_": np.full(tree.shape[0], NOISE, dtype=np.int64)}
         # The tree's edges are mutual reachability distances already, which min_samples=1 leaves as they are.
@@ -204,7 +204,7 @@ class ReciprocalHDBSCAN(_ReciprocalClustering):
             raise ValueError(f"max_distance={self.max_distance} is outside (0, 1], the range of Jaccard distances")
 
 
-def reachability_tree(distances: sp.csr_array, min_samples: int) -> sp.csr_array:
+def build_reachability_tree(distances: sp.csr_array, min_samples: int) -> sp.csr_array:
     """Minimum spanning tree of the mutual reachability distances of HDBSCAN; what is not connected is joined at 1.
 
     Args:
@@ -232,7 +232,7 @@ def reachability_tree(distances: sp.csr_array, min_samples: int) -> sp.csr_array
     return sp.csr_array(tree + tree.T)
 
 
-def density_clusters(near: sp.csr_array, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
+def cluster_by_density(near: sp.csr_array, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """DBSCAN from near pairs: connected components of the core samples, and what is near to them.
 
     Args:

@@ -71,7 +71,7 @@ def score_clusters(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, 
     }
 
 
-def in_matched_cluster(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
+def find_matched(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
     """Whether each sample is in the cluster that is matched to its class, one to one; False where either is -1.
 
     Args:

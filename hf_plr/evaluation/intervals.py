@@ -20,14 +20,14 @@ class Scored:
     Attributes:
         values: the scores by name.
         intervals: (low, high) of those scores that are means over fewer than 10,000 tested samples; see
-            `interval_of_mean` for what they say.
+            `bootstrap_interval` for what they say.
     """
 
     values: dict[str, float]
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
-def interval_of_mean(values: np.ndarray, seed: int = 0) -> Interval | None:
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval | None:
     """95% percentile bootstrap interval of a mean (Efron and Tibshirani, 1993).
 
     Resampled are the tested samples: as many as there are, with replacement, 2,000 times. What tested them (weights,

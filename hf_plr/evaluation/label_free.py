@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.cluster_means import ClusterMeans
-from hf_plr.utils.distributed import gather_rows, row_offset
+from hf_plr.utils.distributed import gather_rows, locate_rows
 
 SAMPLES = 2048  # that are looked at, evenly spaced over the data set
 LABEL_FREE_SCORES = {
@@ -42,7 +42,7 @@ def label_free_scores(
     Returns:
         The scores of `LABEL_FREE_SCORES`, of at most 2,048 samples of all processes, for any number of processes.
     """
-    start, total = row_offset(accelerator, len(features))
+    start, total = locate_rows(accelerator, len(features))
     positions = torch.linspace(0, total - 1, min(total, SAMPLES), dtype=torch.float64).round().long()
     drawn = (positions[(positions >= start) & (positions < start + len(features))] - start).to(features.device)
     rows = gather_rows(accelerator, features[drawn]).cpu()
@@ -118,7 +118,7 @@ def size_entropy(sizes: np.ndarray) -> float:
     return float(-np.sum(shares * np.log(shares)) / np.log(len(sizes)))
 
 
-def collapse(figures: dict[str, float], first_rank: float) -> str | None:
+def describe_collapse(figures: dict[str, float], first_rank: float) -> str | None:
     """A sign of collapse in a stage's figures, in words; None if there is none.
 
     Args:

@@ -9,7 +9,7 @@ N_NEIGHBORS = 20
 TEMPERATURE = 0.07
 
 
-def weighted_knn(
+def make_weighted_knn(
     n_samples: int, n_neighbors: int = N_NEIGHBORS, temperature: float = TEMPERATURE
 ) -> KNeighborsClassifier:
     """A classifier by the votes of the nearest neighbours, exp(cosine / temperature) each.
@@ -40,6 +40,6 @@ def weighted_knn(
     return KNeighborsClassifier(min(n_neighbors, n_samples), weights=votes, algorithm="brute")
 
 
-def unit_rows(features: np.ndarray) -> np.ndarray:
+def normalize_rows(features: np.ndarray) -> np.ndarray:
     """Rows of features (N, D) scaled to unit length; a row of zeros stays."""
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""`weighted_knn` as a metric of the evaluate library."""
+"""`make_weighted_knn` as a metric of the evaluate library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_plr.evaluation.neighbors import N_NEIGHBORS, TEMPERATURE, unit_rows, weighted_knn
+from hf_plr.evaluation.neighbors import N_NEIGHBORS, TEMPERATURE, make_weighted_knn, normalize_rows
 
 DESCRIPTION = """Accuracy of the weighted nearest neighbours: the 20 samples of the gallery that are most similar by
 cosine vote for their class with exp(cosine / 0.07)."""
@@ -47,10 +47,10 @@ class WeightedKnnMetric(evaluate.Metric):
         temperature: float = TEMPERATURE,
         cameras: Any = None,  # retrieval's, which this may be combined with
     ) -> dict[str, float]:
-        features, labels = unit_rows(np.asarray(predictions, np.float32)), np.asarray(references)
+        features, labels = normalize_rows(np.asarray(predictions, np.float32)), np.asarray(references)
         asks = np.asarray(is_query, bool)
         gallery, query = ~asks & (labels != -1), asks & (labels != -1)
         if not gallery.any() or not query.any():
             raise ValueError(f"{query.sum()} queries and {gallery.sum()} samples of the gallery have a known class")
-        knn = weighted_knn(int(gallery.sum()), n_neighbors, temperature).fit(features[gallery], labels[gallery])
+        knn = make_weighted_knn(int(gallery.sum()), n_neighbors, temperature).fit(features[gallery], labels[gallery])
         return {"weighted_knn_accuracy": float(knn.score(features[query], labels[query]))}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hf_plr.clustering.checks import check_finite
-from hf_plr.evaluation.intervals import Scored, interval_of_mean
+from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 
 JUNK = -1  # identity of gallery images that count neither way
 RETRIEVAL_SCORES = {
@@ -107,7 +107,7 @@ def assess_retrieval(
     of_queries |= {f"rank_{rank}": (first_rank[has_match] <= rank).double() for rank in ranks}
     values = {name: float(found.mean()) for name, found in of_queries.items()}
     values |= {"queries": int(has_match.sum()), "queries_without_match": int((~has_match).sum())}
-    intervals = {name: interval_of_mean(found.cpu().numpy()) for name, found in of_queries.items()}
+    intervals = {name: bootstrap_interval(found.cpu().numpy()) for name, found in of_queries.items()}
     return Scored(values, {name: found for name, found in intervals.items() if found is not None})
 
 

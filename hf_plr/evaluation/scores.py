@@ -13,9 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_plr.evaluation.clusters import in_matched_cluster, score_clusters
-from hf_plr.evaluation.intervals import Scored, interval_of_mean
-from hf_plr.evaluation.neighbors import unit_rows, weighted_knn
+from hf_plr.evaluation.clusters import find_matched, score_clusters
+from hf_plr.evaluation.intervals import Scored, bootstrap_interval
+from hf_plr.evaluation.neighbors import make_weighted_knn, normalize_rows
 
 N_NEIGHBORS = 5
 MAX_SAMPLES = 10_000  # for what takes long: the linear probe and cross-validation
@@ -28,7 +28,7 @@ SCORES = {
 }
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {  # made for the number of samples that they will be fitted on
     "knn_accuracy": lambda n: KNeighborsClassifier(min(N_NEIGHBORS, n)),
-    "weighted_knn_accuracy": weighted_knn,
+    "weighted_knn_accuracy": make_weighted_knn,
     "linear_probe_accuracy": lambda n: make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)),
 }
 
@@ -75,13 +75,13 @@ def assess_features(
         or none with two members) is left out.
     """
     center = features.mean(axis=0)
-    features, labels = _known(unit_rows(features - center), labels)
+    features, labels = _known(normalize_rows(features - center), labels)
     if test_features is None or test_labels is None:
         features, labels = _sample(features, labels, seed)
         seen, seen_labels = features, labels
         right = _cross_validated(features, labels, seed)
     else:
-        seen, seen_labels = _known(unit_rows(test_features - center), test_labels)
+        seen, seen_labels = _known(normalize_rows(test_features - center), test_labels)
         right = _tested(features, labels, seen, seen_labels, seed)
     values = {name: float(np.mean([part.mean() for part in parts])) for name, parts in right.items()}
     outcomes = {name: np.concatenate(parts) for name, parts in right.items()}
@@ -91,8 +91,8 @@ def assess_features(
         _, codes = np.unique(seen_labels, return_inverse=True)
         agreement = score_clusters(found, codes)
         values |= {"nmi": agreement["nmi"], "clustering_accuracy": agreement["accuracy"]}
-        outcomes["clustering_accuracy"] = in_matched_cluster(found, codes)
-    found_intervals = {name: interval_of_mean(outcome, seed) for name, outcome in outcomes.items()}
+        outcomes["clustering_accuracy"] = find_matched(found, codes)
+    found_intervals = {name: bootstrap_interval(outcome, seed) for name, outcome in outcomes.items()}
     return Scored(values, {name: found for name, found in found_intervals.items() if found is not None})
 
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_plr.clustering.blocks import largest_entry, row_blocks
-from hf_plr.clustering.checks import NotFiniteError, not_finite
+from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
+from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.utils.distributed import gather_objects, max_all, row_offset
+from hf_plr.utils.distributed import gather_objects, locate_rows, max_all
 
 BLOCK_ROWS = 1 << 14  # rows that are centered together
 
@@ -36,7 +36,7 @@ class CenteredFeatures:
     part: slice
 
 
-def relative_to(center: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def compute_directions(center: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Directions of features (B, D) as seen from a center (D,): unit length, shape (B, D)."""
     return F.normalize(features - center.to(features), dim=1)
 
@@ -52,14 +52,14 @@ def center_features(
         accelerator: connects processes that hold further rows.
         out: tensor of the same shape for the result; may be `features` itself, which saves a copy of them.
     """
-    start, total = row_offset(accelerator, len(features))
-    largest = max_all(accelerator, largest_entry(features))
+    start, total = locate_rows(accelerator, len(features))
+    largest = max_all(accelerator, find_largest_entry(features))
     sums = ClusterSums(1, features.shape[1], total, largest, features.device)
     sums.add(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))
-    center = sums.over(accelerator).means()[0].to(features)
+    center = sums.all_reduce(accelerator).means()[0].to(features)
     rows = torch.empty_like(features) if out is None else out
-    for block in row_blocks(len(features), BLOCK_ROWS):
-        rows[block] = relative_to(center, features[block])
+    for block in iterate_rows(len(features), BLOCK_ROWS):
+        rows[block] = compute_directions(center, features[block])
     return CenteredFeatures(rows, center, slice(start, start + len(features)))
 
 
@@ -75,7 +75,7 @@ def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerat
     Raises:
         NotFiniteError: naming the epoch and the rows.
     """
-    parts = gather_objects(accelerator, (len(features), rows[not_finite(features).numpy()].tolist()))
+    parts = gather_objects(accelerator, (len(features), rows[find_nonfinite_rows(features).numpy()].tolist()))
     total, bad = sum(n for n, _ in parts), [row for _, part in parts for row in part]
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")

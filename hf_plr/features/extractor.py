@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality
-from hf_plr.utils.distributed import gather_rows, whole_weights
+from hf_plr.utils.distributed import gather_rows, gather_weights
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 
@@ -92,7 +92,7 @@ class FeatureExtractor:
         self.model.eval()
         try:
             with (
-                whole_weights(self.model, self.accelerator),
+                gather_weights(self.model, self.accelerator),
                 torch.inference_mode(),
                 fast_fp32_products(),
                 self._autocast(dtype),
@@ -164,7 +164,7 @@ class FeatureExtractor:
         return torch.autocast(self.accelerator.device.type, dtype)  # one for all batches: weights are cast once
 
 
-def empty_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) -> torch.Tensor:
+def allocate_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) -> torch.Tensor:
     """Room for features, float32 of shape (n_rows, width), in a memory-mapped file without a name.
 
     The file is gone as soon as nothing refers to it, also if the process is killed.

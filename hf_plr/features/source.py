@@ -14,9 +14,9 @@ from hf_plr.clustering import Clusterer, KMeans
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.features.centering import center_features
-from hf_plr.features.extractor import FeatureExtractor, empty_in_file
-from hf_plr.utils.distributed import gather_rows, run_on_main, sharded_parts
-from hf_plr.utils.serialization import validated_array
+from hf_plr.features.extractor import FeatureExtractor, allocate_in_file
+from hf_plr.utils.distributed import find_sharded_modules, gather_rows, run_on_main
+from hf_plr.utils.serialization import validate_array
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class FeatureSource:
             self.dtype = self._try_dtypes(extractor, store, clusterer)
         part = extractor.local_slice(store)
         positions = torch.arange(part.start, part.stop)
-        room = None if self.folder is None else empty_in_file(len(positions), extractor.width, self.folder)
+        room = None if self.folder is None else allocate_in_file(len(positions), extractor.width, self.folder)
         if self.source == "extract" or len(self._rows) == 0:
             features = extractor.extract(store, positions, self._arithmetic, room)
         else:
@@ -77,7 +77,7 @@ class FeatureSource:
             self._seen = torch.zeros(len(store), dtype=torch.bool, device=self._rows.device)
         return features
 
-    def note(self, index: torch.Tensor, features: torch.Tensor) -> None:
+    def record(self, index: torch.Tensor, features: torch.Tensor) -> None:
         """Take in what a step saw: positions (B,), -1 = none, and features (B, D), the same on all processes."""
         if self.source != "epoch":
             return
@@ -107,10 +107,10 @@ class FeatureSource:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
-        self.dtype = DTYPES[int(validated_array(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
+        self.dtype = DTYPES[int(validate_array(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
         if "features.rows" in state or "features.seen" in state:
-            rows = validated_array(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
-            self._seen = torch.from_numpy(validated_array(state, "features.seen", "booleans", shape[:1])).to(device)
+            rows = validate_array(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
+            self._seen = torch.from_numpy(validate_array(state, "features.seen", "booleans", shape[:1])).to(device)
             self._rows = torch.from_numpy(rows).to(device)
 
     @property
@@ -121,9 +121,9 @@ class FeatureSource:
         accelerator = extractor.accelerator
         if accelerator.mixed_precision == "bf16":
             return "bfloat16"
-        if not computes_in_bf16(accelerator.device) or not clusterer.get_params():
+        if not has_bf16_arithmetic(accelerator.device) or not clusterer.get_params():
             return "float32"
-        if sharded_parts(extractor.model):  # the trial is the main process's alone
+        if find_sharded_modules(extractor.model):  # the trial is the main process's alone
             return "float32"
         positions = torch.linspace(0, len(store) - 1, min(len(store), TRIAL_SAMPLES)).long()
 
@@ -164,7 +164,7 @@ def agreement(clusterer: Clusterer, exact: torch.Tensor, fast: torch.Tensor, fra
     return float(adjusted_rand_score(labels, others)) if n_clusters > 1 else 0.0
 
 
-def computes_in_bf16(device: torch.device) -> bool:
+def has_bf16_arithmetic(device: torch.device) -> bool:
     """Whether a device has bfloat16 arithmetic and does not emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -13,8 +13,8 @@ from datasets import Audio, Dataset, Image, concatenate_datasets
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 import hf_plr
-from hf_plr.hub.model_card import template_path
-from hf_plr.hub.push import open_repo, persistently
+from hf_plr.hub.model_card import find_template
+from hf_plr.hub.push import open_repo, push_with_retries
 
 LABEL_FILES = ("pseudo_labels.parquet", "units.parquet")  # of a run on images or recordings, and of one on frames
 TEMPLATE = "labels.md"
@@ -31,7 +31,7 @@ COLUMNS = {
 }
 
 
-def label_file(folder: str | os.PathLike[str]) -> Path:
+def find_label_file(folder: str | os.PathLike[str]) -> Path:
     """The file with the labels of a run.
 
     Raises:
@@ -43,7 +43,7 @@ def label_file(folder: str | os.PathLike[str]) -> Path:
     raise ValueError(f"{folder} holds no labels: neither {' nor '.join(LABEL_FILES)}")
 
 
-def media_of_labels(folder: str | os.PathLike[str], dataset: Dataset, column: str) -> Dataset:
+def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, column: str) -> Dataset:
     """The images or recordings that a run's labels are of, row for row.
 
     Args:
@@ -56,7 +56,7 @@ def media_of_labels(folder: str | os.PathLike[str], dataset: Dataset, column: st
     """
     from hf_plr.data.sample_store import stored_paths, undecoded
 
-    path = label_file(folder)
+    path = find_label_file(folder)
     table = pq.read_table(path, columns=["index", *({"file"} & set(pq.read_schema(path).names))])
     index = table["index"].to_numpy()
     if len(index) and int(index.max()) >= len(dataset):
@@ -103,7 +103,7 @@ def push_labels(
         ValueError: if there are no labels in the folder.
         HubError: if they did not get there. Pushing them once more is safe.
     """
-    table = pq.read_table(label_file(folder))
+    table = pq.read_table(find_label_file(folder))
     labels = Dataset(table.replace_schema_metadata(None))
     if media is not None:
         labels = concatenate_datasets([labels, _as_media(media)], axis=1)
@@ -112,7 +112,7 @@ def push_labels(
         name, url = open_repo(api, repo_id, private=private, repo_type="dataset")
         if revision is not None:
             api.create_branch(name, branch=revision, repo_type="dataset", exist_ok=True)
-        card = labels_card(labels, name)
+        card = make_labels_card(labels, name)
         # The card first: the data set adds to its metadata where its files are and what its columns are.
         api.upload_file(
             path_or_fileobj=str(card).encode(),
@@ -125,14 +125,14 @@ def push_labels(
         labels.push_to_hub(name, split="train", token=token, revision=revision, commit_message="Upload the labels")
         return name, url
 
-    return persistently(push, repo_id, token)
+    return push_with_retries(push, repo_id, token)
 
 
-def labels_card(labels: Dataset, repo_id: str) -> DatasetCard:
+def make_labels_card(labels: Dataset, repo_id: str) -> DatasetCard:
     """The card of a data set of labels."""
     return DatasetCard.from_template(
         DatasetCardData(pretty_name=f"Pseudo-labels {repo_id.split('/')[-1]}", tags=sorted(TAGS)),
-        template_path=str(template_path(TEMPLATE)),
+        template_path=str(find_template(TEMPLATE)),
         repo_id=repo_id,
         hf_plr_version=hf_plr.__version__,
         n_samples=f"{len(labels):,}",

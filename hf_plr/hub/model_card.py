@@ -19,7 +19,7 @@ from hf_plr.report.summary import RunSummary
 from hf_plr.utils.shipped_files import find_shipped
 
 
-def template_path(name: str) -> Path:
+def find_template(name: str) -> Path:
     """Path of a card template, in the installed package or in a checkout."""
     return find_shipped("model_cards") / name
 
@@ -96,26 +96,26 @@ def write_model_card(
         plot_clusters(out / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
     card = ModelCard.from_template(
         card_data,
-        template_path=str(template_path(summary.modality.card_template)),
-        model_name=as_text(name),
-        architecture=as_text(summary.architecture),
+        template_path=str(find_template(summary.modality.card_template)),
+        model_name=escape_markdown(name),
+        architecture=escape_markdown(summary.architecture),
         hf_plr_version=hf_plr.__version__,
-        start=as_text(base_model) if base_model else ("a local checkpoint" if start else "random weights"),
+        start=escape_markdown(base_model) if base_model else ("a local checkpoint" if start else "random weights"),
         n_samples=f"{summary.n_samples:,}",
-        dataset=as_text(Path(dataset).name if dataset and os.path.exists(dataset) else dataset or ""),
+        dataset=escape_markdown(Path(dataset).name if dataset and os.path.exists(dataset) else dataset or ""),
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
         last_labels=summary.last_labels,
         clusters=summary.cluster_facts(),
         plot=PLOT_FILE if len(summary.cluster_sizes) else None,
         label_files=summary.label_files,
-        moments=[as_text(moment) for moment in summary.scores],
+        moments=[escape_markdown(moment) for moment in summary.scores],
         scores=summary.score_rows(with_intervals=True),
         has_intervals=any(summary.intervals.values()),
-        source=as_text(summary.source),
+        source=escape_markdown(summary.source),
         snippet=summary.modality.usage_snippet(name),
-        evidence=template_path(EVIDENCE).read_text(encoding="utf-8").strip(),
-        settings=[(name, as_text(value)) for name, value in summary.changed_settings()],
+        evidence=find_template(EVIDENCE).read_text(encoding="utf-8").strip(),
+        settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],
     )
     card.save(out / "README.md")
 
@@ -133,10 +133,10 @@ def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | Non
         EvalResult(
             task_type=summary.modality.pipeline_tag,
             dataset_type=dataset if on_hub and dataset else "local",
-            dataset_name=as_text(Path(dataset).name if dataset else "unnamed"),
+            dataset_name=escape_markdown(Path(dataset).name if dataset else "unnamed"),
             dataset_split="test" if summary.scored_on_test else "train",
             metric_type=key,
-            metric_name=f"{title} ({as_text(moment)} training, {summary.scored_on})",
+            metric_name=f"{title} ({escape_markdown(moment)} training, {summary.scored_on})",
             metric_value=round(found[key], 4),
         )
         for key, title in summary.score_titles().items()
@@ -144,7 +144,7 @@ def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | Non
     ]
 
 
-def as_text(value: object) -> str:
+def escape_markdown(value: object) -> str:
     """What shows a value in Markdown and does nothing else: one line of bounded length, without markup and HTML.
 
     Names of data sets, columns and models are others' text. An address in it may still become a link to itself.

@@ -23,12 +23,12 @@ from hf_plr.hub.label_dataset import push_labels
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.push import (
     HubError,
-    Pushed,
-    check_may_write,
-    client,
-    epoch_tag,
+    PushResult,
+    check_write_access,
+    format_epoch_tag,
+    list_published_files,
+    open_client,
     open_repo,
-    published_files,
     push_folder,
 )
 from hf_plr.report.file_names import METRICS_FILE
@@ -133,9 +133,9 @@ class Publisher:
             for left in Path(str(args.output_dir)).glob(f"{STAGED}*"):  # by a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
             try:
-                with client(token, repo_id) as api:
+                with open_client(token, repo_id) as api:
                     name, _ = open_repo(api, repo_id, private=private)
-                    check_may_write(api, name)
+                    check_write_access(api, name)
                     return name
             except HubError as error:
                 if error.refused:
@@ -166,7 +166,7 @@ class Publisher:
             **card: arguments of the model card.
 
         Returns:
-            On the main process, the commit; without blocking, a future that returns a `hf_plr.hub.push.Pushed`.
+            On the main process, the commit; without blocking, a future that returns a `hf_plr.hub.push.PushResult`.
 
         Raises:
             HubError: if it did not get there. The output directory has it, and `hf-plr push` can push that.
@@ -186,7 +186,7 @@ class Publisher:
         trainer._finish_current_push()
         branch = args.hub_revision if revision is None else revision
 
-        def push() -> Pushed:
+        def push() -> PushResult:
             return push_folder(
                 str(args.output_dir),
                 str(trainer.hub_model_id),
@@ -194,7 +194,7 @@ class Publisher:
                 revision=branch,
                 token=token,
                 message=commit_message or "End of training",
-                tag=epoch_tag(trainer.state.epoch) if branch is None else None,  # tags are not a branch's own
+                tag=format_epoch_tag(trainer.state.epoch) if branch is None else None,  # tags are not a branch's own
             )
 
         if not blocking:
@@ -262,7 +262,7 @@ class Publisher:
         """Set a checkpoint's files for the Hub aside: the checkpoint may be gone before they have got there."""
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        for path in published_files(checkpoint):
+        for path in list_published_files(checkpoint):
             try:
                 os.link(path, staged / path.name)
             except OSError:

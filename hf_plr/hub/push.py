@@ -62,7 +62,7 @@ class HubError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What is on the Hub now.
 
     Attributes:
@@ -80,7 +80,7 @@ class Pushed:
     tag: str | None = None
 
 
-def published_files(folder: str | Path) -> list[Path]:
+def list_published_files(folder: str | Path) -> list[Path]:
     """The files of an output folder that a push takes, by name.
 
     Raises:
@@ -93,12 +93,12 @@ def published_files(folder: str | Path) -> list[Path]:
     return found
 
 
-def epoch_tag(epochs: float | None) -> str | None:
+def format_epoch_tag(epochs: float | None) -> str | None:
     """The tag of weights that were trained for so many epochs, such as epoch-30; None where that is not known."""
     return None if not epochs else f"epoch-{epochs:g}"
 
 
-def trained_epochs(folder: str | Path) -> float | None:
+def read_trained_epochs(folder: str | Path) -> float | None:
     """Epochs that a run in this folder has trained; None if its metrics.json does not say."""
     try:
         epochs = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8")).get(TRAINED_EPOCHS)
@@ -116,7 +116,7 @@ def push_folder(
     token: str | None = None,
     message: str = "Upload a trained backbone",
     tag: str | None = None,
-) -> Pushed:
+) -> PushResult:
     """Push what is to be published of an output folder to a model repository, which is made if it is not there.
 
     Args:
@@ -132,11 +132,11 @@ def push_folder(
         ValueError: if the folder holds no trained backbone.
         HubError: if it did not get there. Pushing it once more is safe.
     """
-    files = published_files(folder)
+    files = list_published_files(folder)
     # Labels beside a model are no data set in the wrong place.
     warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
 
-    def push(api: HfApi) -> Pushed:
+    def push(api: HfApi) -> PushResult:
         name, url = open_repo(api, repo_id, private=private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
@@ -144,12 +144,12 @@ def push_folder(
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
         if tag is not None:
             _move_tag(api, name, tag, commit.oid)
-        return Pushed(name, url, files, commit, tag)
+        return PushResult(name, url, files, commit, tag)
 
-    return persistently(push, repo_id, token)
+    return push_with_retries(push, repo_id, token)
 
 
-def persistently(push: Callable[[HfApi], T], repo_id: str, token: str | None) -> T:
+def push_with_retries(push: Callable[[HfApi], T], repo_id: str, token: str | None) -> T:
     """Call something with the Hub's client, again after a pause where the Hub failed or could not be reached.
 
     Args:
@@ -163,7 +163,7 @@ def persistently(push: Callable[[HfApi], T], repo_id: str, token: str | None) ->
     for pause in (*PAUSES, None):
         started = time.monotonic()
         try:
-            with client(token, repo_id) as api:
+            with open_client(token, repo_id) as api:
                 return push(api)
         except HubError as error:
             patient = time.monotonic() - started > PATIENCE
@@ -202,7 +202,7 @@ def open_repo(api: HfApi, repo_id: str, *, private: bool | None, repo_type: str 
     return url.repo_id, str(url)
 
 
-def check_may_write(api: HfApi, repo_id: str) -> None:
+def check_write_access(api: HfApi, repo_id: str) -> None:
     """Find out whether the token may write to a repository: of another's that is there, the client says nothing.
 
     Nothing is written; the Hub is asked how a file would be uploaded.
@@ -211,7 +211,7 @@ def check_may_write(api: HfApi, repo_id: str) -> None:
 
 
 @contextlib.contextmanager
-def client(token: str | None, repo_id: str) -> Iterator[HfApi]:
+def open_client(token: str | None, repo_id: str) -> Iterator[HfApi]:
     """The Hub's client, whose failures inside become a `HubError` that says in one line what is wrong.
 
     Args:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_plr.refinement import NOISE, CellRefinement
-from hf_plr.refinement.lookup import blocks
+from hf_plr.refinement.lookup import iterate_blocks
 
 READERS: dict[str, Callable[[str], Any]] = {
     ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),  # np.load would open an archive or a pickle as well
@@ -151,7 +151,7 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
         if kind == ".npy":
             _write_npy(temporary, files, cells)
         elif kind == ".csv":
-            for rows in blocks(len(files[-1].labels), ROWS):
+            for rows in iterate_blocks(len(files[-1].labels), ROWS):
                 first = rows.start == 0
                 _frame(files, cells, rows).to_csv(temporary, mode="w" if first else "a", header=first, index=False)
         else:
@@ -159,7 +159,7 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
             if files[-1].index is not None:  # no rows of text tell nothing of its type
                 schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
             with pq.ParquetWriter(temporary, schema) as writer:
-                for rows in blocks(len(files[-1].labels), ROWS):
+                for rows in iterate_blocks(len(files[-1].labels), ROWS):
                     table = pa.Table.from_pandas(_frame(files, cells, rows), schema=schema, preserve_index=False)
                     writer.write_table(table)
         os.replace(temporary, path)
@@ -170,7 +170,7 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
 def _write_npy(path: str, files: list[LabelFile], cells: CellRefinement) -> None:
     shape = files[-1].labels.shape
     output = np.lib.format.open_memmap(path, "w+", np.int64, shape)
-    for rows in blocks(shape[0], ROWS):
+    for rows in iterate_blocks(shape[0], ROWS):
         output[rows] = cells.labels[cells.table.locate(*(file.labels[rows] for file in files))]
     output.flush()
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_plr.clustering.cluster_means import ClusterMeans, cluster_means
+from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.label_free import label_free_scores
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
-from hf_plr.utils.serialization import validated_array
+from hf_plr.utils.serialization import validate_array
 
 
 class Labeling:
@@ -73,7 +73,7 @@ class Labeling:
 
     def _means_of(self, features: CenteredFeatures) -> ClusterMeans:
         targets = self._targets_of(features)
-        return cluster_means(features.rows, targets, self.pseudo_labels.n_clusters, self.stage.accelerator)
+        return average_clusters(features.rows, targets, self.pseudo_labels.n_clusters, self.stage.accelerator)
 
     def _targets_of(self, features: CenteredFeatures) -> torch.Tensor:
         return torch.from_numpy(self.pseudo_labels.targets[features.part]).to(features.rows.device)
@@ -120,9 +120,9 @@ class Labeling:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        validated_array(state, "labels", "integers", (n_samples,))
+        validate_array(state, "labels", "integers", (n_samples,))
         self.stage.load_state_dict(state, n_samples)
         labels = PseudoLabels.from_state(state, self.stage.may_be_empty)
-        validated_array(state, "prototypes", "floats", (labels.n_clusters, width))
+        validate_array(state, "prototypes", "floats", (labels.n_clusters, width))
         self.memory.load_state_dict(state)
         self._pseudo_labels = labels

@@ -11,7 +11,7 @@ from hf_plr.refinement import NOISE, ClusterEvents, CooccurrenceTable, adjusted_
 from hf_plr.utils.distributed import gather_objects
 
 
-def stage_metrics(
+def compute_stage_metrics(
     before: PseudoLabels | None, after: PseudoLabels, part: slice, accelerator: Accelerator
 ) -> dict[str, float]:
     """Metrics of new labels, for the log; called on every process.
@@ -51,7 +51,7 @@ def stage_metrics(
     return metrics
 
 
-def agreement_of_labelings(labelings: list[PseudoLabels], part: slice, accelerator: Accelerator) -> dict[str, float]:
+def compare_labelings(labelings: list[PseudoLabels], part: slice, accelerator: Accelerator) -> dict[str, float]:
     """Mean adjusted Rand index of the first labeling with the others, as "labelings_ari"; empty for a single one."""
     first, *others = labelings
     tables = [count_pairs(first.labels, other.labels, part, accelerator) for other in others]

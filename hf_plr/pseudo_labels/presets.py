@@ -16,7 +16,7 @@ from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import AUTO, AUTO_LABELINGS, AUTO_PRESET, BaseTrainingArguments, PLRTrainingArguments
 
 
-def preset_of(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
+def resolve_preset(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
     """The preset that the arguments name; `auto` is what "auto" stands for."""
     return auto if args.refinement == AUTO else args.refinement
 
@@ -24,7 +24,7 @@ def preset_of(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
 def make_refiner(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
     """Make the refiner that the arguments name; `auto` is the preset that "auto" stands for."""
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
-    return PseudoLabelRefiner.from_preset(preset_of(args, auto), **overrides)
+    return PseudoLabelRefiner.from_preset(resolve_preset(args, auto), **overrides)
 
 
 def select_clusterers(

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hf_plr.clustering.cluster_means import cluster_means
-from hf_plr.features.centering import relative_to
-from hf_plr.utils.serialization import validated_array
+from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.features.centering import compute_directions
+from hf_plr.utils.serialization import validate_array
 
 
 class PrototypeMemory:
@@ -39,7 +39,7 @@ class PrototypeMemory:
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Directions of features (B, D) relative to the center: where the loss is taken."""
-        return relative_to(self.center, features)
+        return compute_directions(self.center, features)
 
     def loss(self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Mean loss of a batch.
@@ -69,7 +69,7 @@ class PrototypeMemory:
         """Move each prototype that has members in the batch towards their mean; targets (B,), -1 = none."""
         is_member = targets >= 0
         present, row = torch.unique(targets[is_member], return_inverse=True)
-        means = cluster_means(features[is_member], row, len(present)).directions
+        means = average_clusters(features[is_member], row, len(present)).directions
         moved = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * means
         self.prototypes[present] = F.normalize(moved, dim=1)
 
@@ -87,8 +87,8 @@ class PrototypeMemory:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
         """
-        prototypes = validated_array(state, "prototypes", "floats", (None, None))
-        center = validated_array(state, "center", "floats", prototypes.shape[1:])
+        prototypes = validate_array(state, "prototypes", "floats", (None, None))
+        center = validate_array(state, "center", "floats", prototypes.shape[1:])
         self.center, self.prototypes = (
             torch.from_numpy(each.astype(np.float32, copy=False)) for each in (center, prototypes)
         )

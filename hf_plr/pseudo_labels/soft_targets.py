@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.utils.serialization import validated_array
+from hf_plr.utils.serialization import validate_array
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class SoftTargets:
         Raises:
             ValueError: if an array is missing or cannot be of so many samples and clusters, naming it.
         """
-        codes = validated_array(state, "codes", "integers", (None, None), -1)
+        codes = validate_array(state, "codes", "integers", (None, None), -1)
         n_cells, n_parts = codes.shape
         if n_parts == 0:
             raise ValueError("'codes' is damaged: it has no parts")
-        cell = validated_array(state, "cell", "integers", (n_samples,), 0, n_cells - 1)
-        shares = validated_array(state, "shares_of_case", "floats", (None, n_parts), 0.0, 1.0)
-        case = validated_array(state, "case", "integers", (n_cells,), 0, len(shares) - 1)
+        cell = validate_array(state, "cell", "integers", (n_samples,), 0, n_cells - 1)
+        shares = validate_array(state, "shares_of_case", "floats", (None, n_parts), 0.0, 1.0)
+        case = validate_array(state, "case", "integers", (n_cells,), 0, len(shares) - 1)
         bases = tuple(_basis(state, f"basis.{part}", n_clusters) for part in range(n_parts))
         for part, basis in enumerate(bases):
             used = codes[shares[case, part] > 0, part]
@@ -68,9 +68,9 @@ class SoftTargets:
 
 
 def _basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:
-    data = validated_array(state, f"{name}.data", "floats", (None,), 0.0)
-    indices = validated_array(state, f"{name}.indices", "integers", (len(data),), 0, n_columns - 1)
-    indptr = validated_array(state, f"{name}.indptr", "integers", (None,), 0, len(data))
+    data = validate_array(state, f"{name}.data", "floats", (None,), 0.0)
+    indices = validate_array(state, f"{name}.indices", "integers", (len(data),), 0, n_columns - 1)
+    indptr = validate_array(state, f"{name}.indptr", "integers", (None,), 0, len(data))
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
         raise ValueError(f"'{name}.indptr' is damaged: it does not ascend from 0 to the number of entries")
     return sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, n_columns))

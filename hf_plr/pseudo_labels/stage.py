@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering import Clusterer
-from hf_plr.clustering.protocol import validated_labels
+from hf_plr.clustering.protocol import validate_labels
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
 from hf_plr.refinement import NOISE, CellRefinement, PseudoLabelRefiner, RefinementResult
 from hf_plr.refinement.assignment import keep_current
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import chunks
+from hf_plr.refinement.cooccurrence import iterate_chunks
 from hf_plr.utils.distributed import gather_rows
-from hf_plr.utils.serialization import validated_array, with_prefix
+from hf_plr.utils.serialization import select_prefix, validate_array
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class PseudoLabels:
             loss, shape (N,). Noise whose past says two clusters alike has soft targets and none here.
         n_clusters: number of prototypes.
         soft_targets: soft targets, or None where targets are hard.
-        refinement: metrics of the refinement that made the labels, see `stage_metrics`; empty after a checkpoint.
+        refinement: metrics of the refinement that made the labels, as in `compute_stage_metrics`; empty after resuming.
     """
 
     epoch: int
@@ -82,19 +82,19 @@ class PseudoLabels:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        n_samples = len(validated_array(state, "labels", "integers", (None,)))
-        n_clusters = int(validated_array(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
+        n_samples = len(validate_array(state, "labels", "integers", (None,)))
+        n_clusters = int(validate_array(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
 
         def integers(name: str, highest: int | None = None) -> np.ndarray:
-            return validated_array(state, name, "integers", (n_samples,), NOISE, highest)
+            return validate_array(state, name, "integers", (n_samples,), NOISE, highest)
 
-        soft = with_prefix("soft.", state)
+        soft = select_prefix("soft.", state)
         return cls(
-            epoch=int(validated_array(state, "epoch", "integers", (1,), 0)[0]),
+            epoch=int(validate_array(state, "epoch", "integers", (1,), 0)[0]),
             labels=integers("labels"),
             previous_labels=integers("previous_labels"),
             raw_labels=integers("raw_labels"),
-            confidence=validated_array(state, "confidence", "floats", (n_samples,), 0.0, 1.0),
+            confidence=validate_array(state, "confidence", "floats", (n_samples,), 0.0, 1.0),
             targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
             soft_targets=SoftTargets.from_state(soft, n_samples, n_clusters) if soft else None,
@@ -143,7 +143,7 @@ class RefinementStage:
             ValueError: if the clusterer's answer is not one integer per sample.
         """
         labels = self.clusterer.fit_predict_shard(features.rows, self.accelerator)
-        own = validated_labels(labels, len(features.rows), self.accelerator)
+        own = validate_labels(labels, len(features.rows), self.accelerator)
         return gather_rows(self.accelerator, torch.from_numpy(own)).numpy()
 
     def refine(self, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
@@ -224,9 +224,9 @@ class RefinementStage:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
         for name in REFINER_LABELS:
-            validated_array(state, name, "integers", (n_samples,))
-        self.refiner.load_state_dict(with_prefix("refiner.", state))
-        self.clusterer.load_state_dict(with_prefix("clusterer.", state))
+            validate_array(state, name, "integers", (n_samples,))
+        self.refiner.load_state_dict(select_prefix("refiner.", state))
+        self.clusterer.load_state_dict(select_prefix("clusterer.", state))
 
 
 def default_num_clusters(n_samples: int) -> int:
@@ -267,13 +267,13 @@ def _soft_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.
     cluster = np.where(is_doubtful, NOISE, cluster)
     ids = np.unique(cluster[cluster != NOISE])
     targets = np.where(cluster != NOISE, np.searchsorted(ids, cluster), NOISE)
-    return targets, len(ids), soft.without(is_doubtful).columns(ids)
+    return targets, len(ids), soft.drop_cells(is_doubtful).select_columns(ids)
 
 
 def _spread_to_samples(refined: RefinementResult, part: slice, of_cells: list[np.ndarray]) -> list[np.ndarray]:
     """Values per cell, each of shape (cells,), as values per sample of a part, each of shape (n,)."""
     of_samples = [np.empty(part.stop - part.start, values.dtype) for values in of_cells]
-    for span in chunks(len(of_samples[0])):
+    for span in iterate_chunks(len(of_samples[0])):
         cell = refined.cell_of_sample(part.start + span.start, part.start + span.stop)
         for array, values in zip(of_samples, of_cells, strict=True):
             array[span] = values[cell]

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
-from hf_plr.refinement.lookup import blocks, sizes
+from hf_plr.refinement.lookup import count_samples, iterate_blocks
 
 CLUSTERS = 128  # clusters whose samples are counted in all columns together
 TIE = 1e-12  # entries of soft labels that differ by less count as equal
@@ -49,11 +49,11 @@ def keep_current(table: CooccurrenceTable, soft: SoftCells) -> np.ndarray:
 
 def drop_small(cluster: np.ndarray, counts: np.ndarray, min_size: int) -> np.ndarray:
     """Make noise of the clusters with fewer samples than `min_size`; cluster and result have shape (cells,)."""
-    is_small = np.append(sizes(cluster, counts, int(cluster.max()) + 1) < min_size, False)
+    is_small = np.append(count_samples(cluster, counts, int(cluster.max()) + 1) < min_size, False)
     return np.where(is_small[cluster], NOISE, cluster) if is_small.any() else cluster
 
 
-def own_columns(column: np.ndarray, cluster: np.ndarray, n_columns: int, n_clusters: int) -> sp.csr_array:
+def map_columns(column: np.ndarray, cluster: np.ndarray, n_columns: int, n_clusters: int) -> sp.csr_array:
     """Which column belongs to which cluster where each cluster is one column: 0 or 1, shape (columns, clusters).
 
     Args:
@@ -86,7 +86,7 @@ def confidence(
         homes = _homes(soft, cluster, counts, n_clusters)
     homes_of_code = [sp.csr_array(basis @ homes) for basis in soft.bases]
     totals = [basis.sum(axis=1) for basis in soft.bases]
-    for block in blocks(len(soft)):
+    for block in iterate_blocks(len(soft)):
         cells = block.start + np.flatnonzero(cluster[block] != NOISE)
         on_cluster, total = np.zeros(len(cells)), np.zeros(len(cells))
         for part, shares_of_part in enumerate(soft.shares_of_case[soft.case[cells]].T):
@@ -100,10 +100,10 @@ def confidence(
 
 def _homes(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> sp.csr_array:
     """Which cluster has most of each column, several if tied: 0 or 1, shape (columns, clusters)."""
-    samples_of_code = []  # like `summed`, but the products of shares and counts are never there for all cells at once
+    samples_of_code = []  # in blocks: the products of shares and counts would not fit for all cells
     for part, basis in enumerate(soft.bases):
         samples = sp.csr_array((n_clusters, basis.shape[0]))
-        for block in blocks(len(soft)):
+        for block in iterate_blocks(len(soft)):
             shares = soft.shares_of_case[soft.case[block], part]
             used = np.flatnonzero((shares > 0) & (cluster[block] != NOISE))
             places = (cluster[block][used], soft.codes[block, part][used])
@@ -115,11 +115,11 @@ def _homes(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray, n_clusters:
         return sp.coo_array(sum(parts))
 
     largest = np.zeros(soft.n_columns)
-    for clusters in blocks(n_clusters, CLUSTERS):
+    for clusters in iterate_blocks(n_clusters, CLUSTERS):
         there = samples_in_columns(clusters)
         np.maximum.at(largest, there.col, there.data)
     columns, homes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for clusters in blocks(n_clusters, CLUSTERS):
+    for clusters in iterate_blocks(n_clusters, CLUSTERS):
         there = samples_in_columns(clusters)
         at_home = there.data >= largest[there.col] * (1.0 - TIE)
         columns.append(there.col[at_home])

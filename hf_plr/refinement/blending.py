@@ -59,13 +59,13 @@ class SoftCells:
         """Some of the cells."""
         return SoftCells(self.codes[cells], self.case[cells], self.shares_of_case, self.bases)
 
-    def without(self, cells: np.ndarray) -> SoftCells:
+    def drop_cells(self, cells: np.ndarray) -> SoftCells:
         """The same with empty rows for some cells: a bool array of shape (cells,)."""
         n_cases, n_parts = self.shares_of_case.shape
         case = np.where(cells, n_cases, self.case).astype(np.min_scalar_type(n_cases))
         return SoftCells(self.codes, case, np.vstack([self.shares_of_case, np.zeros(n_parts)]), self.bases)
 
-    def columns(self, chosen: np.ndarray) -> SoftCells:
+    def select_columns(self, chosen: np.ndarray) -> SoftCells:
         """The same without the other columns, so that rows may add up to less."""
         bases = tuple(sp.csr_array(basis[:, chosen]) for basis in self.bases)
         return SoftCells(self.codes, self.case, self.shares_of_case, bases)
@@ -119,7 +119,7 @@ def blend(table: CooccurrenceTable, projection: sp.csr_array, weight: float, spa
         noise: "project" or "drop".
     """
     if space == "current":
-        return only_current(table)
+        return keep_current_labels(table)
     if space == "joint":
         return blend_joint(table, weight, noise)
     return blend_projected(table, projection, weight, noise)
@@ -187,7 +187,7 @@ def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCell
     return SoftCells(table.codes[:, ::-1], case, is_labelled * shares, bases)
 
 
-def only_current(table: CooccurrenceTable) -> SoftCells:
+def keep_current_labels(table: CooccurrenceTable) -> SoftCells:
     """Soft labels that are the current labels: no refinement."""
     onehot = sp.csr_array(sp.eye_array(len(table.current_ids)))
     case = (table.current != NOISE).astype(np.uint8)

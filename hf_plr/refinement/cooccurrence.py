@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from hf_plr.refinement.lookup import PairCounter, Positions, blocks, sizes, summed
+from hf_plr.refinement.lookup import PairCounter, Positions, count_samples, iterate_blocks, sum_entries
 
 NOISE = -1
 CHUNK = 1 << 16  # samples that are looked up together
@@ -63,13 +63,13 @@ class CooccurrenceTable:
 
     def sizes(self, labeling: int) -> np.ndarray:
         """Samples of each cluster of one labeling (-1 is the current one), whatever they are in the others."""
-        return sizes(self.codes[:, labeling], self.counts, len(self.ids[labeling]))
+        return count_samples(self.codes[:, labeling], self.counts, len(self.ids[labeling]))
 
     def matrix(self) -> sp.csr_array:
         """Counts of (previous, current) without noise, as a sparse matrix of shape (K', K)."""
         inside = (self.previous != NOISE) & (self.current != NOISE)
         shape = (len(self.previous_ids), len(self.current_ids))
-        return summed(self.counts, self.previous, self.current, shape, inside)
+        return sum_entries(self.counts, self.previous, self.current, shape, inside)
 
     def locate(self, *labelings: npt.ArrayLike) -> np.ndarray:
         """The cell of every sample.
@@ -156,12 +156,12 @@ def cooccurrence(*labelings: npt.ArrayLike, offset: int = 0) -> CooccurrenceTabl
         names = ["previous", "current"] if len(labelings) == 2 else [f"labeling {i}" for i in range(len(labelings))]
         listed = ", ".join(f"{name} has {length}" for name, length in zip(names, lengths, strict=True))
         raise ValueError(f"labelings differ in length: {listed}; they must label the same samples")
-    locator = _Locator(tuple(cluster_ids(labels) for labels in arrays))
+    locator = _Locator(tuple(list_cluster_ids(labels) for labels in arrays))
     counts, first_member = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     codes = np.arange(NOISE, len(locator.ids[0]), dtype=np.int32)[:, None]
     for level in range(1, len(labelings)):
         counter = PairCounter(locator.n_cells * (len(locator.ids[level]) + 1))
-        for span in blocks(lengths[0], COUNT_CHUNK):
+        for span in iterate_blocks(lengths[0], COUNT_CHUNK):
             shard = [labels[span] for labels in arrays[: level + 1]]
             prefix = locator(*shard[:-1])
             counter.add(locator.pair(prefix, locator.code(level, shard[-1])), offset + span.start)
@@ -212,7 +212,7 @@ class _Locator:
         return cell
 
 
-def cluster_ids(labels: np.ndarray) -> np.ndarray:
+def list_cluster_ids(labels: np.ndarray) -> np.ndarray:
     """The cluster ids that occur in labels of shape (N,), ascending, without noise.
 
     Raises:
@@ -223,7 +223,7 @@ def cluster_ids(labels: np.ndarray) -> np.ndarray:
         raise TypeError(f"labels must be integers (-1 = noise), not {labels.dtype}")
     found = np.empty(0, dtype=np.int64)
     seen = np.zeros(COUNT_CHUNK, dtype=bool)  # ids below this, which are nearly always all there are
-    for span in chunks(len(labels)):
+    for span in iterate_chunks(len(labels)):
         chunk = as_int64(labels[span])
         lowest, highest = chunk.min(), chunk.max()
         if lowest < NOISE:
@@ -247,6 +247,6 @@ def as_int64(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64, copy=False)
 
 
-def chunks(n_samples: int) -> Iterator[slice]:
+def iterate_chunks(n_samples: int) -> Iterator[slice]:
     """Slices that cover the samples, `CHUNK` at a time."""
-    return blocks(n_samples, CHUNK)
+    return iterate_blocks(n_samples, CHUNK)

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.refinement.lookup import sizes, summed
+from hf_plr.refinement.lookup import count_samples, sum_entries
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,29 @@ class Overlaps:
     current_sizes: np.ndarray
 
     @classmethod
-    def of_cells(
+    def from_cells(
         cls, previous: np.ndarray, current: np.ndarray, counts: np.ndarray, n_previous: int, n_current: int
     ) -> Overlaps:
         """Count overlaps from the clusters of cells, -1 = noise, each of shape (cells,)."""
         inside = (previous != NOISE) & (current != NOISE)
-        shared = summed(counts, previous, current, (n_previous, n_current), inside).tocoo()
+        shared = sum_entries(counts, previous, current, (n_previous, n_current), inside).tocoo()
         return cls(
             shared.row,
             shared.col,
             shared.data.astype(np.int64),
-            sizes(previous, counts, n_previous),
-            sizes(current, counts, n_current),
+            count_samples(previous, counts, n_previous),
+            count_samples(current, counts, n_current),
         )
 
-    def mutual_best(self) -> np.ndarray:
+    def find_mutual_best(self) -> np.ndarray:
         """Positions of the overlaps that are the largest of both their clusters; equal ones go to the lower cluster."""
-        return np.intersect1d(self.largest_of_previous(), self.largest_of_current())
+        return np.intersect1d(self.find_largest_of_previous(), self.find_largest_of_current())
 
-    def largest_of_previous(self) -> np.ndarray:
+    def find_largest_of_previous(self) -> np.ndarray:
         """Position of the largest overlap of each previous cluster that has one; of equal ones the first."""
         return _largest(self.previous, self.counts, len(self.previous_sizes))
 
-    def largest_of_current(self) -> np.ndarray:
+    def find_largest_of_current(self) -> np.ndarray:
         """Position of the largest overlap of each current cluster that has one; of equal ones the first."""
         return _largest(self.current, self.counts, len(self.current_sizes))
 
@@ -103,11 +103,11 @@ class ClusterEvents(tuple[ClusterEvent, ...]):
         return f"ClusterEvents({', '.join(f'{kind}={count}' for kind, count in self.counts().items())})"
 
 
-def cluster_events(overlaps: Overlaps, previous_ids: np.ndarray, current_ids: np.ndarray) -> ClusterEvents:
+def find_cluster_events(overlaps: Overlaps, previous_ids: np.ndarray, current_ids: np.ndarray) -> ClusterEvents:
     """What happened to the clusters, which are named by their ids, shapes (K',) and (K,)."""
     n_previous, n_current = len(previous_ids), len(current_ids)
     # More than half of a cluster is in one overlap at most, so that only the largest overlaps can be links.
-    largest = np.union1d(overlaps.largest_of_previous(), overlaps.largest_of_current())
+    largest = np.union1d(overlaps.find_largest_of_previous(), overlaps.find_largest_of_current())
     before, after = overlaps.previous[largest], overlaps.current[largest]
     smaller = np.minimum(overlaps.previous_sizes[before], overlaps.current_sizes[after])
     linked = largest[2 * overlaps.counts[largest] > smaller]
@@ -154,7 +154,7 @@ def number_clusters(overlaps: Overlaps, previous_ids: np.ndarray, first_member: 
     """
     n_current = len(overlaps.current_sizes)
     number = np.full(n_current, NOISE, dtype=np.int64)
-    best = overlaps.mutual_best()
+    best = overlaps.find_mutual_best()
     number[overlaps.current[best]] = previous_ids[overlaps.previous[best]]
     new = np.flatnonzero(number == NOISE)
     new = new[np.lexsort((first_member[new], -overlaps.current_sizes[new]))]
@@ -179,7 +179,7 @@ def adjusted_rand(previous: np.ndarray, current: np.ndarray, counts: np.ndarray)
     # Cells may repeat a pair of clusters (of tuples of more generations): count pairs of clusters first.
     previous_ids, previous_codes = np.unique(previous, return_inverse=True)
     current_ids, current_codes = np.unique(current, return_inverse=True)
-    table = summed(counts, previous_codes, current_codes, (len(previous_ids), len(current_ids)))
+    table = sum_entries(counts, previous_codes, current_codes, (len(previous_ids), len(current_ids)))
     together = pairs(table.data)
     of_previous, of_current = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
     n_samples = float(counts.sum())

@@ -85,27 +85,27 @@ class PairCounter:
         return came, self._counts[came], self._first[came]
 
 
-def summed(
+def sum_entries(
     values: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], wanted: np.ndarray | None = None
 ) -> sp.csr_array:
     """Sum values by (row, column) into a sparse matrix; only those that are `wanted`, if that is given."""
     total = sp.csr_array(shape)
-    for block in blocks(len(values)):
+    for block in iterate_blocks(len(values)):
         chosen = slice(None) if wanted is None else wanted[block]
         entries = (values[block][chosen].astype(np.float64), (rows[block][chosen], columns[block][chosen]))
         total = total + sp.coo_array(entries, shape=shape).tocsr()
     return sp.csr_array(total)
 
 
-def sizes(cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> np.ndarray:
+def count_samples(cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> np.ndarray:
     """Samples of each cluster, shape (n_clusters,), from the cluster of each cell, -1 = noise, and its samples."""
     total = np.zeros(n_clusters + 1)
-    for block in blocks(len(cluster)):
+    for block in iterate_blocks(len(cluster)):
         total += np.bincount(cluster[block] + 1, counts[block], n_clusters + 1)
     return total[1:].astype(np.int64)
 
 
-def blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
+def iterate_blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
     """Slices that cover n entries, `size` at a time."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))

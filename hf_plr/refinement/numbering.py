@@ -7,11 +7,18 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
-from hf_plr.refinement.assignment import confidence, own_columns
+from hf_plr.refinement.assignment import confidence, map_columns
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cluster_ids, cooccurrence
-from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, cluster_events, number_clusters
-from hf_plr.refinement.lookup import Positions, blocks
+from hf_plr.refinement.cooccurrence import (
+    NOISE,
+    CooccurrenceTable,
+    as_int64,
+    cooccurrence,
+    iterate_chunks,
+    list_cluster_ids,
+)
+from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, find_cluster_events, number_clusters
+from hf_plr.refinement.lookup import Positions, iterate_blocks
 from hf_plr.refinement.result import CellRefinement
 
 
@@ -35,10 +42,10 @@ def keep_numbers(
     """
     column = cluster
     cluster, n_clusters = _compact(cluster)
-    homes = own_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
+    homes = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
     changed_share = _changed_share(table, cluster, n_clusters)
     confidences = confidence(soft, cluster, table.counts, homes)
-    overlaps = Overlaps.of_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
+    overlaps = Overlaps.from_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
     number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
     return CellRefinement(
         table=table,
@@ -62,12 +69,12 @@ def continue_numbers(cells: CellRefinement, last: np.ndarray, labels: np.ndarray
     """
     table = cooccurrence(last, labels)
     ids = table.current_ids
-    overlaps = Overlaps.of_cells(table.previous, table.current, table.counts, len(table.previous_ids), len(ids))
+    overlaps = Overlaps.from_cells(table.previous, table.current, table.counts, len(table.previous_ids), len(ids))
     position = Positions(ids)
     code = position(cells.labels)
     number, events = _identify(overlaps, table.previous_ids, code, cells.table.first_member)
     number_of_code = np.append(number, NOISE)
-    for span in chunks(len(labels)):
+    for span in iterate_chunks(len(labels)):
         labels[span] = number_of_code[position(as_int64(labels[span]))]
     return replace(cells, labels=number_of_code[code], events=events)
 
@@ -79,21 +86,23 @@ def _identify(
     first_of_cluster = np.full(len(overlaps.current_sizes) + 1, np.iinfo(np.int64).max)  # and of noise
     np.minimum.at(first_of_cluster, cluster, first_member)
     number = number_clusters(overlaps, previous_ids, first_of_cluster[:-1])
-    return number, cluster_events(overlaps, previous_ids, number)
+    return number, find_cluster_events(overlaps, previous_ids, number)
 
 
 def _compact(cluster: np.ndarray) -> tuple[np.ndarray, int]:
     """Position of every cell's cluster among those that occur, -1 = noise, and how many occur."""
-    names = cluster_ids(cluster)
+    names = list_cluster_ids(cluster)
     return Positions(names)(as_int64(cluster)).astype(np.int32), len(names)
 
 
 def _changed_share(table: CooccurrenceTable, cluster: np.ndarray, n_clusters: int) -> float:
     """Fraction of samples whose refined cluster is not the continuation of their current cluster."""
-    overlaps = Overlaps.of_cells(cluster, table.current, table.counts, n_clusters, len(table.current_ids))
-    best = overlaps.mutual_best()
+    overlaps = Overlaps.from_cells(cluster, table.current, table.counts, n_clusters, len(table.current_ids))
+    best = overlaps.find_mutual_best()
     continued = np.full(n_clusters + 1, NOISE - 1)
     continued[overlaps.previous[best]] = overlaps.current[best]
     continued[-1] = NOISE
-    same = sum(int(table.counts[b][continued[cluster[b]] == table.current[b]].sum()) for b in blocks(len(table)))
+    same = sum(
+        int(table.counts[b][continued[cluster[b]] == table.current[b]].sum()) for b in iterate_blocks(len(table))
+    )
     return 1.0 - same / int(table.counts.sum())

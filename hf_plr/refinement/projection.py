@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from scipy.special import softmax
 
 from hf_plr.refinement.cooccurrence import CooccurrenceTable
-from hf_plr.refinement.lookup import blocks
+from hf_plr.refinement.lookup import iterate_blocks
 
 BLOCK = 256  # previous clusters that are looked at together
 
@@ -34,12 +34,12 @@ def project(
     iou = table.matrix()
     previous_sizes, current_sizes = table.sizes(-2), table.sizes(-1)
     totals = np.zeros(iou.shape[0 if normalize == "row" else 1])
-    for rows in blocks(iou.shape[0], BLOCK):
+    for rows in iterate_blocks(iou.shape[0], BLOCK):
         previous, entries = _entries_of(iou, rows)
         current = iou.indices[entries]
         iou.data[entries] /= previous_sizes[previous] + current_sizes[current] - iou.data[entries]
         totals += np.bincount(previous if normalize == "row" else current, iou.data[entries], len(totals))
-    for rows in blocks(iou.shape[0], BLOCK):
+    for rows in iterate_blocks(iou.shape[0], BLOCK):
         previous, entries = _entries_of(iou, rows)
         iou.data[entries] /= totals[previous if normalize == "row" else iou.indices[entries]]
     return iou if centroid_cosines is None else spread_over_similar(iou, centroid_cosines)

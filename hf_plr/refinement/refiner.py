@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from hf_plr.refinement.agglomeration import LINKAGES, Cut
 from hf_plr.refinement.blending import blend
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, chunks, cooccurrence
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence, iterate_chunks
 from hf_plr.refinement.numbering import continue_numbers, keep_numbers
 from hf_plr.refinement.projection import project
 from hf_plr.refinement.reclustering import recluster
 from hf_plr.refinement.result import CellRefinement, RefinementResult
-from hf_plr.utils.serialization import validated_array
+from hf_plr.utils.serialization import validate_array
 
 STATE_VERSION = 2
 
@@ -187,7 +187,7 @@ class PseudoLabelRefiner:
         self, cells: CellRefinement, epochs: tuple[np.ndarray, ...], out: np.ndarray
     ) -> RefinementResult:
         """Write the refined label of every sample to `out`; numbers continue those of the last refined labels."""
-        for span in chunks(len(out)):
+        for span in iterate_chunks(len(out)):
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in epochs))]
         if self._refined is not None and self._refined is not epochs[-2]:
             cells = continue_numbers(cells, self._refined, out)
@@ -214,12 +214,12 @@ class PseudoLabelRefiner:
             ValueError: if the state was written by another version of this format, holds what are no labels, or is of
                 another number of samples than this refiner's last call.
         """
-        version = int(validated_array(state, "version", "integers", (1,))[0]) if "version" in state else None
+        version = int(validate_array(state, "version", "integers", (1,))[0]) if "version" in state else None
         if version != STATE_VERSION:
             raise ValueError(f"refiner state has version {version}, this release reads version {STATE_VERSION}")
         ages = range(1, sum(name.startswith("history.") for name in state) + 1)
-        history = [validated_array(state, f"history.{age}", "integers", (None,), NOISE) for age in reversed(ages)]
-        refined = validated_array(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
+        history = [validate_array(state, f"history.{age}", "integers", (None,), NOISE) for age in reversed(ages)]
+        refined = validate_array(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
         lengths = {len(labels) for labels in (*history, *([] if refined is None else [refined]))}
         if len(lengths) > 1:
             raise ValueError(f"refiner state is damaged: its labels have lengths {sorted(lengths)}")

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import CooccurrenceTable, chunks
+from hf_plr.refinement.cooccurrence import CooccurrenceTable, iterate_chunks
 from hf_plr.refinement.correspondence import ClusterEvents
 
 
@@ -94,7 +94,7 @@ class RefinementResult:
     def confidence(self) -> np.ndarray:
         """Share of each sample's soft label that lies on its refined cluster, in [0, 1], 0 for noise, shape (N,)."""
         confidence = np.empty(len(self))
-        for span in chunks(len(self)):
+        for span in iterate_chunks(len(self)):
             confidence[span] = self.cells.confidence[self.cell_of_sample(span.start, span.stop)]
         return confidence
 

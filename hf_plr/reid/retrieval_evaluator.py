@@ -10,7 +10,7 @@ from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.evaluators import Evaluator, ScoredTrainer
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.retrieval import assess_retrieval
-from hf_plr.features.centering import relative_to
+from hf_plr.features.centering import compute_directions
 from hf_plr.reid.reid_data import ReidData, ReidSplit
 from hf_plr.utils.distributed import run_on_main
 
@@ -51,7 +51,7 @@ class RetrievalEvaluator(Evaluator):
 
         def retrieval() -> Scored:
             center = features[-1].mean(dim=0)
-            directions = [relative_to(center, each) for each in features]
+            directions = [compute_directions(center, each) for each in features]
             return assess_retrieval(
                 directions[0],
                 directions[-1],

@@ -79,7 +79,7 @@ class RunSummary:
     @property
     def stages(self) -> list[dict[str, float]]:
         """The logged metrics of every stage."""
-        return logged_stages(self.log)
+        return select_stages(self.log)
 
     @property
     def epoch_scores(self) -> list[dict[str, float]]:
@@ -168,20 +168,20 @@ class RunSummary:
         ]
 
 
-def logged_stages(log: list[dict[str, float]]) -> list[dict[str, float]]:
+def select_stages(log: list[dict[str, float]]) -> list[dict[str, float]]:
     """The entries of stages in the log as `Trainer` keeps it."""
     return [entry for entry in log if STAGE_SECONDS in entry]
 
 
-def last_stage_metrics(log: list[dict[str, float]]) -> dict[str, float]:
+def select_last_stage_metrics(log: list[dict[str, float]]) -> dict[str, float]:
     """Metrics of the last stage in a log by their names without a prefix, without times; empty without a stage."""
-    stages = logged_stages(log)
+    stages = select_stages(log)
     named = {name.removeprefix(STAGE_PREFIX): value for name, value in stages[-1].items()} if stages else {}
     left_out = ("epoch", "step", "seconds")
     return {name: value for name, value in named.items() if not name.startswith(left_out)}
 
 
-def cluster_sizes(labels: np.ndarray | None) -> np.ndarray:
+def count_members(labels: np.ndarray | None) -> np.ndarray:
     """Members of each cluster that has some, shape (K,); none for None.
 
     Args:

@@ -26,7 +26,7 @@ from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.report.html.reporter import Reporter
-from hf_plr.report.summary import STAGE_PREFIX, RunSummary, last_stage_metrics
+from hf_plr.report.summary import STAGE_PREFIX, RunSummary, select_last_stage_metrics
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpointing import (
     CheckpointWriter,
@@ -40,7 +40,7 @@ from hf_plr.trainer.checkpointing import (
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
-from hf_plr.utils.rng import isolated_rng
+from hf_plr.utils.rng import isolate_rng
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +282,7 @@ class BaseTrainer(Trainer, ABC):
 
     def label_free_scores(self) -> dict[str, float]:
         """Scores that need no labels: here the metrics of the last stage, without times; empty before the first."""
-        return last_stage_metrics(self.state.log_history)
+        return select_last_stage_metrics(self.state.log_history)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -313,7 +313,7 @@ class BaseTrainer(Trainer, ABC):
         """
         if self.evaluator is None:
             return Scored({})
-        with isolated_rng(self.args.seed):
+        with isolate_rng(self.args.seed):
             return self.evaluator(self)
 
     # ---- saving and resuming -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from hf_plr.utils.serialization import naming_file, read_tensors, validated_array
+from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 logger = logging.getLogger(__name__)
 
@@ -280,8 +280,8 @@ def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
     if not os.path.isfile(path):
         raise ValueError(f"{directory} has no {STATE_FILE}: it is not a checkpoint of PLRTrainer or UnitTrainer")
     arrays = read_tensors(path, FORMAT)
-    with naming_file(path):
-        text = validated_array(arrays, SETTINGS, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
+    with name_file_in_errors(path):
+        text = validate_array(arrays, SETTINGS, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
         settings = json.loads(text)
         if not isinstance(settings, dict):
             raise ValueError(f"{SETTINGS!r} holds no settings by name")

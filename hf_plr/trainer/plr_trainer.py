@@ -15,28 +15,28 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.clustering.checks import NotFiniteError
-from hf_plr.clustering.cluster_means import cluster_means
-from hf_plr.clustering.protocol import clusterer_settings
+from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.data.columns import check_dataset
 from hf_plr.evaluation.clusters import score_clusters
-from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, collapse
+from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.source import FeatureSource
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.metrics import agreement_of_labelings, stage_metrics
-from hf_plr.pseudo_labels.presets import make_labelings, preset_of, select_clusterers
-from hf_plr.pseudo_labels.sampler import ClusterSampler, data_seed, samples_per_epoch
+from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
+from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
+from hf_plr.pseudo_labels.sampler import ClusterSampler, count_samples_per_epoch, select_data_seed
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
-from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary, cluster_sizes
+from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary, count_members
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
-from hf_plr.utils.rng import isolated_rng, uniform
-from hf_plr.utils.serialization import naming_file, with_prefix
+from hf_plr.utils.rng import isolate_rng, uniform
+from hf_plr.utils.serialization import name_file_in_errors, select_prefix
 from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class PLRTrainer(BaseTrainer):
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
         self._sampler = ClusterSampler(
-            n_samples, args.samples_per_cluster, data_seed(args), samples_per_epoch(args, n_samples)
+            n_samples, args.samples_per_cluster, select_data_seed(args), count_samples_per_epoch(args, n_samples)
         )
         self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
         self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
@@ -134,7 +134,7 @@ class PLRTrainer(BaseTrainer):
         `PseudoLabelRefiner.refine_cells` has the three steps in the middle, `begin_epoch` the last.
         """
         clock = Stopwatch()
-        with isolated_rng(self.args.seed + epoch):
+        with isolate_rng(self.args.seed + epoch):
             with clock("extract"):
                 features = self._features_of_evaluation() or self._extract_centered(epoch)
             before = self.pseudo_labels
@@ -160,9 +160,9 @@ class PLRTrainer(BaseTrainer):
         """Metrics of the new labels by their names in the log; the report takes the labels, too."""
         labels = [labeling.pseudo_labels for labeling in self.labelings]
         with clock("score"):
-            metrics = stage_metrics(before, labels[0], features.part, self.accelerator)
+            metrics = compute_stage_metrics(before, labels[0], features.part, self.accelerator)
             metrics |= self.labelings[0].score(features)
-            metrics |= agreement_of_labelings(labels, features.part, self.accelerator)
+            metrics |= compare_labelings(labels, features.part, self.accelerator)
         self._warn_of_collapse(metrics)
         metrics |= clock.seconds()
         self.reporter.note_stage(self._snapshot(), features.rows, features.part)
@@ -175,8 +175,8 @@ class PLRTrainer(BaseTrainer):
         numbers = [each.get("n_clusters") for each in parameters]
         sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
         words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(self.labelings)} labelings"
-        kind = clusterer_settings(self.labelings[0].stage.clusterer)["class"]
-        return f"{words} by {kind}, refinement {preset_of(self.args)}"
+        kind = describe_clusterer(self.labelings[0].stage.clusterer)["class"]
+        return f"{words} by {kind}, refinement {resolve_preset(self.args)}"
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had."""
@@ -223,7 +223,7 @@ class PLRTrainer(BaseTrainer):
     def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
         rank = f"{STAGE_PREFIX}effective_rank"
         logged = (entry[rank] for entry in self.state.log_history if rank in entry)
-        sign = collapse(metrics, next(logged, metrics["effective_rank"]))
+        sign = describe_collapse(metrics, next(logged, metrics["effective_rank"]))
         if sign is not None:
             logger.warning(
                 "Epoch %d: %s. The features may be collapsing: lower the learning rate, or use more clusters.",
@@ -279,7 +279,7 @@ class PLRTrainer(BaseTrainer):
             for labeling in self.labelings:
                 if labeling.pseudo_labels.n_clusters:
                     labeling.update_prototypes(features, index)
-            self._feature_source.note(index, features)
+            self._feature_source.record(index, features)
         return loss
 
     def _make_trained_model(self) -> torch.nn.Module:
@@ -298,7 +298,7 @@ class PLRTrainer(BaseTrainer):
         if not self.has_labels:
             return {}
         is_of_training = self.args.feature_source == "epoch"  # what training saw is the stage's alone, and older
-        with isolated_rng(self.args.seed + self._epoch):
+        with isolate_rng(self.args.seed + self._epoch):
             extracted = self._extract_now() if is_of_training else self.extract_shard()
             try:
                 features = self._centered(extracted, self._epoch)
@@ -323,9 +323,9 @@ class PLRTrainer(BaseTrainer):
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
         n_samples, width = len(self.train_dataset), self.extractor.width
-        with naming_file(os.path.join(checkpoint, STATE_FILE)):
+        with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
             for labeling, prefix in self._prefixed_labelings():
-                labeling.load_state_dict(with_prefix(prefix, state), n_samples, width)
+                labeling.load_state_dict(select_prefix(prefix, state), n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
         self.reporter.resume(self._snapshot())
 
@@ -335,11 +335,11 @@ class PLRTrainer(BaseTrainer):
 
     def run_settings(self) -> dict[str, Any]:
         """Settings of the run with those of clusterer and refiner."""
-        clusterers = [clusterer_settings(labeling.stage.clusterer) for labeling in self.labelings]
+        clusterers = [describe_clusterer(labeling.stage.clusterer) for labeling in self.labelings]
         parts = {
             "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
             "refiner": self.labelings[0].stage.refiner.settings(),
-            "refinement": preset_of(self.args),
+            "refinement": resolve_preset(self.args),
             "num_labelings": len(self.labelings),
         }
         return super().run_settings() | as_stored(parts)
@@ -358,7 +358,7 @@ class PLRTrainer(BaseTrainer):
         ids = np.unique(labels[labels != NOISE])
         targets = np.where(labels != NOISE, np.searchsorted(ids, labels), NOISE)[features.part]
         targets_on_device = torch.from_numpy(targets).to(features.rows.device)
-        means = cluster_means(features.rows, targets_on_device, len(ids), self.accelerator)
+        means = average_clusters(features.rows, targets_on_device, len(ids), self.accelerator)
         if self.is_world_process_zero():
             self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
             prototypes, center = means.directions.cpu().numpy(), features.center.cpu().numpy()
@@ -388,7 +388,7 @@ class PLRTrainer(BaseTrainer):
         summary = dataclasses.replace(
             super().summary(),
             label_files=files,
-            cluster_sizes=cluster_sizes(None if labels is None else labels.labels),
+            cluster_sizes=count_members(None if labels is None else labels.labels),
             cluster_members=self.modality.plural,
         )
         return dataclasses.replace(summary, last_labels=self._describe_labels(summary.stages))

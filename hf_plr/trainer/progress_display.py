@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback
 
-from hf_plr.pseudo_labels.sampler import samples_per_epoch, samples_per_step
+from hf_plr.pseudo_labels.sampler import count_samples_per_epoch, count_samples_per_step
 from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS
 from hf_plr.utils.progress import has_terminal
 
@@ -113,7 +113,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
-    steps = f"{state.max_steps:,} of {samples_per_step(args):,} {trainer.modality.plural}"
+    steps = f"{state.max_steps:,} of {count_samples_per_step(args):,} {trainer.modality.plural}"
     if state.global_step:
         steps += f", {state.global_step:,} of them done"
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
@@ -133,7 +133,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
 
 def steps_per_epoch(trainer: BaseTrainer) -> int:
     """Optimizer steps of an epoch."""
-    return samples_per_epoch(trainer.args, len(trainer.train_dataset)) // samples_per_step(trainer.args)
+    return count_samples_per_epoch(trainer.args, len(trainer.train_dataset)) // count_samples_per_step(trainer.args)
 
 
 def count_stages(trainer: BaseTrainer, steps: int) -> int:

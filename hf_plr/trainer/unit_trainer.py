@@ -18,11 +18,16 @@ from transformers import EvalPrediction, PreTrainedModel
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.evaluation.units import score_units
 from hf_plr.modality import AudioModality
-from hf_plr.pseudo_labels.presets import make_refiner, preset_of
-from hf_plr.pseudo_labels.sampler import LengthSampler, data_seed, samples_per_epoch, samples_per_step
+from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
+from hf_plr.pseudo_labels.sampler import (
+    LengthSampler,
+    count_samples_per_epoch,
+    count_samples_per_step,
+    select_data_seed,
+)
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
-from hf_plr.report.summary import STAGE_PREFIX, RunSummary, cluster_sizes
+from hf_plr.report.summary import STAGE_PREFIX, RunSummary, count_members
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import UnitTrainingArguments
@@ -31,8 +36,8 @@ from hf_plr.units.frames import Frames, frame_bounds, frame_counts
 from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, span_count
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
-from hf_plr.utils.rng import isolated_rng, uniform
-from hf_plr.utils.serialization import naming_file, validated_array
+from hf_plr.utils.rng import isolate_rng, uniform
+from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -114,8 +119,8 @@ class UnitTrainer(BaseTrainer):
         self._n_spans = span_count(int(counts.max()), args.mask_probability, args.mask_length)
         self.stage = FrameStage(self._n_units, refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir)
         n_samples = len(counts)
-        an_epoch = samples_per_epoch(args, n_samples)
-        self._sampler = LengthSampler(n_samples, samples_per_step(args), data_seed(args), an_epoch)
+        an_epoch = count_samples_per_epoch(args, n_samples)
+        self._sampler = LengthSampler(n_samples, count_samples_per_step(args), select_data_seed(args), an_epoch)
         self._present = torch.empty(0, dtype=torch.bool)
         self._frame_units: FrameUnits | None = None
         n_layers = int(self.modality.model.config.num_hidden_layers)
@@ -133,7 +138,7 @@ class UnitTrainer(BaseTrainer):
     def _refresh_units(self, round_: int, layer: int | None) -> None:
         """Cluster all frames (MFCC, or those of a layer), project, blend and re-cluster."""
         clock = Stopwatch()
-        with isolated_rng(self.args.seed + round_):
+        with isolate_rng(self.args.seed + round_):
             frames = Frames(self.extractor, self.train_dataset, layer)
             with clock("fit"):
                 self.stage.fit(frames, round_)
@@ -153,7 +158,7 @@ class UnitTrainer(BaseTrainer):
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
-        preset = preset_of(self.args, AUTO_FOR_FRAMES)
+        preset = resolve_preset(self.args, AUTO_FOR_FRAMES)
         return f"{self._n_units:,} units of {self._bounds[-1]:,} frames, refinement {preset}"
 
     def needs_new_labels(self, epoch: int) -> bool:
@@ -290,11 +295,11 @@ class UnitTrainer(BaseTrainer):
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
         predictor: Any = self.model
-        with naming_file(os.path.join(checkpoint, STATE_FILE)):
-            validated_array(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
+        with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
+            validate_array(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
             self._frame_units = self.stage.load_state_dict(state)
             head = {
-                name: torch.from_numpy(validated_array(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
+                name: torch.from_numpy(validate_array(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)
@@ -303,14 +308,14 @@ class UnitTrainer(BaseTrainer):
     def run_settings(self) -> dict[str, Any]:
         refinement = {
             "refiner": self.stage.refiner.settings(),
-            "refinement": preset_of(self.args, auto=AUTO_FOR_FRAMES),
+            "refinement": resolve_preset(self.args, auto=AUTO_FOR_FRAMES),
         }
         return super().run_settings() | as_stored(refinement)
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
         labels = self._units.labels if self.has_labels else None
-        sizes = cluster_sizes(labels)
+        sizes = count_members(labels)
         last = "" if labels is None else f"{len(sizes)} units of {len(labels):,} frames"
         files = (
             (CENTROIDS_FILE, "the centroids of the units, for `hf-plr units`"),

@@ -10,7 +10,7 @@ import torch
 
 from hf_plr.models.vision import cannot_load
 from hf_plr.trainer.checkpointing import STATE_FILE
-from hf_plr.utils.serialization import naming_file, validated_array
+from hf_plr.utils.serialization import name_file_in_errors, validate_array
 
 STUDENT_PREFIX = "student."
 
@@ -43,9 +43,9 @@ def load_student(student: torch.nn.Module, state: dict[str, np.ndarray], checkpo
         ValueError: if an array is missing or does not fit, naming it and the checkpoint's file.
     """
     weights = {}
-    with naming_file(os.path.join(checkpoint, STATE_FILE)):
+    with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
         for name, value in student.state_dict().items():
             kind = "floats" if value.is_floating_point() else "integers"
-            array = validated_array(state, f"{STUDENT_PREFIX}{name}", kind, tuple(value.shape))
+            array = validate_array(state, f"{STUDENT_PREFIX}{name}", kind, tuple(value.shape))
             weights[name] = torch.from_numpy(array)
     student.load_state_dict(weights)

@@ -19,7 +19,7 @@ from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
 from hf_plr.units.frames import Frames
-from hf_plr.utils.serialization import naming_file, read_tensors, validated_array
+from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
 FORMAT = "hf-plr-centroids-1"
@@ -72,15 +72,15 @@ class UnitEncoder:
                 "UnitTrainer.save_labels"
             )
         arrays = read_tensors(path, FORMAT)
-        with naming_file(path):
-            centroids = validated_array(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
+        with name_file_in_errors(path):
+            centroids = validate_array(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
             if centroids.size == 0:
                 raise ValueError(f"'centroids' are empty: they have shape {centroids.shape}")
-            units = validated_array(arrays, "units", "integers", (len(centroids),), NOISE, np.iinfo(np.int32).max)
+            units = validate_array(arrays, "units", "integers", (len(centroids),), NOISE, np.iinfo(np.int32).max)
             return cls(
                 centroids,
                 units.astype(np.int64, copy=False),
-                int(validated_array(arrays, "layer", "integers", (1,), 0)[0]),
+                int(validate_array(arrays, "layer", "integers", (1,), 0)[0]),
             )
 
     def encode(self, extractor: FeatureExtractor, store: AudioStore) -> Iterator[tuple[int, np.ndarray]]:

@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering import KMeans
-from hf_plr.clustering.checks import NotFiniteError, not_finite
+from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.units.frames import Frames, frame_bounds
 from hf_plr.utils.distributed import gather_objects, gather_rows
-from hf_plr.utils.serialization import validated_array, with_prefix
+from hf_plr.utils.serialization import select_prefix, validate_array
 
 
 @dataclass
@@ -117,15 +117,15 @@ class FrameStage:
         Raises:
             ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
         """
-        self.refiner.load_state_dict(with_prefix("refiner.", state))
+        self.refiner.load_state_dict(select_prefix("refiner.", state))
         self.kmeans.load_state_dict(
-            {name: torch.from_numpy(value) for name, value in with_prefix("kmeans.", state).items()}
+            {name: torch.from_numpy(value) for name, value in select_prefix("kmeans.", state).items()}
         )
-        round_ = int(validated_array(state, "round", "integers", (1,), 0)[0])
-        units = validated_array(state, "units", "integers", (None,), NOISE)
+        round_ = int(validate_array(state, "round", "integers", (1,), 0)[0])
+        units = validate_array(state, "units", "integers", (None,), NOISE)
         for name in REFINER_LABELS:
-            validated_array(state, name, "integers", units.shape)
-        raw = validated_array(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
+            validate_array(state, name, "integers", units.shape)
+        raw = validate_array(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
         return FrameUnits(round_, units, raw)
 
     def fit(self, frames: Frames, round_: int) -> None:
@@ -141,7 +141,7 @@ class FrameStage:
         mine = frames.stream(drawn[frames.extractor.local_slice(frames.store, drawn)])
         rows = list(mine)
         drawn_frames = torch.cat(rows) if rows else self._no_rows(frames)
-        self._check_finite(len(not_finite(drawn_frames)), round_)
+        self._check_finite(len(find_nonfinite_rows(drawn_frames)), round_)
         self.kmeans.fit_predict_shard(drawn_frames, self.accelerator)
 
     def assign(self, frames: Frames, round_: int) -> np.ndarray:
@@ -155,7 +155,7 @@ class FrameStage:
         mine = self._room(int(bounds[part.stop] - bounds[part.start]))
         start = n_bad = 0
         for rows in frames.stream(torch.arange(part.start, part.stop)):
-            n_bad += len(not_finite(rows))
+            n_bad += len(find_nonfinite_rows(rows))
             mine[start : start + len(rows)] = self.kmeans.predict(rows)
             start += len(rows)
         self._check_finite(n_bad, round_)

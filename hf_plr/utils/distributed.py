@@ -49,7 +49,7 @@ def gather_rows(accelerator: Accelerator | None, rows: torch.Tensor) -> torch.Te
     return everything.to(rows.device)
 
 
-def row_offset(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]:
+def locate_rows(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]:
     """Where this process's rows begin among those of all, in process order, and how many there are in all."""
     lengths = gather_objects(accelerator, n_rows)
     index = 0 if accelerator is None else accelerator.process_index
@@ -99,18 +99,18 @@ def check_sharding(accelerator: Accelerator, backbone: Any) -> None:
     backbone.get_input_embeddings = _nothing
 
 
-def sharded_parts(model: torch.nn.Module) -> list[FSDPModule]:
+def find_sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
     """The modules whose weights are shared out; empty without FSDP2."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextlib.contextmanager
-def whole_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
+def gather_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """All weights on every process for as long as this lasts; every process calls it.
 
     Processes have different numbers of batches, so none can wait for the others' weights at each of its own.
     """
-    parts = sharded_parts(model)
+    parts = find_sharded_modules(model)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

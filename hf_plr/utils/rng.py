@@ -13,7 +13,7 @@ RANDOM_NUMBERS = 16  # per sample, for augmentation
 
 
 @contextlib.contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
+def isolate_rng(seed: int) -> Iterator[None]:
     """Seed all global random generators inside, and leave them as they were: a resumed run must not see the stage."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():

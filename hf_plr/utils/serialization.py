@@ -18,7 +18,7 @@ LIMITS = {
 
 
 @contextlib.contextmanager
-def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
+def name_file_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let errors inside name the file that the values come from."""
     try:
         yield
@@ -26,7 +26,7 @@ def naming_file(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-def validated_array(
+def validate_array(
     arrays: Mapping[str, Any],
     name: str,
     kind: str,
@@ -67,7 +67,7 @@ def validated_array(
     return array
 
 
-def with_prefix(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def select_prefix(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix, by what follows it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

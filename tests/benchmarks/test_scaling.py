@@ -15,7 +15,7 @@ from benchmarks.scaling.worker import Stages
 from hf_plr.clustering import as_clusterer
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.metrics import stage_metrics
+from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
@@ -76,7 +76,7 @@ def test_labels_take_as_much_as_the_model_says_at_the_stages_peak(n, n_clusters)
     def run(epoch):
         before = labeling.pseudo_labels if labeling.has_labels else None
         after = labeling.refine(labeling.cluster(features), epoch, features.part)
-        stage_metrics(before, after, features.part, stage.accelerator)
+        compute_stage_metrics(before, after, features.part, stage.accelerator)
 
     tracemalloc.start()  # it sees numpy's arrays
     try:

@@ -19,8 +19,8 @@ def searches(monkeypatch):
         done.append(len(features))
         return nearest(features, *arguments)
 
-    nearest = neighborhoods.nearest_neighbors
-    monkeypatch.setattr(neighborhoods, "nearest_neighbors", search)
+    nearest = neighborhoods.find_nearest_neighbors
+    monkeypatch.setattr(neighborhoods, "find_nearest_neighbors", search)
     return done
 
 

@@ -12,8 +12,8 @@ from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import ReciprocalDBSCAN, ReciprocalHDBSCAN
-from hf_plr.clustering.jaccard import jaccard_distances, near_pairs, neighborhood_weights
-from hf_plr.clustering.neighbors import nearest_neighbors
+from hf_plr.clustering.jaccard import compute_jaccard_distances, find_near_pairs, weigh_neighborhoods
+from hf_plr.clustering.neighbors import find_nearest_neighbors
 
 
 def blobs(n_samples, n_clusters, spread, seed=0, dimension=16):
@@ -58,9 +58,9 @@ def test_labels_equal_the_dense_way_and_scikit_learn(k1, k2, eps, monkeypatch):
     monkeypatch.setattr("hf_plr.clustering.jaccard.BLOCK_ELEMENTS", 2000)
     monkeypatch.setattr("hf_plr.clustering.neighbors.BLOCK_ELEMENTS", 2000)
     features = unit(blobs(240, 12, 0.45)[0])
-    neighbors = nearest_neighbors(features, max(k1, k2))
+    neighbors = find_nearest_neighbors(features, max(k1, k2))
     weights, jaccard = dense_jaccard(features, neighbors, k1, k2)
-    np.testing.assert_allclose(neighborhood_weights(features, neighbors, k1, k2).toarray(), weights, atol=1e-6)
+    np.testing.assert_allclose(weigh_neighborhoods(features, neighbors, k1, k2).toarray(), weights, atol=1e-6)
     expected = DBSCAN(eps=eps, min_samples=4, metric="precomputed").fit(np.maximum(jaccard, 0))
     ours = ReciprocalDBSCAN(eps=eps, min_samples=4, k1=k1, k2=k2).fit(features)
     np.testing.assert_array_equal(ours.labels_, expected.labels_)  # border samples and numbers, too
@@ -82,7 +82,7 @@ def test_neighbors_are_exact_and_begin_with_the_sample_itself(search, monkeypatc
         pytest.importorskip("faiss")
     monkeypatch.setattr("hf_plr.clustering.neighbors.BLOCK_ELEMENTS", 1000)
     features = unit(np.repeat(blobs(30, 3, 0.5)[0], 2, axis=0))  # every sample twice
-    found = nearest_neighbors(features, 7, search=search)
+    found = find_nearest_neighbors(features, 7, search=search)
     np.testing.assert_array_equal(found[:, 0], np.arange(60))
     similarities = features @ features.T
     expected = similarities.sort(dim=1, descending=True).values[:, :7]
@@ -92,9 +92,11 @@ def test_neighbors_are_exact_and_begin_with_the_sample_itself(search, monkeypatc
 def test_faiss_finds_the_same_neighbors_also_among_duplicates():
     pytest.importorskip("faiss")
     features = unit(blobs(200, 6, 0.4)[0])
-    np.testing.assert_array_equal(nearest_neighbors(features, 20, search="faiss"), nearest_neighbors(features, 20))
+    np.testing.assert_array_equal(
+        find_nearest_neighbors(features, 20, search="faiss"), find_nearest_neighbors(features, 20)
+    )
     duplicates = unit(np.ones((12, 3)))
-    assert (nearest_neighbors(duplicates, 4, search="faiss")[:, 0] == np.arange(12)).all()
+    assert (find_nearest_neighbors(duplicates, 4, search="faiss")[:, 0] == np.arange(12)).all()
     with_torch, with_faiss = (ReciprocalDBSCAN(k1=12, search=search) for search in ("torch", "faiss"))
     np.testing.assert_array_equal(with_faiss.fit_predict(features), with_torch.fit_predict(features))
 
@@ -118,7 +120,7 @@ def test_edge_cases_have_defined_results(caplog):
 
 def test_a_sample_is_near_itself_whatever_rounding_does():
     features = unit(blobs(30, 3, 0.4)[0])
-    near = near_pairs(neighborhood_weights(features, nearest_neighbors(features, 6), 6, 3), 0.0)
+    near = find_near_pairs(weigh_neighborhoods(features, find_nearest_neighbors(features, 6), 6, 3), 0.0)
     assert (near.diagonal() == 1).all()
 
 
@@ -143,8 +145,8 @@ def test_bad_input_is_named(arguments, features, message):
 def test_hdbscan_labels_equal_those_of_scikit_learn_on_the_matrix(min_cluster_size, min_samples, seed, monkeypatch):
     monkeypatch.setattr("hf_plr.clustering.jaccard.BLOCK_ELEMENTS", 2000)
     features = unit(blobs(260, 12, 0.35, seed=seed)[0])
-    weights = neighborhood_weights(features, nearest_neighbors(features, 20), 20, 6)
-    stored = jaccard_distances(weights, 1.0).tocoo()
+    weights = weigh_neighborhoods(features, find_nearest_neighbors(features, 20), 20, 6)
+    stored = compute_jaccard_distances(weights, 1.0).tocoo()
     matrix = np.ones((260, 260))
     matrix[stored.row, stored.col] = stored.data
     expected = HDBSCAN(min_cluster_size, min_samples=min_samples, metric="precomputed", copy=True).fit_predict(matrix)
@@ -156,9 +158,9 @@ def test_hdbscan_labels_equal_those_of_scikit_learn_on_the_matrix(min_cluster_si
 
 def test_distances_are_those_of_the_dense_way():
     features = unit(blobs(120, 6, 0.4)[0])
-    neighbors = nearest_neighbors(features, 15)
+    neighbors = find_nearest_neighbors(features, 15)
     _, dense = dense_jaccard(features, neighbors, 15, 4)
-    found = jaccard_distances(neighborhood_weights(features, neighbors, 15, 4), 0.8).tocoo()
+    found = compute_jaccard_distances(weigh_neighborhoods(features, neighbors, 15, 4), 0.8).tocoo()
     np.testing.assert_allclose(found.data, np.maximum(dense, 0)[found.row, found.col], atol=1e-6)
     near = (dense <= 0.8 - 1e-6).sum()
     assert near <= found.nnz <= (dense <= 0.8 + 1e-6).sum()

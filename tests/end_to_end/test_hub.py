@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from hf_plr.cli import main
 from hf_plr.data.loading import synthetic_sounds
-from hf_plr.hub.push import PUBLISHED, HubError, published_files, push_folder
+from hf_plr.hub.push import PUBLISHED, HubError, list_published_files, push_folder
 
 TOKEN = "hf_alicesOwnSecretToken"
 BACKBONE = {"README.md", "clusters.png", "config.json", "model.safetensors", "preprocessor_config.json"}
@@ -186,7 +186,7 @@ def test_a_run_whose_push_is_cut_keeps_its_results_and_says_how_to_push_them(not
     told, again = run.stderr.strip().splitlines()[-2:]
     assert told.startswith(f"error: the results are in {out}, but not on the Hub: the connection to http://127.0.0.1")
     assert again == f"Push them with: hf-plr push {out} --repo alice/digits --private"
-    assert {path.name for path in published_files(out)} == BACKBONE | CLUSTERS
+    assert {path.name for path in list_published_files(out)} == BACKBONE | CLUSTERS
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_two_processes_end_together(hub, tmp_path):
         f"error: the results are in {tmp_path / 'out'}, but not on the Hub: the Hub refused alice/two (413: too large)"
     )
     assert told in run.stderr
-    assert {path.name for path in published_files(tmp_path / "out")} == BACKBONE | CLUSTERS
+    assert {path.name for path in list_published_files(tmp_path / "out")} == BACKBONE | CLUSTERS
 
 
 @pytest.mark.slow
@@ -338,22 +338,22 @@ def test_folders_that_do_not_fit_are_named(tmp_path, capsys):
 
 
 def test_labels_of_other_data_are_refused(tmp_path, all_digits):
-    from hf_plr.hub.label_dataset import media_of_labels
+    from hf_plr.hub.label_dataset import select_labelled_media
 
     pd.DataFrame({"index": [0, 5000], "label": [0, 1]}).to_parquet(tmp_path / "pseudo_labels.parquet")
     with pytest.raises(ValueError, match="labels row 5000, but the data set has 1797 rows"):
-        media_of_labels(tmp_path, all_digits, "image")
+        select_labelled_media(tmp_path, all_digits, "image")
     for name in ("a.png", "b.png"):
         all_digits[0]["image"].save(tmp_path / name)
     data = Dataset.from_dict({"image": [str(tmp_path / "a.png"), str(tmp_path / "b.png")]})
     data = data.cast_column("image", all_digits.features["image"])
     frame = pd.DataFrame({"index": [0, 1], "file": ["in/a.png", "in/b.png"], "label": [0, 1]})
     frame.to_parquet(tmp_path / "pseudo_labels.parquet")
-    assert len(media_of_labels(tmp_path, data, "image")) == 2
+    assert len(select_labelled_media(tmp_path, data, "image")) == 2
     frame["file"] = ["in/a.png", "in/c.png"]
     frame.to_parquet(tmp_path / "pseudo_labels.parquet")
     with pytest.raises(ValueError, match=r"labels c.png in row 1, but there the data set has b.png"):
-        media_of_labels(tmp_path, data, "image")
+        select_labelled_media(tmp_path, data, "image")
 
 
 def test_only_listed_files_are_published(tmp_path):
@@ -367,7 +367,7 @@ def test_only_listed_files_are_published(tmp_path):
     ):
         (tmp_path / name).write_text("{}")
     shutil.copytree(tmp_path, tmp_path / "checkpoint-1")
-    assert [path.name for path in published_files(tmp_path)] == ["config.json", "model.safetensors"]
+    assert [path.name for path in list_published_files(tmp_path)] == ["config.json", "model.safetensors"]
 
 
 def test_offline_is_told(tmp_path):

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix, pair_confusion_matrix
 
-from hf_plr.evaluation.clusters import CLUSTER_SCORES, in_matched_cluster, score_clusters
+from hf_plr.evaluation.clusters import CLUSTER_SCORES, find_matched, score_clusters
 
 labelings = st.tuples(st.integers(1, 200), st.integers(1, 12), st.integers(1, 12), st.integers(0, 9_999))
 
@@ -34,7 +34,7 @@ def test_a_hand_worked_case():
     assert scores["pair_precision"] == pytest.approx(2 / 7)  # one pair in 5, of six in 9 one is right
     assert scores["pair_recall"] == pytest.approx(2 / 4)  # three pairs of class 0, one of class 1
     assert scores["coverage"] == pytest.approx(6 / 7)
-    assert in_matched_cluster(clusters, labels).tolist() == [True, True, False, True, True, False, False, False]
+    assert find_matched(clusters, labels).tolist() == [True, True, False, True, True, False, False, False]
 
 
 @given(labelings)
@@ -46,7 +46,7 @@ def test_every_score_equals_an_independent_implementation(case):
     c, y = clusters[both], labels[both]
     table = contingency_matrix(y, c)
     assert scores["accuracy"] == pytest.approx(table[linear_sum_assignment(-table)].sum() / len(y))
-    assert in_matched_cluster(clusters, labels).sum() / len(y) == pytest.approx(scores["accuracy"])
+    assert find_matched(clusters, labels).sum() / len(y) == pytest.approx(scores["accuracy"])
     assert scores["purity"] == pytest.approx(sum(np.bincount(y[c == k]).max() for k in set(c)) / len(y))
     assert scores["nmi"] == pytest.approx(normalized_mutual_info_score(y, c), abs=1e-9)
     assert scores["ari"] == pytest.approx(adjusted_rand_score(y, c), abs=1e-9)

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.clustering.cluster_means import ClusterMeans, cluster_means
-from hf_plr.evaluation.label_free import collapse, effective_rank, label_free_scores, silhouettes, size_entropy
+from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
+from hf_plr.evaluation.label_free import describe_collapse, effective_rank, label_free_scores, silhouettes, size_entropy
 
 
 def clustered(seed: int, n: int = 60, width: int = 7, n_clusters: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +38,7 @@ def naive_silhouettes(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def means_of(rows: torch.Tensor, targets: torch.Tensor) -> ClusterMeans:
-    return cluster_means(rows, targets, int(targets.max()) + 1)
+    return average_clusters(rows, targets, int(targets.max()) + 1)
 
 
 @given(seed=st.integers(0, 1000), n=st.integers(1, 40), width=st.integers(1, 12))
@@ -98,12 +98,12 @@ def test_size_entropy_of_one_cluster_is_zero():
 
 def test_signs_of_collapse():
     healthy = {"effective_rank": 30.0, "largest_share": 0.1, "clusters": 20.0}
-    assert collapse(healthy, 50.0) is None
-    assert collapse({**healthy, "effective_rank": 5.1}, 50.0) is None
-    found = collapse({**healthy, "effective_rank": 4.9}, 50.0)
+    assert describe_collapse(healthy, 50.0) is None
+    assert describe_collapse({**healthy, "effective_rank": 5.1}, 50.0) is None
+    found = describe_collapse({**healthy, "effective_rank": 4.9}, 50.0)
     assert found is not None
     assert "4.9 directions, 50.0 at the first stage" in found
-    assert collapse({**healthy, "largest_share": 0.49}, 50.0) is None
-    assert collapse({**healthy, "largest_share": 0.51, "clusters": 2.0}, 50.0) is None  # one of two is larger
-    found = collapse({**healthy, "largest_share": 0.51}, 50.0)
+    assert describe_collapse({**healthy, "largest_share": 0.49}, 50.0) is None
+    assert describe_collapse({**healthy, "largest_share": 0.51, "clusters": 2.0}, 50.0) is None  # one of two is larger
+    found = describe_collapse({**healthy, "largest_share": 0.51}, 50.0)
     assert found == "one of 20 clusters has 51% of the samples"

@@ -15,7 +15,7 @@ from helpers.paths import REPOSITORY
 import hf_plr.evaluation
 from hf_plr.evaluation import MODULES
 from hf_plr.evaluation.clusters import CLUSTER_SCORES, score_clusters
-from hf_plr.evaluation.neighbors import unit_rows, weighted_knn
+from hf_plr.evaluation.neighbors import make_weighted_knn, normalize_rows
 from hf_plr.evaluation.neighbors_metric import WeightedKnnMetric
 from hf_plr.evaluation.retrieval import score_retrieval
 
@@ -65,8 +65,8 @@ def test_modules_load_combine_and_take_batches_offline(tmp_path):
     assert found["batches"] == pytest.approx(expected)
     assert found["names"] == list(MODULES[:6]) == list(expected)
     features = features.astype(np.float32)
-    knn = weighted_knn(int((~asks).sum())).fit(unit_rows(features[~asks]), classes[~asks])
-    assert found["features"].pop("weighted_knn_accuracy") == knn.score(unit_rows(features[asks]), classes[asks])
+    knn = make_weighted_knn(int((~asks).sum())).fit(normalize_rows(features[~asks]), classes[~asks])
+    assert found["features"].pop("weighted_knn_accuracy") == knn.score(normalize_rows(features[asks]), classes[asks])
     expected = score_retrieval(
         features[asks], features[~asks], classes[asks], classes[~asks], cameras[asks], cameras[~asks]
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.evaluation.neighbors import unit_rows, weighted_knn
+from hf_plr.evaluation.neighbors import make_weighted_knn, normalize_rows
 
 
 def plain(gallery, labels, queries, k, temperature):
@@ -27,20 +27,20 @@ def test_predictions_equal_a_plain_implementation(seed, k, temperature):
     rng = np.random.default_rng(seed)
     gallery, queries = rng.normal(size=(30, 4)), rng.normal(size=(20, 4))
     labels = rng.integers(0, 4, 30)
-    knn = weighted_knn(30, k, temperature).fit(unit_rows(gallery), labels)
-    np.testing.assert_array_equal(knn.predict(unit_rows(queries)), plain(gallery, labels, queries, k, temperature))
+    knn = make_weighted_knn(30, k, temperature).fit(normalize_rows(gallery), labels)
+    np.testing.assert_array_equal(knn.predict(normalize_rows(queries)), plain(gallery, labels, queries, k, temperature))
 
 
 def test_near_neighbours_outvote_many_far_ones():
-    gallery = unit_rows(np.array([[1.0, 0.0], *[[0.7, 0.7]] * 3]))
+    gallery = normalize_rows(np.array([[1.0, 0.0], *[[0.7, 0.7]] * 3]))
     labels = np.array([0, 1, 1, 1])
     query = np.array([[1.0, 0.0]])
-    assert weighted_knn(4).fit(gallery, labels).predict(query) == [0]
-    assert weighted_knn(4, temperature=100.0).fit(gallery, labels).predict(query) == [1]
+    assert make_weighted_knn(4).fit(gallery, labels).predict(query) == [0]
+    assert make_weighted_knn(4, temperature=100.0).fit(gallery, labels).predict(query) == [1]
 
 
 def test_arguments_outside_their_range():
     with pytest.raises(ValueError, match="n_neighbors=0 must be at least 1"):
-        weighted_knn(3, n_neighbors=0)
+        make_weighted_knn(3, n_neighbors=0)
     with pytest.raises(ValueError, match="temperature=0 must be above 0"):
-        weighted_knn(3, temperature=0)
+        make_weighted_knn(3, temperature=0)

@@ -11,8 +11,8 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 
 from hf_plr import KMeans, ReciprocalDBSCAN
-from hf_plr.features.extractor import FeatureExtractor, empty_in_file
-from hf_plr.features.source import agreement, computes_in_bf16
+from hf_plr.features.extractor import FeatureExtractor, allocate_in_file
+from hf_plr.features.source import agreement, has_bf16_arithmetic
 from hf_plr.utils.precision import _onednn_keeps_fp32, fast_fp32_products
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def test_agreement_of_two_precisions_by_the_runs_own_clusterer():
     assert agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, fraction=0.5) > 0.98
 
 
-@pytest.mark.skipif(not computes_in_bf16(CPU), reason="this processor has no bfloat16 arithmetic")
+@pytest.mark.skipif(not has_bf16_arithmetic(CPU), reason="this processor has no bfloat16 arithmetic")
 @pytest.mark.parametrize(("same_from", "chosen"), [(0.0, "bfloat16"), (1.1, "float32")])
 def test_auto_precision_follows_the_trial_and_is_kept(make_trainer, tmp_path, monkeypatch, same_from, chosen):
     monkeypatch.setattr("hf_plr.features.source.SAME_CLUSTERS", same_from)
@@ -86,11 +86,11 @@ def test_features_in_a_file_give_the_same_run_and_leave_nothing(make_trainer, tm
             assert os.listdir(folder) == []  # it has no name
             assert shard.shape == (203, 32)
     np.testing.assert_array_equal(*runs)
-    assert empty_in_file(0, 4, folder).shape == (0, 4)
+    assert allocate_in_file(0, 4, folder).shape == (0, 4)
 
 
 def test_features_larger_than_a_block_are_clustered_from_a_file(tmp_path):
-    room = empty_in_file(5000, 8, tmp_path)
+    room = allocate_in_file(5000, 8, tmp_path)
     generator = torch.Generator().manual_seed(0)
     room.copy_(torch.randn(5000, 8, generator=generator))
     read_only = np.memmap(tmp_path / "features.f32", np.float32, "w+", shape=(5000, 8))

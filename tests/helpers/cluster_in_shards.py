@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans, ReciprocalDBSCAN
-from hf_plr.clustering.cluster_means import cluster_means
+from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.features.centering import CenteredFeatures, center_features
-from hf_plr.pseudo_labels.metrics import stage_metrics
+from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.utils.distributed import gather_objects, gather_rows, run_on_main
@@ -51,10 +51,10 @@ def main(output: str) -> None:
         before, pseudo_labels = pseudo_labels, stage.refine(clusters, epoch, mine, pseudo_labels)
         state = stage.state_dict() | pseudo_labels.state_dict()
         results |= {f"stage.{name}.{epoch}": value for name, value in state.items()}
-    metrics = stage_metrics(before, pseudo_labels, mine, accelerator)
+    metrics = compute_stage_metrics(before, pseudo_labels, mine, accelerator)
     results["stage.agreement_ari"] = np.array(metrics["agreement_ari"])
     centered = center_features(torch.from_numpy(shard), accelerator)
-    means = cluster_means(centered.rows, labels[mine] % 7, 7, accelerator)
+    means = average_clusters(centered.rows, labels[mine] % 7, 7, accelerator)
     results |= {"center": centered.center.numpy(), "prototypes": means.directions.numpy()}
 
     broken = shard.copy()

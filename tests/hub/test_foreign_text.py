@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hf_plr.data.pixel_cache import PixelCache
-from hf_plr.hub.model_card import as_text
+from hf_plr.hub.model_card import escape_markdown
 from hf_plr.modality.base import python_text
 from hf_plr.units.encoder import write_units
 
@@ -151,7 +151,7 @@ def test_the_card_of_sounds_too(make_sound_trainer, tmp_path):
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_is_one_run_of_text(text):
     markdown_it = pytest.importorskip("markdown_it")
-    shown = as_text(text)
+    shown = escape_markdown(text)
     assert "\n" not in shown
     assert not re.search(r"[<>]", shown)
     markdown = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -7,7 +7,7 @@ from helpers.paths import REPOSITORY
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_plr.report.summary import cluster_sizes
+from hf_plr.report.summary import count_members
 
 
 def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
@@ -28,7 +28,7 @@ def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
     assert results["knn_accuracy"].dataset_type == "user/digits"
     assert results["knn_accuracy"].dataset_split == "test"
 
-    sizes = cluster_sizes(trainer.pseudo_labels.labels)
+    sizes = count_members(trainer.pseudo_labels.labels)
     assert sizes.sum() == (trainer.pseudo_labels.labels >= 0).sum()
     assert f"{len(sizes)} clusters: the smallest has {sizes.min()} images" in card.text
     agreement = [entry["plr/agreement_ari"] for entry in trainer.state.log_history if "plr/agreement_ari" in entry]

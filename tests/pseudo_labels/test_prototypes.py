@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hf_plr.clustering.cluster_means import cluster_means
+from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 
 
@@ -16,7 +16,7 @@ def unit(*shape):
 def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
     memory = PrototypeMemory(temperature=0.1, momentum=0.5)
     features, targets = unit(12, 8), torch.arange(12) % 3
-    memory.reset(torch.zeros(8), cluster_means(features, targets, 3).directions)
+    memory.reset(torch.zeros(8), average_clusters(features, targets, 3).directions)
     for cluster in range(3):
         expected = F.normalize(features[targets == cluster].mean(dim=0), dim=0)
         torch.testing.assert_close(memory.prototypes[cluster], expected)
@@ -38,7 +38,7 @@ def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
 
 def test_soft_targets_that_are_one_hot_equal_hard_ones():
     memory = PrototypeMemory(temperature=0.1, momentum=0.5)
-    memory.reset(torch.zeros(8), cluster_means(unit(12, 8), torch.arange(12) % 3, 3).directions)
+    memory.reset(torch.zeros(8), average_clusters(unit(12, 8), torch.arange(12) % 3, 3).directions)
     batch, hard = unit(4, 8), torch.tensor([2, 0, -1, 1])
     soft = F.one_hot(hard.clamp(min=0), 3).float() * (hard >= 0)[:, None]
     torch.testing.assert_close(memory.loss(batch, soft), memory.loss(batch, hard))
@@ -46,7 +46,7 @@ def test_soft_targets_that_are_one_hot_equal_hard_ones():
 
 def test_update_moves_only_the_prototypes_of_the_batch():
     memory = PrototypeMemory(temperature=0.1, momentum=0.25)
-    memory.reset(torch.zeros(8), cluster_means(unit(12, 8), torch.arange(12) % 4, 4).directions)
+    memory.reset(torch.zeros(8), average_clusters(unit(12, 8), torch.arange(12) % 4, 4).directions)
     before = memory.prototypes.clone()
     features, targets = unit(3, 8), torch.tensor([1, 1, -1])
     memory.update(features, targets)

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import as_clusterer
 from hf_plr.features.centering import CenteredFeatures
-from hf_plr.pseudo_labels.metrics import stage_metrics
+from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 
@@ -47,7 +47,7 @@ def run(stage, n):
     for epoch in range(2):
         clusters = stage.cluster(features)
         epochs.append(stage.refine(clusters, epoch, features.part, previous=epochs[-1] if epochs else None))
-    return epochs, stage_metrics(*epochs, features.part, stage.accelerator)
+    return epochs, compute_stage_metrics(*epochs, features.part, stage.accelerator)
 
 
 @pytest.mark.parametrize("min_confidence", [0.0, 0.7])

@@ -141,6 +141,6 @@ def test_a_cut_leaves_as_many_clusters_as_asked_for_unless_merges_are_tied(heigh
     merges = agglomeration.Merges(13)
     for i, height in enumerate(np.sort(heights)):
         merges.add([0, i + 1], float(height), i + 2.0)
-    labels = agglomeration.Cut(n_clusters, None).clusters(merges)
+    labels = agglomeration.Cut(n_clusters, None).apply(merges)
     identical = int((heights <= 3e-7).sum())
     assert len(np.unique(labels)) == min(n_clusters, 13 - identical)

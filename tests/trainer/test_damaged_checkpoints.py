@@ -46,7 +46,7 @@ def test_checkpoints_of_images(make_trainer, tmp_path):
             labeling.to(torch.device("cpu"))
             labeling.loss(features[some], some)
             labeling.update_prototypes(features[some], some)
-        trainer._feature_source.note(some, features[some])
+        trainer._feature_source.record(some, features[some])
         centered = CenteredFeatures(features, torch.zeros(32), slice(0, 203))
         labeling = trainer.labelings[0]
         labeling.refine(labeling.cluster(centered), now.epoch + 1, centered.part)

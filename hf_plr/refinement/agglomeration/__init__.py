@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from hf_plr.refinement.agglomeration.centroids import CentroidClusters, merge_nearest_first
-from hf_plr.refinement.agglomeration.chain import nearest_neighbour_chain
-from hf_plr.refinement.agglomeration.dense import distances_between, merge_all
+from hf_plr.refinement.agglomeration.chain import merge_along_chain
+from hf_plr.refinement.agglomeration.dense import compute_distances, merge_all
 from hf_plr.refinement.agglomeration.folding import fold
 from hf_plr.refinement.agglomeration.merges import Cut, Merges
-from hf_plr.refinement.agglomeration.related import RelatedClusters, cluster_distances
+from hf_plr.refinement.agglomeration.related import RelatedClusters, compute_cluster_distances
 from hf_plr.refinement.blending import SoftCells
 
 LINKAGES = ("average", "ward", "complete", "single", "centroid")
@@ -43,7 +43,7 @@ def agglomerate(
     """
     merges = _merge_exactly(soft, weights, linkage, cut, max_cells)
     if merges is not None:
-        return cut.clusters(merges), True
+        return cut.apply(merges), True
     n_clusters = 0 if cut.n_clusters is None else cut.n_clusters
     n_left = min(max_cells, max(FOLDED, 3 * n_clusters // 2))
     if n_left <= n_clusters:  # as many clusters as can be told apart: nothing is left to agglomerate
@@ -52,7 +52,7 @@ def agglomerate(
     folded_weights = np.bincount(home, weights, len(heavy))
     merges = _merge_exactly(soft.select(heavy), folded_weights, linkage, cut, max(max_cells, len(heavy)))
     assert merges is not None
-    return cut.clusters(merges)[home], False
+    return cut.apply(merges)[home], False
 
 
 def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut, max_cells: int) -> Merges | None:
@@ -61,19 +61,19 @@ def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut,
     if linkage == "centroid":
         return merge_nearest_first(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
     if n_cells <= min(SMALL, max_cells):
-        return merge_all(distances_between(soft), weights, linkage)
+        return merge_all(compute_distances(soft), weights, linkage)
     if linkage == "ward":
-        return nearest_neighbour_chain(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
+        return merge_along_chain(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
     if _related_pairs_at_most(soft) <= MAX_RELATED_PAIRS:
         related = RelatedClusters(soft, weights, linkage)
         if related.merge_up_to_bounds(cut):
             return related.merges
         if len(related) <= max_cells:
-            distances = cluster_distances(soft, weights, related.cluster_of_cell, linkage)
+            distances = compute_cluster_distances(soft, weights, related.cluster_of_cell, linkage)
             later = merge_all(distances, related.weights, linkage)
-            return related.merges.then(later, related.representatives)
+            return related.merges.extend(later, related.representatives)
     elif n_cells <= max_cells:
-        return merge_all(distances_between(soft), weights, linkage)
+        return merge_all(compute_distances(soft), weights, linkage)
     return None
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_plr.refinement.agglomeration.chain import nearest_clusters
-from hf_plr.refinement.agglomeration.merges import ZERO, Merges, rounding, rounding_of
+from hf_plr.refinement.agglomeration.chain import find_nearest_clusters
+from hf_plr.refinement.agglomeration.merges import ZERO, Merges, rounding, rounding_error
 from hf_plr.refinement.blending import SoftCells
 
 
@@ -70,7 +70,7 @@ def merge_nearest_first(clusters: CentroidClusters) -> Merges:
     """Agglomerate by always merging the two nearest clusters: for centroid linkage, where the chain is not exact.
 
     Two merged clusters may be nearer to a third than either was; such a merge gets the height of the one below it, as
-    in scipy's cuts. Ties are as in `nearest_neighbour_chain`.
+    in scipy's cuts. Ties are as in `merge_along_chain`.
 
     Source: the generic algorithm of Müllner (arXiv 1109.2378), with distances made on demand.
     """
@@ -84,7 +84,7 @@ def merge_nearest_first(clusters: CentroidClusters) -> Merges:
     stale = np.ones(n, dtype=bool)
 
     def refresh(cluster: int) -> list[int]:
-        distance[cluster], nearest = nearest_clusters(clusters.distances_from(cluster), clusters.weights)
+        distance[cluster], nearest = find_nearest_clusters(clusters.distances_from(cluster), clusters.weights)
         partner[cluster], stale[cluster] = nearest[0], False
         return nearest
 
@@ -94,7 +94,7 @@ def merge_nearest_first(clusters: CentroidClusters) -> Merges:
     while n_alive > 1:
         while True:
             lowest = float(distance.min())
-            candidates = np.flatnonzero(distance <= lowest + rounding_of(lowest))
+            candidates = np.flatnonzero(distance <= lowest + rounding_error(lowest))
             if not stale[candidates].any():
                 break
             for cluster in candidates[stale[candidates]]:
@@ -120,7 +120,7 @@ def merge_nearest_first(clusters: CentroidClusters) -> Merges:
         if n_alive == 1:
             break
         from_new = clusters.distances_from(stays)
-        distance[stays], nearest = nearest_clusters(from_new, clusters.weights)
+        distance[stays], nearest = find_nearest_clusters(from_new, clusters.weights)
         partner[stays], stale[stays] = nearest[0], False
         nearer = from_new + rounding(from_new) < distance
         tied = clusters.alive & ~nearer & ~stale & (from_new <= distance + rounding(distance))

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hf_plr.refinement.agglomeration.merges import Merges, rounding_of
+from hf_plr.refinement.agglomeration.merges import Merges, rounding_error
 
 
 class Clusters(Protocol):
@@ -27,7 +27,7 @@ class Clusters(Protocol):
         """Let one cluster absorb another."""
 
 
-def nearest_neighbour_chain(clusters: Clusters, n_left: int = 1) -> Merges:
+def merge_along_chain(clusters: Clusters, n_left: int = 1) -> Merges:
     """Agglomerate with a linkage under which a merged cluster is never nearer to a third than its parts were.
 
     Stops when `n_left` clusters are left, or fewer where several are tied; which merges have been made by then says
@@ -43,7 +43,7 @@ def nearest_neighbour_chain(clusters: Clusters, n_left: int = 1) -> Merges:
     while n_alive > n_left:
         if not chain:
             chain, had_ties = [int(np.argmax(clusters.alive))], [False]
-        height, nearest = nearest_clusters(clusters.distances_from(chain[-1]), clusters.weights)
+        height, nearest = find_nearest_clusters(clusters.distances_from(chain[-1]), clusters.weights)
         had_ties[-1] = len(nearest) > 1
         if len(chain) == 1 or chain[-2] not in nearest:
             chain.append(int(nearest[0]))
@@ -63,10 +63,10 @@ def nearest_neighbour_chain(clusters: Clusters, n_left: int = 1) -> Merges:
     return merges
 
 
-def nearest_clusters(distances: np.ndarray, weights: np.ndarray) -> tuple[float, list[int]]:
+def find_nearest_clusters(distances: np.ndarray, weights: np.ndarray) -> tuple[float, list[int]]:
     """The smallest distance, and the clusters at that distance; of several the lightest, all of them if tied."""
     lowest = float(distances.min())
-    nearest = (distances <= lowest + rounding_of(lowest)).nonzero()[0]
+    nearest = (distances <= lowest + rounding_error(lowest)).nonzero()[0]
     if len(nearest) > 1:
         tied = weights[nearest]
         nearest = nearest[tied == tied.min()]
@@ -83,7 +83,7 @@ def _tied_group(clusters: Clusters, pair: list[int]) -> tuple[list[int], int | N
 
     def nearest_to(cluster: int) -> list[int]:
         if cluster not in nearest:
-            nearest[cluster] = nearest_clusters(clusters.distances_from(cluster), clusters.weights)[1]
+            nearest[cluster] = find_nearest_clusters(clusters.distances_from(cluster), clusters.weights)[1]
         return nearest[cluster]
 
     group, waiting = set(pair), list(pair)

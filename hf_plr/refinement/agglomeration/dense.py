@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_plr.refinement.agglomeration.chain import nearest_neighbour_chain
+from hf_plr.refinement.agglomeration.chain import merge_along_chain
 from hf_plr.refinement.agglomeration.merges import ZERO, Merges
 from hf_plr.refinement.blending import SoftCells
 
@@ -76,14 +76,14 @@ def merge_all(distances: np.ndarray, weights: np.ndarray, linkage: str) -> Merge
     np.fill_diagonal(distances, np.inf)
     clusters = DenseClusters(distances, weights, linkage)
     while len(clusters.weights) > 1:
-        merges = merges.then(nearest_neighbour_chain(clusters, n_left=len(clusters.weights) // 2), representatives)
+        merges = merges.extend(merge_along_chain(clusters, n_left=len(clusters.weights) // 2), representatives)
         left = np.flatnonzero(clusters.alive)
         representatives = representatives[left]
         clusters = clusters.select(left)
     return merges
 
 
-def distances_between(soft: SoftCells) -> np.ndarray:
+def compute_distances(soft: SoftCells) -> np.ndarray:
     """Euclidean distances between the soft labels of cells, shape (cells, cells); zero where rounding hides them."""
     n = len(soft)
     norms = soft.squared_norms()
@@ -91,11 +91,11 @@ def distances_between(soft: SoftCells) -> np.ndarray:
     for start in range(0, n, BLOCK):
         block = slice(start, start + BLOCK)
         distances[block] = soft.inner_products(soft.rows(block).toarray())
-        to_distances(distances[block], norms[block, None], norms)
+        convert_to_distances(distances[block], norms[block, None], norms)
     return distances
 
 
-def to_distances(products: np.ndarray, norms: np.ndarray, others: np.ndarray) -> None:
+def convert_to_distances(products: np.ndarray, norms: np.ndarray, others: np.ndarray) -> None:
     """Turn inner products into Euclidean distances, in place; squared norms broadcast against them."""
     products *= -2.0
     products += norms

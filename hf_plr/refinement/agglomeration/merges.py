@@ -19,7 +19,7 @@ def rounding(distance: np.ndarray) -> np.ndarray:
     return 1e-12 * np.maximum(distance, 1.0) + 1e-14 / np.maximum(distance, ZERO)
 
 
-def rounding_of(distance: float) -> float:
+def rounding_error(distance: float) -> float:
     """The same for one distance, without the cost of an array."""
     return 1e-12 * max(distance, 1.0) + 1e-14 / max(distance, ZERO)
 
@@ -37,7 +37,7 @@ class Cut:
     n_clusters: int | None
     distance_threshold: float | None
 
-    def clusters(self, merges: Merges) -> np.ndarray:
+    def apply(self, merges: Merges) -> np.ndarray:
         """Cluster of each point, from 0, shape (n_points,)."""
         heights = np.asarray(merges.heights)
         if self.n_clusters is None:
@@ -58,13 +58,13 @@ class Cut:
             return False
         if self.n_clusters is None:
             return bound > self._highest
-        below = np.asarray(merges.heights) < bound - rounding_of(bound)
+        below = np.asarray(merges.heights) < bound - rounding_error(bound)
         return int(below.sum()) >= merges.n_points - self.n_clusters
 
     @property
     def _highest(self) -> float:
         assert self.distance_threshold is not None
-        return self.distance_threshold + rounding_of(self.distance_threshold)
+        return self.distance_threshold + rounding_error(self.distance_threshold)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Merges:
             self.heights.append(height)
             self.weights.append(weight)
 
-    def then(self, later: Merges, point_of_cluster: np.ndarray) -> Merges:
+    def extend(self, later: Merges, point_of_cluster: np.ndarray) -> Merges:
         """These merges, then those of the clusters that they left; `point_of_cluster` is one point of each."""
         return Merges(
             self.n_points,

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from hf_plr.refinement.agglomeration.dense import to_distances
+from hf_plr.refinement.agglomeration.dense import convert_to_distances
 from hf_plr.refinement.agglomeration.merges import ZERO, Cut, Merges, rounding
 from hf_plr.refinement.blending import SoftCells
 
@@ -162,7 +162,7 @@ class RelatedClusters:
         return REDUCERS[self._linkage].reduceat(values[order], starts)
 
 
-def cluster_distances(soft: SoftCells, weights: np.ndarray, cluster: np.ndarray, linkage: str) -> np.ndarray:
+def compute_cluster_distances(soft: SoftCells, weights: np.ndarray, cluster: np.ndarray, linkage: str) -> np.ndarray:
     """Distances between clusters of cells, dense, from the distances of all their cells."""
     n_clusters = int(cluster.max()) + 1
     order, starts, _ = _members(cluster, n_clusters)
@@ -174,7 +174,7 @@ def cluster_distances(soft: SoftCells, weights: np.ndarray, cluster: np.ndarray,
     for start in range(0, len(weights), height):
         block = slice(start, start + height)
         distances = soft.inner_products(soft.rows(block).toarray())
-        to_distances(distances, norms[block, None], norms)
+        convert_to_distances(distances, norms[block, None], norms)
         if linkage == "average":
             distances *= weights[block, None] * weights
         partial = reduce.reduceat(distances, starts, axis=1)

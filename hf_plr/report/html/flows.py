@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_plr.refinement import NOISE, ClusterEvent, CooccurrenceTable, cooccurrence
-from hf_plr.refinement.correspondence import Overlaps, cluster_events
+from hf_plr.refinement.correspondence import Overlaps, find_cluster_events
 
 MAX_CHANGES = 24  # changes with details, the largest ones
 MIN_EVENTS = 6  # with fewer changes than this, the largest clusters that were kept are shown too
@@ -29,10 +29,10 @@ def cluster_flow(previous: np.ndarray, current: np.ndarray) -> dict[str, Any]:
         so do those to a current one.
     """
     table = cooccurrence(previous, current)
-    overlaps = Overlaps.of_cells(
+    overlaps = Overlaps.from_cells(
         table.previous, table.current, table.counts, len(table.previous_ids), len(table.current_ids)
     )
-    events = cluster_events(overlaps, table.previous_ids, table.current_ids)
+    events = find_cluster_events(overlaps, table.previous_ids, table.current_ids)
     changes = [event for event in events if event.kind != "kept"]
     kept = events.of_kind("kept")[: max(0, MIN_EVENTS - len(changes))]
     shown = [*changes[:MAX_CHANGES], *kept]
