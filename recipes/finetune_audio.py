@@ -19,7 +19,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 
 from hf_plr.data.audio_decoding import decode_waveform
 from hf_plr.data.columns import find_audio_column
-from hf_plr.data.sample_store import undecoded
+from hf_plr.data.sample_store import select_undecoded
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             )
             return {**values, "labels": label_tensor(batch["labels"])}
 
-        return undecoded(samples, column).add_column("labels", labels).with_transform(read)
+        return select_undecoded(samples, column).add_column("labels", labels).with_transform(read)
 
     metrics = train_classifier(
         lambda classes: AutoModelForAudioClassification.from_pretrained(recipe.model_name_or_path, **classes),
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.process_index == 0:
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "sound.wav")
-            waveform = decode_waveform(undecoded(data.test, column)[0][column], 0, rate)
+            waveform = decode_waveform(select_undecoded(data.test, column)[0][column], 0, rate)
             soundfile.write(file, waveform[: round(recipe.max_seconds * rate)], rate)
             heard, _ = soundfile.read(file, dtype="float32")  # by its path the pipeline asks for ffmpeg
             answers = pipeline("audio-classification", args.output_dir)(heard, top_k=3)

@@ -26,12 +26,12 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
-from hf_plr.data.audio_store import sampling_rates
+from hf_plr.data.audio_store import read_sampling_rates
 from hf_plr.data.columns import find_audio_column
-from hf_plr.data.loading import draw_rows, load_train_and_test, synthetic_sounds
+from hf_plr.data.loading import draw_rows, load_train_and_test, make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
-from hf_plr.recipe_tools.launched import as_typed
+from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
     DataArguments,
     OutputArguments,
@@ -132,7 +132,7 @@ def parse(argv: list[str] | None) -> tuple[RecipeArguments, Arguments]:
     assert __doc__ is not None
     parser = RecipeParser(
         [RecipeArguments, AllArguments],
-        as_typed(__doc__),
+        localize_commands(__doc__),
         adjust_defaults,
         hidden=IMAGE_ARGUMENTS,
         choose=choose_arguments,
@@ -180,7 +180,7 @@ def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer 
     if model is None:
         if len(sounds) == 0:
             raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")
-        rates = sampling_rates(sounds, find_audio_column(sounds, args.audio_column))
+        rates = read_sampling_rates(sounds, find_audio_column(sounds, args.audio_column))
         rate = 8_000 if np.median(rates) <= 8_000 else 16_000
         set_seed(args.seed)
         model, extractor = small_hubert(rate), small_hubert_extractor(rate)
@@ -191,7 +191,7 @@ def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer 
 def load(recipe: RecipeArguments, args: Arguments) -> tuple[Dataset, Dataset | None]:
     """Load training recordings and test split."""
     if recipe.dataset_name is None:
-        return synthetic_sounds(), None
+        return make_synthetic_recordings(), None
     with args.main_process_first(desc="loading the data set"):
         return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
 

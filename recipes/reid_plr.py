@@ -26,12 +26,12 @@ from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.image_store import image_sizes
+from hf_plr.data.image_store import read_image_sizes
 from hf_plr.data.loading import draw_rows
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.models.vision import fitting_size, load_backbone, load_image_processor, small_vit, small_vit_processor
+from hf_plr.models.vision import choose_vit_size, load_backbone, load_image_processor, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
-from hf_plr.recipe_tools.launched import as_typed
+from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
     OutputArguments,
     check_output_dir,
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, ReidPLRArguments]:
     """Parse the recipe's arguments."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, ReidPLRArguments], as_typed(__doc__), adjust=adjust_defaults)
+    parser = RecipeParser([RecipeArguments, ReidPLRArguments], localize_commands(__doc__), adjust=adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 
@@ -190,7 +190,7 @@ def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.
             recipe.train_split,
         )
     rows = draw_rows(len(target.train.images), recipe.max_samples, args.seed)
-    return target.with_train(rows), rows
+    return target.select_train(rows), rows
 
 
 def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> tuple[PreTrainedModel, Any]:
@@ -203,7 +203,7 @@ def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> 
         if height is not None and width is not None:
             image_size, patch_size = max(height, width), max(8, min(height, width) // 8)
         else:
-            image_size, patch_size = fitting_size(*image_sizes(target.train.images, "image"))
+            image_size, patch_size = choose_vit_size(*read_image_sizes(target.train.images, "image"))
         set_seed(args.seed)
         model, processor = small_vit(image_size, patch_size), small_vit_processor(image_size)
     if height is not None and width is not None:

@@ -21,11 +21,11 @@ from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.columns import find_image_column
-from hf_plr.data.image_store import image_sizes
+from hf_plr.data.image_store import read_image_sizes
 from hf_plr.data.loading import digits, draw_rows, load_train_and_test
-from hf_plr.models.vision import fitting_size, small_vit, small_vit_processor
+from hf_plr.models.vision import choose_vit_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
-from hf_plr.recipe_tools.launched import as_typed
+from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
     DataArguments,
     OutputArguments,
@@ -87,7 +87,7 @@ def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
     """Parse the recipe's arguments; without a data set, the digits have an output folder of their own."""
     assert __doc__ is not None
     parser = RecipeParser(
-        [RecipeArguments, VitPLRArguments], as_typed(__doc__), adjust_defaults, hidden=SOUND_ARGUMENTS
+        [RecipeArguments, VitPLRArguments], localize_commands(__doc__), adjust_defaults, hidden=SOUND_ARGUMENTS
     )
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
@@ -114,7 +114,7 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
     if len(images) == 0:
         raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")
     image_column = find_image_column(images, args.image_column)
-    image_size, patch_size = fitting_size(*image_sizes(images, image_column))
+    image_size, patch_size = choose_vit_size(*read_image_sizes(images, image_column))
     set_seed(args.seed)
     model = small_vit(image_size, patch_size)
     processor = small_vit_processor(image_size)

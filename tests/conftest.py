@@ -19,7 +19,7 @@ from helpers import tiny
 from hypothesis import settings
 
 from hf_plr import PLRTrainer, UnitTrainer
-from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
+from hf_plr.data.loading import digits, draw_rows, make_synthetic_recordings
 from hf_plr.trainer.base_trainer import BaseTrainer
 
 # `make test` draws the same few examples every time, `make test-all` many new ones. Other processors are slower.
@@ -70,7 +70,7 @@ def make_trainer(tmp_path: Path, some_digits: Dataset) -> Callable[..., PLRTrain
 @pytest.fixture(scope="session")
 def some_sounds() -> Dataset:
     """83 synthetic sounds of 0.3 to 1 s at 8 kHz: divisible by no batch size in use."""
-    return synthetic_sounds(n_per_class=11).select(range(83))
+    return make_synthetic_recordings(n_per_class=11).select(range(83))
 
 
 @pytest.fixture

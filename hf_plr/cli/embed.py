@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_plr.modality import find_modality
 
     settings = {name: getattr(args, name) for name in ("image_column", "audio_column")}
-    of_run = settings_of_run(args.model)
+    of_run = read_run_settings(args.model)
     for name in FROM_RUN:
         given = getattr(args, name)
         settings[name] = of_run.get(name) if given is None else given
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def settings_of_run(model: str) -> dict[str, Any]:
+def read_run_settings(model: str) -> dict[str, Any]:
     """How the run that left a backbone took its features; empty where no `metrics.json` lies beside it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError

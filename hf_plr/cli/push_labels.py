@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> None:
     path = find_label_file(args.folder)
     media = None
     if args.with_media is not None:
-        from hf_plr.data.columns import find_media_column
+        from hf_plr.data.columns import find_modality_column
         from hf_plr.data.loading import choose_split, load_splits
 
         splits = load_splits(args.with_media, args.dataset_config_name)
         dataset = choose_split(splits, args.with_media, args.split)
-        _, column = find_media_column(dataset, args.image_column, args.audio_column)
+        _, column = find_modality_column(dataset, args.image_column, args.audio_column)
         media = select_labelled_media(args.folder, dataset, column)
     name, url = push_labels(args.folder, args.repo, media=media, private=args.private, revision=args.revision)
     what = path.name if media is None else f"{path.name} and {len(media):,} {media.column_names[0]}s"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hf_plr.recipe_tools.launched import RECIPES
+from hf_plr.recipe_tools.launch_environment import RECIPES
 from hf_plr.utils.shipped_files import find_shipped
 
 SUMMARY = "adapt a backbone to unlabelled images or recordings"

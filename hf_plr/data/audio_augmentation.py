@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from hf_plr.utils.rng import uniform
 
-SoundAugmentation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+AudioAugmentation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SPEEDS = (0.9, 1.1)
 MOST_SHIFTED = 0.10  # of the clip, to either side
 GAINS = (-6.0, 6.0)  # dB
@@ -25,7 +25,7 @@ def no_augmentation(values: torch.Tensor, lengths: torch.Tensor, numbers: torch.
     return values
 
 
-def waveform(values: torch.Tensor, lengths: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def waveform_augmentation(values: torch.Tensor, lengths: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Small changes of speed (10%), place (10%) and loudness (6 dB), white noise (15 to 40 dB below), a silent span.
 
     What was said, and by whom, stays to be heard. Speed changes pitch too (linear interpolation); a clip keeps its
@@ -53,7 +53,7 @@ def waveform(values: torch.Tensor, lengths: torch.Tensor, numbers: torch.Tensor)
     return values.masked_fill(padding | _span(lengths, numbers[:, 5:7], position), 0.0)
 
 
-AUDIO_AUGMENTATIONS: dict[str, SoundAugmentation] = {"waveform": waveform, "none": no_augmentation}
+AUDIO_AUGMENTATIONS: dict[str, AudioAugmentation] = {"waveform": waveform_augmentation, "none": no_augmentation}
 
 
 def _resample(values: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from hf_plr.data.sample_store import UnreadableSample
 FORMATS = "wav, flac, ogg or mp3"
 
 
-class UnreadableSound(UnreadableSample):
+class UnreadableRecording(UnreadableSample):
     """A recording that cannot be decoded."""
 
 
@@ -42,7 +42,7 @@ def decode_waveform(
         float32 array of shape (T,), usually in [-1, 1].
 
     Raises:
-        UnreadableSound: if it is missing, empty, cannot be decoded, or holds NaN or infinite samples.
+        UnreadableRecording: if it is missing, empty, cannot be decoded, or holds NaN or infinite samples.
         ValueError: if it is an array without sampling rate.
     """
     if _is_array(value):
@@ -54,9 +54,9 @@ def decode_waveform(
             frames = _samples_before(max_samples, sampling_rate, rate)
             waveform = file.read(-1 if frames is None else frames, dtype="float32", always_2d=True).mean(axis=1)
     if len(waveform) == 0:
-        raise UnreadableSound(f"recording {row} has no samples")
+        raise UnreadableRecording(f"recording {row} has no samples")
     if not np.isfinite(waveform).all():
-        raise UnreadableSound(f"recording {row} holds samples that are NaN or infinite")
+        raise UnreadableRecording(f"recording {row} holds samples that are NaN or infinite")
     if rate != sampling_rate:
         waveform = soxr.resample(waveform, rate, sampling_rate, quality="HQ")
     return np.pad(waveform[:max_samples], (0, max(0, min_samples - len(waveform))))
@@ -74,7 +74,7 @@ def stored_rate(value: Any, row: int) -> int:
             '{"array": samples, "sampling_rate": samples a second} or an audio file'
         )
     if not rate >= 1:
-        raise UnreadableSound(f"recording {row} has sampling_rate={rate}")
+        raise UnreadableRecording(f"recording {row} has sampling_rate={rate}")
     return int(rate)
 
 
@@ -100,17 +100,17 @@ def _from_array(array: Any, frames: int | None, row: int) -> np.ndarray:
             raise ValueError(f"it has {samples.ndim} axes")
         return samples[:frames].astype(np.float32) / np.float32(full_scale)
     except (ValueError, TypeError) as error:
-        raise UnreadableSound(f"recording {row} is no array of numbers with one or two axes ({error})") from error
+        raise UnreadableRecording(f"recording {row} is no array of numbers with one or two axes ({error})") from error
 
 
 @contextlib.contextmanager
 def _opened(value: Any, row: int) -> Iterator[soundfile.SoundFile]:
-    """An audio file; what goes wrong with it, now or while it is read, becomes an `UnreadableSound`."""
+    """An audio file; what goes wrong with it, now or while it is read, becomes an `UnreadableRecording`."""
     source = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
     if not source:
-        raise UnreadableSound(f"recording {row} is missing")
+        raise UnreadableRecording(f"recording {row} is missing")
     if not isinstance(source, (bytes, str, os.PathLike)):
-        raise UnreadableSound(f"recording {row} is neither a file nor an array but of type {type(source).__name__}")
+        raise UnreadableRecording(f"recording {row} is neither a file nor an array but of type {type(source).__name__}")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             yield file
@@ -119,4 +119,4 @@ def _opened(value: Any, row: int) -> Iterator[soundfile.SoundFile]:
         reason = str(error)
         if isinstance(source, bytes) and isinstance(error, soundfile.LibsndfileError):
             reason = error.error_string  # without the name of a file that there is not
-        raise UnreadableSound(f"recording {row} cannot be read as {FORMATS} ({reason})") from error
+        raise UnreadableRecording(f"recording {row} cannot be read as {FORMATS} ({reason})") from error

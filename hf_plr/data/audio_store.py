@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform, stored_rate
-from hf_plr.data.sample_store import SampleStore, spread_rows, undecoded
+from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform, stored_rate
+from hf_plr.data.sample_store import SampleStore, select_undecoded, spread_rows
 
 
 class AudioFormat:
@@ -82,12 +82,12 @@ class AudioStore(SampleStore):
 
     Raises:
         ValueError: if the data set is empty, no recording is readable, or an array has no sampling rate.
-        UnreadableSound: if a recording cannot be decoded; the message has its row.
+        UnreadableRecording: if a recording cannot be decoded; the message has its row.
     """
 
     noun = "recording"
     input_name = "input_values"
-    unreadable_error = UnreadableSound
+    unreadable_error = UnreadableRecording
     decode_batch = 32  # their files are in memory together and may be long
 
     def __init__(
@@ -136,7 +136,7 @@ class AudioStore(SampleStore):
         ]
 
 
-def collate_sounds(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_recordings(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Items of a `AudioStore` as a batch: what `AudioStore.batch` returns, and "labels" where the items have them."""
     batch = {"index": torch.tensor([item["index"] for item in items])} | _pad([item["input_values"] for item in items])
     if "labels" in items[0]:
@@ -144,20 +144,20 @@ def collate_sounds(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def sampling_rates(dataset: Dataset, audio_column: str, n_samples: int = 256) -> list[int]:
+def read_sampling_rates(dataset: Dataset, audio_column: str, n_samples: int = 256) -> list[int]:
     """Samples a second (Hz) of up to `n_samples` recordings, evenly spaced; unreadable ones are left out.
 
     Raises:
         ValueError: if none of them can be read, or an array has no sampling rate.
     """
-    column = undecoded(dataset, audio_column)
+    column = select_undecoded(dataset, audio_column)
     looked_at = spread_rows(len(dataset), n_samples)
     rates: list[int] = []
     for rows in np.array_split(looked_at, range(AudioStore.decode_batch, len(looked_at), AudioStore.decode_batch)):
         for row, value in zip(rows.tolist(), column[rows.tolist()][audio_column], strict=True):
             try:
                 rates.append(stored_rate(value, row))
-            except UnreadableSound:
+            except UnreadableRecording:
                 continue
     if not rates:
         raise ValueError(f"none of {len(looked_at)} recordings looked at can be read")

@@ -45,7 +45,7 @@ def find_audio_column(dataset: Dataset, wanted: str | None = None) -> str:
     return _find_column(dataset, "audio", wanted)
 
 
-def find_media_column(dataset: Dataset, image_column: str | None, audio_column: str | None) -> tuple[MediaKind, str]:
+def find_modality_column(dataset: Dataset, image_column: str | None, audio_column: str | None) -> tuple[MediaKind, str]:
     """Whether a data set is one of images or of recordings, "image" or "audio", and the column that holds them.
 
     Args:
@@ -88,7 +88,7 @@ def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None
         AmbiguousLabelColumns: if several columns could be meant.
     """
     if wanted is not None:
-        check_present(dataset, "label_column", wanted)
+        check_column(dataset, "label_column", wanted)
         return wanted
     features: Features = dataset.features
     found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
@@ -129,7 +129,7 @@ def _find_column(dataset: Dataset, kind: MediaKind, wanted: str | None) -> str:
     """The named column, or the only one of its kind."""
     feature, media = MEDIA[kind]
     if wanted is not None:
-        check_present(dataset, f"{kind}_column", wanted)
+        check_column(dataset, f"{kind}_column", wanted)
         return wanted
     found = _columns_of(dataset, kind)
     if len(found) == 1:
@@ -160,7 +160,7 @@ def _describe(feature: object) -> str:
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
-def check_present(dataset: Dataset, argument: str, name: str) -> None:
+def check_column(dataset: Dataset, argument: str, name: str) -> None:
     if name not in dataset.column_names:
         raise ValueError(
             f"{argument}={name!r} is not in the data set; the columns are: {', '.join(dataset.column_names)}"

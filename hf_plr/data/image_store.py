@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from hf_plr.data.pixel_cache import PixelCache
-from hf_plr.data.sample_store import SampleStore, UnreadableSample, spread_rows, undecoded
+from hf_plr.data.sample_store import SampleStore, UnreadableSample, select_undecoded, spread_rows
 
 # What Pillow raises for damaged files: RuntimeError for AVIF, MemoryError where a header promises too much.
 NOT_READ = (
@@ -188,14 +188,14 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def image_sizes(dataset: Dataset, image_column: str, n_samples: int = 256) -> tuple[list[int], list[int]]:
+def read_image_sizes(dataset: Dataset, image_column: str, n_samples: int = 256) -> tuple[list[int], list[int]]:
     """Heights and widths in pixels of up to `n_samples` images, evenly spaced; unreadable ones are left out.
 
     Raises:
         ValueError: if none of them can be read.
     """
     rows = spread_rows(len(dataset), n_samples)
-    column = undecoded(dataset, image_column)
+    column = select_undecoded(dataset, image_column)
     sizes: list[tuple[int, int]] = []
     for row in rows:
         try:

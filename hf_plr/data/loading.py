@@ -106,7 +106,7 @@ SYNTHETIC_RATE = 8000
 SYNTHETIC_VOWELS = {"ah": (730, 1090, 2440), "ee": (270, 2290, 3010), "oo": (300, 870, 2240)}
 
 
-def synthetic_sounds(n_per_class: int = 100, seed: int = 0) -> Dataset:
+def make_synthetic_recordings(n_per_class: int = 100, seed: int = 0) -> Dataset:
     """Synthetic recordings of eight classes, made here by arithmetic: nobody speaks in them and no file is needed.
 
     Chirps up and down, three vowel-like stacks of harmonics, bursts of noise, trains of clicks and a tremolo, each with

@@ -65,7 +65,7 @@ class SampleStore(TorchDataset, ABC):
         if len(dataset) == 0:
             raise ValueError("the data set is empty: it has no row")
         self.labels = None if label_column is None else encode_labels(dataset, label_column, label_names)
-        self._column = undecoded(dataset, column)
+        self._column = select_undecoded(dataset, column)
         self._column_name = column
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class SampleStore(TorchDataset, ABC):
         """Whether the decoded samples are kept."""
 
     @property
-    def stored(self) -> Dataset:
+    def undecoded_column(self) -> Dataset:
         """The column of images or recordings as it is stored, undecoded; its rows are those that `rows` names."""
         return self._column
 
@@ -111,7 +111,7 @@ class SampleStore(TorchDataset, ABC):
 
     def files(self) -> list[str] | None:
         """The file of each position, below the folder that all files are in; None if it is not known of every one."""
-        paths = stored_paths(self._column, self._column_name)
+        paths = list_stored_paths(self._column, self._column_name)
         if paths is None:
             return None
         if all(os.path.isabs(path) for path in paths):
@@ -180,7 +180,7 @@ class SampleStore(TorchDataset, ABC):
         return True
 
 
-def undecoded(dataset: Dataset, column: str) -> Dataset:
+def select_undecoded(dataset: Dataset, column: str) -> Dataset:
     """A column of images or recordings as bytes or paths: decoded here, so that a bad one can be named by its row."""
     selected = dataset.select_columns([column])
     feature = dataset.features[column]
@@ -189,7 +189,7 @@ def undecoded(dataset: Dataset, column: str) -> Dataset:
     return selected.with_format(None)
 
 
-def stored_paths(column: Dataset, name: str) -> list[str] | None:
+def list_stored_paths(column: Dataset, name: str) -> list[str] | None:
     """Paths that an undecoded column holds beside its bytes, (N,); None if any is missing."""
     paths: list[str] = []
     arrow = column.with_format("arrow")

@@ -54,7 +54,7 @@ def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, colu
     Raises:
         ValueError: if the labels are not of these data.
     """
-    from hf_plr.data.sample_store import stored_paths, undecoded
+    from hf_plr.data.sample_store import list_stored_paths, select_undecoded
 
     path = find_label_file(folder)
     table = pq.read_table(path, columns=["index", *({"file"} & set(pq.read_schema(path).names))])
@@ -64,9 +64,9 @@ def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, colu
             f"{path} labels row {int(index.max())}, but the data set has {len(dataset)} rows: it is not the one that "
             "the run was given"
         )
-    media = undecoded(dataset, column).select(index)
+    media = select_undecoded(dataset, column).select(index)
     names = [os.path.basename(name) for name in table["file"].to_pylist()] if "file" in table.column_names else None
-    found = stored_paths(media, column) if names else None
+    found = list_stored_paths(media, column) if names else None
     if names and found and names != [os.path.basename(name) for name in found]:
         row = next(i for i, name in enumerate(found) if os.path.basename(name) != names[i])
         raise ValueError(

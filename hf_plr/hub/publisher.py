@@ -291,7 +291,7 @@ class Publisher:
     def _media_by_index(self) -> Dataset:
         """What was trained on, in the order of the saved labels: that of their index."""
         assert self._saved_labels is not None
-        media, rows = self.trainer.train_dataset.stored, self.trainer.train_dataset.rows
+        media, rows = self.trainer.train_dataset.undecoded_column, self.trainer.train_dataset.rows
         index = rows if self._saved_labels.rows is None else self._saved_labels.rows[rows]
         return media.select(rows[np.argsort(index, kind="stable")])
 

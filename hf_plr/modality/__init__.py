@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from hf_plr.data.columns import find_media_column
+from hf_plr.data.columns import find_modality_column
 from hf_plr.modality.audio import AudioModality
 from hf_plr.modality.base import Modality, SampleOpener
 from hf_plr.modality.image import ImageModality
@@ -27,5 +27,5 @@ def find_modality(
     Raises:
         ValueError: if it is not clear which column is meant, or something does not fit together.
     """
-    kind, column = find_media_column(dataset, args.image_column, args.audio_column)
+    kind, column = find_modality_column(dataset, args.image_column, args.audio_column)
     return MODALITIES[kind](model, args, column, processor, augmentation)

@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, SoundAugmentation
-from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_sounds
+from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, AudioAugmentation
+from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Modality, python_text
+from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.speech import SpeechBackbone, load_feature_extractor, load_speech_backbone
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class AudioModality(Modality):
     pipeline_tag = "feature-extraction"
     card_template = "audio_backbone.md"
     classifier = "AutoModelForAudioClassification"
-    collate = staticmethod(collate_sounds)
+    collate = staticmethod(collate_recordings)
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class AudioModality(Modality):
         args: BaseTrainingArguments,
         column: str,
         processor: Any = None,
-        augmentation: SoundAugmentation | None = None,
+        augmentation: AudioAugmentation | None = None,
     ):
         if args.pooling not in (None, "mean"):
             raise ValueError(f"pooling={args.pooling!r} does not fit sounds: they are pooled by 'mean'")
@@ -126,7 +126,7 @@ class AudioModality(Modality):
 
     def usage_snippet(self, name: str) -> str:
         return SNIPPET.format(
-            name=python_text(name),
+            name=quote_python(name),
             rate=self.format.sampling_rate,
             feature=self.backbone.feature_expression(),
             width=self.model.config.hidden_size,

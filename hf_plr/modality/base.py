@@ -109,7 +109,7 @@ class SampleOpener:
         return self._opened[id(dataset)][1]
 
 
-def python_text(text: str) -> str:
+def quote_python(text: str) -> str:
     """A Python literal of one line, in double quotes where it has no quotes itself."""
     literal = repr(text)
     return literal if "'" in text or '"' in text else f'"{literal[1:-1]}"'

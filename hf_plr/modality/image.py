@@ -15,7 +15,7 @@ from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, Augmentation
 from hf_plr.data.image_store import ImageGeometry, ImageStore, collate_images
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Modality, python_text
+from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ImageModality(Modality):
 
     def usage_snippet(self, name: str) -> str:
         return SNIPPET.format(
-            name=python_text(name),
+            name=quote_python(name),
             interpolate=", interpolate_pos_encoding=True" if self.backbone.forward_arguments else "",
             feature=self.backbone.feature_expression(),
             width=self.model.config.hidden_size,

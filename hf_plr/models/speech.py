@@ -19,7 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from hf_plr.models.vision import bare_backbone, cannot_load, in_float32, load_saved
+from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_saved
 
 logger = logging.getLogger(__name__)
 
@@ -158,10 +158,10 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
         try:
             loaded = AutoModel.from_pretrained(name, dtype=torch.float32)
         except Exception as error:  # as in load_backbone
-            raise ValueError(cannot_load(name, error)) from error
-    backbone = bare_backbone(loaded)
+            raise ValueError(describe_load_error(name, error)) from error
+    backbone = extract_backbone(loaded)
     _check_speech(backbone)
-    backbone = in_float32(backbone)
+    backbone = convert_to_float32(backbone)
     _switch_randomness_off(backbone.config)
     _ensure_mask_embedding(backbone)
     return backbone

@@ -69,20 +69,20 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
         try:
             loaded, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
-            raise ValueError(cannot_load(name, error)) from error
+            raise ValueError(describe_load_error(name, error)) from error
         if any(key.startswith("pooler.dense.") for key in report["missing_keys"]):
             pass_class_token_through_pooler(loaded)
-    backbone = bare_backbone(loaded)
+    backbone = extract_backbone(loaded)
     _check_vision(backbone)
     if getattr(backbone, "pooler", backbone) is None:  # a model with a head has none, but AutoModel expects its weights
         backbone = _with_pooler(backbone)
     for name, parameter in backbone.named_parameters():
         if name.startswith("pooler.") or name.endswith("mask_token"):
             parameter.requires_grad_(False)  # no part of any feature: several processes would wait for its gradient
-    return in_float32(backbone)
+    return convert_to_float32(backbone)
 
 
-def bare_backbone(model: PreTrainedModel) -> PreTrainedModel:
+def extract_backbone(model: PreTrainedModel) -> PreTrainedModel:
     """The backbone of a model with a head; a model without one is returned as it is."""
     backbone: Any = model.base_model
     if backbone is not model:
@@ -90,7 +90,7 @@ def bare_backbone(model: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
-def in_float32(model: PreTrainedModel) -> PreTrainedModel:
+def convert_to_float32(model: PreTrainedModel) -> PreTrainedModel:
     """A model with its weights in float32, where they are trained."""
     half = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
     if half:
@@ -100,7 +100,7 @@ def in_float32(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def cannot_load(name: str, error: Exception) -> str:
+def describe_load_error(name: str, error: Exception) -> str:
     """What to say of a model that does not load."""
     if os.path.isdir(name):
         return f"the model in {name!r} cannot be loaded: {error}"
@@ -160,7 +160,7 @@ def small_vit_processor(image_size: int) -> ViTImageProcessorPil:
     )
 
 
-def fitting_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
+def choose_vit_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
     """Image and patch size of a small ViT for such images: 32 to 96 pixels a side, 4 x 4 to 8 x 8 patches."""
     sides = sorted(max(height, width) for height, width in zip(heights, widths, strict=True))
     median = sides[len(sides) // 2]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hf_plr.recipe_tools.launched import COMMAND, LOGS, TOLD, anything_told
+from hf_plr.recipe_tools.launch_environment import COMMAND, ERRORS_DIR, LOGS, has_reported_error
 
 ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
@@ -54,13 +54,13 @@ def launch(command: str, script: Path, arguments: Sequence[str], options: Sequen
     elastic.propagate = False
     os.environ[COMMAND] = command
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[TOLD] = folder
+        os.environ[ERRORS_DIR] = folder
         options += ["--log_dir", os.path.join(folder, LOGS)]  # torch makes one, and would leave it behind
         args = accelerate_launch.launch_command_parser().parse_args([*options, str(script), *arguments])
         try:
             accelerate_launch.launch_command(args)
         except ChildFailedError as error:
-            return status_of(error.failures.values())
+            return compute_exit_status(error.failures.values())
         except SignalException as stopped:  # all processes have had it, and have ended
             return 128 + stopped.sigval
         except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def _replace_process(args: argparse.Namespace) -> None:
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
     command, environment = prepare_simple_launcher_cmd_env(args)
-    os.rmdir(environment.pop(TOLD))  # for several processes
+    os.rmdir(environment.pop(ERRORS_DIR))  # for several processes
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":  # there, exec starts a process that nobody waits for
@@ -99,13 +99,13 @@ def _replace_process(args: argparse.Namespace) -> None:
     os.execvpe(command[0], command, environment)
 
 
-def status_of(failures: Iterable[Failure]) -> int:
+def compute_exit_status(failures: Iterable[Failure]) -> int:
     """The exit status for several processes of which some failed; names a signal that ended one, if none told why."""
     ended = list(failures)
     failed = [failure for failure in ended if failure.exitcode > 0]
     # SIGTERM is what torch itself sends to those that are left once one has failed.
     killed = [failure for failure in ended if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM]
-    if failed and (anything_told() or not killed):
+    if failed and (has_reported_error() or not killed):
         return failed[0].exitcode
     cause = (killed or ended)[0]
     print(f"error: process {cause.local_rank} was ended by {signal.Signals(-cause.exitcode).name}", file=sys.stderr)

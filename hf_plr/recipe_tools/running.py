@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from hf_plr.hub.push import HubError
-from hf_plr.recipe_tools.launched import adopt_launch, anything_told, as_typed
+from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
 from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
@@ -87,7 +87,7 @@ def run_recipe(main: Callable[[], object]) -> None:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
-            if anything_told():
+            if has_reported_error():
                 sys.exit(1)
             sys.exit("error: another process of this run has ended, so this one cannot continue; see its message")
         if "DataLoader worker" not in str(error):
@@ -196,7 +196,7 @@ def write_results(
     trainer.write_report(rows)
     if trainer.is_world_process_zero():
         command, purpose = next_command
-        print(format_summary(trainer.summary(), seconds, (as_typed(command), purpose)))
+        print(format_summary(trainer.summary(), seconds, (localize_commands(command), purpose)))
     try:
         if args.push_to_hub:
             push(trainer, card)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
 
-from hf_plr.data.columns import check_present, find_image_column
+from hf_plr.data.columns import check_column, find_image_column
 from hf_plr.data.loading import choose_split, load_splits
 from hf_plr.data.sample_store import encode_labels
 
@@ -66,7 +66,7 @@ class ReidData:
     query: ReidSplit | None
     gallery: ReidSplit | None
 
-    def with_train(self, rows: np.ndarray) -> ReidData:
+    def select_train(self, rows: np.ndarray) -> ReidData:
         """The same, with only these rows of the training split."""
         return replace(self, train=self.train.select(rows))
 
@@ -118,9 +118,9 @@ def load_reid_data(
         if len(rows) == 0:
             raise ValueError(f"dataset_name={name!r}: the split {train_split if part == 'train' else part!r} is empty")
         column = find_image_column(rows, image_column)
-        check_present(rows, "identity_column", identity_column)
+        check_column(rows, "identity_column", identity_column)
         if camera_column is not None:
-            check_present(rows, "camera_column", camera_column)
+            check_column(rows, "camera_column", camera_column)
         read[part] = ReidSplit(
             rows.select_columns([column]).rename_columns({column: "image"} if column != "image" else {}),
             encode_labels(rows, identity_column, identities),

@@ -32,8 +32,8 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
-from hf_plr.units.frames import Frames, frame_bounds, frame_counts
-from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, span_count
+from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
+from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, count_spans
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform
@@ -112,11 +112,11 @@ class UnitTrainer(BaseTrainer):
         check_sharding(self.accelerator, self.modality.model)
         if self.is_fsdp_enabled:
             raise ValueError("units of frames need whole weights on every process: no FSDP")
-        counts = frame_counts(self.modality, self.train_dataset)
+        counts = count_frames(self.modality, self.train_dataset)
         if self._n_units > counts.sum():
             raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
-        self._bounds = frame_bounds(counts)
-        self._n_spans = span_count(int(counts.max()), args.mask_probability, args.mask_length)
+        self._bounds = compute_frame_bounds(counts)
+        self._n_spans = count_spans(int(counts.max()), args.mask_probability, args.mask_length)
         self.stage = FrameStage(self._n_units, refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir)
         n_samples = len(counts)
         an_epoch = count_samples_per_epoch(args, n_samples)
@@ -167,7 +167,7 @@ class UnitTrainer(BaseTrainer):
 
     def keep_labels(self, epoch: int) -> None:
         """Let the round that begins with this epoch train on the units of the one before."""
-        self._frame_units = self._units.for_round(self._round_of(epoch))
+        self._frame_units = self._units.move_to_round(self._round_of(epoch))
 
     def _round_of(self, epoch: int) -> int:
         return epoch // self.args.relabel_every
@@ -276,7 +276,7 @@ class UnitTrainer(BaseTrainer):
         if not self.is_world_process_zero():
             return
         centroids = self.stage.kmeans.cluster_centers_.cpu().numpy()
-        encoder = UnitEncoder(centroids, self._units.unit_of_centroid(len(centroids)), self.unit_layer)
+        encoder = UnitEncoder(centroids, self._units.map_centroids_to_units(len(centroids)), self.unit_layer)
         encoder.save(directory)
         units = encoder.units[self._units.raw_labels]
         readable = self.train_dataset.rows

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_plr.models.vision import cannot_load
+from hf_plr.models.vision import describe_load_error
 from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 
@@ -27,7 +27,7 @@ def load_weights(backbone: Any, checkpoint: str) -> None:
     try:
         saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
     except Exception as error:  # of transformers, safetensors or the file system
-        raise ValueError(cannot_load(checkpoint, error)) from error
+        raise ValueError(describe_load_error(checkpoint, error)) from error
     backbone.load_state_dict(saved.state_dict())
 
 

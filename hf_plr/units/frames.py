@@ -33,7 +33,7 @@ class Frames:
         self.modality = modality
         self.store = store
         self.layer = layer
-        self.counts = frame_counts(modality, store)
+        self.counts = count_frames(modality, store)
 
     @property
     def source(self) -> str:
@@ -59,11 +59,11 @@ class Frames:
         return mfcc(values, lengths, rate, backbone.receptive_field, backbone.hop), backbone.n_frames(lengths)
 
 
-def frame_counts(modality: AudioModality, store: AudioStore) -> np.ndarray:
+def count_frames(modality: AudioModality, store: AudioStore) -> np.ndarray:
     """Frames that the backbone makes of each sound, int64 (N,)."""
     return modality.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
 
 
-def frame_bounds(counts: np.ndarray) -> np.ndarray:
+def compute_frame_bounds(counts: np.ndarray) -> np.ndarray:
     """Where each sound's frames begin, and where the last one's end: int64 (N + 1,)."""
     return np.fromiter(itertools.accumulate(counts.tolist(), initial=0), np.int64, len(counts) + 1)

@@ -89,7 +89,7 @@ class UnitPredictor(nn.Module):
         return total / max(len(logits), 1)
 
 
-def span_count(n_frames: int, probability: float, length: int) -> int:
+def count_spans(n_frames: int, probability: float, length: int) -> int:
     """How many spans `mask_spans` puts into a clip of so many frames, the random numbers that it needs for it."""
     return max(1, round(probability * n_frames / length))
 
@@ -99,14 +99,14 @@ def mask_spans(
 ) -> torch.Tensor:
     """Mask spans of frames, each clip by its own random numbers and whatever batch it is in.
 
-    A clip of n frames gets `span_count(n, probability, length)` spans, each of `length` frames or n - 1 where that is
+    A clip of n frames gets `count_spans(n, probability, length)` spans, each of `length` frames or n - 1 where that is
     less, with starts that are uniform over the clip. They may overlap, so that less than `probability` of the frames is
     masked. A clip of one frame is not masked, and no clip is masked as a whole: where its spans cover it, one frame is
     spared.
 
     Args:
         numbers: random numbers, uniform in [0, 1), shape (B, R): `uniform(index, seed, epoch, n=R)` with one R for all
-            batches, at least the `span_count` of the longest clip.
+            batches, at least the `count_spans` of the longest clip.
         n_frames: frames of each clip, shape (B,).
         probability: share of the frames that would be masked without overlaps, in (0, 1].
         length: frames of a span, at least 1.
@@ -123,7 +123,7 @@ def mask_spans(
     if length < 1:
         raise ValueError(f"length={length} but a span has at least 1 frame")
     width = int(n_frames.max()) if width is None else width
-    needed = span_count(width, probability, length)
+    needed = count_spans(width, probability, length)
     if numbers.shape[1] < needed:
         raise ValueError(
             f"numbers has {numbers.shape[1]} columns but {width} frames take {needed} spans: "

@@ -15,7 +15,7 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
-from hf_plr.units.frames import Frames, frame_bounds
+from hf_plr.units.frames import Frames, compute_frame_bounds
 from hf_plr.utils.distributed import gather_objects, gather_rows
 from hf_plr.utils.serialization import select_prefix, validate_array
 
@@ -37,11 +37,11 @@ class FrameUnits:
     raw_labels: np.ndarray
     changed_share: float | None = None
 
-    def for_round(self, round_: int) -> FrameUnits:
+    def move_to_round(self, round_: int) -> FrameUnits:
         """The same units for another round."""
         return dataclasses.replace(self, round=round_)
 
-    def unit_of_centroid(self, n_centroids: int) -> np.ndarray:
+    def map_centroids_to_units(self, n_centroids: int) -> np.ndarray:
         """The unit that most frames of each centroid have, int64 (K,); -1 for a centroid without frames."""
         table = cooccurrence(self.raw_labels, self.labels)
         counts = table.matrix().toarray()
@@ -151,7 +151,7 @@ class FrameStage:
             NotFiniteError: if features are NaN or infinite.
         """
         part = frames.extractor.local_slice(frames.store)
-        bounds = frame_bounds(frames.counts)
+        bounds = compute_frame_bounds(frames.counts)
         mine = self._room(int(bounds[part.stop] - bounds[part.start]))
         start = n_bad = 0
         for rows in frames.stream(torch.arange(part.start, part.stop)):

@@ -16,13 +16,13 @@ from helpers.paths import ACCELERATE_CONFIGS, RECIPES
 
 from hf_plr.cli import main, train
 from hf_plr.recipe_tools import launcher
-from hf_plr.recipe_tools.launched import COMMAND, LOGS, TOLD, ErrorsOnce, as_typed
-from hf_plr.recipe_tools.launched import RECIPES as SCRIPTS
+from hf_plr.recipe_tools.launch_environment import COMMAND, ERRORS_DIR, LOGS, UniqueErrorStream, localize_commands
+from hf_plr.recipe_tools.launch_environment import RECIPES as SCRIPTS
 
 # Stands for a recipe, and needs no torch.
 SCRIPT = """
 import os, signal, sys, time
-from hf_plr.recipe_tools.launched import adopt_launch
+from hf_plr.recipe_tools.launch_environment import adopt_launch
 def stop(*_):
     sys.exit(128 + signal.SIGTERM)
 signal.signal(signal.SIGTERM, stop)
@@ -159,11 +159,11 @@ def test_defaults_fit_the_machine(monkeypatch, tmp_path, options, gpus, config_f
 
 def test_one_process_takes_the_place_of_the_launcher(monkeypatch, tmp_path):
     def replace(program, command, environment):
-        raise InterruptedError(json.dumps([command, environment[COMMAND], TOLD in environment]))
+        raise InterruptedError(json.dumps([command, environment[COMMAND], ERRORS_DIR in environment]))
 
     monkeypatch.setattr(os, "execvpe", replace)
     monkeypatch.setattr("accelerate.commands.launch.simple_launcher", None)
-    for name in (COMMAND, TOLD):
+    for name in (COMMAND, ERRORS_DIR):
         monkeypatch.setenv(name, "")
     with pytest.raises(InterruptedError) as called:
         launcher.launch("hf-plr train image", tmp_path / "recipe.py", ["--seed", "1"], ["--num_processes", "1"])
@@ -221,7 +221,7 @@ def test_recipes_run(tmp_path, name, processes):
 def test_a_line_of_an_error_is_written_by_one_process_only(tmp_path):
     streams = io.StringIO(), io.StringIO()
     for stream in streams:
-        once = ErrorsOnce(stream, tmp_path)
+        once = UniqueErrorStream(stream, tmp_path)
         print("hf-plr train image: error: wrong", file=once)
         print("a warning", file=once)
         once.write("half a ")
@@ -237,17 +237,17 @@ def test_a_line_of_an_error_is_written_by_one_process_only(tmp_path):
     [([2, 2], True, 2), ([1, -15], False, 1), ([1, -9], False, 137), ([1, -9], True, 1), ([-15], False, 143)],
 )
 def test_status_of_several_processes(monkeypatch, tmp_path, exit_codes, told, status):
-    monkeypatch.setenv(TOLD, str(tmp_path))
+    monkeypatch.setenv(ERRORS_DIR, str(tmp_path))
     (tmp_path / LOGS).mkdir()
     if told:
         (tmp_path / "error").touch()
     failures = [SimpleNamespace(local_rank=i, exitcode=code) for i, code in enumerate(exit_codes)]
-    assert launcher.status_of(failures) == status
+    assert launcher.compute_exit_status(failures) == status
 
 
 def test_commands_are_told_as_they_were_typed(monkeypatch):
     text = "accelerate launch recipes/reid_plr.py --config recipes/configs/omniglot.yaml"
     monkeypatch.delenv(COMMAND, raising=False)
-    assert as_typed(text) == text
+    assert localize_commands(text) == text
     monkeypatch.setenv(COMMAND, "hf-plr train reid")
-    assert as_typed(text) == "hf-plr train reid --config omniglot"
+    assert localize_commands(text) == "hf-plr train reid --config omniglot"

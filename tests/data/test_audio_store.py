@@ -13,9 +13,9 @@ from datasets import Audio, Dataset, Features, Value
 from helpers.paths import SHARED_DATA
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform
-from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_sounds, sampling_rates
-from hf_plr.data.loading import load_train_and_test, synthetic_sounds
+from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
+from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings, read_sampling_rates
+from hf_plr.data.loading import load_train_and_test, make_synthetic_recordings
 from hf_plr.models.vision import small_vit_processor
 
 RATE = 16_000
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_is_named_or_left_out(bad, caplog):
     value, message = BAD[bad]
     rows = data_set([encode(tone(0.3)), value, encode(tone(0.2)), value], digit=[5, 6, 7, 8])
     with pytest.raises(
-        UnreadableSound, match=message + r".*\. --skip_unreadable \(skip_unreadable=True\) leaves it out"
+        UnreadableRecording, match=message + r".*\. --skip_unreadable \(skip_unreadable=True\) leaves it out"
     ):
         AudioStore(rows, "audio", audio_format())
     for cache_bytes in (0, 2**20):
@@ -175,15 +175,15 @@ def test_what_cannot_be_read_is_named_or_left_out(bad, caplog):
 def test_a_header_that_promises_too_much_is_unreadable():
     damaged = bytearray(encode(tone(0.1), kind="FLAC"))
     damaged[21:26] = bytes([damaged[21] | 0x0F]) + b"\xff" * 4  # the number of samples
-    with pytest.raises(UnreadableSound, match="recording 3 cannot be read"):
+    with pytest.raises(UnreadableRecording, match="recording 3 cannot be read"):
         decode_waveform(bytes(damaged), 3, RATE)
 
 
 def test_values_that_are_no_recordings_are_named():
     for value in (7, {"array": [["a"]], "sampling_rate": RATE}, {"array": [[[0.0]]], "sampling_rate": RATE}):
-        with pytest.raises(UnreadableSound, match="recording 3 is n"):
+        with pytest.raises(UnreadableRecording, match="recording 3 is n"):
             decode_waveform(value, 3, RATE)
-    with pytest.raises(UnreadableSound, match="recording 3 has sampling_rate=0"):
+    with pytest.raises(UnreadableRecording, match="recording 3 has sampling_rate=0"):
         decode_waveform({"array": [0.0], "sampling_rate": 0}, 3, RATE)
 
 
@@ -195,7 +195,7 @@ def test_an_array_without_sampling_rate_is_refused(value):
     ):
         AudioStore(rows, "audio", audio_format(), skip_unreadable=True)
     with pytest.raises(ValueError, match="sampling rate is missing"):
-        sampling_rates(rows, "audio")
+        read_sampling_rates(rows, "audio")
 
 
 def test_empty_data_is_refused():
@@ -253,10 +253,10 @@ def test_batches_are_padded_with_zeros(tones):
     for length, padded in zip(batch["lengths"], batch["input_values"], strict=True):
         assert padded[:length].any()
         assert not padded[length:].any()
-    collated = collate_sounds(store.__getitems__([5, 0, 3]))
+    collated = collate_recordings(store.__getitems__([5, 0, 3]))
     assert collated.pop("labels").tolist() == [5, 1, 6]
     assert all(torch.equal(collated[name], batch[name]) for name in batch)
-    assert "labels" not in collate_sounds([AudioStore(tones, "audio", audio_format())[0]])
+    assert "labels" not in collate_recordings([AudioStore(tones, "audio", audio_format())[0]])
 
 
 def test_very_quiet_and_too_loud_recordings_keep_their_shape():
@@ -288,14 +288,14 @@ def test_feature_extractors_that_do_not_fit_are_named():
 def test_sampling_rates_come_from_the_headers():
     files = [encode(tone(0.1, rate), rate) for rate in (8000, 44_100, RATE)]
     rows = data_set([files[0], b"garbage", *files[1:]])
-    assert sampling_rates(rows, "audio") == [8000, 44_100, RATE]
-    assert sampling_rates(rows, "audio", n_samples=2) == [8000, RATE]
+    assert read_sampling_rates(rows, "audio") == [8000, 44_100, RATE]
+    assert read_sampling_rates(rows, "audio", n_samples=2) == [8000, RATE]
     arrays = Dataset.from_dict({"audio": [{"array": [0.0], "sampling_rate": 22_050}]})
-    assert sampling_rates(arrays, "audio") == [22_050]
+    assert read_sampling_rates(arrays, "audio") == [22_050]
     many = data_set([files[0]] * 70)
-    assert sampling_rates(many, "audio") == [8000] * 70
+    assert read_sampling_rates(many, "audio") == [8000] * 70
     with pytest.raises(ValueError, match="none of 1 recordings looked at can be read"):
-        sampling_rates(data_set([b"garbage"]), "audio")
+        read_sampling_rates(data_set([b"garbage"]), "audio")
 
 
 def test_a_folder_of_recordings_loads(tmp_path):
@@ -322,14 +322,14 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_synthetic_sounds_are_always_the_same():
-    rows = synthetic_sounds(n_per_class=5, seed=3)
+    rows = make_synthetic_recordings(n_per_class=5, seed=3)
     stored = rows.cast_column("audio", Audio(decode=False))["audio"]
-    assert stored[:] == synthetic_sounds(5, 3).cast_column("audio", Audio(decode=False))["audio"][:]
-    assert stored[:] != synthetic_sounds(5, 4).cast_column("audio", Audio(decode=False))["audio"][:]
+    assert stored[:] == make_synthetic_recordings(5, 3).cast_column("audio", Audio(decode=False))["audio"][:]
+    assert stored[:] != make_synthetic_recordings(5, 4).cast_column("audio", Audio(decode=False))["audio"][:]
     assert len(rows) == 40
     assert np.bincount(rows["label"]).tolist() == [5] * 8
     store = AudioStore(rows, "audio", audio_format(25, rate=8000), "label")
-    assert set(sampling_rates(rows, "audio")) == {8000}
+    assert set(read_sampling_rates(rows, "audio")) == {8000}
     assert store.lengths[0] >= 0.3 * 8000
     assert store.lengths[-1] <= 8000
     loudest = [item["input_values"].abs().max() for item in store.__getitems__(range(40))]
@@ -345,7 +345,7 @@ def test_spoken_digits():
     assert test is not None
     store = AudioStore(test, "audio", audio_format(), "digit")
     assert len(store) == 300
-    assert set(sampling_rates(test, "audio")) == {8000}
+    assert set(read_sampling_rates(test, "audio")) == {8000}
     stored = test.cast_column("audio", Audio(decode=False))
     for position in (0, 150, 299):
         row = int(store.rows[position])
@@ -364,4 +364,4 @@ def test_files_are_known_below_their_folder_or_not_at_all(tmp_path):
     train, _ = load_train_and_test(str(tmp_path))
     store = AudioStore(train, "audio", AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=RATE), 400))
     assert store.files() == ["a/2.wav", "a/1.wav", "b/1.wav"]  # by length
-    assert AudioStore(synthetic_sounds(2), "audio", store.audio_format).files() is None
+    assert AudioStore(make_synthetic_recordings(2), "audio", store.audio_format).files() is None

@@ -10,7 +10,7 @@ from hf_plr.data.columns import (
     find_audio_column,
     find_image_column,
     find_label_column,
-    find_media_column,
+    find_modality_column,
 )
 
 
@@ -47,24 +47,24 @@ def test_the_only_column_of_recordings_is_found():
 
 def test_images_or_recordings():
     both = empty(picture=Image(), speech=Audio(), wave=Value("binary"))
-    assert find_media_column(empty(picture=Image(), number=Value("int64")), None, None) == ("image", "picture")
-    assert find_media_column(empty(speech=Audio(), number=Value("int64")), None, None) == ("audio", "speech")
-    assert find_media_column(both, "picture", None) == ("image", "picture")
-    assert find_media_column(both, None, "wave") == ("audio", "wave")
+    assert find_modality_column(empty(picture=Image(), number=Value("int64")), None, None) == ("image", "picture")
+    assert find_modality_column(empty(speech=Audio(), number=Value("int64")), None, None) == ("audio", "speech")
+    assert find_modality_column(both, "picture", None) == ("image", "picture")
+    assert find_modality_column(both, None, "wave") == ("audio", "wave")
     with pytest.raises(
         ValueError, match=r"both images \(picture\) and recordings \(speech\) .* with image_column or audio"
     ):
-        find_media_column(both, None, None)
+        find_modality_column(both, None, None)
     with pytest.raises(ValueError, match="image_column='picture' and audio_column='speech' are both given: choose one"):
-        find_media_column(both, "picture", "speech")
+        find_modality_column(both, "picture", "speech")
     with pytest.raises(ValueError, match="audio_column='top' is not in the data set"):
-        find_media_column(both, None, "top")
+        find_modality_column(both, None, "top")
     with pytest.raises(
         ValueError, match=r"no column holds images or recordings .* text \(string\)\. .* or audio_column"
     ):
-        find_media_column(empty(text=Value("string")), None, None)
+        find_modality_column(empty(text=Value("string")), None, None)
     with pytest.raises(ValueError, match=r"2 columns hold recordings .* choose one with audio_column"):
-        find_media_column(empty(left=Audio(), right=Audio()), None, None)
+        find_modality_column(empty(left=Audio(), right=Audio()), None, None)
 
 
 def test_labels_are_found_where_it_is_clear_which():

@@ -9,7 +9,7 @@ import torch
 from helpers.damaged import check_damaged
 from PIL import Image
 
-from hf_plr.data.audio_decoding import UnreadableSound, decode_waveform
+from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
 from hf_plr.data.image_store import UnreadableImage, _decode
 from hf_plr.data.pixel_cache import PixelCache
 
@@ -58,4 +58,4 @@ def test_sounds(tmp_path, kind):
         assert (waveform.ndim, waveform.dtype) == (1, np.float32)
         assert np.isfinite(waveform).all()
 
-    check_damaged(path, read, errors=(UnreadableSound,), named="recording 5", examples=60)
+    check_damaged(path, read, errors=(UnreadableRecording,), named="recording 5", examples=60)

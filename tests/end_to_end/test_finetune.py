@@ -9,7 +9,7 @@ from helpers.paths import RECIPES
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
-from hf_plr.data.loading import synthetic_sounds
+from hf_plr.data.loading import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.recipe_tools.finetuning import draw_per_class
@@ -53,7 +53,7 @@ def test_digits_from_few_labels_and_from_all(tmp_path, all_digits, capsys):
 @pytest.mark.slow
 def test_sounds_from_all_labels(tmp_path, capsys):
     out = str(tmp_path / "plr")
-    sounds = synthetic_sounds(n_per_class=40, seed=1)
+    sounds = make_synthetic_recordings(n_per_class=40, seed=1)
     rows = np.random.default_rng(0).permutation(len(sounds))
     train, test = sounds.select(rows[:240]), sounds.select(rows[240:])
     arguments = UnitTrainingArguments(

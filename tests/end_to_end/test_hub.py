@@ -23,7 +23,7 @@ from helpers.paths import HELPERS, REPOSITORY
 from safetensors.numpy import load_file
 
 from hf_plr.cli import main
-from hf_plr.data.loading import synthetic_sounds
+from hf_plr.data.loading import make_synthetic_recordings
 from hf_plr.hub.push import PUBLISHED, HubError, list_published_files, push_folder
 
 TOKEN = "hf_alicesOwnSecretToken"
@@ -139,7 +139,7 @@ def test_labels_load_as_a_data_set(published, read, all_digits):
     assert all(np.array_equal(*pair) for pair in zip(units["units"], kept["units"], strict=True))
     images = [hashlib.sha256(np.asarray(image).tobytes()).hexdigest() for image in all_digits[:120]["image"]]
     assert read["labels"]["alice/vit-labels"]["media"] == images
-    sounds = synthetic_sounds(n_per_class=5).cast_column("audio", Audio(decode=False))["audio"]
+    sounds = make_synthetic_recordings(n_per_class=5).cast_column("audio", Audio(decode=False))["audio"]
     expected = [hashlib.sha256(sound["bytes"]).hexdigest() for sound in sounds]
     assert read["labels"]["alice/hubert-labels"]["media"] == expected  # trained by length, published by index
 

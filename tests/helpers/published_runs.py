@@ -31,7 +31,7 @@ from huggingface_hub.utils import disable_progress_bars  # noqa: E402
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model  # noqa: E402
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments  # noqa: E402
-from hf_plr.data.loading import digits, synthetic_sounds  # noqa: E402
+from hf_plr.data.loading import digits, make_synthetic_recordings  # noqa: E402
 from hf_plr.hub.push import HubError  # noqa: E402
 from hf_plr.models.speech import small_hubert, small_hubert_extractor  # noqa: E402
 from hf_plr.models.vision import small_vit, small_vit_processor  # noqa: E402
@@ -62,7 +62,7 @@ def hubert(out: Path, kind: type[PLRTrainer] | type[UnitTrainer], name: str) -> 
         str(out), hub_model_id=name, per_device_eval_batch_size=8, mask_length=4, hub_strategy="end", **COMMON
     )
     model = small_hubert(8_000, hidden_size=32, num_hidden_layers=2)
-    sounds = synthetic_sounds(n_per_class=5)
+    sounds = make_synthetic_recordings(n_per_class=5)
     return kind(model, args, sounds, processing_class=small_hubert_extractor(8_000))
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
-from hf_plr.data.loading import digits, draw_rows, synthetic_sounds
+from hf_plr.data.loading import digits, draw_rows, make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 
@@ -59,7 +59,7 @@ def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]
         data = data.select(draw_rows(len(data), N_IMAGES, seed=0))
         model, processor = small_vit(16, 8, hidden_size=WIDTH, num_hidden_layers=1), small_vit_processor(16)
     else:
-        data = synthetic_sounds(n_per_class=11).select(range(83))
+        data = make_synthetic_recordings(n_per_class=11).select(range(83))
         model, processor = small_hubert(8_000, hidden_size=WIDTH, num_hidden_layers=2), small_hubert_extractor(8_000)
     kmeans = WatchedKMeans(12, seed=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.hub.model_card import escape_markdown
-from hf_plr.modality.base import python_text
+from hf_plr.modality.base import quote_python
 from hf_plr.units.encoder import write_units
 
 NAMES = ["../../x", "/etc/x", "..", ".", "a/b\\c", "x" * 5000, "x]\n---\nfoo: bar", "con\x1b[2J"]
@@ -164,6 +164,6 @@ def test_any_text_is_one_run_of_text(text):
 
 @given(st.text(max_size=40))
 def test_any_text_is_one_python_literal(text):
-    literal = python_text(text)
+    literal = quote_python(text)
     assert "\n" not in literal
     assert ast.literal_eval(literal) == text

@@ -22,7 +22,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_plr.models.vision import VisionBackbone, fitting_size, load_backbone, small_vit
+from hf_plr.models.vision import VisionBackbone, choose_vit_size, load_backbone, small_vit
 
 TINY = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 FAMILY = [
@@ -79,10 +79,10 @@ def test_an_untrained_pooler_hands_the_class_token_through(tmp_path):
 
 
 def test_small_vit_fits_the_images():
-    assert fitting_size([8], [8]) == (32, 8)
-    assert fitting_size([28] * 5, [28] * 5) == (32, 8)
-    assert fitting_size([64, 64, 500], [48, 64, 500]) == (64, 8)
-    assert fitting_size([1000], [700]) == (96, 12)
+    assert choose_vit_size([8], [8]) == (32, 8)
+    assert choose_vit_size([28] * 5, [28] * 5) == (32, 8)
+    assert choose_vit_size([64, 64, 500], [48, 64, 500]) == (64, 8)
+    assert choose_vit_size([1000], [700]) == (96, 12)
     for side in range(1, 200, 7):
-        image_size, patch_size = fitting_size([side], [side])
+        image_size, patch_size = choose_vit_size([side], [side])
         assert image_size % patch_size == 0

@@ -157,7 +157,7 @@ def test_a_folder_of_parquet_files_with_columns_of_its_own(tmp_path):
     assert data.train.images.column_names == ["image"]
     assert data.train.identities.tolist() == [1, 0, -1, 0, 1, 1]
     assert data.train.cameras.tolist() == [0, 1, 0, 1, 0, 1]
-    some = data.with_train(np.array([1, 4])).train
+    some = data.select_train(np.array([1, 4])).train
     assert (len(some.images), some.identities.tolist(), some.cameras.tolist()) == (2, [0, 1], [1, 0])
     assert some.images[1]["image"].getpixel((0, 0)) == (4, 0, 0)
 

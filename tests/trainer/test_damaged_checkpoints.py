@@ -61,7 +61,7 @@ def test_checkpoints_of_frames(make_sound_trainer, tmp_path):
     def read():
         trainer.load_label_state(load_state(tmp_path)[0], str(tmp_path))
         trainer._units_in_use()
-        trainer.frame_units.unit_of_centroid(12)
+        trainer.frame_units.map_centroids_to_units(12)
         trainer.stage.refiner.refine(trainer.frame_units.raw_labels)
 
     check_damaged(tmp_path / STATE_FILE, read, named=tmp_path, examples=100)

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from hf_plr import PLRTrainer
 from hf_plr.clustering import KMeans
-from hf_plr.data.audio_decoding import UnreadableSound
+from hf_plr.data.audio_decoding import UnreadableRecording
 
 
 def test_it_trains_on_recordings_and_every_parameter_changes(make_sound_trainer):
@@ -91,7 +91,7 @@ def test_unreadable_recordings_are_named_or_left_out(make_sound_trainer, some_so
 
     damaged = some_sounds.cast_column("audio", some_sounds.features["audio"].__class__(decode=False))
     damaged = damaged.map(damage, with_indices=True)
-    with pytest.raises(UnreadableSound, match=r"recording 7 .*--skip_unreadable"):
+    with pytest.raises(UnreadableRecording, match=r"recording 7 .*--skip_unreadable"):
         make_sound_trainer(PLRTrainer, {"train_dataset": damaged})
     trainer = make_sound_trainer(PLRTrainer, {"train_dataset": damaged}, skip_unreadable=True, num_train_epochs=1)
     trainer.train()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.models.speech import load_speech_backbone, small_hubert
-from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, span_count
+from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_spans
 from hf_plr.utils.rng import uniform
 
 LENGTHS = torch.tensor([2000, 1200, 900])
@@ -124,7 +124,7 @@ def test_shapes_that_do_not_fit_are_refused():
 )
 def test_spans_belong_to_the_clip_and_never_cover_it(counts, probability, length, seed):
     n_frames = torch.tensor(counts)
-    numbers = uniform(torch.arange(len(counts)), seed, 0, n=span_count(100, probability, length))
+    numbers = uniform(torch.arange(len(counts)), seed, 0, n=count_spans(100, probability, length))
     masked = mask_spans(numbers, n_frames, probability, length, width=100)
     assert masked.shape == (len(counts), 100)
     for i, n in enumerate(counts):
@@ -136,7 +136,7 @@ def test_spans_belong_to_the_clip_and_never_cover_it(counts, probability, length
             assert not row.any()
         else:
             assert 1 <= row.sum() < n
-            assert row.sum() <= span_count(n, probability, length) * length
+            assert row.sum() <= count_spans(n, probability, length) * length
 
 
 def test_spans_have_their_number_and_length():
