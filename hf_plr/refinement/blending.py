@@ -1,4 +1,4 @@
-"""Step 3: blend each cell's current cluster with what its previous ones say."""
+"""Step 3: blend the current cluster of each cell with the projection of its previous one."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import scipy.sparse as sp
 
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
 
-BLOCK = 128  # cells whose soft labels are written out together
+BLOCK = 128  # cells whose rows are computed together
 
 
 @dataclass(frozen=True)
 class SoftCells:
     """Soft labels of all cells, kept as factors: row i is the sum over parts p of share[i, p] * bases[p][codes[i, p]].
 
-    One part is the current cluster, the others are the previous ones; written out, the rows would not fit into memory
-    where many cells project onto many clusters. The shares of a cell are those of its case: with or without a current
-    label, and so on.
+    One part is the current cluster, the others are the previous ones. Written out, the rows would not fit into memory
+    where many cells project onto many clusters. The shares of a cell are those of its case, such as a cell without a
+    current label.
 
     Attributes:
-        codes: row of each part's basis, of no meaning where the share is 0; shape (cells, parts).
-        case: row of `shares_of_case` for each cell, shape (cells,).
+        codes: row of each part's basis, without meaning where the share is 0; shape (cells, parts).
+        case: row of `shares_of_case` per cell, shape (cells,).
         shares_of_case: weight of each part, at least 0; shape (cases, parts).
         bases: sparse matrices of shape (clusters of the part, columns).
     """
@@ -37,7 +37,7 @@ class SoftCells:
 
     @property
     def n_columns(self) -> int:
-        """Columns of the soft labels."""
+        """Number of columns of the soft labels."""
         return self.bases[0].shape[1]
 
     @property
@@ -52,21 +52,21 @@ class SoftCells:
         return has_label[self.case]
 
     def shares(self, part: int) -> np.ndarray:
-        """Weight of one part in each cell, shape (cells,)."""
+        """Weight of one part per cell, shape (cells,)."""
         return self.shares_of_case[self.case, part]
 
     def select(self, cells: np.ndarray | slice) -> SoftCells:
-        """Some of the cells."""
+        """Select some of the cells."""
         return SoftCells(self.codes[cells], self.case[cells], self.shares_of_case, self.bases)
 
     def drop_cells(self, cells: np.ndarray) -> SoftCells:
-        """The same with empty rows for some cells: a bool array of shape (cells,)."""
+        """Empty the rows of some cells, given as a bool array of shape (cells,)."""
         n_cases, n_parts = self.shares_of_case.shape
         case = np.where(cells, n_cases, self.case).astype(np.min_scalar_type(n_cases))
         return SoftCells(self.codes, case, np.vstack([self.shares_of_case, np.zeros(n_parts)]), self.bases)
 
     def select_columns(self, chosen: np.ndarray) -> SoftCells:
-        """The same without the other columns, so that rows may add up to less."""
+        """Select some of the columns, so that rows may add up to less than one."""
         bases = tuple(sp.csr_array(basis[:, chosen]) for basis in self.bases)
         return SoftCells(self.codes, self.case, self.shares_of_case, bases)
 
@@ -81,7 +81,7 @@ class SoftCells:
         return sp.csr_array(total)
 
     def inner_products(self, vectors: np.ndarray) -> np.ndarray:
-        """Inner products of some vectors with all rows, in O(cells + entries of the bases) for each.
+        """Inner products of vectors with all rows, in O(cells + entries of the bases) per vector.
 
         Args:
             vectors: shape (n, columns).
@@ -93,8 +93,8 @@ class SoftCells:
         for part, basis in enumerate(self.bases):
             if basis.shape[0]:
                 shares = self.shares(part)
-                with_basis = np.ascontiguousarray((basis @ vectors.T).T)
-                products = with_basis.take(np.where(shares > 0, self.codes[:, part], 0), axis=1)
+                basis_products = np.ascontiguousarray((basis @ vectors.T).T)
+                products = basis_products.take(np.where(shares > 0, self.codes[:, part], 0), axis=1)
                 products *= shares
                 total += products
         return total
@@ -109,13 +109,13 @@ class SoftCells:
 
 
 def blend(table: CooccurrenceTable, projection: sp.csr_array, weight: float, space: str, noise: str) -> SoftCells:
-    """Blend the current labels with the projection of the previous ones, or with these themselves in the joint space.
+    """Blend the current labels with the projection of the previous ones, or with these in the joint space.
 
     Args:
         table: the cells.
         projection: output of `project`, shape (K', K).
         weight: fraction of the current label, in [0, 1].
-        space: "projected", "joint", or "current" for the current labels as they are.
+        space: "projected", "joint", or "current" for the current labels alone.
         noise: "project" or "drop".
     """
     if space == "current":
@@ -126,7 +126,7 @@ def blend(table: CooccurrenceTable, projection: sp.csr_array, weight: float, spa
 
 
 def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: float, noise: str) -> SoftCells:
-    """Soft labels in the space of the current clusters.
+    """Blend labels in the space of the current clusters.
 
     | current | previous | row |
     |---------|----------|-----|
@@ -140,32 +140,32 @@ def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: 
     Args:
         table: the cells.
         projection: output of `project`, shape (K', K).
-        weight: share of the current label, in [0, 1].
+        weight: fraction of the current label, in [0, 1].
         noise: "project" or "drop".
 
     Returns:
         Soft labels with K columns.
     """
-    projects = np.append(np.diff(projection.indptr) > 0, False)[table.previous]
-    from_noise = [0.0, 1.0] if noise == "project" else [0.0, 0.0]
+    has_projection = np.append(np.diff(projection.indptr) > 0, False)[table.previous]
+    noise_weights = [0.0, 1.0] if noise == "project" else [0.0, 0.0]
     return SoftCells(
         codes=table.codes[:, :-3:-1],
-        case=(2 * (table.current != NOISE) + projects).astype(np.uint8),
-        shares_of_case=np.array([[0.0, 0.0], from_noise, [1.0, 0.0], [weight, 1.0 - weight]]),
+        case=(2 * (table.current != NOISE) + has_projection).astype(np.uint8),
+        shares_of_case=np.array([[0.0, 0.0], noise_weights, [1.0, 0.0], [weight, 1.0 - weight]]),
         bases=(sp.csr_array(sp.eye_array(len(table.current_ids))), projection),
     )
 
 
 def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCells:
-    """Soft labels in the joint space: the current one-hot beside those of the previous generations.
+    """Blend labels in the joint space: the current one-hot beside those of the previous generations.
 
-    Unlike the projected space it treats a split and a merge alike: cells that differ in any label stay apart. With
-    weight 1 / generations its squared distances are 2 / generations times one minus the co-association, as in evidence
+    The joint space treats a split and a merge alike: cells that differ in any label stay apart. With weight
+    1 / generations its squared distances are 2 / generations times one minus the co-association, as in evidence
     accumulation (Fred and Jain 2005).
 
     Args:
         table: the cells of two or more labelings.
-        weight: share of the current label, in [0, 1]; the previous generations have equal parts of the rest.
+        weight: fraction of the current label, in [0, 1]; the previous generations have equal parts of the rest.
         noise: "project" keeps the previous labels of samples that are noise now, "drop" empties their rows.
 
     Returns:
@@ -188,14 +188,14 @@ def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCell
 
 
 def keep_current_labels(table: CooccurrenceTable) -> SoftCells:
-    """Soft labels that are the current labels: no refinement."""
-    onehot = sp.csr_array(sp.eye_array(len(table.current_ids)))
+    """Keep the current labels as soft labels: no refinement."""
+    one_hot = sp.csr_array(sp.eye_array(len(table.current_ids)))
     case = (table.current != NOISE).astype(np.uint8)
-    return SoftCells(table.codes[:, -1:], case, np.array([[0.0], [1.0]]), (onehot,))
+    return SoftCells(table.codes[:, -1:], case, np.array([[0.0], [1.0]]), (one_hot,))
 
 
 def _weighted_onehot(codes: np.ndarray, weights: np.ndarray, n_columns: int) -> sp.csr_array:
-    """One row for each code with its weight in that column; the row of a weight of zero is empty."""
-    member = weights > 0
-    indptr = np.concatenate([[0], np.cumsum(member)])
-    return sp.csr_array((weights[member], codes[member], indptr), shape=(len(codes), n_columns))
+    """Make one row per code with its weight in that column; the row of a weight of zero is empty."""
+    is_member = weights > 0
+    indptr = np.concatenate([[0], np.cumsum(is_member)])
+    return sp.csr_array((weights[is_member], codes[is_member], indptr), shape=(len(codes), n_columns))

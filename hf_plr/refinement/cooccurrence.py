@@ -1,4 +1,4 @@
-"""Step 1: count which cluster labels of successive epochs occur together."""
+"""Step 1: count the co-occurrence of cluster labels of successive epochs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from hf_plr.refinement.lookup import PairCounter, Positions, count_samples, iterate_blocks, sum_entries
 
 NOISE = -1
-CHUNK = 1 << 16  # samples that are looked up together
+CHUNK = 1 << 16  # samples that are located together
 COUNT_CHUNK = 1 << 18  # samples that are counted together, into a table of up to a million cells
 
 
@@ -22,15 +22,21 @@ class CooccurrenceTable:
     """The occupied cells of the co-occurrence (contingency) table of two or more labelings of the same samples.
 
     A *cell* is one tuple of labels (oldest, ..., previous, current) that at least one sample has. Everything that
-    refinement computes for a sample depends on its cell alone, so the cells, with their counts as weights, stand for
-    all samples. Tables of shards add up: `cooccurrence(a, b) + cooccurrence(c, d, offset=len(a))`, or `sum(tables)`.
+    refinement computes for a sample depends on its cell alone, so that the cells, with their counts as weights, stand
+    for all samples. Tables of shards add up: `cooccurrence(a, b) + cooccurrence(c, d, offset=len(a))`, or
+    `sum(tables)`.
 
     Attributes:
         ids: cluster ids of each labeling as the caller wrote them, ascending, without noise; oldest labeling first.
         codes: positions of each cell's clusters in `ids`, -1 for noise; int32 of shape (cells, labelings), rows
             ascending.
-        counts: samples in each cell, at least 1; shape (cells,).
-        first_member: smallest sample index in each cell; shape (cells,).
+        counts: samples per cell, at least 1; shape (cells,).
+        first_member: smallest sample index per cell; shape (cells,).
+
+    Example:
+        >>> table = cooccurrence([0, 0, 1, 1], [5, 5, 5, 7])
+        >>> table.matrix().toarray().tolist()  # rows are the previous clusters 0 and 1, columns the current 5 and 7
+        [[2.0, 0.0], [1.0, 1.0]]
     """
 
     ids: tuple[np.ndarray, ...]
@@ -62,20 +68,20 @@ class CooccurrenceTable:
         return self.ids[-2]
 
     def sizes(self, labeling: int) -> np.ndarray:
-        """Samples of each cluster of one labeling (-1 is the current one), whatever they are in the others."""
+        """Samples per cluster of one labeling (-1 is the current one), noise in the others included."""
         return count_samples(self.codes[:, labeling], self.counts, len(self.ids[labeling]))
 
     def matrix(self) -> sp.csr_array:
         """Counts of (previous, current) without noise, as a sparse matrix of shape (K', K)."""
-        inside = (self.previous != NOISE) & (self.current != NOISE)
+        is_labelled = (self.previous != NOISE) & (self.current != NOISE)
         shape = (len(self.previous_ids), len(self.current_ids))
-        return sum_entries(self.counts, self.previous, self.current, shape, inside)
+        return sum_entries(self.counts, self.previous, self.current, shape, is_labelled)
 
     def locate(self, *labelings: npt.ArrayLike) -> np.ndarray:
-        """The cell of every sample.
+        """Locate the cell of every sample.
 
         Args:
-            labelings: labels of the same samples, oldest first, each of shape (n,): any part of what was counted.
+            labelings: labels of the same samples, oldest first, each of shape (n,): any part of the counted samples.
 
         Returns:
             Positions among the cells, shape (n,).
@@ -87,14 +93,14 @@ class CooccurrenceTable:
         cell = self._locator(*arrays)
         if len(cell) and cell.min() < 0:
             labels = tuple(int(array[int(np.argmin(cell))]) for array in arrays)
-            raise ValueError(f"no counted sample has the labels {labels} (oldest first)")
+            raise ValueError(f"no counted sample has the labels {labels} (oldest first): locate counted samples only")
         return cell
 
     def __add__(self, other: CooccurrenceTable) -> CooccurrenceTable:
         if len(self.ids) != len(other.ids):
             raise ValueError(f"a table of {len(self.ids)} labelings and one of {len(other.ids)} do not add up")
         ids = tuple(np.union1d(a, b) for a, b in zip(self.ids, other.ids, strict=True))
-        codes = np.concatenate([self._coded_as(ids), other._coded_as(ids)])
+        codes = np.concatenate([self._recode(ids), other._recode(ids)])
         counts = np.concatenate([self.counts, other.counts])
         first_member = np.concatenate([self.first_member, other.first_member])
         order = np.lexsort(codes.T[::-1])
@@ -111,38 +117,38 @@ class CooccurrenceTable:
         )
 
     def __radd__(self, other: object) -> CooccurrenceTable:
-        if other == 0:  # where sum() starts
+        if other == 0:  # the start of sum()
             return self
         return NotImplemented
 
-    def _coded_as(self, ids: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The cells' codes as positions in other, larger lists of ids."""
+    def _recode(self, ids: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Recode the cells as positions in other, larger lists of ids."""
         columns = [
-            np.append(np.searchsorted(wanted, own), NOISE).astype(np.int32)[column]
-            for wanted, own, column in zip(ids, self.ids, self.codes.T, strict=True)
+            np.append(np.searchsorted(new_ids, old_ids), NOISE).astype(np.int32)[column]
+            for new_ids, old_ids, column in zip(ids, self.ids, self.codes.T, strict=True)
         ]
         return np.stack(columns, axis=1)
 
     @cached_property
     def _locator(self) -> _Locator:
-        """Finds cells by labels; made again from the codes, so that a table alone is enough to map samples."""
+        """Locator of the cells, rebuilt from the codes, so that a table alone is enough to locate samples."""
         locator = _Locator(self.ids)
         prefix = self.codes[:, 0].astype(np.int64) + 1
         for column in self.codes.T[1:-1]:
             pairs, prefix = np.unique(locator.pair(prefix, column), return_inverse=True)
             locator.add_level(pairs)
-        locator.add_level(locator.pair(prefix, self.current))  # rows ascend and are distinct, and so do these
+        locator.add_level(locator.pair(prefix, self.current))  # rows ascend and are distinct, and so are these
         return locator
 
 
 def cooccurrence(*labelings: npt.ArrayLike, offset: int = 0) -> CooccurrenceTable:
     """Count the cells of two or more labelings of the same samples: `cooccurrence(previous, current)`.
 
-    Works through the samples in chunks: memory-mapped labels are never read as a whole.
+    Samples are read in chunks: memory-mapped labels are never read as a whole.
 
     Args:
         labelings: integer labels of shape (N,) each, -1 = noise, oldest labeling first. Ids may be any integers from 0.
-        offset: index of the first sample, where these labels are a shard of more.
+        offset: index of the first sample, where these labels are a shard.
 
     Raises:
         TypeError: if labels are not integers.
@@ -164,7 +170,7 @@ def cooccurrence(*labelings: npt.ArrayLike, offset: int = 0) -> CooccurrenceTabl
         for span in iterate_blocks(lengths[0], COUNT_CHUNK):
             shard = [labels[span] for labels in arrays[: level + 1]]
             prefix = locator(*shard[:-1])
-            counter.add(locator.pair(prefix, locator.code(level, shard[-1])), offset + span.start)
+            counter.add(locator.pair(prefix, locator.encode(level, shard[-1])), offset + span.start)
         pairs, counts, first_member = counter.result()
         n_codes = len(locator.ids[level]) + 1
         codes = np.column_stack([codes[pairs // n_codes], (pairs % n_codes - 1).astype(np.int32)])
@@ -175,7 +181,7 @@ def cooccurrence(*labelings: npt.ArrayLike, offset: int = 0) -> CooccurrenceTabl
 
 
 class _Locator:
-    """Maps tuples of labels to cells, one labeling after another: (oldest) -> (oldest, next) -> ..."""
+    """Map from tuples of labels to cells, one labeling after another: (oldest) -> (oldest, next) -> ..."""
 
     def __init__(self, ids: tuple[np.ndarray, ...]):
         self.ids = ids
@@ -183,8 +189,8 @@ class _Locator:
         self._codes = [Positions(i) for i in ids]
         self._levels: list[Positions] = []
 
-    def code(self, labeling: int, labels: np.ndarray) -> np.ndarray:
-        """Positions of labels among the ids of their labeling, -1 for noise, -2 where there is no such id."""
+    def encode(self, labeling: int, labels: np.ndarray) -> np.ndarray:
+        """Encode labels as positions among the ids of their labeling, -1 for noise, -2 where there is no such id."""
         labels = as_int64(labels)
         code = self._codes[labeling](labels)
         unknown = code < 0
@@ -193,19 +199,19 @@ class _Locator:
         return code
 
     def pair(self, prefix: np.ndarray, code: np.ndarray) -> np.ndarray:
-        """One integer for (cell of the labelings so far, code in the next labeling)."""
+        """Pair the cell of the labelings so far with a code in the next labeling, as one integer."""
         return prefix * (len(self.ids[len(self._levels) + 1]) + 1) + (code + 1)
 
     def add_level(self, pairs: np.ndarray) -> None:
-        """Let the cells of one more labeling be these pairs, ascending."""
+        """Add a labeling whose cells are these pairs, ascending."""
         self._levels.append(Positions(pairs))
         self.n_cells = len(pairs)
 
     def __call__(self, *labelings: np.ndarray) -> np.ndarray:
         """Cell of each sample under the first labelings, -1 where there is none."""
-        cell = self.code(0, labelings[0]) + 1  # -1 where there is no such id
+        cell = self.encode(0, labelings[0]) + 1  # -1 where there is no such id
         for i, level in enumerate(self._levels[: len(labelings) - 1]):
-            code = self.code(i + 1, labelings[i + 1])
+            code = self.encode(i + 1, labelings[i + 1])
             pair = cell * (len(self.ids[i + 1]) + 1) + code + 1
             pair[(cell < 0) | (code < NOISE)] = -1
             cell = level(pair)
@@ -213,7 +219,7 @@ class _Locator:
 
 
 def list_cluster_ids(labels: np.ndarray) -> np.ndarray:
-    """The cluster ids that occur in labels of shape (N,), ascending, without noise.
+    """List the cluster ids that occur in labels of shape (N,), ascending, without noise.
 
     Raises:
         TypeError: if the labels are not integers.
@@ -221,23 +227,23 @@ def list_cluster_ids(labels: np.ndarray) -> np.ndarray:
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"labels must be integers (-1 = noise), not {labels.dtype}")
-    found = np.empty(0, dtype=np.int64)
-    seen = np.zeros(COUNT_CHUNK, dtype=bool)  # ids below this, which are nearly always all there are
+    ids = np.empty(0, dtype=np.int64)
+    is_seen = np.zeros(COUNT_CHUNK, dtype=bool)  # small ids, which are nearly always all
     for span in iterate_chunks(len(labels)):
         chunk = as_int64(labels[span])
         lowest, highest = chunk.min(), chunk.max()
         if lowest < NOISE:
             raise ValueError(f"labels must be -1 (noise) or above, but {lowest} is among them")
-        if highest < len(seen):
-            seen[chunk[chunk >= 0] if lowest < 0 else chunk] = True
+        if highest < len(is_seen):
+            is_seen[chunk[chunk >= 0] if lowest < 0 else chunk] = True
         else:
-            found = np.union1d(found, chunk)
-    found = np.union1d(found, np.flatnonzero(seen))
-    return found[found != NOISE]
+            ids = np.union1d(ids, chunk)
+    ids = np.union1d(ids, np.flatnonzero(is_seen))
+    return ids[ids != NOISE]
 
 
 def as_int64(labels: np.ndarray) -> np.ndarray:
-    """Labels as int64, without a copy where they are already.
+    """Convert labels to int64, without a copy where they are int64 already.
 
     Raises:
         ValueError: if one is too large.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
-from hf_plr.refinement.assignment import confidence, map_columns
+from hf_plr.refinement.assignment import compute_confidence, map_columns
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import (
     NOISE,
@@ -44,7 +44,7 @@ def keep_numbers(
     cluster, n_clusters = _compact(cluster)
     homes = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
     changed_share = _changed_share(table, cluster, n_clusters)
-    confidences = confidence(soft, cluster, table.counts, homes)
+    confidences = compute_confidence(soft, cluster, table.counts, homes)
     overlaps = Overlaps.from_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
     number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
     return CellRefinement(

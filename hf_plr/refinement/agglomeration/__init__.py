@@ -1,9 +1,9 @@
 """Step 4: agglomerative clustering of weighted cells.
 
 scipy's and scikit-learn's agglomeration start from points of weight one. Here each cell stands for as many identical
-samples as its weight says, and the tree above the cells is the one that all those samples would have got: identical
-samples merge at height zero first, whatever the linkage. Which of several ways leads there depends on the number of
-cells; all but folding are exact.
+samples as its weight says. The tree above the cells is the one that all those samples would get: identical samples
+merge at height zero first, whatever the linkage. The algorithm depends on the number of cells; all but folding are
+exact.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hf_plr.refinement.blending import SoftCells
 
 LINKAGES = ("average", "ward", "complete", "single", "centroid")
 SMALL = 2_400  # cells whose distances fit into a matrix of 44 MiB
-FOLDED = 1_500  # cells that are left where folding is needed, or 1.5 times the clusters asked for
-MAX_RELATED_PAIRS = 16_000_000  # a bound on them, as columns that two cells share are counted one by one: some 0.4 GiB
+FOLDED = 1_500  # cells that folding leaves, or 1.5 times the number of clusters
+MAX_RELATED_PAIRS = 16_000_000  # some 0.4 GiB
 
 __all__ = ["LINKAGES", "Cut", "Merges", "agglomerate", "weighted_linkage"]
 
@@ -32,31 +32,31 @@ def agglomerate(
     """Cluster weighted cells hierarchically.
 
     Args:
-        soft: soft labels of the cells, all of them labelled.
-        weights: samples in each cell, shape (cells,).
+        soft: soft labels of the cells, none of them empty.
+        weights: samples per cell, shape (cells,).
         linkage: one of `LINKAGES`.
-        cut: where to cut the tree.
-        max_cells: with more than these, cells are folded together first unless a cheaper exact way is known.
+        cut: place of the cut through the tree.
+        max_cells: more cells than these are folded first, unless a cheaper exact algorithm applies.
 
     Returns:
-        The cluster of each cell, from 0, shape (cells,), and whether it is exact.
+        Cluster per cell, from 0, shape (cells,), and True if the clusters are exact.
     """
     merges = _merge_exactly(soft, weights, linkage, cut, max_cells)
     if merges is not None:
         return cut.apply(merges), True
     n_clusters = 0 if cut.n_clusters is None else cut.n_clusters
     n_left = min(max_cells, max(FOLDED, 3 * n_clusters // 2))
-    if n_left <= n_clusters:  # as many clusters as can be told apart: nothing is left to agglomerate
+    if n_left <= n_clusters:  # nothing is left to agglomerate
         return fold(soft, weights, n_clusters)[1].astype(np.int64), False
-    heavy, home = fold(soft, weights, n_left)
-    folded_weights = np.bincount(home, weights, len(heavy))
+    heavy, destination = fold(soft, weights, n_left)
+    folded_weights = np.bincount(destination, weights, len(heavy))
     merges = _merge_exactly(soft.select(heavy), folded_weights, linkage, cut, max(max_cells, len(heavy)))
     assert merges is not None
-    return cut.apply(merges)[home], False
+    return cut.apply(merges)[destination], False
 
 
 def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut, max_cells: int) -> Merges | None:
-    """Merges that settle the cut, or None if there are too many cells for all exact ways."""
+    """Merge exactly until the cut is settled; returns None where there are too many cells for every algorithm."""
     n_cells = len(weights)
     if linkage == "centroid":
         return merge_nearest_first(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
@@ -64,9 +64,9 @@ def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut,
         return merge_all(compute_distances(soft), weights, linkage)
     if linkage == "ward":
         return merge_along_chain(CentroidClusters(soft, weights, linkage)) if n_cells <= max_cells else None
-    if _related_pairs_at_most(soft) <= MAX_RELATED_PAIRS:
+    if _bound_related_pairs(soft) <= MAX_RELATED_PAIRS:
         related = RelatedClusters(soft, weights, linkage)
-        if related.merge_up_to_bounds(cut):
+        if related.merge_related(cut):
             return related.merges
         if len(related) <= max_cells:
             distances = compute_cluster_distances(soft, weights, related.cluster_of_cell, linkage)
@@ -77,13 +77,13 @@ def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut,
     return None
 
 
-def _related_pairs_at_most(soft: SoftCells) -> float:
-    """A bound on the pairs of cells whose soft labels share a column."""
-    in_column = np.zeros(soft.n_columns)
+def _bound_related_pairs(soft: SoftCells) -> float:
+    """Bound the number of pairs of cells whose soft labels share a column, from above."""
+    cells_per_column = np.zeros(soft.n_columns)
     for part, basis in enumerate(soft.bases):
         cells = np.bincount(soft.codes[soft.shares(part) > 0, part], minlength=basis.shape[0]).astype(np.float64)
-        in_column += abs(basis).sign().T @ cells
-    return float((in_column**2).sum() / 2)
+        cells_per_column += abs(basis).sign().T @ cells
+    return float((cells_per_column**2).sum() / 2)
 
 
 def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = "average") -> np.ndarray:
@@ -91,7 +91,7 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
 
     Args:
         distances: Euclidean distances between the points, shape (n, n), symmetric.
-        weights: how many identical samples each point stands for, above 0, shape (n,).
+        weights: number of identical samples per point, above 0, shape (n,).
         linkage: "average" (UPGMA), "ward", "complete" or "single".
 
     Returns:
@@ -102,11 +102,16 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
 
     Raises:
         ValueError: for an unknown linkage, or shapes that do not fit.
+
+    Example:
+        >>> distances = np.abs(np.subtract.outer([0.0, 1.0, 9.0], [0.0, 1.0, 9.0]))
+        >>> weighted_linkage(distances, np.array([3, 1, 1])).tolist()  # the mean of the first cluster is at 0.25
+        [[0.0, 1.0, 1.0, 2.0], [2.0, 3.0, 8.75, 3.0]]
     """
     if linkage not in LINKAGES or linkage == "centroid":
         known = ", ".join(name for name in LINKAGES if name != "centroid")
         raise ValueError(f"linkage={linkage!r} is not possible from distances alone: use one of {known}")
     distances = np.array(distances, dtype=np.float64)
     if distances.shape != (len(weights), len(weights)):
-        raise ValueError(f"distances have shape {distances.shape}, expected ({len(weights)}, {len(weights)})")
+        raise ValueError(f"distances have shape {distances.shape}: give ({len(weights)}, {len(weights)})")
     return merge_all(distances, np.asarray(weights, dtype=np.float64), linkage).tree()

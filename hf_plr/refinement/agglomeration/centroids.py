@@ -1,19 +1,19 @@
-"""Clusters known by their centroids, in memory that grows with the cells and not with their square."""
+"""Clusters by their centroids, in memory that grows with the cells and not with their square."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from hf_plr.refinement.agglomeration.chain import find_nearest_clusters
-from hf_plr.refinement.agglomeration.merges import ZERO, Merges, rounding, rounding_error
+from hf_plr.refinement.agglomeration.merges import ZERO, Merges, rounding_error, rounding_errors
 from hf_plr.refinement.blending import SoftCells
 
 
 class CentroidClusters:
     """Clusters of cells with the distances between their centroids, or Ward's.
 
-    A row of distances is made when it is asked for: the inner products of one centroid with all cells need one
-    product with each basis of the soft labels and a lookup for each cell.
+    A row of distances is computed on demand: the inner products of one centroid with all cells need one product with
+    each basis of the soft labels and one lookup per cell.
 
     Args:
         soft: soft labels of the cells.
@@ -35,8 +35,8 @@ class CentroidClusters:
 
     def distances_from(self, cluster: int) -> np.ndarray:
         """Distances to all clusters, shape (n,)."""
-        with_cells = self._soft.inner_products(self._centroid(cluster)[None])[0]
-        products = np.bincount(self._cluster_of_cell, self._cell_weights * with_cells, len(self.weights))
+        cell_products = self._soft.inner_products(self._centroid(cluster)[None])[0]
+        products = np.bincount(self._cluster_of_cell, self._cell_weights * cell_products, len(self.weights))
         squared = self._squared_norms + self._squared_norms[cluster] - 2.0 * products / self.weights
         squared[squared < ZERO**2] = 0.0
         if self._ward:
@@ -45,47 +45,47 @@ class CentroidClusters:
         squared[cluster] = np.inf
         return np.sqrt(squared)
 
-    def merge(self, gone: int, stays: int) -> None:
+    def merge(self, absorbed: int, survivor: int) -> None:
         """Let one cluster absorb another."""
-        self._cluster_of_cell[self._cells[gone]] = stays
-        self._cells[stays] += self._cells[gone]
-        self._cells[gone] = []
-        self.weights[stays] += self.weights[gone]
-        self.alive[gone] = False
-        centroid = self._centroid(stays)
-        self._squared_norms[stays] = centroid @ centroid
+        self._cluster_of_cell[self._cells[absorbed]] = survivor
+        self._cells[survivor] += self._cells[absorbed]
+        self._cells[absorbed] = []
+        self.weights[survivor] += self.weights[absorbed]
+        self.alive[absorbed] = False
+        centroid = self._centroid(survivor)
+        self._squared_norms[survivor] = centroid @ centroid
 
     def _centroid(self, cluster: int) -> np.ndarray:
         cells = self._cells[cluster]
-        share = self._cell_weights[cells] / self.weights[cluster]
+        fraction = self._cell_weights[cells] / self.weights[cluster]
         centroid = np.zeros(self._soft.n_columns)
         for part, basis in enumerate(self._transposed):
-            mass = self._soft.shares_of_case[self._soft.case[cells], part] * share
-            used = mass > 0
-            centroid += basis @ np.bincount(self._soft.codes[cells, part][used], mass[used], basis.shape[1])
+            mass = self._soft.shares_of_case[self._soft.case[cells], part] * fraction
+            is_used = mass > 0
+            centroid += basis @ np.bincount(self._soft.codes[cells, part][is_used], mass[is_used], basis.shape[1])
         return centroid
 
 
 def merge_nearest_first(clusters: CentroidClusters) -> Merges:
-    """Agglomerate by always merging the two nearest clusters: for centroid linkage, where the chain is not exact.
+    """Merge the two nearest clusters again and again: for centroid linkage, where the chain is not exact.
 
-    Two merged clusters may be nearer to a third than either was; such a merge gets the height of the one below it, as
+    Two merged clusters may be nearer to a third than either was. Such a merge gets the height of the one below it, as
     in scipy's cuts. Ties are as in `merge_along_chain`.
 
-    Source: the generic algorithm of Müllner (arXiv 1109.2378), with distances made on demand.
+    Source: the generic algorithm of Müllner (arXiv 1109.2378), with distances computed on demand.
     """
     n = len(clusters.weights)
     merges = Merges(n)
     if n < 2:
         return merges
-    lifted = np.zeros(n)
-    distance = np.full(n, np.inf)  # to the nearest cluster; a lower bound where it is stale
+    height_of_cluster = np.zeros(n)
+    distance = np.full(n, np.inf)  # to the nearest cluster; a lower bound where stale
     partner = np.full(n, -1)  # the lightest of the nearest clusters
-    stale = np.ones(n, dtype=bool)
+    is_stale = np.ones(n, dtype=bool)
 
     def refresh(cluster: int) -> list[int]:
         distance[cluster], nearest = find_nearest_clusters(clusters.distances_from(cluster), clusters.weights)
-        partner[cluster], stale[cluster] = nearest[0], False
+        partner[cluster], is_stale[cluster] = nearest[0], False
         return nearest
 
     for cluster in range(n):
@@ -95,38 +95,38 @@ def merge_nearest_first(clusters: CentroidClusters) -> Merges:
         while True:
             lowest = float(distance.min())
             candidates = np.flatnonzero(distance <= lowest + rounding_error(lowest))
-            if not stale[candidates].any():
+            if not is_stale[candidates].any():
                 break
-            for cluster in candidates[stale[candidates]]:
+            for cluster in candidates[is_stale[candidates]]:
                 refresh(cluster)
-        together = clusters.weights[candidates] + clusters.weights[partner[candidates]]
-        lightest = int(candidates[np.argmin(together)])
-        group, waiting = {lightest}, [lightest]
-        while waiting:
-            for other in refresh(waiting.pop()):
+        pair_weights = clusters.weights[candidates] + clusters.weights[partner[candidates]]
+        start = int(candidates[np.argmin(pair_weights)])
+        group, queue = {start}, [start]
+        while queue:
+            for other in refresh(queue.pop()):
                 if other not in group:
                     group.add(other)
-                    waiting.append(other)
+                    queue.append(other)
         members = sorted(group)
-        height = max(lowest, lifted[members].max())
+        height = max(lowest, height_of_cluster[members].max())
         merges.add(members, height, float(clusters.weights[members].sum()))
-        stays = members[0]
+        survivor = members[0]
         for member in members[1:]:
-            clusters.merge(member, stays)
+            clusters.merge(member, survivor)
         n_alive -= len(members) - 1
-        lifted[stays] = height
+        height_of_cluster[survivor] = height
         distance[members[1:]] = np.inf
-        stale |= np.isin(partner, members)
+        is_stale |= np.isin(partner, members)
         if n_alive == 1:
             break
-        from_new = clusters.distances_from(stays)
-        distance[stays], nearest = find_nearest_clusters(from_new, clusters.weights)
-        partner[stays], stale[stays] = nearest[0], False
-        nearer = from_new + rounding(from_new) < distance
-        tied = clusters.alive & ~nearer & ~stale & (from_new <= distance + rounding(distance))
-        lighter = np.zeros(n, dtype=bool)
-        lighter[tied] = clusters.weights[stays] < clusters.weights[partner[tied]]
-        distance[nearer] = from_new[nearer]
-        partner[nearer | lighter] = stays
-        stale[nearer] = False
+        new_distances = clusters.distances_from(survivor)
+        distance[survivor], nearest = find_nearest_clusters(new_distances, clusters.weights)
+        partner[survivor], is_stale[survivor] = nearest[0], False
+        is_nearer = new_distances + rounding_errors(new_distances) < distance
+        is_tied = clusters.alive & ~is_nearer & ~is_stale & (new_distances <= distance + rounding_errors(distance))
+        is_lighter = np.zeros(n, dtype=bool)
+        is_lighter[is_tied] = clusters.weights[survivor] < clusters.weights[partner[is_tied]]
+        distance[is_nearer] = new_distances[is_nearer]
+        partner[is_nearer | is_lighter] = survivor
+        is_stale[is_nearer] = False
     return merges

@@ -1,4 +1,4 @@
-"""The nearest-neighbour chain: follow nearest neighbours until two clusters are each other's, and merge these."""
+"""Nearest-neighbour chain: follow nearest neighbours until two clusters are each other's, and merge these."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ class Clusters(Protocol):
     """Clusters that know their distances to each other.
 
     Attributes:
-        weights: weight of each cluster, shape (n,).
-        alive: whether it is still there, bool of shape (n,).
+        weights: weight per cluster, shape (n,).
+        alive: False for a cluster that another has absorbed, bool of shape (n,).
     """
 
     weights: np.ndarray
     alive: np.ndarray
 
     def distances_from(self, cluster: int) -> np.ndarray:
-        """Distances to all clusters, infinite to itself and to those that are gone; shape (n,). Not to be changed."""
+        """Distances to all clusters, read-only, infinite to itself and to absorbed ones; shape (n,)."""
 
-    def merge(self, gone: int, stays: int) -> None:
+    def merge(self, absorbed: int, survivor: int) -> None:
         """Let one cluster absorb another."""
 
 
 def merge_along_chain(clusters: Clusters, n_left: int = 1) -> Merges:
-    """Agglomerate with a linkage under which a merged cluster is never nearer to a third than its parts were.
+    """Merge clusters under a linkage where a merged cluster is never nearer to a third than its parts were.
 
-    Stops when `n_left` clusters are left, or fewer where several are tied; which merges have been made by then says
-    nothing about their heights.
+    Stops when `n_left` clusters are left, or fewer where several are tied. The merges come in no order of heights.
 
     Source: Benzécri 1982; Murtagh 1983. Of equally near neighbours the lightest comes first, which keeps that property.
-    Clusters that are tied in distance and in weight merge all at once. So the order of the points means nothing.
+    Clusters that are tied in distance and in weight merge all at once, so that the order of the points has no effect.
     """
     merges = Merges(len(clusters.weights))
     chain: list[int] = []
@@ -51,9 +50,9 @@ def merge_along_chain(clusters: Clusters, n_left: int = 1) -> Merges:
             continue
         group = chain[-2:]
         if had_ties[-1] or had_ties[-2]:
-            group, unsettled = _tied_group(clusters, group)
-            if unsettled is not None:
-                chain, had_ties = [unsettled], [False]
+            group, nearer_cluster = _find_tied_group(clusters, group)
+            if nearer_cluster is not None:
+                chain, had_ties = [nearer_cluster], [False]
                 continue
         del chain[-2:], had_ties[-2:]
         merges.add(group, height, float(clusters.weights[group].sum()))
@@ -64,7 +63,7 @@ def merge_along_chain(clusters: Clusters, n_left: int = 1) -> Merges:
 
 
 def find_nearest_clusters(distances: np.ndarray, weights: np.ndarray) -> tuple[float, list[int]]:
-    """The smallest distance, and the clusters at that distance; of several the lightest, all of them if tied."""
+    """Find the smallest distance and the lightest clusters at that distance, several only where their weights tie."""
     lowest = float(distances.min())
     nearest = (distances <= lowest + rounding_error(lowest)).nonzero()[0]
     if len(nearest) > 1:
@@ -73,26 +72,26 @@ def find_nearest_clusters(distances: np.ndarray, weights: np.ndarray) -> tuple[f
     return lowest, nearest.tolist()
 
 
-def _tied_group(clusters: Clusters, pair: list[int]) -> tuple[list[int], int | None]:
-    """All clusters that hang together with a pair of nearest neighbours by ties: each of them nearest to the next.
+def _find_tied_group(clusters: Clusters, pair: list[int]) -> tuple[list[int], int | None]:
+    """Find all clusters that ties connect to a pair of nearest neighbours, each of them nearest to the next.
 
-    If one is nearest to a cluster of the group, but has a nearer one itself, that one is given as the second answer.
-    It has to merge first, and may then turn out to belong to the group.
+    A cluster that is nearest to one of the group, but has a nearer one itself, is returned beside the group. It has to
+    merge first, and may belong to the group afterwards.
     """
     nearest: dict[int, list[int]] = {}
 
-    def nearest_to(cluster: int) -> list[int]:
+    def look_up_nearest(cluster: int) -> list[int]:
         if cluster not in nearest:
             nearest[cluster] = find_nearest_clusters(clusters.distances_from(cluster), clusters.weights)[1]
         return nearest[cluster]
 
-    group, waiting = set(pair), list(pair)
-    while waiting:
-        cluster = waiting.pop()
-        for other in nearest_to(cluster):
-            if cluster not in nearest_to(other):
+    group, queue = set(pair), list(pair)
+    while queue:
+        cluster = queue.pop()
+        for other in look_up_nearest(cluster):
+            if cluster not in look_up_nearest(other):
                 return sorted(group), other
             if other not in group:
                 group.add(other)
-                waiting.append(other)
+                queue.append(other)
     return sorted(group), None

@@ -8,14 +8,14 @@ from hf_plr.refinement.agglomeration.chain import merge_along_chain
 from hf_plr.refinement.agglomeration.merges import ZERO, Merges
 from hf_plr.refinement.blending import SoftCells
 
-BLOCK = 128  # cells whose distances to all others are made together
+BLOCK = 128  # cells whose distances to all others are computed together
 
 
 class DenseClusters:
     """Clusters whose distances are updated by the Lance-Williams recurrence (1967).
 
     Args:
-        distances: under this linkage, infinite on the diagonal, shape (n, n), symmetric; used as working memory.
+        distances: distances under this linkage, infinite on the diagonal, shape (n, n), symmetric; overwritten.
         weights: of the clusters, shape (n,).
         linkage: "average", "complete", "single" or "ward".
     """
@@ -27,41 +27,45 @@ class DenseClusters:
         self._distances = distances
 
     def select(self, clusters: np.ndarray) -> DenseClusters:
-        """Some of the clusters, by themselves."""
+        """Select some of the clusters, as a copy."""
         return DenseClusters(self._distances[np.ix_(clusters, clusters)], self.weights[clusters], self._linkage)
 
     def distances_from(self, cluster: int) -> np.ndarray:
         """Distances to all clusters, shape (n,)."""
         return self._distances[cluster]
 
-    def merge(self, gone: int, stays: int) -> None:
+    def merge(self, absorbed: int, survivor: int) -> None:
         """Let one cluster absorb another."""
-        a, b = self._distances[gone], self._distances[stays]
-        size_a, size_b = self.weights[gone], self.weights[stays]
+        first, second = self._distances[absorbed], self._distances[survivor]
+        first_weight, second_weight = self.weights[absorbed], self.weights[survivor]
         if self._linkage == "average":
-            b *= size_b / (size_a + size_b)
-            b += a * (size_a / (size_a + size_b))
+            second *= second_weight / (first_weight + second_weight)
+            second += first * (first_weight / (first_weight + second_weight))
         elif self._linkage == "complete":
-            np.maximum(a, b, out=b)
+            np.maximum(first, second, out=second)
         elif self._linkage == "single":
-            np.minimum(a, b, out=b)
+            np.minimum(first, second, out=second)
         else:
-            others = self.weights
-            height = a[stays]
-            with np.errstate(invalid="ignore"):  # infinite minus infinite, where clusters are gone
-                b[:] = (size_a + others) * a**2 + (size_b + others) * b**2 - others * height**2
-            b /= size_a + size_b + others
-            np.sqrt(np.maximum(b, 0.0, out=b), out=b)
-            b[~self.alive] = np.inf
-        self.weights[stays] += size_a
-        self.alive[gone] = False
-        b[[gone, stays]] = np.inf
-        self._distances[:, stays] = b
-        self._distances[:, gone] = np.inf
+            other_weights = self.weights
+            height = first[survivor]
+            with np.errstate(invalid="ignore"):  # infinite minus infinite, where clusters are absorbed
+                second[:] = (
+                    (first_weight + other_weights) * first**2
+                    + (second_weight + other_weights) * second**2
+                    - other_weights * height**2
+                )
+            second /= first_weight + second_weight + other_weights
+            np.sqrt(np.maximum(second, 0.0, out=second), out=second)
+            second[~self.alive] = np.inf
+        self.weights[survivor] += first_weight
+        self.alive[absorbed] = False
+        second[[absorbed, survivor]] = np.inf
+        self._distances[:, survivor] = second
+        self._distances[:, absorbed] = np.inf
 
 
 def merge_all(distances: np.ndarray, weights: np.ndarray, linkage: str) -> Merges:
-    """All merges of weighted points under a linkage.
+    """Merge weighted points under a linkage until one cluster is left.
 
     Args:
         distances: Euclidean distances between the points, shape (n, n), symmetric; overwritten.
@@ -77,14 +81,14 @@ def merge_all(distances: np.ndarray, weights: np.ndarray, linkage: str) -> Merge
     clusters = DenseClusters(distances, weights, linkage)
     while len(clusters.weights) > 1:
         merges = merges.extend(merge_along_chain(clusters, n_left=len(clusters.weights) // 2), representatives)
-        left = np.flatnonzero(clusters.alive)
-        representatives = representatives[left]
-        clusters = clusters.select(left)
+        remaining = np.flatnonzero(clusters.alive)
+        representatives = representatives[remaining]
+        clusters = clusters.select(remaining)
     return merges
 
 
 def compute_distances(soft: SoftCells) -> np.ndarray:
-    """Euclidean distances between the soft labels of cells, shape (cells, cells); zero where rounding hides them."""
+    """Compute Euclidean distances between soft labels, shape (cells, cells); zero where rounding hides them."""
     n = len(soft)
     norms = soft.squared_norms()
     distances = np.empty((n, n))
@@ -95,10 +99,10 @@ def compute_distances(soft: SoftCells) -> np.ndarray:
     return distances
 
 
-def convert_to_distances(products: np.ndarray, norms: np.ndarray, others: np.ndarray) -> None:
-    """Turn inner products into Euclidean distances, in place; squared norms broadcast against them."""
+def convert_to_distances(products: np.ndarray, norms: np.ndarray, other_norms: np.ndarray) -> None:
+    """Convert inner products to Euclidean distances in place; squared norms broadcast against them."""
     products *= -2.0
     products += norms
-    products += others
+    products += other_norms
     products[products < ZERO**2] = 0.0
     np.sqrt(products, out=products)

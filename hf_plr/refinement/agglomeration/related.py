@@ -1,9 +1,9 @@
 """Agglomeration along the pairs of cells whose soft labels share a column, without a distance matrix.
 
 With local churn, as in training, nearly all pairs of cells are unrelated: their soft labels share no column, and their
-squared distance is the sum of their squared norms. Two clusters without one related pair are therefore at least as far
-apart as a bound that each cluster knows of itself. Up to that bound nearest neighbours are found among related clusters
-alone, exactly; and mutual nearest neighbours may merge in any order, so that all of them merge at once.
+squared distance is the sum of their squared norms. Two clusters without a related pair are at least as far apart as a
+bound that depends on each of them alone. Up to that bound the search among related clusters is exact. Mutual nearest
+neighbours may merge in any order, so that all of them merge at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from hf_plr.refinement.agglomeration.dense import convert_to_distances
-from hf_plr.refinement.agglomeration.merges import ZERO, Cut, Merges, rounding
+from hf_plr.refinement.agglomeration.merges import ZERO, Cut, Merges, rounding_errors
 from hf_plr.refinement.blending import SoftCells
 
-BLOCK = 1 << 20  # cell pairs that are looked at together
+BLOCK = 1 << 20  # cell pairs that are computed together
 REDUCERS = {"average": np.add, "complete": np.maximum, "single": np.minimum}
 
 
@@ -26,7 +26,7 @@ class RelatedClusters:
     Args:
         soft: soft labels of the cells.
         weights: of the cells, shape (n,).
-        linkage: how the distance of two clusters follows from the distances of their cells.
+        linkage: "average", "complete" or "single".
     """
 
     def __init__(self, soft: SoftCells, weights: np.ndarray, linkage: str):
@@ -47,49 +47,49 @@ class RelatedClusters:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def merge_up_to_bounds(self, cut: Cut) -> bool:
-        """Merge as long as nearest neighbours are known from related pairs; True if the cut is settled then."""
+    def merge_related(self, cut: Cut) -> bool:
+        """Merge while related pairs give the nearest neighbours; returns True if the cut is settled then."""
         while True:
-            bounds = self._over_cells(self._cell_bounds)
-            still_to_come = min(float(bounds.min()), float(self._distances.min(initial=np.inf)))
-            if cut.is_settled(self.merges, still_to_come):
+            bounds = self._reduce_cells(self._cell_bounds)
+            lowest_remaining = min(float(bounds.min()), float(self._distances.min(initial=np.inf)))
+            if cut.is_settled(self.merges, lowest_remaining):
                 return True
-            pairs = self._nearest_groups(bounds)
+            pairs = self._find_mutual_pairs(bounds)
             if len(pairs) == 0:
                 return False
             self._merge(pairs)
 
-    def _nearest_groups(self, bounds: np.ndarray) -> np.ndarray:
-        """The pairs that are each other's nearest, of equally near ones the lightest, within their bounds.
+    def _find_mutual_pairs(self, bounds: np.ndarray) -> np.ndarray:
+        """Find the pairs that are each other's nearest within their bounds, of equally near ones the lightest.
 
-        Pairs that hang together by ties count only if all of them are that, and if none of their clusters is as near to
-        another one that has a nearer one itself: that one has to merge first.
+        Pairs that ties connect count only together. They wait where one of their clusters is as near to another one
+        that has a nearer one itself: that one has to merge first.
         """
-        here = np.concatenate([self._first, self._second])
-        there = np.concatenate([self._second, self._first])
+        cluster = np.concatenate([self._first, self._second])
+        neighbor = np.concatenate([self._second, self._first])
         distances = np.concatenate([self._distances, self._distances])
         lowest = np.full(len(self), np.inf)
-        np.minimum.at(lowest, here, distances)
-        nearest = np.flatnonzero(distances <= lowest[here] + rounding(lowest[here]))
+        np.minimum.at(lowest, cluster, distances)
+        nearest = np.flatnonzero(distances <= lowest[cluster] + rounding_errors(lowest[cluster]))
         lightest = np.full(len(self), np.inf)
-        np.minimum.at(lightest, here[nearest], self.weights[there[nearest]])
-        nearest = nearest[self.weights[there[nearest]] == lightest[here[nearest]]]
+        np.minimum.at(lightest, cluster[nearest], self.weights[neighbor[nearest]])
+        nearest = nearest[self.weights[neighbor[nearest]] == lightest[cluster[nearest]]]
 
         n_pairs = len(self._first)
         is_nearest = np.zeros((2, n_pairs), dtype=bool)  # seen from the first, seen from the second cluster
         is_nearest.reshape(-1)[nearest] = True
         mutual = np.flatnonzero(is_nearest.all(axis=0))
-        n_groups, group = self._groups(mutual)
+        n_groups, group = self._find_groups(mutual)
         is_settled = np.ones(n_groups, dtype=bool)
         limit = np.minimum(bounds[self._first[mutual]], bounds[self._second[mutual]])
-        is_settled[group[self._first[mutual[self._distances[mutual] >= limit - rounding(limit)]]]] = False
+        is_settled[group[self._first[mutual[self._distances[mutual] >= limit - rounding_errors(limit)]]]] = False
         one_sided = is_nearest & ~is_nearest.all(axis=0)
         is_settled[group[self._first[one_sided[0]]]] = False
         is_settled[group[self._second[one_sided[1]]]] = False
         return mutual[is_settled[group[self._first[mutual]]]]
 
-    def _groups(self, pairs: np.ndarray) -> tuple[int, np.ndarray]:
-        """How many groups these pairs make, and the group of each cluster: pairs hang together by ties."""
+    def _find_groups(self, pairs: np.ndarray) -> tuple[int, np.ndarray]:
+        """Find the groups that these pairs connect; returns their number, and the group per cluster."""
         ends = (self._first[pairs], self._second[pairs])
         edges = sp.coo_array((np.ones(len(pairs)), ends), shape=(len(self), len(self)))
         n_groups, group = connected_components(edges, directed=False)
@@ -97,8 +97,8 @@ class RelatedClusters:
 
     def _merge(self, pairs: np.ndarray) -> None:
         """Merge the clusters of these pairs, each group at once."""
-        n_groups, group = self._groups(pairs)
-        order, starts, sizes = _members(group, n_groups)
+        n_groups, group = self._find_groups(pairs)
+        order, starts, sizes = _sort_by_cluster(group, n_groups)
         weights = np.add.reduceat(self.weights[order], starts)
         height = np.zeros(n_groups)
         height[group[self._first[pairs]]] = self._distances[pairs]
@@ -111,61 +111,62 @@ class RelatedClusters:
         self.weights = weights
 
     def _join_distances(self, group: np.ndarray, n_groups: int) -> None:
-        """Distances of the merged clusters from those of their parts; unrelated parts are made up for."""
+        """Compute the distances of the merged clusters from those of their parts, related and unrelated ones."""
         ends = np.sort(np.stack([group[self._first], group[self._second]]), axis=0)
-        apart = np.flatnonzero(ends[0] != ends[1])
-        keys, key_of_part = np.unique(ends[0, apart] * n_groups + ends[1, apart], return_inverse=True)
+        distinct = np.flatnonzero(ends[0] != ends[1])
+        keys, key_of_part = np.unique(ends[0, distinct] * n_groups + ends[1, distinct], return_inverse=True)
         a, b = np.divmod(keys, n_groups)
-        order, starts, sizes = _members(group, n_groups)
+        order, starts, sizes = _sort_by_cluster(group, n_groups)
 
-        # Where some parts are unrelated, list all pairs of parts and keep those that are not there.
+        # Unrelated pairs are not stored: list all pairs of parts, and keep those that are not related.
         n_related = np.bincount(key_of_part, minlength=len(keys))
-        partly = np.flatnonzero(n_related < sizes[a] * sizes[b])
-        owner, i, j = _products(starts[a[partly]], sizes[a[partly]], starts[b[partly]], sizes[b[partly]])
+        incomplete = np.flatnonzero(n_related < sizes[a] * sizes[b])
+        first, second = a[incomplete], b[incomplete]
+        owner, i, j = _list_pairs(starts[first], sizes[first], starts[second], sizes[second])
         x, y = np.sort(np.stack([order[i], order[j]]), axis=0)
         is_related = np.isin(x * len(self) + y, self._first * len(self) + self._second)
-        owner, x, y = partly[owner[~is_related]], x[~is_related], y[~is_related]
+        owner, x, y = incomplete[owner[~is_related]], x[~is_related], y[~is_related]
 
         owners = np.concatenate([key_of_part, owner])
-        values = np.concatenate([self._distances[apart], self._unrelated_distances(x, y)])
+        values = np.concatenate([self._distances[distinct], self._unrelated_distances(x, y)])
         if self._linkage == "average":
-            related = self.weights[self._first[apart]] * self.weights[self._second[apart]]
-            shares = np.concatenate([related, self.weights[x] * self.weights[y]])
-            total = np.bincount(owners, shares * values, len(keys))
-            joined = total / np.bincount(owners, shares, len(keys))
+            related = self.weights[self._first[distinct]] * self.weights[self._second[distinct]]
+            pair_weights = np.concatenate([related, self.weights[x] * self.weights[y]])
+            total = np.bincount(owners, pair_weights * values, len(keys))
+            joined = total / np.bincount(owners, pair_weights, len(keys))
         else:
             joined = np.full(len(keys), -np.inf if self._linkage == "complete" else np.inf)
             REDUCERS[self._linkage].at(joined, owners, values)
         self._first, self._second, self._distances = a, b, joined
 
     def _unrelated_distances(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Distances of pairs of clusters of which no cells are related."""
+        """Compute distances of pairs of clusters without related cells."""
         if self._linkage != "average":
-            extreme = self._over_cells(self._squared_norms)
+            extreme = self._reduce_cells(self._squared_norms)
             return np.sqrt(extreme[x] + extreme[y])
-        order, starts, sizes = _members(self.cluster_of_cell, len(self))
+        order, starts, sizes = _sort_by_cluster(self.cluster_of_cell, len(self))
         distances = np.empty(len(x))
         block = np.cumsum(sizes[x] * sizes[y]) // BLOCK
         for pairs in np.split(np.arange(len(x)), np.flatnonzero(np.diff(block)) + 1):
-            owner, i, j = _products(starts[x[pairs]], sizes[x[pairs]], starts[y[pairs]], sizes[y[pairs]])
+            owner, i, j = _list_pairs(starts[x[pairs]], sizes[x[pairs]], starts[y[pairs]], sizes[y[pairs]])
             i, j = order[i], order[j]
             pair_weights = self._cell_weights[i] * self._cell_weights[j]
             total = pair_weights * np.sqrt(self._squared_norms[i] + self._squared_norms[j])
             distances[pairs] = np.bincount(owner, total, len(pairs))
         return distances / (self.weights[x] * self.weights[y])
 
-    def _over_cells(self, values: np.ndarray) -> np.ndarray:
-        """The mean (average linkage), largest (complete) or smallest (single) value of each cluster's cells."""
-        order, starts, _ = _members(self.cluster_of_cell, len(self))
+    def _reduce_cells(self, values: np.ndarray) -> np.ndarray:
+        """Reduce values of cells to one per cluster: their mean (average linkage), maximum or minimum."""
+        order, starts, _ = _sort_by_cluster(self.cluster_of_cell, len(self))
         if self._linkage == "average":
             return np.add.reduceat((values * self._cell_weights)[order], starts) / self.weights
         return REDUCERS[self._linkage].reduceat(values[order], starts)
 
 
 def compute_cluster_distances(soft: SoftCells, weights: np.ndarray, cluster: np.ndarray, linkage: str) -> np.ndarray:
-    """Distances between clusters of cells, dense, from the distances of all their cells."""
+    """Compute a dense matrix of distances between clusters from the distances of all their cells."""
     n_clusters = int(cluster.max()) + 1
-    order, starts, _ = _members(cluster, n_clusters)
+    order, starts, _ = _sort_by_cluster(cluster, n_clusters)
     soft, weights, cluster = soft.select(order), weights[order], cluster[order]
     norms = soft.squared_norms()
     reduce = REDUCERS[linkage]
@@ -185,18 +186,18 @@ def compute_cluster_distances(soft: SoftCells, weights: np.ndarray, cluster: np.
     return result
 
 
-def _members(cluster: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Members in the order of their clusters, where each cluster starts in that order, and its number of members."""
+def _sort_by_cluster(cluster: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort members by cluster; returns their order, the start of each cluster in it, and the clusters' sizes."""
     order = np.argsort(cluster, kind="stable")
     sizes = np.bincount(cluster, minlength=n_clusters)
     return order, np.cumsum(sizes) - sizes, sizes
 
 
-def _products(
+def _list_pairs(
     start_a: np.ndarray, size_a: np.ndarray, start_b: np.ndarray, size_b: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs (i, j) with i in a range a and j in the range b beside it, and which of the ranges they are from."""
+    """List all pairs (i, j) with i in a range a and j in the range b beside it, after the number of their range."""
     totals = size_a * size_b
     owner = np.repeat(np.arange(len(totals)), totals)
-    within = np.arange(len(owner)) - np.repeat(np.cumsum(totals) - totals, totals)
-    return owner, start_a[owner] + within // size_b[owner], start_b[owner] + within % size_b[owner]
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(totals) - totals, totals)
+    return owner, start_a[owner] + rank // size_b[owner], start_b[owner] + rank % size_b[owner]
