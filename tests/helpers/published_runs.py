@@ -30,7 +30,7 @@ import transformers  # noqa: E402
 from huggingface_hub.utils import disable_progress_bars  # noqa: E402
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model  # noqa: E402
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments  # noqa: E402
+from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer  # noqa: E402
 from hf_plr.data.loading import digits, make_synthetic_recordings  # noqa: E402
 from hf_plr.hub.push import HubError  # noqa: E402
 from hf_plr.models.speech import small_hubert, small_hubert_extractor  # noqa: E402
@@ -58,8 +58,9 @@ def dino(out: Path) -> PLRTrainer:
 
 
 def hubert(out: Path, kind: type[PLRTrainer] | type[UnitTrainer], name: str) -> PLRTrainer | UnitTrainer:
-    args = UnitTrainingArguments(
-        str(out), hub_model_id=name, per_device_eval_batch_size=8, mask_length=4, hub_strategy="end", **COMMON
+    more = {"mask_length": 4} if kind is UnitTrainer else {}
+    args = kind.arguments_class(
+        str(out), hub_model_id=name, per_device_eval_batch_size=8, hub_strategy="end", **more, **COMMON
     )
     model = small_hubert(8_000, hidden_size=32, num_hidden_layers=2)
     sounds = make_synthetic_recordings(n_per_class=5)
