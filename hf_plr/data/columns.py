@@ -11,42 +11,44 @@ logger = logging.getLogger(__name__)
 
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "digit", "fine_label", "coarse_label")
 
-MediaKind = Literal["image", "audio"]
-MEDIA = {"image": (Image, "images"), "audio": (Audio, "recordings")}
+ModalityName = Literal["image", "audio"]
+COLUMN_TYPES = {"image": (Image, "images"), "audio": (Audio, "recordings")}
 
 
 class AmbiguousLabelColumns(ValueError):
     """More than one column could hold the labels."""
 
 
-def find_image_column(dataset: Dataset, wanted: str | None = None) -> str:
-    """Name of the column with the images.
+def find_image_column(dataset: Dataset, column: str | None = None) -> str:
+    """Find the column with the images.
 
     Args:
         dataset: the data set.
-        wanted: the column that the user named; None looks for the only column of type `datasets.Image`.
+        column: the column that the user named; None looks for the only column of type `datasets.Image`.
 
     Raises:
         ValueError: if the named column is missing, or none or several hold images.
     """
-    return _find_column(dataset, "image", wanted)
+    return _find_column(dataset, "image", column)
 
 
-def find_audio_column(dataset: Dataset, wanted: str | None = None) -> str:
-    """Name of the column with the recordings.
+def find_audio_column(dataset: Dataset, column: str | None = None) -> str:
+    """Find the column with the recordings.
 
     Args:
         dataset: the data set.
-        wanted: the column that the user named; None looks for the only column of type `datasets.Audio`.
+        column: the column that the user named; None looks for the only column of type `datasets.Audio`.
 
     Raises:
         ValueError: if the named column is missing, or none or several hold recordings.
     """
-    return _find_column(dataset, "audio", wanted)
+    return _find_column(dataset, "audio", column)
 
 
-def find_modality_column(dataset: Dataset, image_column: str | None, audio_column: str | None) -> tuple[MediaKind, str]:
-    """Whether a data set is one of images or of recordings, "image" or "audio", and the column that holds them.
+def find_modality_column(
+    dataset: Dataset, image_column: str | None, audio_column: str | None
+) -> tuple[ModalityName, str]:
+    """Find the modality of a data set, "image" or "audio", and the column that holds its samples.
 
     Args:
         dataset: the data set.
@@ -54,8 +56,7 @@ def find_modality_column(dataset: Dataset, image_column: str | None, audio_colum
         audio_column: the column of recordings that the user named, which decides.
 
     Raises:
-        ValueError: if both are named, the named column is missing, or without a name no or several columns could be
-            meant.
+        ValueError: if both are named, the named column is missing, or it is not clear which column is meant.
     """
     if image_column is not None and audio_column is not None:
         raise ValueError(f"image_column={image_column!r} and audio_column={audio_column!r} are both given: choose one")
@@ -63,7 +64,7 @@ def find_modality_column(dataset: Dataset, image_column: str | None, audio_colum
         return "image", find_image_column(dataset, image_column)
     if audio_column is not None:
         return "audio", find_audio_column(dataset, audio_column)
-    images, recordings = _columns_of(dataset, "image"), _columns_of(dataset, "audio")
+    images, recordings = _list_columns(dataset, "image"), _list_columns(dataset, "audio")
     if images and recordings:
         raise ValueError(
             f"both images ({', '.join(images)}) and recordings ({', '.join(recordings)}) are in the data set: choose "
@@ -77,8 +78,8 @@ def find_modality_column(dataset: Dataset, image_column: str | None, audio_colum
     return ("image", find_image_column(dataset)) if images else ("audio", find_audio_column(dataset))
 
 
-def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None:
-    """Name of the column with the true labels, which only score; None if there is none.
+def find_label_column(dataset: Dataset, column: str | None = None) -> str | None:
+    """Find the column with the true labels, which are for scoring only; returns None without one.
 
     Looks for the only column of type `datasets.ClassLabel`, otherwise for the only integer or text column with a
     usual name such as "label".
@@ -87,26 +88,26 @@ def find_label_column(dataset: Dataset, wanted: str | None = None) -> str | None
         ValueError: if the named column is missing.
         AmbiguousLabelColumns: if several columns could be meant.
     """
-    if wanted is not None:
-        check_column(dataset, "label_column", wanted)
-        return wanted
+    if column is not None:
+        check_column(dataset, "label_column", column)
+        return column
     features: Features = dataset.features
-    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not found:
-        found = [n for n, feature in features.items() if n in LABEL_NAMES and _is_plain_label(feature)]
-    if len(found) > 1:
-        raise AmbiguousLabelColumns(f"{len(found)} columns could hold the labels ({', '.join(found)})")
-    return found[0] if found else None
+    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not candidates:
+        candidates = [n for n, feature in features.items() if n in LABEL_NAMES and _is_plain_label(feature)]
+    if len(candidates) > 1:
+        raise AmbiguousLabelColumns(f"{len(candidates)} columns could hold the labels ({', '.join(candidates)})")
+    return candidates[0] if candidates else None
 
 
-def find_scoring_column(dataset: Dataset, wanted: str | None = None) -> str | None:
-    """Name of the column with the true labels, None if there is none or, with a warning, if several could be meant.
+def find_scoring_column(dataset: Dataset, column: str | None = None) -> str | None:
+    """Find the column with the true labels; returns None without one, or with a warning if several could be meant.
 
     Raises:
         ValueError: if the named column is missing.
     """
     try:
-        return find_label_column(dataset, wanted)
+        return find_label_column(dataset, column)
     except AmbiguousLabelColumns as error:
         logger.warning("%s: nothing is scored; choose one with --label_column (label_column=...).", error)
         return None
@@ -116,34 +117,37 @@ def check_dataset(dataset: object) -> Dataset:
     """Refuse anything but a `datasets.Dataset`.
 
     Raises:
-        TypeError: naming what came.
+        TypeError: naming its type.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"train_dataset must be a datasets.Dataset with a column of images or sounds, not {type(dataset).__name__}"
+            "train_dataset must be a datasets.Dataset with a column of images or recordings, not "
+            f"{type(dataset).__name__}"
         )
     return dataset
 
 
-def _find_column(dataset: Dataset, kind: MediaKind, wanted: str | None) -> str:
-    """The named column, or the only one of its kind."""
-    feature, media = MEDIA[kind]
-    if wanted is not None:
-        check_column(dataset, f"{kind}_column", wanted)
-        return wanted
-    found = _columns_of(dataset, kind)
-    if len(found) == 1:
-        return found[0]
-    if not found:
+def _find_column(dataset: Dataset, modality: ModalityName, column: str | None) -> str:
+    """Find the named column, or the only one of the modality."""
+    feature, plural = COLUMN_TYPES[modality]
+    if column is not None:
+        check_column(dataset, f"{modality}_column", column)
+        return column
+    candidates = _list_columns(dataset, modality)
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
         raise ValueError(
-            f"no column holds {media} (of type datasets.{feature.__name__}); the columns are: "
+            f"no column holds {plural} (of type datasets.{feature.__name__}); the columns are: "
             f"{_describe_columns(dataset)}"
         )
-    raise ValueError(f"{len(found)} columns hold {media} ({', '.join(found)}): choose one with {kind}_column")
+    raise ValueError(
+        f"{len(candidates)} columns hold {plural} ({', '.join(candidates)}): choose one with {modality}_column"
+    )
 
 
-def _columns_of(dataset: Dataset, kind: MediaKind) -> list[str]:
-    return [name for name, feature in dataset.features.items() if isinstance(feature, MEDIA[kind][0])]
+def _list_columns(dataset: Dataset, modality: ModalityName) -> list[str]:
+    return [name for name, feature in dataset.features.items() if isinstance(feature, COLUMN_TYPES[modality][0])]
 
 
 def _is_plain_label(feature: object) -> bool:

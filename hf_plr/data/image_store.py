@@ -16,8 +16,8 @@ from PIL import ImageOps
 from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.data.sample_store import SampleStore, UnreadableSample, select_undecoded, spread_rows
 
-# What Pillow raises for damaged files: RuntimeError for AVIF, MemoryError where a header promises too much.
-NOT_READ = (
+# Pillow raises all of these for damaged files: RuntimeError for AVIF, MemoryError if a header promises too much.
+DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError),
     PILImage.DecompressionBombError,
 )
@@ -28,7 +28,7 @@ class UnreadableImage(UnreadableSample):
 
 
 class ImageGeometry:
-    """Decode, resize and crop as an image processor does; rescaling and normalising is left to the device.
+    """Geometry of an image processor: decodes, resizes and crops; the device rescales and normalises.
 
     Args:
         processor: any image processor with `image_mean`, `image_std` and `rescale_factor`.
@@ -53,24 +53,24 @@ class ImageGeometry:
         self.image_size = (height, width)
 
     def describe(self) -> str:
-        """Everything that decides how an image is decoded, as text."""
+        """Describe all settings that change a decoded image, as text."""
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         return f"{type(self.processor).__name__}|{self.mode}|{settings}"
 
     def to_pixels(self, images: list[PILImage.Image]) -> torch.Tensor:
-        """uint8 tensor of shape (B, C, H, W)."""
+        """Convert images to a uint8 tensor of shape (B, C, H, W)."""
         images = [image if image.mode == self.mode else image.convert(self.mode) for image in images]
         arrays = self.processor(images, do_rescale=False, do_normalize=False)["pixel_values"]
         arrays = [np.asarray(array) for array in arrays]
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(
-                f"the image processor gives images of several sizes, such as {arrays[0].shape}: it must resize to one "
+                f"the image processor gives images of several sizes, such as {arrays[0].shape}: let it resize to one "
                 "height and width, or crop (do_center_crop=True)"
             )
         return torch.from_numpy(np.stack(arrays))
 
     def unit_range(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels as float32 in the processor's range before normalisation, usually [0, 1]."""
+        """Convert uint8 pixels to float32 in the processor's range before normalisation, usually [0, 1]."""
         return pixels.float() * self.rescale
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
@@ -79,21 +79,28 @@ class ImageGeometry:
 
 
 class ImageStore(SampleStore):
-    """The images of a data set by position: `{"index": int, "pixel_values": uint8 (C, H, W)}`, with a label if asked.
+    """Images of a data set by position: `{"index": int, "pixel_values": uint8 (C, H, W)}`, optionally with a label.
 
-    Every image is decoded when the store is built, so an unreadable one is found before any long work. Resized images
-    are kept as uint8, in memory or in a memory-mapped file, if they fit into `cache_bytes`; otherwise they are decoded
-    again when needed.
+    Every image is decoded when the store is built, so an unreadable one stops the run before any long work. Resized
+    images are kept as uint8, in memory or in a memory-mapped file, if they fit into `cache_bytes`. Otherwise they are
+    decoded again when needed.
+
+    Example:
+        >>> from hf_plr.data.loading import digits
+        >>> from hf_plr.models.vision import small_vit_processor
+        >>> store = ImageStore(digits(), "image", ImageGeometry(small_vit_processor(32), num_channels=3))
+        >>> store[0]["pixel_values"].shape
+        torch.Size([3, 32, 32])
 
     Args:
         dataset: the data set; it is not changed.
         image_column: its column of images.
-        geometry: how images are decoded.
-        label_column: column of true labels for scoring, handed out as "labels"; None leaves them out.
+        geometry: decodes the images.
+        label_column: column of true labels for scoring, returned as "labels"; None leaves them out.
         label_names: see `encode_labels`.
-        cache_bytes: room for decoded images; they are kept if all of them fit.
+        cache_bytes: memory for decoded images; they are kept if all of them fit.
         cache_dir: folder for a memory-mapped file with them (see `PixelCache`); None keeps them in memory.
-        skip_unreadable: leave unreadable images out and say how many, rather than stop.
+        skip_unreadable: leave unreadable images out with a warning, rather than raise.
         progress: show a progress bar.
 
     Attributes:
@@ -102,7 +109,7 @@ class ImageStore(SampleStore):
 
     Raises:
         ValueError: if the data set is empty or no image is readable.
-        UnreadableImage: if an image cannot be decoded; the message has its row.
+        UnreadableImage: if an image cannot be decoded, naming its row.
     """
 
     noun = "image"
@@ -125,54 +132,56 @@ class ImageStore(SampleStore):
         super().__init__(dataset, image_column, label_column, label_names)
         self.geometry = geometry
         shape = (len(dataset), 1 if geometry.mode == "L" else 3, *geometry.image_size)
-        fits = int(np.prod(shape)) <= cache_bytes
-        file = None
-        if fits and cache_dir is not None:
-            file = PixelCache(cache_dir, f"{dataset._fingerprint}|{image_column}|{geometry.describe()}", shape)
-        self._cache, self.unreadable = self._decode_or_read(file, shape if fits else None, skip_unreadable, progress)
-        self.rows = self._readable_rows(skip_unreadable)
+        is_cacheable = int(np.prod(shape)) <= cache_bytes
+        pixel_cache = None
+        if is_cacheable and cache_dir is not None:
+            pixel_cache = PixelCache(cache_dir, f"{dataset._fingerprint}|{image_column}|{geometry.describe()}", shape)
+        self._cache, self.unreadable = self._decode_or_read(
+            pixel_cache, shape if is_cacheable else None, skip_unreadable, progress
+        )
+        self.rows = self._list_readable_rows(skip_unreadable)
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The images at these positions (B,): "index" and "pixel_values", uint8 of shape (B, C, H, W)."""
+        """Load the images at these positions (B,): "index" and "pixel_values", uint8 of shape (B, C, H, W)."""
         return {"index": positions, "pixel_values": self.pixels(positions)}
 
     def pixels(self, positions: torch.Tensor) -> torch.Tensor:
-        """The images at these positions (B,): uint8 of shape (B, C, H, W)."""
-        return self._inputs(self.rows[positions.numpy()])
+        """Load the images at these positions (B,): uint8 of shape (B, C, H, W)."""
+        return self._load_inputs(self.rows[positions.numpy()])
 
     @property
     def is_cached(self) -> bool:
-        """Whether the decoded images are kept, in memory or in a memory-mapped file."""
+        """True if the decoded images are kept, in memory or in a memory-mapped file."""
         return self._cache is not None
 
-    def _inputs(self, rows: np.ndarray) -> torch.Tensor:
+    def _load_inputs(self, rows: np.ndarray) -> torch.Tensor:
         return self._decode_rows(rows) if self._cache is None else self._cache[torch.from_numpy(rows)]
 
     def _decode_rows(self, rows: np.ndarray) -> torch.Tensor:
-        images = [_decode(value, int(row)) for value, row in zip(self._stored(rows), rows, strict=True)]
+        images = [_decode(value, int(row)) for value, row in zip(self._read_column(rows), rows, strict=True)]
         return self.geometry.to_pixels(images)
 
     def _decode_or_read(
-        self, file: PixelCache | None, shape: tuple[int, ...] | None, skip_unreadable: bool, progress: bool
+        self, pixel_cache: PixelCache | None, shape: tuple[int, ...] | None, skip_unreadable: bool, progress: bool
     ) -> tuple[torch.Tensor | None, list[int]]:
-        """The decoded images, None where they are not kept, and the rows that are unreadable."""
-        if file is None:
-            room = None if shape is None else torch.empty(shape, dtype=torch.uint8)
-            return room, self._decode_into(room, skip_unreadable, progress)
-        found = file.read()
-        if found is not None:
-            return found
-        with file.written() as room:
-            unreadable = self._decode_into(room, skip_unreadable, progress)
-            file.note(unreadable)
-        return room, unreadable
+        """Return the decoded images, None if they are not kept, and the unreadable rows."""
+        if pixel_cache is None:
+            buffer = None if shape is None else torch.empty(shape, dtype=torch.uint8)
+            return buffer, self._decode_into(buffer, skip_unreadable, progress)
+        cached = pixel_cache.read()
+        if cached is not None:
+            return cached
+        with pixel_cache.create() as buffer:
+            unreadable = self._decode_into(buffer, skip_unreadable, progress)
+            pixel_cache.write_note(unreadable)
+        return buffer, unreadable
 
-    def _decode_into(self, room: torch.Tensor | None, skip_unreadable: bool, progress: bool) -> list[int]:
-        """Decode every image, into `room` (N, C, H, W) if there is some; the rows that are unreadable."""
+    def _decode_into(self, buffer: torch.Tensor | None, skip_unreadable: bool, progress: bool) -> list[int]:
+        """Decode every image, into `buffer` (N, C, H, W) if given; returns the unreadable rows."""
 
         def keep(rows: np.ndarray, pixels: torch.Tensor) -> None:
-            if room is not None:
-                room[torch.from_numpy(rows)] = pixels
+            if buffer is not None:
+                buffer[torch.from_numpy(rows)] = pixels
 
         return self._decode_all(keep, skip_unreadable, progress)
 
@@ -189,7 +198,7 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def read_image_sizes(dataset: Dataset, image_column: str, n_samples: int = 256) -> tuple[list[int], list[int]]:
-    """Heights and widths in pixels of up to `n_samples` images, evenly spaced; unreadable ones are left out.
+    """Read heights and widths in pixels of up to `n_samples` images, evenly spaced, without unreadable ones.
 
     Raises:
         ValueError: if none of them can be read.
@@ -203,12 +212,12 @@ def read_image_sizes(dataset: Dataset, image_column: str, n_samples: int = 256) 
         except UnreadableImage:
             continue
     if not sizes:
-        raise ValueError(f"none of {len(rows)} images looked at can be read")
+        raise ValueError(f"none of {len(rows)} images can be read: use files that Pillow opens")
     return [height for _, height in sizes], [width for width, _ in sizes]
 
 
 def _decode(value: Any, row: int) -> PILImage.Image:
-    """An upright 8-bit image out of what a column holds: an image, bytes, a path, or bytes and path."""
+    """Decode the value of a column (an image, bytes, a path, or bytes and path) to an upright 8-bit image."""
     try:
         if isinstance(value, PILImage.Image):
             image = value
@@ -219,9 +228,9 @@ def _decode(value: Any, row: int) -> PILImage.Image:
         if image.mode.startswith("I;16"):  # Pillow would clip at 255
             return PILImage.fromarray((np.asarray(image) // 257).astype(np.uint8))
         image.load()
-    except NOT_READ as error:
-        what = "is missing" if value is None else f"cannot be read ({error})"
-        raise UnreadableImage(f"image {row} {what}") from error
+    except DECODING_ERRORS as error:
+        reason = "is missing" if value is None else f"cannot be read ({error})"
+        raise UnreadableImage(f"image {row} {reason}") from error
     if image.mode in ("I", "F"):
         raise UnreadableImage(
             f"image {row} has pixels of 32 bits, whose range is not known: convert it to 8 or 16 bits"

@@ -30,7 +30,7 @@ def load_train_and_test(
         train_split: name of the split to train on.
 
     Raises:
-        ValueError: if there is no such data set or split, saying what was looked for.
+        ValueError: if the data set or the split does not exist, naming it.
     """
     splits = load_splits(name, config_name)
     train = choose_split(splits, name, train_split)
@@ -42,7 +42,7 @@ def load_splits(name: str, config_name: str | None = None) -> DatasetDict:
     """Load all splits of a data set; the arguments are those of `load_train_and_test`.
 
     Raises:
-        ValueError: if there is no such data set.
+        ValueError: if the data set does not exist.
     """
     try:
         builder = load_dataset_builder(name, config_name)
@@ -55,12 +55,14 @@ def load_splits(name: str, config_name: str | None = None) -> DatasetDict:
         return builder.as_dataset()
     except EmptyDatasetError as error:
         raise ValueError(
-            f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files"
+            f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files; put some there"
         ) from error
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         if os.path.exists(name):
             raise ValueError(f"dataset_name={name!r} cannot be loaded: {error}") from error
-        raise ValueError(f"dataset_name={name!r} is neither a folder here nor a data set on the Hub") from error
+        raise ValueError(
+            f"dataset_name={name!r} is neither a folder here nor a data set on the Hub: check the name"
+        ) from error
 
 
 class _AudioFile(Audio):
@@ -71,10 +73,10 @@ class _AudioFile(Audio):
 
 
 def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
-    """The split of that name.
+    """Return the split of that name.
 
     Raises:
-        ValueError: if there is none, naming those that there are.
+        ValueError: if it does not exist, naming the splits of the data set.
     """
     if not isinstance(splits, DatasetDict) or split not in splits:
         raise ValueError(f"dataset_name={name!r} has no split {split!r}; its splits are: {', '.join(splits)}")
@@ -82,7 +84,7 @@ def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
 
 
 def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
-    """At most `max_samples` of `n_rows` rows, drawn at random by the seed, ascending.
+    """Draw at most `max_samples` of `n_rows` rows at random by the seed; returns them ascending.
 
     Raises:
         ValueError: if `max_samples` is below 1.
@@ -95,7 +97,7 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, as images with a label column; nothing is downloaded."""
+    """Make a data set of scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, with labels; nothing is downloaded."""
     data = load_digits()
     images = [PILImage.fromarray((image * 255 / 16).astype(np.uint8)) for image in data.images]
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
@@ -107,10 +109,11 @@ SYNTHETIC_VOWELS = {"ah": (730, 1090, 2440), "ee": (270, 2290, 3010), "oo": (300
 
 
 def make_synthetic_recordings(n_per_class: int = 100, seed: int = 0) -> Dataset:
-    """Synthetic recordings of eight classes, made here by arithmetic: nobody speaks in them and no file is needed.
+    """Make synthetic recordings of eight classes by arithmetic: no file is needed.
 
-    Chirps up and down, three vowel-like stacks of harmonics, bursts of noise, trains of clicks and a tremolo, each with
-    its own pitch, length (0.3 to 1 s), loudness and noise. They are for trying things out, not for evidence.
+    The classes are chirps up and down, three vowel-like stacks of harmonics, bursts of noise, trains of clicks and a
+    tremolo. Each recording has its own pitch, length (0.3 to 1 s), loudness and noise. They are for first trials, not
+    for evidence.
 
     Args:
         n_per_class: recordings of each class.
@@ -120,12 +123,12 @@ def make_synthetic_recordings(n_per_class: int = 100, seed: int = 0) -> Dataset:
         8 x `n_per_class` rows with the columns "audio" (wav, 16 bits, 8,000 Hz) and "label".
     """
     rng = np.random.default_rng(seed)
-    classes = _synthetic_classes()
+    classes = _make_synthetic_classes()
     files, labels = [], []
     for _ in range(n_per_class):
-        for label, make in enumerate(classes.values()):
+        for label, make_sound in enumerate(classes.values()):
             time = np.arange(int(SYNTHETIC_RATE * rng.uniform(0.3, 1.0))) / SYNTHETIC_RATE
-            sound = make(time, rng)
+            sound = make_sound(time, rng)
             fade = np.minimum(1.0, np.minimum(time, time[::-1]) / 0.02)
             sound = sound / np.abs(sound).max() * fade + rng.normal(0.0, rng.uniform(0.005, 0.05), len(time))
             buffer = io.BytesIO()
@@ -133,15 +136,18 @@ def make_synthetic_recordings(n_per_class: int = 100, seed: int = 0) -> Dataset:
             soundfile.write(buffer, np.clip(loudness * sound, -1.0, 1.0), SYNTHETIC_RATE, "PCM_16", format="WAV")
             files.append({"bytes": buffer.getvalue(), "path": None})
             labels.append(label)
-    stored = {"bytes": Value("binary"), "path": Value("string")}  # datasets would ask for torchcodec to encode Audio
-    features = Features({"audio": stored, "label": ClassLabel(names=list(classes))})
+    file_feature = {
+        "bytes": Value("binary"),
+        "path": Value("string"),
+    }  # datasets would ask for torchcodec to encode Audio
+    features = Features({"audio": file_feature, "label": ClassLabel(names=list(classes))})
     return Dataset.from_dict({"audio": files, "label": labels}, features=features).cast_column("audio", Audio())
 
 
 Sound = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of the time in seconds (T,)
 
 
-def _synthetic_classes() -> dict[str, Sound]:
+def _make_synthetic_classes() -> dict[str, Sound]:
     def chirp(start: float, end: float) -> Sound:
         def make(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             scale = rng.uniform(0.8, 1.25)

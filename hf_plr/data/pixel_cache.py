@@ -16,12 +16,12 @@ import torch
 class PixelCache:
     """uint8 images of one shape in a file of their own, with the rows that could not be read.
 
-    The file is named after the data set's fingerprint and the way in which its images are decoded, and is either whole
-    or not there. Nothing removes it: it is for the next run, too. Images that were replaced on disk without loading the
-    data set anew are not noticed.
+    The file is named after the data set's fingerprint and the settings that decode its images. It is complete or does
+    not exist. Nothing removes it: the next run reads it. Images that are replaced on disk are not noticed until the
+    data set is loaded anew.
 
     Args:
-        folder: where the files lie; it is made if need be.
+        folder: folder of the files, made if missing.
         key: text that changes when the images would.
         shape: (N, C, H, W).
     """
@@ -30,38 +30,38 @@ class PixelCache:
         digest = hashlib.sha256(f"{key}|{shape}".encode()).hexdigest()[:24]
         self.shape = shape
         self.path = Path(folder) / f"images-{digest}.uint8"
-        self._note = self.path.with_suffix(".json")
+        self._note_path = self.path.with_suffix(".json")
 
     def read(self) -> tuple[torch.Tensor, list[int]] | None:
-        """The images, uint8 of `shape`, and the rows that are unreadable; None if they are not there or damaged."""
-        if not self._note.exists() or not self.path.exists():
+        """Read the images, uint8 of `shape`, and the unreadable rows; None if they are missing or damaged."""
+        if not self._note_path.exists() or not self.path.exists():
             return None
-        unreadable = self._noted()
+        unreadable = self._read_note()
         if unreadable is None or self.path.stat().st_size != int(np.prod(self.shape)):
             return None
         pixels = np.memmap(self.path, np.uint8, "c", shape=self.shape)  # writable for torch, never written to the file
         return torch.from_numpy(pixels), unreadable
 
     @contextlib.contextmanager
-    def written(self) -> Iterator[torch.Tensor]:
-        """Room for the images, uint8 of `shape`, in a file that gets its name at the end, or is removed on an error."""
+    def create(self) -> Iterator[torch.Tensor]:
+        """Create the file of images, uint8 of `shape`, under its name when it is complete; an error removes it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield torch.from_numpy(np.memmap(self._unfinished, np.uint8, "w+", shape=self.shape))
-            os.replace(self._unfinished, self.path)
+            yield torch.from_numpy(np.memmap(self._temporary_path, np.uint8, "w+", shape=self.shape))
+            os.replace(self._temporary_path, self.path)
         finally:
-            self._unfinished.unlink(missing_ok=True)
+            self._temporary_path.unlink(missing_ok=True)
 
-    def note(self, unreadable: list[int]) -> None:
-        """Write down which rows could not be read; without this note the file counts as not there."""
-        unfinished = self._unfinished.with_suffix(".json.tmp")
-        unfinished.write_text(json.dumps({"unreadable": unreadable}), encoding="utf-8")
-        os.replace(unfinished, self._note)
+    def write_note(self, unreadable: list[int]) -> None:
+        """Write the unreadable rows beside the file; without this note the file counts as missing."""
+        temporary = self._temporary_path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps({"unreadable": unreadable}), encoding="utf-8")
+        os.replace(temporary, self._note_path)
 
-    def _noted(self) -> list[int] | None:
-        """The rows that could not be read, ascending; None if the note is damaged."""
+    def _read_note(self) -> list[int] | None:
+        """Read the unreadable rows, ascending; None if the note is damaged."""
         try:
-            rows = json.loads(self._note.read_bytes())["unreadable"]
+            rows = json.loads(self._note_path.read_bytes())["unreadable"]
         except (ValueError, TypeError, LookupError, RecursionError):
             return None
         if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < self.shape[0] for row in rows):
@@ -69,5 +69,5 @@ class PixelCache:
         return sorted(set(rows))
 
     @property
-    def _unfinished(self) -> Path:
+    def _temporary_path(self) -> Path:
         return self.path.with_suffix(f".{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""Samples of a data set by position, where what cannot be read is named or left out."""
+"""Samples of a data set by position, where unreadable ones are named or left out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hf_plr.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
-DIGESTED_ROWS = 16
-ROWS_OF_PATHS = 256  # whose bytes are in memory together
-HOW_TO_SKIP = "--skip_unreadable (skip_unreadable=True) leaves it out."
+DIGEST_ROWS = 16
+PATH_ROWS = 256  # whose bytes are in memory together
+SKIP_HINT = "--skip_unreadable (skip_unreadable=True) leaves it out."
 
 
 class UnreadableSample(ValueError):
@@ -30,20 +30,20 @@ class UnreadableSample(ValueError):
 
 
 class SampleStore(TorchDataset, ABC):
-    """What the stores of images and of recordings share: `{"index": int, input_name: tensor}`, with a label if asked.
+    """Base of the stores of images and recordings: `{"index": int, input_name: tensor}`, optionally with a label.
 
     A store decodes every row when it is built, by `_decode_all`, and sets `rows` and `unreadable`.
 
     Args:
         dataset: the data set; it is not changed.
         column: its column of images or recordings.
-        label_column: column of true labels for scoring, handed out as "labels"; None leaves them out.
+        label_column: column of true labels for scoring, returned as "labels"; None leaves them out.
         label_names: see `encode_labels`.
 
     Attributes:
-        noun: what a sample is called in messages.
+        noun: name of a sample in messages.
         input_name: key of an item's tensor.
-        unreadable_error: what is raised where a sample cannot be decoded.
+        unreadable_error: class of the error if a sample cannot be decoded.
         decode_batch: rows that are decoded together when the store is built.
         labels: true label of each row of the data set, -1 = unknown; None without a label column.
         rows: row of the data set at each position; shape (len(self),).
@@ -63,7 +63,7 @@ class SampleStore(TorchDataset, ABC):
 
     def __init__(self, dataset: Dataset, column: str, label_column: str | None, label_names: dict[str, int] | None):
         if len(dataset) == 0:
-            raise ValueError("the data set is empty: it has no row")
+            raise ValueError("the data set is empty: give one with at least one row")
         self.labels = None if label_column is None else encode_labels(dataset, label_column, label_names)
         self._column = select_undecoded(dataset, column)
         self._column_name = column
@@ -76,9 +76,10 @@ class SampleStore(TorchDataset, ABC):
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         rows = self.rows[np.asarray(positions)]
-        inputs = self._inputs(rows)
+        inputs = self._load_inputs(rows)
         items = [
-            {"index": int(position), self.input_name: one} for position, one in zip(positions, inputs, strict=True)
+            {"index": int(position), self.input_name: tensor}
+            for position, tensor in zip(positions, inputs, strict=True)
         ]
         if self.labels is not None:
             for item, row in zip(items, rows, strict=True):
@@ -87,30 +88,30 @@ class SampleStore(TorchDataset, ABC):
 
     @abstractmethod
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The model's input at these positions, int64 of shape (B,), which are returned as "index"; no labels."""
+        """Load the model's input at these positions, int64 of shape (B,), returned as "index"; no labels."""
 
     @property
     @abstractmethod
     def is_cached(self) -> bool:
-        """Whether the decoded samples are kept."""
+        """True if the decoded samples are kept."""
 
     @property
     def undecoded_column(self) -> Dataset:
-        """The column of images or recordings as it is stored, undecoded; its rows are those that `rows` names."""
+        """Column of images or recordings as it is stored; its rows are those that `rows` names."""
         return self._column
 
     def true_labels(self) -> np.ndarray:
-        """True label of each position, -1 = unknown, shape (len(self),).
+        """Return the true label of each position, -1 = unknown, shape (len(self),).
 
         Raises:
             ValueError: if the store was made without a label column.
         """
         if self.labels is None:
-            raise ValueError(f"these {self.noun}s have no label column")
+            raise ValueError(f"these {self.noun}s have no label column: name it with label_column")
         return self.labels[self.rows]
 
     def files(self) -> list[str] | None:
-        """The file of each position, below the folder that all files are in; None if it is not known of every one."""
+        """Return the file of each position, below the folder of all files; None if any file is unknown."""
         paths = list_stored_paths(self._column, self._column_name)
         if paths is None:
             return None
@@ -120,26 +121,26 @@ class SampleStore(TorchDataset, ABC):
         return [paths[row] for row in self.rows]
 
     def digest(self) -> str:
-        """A text that differs between data sets: of what is stored in some rows, and of which can be read."""
+        """Compute a text that differs between data sets, from some stored rows and from which rows are readable."""
         digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
-        for value in self._stored(spread_rows(len(self._column), DIGESTED_ROWS)):
-            digest.update(_content(value))
+        for value in self._read_column(spread_rows(len(self._column), DIGEST_ROWS)):
+            digest.update(_read_content(value))
         return digest.hexdigest()[:16]
 
     @abstractmethod
-    def _inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
-        """One tensor for each of these rows of the data set, decoded now or before."""
+    def _load_inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
+        """Load one tensor per row of the data set, decoded now or before."""
 
     @abstractmethod
     def _decode_rows(self, rows: np.ndarray) -> Any:
-        """Decode these rows of the data set, whether or not that was done before; raises an `UnreadableSample`."""
+        """Decode these rows of the data set, from the stored files each time; raises an `UnreadableSample`."""
 
-    def _stored(self, rows: np.ndarray) -> list[Any]:
-        """What the column holds in these rows."""
+    def _read_column(self, rows: np.ndarray) -> list[Any]:
+        """Read the column's values in these rows."""
         return self._column[[int(row) for row in rows]][self._column_name]
 
     def _decode_all(self, keep: Callable[[np.ndarray, Any], None], skip_unreadable: bool, progress: bool) -> list[int]:
-        """Decode every row and call `keep(rows, decoded)` for each batch; returns the rows that are unreadable."""
+        """Decode every row and call `keep(rows, decoded)` per batch; returns the unreadable rows."""
         n = len(self._column)
         unreadable: list[int] = []
         starts = range(0, n, self.decode_batch)
@@ -149,30 +150,30 @@ class SampleStore(TorchDataset, ABC):
                 decoded = self._decode_rows(rows)
             except UnreadableSample as error:
                 if not skip_unreadable:
-                    raise self.unreadable_error(f"{error}. {HOW_TO_SKIP}") from error
-                good = [row for row in rows if self._readable(int(row))]
-                unreadable.extend(sorted(set(rows.tolist()) - set(good)))
-                rows = np.asarray(good, dtype=np.int64)
+                    raise self.unreadable_error(f"{error}. {SKIP_HINT}") from error
+                readable = [row for row in rows if self._is_readable(int(row))]
+                unreadable.extend(sorted(set(rows.tolist()) - set(readable)))
+                rows = np.asarray(readable, dtype=np.int64)
                 if len(rows) == 0:
                     continue
                 decoded = self._decode_rows(rows)
             keep(rows, decoded)
         return unreadable
 
-    def _readable_rows(self, skip_unreadable: bool) -> np.ndarray:
-        """All rows but those in `self.unreadable`, ascending."""
+    def _list_readable_rows(self, skip_unreadable: bool) -> np.ndarray:
+        """List the rows that are not in `self.unreadable`, ascending."""
         n = len(self._column)
         if self.unreadable and not skip_unreadable:  # known from an earlier run that left them out
-            raise self.unreadable_error(f"{self.noun} {self.unreadable[0]} cannot be read. {HOW_TO_SKIP}")
+            raise self.unreadable_error(f"{self.noun} {self.unreadable[0]} cannot be read. {SKIP_HINT}")
         kept = np.setdiff1d(np.arange(n), self.unreadable)
         if len(kept) == 0:
-            raise ValueError(f"none of the {n} {self.noun}s can be read")
+            raise ValueError(f"none of the {n} {self.noun}s can be read: check the files")
         if self.unreadable:
             shown = ", ".join(map(str, self.unreadable[:10])) + (", ..." if len(self.unreadable) > 10 else "")
             logger.warning("%d of %d %ss cannot be read and are left out: rows %s", n - len(kept), n, self.noun, shown)
         return kept
 
-    def _readable(self, row: int) -> bool:
+    def _is_readable(self, row: int) -> bool:
         try:
             self._decode_rows(np.asarray([row]))
         except UnreadableSample:
@@ -181,7 +182,7 @@ class SampleStore(TorchDataset, ABC):
 
 
 def select_undecoded(dataset: Dataset, column: str) -> Dataset:
-    """A column of images or recordings as bytes or paths: decoded here, so that a bad one can be named by its row."""
+    """Select a column of images or recordings as bytes or paths, so that a bad one can be named by its row."""
     selected = dataset.select_columns([column])
     feature = dataset.features[column]
     if isinstance(feature, (Audio, Image)):
@@ -190,22 +191,22 @@ def select_undecoded(dataset: Dataset, column: str) -> Dataset:
 
 
 def list_stored_paths(column: Dataset, name: str) -> list[str] | None:
-    """Paths that an undecoded column holds beside its bytes, (N,); None if any is missing."""
+    """List the paths that an undecoded column holds beside its bytes, (N,); None if any is missing."""
     paths: list[str] = []
     arrow = column.with_format("arrow")
-    for start in range(0, len(column), ROWS_OF_PATHS):
-        values = arrow[start : start + ROWS_OF_PATHS][name]
+    for start in range(0, len(column), PATH_ROWS):
+        values = arrow[start : start + PATH_ROWS][name]
         if not pa.types.is_struct(values.type) or values.type.get_field_index("path") < 0:
             return None
-        for chunk in values.chunks:  # as they lie: joining them would copy the bytes beside the paths
+        for chunk in values.chunks:  # not joined: that would copy the bytes beside the paths
             paths += chunk.field("path").to_pylist()
         if not all(paths[start:]):
             return None
     return paths
 
 
-def _content(stored: Any) -> bytes:
-    """The bytes of a stored image or recording, wherever they are."""
+def _read_content(stored: Any) -> bytes:
+    """Read the bytes of a stored image or recording, from the column or from its file."""
     if not isinstance(stored, dict):
         return np.asarray(stored).tobytes()
     if stored.get("bytes") is not None:
@@ -215,18 +216,18 @@ def _content(stored: Any) -> bytes:
 
 
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:
-    """Up to `n_samples` of `n_rows` rows, evenly spaced, ascending."""
+    """Select up to `n_samples` of `n_rows` rows, evenly spaced, ascending."""
     return np.unique(np.linspace(0, n_rows - 1, min(n_samples, n_rows)).astype(np.int64))
 
 
 def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | None = None) -> np.ndarray:
-    """True labels as integers.
+    """Encode true labels as integers.
 
     Args:
         dataset: the data set.
         label_column: column of class labels, integers or text.
-        names: numbers of class names so far. Names that are new are added, so that a class has the same number in every
-            split that is encoded with the same dictionary.
+        names: numbers of class names so far. New names are added, so that a class has the same number in every split
+            that is encoded with the same dictionary.
 
     Returns:
         int64 array of shape (N,); -1 where a label is missing.
@@ -236,10 +237,10 @@ def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | N
     feature = dataset.features[label_column]
     if isinstance(feature, ClassLabel):
         values = [None if value is None or value < 0 else feature.names[value] for value in values]
-        new = feature.names
+        new_names = feature.names
     else:
-        new = sorted({value for value in values if isinstance(value, str)})
-    for name in new:
+        new_names = sorted({value for value in values if isinstance(value, str)})
+    for name in new_names:
         names.setdefault(name, len(names))
     labels = np.full(len(values), -1, dtype=np.int64)
     for i, value in enumerate(values):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
-from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, Augmentation
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
 from hf_plr.data.image_store import ImageGeometry, ImageStore, collate_images
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
@@ -62,7 +62,7 @@ class ImageModality(Modality):
         args: BaseTrainingArguments,
         column: str,
         processor: Any = None,
-        augmentation: Augmentation | None = None,
+        augmentation: ImageAugmentation | None = None,
     ):
         self.args = args
         self.column = column

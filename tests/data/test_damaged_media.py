@@ -18,9 +18,9 @@ pytestmark = pytest.mark.timeout(300)
 
 def test_pixel_cache(tmp_path):
     cache = PixelCache(tmp_path, "key", (6, 3, 2, 2))
-    with cache.written() as room:
+    with cache.create() as room:
         room.fill_(7)
-        cache.note([1, 4])
+        cache.write_note([1, 4])
 
     def read():
         found = cache.read()
@@ -33,10 +33,10 @@ def test_pixel_cache(tmp_path):
     pixels, unreadable = cache.read()
     assert (pixels == 7).all()
     assert unreadable == [1, 4]
-    for path in (cache.path, cache._note):  # damaged ones count as not there
+    for path in (cache.path, cache._note_path):  # damaged ones count as not there
         check_damaged(path, read, errors=())
     for note in ('{"unreadable": [6]}', '{"unreadable": [true]}', '{"unreadable": "1"}', "[1]", "3", "[" * 10**5):
-        cache._note.write_text(note)
+        cache._note_path.write_text(note)
         assert cache.read() is None
 
 

@@ -48,9 +48,9 @@ MARKUP = [
 @pytest.mark.parametrize("name", [*NAMES, "a\0b"])
 def test_the_pixel_cache_stays_in_its_folder(tmp_path, name):
     cache = PixelCache(tmp_path / "cache", name, (1, 3, 2, 2))
-    with cache.written() as room:
+    with cache.create() as room:
         room.zero_()
-        cache.note([])
+        cache.write_note([])
     assert cache.read() is not None
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert all(re.fullmatch(r"images-[0-9a-f]{24}\.(json|uint8)", path.name) for path in cache.path.parent.iterdir())
