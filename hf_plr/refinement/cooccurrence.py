@@ -254,5 +254,5 @@ def as_int64(labels: np.ndarray) -> np.ndarray:
 
 
 def iterate_chunks(n_samples: int) -> Iterator[slice]:
-    """Slices that cover the samples, `CHUNK` at a time."""
+    """Iterate over slices that cover the samples, `CHUNK` at a time."""
     return iterate_blocks(n_samples, CHUNK)

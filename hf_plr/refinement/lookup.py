@@ -1,4 +1,4 @@
-"""Counting, finding and summing by integer keys, in little memory."""
+"""Counts, positions and sums by integer keys, in little memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TABLE_SIZE = 1 << 20  # keys below this are looked up in a table, others by bise
 
 
 class Positions:
-    """Where each of some keys stands in an ascending array.
+    """Positions of keys in an ascending array.
 
     Args:
         keys: distinct integers from 0, ascending, shape (n,).
@@ -25,15 +25,15 @@ class Positions:
             self._keys = keys
         else:
             size = int(keys[-1]) + 1 if len(keys) else 0
-            self._table = np.full(size + 1, -1, dtype=np.int32)  # the last entry serves all that are out of range
+            self._table = np.full(size + 1, -1, dtype=np.int32)  # the last entry is for all keys out of range
             self._table[keys] = np.arange(len(keys), dtype=np.int32)
 
     def __call__(self, keys: np.ndarray) -> np.ndarray:
-        """Positions, int64 of the same shape, -1 for a key that is not there."""
+        """Look up positions, int64 of the same shape, -1 for a key that is not there."""
         if self._table is not None:
             out_of_range = len(self._table) - 1
-            inside = np.minimum(keys.view(np.uint64), np.uint64(out_of_range))  # negative keys are huge as unsigned
-            return self._table[inside].astype(np.int64)
+            clipped = np.minimum(keys.view(np.uint64), np.uint64(out_of_range))  # negative keys are huge as unsigned
+            return self._table[clipped].astype(np.int64)
         assert self._keys is not None
         position = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         position[self._keys[position] != keys] = -1
@@ -41,15 +41,15 @@ class Positions:
 
 
 class PairCounter:
-    """Counts integer keys that come in chunks, and remembers where each came first.
+    """Counter of integer keys in chunks, with the sample where each key occurs first.
 
     Args:
-        n_keys: keys are from 0 to n_keys - 1.
+        n_keys: number of possible keys, which are 0 to n_keys - 1.
     """
 
     def __init__(self, n_keys: int):
         self._dense = n_keys <= TABLE_SIZE
-        self._keys = np.empty(0, dtype=np.int64)  # of the entries of the other two, where these are not all keys
+        self._keys = np.empty(0, dtype=np.int64)  # of the entries of the other two; unused where dense
         self._counts = np.zeros(n_keys if self._dense else 0, dtype=np.int64)
         self._first = np.zeros_like(self._counts)
 
@@ -63,42 +63,42 @@ class PairCounter:
                 sample = np.flatnonzero(is_new[keys])[::-1]  # reversed: the earliest is written last
                 self._first[keys[sample]] = start + sample
             return
-        found, counts = np.unique(keys, return_counts=True)
-        position = np.searchsorted(self._keys, found)
+        chunk_keys, counts = np.unique(keys, return_counts=True)
+        position = np.searchsorted(self._keys, chunk_keys)
         known = position < len(self._keys)
-        known[known] = self._keys[position[known]] == found[known]
+        known[known] = self._keys[position[known]] == chunk_keys[known]
         self._counts[position[known]] += counts[known]
         if known.all():
             return
-        new = found[~known]
-        sample = np.flatnonzero(Positions(new)(keys) >= 0)
+        unknown_keys = chunk_keys[~known]
+        sample = np.flatnonzero(Positions(unknown_keys)(keys) >= 0)
         new_keys, first = np.unique(keys[sample], return_index=True)
         self._keys = np.insert(self._keys, position[~known], new_keys)
         self._counts = np.insert(self._counts, position[~known], counts[~known])
         self._first = np.insert(self._first, position[~known], start + sample[first])
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The keys that came, ascending, how often each came, and the sample where it came first."""
+        """Keys that occur, ascending, their counts, and the first sample of each."""
         if not self._dense:
             return self._keys, self._counts, self._first
-        came = np.flatnonzero(self._counts)
-        return came, self._counts[came], self._first[came]
+        present = np.flatnonzero(self._counts)
+        return present, self._counts[present], self._first[present]
 
 
 def sum_entries(
-    values: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], wanted: np.ndarray | None = None
+    values: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int], mask: np.ndarray | None = None
 ) -> sp.csr_array:
-    """Sum values by (row, column) into a sparse matrix; only those that are `wanted`, if that is given."""
+    """Sum values by (row, column) into a sparse matrix; with a mask only those where it is True."""
     total = sp.csr_array(shape)
     for block in iterate_blocks(len(values)):
-        chosen = slice(None) if wanted is None else wanted[block]
+        chosen = slice(None) if mask is None else mask[block]
         entries = (values[block][chosen].astype(np.float64), (rows[block][chosen], columns[block][chosen]))
         total = total + sp.coo_array(entries, shape=shape).tocsr()
     return sp.csr_array(total)
 
 
 def count_samples(cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Samples of each cluster, shape (n_clusters,), from the cluster of each cell, -1 = noise, and its samples."""
+    """Count samples per cluster, shape (n_clusters,), from the cluster per cell, -1 = noise, and its samples."""
     total = np.zeros(n_clusters + 1)
     for block in iterate_blocks(len(cluster)):
         total += np.bincount(cluster[block] + 1, counts[block], n_clusters + 1)
@@ -106,6 +106,6 @@ def count_samples(cluster: np.ndarray, counts: np.ndarray, n_clusters: int) -> n
 
 
 def iterate_blocks(n: int, size: int = BLOCK) -> Iterator[slice]:
-    """Slices that cover n entries, `size` at a time."""
+    """Iterate over slices that cover n entries, `size` at a time."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))

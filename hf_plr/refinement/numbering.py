@@ -1,4 +1,4 @@
-"""Numbers of refined clusters, which live on from epoch to epoch, and what became of the clusters before."""
+"""Numbers of refined clusters, which persist from epoch to epoch, and events of the previous clusters."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def keep_numbers(
 
     Args:
         table: the cells.
-        projection: how the previous clusters project onto the current ones, shape (K', K).
+        projection: output of `project`, shape (K', K).
         soft: soft labels of the cells.
         cluster: refined cluster of each cell, -1 = noise, shape (cells,).
-        is_exact: no cells were folded into similar ones.
-        keeps_columns: each refined cluster is one column of the soft labels.
+        is_exact: True if no cells were folded into similar ones.
+        keeps_columns: True if each refined cluster is one column of the soft labels.
     """
     column = cluster
     cluster, n_clusters = _compact(cluster)
-    homes = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
-    changed_share = _changed_share(table, cluster, n_clusters)
-    confidences = compute_confidence(soft, cluster, table.counts, homes)
+    membership = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
+    changed_share = _measure_change(table, cluster, n_clusters)
+    confidences = compute_confidence(soft, cluster, table.counts, membership)
     overlaps = Overlaps.from_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
     number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
     return CellRefinement(
@@ -65,7 +65,7 @@ def continue_numbers(cells: CellRefinement, last: np.ndarray, labels: np.ndarray
     Args:
         cells: a refinement.
         last: the last refined labels, shape (N,).
-        labels: the new ones, shape (N,), which get other numbers in place.
+        labels: the new refined labels, shape (N,), renumbered in place.
     """
     table = cooccurrence(last, labels)
     ids = table.current_ids
@@ -82,7 +82,7 @@ def continue_numbers(cells: CellRefinement, last: np.ndarray, labels: np.ndarray
 def _identify(
     overlaps: Overlaps, previous_ids: np.ndarray, cluster: np.ndarray, first_member: np.ndarray
 ) -> tuple[np.ndarray, ClusterEvents]:
-    """Number of each refined cluster, and the events; the last two arguments are of cells."""
+    """Number the refined clusters and find their events; `cluster` and `first_member` are per cell."""
     first_of_cluster = np.full(len(overlaps.current_sizes) + 1, np.iinfo(np.int64).max)  # and of noise
     np.minimum.at(first_of_cluster, cluster, first_member)
     number = number_clusters(overlaps, previous_ids, first_of_cluster[:-1])
@@ -90,19 +90,19 @@ def _identify(
 
 
 def _compact(cluster: np.ndarray) -> tuple[np.ndarray, int]:
-    """Position of every cell's cluster among those that occur, -1 = noise, and how many occur."""
-    names = list_cluster_ids(cluster)
-    return Positions(names)(as_int64(cluster)).astype(np.int32), len(names)
+    """Replace clusters of cells by positions among those that occur, -1 = noise; returns their number too."""
+    ids = list_cluster_ids(cluster)
+    return Positions(ids)(as_int64(cluster)).astype(np.int32), len(ids)
 
 
-def _changed_share(table: CooccurrenceTable, cluster: np.ndarray, n_clusters: int) -> float:
+def _measure_change(table: CooccurrenceTable, cluster: np.ndarray, n_clusters: int) -> float:
     """Fraction of samples whose refined cluster is not the continuation of their current cluster."""
     overlaps = Overlaps.from_cells(cluster, table.current, table.counts, n_clusters, len(table.current_ids))
-    best = overlaps.find_mutual_best()
+    matches = overlaps.find_mutual_best()
     continued = np.full(n_clusters + 1, NOISE - 1)
-    continued[overlaps.previous[best]] = overlaps.current[best]
+    continued[overlaps.previous[matches]] = overlaps.current[matches]
     continued[-1] = NOISE
-    same = sum(
+    n_unchanged = sum(
         int(table.counts[b][continued[cluster[b]] == table.current[b]].sum()) for b in iterate_blocks(len(table))
     )
-    return 1.0 - same / int(table.counts.sum())
+    return 1.0 - n_unchanged / int(table.counts.sum())

@@ -1,4 +1,4 @@
-"""Step 2: learn how the previous clusters project onto the current ones."""
+"""Step 2: project the previous clusters onto the current ones."""
 
 from __future__ import annotations
 
@@ -9,61 +9,65 @@ from scipy.special import softmax
 from hf_plr.refinement.cooccurrence import CooccurrenceTable
 from hf_plr.refinement.lookup import iterate_blocks
 
-BLOCK = 256  # previous clusters that are looked at together
+BLOCK = 256  # previous clusters that are normalised together
 
 
 def project(
     table: CooccurrenceTable, normalize: str = "row", centroid_cosines: np.ndarray | None = None
 ) -> sp.csr_array:
-    """Projection of previous onto current clusters: intersection over union, normalised.
+    """Project previous onto current clusters: intersection over union, normalised.
 
     `IoU[a, b] = C[a, b] / (n_a + m_b - C[a, b])`, with the co-occurrence counts C and the cluster sizes n
     (previous) and m (current). Source: "Pseudo-label Refinement for Improving Self-Supervised Learning
     Systems", arXiv 2410.14242 (our reading); RLCC (Zhang et al., CVPR 2021) normalises by row.
 
     Args:
-        table: co-occurrence table of the labelings; the last two count.
-        normalize: "row" lets every previous cluster spread one unit over the current clusters, "column"
-            lets every current cluster collect one unit.
+        table: co-occurrence table of the labelings, of which the last two count.
+        normalize: "row" for rows (previous clusters) that add up to one, "column" for columns (current clusters).
         centroid_cosines: lets similar previous clusters share their projections, see `spread_over_similar`.
 
     Returns:
         Sparse matrix of shape (K', K) with entries in [0, 1]. A previous cluster whose samples are all
         noise now has an empty row.
+
+    Example:
+        >>> from hf_plr.refinement import cooccurrence
+        >>> project(cooccurrence([0, 0, 1, 1], [5, 5, 5, 7])).toarray().round(2).tolist()
+        [[1.0, 0.0], [0.33, 0.67]]
     """
     iou = table.matrix()
     previous_sizes, current_sizes = table.sizes(-2), table.sizes(-1)
     totals = np.zeros(iou.shape[0 if normalize == "row" else 1])
     for rows in iterate_blocks(iou.shape[0], BLOCK):
-        previous, entries = _entries_of(iou, rows)
+        previous, entries = _locate_entries(iou, rows)
         current = iou.indices[entries]
         iou.data[entries] /= previous_sizes[previous] + current_sizes[current] - iou.data[entries]
         totals += np.bincount(previous if normalize == "row" else current, iou.data[entries], len(totals))
     for rows in iterate_blocks(iou.shape[0], BLOCK):
-        previous, entries = _entries_of(iou, rows)
+        previous, entries = _locate_entries(iou, rows)
         iou.data[entries] /= totals[previous if normalize == "row" else iou.indices[entries]]
     return iou if centroid_cosines is None else spread_over_similar(iou, centroid_cosines)
 
 
-def _entries_of(matrix: sp.csr_array, rows: slice) -> tuple[np.ndarray, slice]:
-    """The row of each entry in some rows of a matrix, and where these entries are in its data."""
+def _locate_entries(matrix: sp.csr_array, rows: slice) -> tuple[np.ndarray, slice]:
+    """Locate the entries of some rows of a matrix; returns their rows, and their slice of its data."""
     row = np.repeat(np.arange(rows.start, rows.stop), np.diff(matrix.indptr[rows.start : rows.stop + 1]))
     return row, slice(matrix.indptr[rows.start], matrix.indptr[rows.stop])
 
 
 def spread_over_similar(
-    projection: sp.csr_array, cosines: np.ndarray, share: float = 0.1, scale: float = 30.0
+    projection: sp.csr_array, cosines: np.ndarray, fraction: float = 0.1, scale: float = 30.0
 ) -> sp.csr_array:
-    """Let similar previous clusters share their projections: Q P with Q = (1 - share) I + share softmax(scale cosines).
+    """Spread projections over similar clusters: Q P with Q = (1 - fraction) I + fraction softmax(scale cosines).
 
     RLCC (Zhang et al., CVPR 2021) mixes each sample's previous label with a softmax over its cosines to the previous
-    centroids, with these two constants. Here the centroid stands for its samples, so that a soft label still depends
-    on the pair of labels alone.
+    centroids, with these two constants. Here the centroid stands for its samples, so that a soft label depends on the
+    pair of labels alone.
 
     Args:
         projection: output of `project`, shape (K', K).
         cosines: cosines between the centroids of the previous clusters, in ascending order of ids, shape (K', K').
-        share: what goes to similar clusters, in [0, 1].
+        fraction: fraction that goes to similar clusters, in [0, 1].
         scale: inverse temperature of the softmax.
 
     Returns:
@@ -81,10 +85,10 @@ def spread_over_similar(
         )
     if not (np.abs(cosines) <= 1.0 + 1e-6).all():
         raise ValueError("centroid_cosines must be finite and in [-1, 1]")
-    projects = np.diff(projection.indptr) > 0
-    if not projects.any():
+    has_projection = np.diff(projection.indptr) > 0
+    if not has_projection.any():
         return projection
-    mixing = share * softmax(np.where(projects[None, :], scale * cosines, -np.inf), axis=1)
-    np.fill_diagonal(mixing, mixing.diagonal() + 1.0 - share)
-    mixing[~projects] = 0.0
+    mixing = fraction * softmax(np.where(has_projection[None, :], scale * cosines, -np.inf), axis=1)
+    np.fill_diagonal(mixing, mixing.diagonal() + 1.0 - fraction)
+    mixing[~has_projection] = 0.0
     return sp.csr_array(sp.csr_array(mixing) @ projection)

@@ -16,17 +16,17 @@ def recluster(
     """Give every cell one refined cluster.
 
     Args:
-        table: the cells. Where no previous label is known, they keep their current clusters.
-        soft: their soft labels.
+        table: the cells; without any previous label they keep their current clusters.
+        soft: soft labels of the cells.
         assignment: "hierarchical" agglomerates the cells, "argmax" takes the largest entry, "soft" and "current" keep
             the current cluster ("soft" takes noise back in where its largest entry is).
-        linkage: of the agglomeration.
-        cut: of its tree.
-        min_size: smaller clusters become noise.
+        linkage: linkage of the agglomeration.
+        cut: cut through its tree.
+        min_size: size under which clusters become noise.
         max_cells: see `PseudoLabelRefiner`.
 
     Returns:
-        The cluster of each cell, -1 = noise, shape (cells,), and whether it is exact.
+        Cluster per cell, -1 = noise, shape (cells,), and True if the clusters are exact.
     """
     is_exact = True
     if (table.codes[:, :-1] == NOISE).all():
@@ -61,11 +61,11 @@ def _agglomerate(
     soft: SoftCells, counts: np.ndarray, linkage: str, cut: Cut, max_cells: int
 ) -> tuple[np.ndarray, bool]:
     if cut.distance_threshold == 0.0 and soft.has_disjoint_parts:
-        return _equal_rows(soft), True
+        return _number_distinct_rows(soft), True
     return agglomerate(soft, counts, linkage, cut, max_cells)
 
 
-def _equal_rows(soft: SoftCells) -> np.ndarray:
-    """A number for each distinct row of joint soft labels, shape (cells,)."""
+def _number_distinct_rows(soft: SoftCells) -> np.ndarray:
+    """Number the distinct rows of joint soft labels; returns the number per cell, shape (cells,)."""
     codes = np.where(soft.shares_of_case[soft.case] > 0, soft.codes, NOISE)
     return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)

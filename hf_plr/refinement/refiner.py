@@ -30,11 +30,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "previous": "raw",
         "min_cluster_size": 4,
     },
-    # Soft targets over the current clusters: what is now, and as a smaller part what the past says of it.
+    # Soft targets over the current clusters: mostly the current label, and as a smaller part the projection.
     "soft": {"assignment": "soft", "weight": 0.7, "min_cluster_size": 1},
     # Soft targets as in RLCC (Zhang et al., CVPR 2021); give `centroid_cosines` for the part that sees features.
     "rlcc": {"assignment": "soft", "weight": 0.9, "noise": "drop", "previous": "raw", "min_cluster_size": 1},
-    # The baseline: the current clusters as they are, through the same code.
+    # The baseline: the current clusters, through the same code.
     "none": {"assignment": "current", "min_cluster_size": 1},
 }
 
@@ -42,31 +42,38 @@ PRESETS: dict[str, dict[str, Any]] = {
 class PseudoLabelRefiner:
     """Refine cluster labels by the labels of the epochs before.
 
-    Works on label vectors alone. All arithmetic runs on the occupied cells (previous label, current label), so its cost
-    hardly depends on the number of samples, and needs neither a GPU nor a model.
+    A refinement needs label vectors alone, neither a GPU nor a model. All arithmetic runs on the occupied cells
+    (previous label, current label), so that its cost hardly depends on the number of samples.
 
     Args:
         weight: fraction of the current label in the blend, in [0, 1].
         space: "projected" blends in the space of the current clusters, "joint" holds the generations side by side.
         normalize: axis along which the projection adds up to one, "row" or "column".
-        generations: how many epochs count, the current one included; more than 2 need space="joint".
+        generations: number of epochs that count, the current one included; more than 2 need space="joint".
         assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
             the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
-            taken back in goes to its largest entry), "current" skips refinement.
+            readmitted goes to its largest entry), "current" skips refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
         distance_threshold: cut at this height instead (then n_clusters=None). Distances scale with the weight:
             halves of a split are weight * sqrt(2) apart.
-        noise: "project" takes a sample that is noise now back in by what it was, "drop" leaves it out.
-        previous: "refined" carries the refined labels to the next call, "raw" the labels as they came.
+        noise: "project" readmits a sample that is noise now by its previous cluster, "drop" leaves it out.
+        previous: "refined" carries the refined labels to the next call, "raw" the labels before refinement.
         min_cluster_size: refined clusters with fewer samples become noise, at least 1.
-        max_cells: with more occupied cells than this, the lightest are folded into similar heavy ones before they are
-            agglomerated, and the result says so. Not needed as long as cells are related to few others, as they are in
-            training: these are agglomerated exactly whatever their number. Otherwise "average", "complete" and "single"
-            need a matrix of 8 bytes for each pair of cells, 3 GiB for the default.
+        max_cells: more occupied cells than this are folded into similar heavy ones before agglomeration, and the
+            result has exact=False. Cells that are related to few others, as in training, are agglomerated exactly
+            whatever their number. Otherwise "average", "complete" and "single" need a matrix of 8 bytes per pair of
+            cells, 3 GiB for the default.
 
     Raises:
         ValueError: for a value outside these ranges, naming the argument.
+
+    Example:
+        >>> refiner = PseudoLabelRefiner()
+        >>> refiner.refine([0, 0, 0, 0, 1, 1]).labels.tolist()  # the first epoch: nothing to refine by
+        [0, 0, 0, 0, 1, 1]
+        >>> refiner.refine([3, 3, 3, 8, 8, 8]).labels.tolist()  # clusters keep their numbers
+        [0, 0, 0, 1, 1, 1]
     """
 
     def __init__(
@@ -98,11 +105,11 @@ class PseudoLabelRefiner:
         self.max_cells = max_cells
         self._check_arguments()
         self._history: list[np.ndarray] = []  # labels of the last calls, oldest first
-        self._refined: np.ndarray | None = None  # labels that the last call gave: their numbers live on
+        self._refined: np.ndarray | None = None  # labels of the last call, whose numbers persist
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
-        """Make a refiner from a preset ("slr", "soft", "joint", "rlcc" or "none"); keyword arguments win over it.
+        """Make a refiner from a preset ("slr", "soft", "joint", "rlcc" or "none"); keyword arguments override it.
 
         Raises:
             ValueError: if there is no such preset.
@@ -129,10 +136,10 @@ class PseudoLabelRefiner:
 
         Args:
             labels: integer cluster labels, -1 = noise, shape (N,), samples in the same order at every call. Ids may be
-                any integers from 0. The first call has nothing to refine by: it only remembers and numbers. A
-                memory-mapped array (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied: leave its
-                file as it is as long as the result, or with previous="raw" the refiner, is in use.
-            out: integer array of shape (N,) to write the refined labels to, memory-mapped for instance; not the one
+                any integers from 0. The first call refines nothing: it only remembers and numbers. A memory-mapped
+                array (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied. Leave its file unchanged
+                while the result, or with previous="raw" the refiner, is in use.
+            out: integer array of shape (N,) to write the refined labels to, such as a memory-mapped one; not the one
                 of the last call.
             centroid_cosines: see `refine_cells`.
 
@@ -148,20 +155,20 @@ class PseudoLabelRefiner:
         table = cooccurrence(*epochs)
         cells = self.refine_cells(table, centroid_cosines)
         refined = self._spread_to_samples(cells, epochs, out)
-        self._carry(refined, current)
+        self._remember(refined, current)
         return refined
 
     def refine_cells(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None = None) -> CellRefinement:
         """Refine from the co-occurrence table alone, without remembering anything.
 
-        With tables of shards added up, each process refines by itself and gets the same answer:
+        With the sum of the shards' tables, each process refines by itself and gets the same result:
         `cells = refiner.refine_cells(sum(tables))`, then `cells.labels[cells.table.locate(previous, current)]`.
 
         Args:
-            table: cells of `generations` labelings, oldest first. A previous labeling of nothing but noise leaves
-                nothing to refine by: the current clusters stay as they are.
+            table: cells of `generations` labelings, oldest first. Where the previous labels are all noise, the
+                current clusters stay unchanged.
             centroid_cosines: cosines between the centroids of the previous clusters, ascending by id, shape (K', K'):
-                similar clusters then share their projections as in RLCC. Only for space="projected".
+                similar clusters share their projections as in RLCC. Only for space="projected".
 
         Raises:
             ValueError: if the table has another number of labelings, or the cosines do not fit.
@@ -186,21 +193,21 @@ class PseudoLabelRefiner:
     def _spread_to_samples(
         self, cells: CellRefinement, epochs: tuple[np.ndarray, ...], out: np.ndarray
     ) -> RefinementResult:
-        """Write the refined label of every sample to `out`; numbers continue those of the last refined labels."""
+        """Write the refined label per sample to `out`; numbers continue those of the last refined labels."""
         for span in iterate_chunks(len(out)):
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in epochs))]
         if self._refined is not None and self._refined is not epochs[-2]:
             cells = continue_numbers(cells, self._refined, out)
-        return RefinementResult(_read_only(out), cells, epochs)
+        return RefinementResult(_freeze(out), cells, epochs)
 
-    def _carry(self, refined: RefinementResult, current: np.ndarray) -> None:
-        """Remember what the next call refines by."""
+    def _remember(self, refined: RefinementResult, current: np.ndarray) -> None:
+        """Remember the labels that the next call needs."""
         self._refined = refined.labels
-        carried = refined.labels if self.previous == "refined" else current
-        self._history = [*self._history, carried][1 - self.generations :]
+        kept_labels = refined.labels if self.previous == "refined" else current
+        self._history = [*self._history, kept_labels][1 - self.generations :]
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What the next call needs, as arrays: `version` and, after the first call, vectors of labels."""
+        """State for the next call, as arrays: `version` and, after the first call, vectors of labels."""
         state = {"version": np.array([STATE_VERSION])}
         state |= {f"history.{age}": labels for age, labels in enumerate(self._history[::-1], start=1)}
         if self._refined is not None:
@@ -208,11 +215,11 @@ class PseudoLabelRefiner:
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `state_dict` gave.
+        """Restore the output of `state_dict`.
 
         Raises:
-            ValueError: if the state was written by another version of this format, holds what are no labels, or is of
-                another number of samples than this refiner's last call.
+            ValueError: if the state has another version of this format, is damaged, or has another number of samples
+                than this refiner's last call.
         """
         version = int(validate_array(state, "version", "integers", (1,))[0]) if "version" in state else None
         if version != STATE_VERSION:
@@ -237,17 +244,17 @@ class PseudoLabelRefiner:
             self._refined = history[-1]
 
     def forget(self) -> None:
-        """Let the next call be a first call that refines nothing; the numbers of the clusters still live on."""
+        """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist."""
         self._history = []
 
     def _padded_history(self, n_samples: int) -> list[np.ndarray]:
-        """Labels of the last generations - 1 calls; noise for those that have not been."""
-        nothing = np.broadcast_to(np.int64(NOISE), n_samples)
-        return [nothing] * (self.generations - 1 - len(self._history)) + self._history
+        """Labels of the last generations - 1 calls, with noise for missing calls."""
+        no_labels = np.broadcast_to(np.int64(NOISE), n_samples)
+        return [no_labels] * (self.generations - 1 - len(self._history)) + self._history
 
     def _check_arguments(self) -> None:
         if not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"weight={self.weight} is outside [0, 1]")
+            raise ValueError(f"weight={self.weight} is outside [0, 1]: give a fraction")
         for name, allowed in (
             ("space", ("projected", "joint")),
             ("normalize", ("row", "column")),
@@ -268,10 +275,10 @@ class PseudoLabelRefiner:
             raise ValueError(f"n_clusters={self.n_clusters!r}: use 'current', an integer of at least 1, or None")
         if self.distance_threshold is not None and not self.distance_threshold >= 0:
             raise ValueError(f"distance_threshold={self.distance_threshold} must be at least 0")
-        for name, lowest in (("generations", 2), ("min_cluster_size", 1), ("max_cells", 2)):
+        for name, minimum in (("generations", 2), ("min_cluster_size", 1), ("max_cells", 2)):
             value = getattr(self, name)
-            if not _is_count(value, lowest):
-                raise ValueError(f"{name}={value!r} must be an integer of at least {lowest}")
+            if not _is_count(value, minimum):
+                raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
         if self.generations > 2 and self.space != "joint":
             raise ValueError(
                 f"generations={self.generations} needs space='joint': a projection is from one epoch to the next"
@@ -288,21 +295,21 @@ class PseudoLabelRefiner:
             raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
 
     def _check_labels(self, labels: npt.ArrayLike) -> np.ndarray:
-        mapped = isinstance(labels, np.memmap)
+        is_memory_mapped = isinstance(labels, np.memmap)
         labels = np.asanyarray(labels)
         if labels.ndim != 1:
             raise ValueError(f"labels must have shape (N,), not {labels.shape}")
         if len(labels) == 0:
             raise ValueError("labels are empty: at least one sample is needed")
-        known = self._history[-1] if self._history else self._refined
-        if known is not None and len(labels) != len(known):
+        last_labels = self._history[-1] if self._history else self._refined
+        if last_labels is not None and len(labels) != len(last_labels):
             raise ValueError(
-                f"{len(labels)} labels, but the last call had {len(known)}: "
+                f"{len(labels)} labels, but the last call had {len(last_labels)}: "
                 "refinement needs the same samples in the same order"
             )
         if not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"labels must be integers (-1 = noise), not {labels.dtype}")
-        return labels if mapped else _read_only(as_int64(labels).copy())
+        return labels if is_memory_mapped else _freeze(as_int64(labels).copy())
 
     def _check_out(self, out: np.ndarray | None, current: np.ndarray) -> np.ndarray:
         n_samples = len(current)
@@ -312,17 +319,17 @@ class PseudoLabelRefiner:
             raise TypeError(f"out must hold signed integers, not {out.dtype}")
         if out.shape != (n_samples,):
             raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
-        held = [current, *self._history, *([] if self._refined is None else [self._refined])]
-        if any(np.may_share_memory(out, labels) for labels in held):
+        labels_in_use = [current, *self._history, *([] if self._refined is None else [self._refined])]
+        if any(np.may_share_memory(out, labels) for labels in labels_in_use):
             raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
         return out
 
 
-def _is_count(value: Any, lowest: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= lowest
+def _is_count(value: Any, minimum: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= minimum
 
 
-def _read_only(labels: np.ndarray) -> np.ndarray:
+def _freeze(labels: np.ndarray) -> np.ndarray:
     view = labels.view()
     view.flags.writeable = False
     return view

@@ -1,4 +1,4 @@
-"""What a refinement found: for cells, and for samples."""
+"""Results of a refinement: per cell, and per sample."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from hf_plr.refinement.correspondence import ClusterEvents
 
 @dataclass(frozen=True)
 class CellRefinement:
-    """What `PseudoLabelRefiner.refine_cells` found; `labels[table.locate(previous, current)]` are those of samples.
+    """Result of `PseudoLabelRefiner.refine_cells`; `labels[table.locate(previous, current)]` are those of samples.
 
     Attributes:
         table: the cells.
-        labels: refined label of each cell, -1 = noise, shape (cells,). Numbers live on: a cluster that continues a
-            previous one (each the other's largest overlap) keeps its number; new ones, by size and then by first
-            member, take the lowest numbers that no previous cluster had. Numbers may have gaps.
-        confidence: share of each cell's soft label that lies on its refined cluster, in [0, 1], 0 for noise, shape
-            (cells,).
+        labels: refined label per cell, -1 = noise, shape (cells,). Numbers persist: a cluster that continues a previous
+            one (each the other's largest overlap) keeps its number. New ones, by size and then by first member, take
+            the lowest numbers that no previous cluster had. Numbers may have gaps.
+        confidence: fraction of each cell's soft label on its refined cluster, in [0, 1], 0 for noise, shape (cells,).
         soft: soft labels of the cells.
         projection: previous clusters projected onto current ones, sparse, shape (K', K).
-        events: what became of the previous clusters, and where the refined ones come from.
-        changed_share: share of the samples whose refined cluster does not continue their current cluster, in [0, 1].
-        exact: False if so many cells were occupied that the lightest were folded into similar ones.
+        events: events that lead from the previous to the refined clusters.
+        changed_share: fraction of samples whose refined cluster does not continue their current one, in [0, 1].
+        exact: False if light cells were folded into similar ones, as there were too many.
     """
 
     table: CooccurrenceTable
@@ -42,12 +41,12 @@ class CellRefinement:
 
 
 class RefinementResult:
-    """What `PseudoLabelRefiner.refine` found.
+    """Result of `PseudoLabelRefiner.refine`.
 
     Attributes:
-        labels: refined label of every sample, -1 = noise, shape (N,), not to be written to. Numbers live on, see
+        labels: refined label per sample, -1 = noise, shape (N,), read-only. Numbers persist, see
             `CellRefinement.labels`.
-        cells: the same for cells, with everything else that is known of them.
+        cells: the result per cell.
     """
 
     def __init__(self, labels: np.ndarray, cells: CellRefinement, labelings: tuple[np.ndarray, ...]):
@@ -77,33 +76,33 @@ class RefinementResult:
 
     @property
     def events(self) -> ClusterEvents:
-        """Which clusters were kept, split, merged, reshaped, born, or died."""
+        """Clusters that were kept, split, merged, reshaped, born, or died."""
         return self.cells.events
 
     @property
     def changed_share(self) -> float:
-        """Share of the samples whose refined cluster does not continue their current cluster, in [0, 1]."""
+        """Fraction of samples whose refined cluster does not continue their current one, in [0, 1]."""
         return self.cells.changed_share
 
     @property
     def exact(self) -> bool:
-        """False if so many cells were occupied that the lightest were folded into similar ones."""
+        """False if light cells were folded into similar ones, as there were too many."""
         return self.cells.exact
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """Share of each sample's soft label that lies on its refined cluster, in [0, 1], 0 for noise, shape (N,)."""
+        """Fraction of each sample's soft label on its refined cluster, in [0, 1], 0 for noise, shape (N,)."""
         confidence = np.empty(len(self))
         for span in iterate_chunks(len(self)):
             confidence[span] = self.cells.confidence[self.cell_of_sample(span.start, span.stop)]
         return confidence
 
     def cell_of_sample(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The cells of samples start to stop, looked up on demand, shape (stop - start,)."""
+        """Locate the cells of samples start to stop, shape (stop - start,)."""
         return self.table.locate(*(labels[start:stop] for labels in self._labelings))
 
     def soft_labels(self, start: int = 0, stop: int | None = None) -> sp.csr_array:
-        """Soft labels of samples start to stop, made on demand: sparse rows, shape (stop - start, columns).
+        """Compute soft labels of samples start to stop: sparse rows, shape (stop - start, columns).
 
         The columns are the current clusters in ascending order of ids; in the joint space the previous clusters follow,
         then those before. A sample without any label has an empty row.

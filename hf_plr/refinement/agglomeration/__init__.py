@@ -113,5 +113,5 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
         raise ValueError(f"linkage={linkage!r} is not possible from distances alone: use one of {known}")
     distances = np.array(distances, dtype=np.float64)
     if distances.shape != (len(weights), len(weights)):
-        raise ValueError(f"distances have shape {distances.shape}: give ({len(weights)}, {len(weights)})")
+        raise ValueError(f"distances have shape {distances.shape}, expected ({len(weights)}, {len(weights)})")
     return merge_all(distances, np.asarray(weights, dtype=np.float64), linkage).tree()

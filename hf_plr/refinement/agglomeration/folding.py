@@ -46,9 +46,9 @@ def _select_heaviest(weights: np.ndarray, cluster: np.ndarray, n_heavy: int) -> 
     if n_more > 0:
         remaining = np.where(chosen, 0, weights)
         threshold = np.partition(remaining, -n_more)[-n_more]
-        is_above = np.flatnonzero(remaining > threshold)
-        chosen[is_above] = True
-        chosen[np.flatnonzero(remaining == threshold)[: n_more - len(is_above)]] = True
+        heavier = np.flatnonzero(remaining > threshold)
+        chosen[heavier] = True
+        chosen[np.flatnonzero(remaining == threshold)[: n_more - len(heavier)]] = True
     return np.flatnonzero(chosen)
 
 
