@@ -1,4 +1,4 @@
-"""Images and sounds: everything that a trainer asks of its samples."""
+"""Modalities: images and recordings behind one interface for the trainers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MODALITIES = {"image": ImageModality, "audio": AudioModality}
 def find_modality(
     dataset: Dataset, model: Any, args: BaseTrainingArguments, processor: Any = None, augmentation: Any = None
 ) -> Modality:
-    """Images or sounds, by the columns of a data set; the arguments are those of `ImageModality` and `AudioModality`.
+    """Find the modality by the columns of a data set; arguments as in `ImageModality` and `AudioModality`.
 
     Raises:
-        ValueError: if it is not clear which column is meant, or something does not fit together.
+        ValueError: if it is not clear which column is meant, or model, processor and arguments do not fit together.
     """
     kind, column = find_modality_column(dataset, args.image_column, args.audio_column)
     return MODALITIES[kind](model, args, column, processor, augmentation)

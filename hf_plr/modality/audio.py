@@ -1,4 +1,4 @@
-"""Sounds and speech transformers."""
+"""Recordings and speech transformers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 extractor = AutoFeatureExtractor.from_pretrained({name})
 model = AutoModel.from_pretrained({name}).eval()
 channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
-waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples a second
+waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples per second
 inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
 with torch.inference_mode():
     output = model(**inputs, output_hidden_states=True)
@@ -67,7 +67,7 @@ class AudioModality(Modality):
         augmentation: AudioAugmentation | None = None,
     ):
         if args.pooling not in (None, "mean"):
-            raise ValueError(f"pooling={args.pooling!r} does not fit sounds: they are pooled by 'mean'")
+            raise ValueError(f"pooling={args.pooling!r} does not fit recordings: use 'mean'")
         self.args = args
         self.column = column
         self.model = load_speech_backbone(model)
@@ -76,7 +76,7 @@ class AudioModality(Modality):
         self.format = AudioFormat(self.processor, self.backbone.receptive_field, args.max_seconds)
         name = args.augmentation or "waveform"
         if augmentation is None and name not in AUDIO_AUGMENTATIONS:
-            raise ValueError(f"augmentation={name!r} does not fit sounds: use {' or '.join(AUDIO_AUGMENTATIONS)}")
+            raise ValueError(f"augmentation={name!r} does not fit recordings: use {' or '.join(AUDIO_AUGMENTATIONS)}")
         self.augmentation = AUDIO_AUGMENTATIONS[name] if augmentation is None else augmentation
 
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> AudioStore:
@@ -100,22 +100,22 @@ class AudioModality(Modality):
         self.backbone.freeze_above(self.model)
 
     def waveforms(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None) -> torch.Tensor:
-        """What the model takes: a batch's waveforms (B, T), augmented if there are numbers, and normalised."""
+        """Prepare a batch's waveforms (B, T) for the model: augmented if there are numbers, and normalised."""
         values, lengths = batch["input_values"], batch["lengths"]
         if numbers is not None:
             values = self.augmentation(values, lengths, numbers)
-        return _zero_mean_unit_variance(values, lengths) if self.format.do_normalize else values
+        return _normalise(values, lengths) if self.format.do_normalize else values
 
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
-        """Positions in batches of up to `size` seconds with their padding, or of one recording that is longer."""
+        """Split positions into batches of up to `size` seconds with their padding, or of one longer recording."""
         assert isinstance(store, AudioStore)
         lengths = store.lengths[positions.numpy()]
-        room = size * self.format.sampling_rate
+        max_samples = size * self.format.sampling_rate
         bounds = [0]
         longest = 0
         for i, length in enumerate(lengths.tolist()):
             longest = max(longest, length)
-            if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > room:
+            if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > max_samples:
                 bounds.append(i)
                 longest = length
         return positions.tensor_split(bounds[1:]) if len(positions) else ()
@@ -133,11 +133,11 @@ class AudioModality(Modality):
         )
 
 
-def _zero_mean_unit_variance(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """What `Wav2Vec2FeatureExtractor` does with do_normalize, by each recording's own samples; padding stays zero."""
-    inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+def _normalise(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Normalise each recording by its own samples, as `Wav2Vec2FeatureExtractor` does; padding stays zero."""
+    is_sample = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
     n = lengths[:, None]
-    mean = (values * inside).sum(dim=1, keepdim=True) / n
-    centred = (values - mean) * inside
+    mean = (values * is_sample).sum(dim=1, keepdim=True) / n
+    centred = (values - mean) * is_sample
     variance = centred.square().sum(dim=1, keepdim=True) / n
     return centred / (variance + 1e-7).sqrt()

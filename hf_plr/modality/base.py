@@ -1,4 +1,4 @@
-"""What a trainer must know of its samples, whether they are images or sounds."""
+"""Interface between a trainer and its samples, images or recordings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hf_plr.data.sample_store import SampleStore
 
 
 class Modality(ABC):
-    """One kind of samples: how they are read, augmented and turned into features, and what they are called.
+    """Modality of samples: reads, augments and names them, and turns them into features.
 
     Attributes:
         column: column of the data set that holds the samples.
         model: the bare backbone, in float32.
         processor: the image processor or feature extractor that is saved with the backbone.
-        noun, plural: what a sample is called in messages.
-        processor_name: what the processor is called in messages.
+        noun, plural: name of a sample in messages.
+        processor_name: name of the processor in messages.
         pipeline_tag: its task on the Hub.
         card_template: file of its model card's template.
         classifier: class that fine-tunes it with labels.
@@ -41,7 +41,7 @@ class Modality(ABC):
 
     @abstractmethod
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SampleStore:
-        """The samples of a data set, each read once."""
+        """Open the samples of a data set; each is read once."""
 
     @staticmethod
     @abstractmethod
@@ -52,11 +52,11 @@ class Modality(ABC):
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Features of a batch.
+        """Compute the features of a batch.
 
         Args:
-            model: the backbone, or what wraps it.
-            batch: what `collate` made, on the model's device.
+            model: the backbone, or its wrapper.
+            batch: output of `collate`, on the model's device.
             numbers: random numbers (B, 16), uniform in [0, 1), to augment by; None leaves the samples as they are.
 
         Returns:
@@ -65,51 +65,51 @@ class Modality(ABC):
 
     @abstractmethod
     def freeze_unused(self) -> None:
-        """Take no gradient for parameters that no feature depends on: several processes would wait for it."""
+        """Freeze the parameters that no feature depends on: several processes would wait for their gradients."""
 
     @abstractmethod
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
-        """Positions (M,), in their order, in batches of up to `size`.
+        """Split positions (M,), in their order, into batches of up to `size`.
 
-        Where a batch begins depends on the positions before it in the same batch alone: positions that are cut at the
-        beginning of a batch fall into the same batches as before.
+        A batch ends by its own positions alone. Positions that are cut at the beginning of a batch therefore fall into
+        the same batches as before.
         """
 
     @abstractmethod
     def costs(self, store: SampleStore) -> np.ndarray | None:
-        """Relative work of each sample (len(store),) in extraction; None where all are alike."""
+        """Return the relative work per sample (len(store),) in extraction; None if all are alike."""
 
     @abstractmethod
     def usage_snippet(self, name: str) -> str:
-        """Python that loads the published backbone by its name and makes the feature of one sample."""
+        """Write Python code that loads the published backbone by its name and computes the feature of one sample."""
 
 
 class SampleOpener:
-    """Opens each data set once, with one number per class for all of them.
+    """Opener of data sets: each is opened once, with one number per class in all of them.
 
     Args:
-        modality: how samples are read.
-        label_column: column of true labels in those data sets that have it; None for none.
+        modality: reads the samples.
+        label_column: column of true labels in those data sets that have it; None leaves labels out.
     """
 
     def __init__(self, modality: Modality, label_column: str | None):
         self.modality = modality
         self.label_column = label_column
-        self._numbers: dict[str, int] = {}
-        self._opened: dict[int, tuple[Dataset, SampleStore]] = {}  # the data set is held, so that its id stays its own
+        self._label_numbers: dict[str, int] = {}
+        self._stores: dict[int, tuple[Dataset, SampleStore]] = {}  # with the data set, so that its id stays unique
 
     def __call__(self, dataset: Dataset | SampleStore) -> SampleStore:
-        """Samples of a data set, with true labels where it has the label column; a store is returned as it is."""
+        """Open a data set, with true labels if it has the label column; a store is returned as it is."""
         if isinstance(dataset, SampleStore):
             return dataset
-        if id(dataset) not in self._opened:
+        if id(dataset) not in self._stores:
             has_labels = self.label_column is not None and self.label_column in dataset.column_names
-            store = self.modality.open(dataset, self.label_column if has_labels else None, self._numbers)
-            self._opened[id(dataset)] = dataset, store
-        return self._opened[id(dataset)][1]
+            store = self.modality.open(dataset, self.label_column if has_labels else None, self._label_numbers)
+            self._stores[id(dataset)] = dataset, store
+        return self._stores[id(dataset)][1]
 
 
 def quote_python(text: str) -> str:
-    """A Python literal of one line, in double quotes where it has no quotes itself."""
+    """Quote text as a Python literal of one line, in double quotes if it has no quotes itself."""
     literal = repr(text)
     return literal if "'" in text or '"' in text else f'"{literal[1:-1]}"'

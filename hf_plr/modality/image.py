@@ -75,8 +75,8 @@ class ImageModality(Modality):
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
         args = self.args
         # With a file for the decoded images, one process of a machine writes it and the others wait for it.
-        shared = args.image_cache_dir is not None and args.world_size > 1
-        with args.main_process_first(desc="reading images") if shared else contextlib.nullcontext():
+        is_shared = args.image_cache_dir is not None and args.world_size > 1
+        with args.main_process_first(desc="reading images") if is_shared else contextlib.nullcontext():
             return ImageStore(
                 dataset,
                 find_image_column(dataset, self.column),
@@ -98,7 +98,7 @@ class ImageModality(Modality):
         return self.backbone.features(model, self.geometry.normalise(images))
 
     def freeze_unused(self) -> None:
-        """Nothing: `load_backbone` has done it."""
+        """Do nothing: `load_backbone` has frozen them."""
 
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
         return positions.split(size) if len(positions) else ()

@@ -1,4 +1,4 @@
-"""From a backbone's hidden states to one feature a sample."""
+"""Pooling of a backbone's hidden states to one feature per sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ POOLINGS = ("cls", "mean")
 
 
 def pool(last_hidden_state: torch.Tensor, pooling: str, n_prefix_tokens: int) -> torch.Tensor:
-    """Pool token features to one vector a sample, float32.
+    """Pool token features to one vector per sample, float32.
 
     Args:
         last_hidden_state: shape (B, T, D); the prefix tokens (class, distillation, registers) come first.

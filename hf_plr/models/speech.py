@@ -1,4 +1,4 @@
-"""Load, check and describe the speech transformer that is trained, and keep padding out of what it computes."""
+"""Load, check and describe a speech transformer, and keep padding out of its hidden states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_saved
+from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +31,28 @@ SMALL_CONVOLUTIONS = {8_000: ((10, 8, 5), (5, 8, 4)), 16_000: ((20, 8, 5), (10, 
 
 
 class SpeechBackbone:
-    """How one speech transformer turns a batch of waveforms into features.
+    """Features of waveforms by a speech transformer.
 
-    Padding changes nothing: a clip has the same features alone and in any batch, up to rounding. The model is fitted
-    with what that needs; its weights and their names stay as they are. Clips that are shorter than `receptive_field`
-    are taken as if silence followed, so that each has at least one frame.
+    Padding changes nothing: up to rounding, a clip has the same features alone and in any batch. The model gets hooks
+    for this; its weights and their names stay the same. Clips shorter than `receptive_field` count as followed by
+    silence, so that each has at least one frame.
+
+    Example:
+        >>> backbone = SpeechBackbone(small_hubert(8000))
+        >>> backbone.n_frames(torch.tensor([8000, 1]))
+        tensor([49,  1])
 
     Args:
-        model: a bare backbone, as `load_speech_backbone` gives it.
-        layer: which hidden states are the features: None = the model's last, 0 = what goes into the first transformer
-            layer, n = what comes out of the n-th.
+        model: a bare backbone, the output of `load_speech_backbone`.
+        layer: hidden states that are the features: None = the model's last, 0 = the input of the first transformer
+            layer, n = the output of the n-th.
 
     Attributes:
         receptive_field: samples that one frame sees.
         hop: samples from one frame to the next.
 
     Raises:
-        ValueError: if there is no such layer, or the model has no mask embedding.
+        ValueError: if the layer does not exist, or the model has no mask embedding.
     """
 
     def __init__(self, model: PreTrainedModel, layer: int | None = None):
@@ -64,14 +69,14 @@ class SpeechBackbone:
         _keep_padding_out(model, self)
 
     def n_frames(self, lengths: torch.Tensor) -> torch.Tensor:
-        """Frames of clips of so many samples, at least 1 each: int64 of the same shape."""
+        """Count the frames of clips by their samples, at least 1 each: int64 of the same shape."""
         return (lengths.to(torch.int64) - self.receptive_field).clamp(min=0) // self.hop + 1
 
     def features(
-        self, model: nn.Module, values: torch.Tensor, lengths: torch.Tensor, masked: torch.Tensor | None = None
+        self, model: nn.Module, values: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean of the hidden states over each clip's own frames: float32 of shape (B, D). Arguments as of `frames`."""
-        hidden, n_frames = self.frames(model, values, lengths, masked)
+        """Average the hidden states over each clip's own frames: float32 of shape (B, D). Arguments as in `frames`."""
+        hidden, n_frames = self.frames(model, values, lengths, mask)
         padding = torch.arange(hidden.shape[1], device=hidden.device) >= n_frames[:, None]
         return hidden.masked_fill(padding[:, :, None], 0.0).sum(dim=1) / n_frames[:, None]
 
@@ -80,49 +85,49 @@ class SpeechBackbone:
         model: nn.Module,
         values: torch.Tensor,
         lengths: torch.Tensor,
-        masked: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         layer: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of every frame.
+        """Compute the hidden states of every frame.
 
-        Nothing is drawn at random but dropout: instead of SpecAugment's own masks there are those of `masked`.
+        Only dropout is random: `mask` replaces SpecAugment's own masks.
 
         Args:
-            model: the backbone itself or what wraps it (DistributedDataParallel, a compiled module).
-            values: normalised waveforms, float32 of shape (B, T); what lies behind a clip's end is ignored.
+            model: the backbone or its wrapper (DistributedDataParallel, a compiled module).
+            values: normalised waveforms, float32 of shape (B, T); values behind a clip's end are ignored.
             lengths: samples of each clip, shape (B,), at most T.
-            masked: frames whose input gives way to the mask embedding, bool of shape (B, frames of T samples), or None.
+            mask: frames whose input is replaced by the mask embedding, bool of shape (B, frames of T samples), or None.
             layer: another layer than the backbone's own.
 
         Returns:
-            Hidden states, float32 of shape (B, frames, D), of no meaning behind a clip's own frames; and the number of
-            each clip's own frames, int64 of shape (B,).
+            Hidden states, float32 of shape (B, frames, D), without meaning behind a clip's own frames; and the number
+            of each clip's own frames, int64 of shape (B,).
 
         Raises:
-            ValueError: if there is no such layer, or `masked` has another shape.
+            ValueError: if the layer does not exist, or `mask` has another shape.
         """
         self._check_layer(layer)
         layer = self.layer if layer is None else layer
-        inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
-        values = values.masked_fill(~inside, 0.0)
+        is_sample = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+        values = values.masked_fill(~is_sample, 0.0)
         values = F.pad(values, (0, max(0, self.receptive_field - values.shape[1])))
         lengths = lengths.clamp(min=self.receptive_field)
         shape = (len(values), (values.shape[1] - self.receptive_field) // self.hop + 1)
-        if masked is None:  # an empty mask: None lets the model draw one, and keeps the mask embedding out of the graph
-            masked = torch.zeros(shape, dtype=torch.bool, device=values.device)
-        elif masked.shape != shape:
-            raise ValueError(f"masked has shape {tuple(masked.shape)} but the batch has frames of shape {shape}")
+        if mask is None:  # None would let the model draw a mask, and keep the mask embedding out of the graph
+            mask = torch.zeros(shape, dtype=torch.bool, device=values.device)
+        elif mask.shape != shape:
+            raise ValueError(f"mask has shape {tuple(mask.shape)} but the batch has frames of shape {shape}")
         output = model(
             input_values=values,
             attention_mask=(torch.arange(values.shape[1], device=values.device) < lengths[:, None]).long(),
-            mask_time_indices=masked,
+            mask_time_indices=mask,
             output_hidden_states=layer is not None,
         )
         hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
         return hidden.float(), self.n_frames(lengths)
 
     def freeze_above(self, model: PreTrainedModel) -> None:
-        """Take no gradient for what lies above `layer`: several processes would wait for it, and it never comes."""
+        """Freeze the parameters above `layer`: several processes would wait for gradients that never come."""
         if self.layer is None:
             return
         encoder: Any = model.encoder
@@ -133,7 +138,7 @@ class SpeechBackbone:
             module.requires_grad_(False)
 
     def feature_expression(self) -> str:
-        """Python that makes the same feature of one clip out of `output`, what the model gives."""
+        """Write Python code that computes the same feature of one clip from `output`, the model's output."""
         hidden = "last_hidden_state" if self.layer is None else f"hidden_states[{self.layer}]"
         return f"output.{hidden}.mean(dim=1)"
 
@@ -143,14 +148,14 @@ class SpeechBackbone:
 
 
 def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
-    """A speech backbone in float32, from a name, a path, or a model that is there already.
+    """Load a speech backbone in float32, from a name, a path, or a model in memory.
 
-    A model with a head gives its backbone. Weights in half precision are trained in float32 (use `bf16=True` for fast
-    arithmetic). Settings that would draw layers or masks at random are switched off, and a model without a mask
-    embedding gets one.
+    A model with a head is reduced to its backbone. Weights in half precision are trained in float32 (use `bf16=True`
+    for fast arithmetic). Settings that would draw layers or masks at random are switched off, and a model without a
+    mask embedding gets one.
 
     Raises:
-        ValueError: if there is no such model, it is damaged, or it is none of HuBERT, wav2vec 2.0, WavLM and data2vec.
+        ValueError: if the model is missing or damaged, or is not a HuBERT, wav2vec 2.0, WavLM or data2vec.
     """
     loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
@@ -168,37 +173,35 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
 
 
 def load_feature_extractor(model: PreTrainedModel) -> Any:
-    """The feature extractor saved with the backbone's checkpoint.
+    """Load the feature extractor saved with the backbone's checkpoint.
 
     Raises:
-        ValueError: if there is none; it names the argument that takes one.
+        ValueError: if it is missing, naming the argument that takes one.
     """
-    return load_saved(AutoFeatureExtractor, "feature extractor", model)
+    return load_processor(AutoFeatureExtractor, "feature extractor", model)
 
 
 def small_hubert(sampling_rate: int, hidden_size: int = 128, num_hidden_layers: int = 3) -> PreTrainedModel:
-    """A small HuBERT with random weights: a frame every 20 ms that sees 25.6 ms.
+    """Make a small HuBERT with random weights: a frame every 20 ms that sees 25.6 ms.
 
     Raises:
         ValueError: if `sampling_rate` is neither 8,000 nor 16,000.
     """
     if sampling_rate not in SMALL_CONVOLUTIONS:
-        raise ValueError(
-            f"sampling_rate={sampling_rate} but a small HuBERT is made for 8,000 or 16,000 samples a second"
-        )
+        raise ValueError(f"sampling_rate={sampling_rate} but a small HuBERT takes 8,000 or 16,000 Hz: use one of them")
     kernels, strides = SMALL_CONVOLUTIONS[sampling_rate]
     config = HubertConfig(
         hidden_size=hidden_size,
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=hidden_size // 32,
         intermediate_size=4 * hidden_size,
-        conv_dim=(hidden_size // 2, hidden_size, hidden_size),  # many frames of the first, of few samples each
+        conv_dim=(hidden_size // 2, hidden_size, hidden_size),  # the first layer has the most frames
         conv_kernel=kernels,
         conv_stride=strides,
         feat_extract_norm="layer",
         num_conv_pos_embeddings=16,
-        initializer_range=hidden_size**-0.5,  # the usual 0.02 hands on too little of the sound to cluster by
-        # A model this small has nothing to spare, and the features that are trained should be those that are clustered.
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 passes on too little of the sound to cluster by
+        # A model this small has nothing to spare, and training should see the features that are clustered.
         hidden_dropout=0.0,
         attention_dropout=0.0,
         activation_dropout=0.0,
@@ -209,14 +212,14 @@ def small_hubert(sampling_rate: int, hidden_size: int = 128, num_hidden_layers: 
 
 
 def small_hubert_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
-    """The feature extractor for `small_hubert`: each clip with zero mean and unit variance."""
+    """Make the feature extractor for `small_hubert`: each clip with zero mean and unit variance."""
     return Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, do_normalize=True, return_attention_mask=True)
 
 
 class _ClipLengths:
-    """The lengths of the batch that a model works on, read from its attention mask before each forward pass.
+    """Lengths of the current batch, read from its attention mask before each forward pass.
 
-    Without an attention mask all that follows behaves as if it were not there.
+    Without an attention mask, the hooks and norms that read them change nothing.
     """
 
     def __init__(self, receptive_field: int, hop: int):
@@ -229,15 +232,15 @@ class _ClipLengths:
         self.lengths = None if mask is None else mask.sum(dim=1)
 
     def zero_padding(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        """Forward hook: frames (B, C, T) with zeros behind each clip's own, as at the end of a clip that is alone."""
+        """Set frames (B, C, T) behind each clip's own to zero, as at the end of a single clip (a forward hook)."""
         if self.lengths is None:
             return None
         n_frames = torch.div(self.lengths - self.receptive_field, self.hop, rounding_mode="floor") + 1
-        return output.masked_fill(_behind(n_frames, output.shape[2])[:, None], 0.0)
+        return output.masked_fill(_mask_padding(n_frames, output.shape[2])[:, None], 0.0)
 
 
 class _ClipNorm(nn.GroupNorm):
-    """The first convolution's norm, one channel a group, with statistics over each clip's own frames."""
+    """Norm of the first convolution, one channel per group, with statistics over each clip's own frames."""
 
     def __init__(self, norm: nn.GroupNorm, clips: _ClipLengths, kernel: int, stride: int):
         super().__init__(norm.num_groups, norm.num_channels, norm.eps)
@@ -251,7 +254,7 @@ class _ClipNorm(nn.GroupNorm):
         if lengths is None:
             return super().forward(hidden)
         n_frames = torch.div(lengths - self.kernel, self.stride, rounding_mode="floor") + 1
-        padding = _behind(n_frames, hidden.shape[2])[:, None]
+        padding = _mask_padding(n_frames, hidden.shape[2])[:, None]
         count = n_frames[:, None, None]
         hidden = hidden.float()  # as a GroupNorm under autocast
         centred = hidden - hidden.masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count
@@ -265,23 +268,23 @@ def _keep_padding_out(model: PreTrainedModel, backbone: SpeechBackbone) -> None:
         return
     clips = _ClipLengths(backbone.receptive_field, backbone.hop)
     model.register_forward_pre_hook(clips, with_kwargs=True)
-    parts: Any = model
-    first = parts.feature_extractor.conv_layers[0]
+    module: Any = model
+    first = module.feature_extractor.conv_layers[0]
     if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
         first.layer_norm = _ClipNorm(first.layer_norm, clips, model.config.conv_kernel[0], model.config.conv_stride[0])
-    positions = parts.encoder.pos_conv_embed
-    kind: Any = type(positions)
-    positions.__class__ = _out_of_autocast(kind)
-    for layer in getattr(positions, "layers", []):  # data2vec: each would see what the one before left behind the end
+    positions = module.encoder.pos_conv_embed
+    module_type: Any = type(positions)
+    positions.__class__ = _disable_autocast(module_type)
+    for layer in getattr(positions, "layers", []):  # data2vec: each would see the last one's output behind the end
         layer.register_forward_hook(clips.zero_padding)
 
 
 @functools.cache
-def _out_of_autocast(module_type: Any) -> Any:
-    """A class of modules that compute in float32 on a CPU.
+def _disable_autocast(module_type: Any) -> Any:
+    """Derive a class of modules that compute in float32 on a CPU.
 
-    torch 2.13's grouped convolutions in bfloat16 are wrong on CPUs with AMX: for `small_hubert` the error is as large
-    as the result, for HuBERT base there is none.
+    torch 2.13's grouped convolutions in bfloat16 are wrong on CPUs with AMX. For `small_hubert` the error is as large
+    as the result; HuBERT base has no error.
     """
 
     class OutOfAutocast(module_type):
@@ -295,8 +298,8 @@ def _out_of_autocast(module_type: Any) -> Any:
     return OutOfAutocast
 
 
-def _behind(n_frames: torch.Tensor, width: int) -> torch.Tensor:
-    """Which of `width` frames lie behind a clip's own: bool of shape (B, width)."""
+def _mask_padding(n_frames: torch.Tensor, width: int) -> torch.Tensor:
+    """Mark those of `width` frames that lie behind a clip's own: bool of shape (B, width)."""
     return torch.arange(width, device=n_frames.device) >= n_frames[:, None]
 
 
@@ -304,8 +307,8 @@ def _check_speech(model: PreTrainedModel) -> None:
     config = model.config
     if config.model_type not in MODEL_TYPES:
         raise ValueError(
-            f"{type(model).__name__} (model_type={config.model_type!r}) is no speech transformer backbone that takes "
-            "waveforms: use a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model that AutoModel loads"
+            f"{type(model).__name__} (model_type={config.model_type!r}) is not a speech transformer backbone that "
+            "takes waveforms: use a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model that AutoModel loads"
         )
     if getattr(config, "add_adapter", False):
         raise ValueError(

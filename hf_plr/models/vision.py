@@ -1,4 +1,4 @@
-"""Load, check and describe the backbone that is trained."""
+"""Load, check and describe a vision transformer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 class VisionBackbone:
-    """How one vision transformer turns a batch of normalised images into features.
+    """Features of normalised images by a vision transformer.
+
+    Example:
+        >>> backbone = VisionBackbone(small_vit(32, 8), "cls", (32, 32))
+        >>> backbone.feature_expression()
+        'tokens[:, 0]'
 
     Args:
         model: a bare backbone whose output has `last_hidden_state` of shape (B, T, D).
         pooling: "cls" or "mean".
-        image_size: height and width of the images that it will see.
+        image_size: height and width of its images.
 
     Raises:
         ValueError: if pooling is "cls" and the model has no class token.
@@ -30,38 +35,38 @@ class VisionBackbone:
     def __init__(self, model: PreTrainedModel, pooling: str, image_size: tuple[int, int]):
         self.pooling = pooling
         config: Any = model.config
-        tokens = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
-        if pooling == "cls" and "cls_token" not in tokens:
+        token_names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
+        if pooling == "cls" and "cls_token" not in token_names:
             raise ValueError(f"pooling='cls' but {type(model).__name__} has no class token: use pooling='mean'")
         # The tokens before the patches: class, DeiT's distillation, DINOv2's registers.
         n_registers = getattr(config, "num_register_tokens", 0)
-        self.n_prefix_tokens = ("cls_token" in tokens) + ("distillation_token" in tokens) + n_registers
+        self.n_prefix_tokens = ("cls_token" in token_names) + ("distillation_token" in token_names) + n_registers
         self.forward_arguments: dict[str, bool] = {}
         trained_size = config.image_size if not isinstance(config.image_size, int) else (config.image_size,) * 2
-        if tuple(trained_size) != image_size and "interpolate_pos_encoding" in _forward_parameters(model):
+        if tuple(trained_size) != image_size and "interpolate_pos_encoding" in _list_forward_parameters(model):
             self.forward_arguments["interpolate_pos_encoding"] = True
 
     def features(self, model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pooled features of normalised images (B, C, H, W): float32 tensor of shape (B, D).
+        """Compute pooled features of normalised images (B, C, H, W): float32 tensor of shape (B, D).
 
-        `model` is the backbone itself or what wraps it (DistributedDataParallel, a compiled module).
+        `model` is the backbone or its wrapper (DistributedDataParallel, a compiled module).
         """
         output = model(pixel_values=pixel_values, **self.forward_arguments)
         return pool(output.last_hidden_state, self.pooling, self.n_prefix_tokens)
 
     def feature_expression(self) -> str:
-        """Python that makes the same feature out of `tokens`, the last hidden state."""
+        """Write Python code that computes the same feature from `tokens`, the last hidden state."""
         return "tokens[:, 0]" if self.pooling == "cls" else f"tokens[:, {self.n_prefix_tokens}:].mean(dim=1)"
 
 
 def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
-    """A vision backbone in float32, from a name, a path, or a model that is there already.
+    """Load a vision backbone in float32, from a name, a path, or a model in memory.
 
-    A model with a head gives its backbone. Weights in half precision are trained in float32 (use `bf16=True` for
-    fast arithmetic); a pooler that came without weights is made to hand through the class token.
+    A model with a head is reduced to its backbone. Weights in half precision are trained in float32 (use `bf16=True`
+    for fast arithmetic). A pooler without weights passes the class token through.
 
     Raises:
-        ValueError: if there is no such model, it is damaged, or it is no vision transformer.
+        ValueError: if the model is missing or damaged, or is not a vision transformer.
     """
     loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
@@ -75,15 +80,15 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     backbone = extract_backbone(loaded)
     _check_vision(backbone)
     if getattr(backbone, "pooler", backbone) is None:  # a model with a head has none, but AutoModel expects its weights
-        backbone = _with_pooler(backbone)
+        backbone = _add_pooler(backbone)
     for name, parameter in backbone.named_parameters():
         if name.startswith("pooler.") or name.endswith("mask_token"):
-            parameter.requires_grad_(False)  # no part of any feature: several processes would wait for its gradient
+            parameter.requires_grad_(False)  # not in any feature: several processes would wait for its gradient
     return convert_to_float32(backbone)
 
 
 def extract_backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """The backbone of a model with a head; a model without one is returned as it is."""
+    """Extract the backbone of a model with a head; a model without one is returned as it is."""
     backbone: Any = model.base_model
     if backbone is not model:
         logger.info("Training %s, the backbone of the %s", type(backbone).__name__, type(model).__name__)
@@ -91,38 +96,38 @@ def extract_backbone(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def convert_to_float32(model: PreTrainedModel) -> PreTrainedModel:
-    """A model with its weights in float32, where they are trained."""
-    half = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
-    if half:
-        logger.info("Weights in %s are trained in float32", ", ".join(sorted(map(str, half))))
+    """Convert a model's weights to float32, in which they are trained."""
+    half_dtypes = {parameter.dtype for parameter in model.parameters()} & {torch.float16, torch.bfloat16}
+    if half_dtypes:
+        logger.info("Weights in %s are trained in float32", ", ".join(sorted(map(str, half_dtypes))))
         model = model.float()
     model.config.dtype = torch.float32
     return model
 
 
 def describe_load_error(name: str, error: Exception) -> str:
-    """What to say of a model that does not load."""
+    """Describe why a model does not load."""
     if os.path.isdir(name):
         return f"the model in {name!r} cannot be loaded: {error}"
     if name.count("/") > 1 or name.startswith((".", "/")):
         return f"the model {name!r} is neither a folder here nor the name of a model on the Hub"
-    return f"the model {name!r} is no folder here, and from the Hub it cannot be loaded: {error}"
+    return f"the model {name!r} is not a folder here, and from the Hub it cannot be loaded: {error}"
 
 
 def load_image_processor(model: PreTrainedModel) -> Any:
-    """The image processor saved with the backbone's checkpoint.
+    """Load the image processor saved with the backbone's checkpoint.
 
     Raises:
-        ValueError: if there is none; it names the argument that takes one.
+        ValueError: if it is missing, naming the argument that takes one.
     """
-    return load_saved(AutoImageProcessor, "image processor", model)
+    return load_processor(AutoImageProcessor, "image processor", model)
 
 
-def load_saved(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
-    """What lies beside the model's checkpoint, by an Auto class.
+def load_processor(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
+    """Load a processor saved with the model's checkpoint, by an Auto class.
 
     Raises:
-        ValueError: if it is not there, naming the argument that takes one.
+        ValueError: if it is missing, naming the argument that takes one.
     """
     try:
         return auto_class.from_pretrained(model.name_or_path)
@@ -134,7 +139,7 @@ def load_saved(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
 
 
 def small_vit(image_size: int, patch_size: int, hidden_size: int = 128, num_hidden_layers: int = 3) -> PreTrainedModel:
-    """A small ViT with random weights, for square colour images of `image_size` pixels a side."""
+    """Make a small ViT with random weights, for square colour images of `image_size` pixels per side."""
     config = ViTConfig(
         image_size=image_size,
         patch_size=patch_size,
@@ -143,7 +148,7 @@ def small_vit(image_size: int, patch_size: int, hidden_size: int = 128, num_hidd
         num_attention_heads=hidden_size // 32,
         intermediate_size=4 * hidden_size,
         num_channels=3,
-        initializer_range=hidden_size**-0.5,  # the usual 0.02 hands on too little of the image to cluster by
+        initializer_range=hidden_size**-0.5,  # the usual 0.02 passes on too little of the image to cluster by
     )
     model = ViTModel(config)
     pass_class_token_through_pooler(model)
@@ -151,7 +156,7 @@ def small_vit(image_size: int, patch_size: int, hidden_size: int = 128, num_hidd
 
 
 def small_vit_processor(image_size: int) -> ViTImageProcessorPil:
-    """The image processor for `small_vit`: resize to a square, three channels, values in [-1, 1]."""
+    """Make the image processor for `small_vit`: resize to a square, three channels, values in [-1, 1]."""
     return ViTImageProcessorPil(
         size={"height": image_size, "width": image_size},
         do_convert_rgb=True,
@@ -161,21 +166,21 @@ def small_vit_processor(image_size: int) -> ViTImageProcessorPil:
 
 
 def choose_vit_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
-    """Image and patch size of a small ViT for such images: 32 to 96 pixels a side, 4 x 4 to 8 x 8 patches."""
+    """Choose image and patch size of a small ViT: 32 to 96 pixels per side, 4 x 4 to 8 x 8 patches."""
     sides = sorted(max(height, width) for height, width in zip(heights, widths, strict=True))
     median = sides[len(sides) // 2]
     image_size = min(max(32, -(-median // 16) * 16), 96)
     return image_size, max(8, image_size // 8)
 
 
-def _with_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    complete = type(model)(model.config)
-    missing, unexpected = complete.load_state_dict(model.state_dict(), strict=False)
+def _add_pooler(model: PreTrainedModel) -> PreTrainedModel:
+    full_model = type(model)(model.config)
+    missing, unexpected = full_model.load_state_dict(model.state_dict(), strict=False)
     if unexpected or not all(name.startswith("pooler.dense.") for name in missing):
         raise ValueError(f"{type(model).__name__} cannot be rebuilt with a pooler: load it by AutoModel")
-    pass_class_token_through_pooler(complete)
-    complete.name_or_path = model.name_or_path
-    return complete
+    pass_class_token_through_pooler(full_model)
+    full_model.name_or_path = model.name_or_path
+    return full_model
 
 
 @torch.no_grad()
@@ -203,13 +208,14 @@ def _check_vision(model: PreTrainedModel) -> None:
             "load the checkpoint as a ViTModel"
         )
     has_patches = hasattr(config, "patch_size") and hasattr(config, "image_size")
-    one_resolution = isinstance(getattr(config, "num_attention_heads", None), int)  # a list in Swin, none in ConvNeXt
-    if model.main_input_name != "pixel_values" or not (has_patches and one_resolution):
+    # A list in Swin, missing in ConvNeXt.
+    has_one_resolution = isinstance(getattr(config, "num_attention_heads", None), int)
+    if model.main_input_name != "pixel_values" or not (has_patches and has_one_resolution):
         raise ValueError(
-            f"{type(model).__name__} (model_type={config.model_type!r}) is no vision transformer backbone: "
+            f"{type(model).__name__} (model_type={config.model_type!r}) is not a vision transformer backbone: "
             "use a ViT, DeiT, DINOv2 or one like them that AutoModel loads"
         )
 
 
-def _forward_parameters(model: PreTrainedModel) -> set[str]:
+def _list_forward_parameters(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)

@@ -1,1 +1,1 @@
-"""Units: clusters of the frames of sounds, for HuBERT's objective."""
+"""Units: clusters of the frames of recordings, for HuBERT's objective."""

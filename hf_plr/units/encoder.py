@@ -1,4 +1,4 @@
-"""The centroids of a trained run, and the units that they give to any sound."""
+"""Centroids of a trained run, which encode any recording as units."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FORMAT = "hf-plr-centroids-1"
 
 @dataclass(frozen=True)
 class UnitEncoder:
-    """k-means on a layer of the backbone, and the number of the unit that each centroid stands for.
+    """Encoder of recordings by the centroids of a layer of the backbone, each with the number of its unit.
 
     Attributes:
         centroids: float32 (K, D).
-        units: number of each centroid's unit, int64 (K,); several centroids may stand for one.
+        units: number of each centroid's unit, int64 (K,); several centroids may have the same.
         layer: the layer whose frames are compared with them, 0 for the input of the first.
     """
 
@@ -40,7 +40,7 @@ class UnitEncoder:
     layer: int
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write `centroids.safetensors`, to a file that is complete or not there at all."""
+        """Write `centroids.safetensors`; the file is complete or does not exist."""
         path = os.path.join(directory, CENTROIDS_FILE)
         arrays: dict[str, np.ndarray] = {
             "centroids": np.ascontiguousarray(self.centroids, np.float32),
@@ -52,23 +52,25 @@ class UnitEncoder:
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> UnitEncoder:
-        """Read the centroids that lie beside a backbone.
+        """Read the centroids in a backbone's folder.
 
         Args:
             name: a folder or a Hub id.
 
         Raises:
-            ValueError: if there are none, or they are damaged or of another format.
+            ValueError: if they are missing, damaged or of another format.
         """
         path = os.path.join(name, CENTROIDS_FILE)
         if not os.path.isdir(name):
             try:
                 path = hf_hub_download(os.fspath(name), CENTROIDS_FILE)
             except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
-                raise ValueError(f"{name} is no folder here, and the Hub gives no {CENTROIDS_FILE}: {error}") from error
+                raise ValueError(
+                    f"{name} is not a folder here, and the Hub has no {CENTROIDS_FILE}: {error}"
+                ) from error
         if not os.path.isfile(path):
             raise ValueError(
-                f"{name} has no {CENTROIDS_FILE}: recipes/hubert_plr.py --objective frames leaves it, and "
+                f"{name} has no {CENTROIDS_FILE}: train with recipes/hubert_plr.py --objective frames, or call "
                 "UnitTrainer.save_labels"
             )
         arrays = read_tensors(path, FORMAT)
@@ -84,7 +86,7 @@ class UnitEncoder:
             )
 
     def encode(self, extractor: FeatureExtractor, store: AudioStore) -> Iterator[tuple[int, np.ndarray]]:
-        """Units of every sound of a store, on this process alone: its row of the data set, and integers (frames,).
+        """Encode a store on this process alone; yields per recording its row of the data set and units (frames,).
 
         Raises:
             ValueError: if the centroids do not fit the backbone.
@@ -98,25 +100,25 @@ class UnitEncoder:
         frames = Frames(extractor, store, self.layer)
         kmeans = KMeans(len(self.centroids), spherical=False)
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
-        left = np.empty(0, dtype=np.int64)
+        pending = np.empty(0, dtype=np.int64)
         position = 0
         for rows in frames.stream(torch.arange(len(store))):
-            left = np.concatenate([left, self.units[kmeans.predict(rows)]])
-            while position < len(store) and len(left) >= frames.counts[position]:
+            pending = np.concatenate([pending, self.units[kmeans.predict(rows)]])
+            while position < len(store) and len(pending) >= frames.counts[position]:
                 count = frames.counts[position]
-                yield int(store.rows[position]), left[:count]
-                left = left[count:]
+                yield int(store.rows[position]), pending[:count]
+                pending = pending[count:]
                 position += 1
 
 
 def write_units(
     path: str | os.PathLike[str], rows: np.ndarray, units: list[np.ndarray], files: list[str] | None = None
 ) -> None:
-    """Write one row a sound: index (its row of the data set), file, and units (a list of int32, one a frame), by index.
+    """Write one row per recording: index (its row of the data set), file, and units (int32, one per frame), by index.
 
     Args:
-        path: a parquet file, which is complete or not there at all.
-        rows: index of each sound, (N,).
+        path: a parquet file; it is complete or does not exist.
+        rows: index of each recording, (N,).
         units: its units, -1 = none.
         files: its file, (N,); None leaves the column out.
     """

@@ -1,4 +1,4 @@
-"""Frames of sounds, batch by batch: they are never all in memory."""
+"""Frames of recordings, batch by batch: they are never all in memory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hf_plr.units.mfcc import mfcc
 
 
 class Frames:
-    """One feature for every frame of a store's sounds, MFCC or a layer's hidden states.
+    """Features of every frame of a store's recordings, MFCC or a layer's hidden states.
 
     Args:
-        extractor: the backbone, and how batches are made and shared among processes.
-        store: the sounds.
+        extractor: the backbone, which also splits batches and shares them among processes.
+        store: the recordings.
         layer: 0 for the input of the first layer, and so on; None for 39 MFCC.
 
     Attributes:
-        counts: frames of each sound, int64 (N,).
+        counts: frames of each recording, int64 (N,).
     """
 
     def __init__(self, extractor: FeatureExtractor, store: AudioStore, layer: int | None):
@@ -37,19 +37,19 @@ class Frames:
 
     @property
     def source(self) -> str:
-        """What the features are, for people."""
+        """Name of the features, for people."""
         return "MFCC" if self.layer is None else f"layer {self.layer}"
 
     def stream(self, positions: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Frames of the sounds at these positions, in their order: float32 (frames of a batch, D), on the device."""
+        """Yield frames of the recordings at these positions, in their order: float32 (frames, D), on the device."""
         for batch in self.extractor.batches(self.store, positions):
             with self.extractor.evaluation_mode():
-                hidden, n_frames = self._of_batch(batch)
-                inside = torch.arange(hidden.shape[1], device=hidden.device) < n_frames[:, None]
-                rows = hidden[inside]
+                hidden, n_frames = self._compute_batch(batch)
+                is_frame = torch.arange(hidden.shape[1], device=hidden.device) < n_frames[:, None]
+                rows = hidden[is_frame]
             yield rows
 
-    def _of_batch(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute_batch(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         backbone = self.modality.backbone
         if self.layer is not None:
             values = self.modality.waveforms(batch)
@@ -60,10 +60,10 @@ class Frames:
 
 
 def count_frames(modality: AudioModality, store: AudioStore) -> np.ndarray:
-    """Frames that the backbone makes of each sound, int64 (N,)."""
+    """Count the frames that the backbone makes of each recording, int64 (N,)."""
     return modality.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
 
 
 def compute_frame_bounds(counts: np.ndarray) -> np.ndarray:
-    """Where each sound's frames begin, and where the last one's end: int64 (N + 1,)."""
+    """Compute the start of each recording's frames, and the end of the last: int64 (N + 1,)."""
     return np.fromiter(itertools.accumulate(counts.tolist(), initial=0), np.int64, len(counts) + 1)

@@ -1,4 +1,4 @@
-"""The stage between two rounds: cluster the frames, refine the units."""
+"""Stage between two rounds: cluster the frames, refine the units."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hf_plr.utils.serialization import select_prefix, validate_array
 
 @dataclass
 class FrameUnits:
-    """The units of one round.
+    """Units of one round.
 
     Attributes:
-        round: the round that they train.
-        labels: refined unit per frame, -1 = none, the sounds' frames one after the other; integers (F,), in a
-            memory-mapped file.
+        round: round that trains on them.
+        labels: refined unit per frame, -1 = none, the recordings' frames one after the other; integers (F,),
+            in a memory-mapped file.
         raw_labels: centroid per frame, before refinement, (F,).
         changed_share: fraction of the frames whose unit refinement changed; None after a checkpoint.
     """
@@ -38,11 +38,11 @@ class FrameUnits:
     changed_share: float | None = None
 
     def move_to_round(self, round_: int) -> FrameUnits:
-        """The same units for another round."""
+        """Copy the units for another round."""
         return dataclasses.replace(self, round=round_)
 
     def map_centroids_to_units(self, n_centroids: int) -> np.ndarray:
-        """The unit that most frames of each centroid have, int64 (K,); -1 for a centroid without frames."""
+        """Map each centroid to the unit of most of its frames, int64 (K,); -1 for a centroid without frames."""
         table = cooccurrence(self.raw_labels, self.labels)
         counts = table.matrix().toarray()
         units = np.full(n_centroids, NOISE, dtype=np.int64)
@@ -51,7 +51,7 @@ class FrameUnits:
 
 
 def unit_metrics(before: FrameUnits | None, after: FrameUnits) -> dict[str, float]:
-    """Metrics of the units that a stage has just made, for the log."""
+    """Compute the log's metrics of a stage's new units."""
     assert after.changed_share is not None
     metrics = {
         "round": float(after.round),
@@ -66,15 +66,15 @@ def unit_metrics(before: FrameUnits | None, after: FrameUnits) -> dict[str, floa
 
 
 class FrameStage:
-    """Makes the units of a round in three calls: `fit` centroids, `assign` all frames in a stream, `refine` the units.
+    """Stage that makes a round's units: `fit` centroids, `assign` all frames in a stream, `refine` the units.
 
     Args:
         n_units: centroids.
         refiner: the refinement, over frames.
-        fit_frames: frames, of sounds drawn at random, that the centroids are fitted on.
+        fit_frames: frames, of recordings drawn at random, that the centroids are fitted on.
         seed: seed of the draw and of k-means.
-        accelerator: shares the sounds among processes; all of them have all labels.
-        folder: where labels lie in memory-mapped files without a name; None takes the system's temporary folder.
+        accelerator: shares the recordings among processes; every process has all labels.
+        folder: folder of the labels' memory-mapped files, which have no name; None takes the system's temporary folder.
 
     Attributes:
         kmeans: the last round's centroids.
@@ -97,12 +97,12 @@ class FrameStage:
         self.kmeans = KMeans(n_units, spherical=False, seed=seed)
 
     def refine(self, clusters: np.ndarray, round_: int) -> FrameUnits:
-        """Refine what `assign` returned by the units of the round before."""
-        refined = self.refiner.refine(clusters, out=self._room(len(clusters)))
+        """Refine the output of `assign` by the units of the last round."""
+        refined = self.refiner.refine(clusters, out=self._allocate_labels(len(clusters)))
         return FrameUnits(round_, refined.labels, clusters, refined.changed_share)
 
     def state_dict(self, units: FrameUnits) -> dict[str, np.ndarray]:
-        """What a resumed run needs, as arrays by name."""
+        """State for a resumed run, as arrays by name."""
         return {
             **{f"refiner.{name}": value for name, value in self.refiner.state_dict().items()},
             **{f"kmeans.{name}": value.cpu().numpy() for name, value in self.kmeans.state_dict().items()},
@@ -112,10 +112,10 @@ class FrameStage:
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> FrameUnits:
-        """Restore what `state_dict` returned, and return the units in it; other entries are ignored.
+        """Restore the output of `state_dict`, and return the units in it; other entries are ignored.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
+            ValueError: if an array is missing or invalid, naming it.
         """
         self.refiner.load_state_dict(select_prefix("refiner.", state))
         self.kmeans.load_state_dict(
@@ -125,24 +125,24 @@ class FrameStage:
         units = validate_array(state, "units", "integers", (None,), NOISE)
         for name in REFINER_LABELS:
             validate_array(state, name, "integers", units.shape)
-        raw = validate_array(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
-        return FrameUnits(round_, units, raw)
+        raw_labels = validate_array(state, "raw_units", "integers", units.shape, 0, self.kmeans.n_clusters - 1)
+        return FrameUnits(round_, units, raw_labels)
 
     def fit(self, frames: Frames, round_: int) -> None:
-        """Fit centroids on a part of the frames, from the last round's where these are of the same features.
+        """Fit centroids on a part of the frames, from the last round's if those are of the same features.
 
         Raises:
             ValueError: if there are fewer frames than units.
             NotFiniteError: if features are NaN or infinite.
         """
         order = np.random.default_rng([self.seed, round_]).permutation(len(frames.counts))
-        enough = int(np.searchsorted(np.cumsum(frames.counts[order]), self.fit_frames)) + 1
-        drawn = torch.from_numpy(np.sort(order[:enough]))
-        mine = frames.stream(drawn[frames.extractor.local_slice(frames.store, drawn)])
-        rows = list(mine)
-        drawn_frames = torch.cat(rows) if rows else self._no_rows(frames)
-        self._check_finite(len(find_nonfinite_rows(drawn_frames)), round_)
-        self.kmeans.fit_predict_shard(drawn_frames, self.accelerator)
+        n_drawn = int(np.searchsorted(np.cumsum(frames.counts[order]), self.fit_frames)) + 1
+        positions = torch.from_numpy(np.sort(order[:n_drawn]))
+        local_positions = positions[frames.extractor.local_slice(frames.store, positions)]
+        batches = list(frames.stream(local_positions))
+        rows = torch.cat(batches) if batches else self._make_empty_rows(frames)
+        self._check_finite(len(find_nonfinite_rows(rows)), round_)
+        self.kmeans.fit_predict_shard(rows, self.accelerator)
 
     def assign(self, frames: Frames, round_: int) -> np.ndarray:
         """Assign every frame to its nearest centroid; returns integers (F,) on every process.
@@ -150,38 +150,38 @@ class FrameStage:
         Raises:
             NotFiniteError: if features are NaN or infinite.
         """
-        part = frames.extractor.local_slice(frames.store)
+        local_slice = frames.extractor.local_slice(frames.store)
         bounds = compute_frame_bounds(frames.counts)
-        mine = self._room(int(bounds[part.stop] - bounds[part.start]))
+        local_labels = self._allocate_labels(int(bounds[local_slice.stop] - bounds[local_slice.start]))
         start = n_bad = 0
-        for rows in frames.stream(torch.arange(part.start, part.stop)):
+        for rows in frames.stream(torch.arange(local_slice.start, local_slice.stop)):
             n_bad += len(find_nonfinite_rows(rows))
-            mine[start : start + len(rows)] = self.kmeans.predict(rows)
+            local_labels[start : start + len(rows)] = self.kmeans.predict(rows)
             start += len(rows)
         self._check_finite(n_bad, round_)
         if self.accelerator.num_processes == 1:
-            return mine
-        labels = self._room(int(bounds[-1]))
+            return local_labels
+        labels = self._allocate_labels(int(bounds[-1]))
         labels[:] = gather_rows(
-            self.accelerator, torch.from_numpy(mine.astype(np.int32))
+            self.accelerator, torch.from_numpy(local_labels.astype(np.int32))
         ).numpy()  # no backend takes int16
         return labels
 
     def _check_finite(self, n_bad: int, round_: int) -> None:
-        """Refuse frames that are not finite, on every process if one of them has some."""
+        """Reject frames that are not finite, on every process if any has some."""
         n_bad = sum(gather_objects(self.accelerator, n_bad))
         if n_bad:
             raise NotFiniteError(
                 f"round {round_}: {n_bad} frames are NaN or infinite. The weights have probably diverged: lower the "
-                "learning rate."
+                "learning rate"
             )
 
-    def _no_rows(self, frames: Frames) -> torch.Tensor:
+    def _make_empty_rows(self, frames: Frames) -> torch.Tensor:
         width = 39 if frames.layer is None else frames.extractor.width
         return torch.empty(0, width, device=self.accelerator.device)
 
-    def _room(self, n_frames: int) -> np.ndarray:
-        """Room for labels in a memory-mapped file without a name; it is gone as soon as nothing refers to it."""
+    def _allocate_labels(self, n_frames: int) -> np.ndarray:
+        """Allocate labels in a memory-mapped file without a name; it is gone as soon as nothing refers to it."""
         dtype = np.dtype(np.int16 if 2 * self.kmeans.n_clusters < 2**15 else np.int32)
         if n_frames == 0:
             return np.empty(0, dtype)

@@ -214,7 +214,7 @@ def test_frames_of_another_layer_and_arguments_that_do_not_fit():
         SpeechBackbone(model, 3)
     with pytest.raises(ValueError, match=r"layer=-1"):
         backbone.frames(model, clips(), LENGTHS, layer=-1)
-    with pytest.raises(ValueError, match=r"masked has shape \(5, 4\) but the batch has frames of shape \(5, 5\d\)"):
+    with pytest.raises(ValueError, match=r"mask has shape \(5, 4\) but the batch has frames of shape \(5, 5\d\)"):
         backbone.frames(model, clips(), LENGTHS, torch.zeros(5, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="no mask embedding: load it by load_speech_backbone"):
         SpeechBackbone(make("hubert-group", mask_time_prob=0.0))
@@ -261,7 +261,9 @@ def test_a_head_gives_its_backbone_and_half_precision_becomes_full():
 
 def test_what_is_no_speech_transformer_is_refused(tmp_path):
     bert = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-    with pytest.raises(ValueError, match=r"BertModel \(model_type='bert'\) is no speech transformer .* use a HuBERT"):
+    with pytest.raises(
+        ValueError, match=r"BertModel \(model_type='bert'\) is not a speech transformer .* use a HuBERT"
+    ):
         load_speech_backbone(bert)
     with pytest.raises(ValueError, match="add_adapter=False"):
         load_speech_backbone(make("wav2vec2-group", add_adapter=True))

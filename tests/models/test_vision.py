@@ -58,7 +58,7 @@ def test_a_head_gives_its_backbone_and_half_precision_becomes_full():
 
 def test_what_is_no_vision_transformer_is_refused():
     bert = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-    with pytest.raises(ValueError, match=r"BertModel \(model_type='bert'\) is no vision transformer"):
+    with pytest.raises(ValueError, match=r"BertModel \(model_type='bert'\) is not a vision transformer"):
         load_backbone(bert)
     mae = ViTMAEModel(ViTMAEConfig(intermediate_size=32, decoder_hidden_size=32, **TINY))
     with pytest.raises(ValueError, match="hides patches at random"):

@@ -103,8 +103,8 @@ def test_unreadable_recordings_are_named_or_left_out(make_sound_trainer, some_so
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pooling": "cls"}, "pooling='cls' does not fit sounds"),
-        ({"augmentation": "photo"}, "augmentation='photo' does not fit sounds: use waveform or none"),
+        ({"pooling": "cls"}, "pooling='cls' does not fit recordings"),
+        ({"augmentation": "photo"}, "augmentation='photo' does not fit recordings: use waveform or none"),
         ({"layer": 9}, "layer=9 but the model has 2 layers: use 0 to 2"),
         ({"max_seconds": 0.0}, "max_seconds=0.0 must be above 0"),
         ({"max_seconds": 0.01}, "max_seconds=0.01 is too short"),
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named(make_sound_trainer, arguments, message):
 
 
 def test_an_image_model_for_sounds_is_refused(make_sound_trainer, tiny_vit):
-    with pytest.raises(ValueError, match=r"model_type='vit'.* is no speech transformer"):
+    with pytest.raises(ValueError, match=r"model_type='vit'.* is not a speech transformer"):
         make_sound_trainer(PLRTrainer, {"model": tiny_vit()})
 
 

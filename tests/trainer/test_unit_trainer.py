@@ -134,9 +134,9 @@ def test_published_units_are_those_of_the_run(make_sound_trainer, some_sounds, t
 
 
 def test_a_model_without_centroids_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no centroids.safetensors: recipes/hubert_plr.py --objective frames"):
+    with pytest.raises(ValueError, match=r"has no centroids.safetensors: train with recipes/hubert_plr.py --objective frames"):
         UnitEncoder.load(tmp_path)
-    with pytest.raises(ValueError, match=r"no/where is no folder here, and the Hub gives no centroids\.safetensors"):
+    with pytest.raises(ValueError, match=r"no/where is not a folder here, and the Hub has no centroids\.safetensors"):
         UnitEncoder.load("no/where")
 
 
