@@ -21,13 +21,13 @@ MODULES = (
 
 
 def path(name: str) -> str:
-    """Where `evaluate.load` finds one of our modules: in the installed package, so that no network is needed.
+    """Path of a module for `evaluate.load`, inside the installed package, so that no network is needed.
 
     Args:
         name: one of `MODULES`.
 
     Raises:
-        ValueError: if there is no such module.
+        ValueError: if the name is unknown.
     """
     if name not in MODULES:
         raise ValueError(f"name={name!r} is unknown: use one of {', '.join(MODULES)}")
@@ -35,17 +35,17 @@ def path(name: str) -> str:
 
 
 def load(name: str) -> evaluate.EvaluationModule:
-    """`evaluate.load(path(name))`: takes predictions and references, alone or in `evaluate.combine`.
+    """Load a module by `evaluate.load(path(name))`, to compute alone or in `evaluate.combine`.
 
     The cluster modules take clusters and true labels, -1 for none; see `hf_plr.evaluation.clusters.score_clusters`.
-    "weighted_knn" and "retrieval" take features and classes or identities, and which of them ask.
+    "weighted_knn" and "retrieval" take features, classes or identities, and a mask of the queries.
 
     Args:
         name: one of `MODULES`.
 
     Raises:
-        ValueError: if there is no such module.
+        ValueError: if the name is unknown.
     """
-    import evaluate  # `hf-plr refine` needs none of it
+    import evaluate  # keeps `hf-plr refine` quick to start
 
     return evaluate.load(path(name))  # noqa: TID251 -- a path in this package

@@ -1,4 +1,4 @@
-"""One of the scores of `score_clusters` as a metric of the evaluate library."""
+"""Scores of `score_clusters` as metrics of the evaluate library."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 from hf_plr.evaluation.clusters import score_clusters
 
-INPUTS = """predictions: cluster of each sample, -1 = in none. references: its true label, -1 = unknown. Samples with -1
+INPUTS = """predictions: cluster per sample, -1 = none. references: true label per sample, -1 = unknown. Samples with -1
 in either are left out."""
 
 
 class ClusterMetric(evaluate.Metric):
-    """A metric `cluster_NAME`; the subclass names the score and describes it.
+    """Metric `cluster_NAME`; the subclass names the score and describes it.
 
     Attributes:
-        score: its name in `hf_plr.evaluation.clusters.CLUSTER_SCORES`.
-        description: what it is.
-        citation: where it is from.
+        score: name in `hf_plr.evaluation.clusters.CLUSTER_SCORES`.
+        description: description of the score.
+        citation: source of the score.
     """
 
     score: str

@@ -1,4 +1,4 @@
-"""Scores of clusters against true labels, from the table of how often each pair of them occurs."""
+"""Scores of clusters against true labels, from their contingency table."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ CLUSTER_SCORES = {
     "purity": "Purity",
     "pair_precision": "Pairwise precision",
     "pair_recall": "Pairwise recall",
-    "coverage": "Share in a cluster",
+    "coverage": "Fraction in a cluster",
 }
 
 
 def score_clusters(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
-    """How well clusters agree with true labels.
+    """Score the agreement of clusters with true labels.
 
-    Samples of an unknown label are left out. So are samples in no cluster, as is usual with density clustering; a
-    clusterer that leaves the hard ones out scores better by that, which "coverage" tells.
+    Samples of an unknown label are left out. So are samples in no cluster, as is usual with density clustering. A
+    clusterer that leaves the hard samples out gets better scores and a lower "coverage".
 
-    * "accuracy": share of the samples in the cluster that is matched to their class, one to one (Hungarian method).
+    * "accuracy": fraction of samples in the cluster that is matched to their class, one to one (Hungarian method).
     * "nmi": mutual information over the mean of the two entropies (scikit-learn's `normalized_mutual_info_score`).
     * "ari": adjusted Rand index (Hubert and Arabie, 1985), 0 for clusters at random.
-    * "purity": share of the samples that are of their cluster's most frequent class (Manning et al., Introduction to
-      Information Retrieval, 2008, 16.3); with more clusters it rises by itself. HuBERT's "phone purity" is this one.
-    * "pair_precision", "pair_recall": of the pairs of samples in one cluster the share that is of one class, and of
-      the pairs of one class the share in one cluster; 1 where there is no such pair.
-    * "coverage": share of the samples of known label that are in a cluster.
+    * "purity": fraction of samples in their cluster's most frequent class (Manning et al., Introduction to Information
+      Retrieval, 2008, 16.3). It rises with the number of clusters. HuBERT's "phone purity" is this one.
+    * "pair_precision": fraction of the pairs of samples in one cluster that are in one class; 1 without such pairs.
+    * "pair_recall": fraction of the pairs of samples in one class that are in one cluster; 1 without such pairs.
+    * "coverage": fraction of the samples of known label that are in a cluster.
 
     All come from the occupied cells of the contingency table: label vectors are read once, in chunks.
 
@@ -51,28 +51,28 @@ def score_clusters(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, 
         TypeError: if clusters or labels are not integers.
         ValueError: if they differ in length, or no sample has both.
     """
-    counted = cooccurrence(labels, clusters)
-    table = counted.matrix()
+    co_occurrences = cooccurrence(labels, clusters)
+    table = co_occurrences.matrix()
     n_samples = int(table.sum())
     if n_samples == 0:
         raise ValueError(f"none of {len(np.asanyarray(labels))} samples has both a cluster and a label")
     cells = table.tocoo()
-    of_label, of_cluster = (np.asarray(table.sum(axis=axis)).ravel() for axis in (1, 0))
-    together = _pairs(cells.data)
-    in_one_cluster, of_one_label = _pairs(of_cluster), _pairs(of_label)
+    label_sizes, cluster_sizes = (np.asarray(table.sum(axis=axis)).ravel() for axis in (1, 0))
+    shared_pairs = _count_pairs(cells.data)
+    cluster_pairs, label_pairs = _count_pairs(cluster_sizes), _count_pairs(label_sizes)
     return {
-        "accuracy": int(_matched(table)[1].sum()) / n_samples,
-        "nmi": _nmi(table, of_label, of_cluster),
+        "accuracy": int(_match_clusters(table)[1].sum()) / n_samples,
+        "nmi": _nmi(table, label_sizes, cluster_sizes),
         "ari": adjusted_rand(cells.row, cells.col, cells.data),
         "purity": int(table.max(axis=0).sum()) / n_samples,
-        "pair_precision": together / in_one_cluster if in_one_cluster else 1.0,
-        "pair_recall": together / of_one_label if of_one_label else 1.0,
-        "coverage": n_samples / int(counted.sizes(0).sum()),
+        "pair_precision": shared_pairs / cluster_pairs if cluster_pairs else 1.0,
+        "pair_recall": shared_pairs / label_pairs if label_pairs else 1.0,
+        "coverage": n_samples / int(co_occurrences.sizes(0).sum()),
     }
 
 
 def find_matched(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
-    """Whether each sample is in the cluster that is matched to its class, one to one; False where either is -1.
+    """Find the samples in the cluster that is matched to their class, one to one; False where either is -1.
 
     Args:
         clusters: integers of shape (N,), -1 = in no cluster.
@@ -83,36 +83,36 @@ def find_matched(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
     """
     labels, clusters = np.asarray(labels), np.asarray(clusters)
     table = cooccurrence(labels, clusters)
-    partner, _ = _matched(table.matrix())
-    known = (labels != NOISE) & (clusters != NOISE)
-    found = np.zeros(len(labels), bool)
-    rows = np.searchsorted(table.previous_ids, labels[known])
-    found[known] = partner[rows] == np.searchsorted(table.current_ids, clusters[known])
-    return found
+    partner, _ = _match_clusters(table.matrix())
+    is_known = (labels != NOISE) & (clusters != NOISE)
+    is_matched = np.zeros(len(labels), bool)
+    rows = np.searchsorted(table.previous_ids, labels[is_known])
+    is_matched[is_known] = partner[rows] == np.searchsorted(table.current_ids, clusters[is_known])
+    return is_matched
 
 
-def _matched(table: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """Column matched to each row so that the most samples are matched, -1 for none, and how many these are; (K',)."""
+def _match_clusters(table: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Match columns to rows so that most samples match; returns columns, -1 = none, and their counts, both (K',)."""
     n_rows, n_columns = table.shape
-    # Every row may stay alone, in a column of its own. Zeros would be taken for missing edges, so all weigh 1 more.
+    # Each row may match a column of its own. Weights are raised by 1, as zeros are missing edges.
     weights = sp.csr_array((table.data + 1.0, table.indices, table.indptr), shape=table.shape)
     rows, columns = min_weight_full_bipartite_matching(
         sp.hstack([weights, sp.eye_array(n_rows)], format="csr"), maximize=True
     )
     partner = np.full(n_rows, NOISE)
     partner[rows] = np.where(columns < n_columns, columns, NOISE)
-    matched = np.flatnonzero(partner != NOISE)
+    matched_rows = np.flatnonzero(partner != NOISE)
     counts = np.zeros(n_rows, np.int64)
-    counts[matched] = table[matched, partner[matched]]
+    counts[matched_rows] = table[matched_rows, partner[matched_rows]]
     return partner, counts
 
 
-def _nmi(table: sp.csr_array, of_label: np.ndarray, of_cluster: np.ndarray) -> float:
-    uncertainty = (entropy(of_label) + entropy(of_cluster)) / 2.0
+def _nmi(table: sp.csr_array, label_sizes: np.ndarray, cluster_sizes: np.ndarray) -> float:
+    uncertainty = (entropy(label_sizes) + entropy(cluster_sizes)) / 2.0
     if uncertainty == 0.0:  # one class, in one cluster
         return 1.0
     return float(np.clip(mutual_info_score(None, None, contingency=table) / uncertainty, 0.0, 1.0))
 
 
-def _pairs(sizes: np.ndarray) -> float:
+def _count_pairs(sizes: np.ndarray) -> float:
     return float((sizes * (sizes - 1.0) / 2.0).sum())

@@ -1,4 +1,4 @@
-"""Evaluators: objects that score a trainer's features, held by the trainer and called whenever it is scored."""
+"""Evaluators: objects that score a trainer's features, called by the trainer at each evaluation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
 from hf_plr.utils.distributed import run_on_main
 
-GALLERY_SAMPLES = 10_000  # training samples that an evaluation set is compared with
+GALLERY_SAMPLES = 10_000  # training samples in the gallery of an evaluation set
 
 
 class ScoredTrainer(Protocol):
-    """What an evaluator asks of a trainer."""
+    """Interface of a trainer for its evaluator."""
 
     accelerator: Accelerator
     train_dataset: SampleStore
@@ -30,21 +30,21 @@ class ScoredTrainer(Protocol):
     def extract_features(
         self, dataset: Dataset | SampleStore | None = None, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Features of a data set, by default of the training samples, float32 (N, D), on every process."""
+        """Extract features of a data set, by default of the training samples, float32 (N, D), on every process."""
 
     @property
     def open_samples(self) -> Callable[[Dataset], SampleStore]:
-        """Opens the samples of a data set, with true labels where it has the label column."""
+        """Function that opens the samples of a data set, with true labels where it has the label column."""
 
     def score_labels(self) -> dict[str, float]:
-        """Agreement of the pseudo-labels with the true labels; empty where there are none."""
+        """Score the pseudo-labels against the true labels; empty without labels."""
 
 
 class Evaluator:
-    """Base of evaluators; a plain function of the trainer that returns scores by name is wrapped by `select_evaluator`.
+    """Base of evaluators; `select_evaluator` adapts a plain function of the trainer that returns scores by name.
 
     Attributes:
-        primary_metric: name of the score that tells a better backbone from a worse one.
+        primary_metric: name of the score that ranks backbones.
         greater_is_better: True if larger values of it are better.
         scored_on_test: True if the scores are of held-out data.
     """
@@ -54,7 +54,7 @@ class Evaluator:
     scored_on_test: bool = False
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
-        """Score the backbone as it is now; called on every process, returns the same on each."""
+        """Score the current backbone; called on every process, returns the same on each."""
         raise NotImplementedError
 
     def true_labels(self, trainer: ScoredTrainer) -> np.ndarray | None:
@@ -63,9 +63,9 @@ class Evaluator:
 
 
 class FeatureEvaluator(Evaluator):
-    """Scores of features against true labels: nearest neighbours, linear probe, k-means.
+    """Evaluator of features against true labels: nearest neighbours, linear probe, k-means.
 
-    With an evaluation set (a single one) that has labels, all training samples are the gallery; otherwise the training
+    With an evaluation set (a single one) that has labels, all training samples are the gallery. Otherwise the training
     samples are cross-validated. Scores are those of `hf_plr.evaluation.scores.SCORES`.
     """
 
@@ -105,11 +105,11 @@ class FunctionEvaluator(Evaluator):
 
 
 def select_evaluator(evaluator: Any, has_labels: bool) -> Evaluator | None:
-    """An `Evaluator` as it is, any other callable in an adapter, and for None the default.
+    """Select the evaluator: an `Evaluator` unchanged, any other callable in an adapter, and for None the default.
 
     Args:
         evaluator: the user's, or None.
-        has_labels: there is a label column: the default is then a `FeatureEvaluator`, and none otherwise.
+        has_labels: True with a label column: the default is then a `FeatureEvaluator`, else None.
 
     Raises:
         TypeError: if it is not callable.
@@ -124,17 +124,17 @@ def select_evaluator(evaluator: Any, has_labels: bool) -> Evaluator | None:
 
 
 def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) -> dict[str, float]:
-    """Scores of predicted features against up to 10,000 training samples, evenly spaced: a `compute_metrics`."""
+    """Score predicted features against up to 10,000 training samples, evenly spaced: a `compute_metrics`."""
     store = trainer.train_dataset
-    chosen = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
-    gallery = trainer.extract_features(store, torch.from_numpy(chosen)).cpu().numpy()
-    labels = store.true_labels()[chosen]
-    features, truth = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    return score_features(gallery, labels, features, truth)
+    positions = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
+    gallery = trainer.extract_features(store, torch.from_numpy(positions)).cpu().numpy()
+    labels = store.true_labels()[positions]
+    features, true_labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return score_features(gallery, labels, features, true_labels)
 
 
 def check_best_metric(args: TrainingArguments, is_scored: bool) -> None:
-    """Refuse to look for the best model by a score that needs labels where there are none.
+    """Reject a best model by a score that needs labels where there are none.
 
     Raises:
         ValueError: naming the score.

@@ -1,4 +1,4 @@
-"""Intervals of scores that are means over the samples that were tested."""
+"""Confidence intervals of scores that are means over tested samples."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from scipy.stats import binomtest, bootstrap
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-MOST_SAMPLES = 10_000  # from here on the interval of a share is narrower than two points
+MOST_SAMPLES = 10_000  # with more, the interval of a fraction is narrower than two points
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores, and how sure they are.
+    """Scores, and their confidence intervals.
 
     Attributes:
-        values: the scores by name.
-        intervals: (low, high) of those scores that are means over fewer than 10,000 tested samples; see
-            `bootstrap_interval` for what they say.
+        values: scores by name.
+        intervals: (low, high) of the scores that are means over fewer than 10,000 tested samples, see
+            `bootstrap_interval`.
     """
 
     values: dict[str, float]
@@ -28,19 +28,18 @@ class Scored:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval | None:
-    """95% percentile bootstrap interval of a mean (Efron and Tibshirani, 1993).
+    """Bootstrap the 95% percentile interval of a mean (Efron and Tibshirani, 1993).
 
-    Resampled are the tested samples: as many as there are, with replacement, 2,000 times. What tested them (weights,
-    gallery, probe, clusters and their matching to classes) is held fixed, so the interval tells what the mean might be
-    with other labelled samples, not with another run. Where all values are 0 or all are 1, resampling can only repeat
-    that, and the exact binomial interval (Clopper and Pearson, 1934) is given.
+    The tested samples are resampled with replacement, 2,000 times. Weights, gallery, probe, clusters and their matching
+    to classes are fixed: the interval covers other labelled samples, not another run. Where all values are 0 or all are
+    1, resampling would only repeat them, and the interval is the exact binomial one (Clopper and Pearson, 1934).
 
     Args:
-        values: one number in [0, 1] a tested sample, shape (n,); whether it was right, or its average precision.
+        values: one number in [0, 1] per tested sample, shape (n,): 1 if it is correct, or its average precision.
         seed: seed of the resampling.
 
     Returns:
-        (low, high), or None without samples and for 10,000 or more, where it is too narrow to matter.
+        (low, high), or None without samples and for 10,000 or more.
     """
     n = len(values)
     if not 0 < n < MOST_SAMPLES:
@@ -51,7 +50,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval | None:
         return float(exact.low), float(exact.high)
     if values.min() == values.max():
         return float(values[0]), float(values[0])
-    found = bootstrap(
+    interval = bootstrap(
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -60,4 +59,4 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> Interval | None:
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)

@@ -12,18 +12,18 @@ TEMPERATURE = 0.07
 def make_weighted_knn(
     n_samples: int, n_neighbors: int = N_NEIGHBORS, temperature: float = TEMPERATURE
 ) -> KNeighborsClassifier:
-    """A classifier by the votes of the nearest neighbours, exp(cosine / temperature) each.
+    """Make a classifier by the votes of the nearest neighbours, exp(cosine / temperature) each.
 
-    Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018; 20 neighbours and
-    a temperature of 0.07 are those of DINO (Caron et al., ICCV 2021).
+    Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018. DINO (Caron
+    et al., ICCV 2021) has 20 neighbours and a temperature of 0.07.
 
     Args:
-        n_samples: samples that it will be fitted on; never more neighbours are asked.
-        n_neighbors: how many vote, at least 1.
+        n_samples: number of samples that it will be fitted on, a bound of the neighbours.
+        n_neighbors: number of neighbours that vote, at least 1.
         temperature: divisor of the cosines, above 0.
 
     Returns:
-        A classifier for features of unit length, (N, D).
+        Classifier of features of unit length, (N, D).
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -41,5 +41,5 @@ def make_weighted_knn(
 
 
 def normalize_rows(features: np.ndarray) -> np.ndarray:
-    """Rows of features (N, D) scaled to unit length; a row of zeros stays."""
+    """Normalize rows of features (N, D) to unit length; a row of zeros stays."""
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -12,16 +12,16 @@ from hf_plr.evaluation.neighbors import N_NEIGHBORS, TEMPERATURE, make_weighted_
 
 DESCRIPTION = """Accuracy of the weighted nearest neighbours: the 20 samples of the gallery that are most similar by
 cosine vote for their class with exp(cosine / 0.07)."""
-INPUTS = """predictions: feature of each sample. references: its class, -1 = unknown (left out). is_query: whether it is
-tested or is in the gallery. n_neighbors, temperature: other numbers than 20 and 0.07."""
+INPUTS = """predictions: feature per sample. references: class per sample, -1 = unknown (left out). is_query: True for a
+tested sample, False for the gallery. n_neighbors, temperature: other numbers than 20 and 0.07."""
 CITATION = """Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018;
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021."""
 
 
 class WeightedKnnMetric(evaluate.Metric):
-    """Weighted-kNN accuracy of all samples that were added, queries and gallery in any order.
+    """Weighted-kNN accuracy of all added samples, queries and gallery in any order.
 
-    Features are compared as they are given: take a mean off first if they have one in common.
+    Features are compared as given: subtract their mean first if they share one.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -48,8 +48,8 @@ class WeightedKnnMetric(evaluate.Metric):
         cameras: Any = None,  # retrieval's, which this may be combined with
     ) -> dict[str, float]:
         features, labels = normalize_rows(np.asarray(predictions, np.float32)), np.asarray(references)
-        asks = np.asarray(is_query, bool)
-        gallery, query = ~asks & (labels != -1), asks & (labels != -1)
+        query_mask = np.asarray(is_query, bool)
+        gallery, query = ~query_mask & (labels != -1), query_mask & (labels != -1)
         if not gallery.any() or not query.any():
             raise ValueError(f"{query.sum()} queries and {gallery.sum()} samples of the gallery have a known class")
         knn = make_weighted_knn(int(gallery.sum()), n_neighbors, temperature).fit(features[gallery], labels[gallery])

@@ -1,4 +1,4 @@
-"""Retrieval as re-identification scores it: mean average precision and cumulative matching characteristics."""
+"""Scores of retrieval for re-identification: mean average precision and cumulative matching characteristics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hf_plr.clustering.checks import check_finite
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 
-JUNK = -1  # identity of gallery images that count neither way
+JUNK = -1  # identity of gallery images that are left out
 RETRIEVAL_SCORES = {
     "mAP": "mAP",
     "rank_1": "Rank 1",
@@ -31,7 +31,7 @@ def score_retrieval(
     ranks: Sequence[int] = (1, 5, 10),
     block_mib: float = 128.0,
 ) -> dict[str, float]:
-    """Rank the gallery by cosine for every query; `assess_retrieval` without its intervals."""
+    """Score a ranking of the gallery by cosine for every query: `assess_retrieval` without its intervals."""
     return assess_retrieval(
         query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, ranks, block_mib
     ).values
@@ -47,21 +47,21 @@ def assess_retrieval(
     ranks: Sequence[int] = (1, 5, 10),
     block_mib: float = 128.0,
 ) -> Scored:
-    """Rank the gallery by cosine for every query, by the protocol of Market-1501 (Zheng et al., ICCV 2015).
+    """Score a ranking of the gallery by cosine for every query, as Market-1501 does (Zheng et al., ICCV 2015).
 
-    A gallery image matches a query if it has the same identity. If it is from the same camera too it is left out of
-    that query's ranking, and so is junk (identity -1). Every other image, distractors included, is a mismatch. Average
-    precision is the mean of the precisions at the matches; queries without any match are left out of all means. A match
-    that is exactly as similar as a mismatch ranks behind it, so that constant features score nothing.
+    A gallery image matches a query if it has the same identity. Images of the same camera too are left out of that
+    query's ranking, and so is junk (identity -1). Every other image, distractors included, is a mismatch. Average
+    precision is the mean of the precisions at the matches. Queries without any match are left out of all means. A match
+    that is exactly as similar as a mismatch ranks behind it, so that constant features score zero.
 
     Args:
         query: features of shape (Q, D).
         gallery: features of shape (G, D), on the same device.
         query_ids, gallery_ids: identities, shapes (Q,) and (G,).
-        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,); give both, or none where there are no cameras
-            (then a query must not be in the gallery).
+        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,); give both or neither. Without cameras, no query
+            may be in the gallery.
         ranks: ranks of the matching characteristics, at least 1.
-        block_mib: memory for the similarities of one block of queries; some four times this much is used in all.
+        block_mib: memory for the similarities of one block of queries; the whole takes some four times as much.
 
     Returns:
         "mAP" and "rank_1", "rank_5", ..., each in [0, 1], with intervals over the queries that have a match, and the
@@ -76,13 +76,13 @@ def assess_retrieval(
     if (query_cameras is None) != (gallery_cameras is None):
         raise ValueError("query_cameras and gallery_cameras: give both or none")
     device = gallery.device
-    ids_q = _codes("query_ids", query_ids, len(query), device)
-    ids_g = _codes("gallery_ids", gallery_ids, len(gallery), device)
+    ids_q = _validate_codes("query_ids", query_ids, len(query), device)
+    ids_g = _validate_codes("gallery_ids", gallery_ids, len(gallery), device)
     if query_cameras is None or gallery_cameras is None:
         cameras_q = cameras_g = None
     else:
-        cameras_q = _codes("query_cameras", query_cameras, len(query), device)
-        cameras_g = _codes("gallery_cameras", gallery_cameras, len(gallery), device)
+        cameras_q = _validate_codes("query_cameras", query_cameras, len(query), device)
+        cameras_g = _validate_codes("gallery_cameras", gallery_cameras, len(gallery), device)
 
     query, gallery = (torch.nn.functional.normalize(features, dim=1) for features in (query, gallery))
     height = max(1, int(block_mib * 2**20 / 4 / max(len(gallery), 1)))
@@ -90,11 +90,11 @@ def assess_retrieval(
     for start in range(0, len(query), height):
         block = slice(start, start + height)
         same = ids_q[block, None] == ids_g
-        left_out = (ids_g == JUNK).expand_as(same)
+        is_excluded = (ids_g == JUNK).expand_as(same)
         if cameras_q is not None and cameras_g is not None:
-            left_out = left_out | (same & (cameras_q[block, None] == cameras_g))
+            is_excluded = is_excluded | (same & (cameras_q[block, None] == cameras_g))
         similarities = query[block] @ gallery.T
-        precision, first_rank = _rank_matches(similarities, same & ~left_out, ~same & ~left_out)
+        precision, first_rank = _rank_matches(similarities, same & ~is_excluded, ~same & ~is_excluded)
         precisions.append(precision)
         first_ranks.append(first_rank)
     precision, first_rank = torch.cat(precisions), torch.cat(first_ranks)
@@ -103,30 +103,30 @@ def assess_retrieval(
         raise ValueError(
             f"none of the {len(query)} queries has a match in the gallery under another camera: check the identities"
         )
-    of_queries = {"mAP": precision[has_match]}
-    of_queries |= {f"rank_{rank}": (first_rank[has_match] <= rank).double() for rank in ranks}
-    values = {name: float(found.mean()) for name, found in of_queries.items()}
+    query_scores = {"mAP": precision[has_match]}
+    query_scores |= {f"rank_{rank}": (first_rank[has_match] <= rank).double() for rank in ranks}
+    values = {name: float(scores.mean()) for name, scores in query_scores.items()}
     values |= {"queries": int(has_match.sum()), "queries_without_match": int((~has_match).sum())}
-    intervals = {name: bootstrap_interval(found.cpu().numpy()) for name, found in of_queries.items()}
-    return Scored(values, {name: found for name, found in intervals.items() if found is not None})
+    intervals = {name: bootstrap_interval(scores.cpu().numpy()) for name, scores in query_scores.items()}
+    return Scored(values, {name: interval for name, interval in intervals.items() if interval is not None})
 
 
 def _rank_matches(
-    similarities: torch.Tensor, match: torch.Tensor, mismatch: torch.Tensor
+    similarities: torch.Tensor, is_match: torch.Tensor, is_mismatch: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average precision (B,) and rank of the first match (B,), 0 for a row without one; all arguments (B, G)."""
-    mismatches = similarities.masked_fill(~mismatch, -torch.inf).sort(dim=1).values
-    n_matches = match.sum(dim=1)
-    most = int(n_matches.max())
-    if most == 0:
-        nothing = torch.zeros(len(match), device=match.device)
-        return nothing.double(), nothing.long()
-    matches = similarities.masked_fill(~match, -torch.inf).topk(most, dim=1).values.contiguous()
-    mismatches_before = mismatches.shape[1] - torch.searchsorted(mismatches, matches)  # those as near count too
-    nth = torch.arange(1, most + 1, device=match.device)
-    rank = nth + mismatches_before
-    is_match = nth <= n_matches[:, None]
-    precision = torch.where(is_match, nth.double() / rank, 0.0).sum(dim=1) / n_matches.clamp(min=1)
+    """Rank matches (B, G); returns average precision (B,) and the first match's rank (B,), 0 for a row without one."""
+    mismatches = similarities.masked_fill(~is_mismatch, -torch.inf).sort(dim=1).values
+    n_matches = is_match.sum(dim=1)
+    most_matches = int(n_matches.max())
+    if most_matches == 0:
+        zeros = torch.zeros(len(is_match), device=is_match.device)
+        return zeros.double(), zeros.long()
+    matches = similarities.masked_fill(~is_match, -torch.inf).topk(most_matches, dim=1).values.contiguous()
+    mismatches_before = mismatches.shape[1] - torch.searchsorted(mismatches, matches)  # equally near ones count too
+    match_number = torch.arange(1, most_matches + 1, device=is_match.device)
+    rank = match_number + mismatches_before
+    is_counted = match_number <= n_matches[:, None]
+    precision = torch.where(is_counted, match_number.double() / rank, 0.0).sum(dim=1) / n_matches.clamp(min=1)
     return precision, torch.where(n_matches > 0, rank[:, 0], 0)
 
 
@@ -141,7 +141,7 @@ def _check_features(query: torch.Tensor, gallery: torch.Tensor) -> None:
         raise ValueError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
 
 
-def _codes(name: str, values: Sequence[int] | np.ndarray, n: int, device: torch.device) -> torch.Tensor:
+def _validate_codes(name: str, values: Sequence[int] | np.ndarray, n: int, device: torch.device) -> torch.Tensor:
     codes = torch.as_tensor(np.asarray(values), device=device)
     if codes.shape != (n,) or codes.is_floating_point():
         raise ValueError(f"{name} must be {n} integers, not {codes.dtype} of shape {tuple(codes.shape)}")

@@ -12,16 +12,16 @@ from hf_plr.evaluation.retrieval import score_retrieval
 
 DESCRIPTION = """Mean average precision and cumulative matching characteristics of re-identification, by the protocol of
 Market-1501: same identity under the same camera is left out, identity -1 is junk."""
-INPUTS = """predictions: feature of each image. references: its identity. cameras: its camera. is_query: whether it asks
-or is in the gallery."""
+INPUTS = """predictions: feature per image. references: identity per image. cameras: camera per image. is_query: True
+for a query, False for the gallery."""
 CITATION = "Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015."
 
 
 class RetrievalMetric(evaluate.Metric):
-    """Mean average precision and CMC of all images that were added, queries and gallery in any order.
+    """Mean average precision and CMC of all added images, queries and gallery in any order.
 
-    `RetrievalMetric().compute(predictions=features, references=identities, cameras=cameras, is_query=is_query)` gives
-    what `score_retrieval` gives; `add_batch` takes the same columns.
+    `RetrievalMetric().compute(predictions=features, references=identities, cameras=cameras, is_query=is_query)` returns
+    the scores of `score_retrieval`; `add_batch` takes the same columns.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -41,5 +41,12 @@ class RetrievalMetric(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any, cameras: Any, is_query: Any) -> dict[str, float]:
         features, ids, cameras = np.asarray(predictions, dtype=np.float32), np.asarray(references), np.asarray(cameras)
-        asks = np.asarray(is_query, dtype=bool)
-        return score_retrieval(features[asks], features[~asks], ids[asks], ids[~asks], cameras[asks], cameras[~asks])
+        query_mask = np.asarray(is_query, dtype=bool)
+        return score_retrieval(
+            features[query_mask],
+            features[~query_mask],
+            ids[query_mask],
+            ids[~query_mask],
+            cameras[query_mask],
+            cameras[~query_mask],
+        )

@@ -1,4 +1,4 @@
-"""Scores of features against true labels, which are used for nothing else."""
+"""Scores of features against true labels, which have no other use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.evaluation.neighbors import make_weighted_knn, normalize_rows
 
 N_NEIGHBORS = 5
-MAX_SAMPLES = 10_000  # for what takes long: the linear probe and cross-validation
+MAX_SAMPLES = 10_000  # for the linear probe and cross-validation, which are slow
 SCORES = {
     "knn_accuracy": "kNN accuracy (5 neighbours)",
     "weighted_knn_accuracy": "Weighted kNN (20)",
@@ -26,7 +26,7 @@ SCORES = {
     "nmi": "NMI of k-means",
     "clustering_accuracy": "Clustering accuracy",
 }
-CLASSIFIERS: dict[str, Callable[[int], Any]] = {  # made for the number of samples that they will be fitted on
+CLASSIFIERS: dict[str, Callable[[int], Any]] = {  # by the number of samples to fit
     "knn_accuracy": lambda n: KNeighborsClassifier(min(N_NEIGHBORS, n)),
     "weighted_knn_accuracy": make_weighted_knn,
     "linear_probe_accuracy": lambda n: make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)),
@@ -40,7 +40,7 @@ def score_features(
     test_labels: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """How well features separate the true classes; `assess_features` without its intervals."""
+    """Score the separation of true classes by features: `assess_features` without its intervals."""
     return assess_features(features, labels, test_features, test_labels, seed).values
 
 
@@ -51,98 +51,96 @@ def assess_features(
     test_labels: np.ndarray | None = None,
     seed: int = 0,
 ) -> Scored:
-    """How well features separate the true classes.
+    """Score the separation of true classes by features, with confidence intervals.
 
-    Both kNN (the majority of 5, and 20 weighted votes) and the linear probe are trained on the features (the probe on
-    10,000 of them at most) and tested on the test features; where there are none, up to 10,000 features are
-    cross-validated in up to five stratified folds, without those whose class has no other member. NMI and clustering
-    accuracy compare k-means, with as many clusters as there are classes, with the classes of the samples that were
-    tested.
+    Both kNN (the majority of 5, and 20 weighted votes) and the linear probe are trained on the features, the probe on
+    10,000 of them at most, and tested on the test features. Without test features, up to 10,000 features are
+    cross-validated in up to five stratified folds. Classes with a single member are then left out. NMI and clustering
+    accuracy compare k-means, with as many clusters as there are classes, with the classes of the tested samples.
 
-    Features are taken relative to the mean of `features`, as training compares them, and scaled to unit length first.
+    Features are centered on the mean of `features`, as in training, and scaled to unit length first.
 
-    Intervals are given for the accuracies. NMI has none: resampling repeats samples, which shifts it upwards.
+    The accuracies have intervals. NMI has none: resampling repeats samples, which shifts it upwards.
 
     Args:
         features: shape (N, D).
-        labels: true classes, shape (N,), -1 = unknown (left out); a few known ones do.
+        labels: true classes, shape (N,), -1 = unknown (left out); a few known ones suffice.
         test_features: shape (M, D), or None.
         test_labels: shape (M,), -1 = unknown (left out), or None.
         seed: seed of k-means, of the folds, of the samples of 10,000, and of the resampling.
 
     Returns:
-        The scores by the names in `SCORES`, each in [0, 1]; a score that the data cannot give (fewer than two classes,
-        or none with two members) is left out.
+        Scores by the names in `SCORES`, each in [0, 1]. Scores that need more classes or members are left out.
     """
     center = features.mean(axis=0)
-    features, labels = _known(normalize_rows(features - center), labels)
+    features, labels = _select_known(normalize_rows(features - center), labels)
     if test_features is None or test_labels is None:
-        features, labels = _sample(features, labels, seed)
-        seen, seen_labels = features, labels
-        right = _cross_validated(features, labels, seed)
+        features, labels = _draw_sample(features, labels, seed)
+        tested_features, tested_labels = features, labels
+        is_correct = _cross_validate(features, labels, seed)
     else:
-        seen, seen_labels = _known(normalize_rows(test_features - center), test_labels)
-        right = _tested(features, labels, seen, seen_labels, seed)
-    values = {name: float(np.mean([part.mean() for part in parts])) for name, parts in right.items()}
-    outcomes = {name: np.concatenate(parts) for name, parts in right.items()}
-    n_classes = len(np.unique(seen_labels))
+        tested_features, tested_labels = _select_known(normalize_rows(test_features - center), test_labels)
+        is_correct = _test(features, labels, tested_features, tested_labels, seed)
+    values = {name: float(np.mean([part.mean() for part in parts])) for name, parts in is_correct.items()}
+    outcomes = {name: np.concatenate(parts) for name, parts in is_correct.items()}
+    n_classes = len(np.unique(tested_labels))
     if n_classes > 1:
-        found = KMeans(n_classes, n_init=10, random_state=seed).fit_predict(seen)
-        _, codes = np.unique(seen_labels, return_inverse=True)
-        agreement = score_clusters(found, codes)
+        clusters = KMeans(n_classes, n_init=10, random_state=seed).fit_predict(tested_features)
+        _, codes = np.unique(tested_labels, return_inverse=True)
+        agreement = score_clusters(clusters, codes)
         values |= {"nmi": agreement["nmi"], "clustering_accuracy": agreement["accuracy"]}
-        outcomes["clustering_accuracy"] = find_matched(found, codes)
-    found_intervals = {name: bootstrap_interval(outcome, seed) for name, outcome in outcomes.items()}
-    return Scored(values, {name: found for name, found in found_intervals.items() if found is not None})
+        outcomes["clustering_accuracy"] = find_matched(clusters, codes)
+    all_intervals = {name: bootstrap_interval(outcome, seed) for name, outcome in outcomes.items()}
+    return Scored(values, {name: interval for name, interval in all_intervals.items() if interval is not None})
 
 
-def _cross_validated(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
-    """Whether each sample is recognised, fold by fold."""
+def _cross_validate(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
+    """Cross-validate the classifiers; returns by name, fold by fold, True for each correct sample."""
     classes, sizes = np.unique(labels, return_counts=True)
-    kept = np.isin(labels, classes[sizes > 1])
-    features, labels = features[kept], labels[kept]
+    is_kept = np.isin(labels, classes[sizes > 1])
+    features, labels = features[is_kept], labels[is_kept]
     if (sizes > 1).sum() < 2:
         return {}
     folds = StratifiedKFold(min(5, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
     parts = list(folds.split(features, labels))
-    n_seen = min(len(seen) for seen, _ in parts)
-    right = {}
+    n_trained = min(len(trained) for trained, _ in parts)
+    is_correct = {}
     for name, classifier in CLASSIFIERS.items():
-        correct = cross_val_predict(classifier(n_seen), features, labels, cv=parts) == labels
-        right[name] = [correct[tested] for _, tested in parts]
-    return right
+        correct = cross_val_predict(classifier(n_trained), features, labels, cv=parts) == labels
+        is_correct[name] = [correct[tested] for _, tested in parts]
+    return is_correct
 
 
-def _tested(
-    features: np.ndarray, labels: np.ndarray, seen: np.ndarray, seen_labels: np.ndarray, seed: int
+def _test(
+    features: np.ndarray, labels: np.ndarray, tested_features: np.ndarray, tested_labels: np.ndarray, seed: int
 ) -> dict[str, list[np.ndarray]]:
-    """Whether each test sample is recognised."""
-    if len(np.unique(labels)) < 2 or len(seen) == 0:
+    """Test the classifiers on the test samples; returns by name True for each correct sample, as one fold."""
+    if len(np.unique(labels)) < 2 or len(tested_features) == 0:
         return {}
-    right = {}
+    is_correct = {}
     for name, classifier in CLASSIFIERS.items():
-        few = name == "linear_probe_accuracy"
-        fitted_on = _sample(features, labels, seed) if few else (features, labels)
-        right[name] = [classifier(len(features)).fit(*fitted_on).predict(seen) == seen_labels]
-    return right
+        is_slow = name == "linear_probe_accuracy"
+        training_set = _draw_sample(features, labels, seed) if is_slow else (features, labels)
+        is_correct[name] = [classifier(len(features)).fit(*training_set).predict(tested_features) == tested_labels]
+    return is_correct
 
 
 def clustering_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of samples in the cluster that is matched to their class, one to one (Hungarian method), in [0, 1].
+    """Fraction of samples in the cluster that is matched to their class, one to one (Hungarian method), in [0, 1].
 
-    Unlike for `score_clusters`, -1 is a class and a cluster like others, and names may be anything that sorts.
+    Unlike in `score_clusters`, -1 is an ordinary class or cluster, and names may be any sortable values.
     """
     codes = (np.unique(names, return_inverse=True)[1] for names in (clusters, labels))
     return score_clusters(*codes)["accuracy"]
 
 
-def _sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw_sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if len(features) <= MAX_SAMPLES:
         return features, labels
     chosen = np.random.default_rng(seed).choice(len(features), MAX_SAMPLES, replace=False)
     return features[chosen], labels[chosen]
 
 
-def _known(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _select_known(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels = np.asarray(labels)
     return features[labels != -1], labels[labels != -1]

@@ -14,14 +14,14 @@ UNIT_SCORES = {
 
 
 def score_units(units: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How much units tell about labels (Hsu et al., HuBERT, 2021, on clustering quality).
+    """Score the information of units about labels (Hsu et al., HuBERT, 2021, on clustering quality).
 
-    With p(class, unit) the share of the frames that have both: "pnmi" is their mutual information over the labels'
-    entropy, the share of the uncertainty about the class that the unit takes away (1 if there is one class only);
-    "class_purity" (their phone purity) is the accuracy of giving each unit its most frequent class; "cluster_purity" is
-    that of giving each class its most frequent unit. Many units raise the class purity and lower the cluster purity.
+    * "pnmi": mutual information of class and unit over the entropy of the classes; 1 if there is one class only.
+    * "class_purity" (their phone purity): accuracy of predicting each unit's most frequent class.
+    * "cluster_purity": accuracy of predicting each class's most frequent unit.
 
-    Frames are counted in chunks: memory maps are never read as a whole.
+    Many units raise the class purity and lower the cluster purity. Frames are counted in chunks: memory maps are never
+    read as a whole.
 
     Args:
         units: integers of shape (N,), -1 = none.

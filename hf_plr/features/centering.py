@@ -1,7 +1,7 @@
-"""Features relative to their mean, with unit length: where clusters are sought and the loss is taken.
+"""Features relative to their mean, with unit length, for clustering and for the loss.
 
-The features of a transformer share a large common part, most of all before training; without it their directions tell
-samples apart.
+The features of a transformer share a large common part, most of all before training. Without it their directions
+distinguish samples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CenteredFeatures:
 
 
 def compute_directions(center: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Directions of features (B, D) as seen from a center (D,): unit length, shape (B, D)."""
+    """Compute directions of features (B, D) from a center (D,): unit length, shape (B, D)."""
     return F.normalize(features - center.to(features), dim=1)
 
 
@@ -50,7 +50,7 @@ def center_features(
     Args:
         features: float32, this process's rows, shape (n, D).
         accelerator: connects processes that hold further rows.
-        out: tensor of the same shape for the result; may be `features` itself, which saves a copy of them.
+        out: tensor of the same shape for the result; may be `features` itself, which saves a copy.
     """
     start, total = locate_rows(accelerator, len(features))
     largest = max_all(accelerator, find_largest_entry(features))
@@ -64,7 +64,7 @@ def center_features(
 
 
 def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerator: Accelerator) -> None:
-    """Refuse features that are not finite, on every process.
+    """Reject features that are not finite, on every process.
 
     Args:
         features: this process's rows, shape (n, D).
@@ -76,10 +76,10 @@ def check_finite(features: torch.Tensor, epoch: int, rows: np.ndarray, accelerat
         NotFiniteError: naming the epoch and the rows.
     """
     parts = gather_objects(accelerator, (len(features), rows[find_nonfinite_rows(features).numpy()].tolist()))
-    total, bad = sum(n for n, _ in parts), [row for _, part in parts for row in part]
-    if bad:
-        shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+    total, bad_rows = sum(n for n, _ in parts), [row for _, part in parts for row in part]
+    if bad_rows:
+        shown = ", ".join(map(str, bad_rows[:10])) + (", ..." if len(bad_rows) > 10 else "")
         raise NotFiniteError(
-            f"epoch {epoch}: the features of {len(bad)} of {total} samples are NaN or infinite "
+            f"epoch {epoch}: the features of {len(bad_rows)} of {total} samples are NaN or infinite "
             f"(samples {shown}). The weights have probably diverged: lower the learning rate."
         )

@@ -23,13 +23,13 @@ from hf_plr.utils.progress import track
 
 @dataclass
 class FeatureExtractor:
-    """How features are taken: everything but the samples.
+    """Extractor of features from any samples.
 
     Attributes:
         model: the backbone, wrapped or not.
-        modality: how it turns samples into features.
+        modality: turns samples into features.
         accelerator: places batches and shares them among processes.
-        batch_size: images a batch, or seconds of sound.
+        batch_size: images per batch, or seconds of sound.
         num_workers: worker processes that decode samples which are not cached.
         progress: show a progress bar on the main process.
     """
@@ -42,7 +42,7 @@ class FeatureExtractor:
     progress: bool = False
 
     def extract_all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Features of a store's samples in their order, on every process.
+        """Extract features of a store's samples in their order, on every process.
 
         Args:
             store: the samples.
@@ -61,12 +61,12 @@ class FeatureExtractor:
         dtype: torch.dtype | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Features of these samples on this process alone.
+        """Extract features of these samples on this process alone.
 
         Args:
             store: the samples.
             positions: positions in the store, shape (n,).
-            dtype: torch.bfloat16 for products in it; None for the precision of training.
+            dtype: torch.bfloat16 for products in bfloat16; None for the precision of training.
             out: float32 tensor of shape (n, D) to write to, on any device.
 
         Returns:
@@ -83,10 +83,10 @@ class FeatureExtractor:
 
     @contextlib.contextmanager
     def evaluation_mode(self, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """The model in evaluation mode, without gradients, with fast products; every module's mode is restored.
+        """Set the model to evaluation mode, without gradients, with fast products; restores every module's mode.
 
         Args:
-            dtype: as for `extract`. Products in float32 on a CPU are taken by `fast_fp32_products`.
+            dtype: as for `extract`. Products in float32 on a CPU run in `fast_fp32_products`.
         """
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
@@ -103,9 +103,9 @@ class FeatureExtractor:
                 module.training = was_training
 
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of the samples at these positions, in their order, on the device."""
+        """Iterate over batches of the samples at these positions, in their order, on the device."""
         batches = self.modality.batches(store, positions, self.batch_size)
-        for batch in self._bar(self._loaded(store, batches), len(batches)):
+        for batch in self._show_progress(self._load(store, batches), len(batches)):
             yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 
     @property
@@ -115,32 +115,33 @@ class FeatureExtractor:
         return int(inner.config.hidden_size)
 
     def local_slice(self, store: SampleStore, positions: torch.Tensor | None = None) -> slice:
-        """This process's part of a store, or of some positions in it.
+        """Slice of a store, or of some positions in it, for this process.
 
-        It is of whole batches, so that batches are the same for any number of processes, and of about as much work as
-        the others' parts.
+        It has whole batches, so that batches are equal for any number of processes. All slices are about equal work.
         """
         positions = torch.arange(len(store)) if positions is None else positions
         lengths = np.array([len(batch) for batch in self.modality.batches(store, positions, self.batch_size)], np.int64)
         stops = np.cumsum(lengths)
         costs = self.modality.costs(store)
         if costs is None:
-            work = np.ones(len(stops))
+            work_per_batch = np.ones(len(stops))
         else:
-            work = (
+            work_per_batch = (
                 np.add.reduceat(costs[positions.numpy()], stops - lengths).astype(np.float64) if len(stops) else costs
             )
-        done = np.concatenate([[0.0], np.cumsum(work)])
-        at = np.concatenate([[0], stops])
+        cumulative_work = np.concatenate([[0.0], np.cumsum(work_per_batch)])
+        batch_bounds = np.concatenate([[0], stops])
         processes, index = self.accelerator.num_processes, self.accelerator.process_index
-        # The batches that begin before a process's share of the work ends are its own or those of processes before it.
-        first, last = (
-            int(np.searchsorted(done[:-1], done[-1] * part / processes, "left")) if part < processes else len(stops)
-            for part in (index, index + 1)
+        # A batch belongs to the process in whose part of the work it begins.
+        first_batch, last_batch = (
+            int(np.searchsorted(cumulative_work[:-1], cumulative_work[-1] * process / processes, "left"))
+            if process < processes
+            else len(stops)
+            for process in (index, index + 1)
         )
-        return slice(int(at[first]), int(at[last]))
+        return slice(int(batch_bounds[first_batch]), int(batch_bounds[last_batch]))
 
-    def _loaded(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    def _load(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
         if store.is_cached:
             for batch in batches:
                 yield store.batch(batch)
@@ -150,24 +151,26 @@ class FeatureExtractor:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.num_workers,
             collate_fn=self.modality.collate,
-            generator=torch.Generator(),  # its own: opening a loader draws a number
+            generator=torch.Generator(),  # a separate one: opening a loader draws a number
         )
         yield from loader
 
-    def _bar(self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int) -> Iterator[dict[str, torch.Tensor]]:
-        shown = self.progress and self.accelerator.is_main_process
-        return track(batches, "Extracting features", n_batches, shown)
+    def _show_progress(
+        self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        is_shown = self.progress and self.accelerator.is_main_process
+        return track(batches, "Extracting features", n_batches, is_shown)
 
     def _autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
         if dtype is None:
             return self.accelerator.autocast()
-        return torch.autocast(self.accelerator.device.type, dtype)  # one for all batches: weights are cast once
+        return torch.autocast(self.accelerator.device.type, dtype)  # one context for all batches casts weights once
 
 
 def allocate_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) -> torch.Tensor:
-    """Room for features, float32 of shape (n_rows, width), in a memory-mapped file without a name.
+    """Allocate features, float32 of shape (n_rows, width), in a memory-mapped file without a name.
 
-    The file is gone as soon as nothing refers to it, also if the process is killed.
+    The file is freed as soon as nothing refers to it, also if the process is killed.
     """
     if n_rows == 0:
         return torch.empty(0, width)

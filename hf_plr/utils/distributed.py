@@ -1,4 +1,4 @@
-"""Arrays and results shared among processes; weights that FSDP2 shares out."""
+"""Arrays and results of several processes; weights that FSDP2 shards."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def is_single_process(accelerator: Accelerator | None) -> bool:
-    """Whether there is nobody to talk to."""
+    """True if no other process takes part."""
     return accelerator is None or accelerator.num_processes == 1
 
 
 def sum_all(accelerator: Accelerator | None, values: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor of one shape over all processes, on every process."""
+    """Sum a tensor of one shape over all processes, on every process."""
     if accelerator is None or is_single_process(accelerator):
         return values
     total: torch.Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
@@ -26,42 +26,42 @@ def sum_all(accelerator: Accelerator | None, values: torch.Tensor) -> torch.Tens
 
 
 def max_all(accelerator: Accelerator | None, value: float) -> float:
-    """Largest of the processes' numbers, on every process."""
+    """Take the largest of the processes' numbers, on every process."""
     return max(gather_objects(accelerator, value))
 
 
 def gather_objects(accelerator: Accelerator | None, item: Any) -> list[Any]:
-    """A small object of each process, in process order, on every process."""
+    """Gather a small object of each process, in process order, on every process."""
     return [item] if is_single_process(accelerator) else gather_object([item])
 
 
 def gather_rows(accelerator: Accelerator | None, rows: torch.Tensor) -> torch.Tensor:
-    """Rows (n, ...) of all processes one after the other, in process order, on every process; n may differ."""
+    """Gather the rows (n, ...) of all processes, in process order, on every process; n may differ."""
     if accelerator is None or is_single_process(accelerator):
         return rows
     lengths = gather_objects(accelerator, len(rows))
-    everything = rows.new_empty((sum(lengths), *rows.shape[1:]), device=accelerator.device)
-    parts = everything.split(lengths)
+    gathered = rows.new_empty((sum(lengths), *rows.shape[1:]), device=accelerator.device)
+    parts = gathered.split(lengths)
     parts[accelerator.process_index].copy_(rows)
-    for source, part in enumerate(parts):  # straight into their place: gathering needs room for all rows once more
+    for source, part in enumerate(parts):  # in place: gathering would need memory for all rows twice
         if len(part):
             part.copy_(broadcast(part, from_process=source))
-    return everything.to(rows.device)
+    return gathered.to(rows.device)
 
 
 def locate_rows(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]:
-    """Where this process's rows begin among those of all, in process order, and how many there are in all."""
+    """Locate this process's rows among those of all, in process order; returns their start, and the total."""
     lengths = gather_objects(accelerator, n_rows)
     index = 0 if accelerator is None else accelerator.process_index
     return sum(lengths[:index]), sum(lengths)
 
 
 def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any]) -> Any:
-    """What `work` gives on the main process, on every process.
+    """Run `work` on the main process; returns its result on every process.
 
     Raises:
-        Exception: on the main process, what `work` raised.
-        RuntimeError: on the others, if it failed there: they do not wait for what will not come.
+        Exception: on the main process, the exception of `work`.
+        RuntimeError: on the others, if `work` failed: they do not wait.
     """
     if accelerator is None or is_single_process(accelerator):
         return work()
@@ -72,17 +72,17 @@ def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any]) -> Any
             result = work()
         except Exception as error:  # the others wait: tell them before raising
             failure = error
-    box = [result, None if failure is None else str(failure)]
-    broadcast_object_list(box)
+    message = [result, None if failure is None else str(failure)]
+    broadcast_object_list(message)
     if failure is not None:
         raise failure
-    if box[1] is not None:
-        raise RuntimeError(f"failed on the main process: {box[1]}")
-    return box[0]
+    if message[1] is not None:
+        raise RuntimeError(f"failed on the main process: {message[1]}")
+    return message[0]
 
 
 def check_sharding(accelerator: Accelerator, backbone: Any) -> None:
-    """Refuse what shares out weights in a way that does not work here, and make a backbone fit for FSDP2.
+    """Reject unsupported ways to shard weights, and prepare a backbone for FSDP2.
 
     Raises:
         ValueError: with FSDP1 or ZeRO-3, whose weights cannot be gathered for a pass over the samples.
@@ -95,20 +95,20 @@ def check_sharding(accelerator: Accelerator, backbone: Any) -> None:
         return
     if fsdp.fsdp_version != 2:
         raise ValueError(f"fsdp_version={fsdp.fsdp_version} is not supported: use 2")
-    # accelerate shards these once more by themselves, where a model has them, and fails where it has none.
-    backbone.get_input_embeddings = _nothing
+    # accelerate shards input embeddings once more, and fails for a model without them.
+    backbone.get_input_embeddings = _return_none
 
 
 def find_sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
-    """The modules whose weights are shared out; empty without FSDP2."""
+    """Find the modules whose weights are sharded; empty without FSDP2."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 @contextlib.contextmanager
 def gather_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """All weights on every process for as long as this lasts; every process calls it.
+    """Gather all weights on every process while the context lasts; every process enters it.
 
-    Processes have different numbers of batches, so none can wait for the others' weights at each of its own.
+    Processes have different numbers of batches, so that they cannot gather weights batch by batch.
     """
     parts = find_sharded_modules(model)
     for part in parts:
@@ -119,9 +119,9 @@ def gather_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator
     finally:
         for part in parts:
             part.reshard()
-            again = part is not model and bool(accelerator.state.fsdp_plugin.reshard_after_forward)
-            part.set_reshard_after_forward(again, recurse=False)
+            reshards = part is not model and bool(accelerator.state.fsdp_plugin.reshard_after_forward)
+            part.set_reshard_after_forward(reshards, recurse=False)
 
 
-def _nothing() -> None:
+def _return_none() -> None:
     return None

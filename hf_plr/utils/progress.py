@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-LINE_SECONDS = 30.0  # between two lines on one piece of work, where there are no bars
+LINE_SECONDS = 30.0  # between two lines, where bars are not drawn
 
 Item = TypeVar("Item")
 
@@ -19,24 +19,24 @@ def has_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def track(items: Iterable[Item], work: str, total: int, shown: bool) -> Iterator[Item]:
-    """Iterate over items and show how far it is: a bar in a terminal, which goes when it is done; elsewhere lines.
+def track(items: Iterable[Item], work: str, total: int, is_shown: bool) -> Iterator[Item]:
+    """Iterate over items and show progress: a bar in a terminal, which disappears at the end, elsewhere lines.
 
     Args:
         items: the items.
-        work: what is being done, such as "Extracting features".
+        work: name of the work, such as "Extracting features".
         total: number of items.
-        shown: show something at all.
+        is_shown: False to show nothing.
     """
-    if not shown:
+    if not is_shown:
         yield from items
         return
     if has_terminal():
         yield from tqdm(items, work, total, leave=False, dynamic_ncols=True)
         return
-    last = time.monotonic()
-    for done, item in enumerate(items):
-        if time.monotonic() - last > LINE_SECONDS:
-            print(f"{work}: {done:,} of {total:,}", flush=True)
-            last = time.monotonic()
+    last_line = time.monotonic()
+    for n_done, item in enumerate(items):
+        if time.monotonic() - last_line > LINE_SECONDS:
+            print(f"{work}: {n_done:,} of {total:,}", flush=True)
+            last_line = time.monotonic()
         yield item

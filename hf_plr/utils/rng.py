@@ -1,4 +1,4 @@
-"""Random numbers that leave no trace, and random numbers by sample."""
+"""Isolated random generators, and random numbers by sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RANDOM_NUMBERS = 16  # per sample, for augmentation
 
 @contextlib.contextmanager
 def isolate_rng(seed: int) -> Iterator[None]:
-    """Seed all global random generators inside, and leave them as they were: a resumed run must not see the stage."""
+    """Seed all global random generators inside the context and restore them, so that resuming cannot see a stage."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         random.seed(seed)
@@ -28,7 +28,7 @@ def isolate_rng(seed: int) -> Iterator[None]:
 
 
 def uniform(index: torch.Tensor, seed: int, epoch: int, n: int = RANDOM_NUMBERS) -> torch.Tensor:
-    """Random numbers in [0, 1) by sample: shape (B, n), float32, on the device of index (B,).
+    """Draw random numbers in [0, 1) by sample: shape (B, n), float32, on the device of index (B,).
 
     A counter-based generator: the SplitMix64 finaliser (Steele, Lea and Flood 2014), applied to the counter
     (index, position) and then keyed by the seed and by the epoch.
@@ -42,7 +42,7 @@ def uniform(index: torch.Tensor, seed: int, epoch: int, n: int = RANDOM_NUMBERS)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser on int64 bit patterns; products wrap around as they do unsigned."""
+    """Mix int64 bit patterns by SplitMix64's finaliser; products wrap around like unsigned ones."""
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
@@ -50,7 +50,7 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift (torch shifts int64 arithmetically)."""
+    """Shift right logically (torch shifts int64 arithmetically)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Read our own safetensors files, and validate arrays that come from a file before they are used."""
+"""Reading of our safetensors files, and validation of arrays from files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = {
 
 @contextlib.contextmanager
 def name_file_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let errors inside name the file that the values come from."""
+    """Name the file of the values in errors inside the context."""
     try:
         yield
     except ValueError as error:
@@ -34,31 +34,33 @@ def validate_array(
     lowest: float | None = None,
     highest: float | None = None,
 ) -> np.ndarray:
-    """An array by its name, if it is what it should be.
+    """Validate an array by its name, and return it.
 
     Args:
         arrays: arrays by name.
-        name: the name.
+        name: name of the array.
         kind: "integers" that int64 can hold, "floats" that are finite in float32, or "booleans".
         shape: its shape, with None for an axis of any length.
-        lowest: the least that a value may be.
-        highest: the most that a value may be.
+        lowest: smallest valid value.
+        highest: largest valid value.
 
     Raises:
-        ValueError: naming the array and what is wrong with it.
+        ValueError: naming the array and its fault.
     """
     if name not in arrays:
         raise ValueError(f"{name!r} is missing")
     array = np.asarray(arrays[name])
     fits = len(shape) == array.ndim and all(a in (None, b) for a, b in zip(shape, array.shape, strict=True))
     if array.dtype.kind not in KINDS[kind] or not fits:
-        wanted = str(tuple("any" if n is None else n for n in shape)).replace("'", "")
-        raise ValueError(f"{name!r} holds {array.dtype} of shape {array.shape}, expected {kind} of shape {wanted}")
+        expected_shape = str(tuple("any" if n is None else n for n in shape)).replace("'", "")
+        raise ValueError(
+            f"{name!r} holds {array.dtype} of shape {array.shape}, expected {kind} of shape {expected_shape}"
+        )
     if array.size:
         values = array.view(np.uint8) if kind == "booleans" else array  # a byte of 2 would be neither true nor false
         smallest, largest = values.min().item(), values.max().item()  # NaN if there is one
         low, high = (
-            limit if given is None else given for limit, given in zip(LIMITS[kind], (lowest, highest), strict=True)
+            limit if bound is None else bound for limit, bound in zip(LIMITS[kind], (lowest, highest), strict=True)
         )
         if not (low <= smallest and largest <= high):
             raise ValueError(
@@ -68,16 +70,16 @@ def validate_array(
 
 
 def select_prefix(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with a prefix, by what follows it."""
+    """Select the arrays whose names begin with a prefix, by the names without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def read_tensors(path: str | os.PathLike[str], file_format: str) -> dict[str, np.ndarray]:
-    """Arrays by name.
+    """Read arrays by name.
 
     Args:
         path: the file.
-        file_format: what its metadata must have as "format".
+        file_format: required "format" of its metadata.
 
     Raises:
         ValueError: if the file is damaged or of another format, naming it.
@@ -86,10 +88,10 @@ def read_tensors(path: str | os.PathLike[str], file_format: str) -> dict[str, np
 
     try:
         with safe_open(path, framework="numpy") as file:
-            found = (file.metadata() or {}).get("format")
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if found == file_format else {}  # noqa: SIM118
+            stored_format = (file.metadata() or {}).get("format")
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if stored_format == file_format else {}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last ones: types that numpy lacks
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-    if found != file_format:
-        raise ValueError(f"{path} has format {found!r}, this release reads {file_format!r}")
+    if stored_format != file_format:
+        raise ValueError(f"{path} has format {stored_format!r}, this release reads {file_format!r}")
     return arrays

@@ -1,4 +1,4 @@
-"""Where the files are that come with the package and are no modules of it: recipes, their configs, card templates."""
+"""Files of the package that are not modules: recipes, their configs, card templates."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import hf_plr
 
 
 def find_shipped(folder: str) -> Path:
-    """Path of a folder of shipped files: inside the package where it is installed, beside it in a checkout.
+    """Find a folder of shipped files: inside the installed package, or beside it in a checkout.
 
     Args:
-        folder: its name, "recipes" or "model_cards".
+        folder: "recipes" or "model_cards".
 
     Raises:
         FileNotFoundError: if it is in neither place.
     """
     package = Path(hf_plr.__file__).parent
-    for place in (package, package.parent):
-        if (place / folder).is_dir():
-            return place / folder
+    for parent in (package, package.parent):
+        if (parent / folder).is_dir():
+            return parent / folder
     raise FileNotFoundError(f"{folder} is neither in {package} nor in {package.parent}: install hf-plr again")

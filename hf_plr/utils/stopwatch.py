@@ -1,4 +1,4 @@
-"""Seconds that parts of some work take."""
+"""Seconds that parts of the work take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Adds up the time of named parts of some work, and of all of it from its creation on.
+    """Stopwatch of named parts of the work, and of the whole work since its creation.
 
     ```python
     clock = Stopwatch()
@@ -19,19 +19,19 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
+        self._start = time.perf_counter()
         self._parts: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Time what is inside; a part that comes again is added up."""
-        started = time.perf_counter()
+        """Time the context as one part; repeated parts add up."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - started
+            self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - start
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each part as "seconds_<part>", and of all the work as "seconds"."""
-        parts = {f"seconds_{part}": spent for part, spent in self._parts.items()}
-        return {**parts, "seconds": time.perf_counter() - self._started}
+        parts = {f"seconds_{part}": elapsed for part, elapsed in self._parts.items()}
+        return {**parts, "seconds": time.perf_counter() - self._start}

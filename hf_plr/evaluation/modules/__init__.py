@@ -1,1 +1,1 @@
-"""Modules that `evaluate.load` reads, one a file; `hf_plr.evaluation.path` says where they are."""
+"""Modules for `evaluate.load`, one per file; `hf_plr.evaluation.path` returns their paths."""

@@ -7,4 +7,4 @@ class ClusterAccuracy(cluster_metric.ClusterMetric):
     """See `hf_plr.evaluation.clusters.score_clusters`."""
 
     score = "accuracy"
-    description = "Share of the samples in the cluster that is matched to their class, one to one (Hungarian method)."
+    description = "Fraction of samples in the cluster that is matched to their class, one to one (Hungarian method)."

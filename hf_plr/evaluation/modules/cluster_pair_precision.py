@@ -7,4 +7,4 @@ class ClusterPairPrecision(cluster_metric.ClusterMetric):
     """See `hf_plr.evaluation.clusters.score_clusters`."""
 
     score = "pair_precision"
-    description = "Share of the pairs of samples in one cluster that are of one class."
+    description = "Fraction of the pairs of samples in one cluster that are of one class."

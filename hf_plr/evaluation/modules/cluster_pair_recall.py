@@ -7,4 +7,4 @@ class ClusterPairRecall(cluster_metric.ClusterMetric):
     """See `hf_plr.evaluation.clusters.score_clusters`."""
 
     score = "pair_recall"
-    description = "Share of the pairs of samples of one class that are in one cluster."
+    description = "Fraction of the pairs of samples of one class that are in one cluster."

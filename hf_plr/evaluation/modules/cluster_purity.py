@@ -7,5 +7,5 @@ class ClusterPurity(cluster_metric.ClusterMetric):
     """See `hf_plr.evaluation.clusters.score_clusters`."""
 
     score = "purity"
-    description = "Share of the samples that are of the most frequent class of their cluster."
+    description = "Fraction of samples in the most frequent class of their cluster."
     citation = "Manning et al., Introduction to Information Retrieval, 2008, 16.3."
