@@ -1,4 +1,4 @@
-"""What every clusterer asks of its features."""
+"""Validation of the features that clusterers take."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BLOCK_ELEMENTS = 1 << 22
 
 
 class NotFiniteError(ValueError):
-    """Features are NaN or infinite."""
+    """Error of features that are NaN or infinite."""
 
 
 def as_features(features: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Features of shape (N, D) as a tensor that shares their memory.
+    """Convert features of shape (N, D) to a tensor that shares their memory.
 
     Raises:
-        ValueError: if they have another shape or are no numbers.
+        ValueError: if they have another shape or are not numbers.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing is written
@@ -33,17 +33,17 @@ def as_features(features: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def find_nonfinite_rows(features: torch.Tensor) -> torch.Tensor:
-    """Positions of the rows of features (N, D) that hold NaN or infinite values, ascending, on the CPU."""
+    """Find the rows of features (N, D) with NaN or infinite values; returns ascending positions on the CPU."""
     height = max(1, BLOCK_ELEMENTS // max(features.shape[1], 1))
     bad = [
-        (~torch.isfinite(features[where]).all(dim=1)).nonzero().flatten().cpu() + where.start
-        for where in iterate_rows(len(features), height)
+        (~torch.isfinite(features[block]).all(dim=1)).nonzero().flatten().cpu() + block.start
+        for block in iterate_rows(len(features), height)
     ]
     return torch.cat(bad) if bad else torch.empty(0, dtype=torch.int64)
 
 
 def check_finite(features: torch.Tensor, name: str = "features", accelerator: Accelerator | None = None) -> None:
-    """Refuse features (N, D) with NaN or infinite values, on every process if one of them has some.
+    """Reject features (N, D) with NaN or infinite values, on every process if one of them has some.
 
     Raises:
         NotFiniteError: with the number of such rows and the first of them.

@@ -1,4 +1,4 @@
-"""Means of clusters, exact and the same for any number of processes."""
+"""Means of clusters, exact and equal for any number of processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ClusterMeans:
 
     Attributes:
         directions: the means, scaled to unit length, shape (K, D).
-        lengths: lengths of the means before scaling, in [0, 1], 1 if all members are the same, float64 of shape (K,).
-        sizes: members of each cluster, int64 of shape (K,).
+        lengths: lengths of the means before scaling, in [0, 1], 1 if all members are equal, float64 of shape (K,).
+        sizes: members per cluster, int64 of shape (K,).
     """
 
     directions: torch.Tensor
@@ -31,20 +31,20 @@ class ClusterMeans:
 def average_clusters(
     features: torch.Tensor, targets: torch.Tensor, n_clusters: int, accelerator: Accelerator | None = None
 ) -> ClusterMeans:
-    """Means of features of unit length by cluster.
+    """Average features of unit length by cluster.
 
     Args:
         features: this process's rows, shape (n, D).
-        targets: cluster of each row, 0 to K - 1, -1 = in none, shape (n,).
+        targets: cluster per row, 0 to K - 1, -1 = none, shape (n,).
         n_clusters: number of clusters K; may be 0.
         accelerator: connects processes that hold further rows.
     """
     if n_clusters == 0:
-        nothing = features.new_empty(0, features.shape[1])
-        return ClusterMeans(nothing, nothing.new_empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
+        no_means = features.new_empty(0, features.shape[1])
+        return ClusterMeans(no_means, no_means.new_empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
     _, total = locate_rows(accelerator, len(features))
     sums = ClusterSums(n_clusters, features.shape[1], total, 1.0, features.device)
     sums.add(features, targets)
-    sums_of_all = sums.all_reduce(accelerator)
-    means = sums_of_all.means()
-    return ClusterMeans(F.normalize(means, dim=1).to(features), means.norm(dim=1), sums_of_all.counts.clone())
+    total_sums = sums.all_reduce(accelerator)
+    means = total_sums.means()
+    return ClusterMeans(F.normalize(means, dim=1).to(features), means.norm(dim=1), total_sums.counts.clone())

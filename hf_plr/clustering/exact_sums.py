@@ -1,4 +1,4 @@
-"""Sums of features by cluster that are the same in any order: on any device, over any number of processes."""
+"""Sums of features by cluster that are equal in any order: on any device, over any number of processes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from accelerate import Accelerator
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.utils.distributed import sum_all
 
-BLOCK_ROWS = 1 << 12  # that are held in float64 at once
+BLOCK_ROWS = 1 << 12  # rows in float64 at once
 
 
 class ClusterSums:
     """Sums and counts of rows by cluster.
 
     Entries are rounded to a grid so coarse that no sum of them can round in float64: 2**-32 of the largest entry with a
-    million samples, finer than what float32 features are worth. Additions are then exact, so their order, which differs
-    between devices and between numbers of processes, does not matter, and what was added can be taken out again.
+    million samples, finer than the precision of float32 features. Additions are exact, so that their order does not
+    matter, which differs between devices and numbers of processes. Added rows can be removed without a trace.
 
     Args:
         n_clusters: number of clusters K.
         dimension: columns D of the features.
-        n_samples: rows at most, of all processes together.
+        n_samples: largest number of rows, of all processes together.
         largest: bound of the entries' absolute values; 1 for unit rows.
-        device: where sums are kept; on the CPU where the device has no float64.
+        device: device of the sums; the CPU replaces a device without float64.
 
     Attributes:
         sums: float64, shape (K, D).
@@ -50,19 +50,19 @@ class ClusterSums:
         return self._counts[:-1]
 
     def add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int = 1) -> None:
-        """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 take them out."""
+        """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 remove them."""
         device = self._sums.device
-        height = min(len(rows), BLOCK_ROWS)  # a training step sums a batch: no more room than it needs
+        height = min(len(rows), BLOCK_ROWS)  # a training step sums one small batch
         if len(self._block) < height:
             self._block = torch.empty(height, self._sums.shape[1], dtype=torch.float64, device=device)
-        for part in iterate_rows(len(rows), BLOCK_ROWS):
-            block = self._block[: part.stop - part.start].copy_(rows[part]).add_(self._shift).sub_(self._shift)
-            where = labels[part].to(device) % len(self._counts)  # -1 is the last
-            self._sums.index_add_(0, where, block, alpha=sign)
-            self._counts.index_add_(0, where, torch.full_like(where, sign, dtype=torch.int64))
+        for span in iterate_rows(len(rows), BLOCK_ROWS):
+            block = self._block[: span.stop - span.start].copy_(rows[span]).add_(self._shift).sub_(self._shift)
+            clusters = labels[span].to(device) % len(self._counts)  # -1 is the last
+            self._sums.index_add_(0, clusters, block, alpha=sign)
+            self._counts.index_add_(0, clusters, torch.full_like(clusters, sign, dtype=torch.int64))
 
     def all_reduce(self, accelerator: Accelerator | None) -> ClusterSums:
-        """The sums of all processes, as a copy."""
+        """Sum over all processes, into a copy."""
         total = copy.copy(self)
         total._sums = sum_all(accelerator, self._sums.clone())
         total._counts = sum_all(accelerator, self._counts.clone())

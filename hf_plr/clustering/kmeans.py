@@ -26,31 +26,37 @@ SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks a
 class KMeans(ClusterMixin, BaseEstimator):
     """Lloyd's k-means on the device that holds the features, warm-started from call to call.
 
-    Between two epochs the features move a little; starting from the last centroids takes a few iterations instead of
-    some twenty and keeps the clusters of two epochs alike. Sums are exact (see `ClusterSums`), so the same features and
-    seed give the same labels, whatever the number of processes that share them.
+    Between two epochs the features move a little. A start from the last centroids takes a few iterations instead of
+    some twenty, and keeps the clusters of two epochs alike. Sums are exact (see `ClusterSums`): the same features and
+    seed give the same labels for any number of processes.
 
     Features are read block by block and never copied: a memory-mapped array may be larger than memory.
 
     Args:
         n_clusters: number of clusters K, at least 1 and at most the number of samples.
         init: "warm" starts from `cluster_centers_` if the estimator was fitted before, else as "k-means++";
-            "k-means++" seeds on a sample of 64 points a cluster, of fewer where there are more than 4,096 clusters (its
-            work grows with their square); or an array of shape (K, D).
-        spherical: normalise features and centroids to unit length, so that the distance is the cosine's.
-        max_iter: iterations at most.
+            "k-means++" seeds on a sample of 64 points per cluster, of fewer with more than 4,096 clusters (its work
+            grows with their square); or an array of shape (K, D).
+        spherical: normalise features and centroids to unit length, for cosine distances.
+        max_iter: largest number of iterations.
         tol: stop when the centroids' mean squared move is below tol times the mean variance of the features.
         seed: seed of the k-means++ start and of the samples for `fit_samples`.
-        fit_samples: samples, drawn at random, that the centroids are fitted on, at least K; None fits on all. All
-            samples are assigned to the centroids in the end.
-        device: where products are taken; None takes the device that holds the features.
+        fit_samples: number of samples, drawn at random, that the centroids are fitted on, at least K; None fits on all.
+            All samples are assigned to the centroids in the end.
+        device: device of the products; None takes the device that holds the features.
         verbose: show a progress bar of the iterations.
 
     Attributes:
         cluster_centers_: float32 tensor of shape (K, D).
         labels_: int64 array of shape (N,), 0 to K - 1.
         inertia_: sum of squared distances to the nearest centroid, of all samples.
-        n_iter_: iterations that were run.
+        n_iter_: number of iterations.
+
+    Example:
+        >>> features = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+        >>> labels = KMeans(n_clusters=2).fit(features).labels_
+        >>> bool(labels[0] == labels[1] != labels[2] == labels[3])
+        True
     """
 
     def __init__(
@@ -97,21 +103,21 @@ class KMeans(ClusterMixin, BaseEstimator):
         return self._fit(features, accelerator).labels_
 
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Nearest centroid of each row of features (N, D): int64 array of shape (N,)."""
+        """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
         rows = _Rows(as_features(features), self.spherical, self.device)
         with fast_fp32_products():
             labels, _ = _assign(rows, self.cluster_centers_)
         return labels.cpu().numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The centroids that the next warm start needs; empty before the first fit."""
+        """Centroids for the next warm start; empty before the first fit."""
         return {"cluster_centers": self.cluster_centers_} if hasattr(self, "cluster_centers_") else {}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore what `state_dict` gave.
+        """Restore the output of `state_dict`.
 
         Raises:
-            ValueError: if the centroids are not of shape (K, D), no floats, or not finite.
+            ValueError: if the centroids are not finite floats of shape (K, D).
         """
         if "cluster_centers" in state:
             centers = torch.as_tensor(state["cluster_centers"])
@@ -130,16 +136,16 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
-        fitted = all_rows
+        fit_rows = all_rows
         if self.fit_samples is not None and self.fit_samples < total:
             if self.fit_samples < self.n_clusters:
                 raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
-            drawn = _draw(total, self.fit_samples, self.seed + 1)
-            mine = drawn[(drawn >= start) & (drawn < start + len(all_rows))] - start
-            fitted = _Rows(all_rows.taken(mine), self.spherical, self.device)
-        centers = self._start(all_rows, start, total, accelerator)
+            positions = _draw_sample(total, self.fit_samples, self.seed + 1)
+            local = positions[(positions >= start) & (positions < start + len(all_rows))] - start
+            fit_rows = _Rows(all_rows.take(local), self.spherical, self.device)
+        centers = self._init_centers(all_rows, start, total, accelerator)
         with fast_fp32_products():
-            centers = self._iterate(fitted, centers, accelerator)
+            centers = self._iterate(fit_rows, centers, accelerator)
             labels, scores = _assign(all_rows, centers)
         self.cluster_centers_ = centers
         self.labels_ = labels.cpu().numpy()
@@ -147,7 +153,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         return self
 
     def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
-        """Lloyd's iterations from centers (K, D), float32; the centers that they end with."""
+        """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
         total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
         squares = float(sum_all(accelerator, rows.lengths().double().square().sum()))
@@ -158,89 +164,89 @@ class KMeans(ClusterMixin, BaseEstimator):
             self.n_iter_ = step
             labels_before = labels
             labels, scores = _assign(rows, centers)
-            _follow(sums, rows, labels, labels_before)
+            _update_sums(sums, rows, labels, labels_before)
             all_sums = sums.all_reduce(accelerator)
             mean = all_sums.sums.sum(dim=0) / total
-            enough = self.tol * max(squares / total - float(mean.square().sum()), 0.0) / len(mean)
-            _refill(all_sums, rows, labels, scores, accelerator)
-            moved = all_sums.means().to(centers.device)
+            threshold = self.tol * max(squares / total - float(mean.square().sum()), 0.0) / len(mean)
+            _refill_empty(all_sums, rows, labels, scores, accelerator)
+            new_centers = all_sums.means().to(centers.device)
             if self.spherical:
-                moved = torch.nn.functional.normalize(moved, dim=1)
-            shift = (moved - centers.double()).square().sum(dim=1).mean().item()
-            centers = moved.float()
-            if shift <= enough:
+                new_centers = torch.nn.functional.normalize(new_centers, dim=1)
+            shift = (new_centers - centers.double()).square().sum(dim=1).mean().item()
+            centers = new_centers.float()
+            if shift <= threshold:
                 break
         return centers
 
-    def _start(self, rows: _Rows, start: int, total: int, accelerator: Accelerator | None) -> torch.Tensor:
-        wanted = (self.n_clusters, rows.features.shape[1])
+    def _init_centers(self, rows: _Rows, start: int, total: int, accelerator: Accelerator | None) -> torch.Tensor:
+        shape = (self.n_clusters, rows.features.shape[1])
         if isinstance(self.init, str):
             if self.init not in ("warm", "k-means++"):
                 raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
-            last = getattr(self, "cluster_centers_", None)
-            if self.init == "warm" and last is not None and tuple(last.shape) == wanted:
-                return last.to(rows.device, torch.float32)
-            drawn = _draw(total, min(total, self._seeding_samples()), self.seed)
-            mine = rows.taken(drawn[(drawn >= start) & (drawn < start + len(rows))] - start)
-            sample = gather_rows(accelerator, mine)
+            last_centers = getattr(self, "cluster_centers_", None)
+            if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
+                return last_centers.to(rows.device, torch.float32)
+            positions = _draw_sample(total, min(total, self._seeding_samples()), self.seed)
+            local = rows.take(positions[(positions >= start) & (positions < start + len(rows))] - start)
+            sample = gather_rows(accelerator, local)
 
-            def seeds() -> np.ndarray:
-                found: np.ndarray = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)[0]
-                return found
+            def draw_seeds() -> np.ndarray:
+                seeds, _ = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)
+                return np.asarray(seeds)
 
-            return torch.from_numpy(run_on_main(accelerator, seeds)).to(rows.device)
+            return torch.from_numpy(run_on_main(accelerator, draw_seeds)).to(rows.device)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
-        if tuple(centers.shape) != wanted:
-            raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {wanted}")
+        if tuple(centers.shape) != shape:
+            raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
 
     def _seeding_samples(self) -> int:
-        """Size of the sample for k-means++, whose work grows with its product with K: at least K."""
-        enough = SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters
-        return max(self.n_clusters, min(enough, SEEDING_DISTANCES // self.n_clusters))
+        """Size of the sample for k-means++, at least K; the work grows with its product with K."""
+        size = SEEDING_SAMPLES_PER_CLUSTER * self.n_clusters
+        return max(self.n_clusters, min(size, SEEDING_DISTANCES // self.n_clusters))
 
 
 class _Rows:
-    """Features (N, D) as k-means looks at them: block by block, in float32, divided by their norms if asked for."""
+    """Features (N, D) in blocks of float32, divided by their norms where `unit` is True."""
 
     def __init__(self, features: torch.Tensor, unit: bool, device: str | torch.device | None):
         self.features = features
         self.unit = unit
         self.device = features.device if device is None else torch.device(device)
         self.norms = torch.empty(len(features), device=self.device)
-        for where, block in self.blocks():
-            self.norms[where] = torch.linalg.vector_norm(block, dim=1)
+        for span, block in self.blocks():
+            self.norms[span] = torch.linalg.vector_norm(block, dim=1)
         self._divisors = self.norms.clamp(min=1e-12)[:, None]
 
     def __len__(self) -> int:
         return len(self.features)
 
     def blocks(self, n_columns: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Slices with their rows, not divided, of a size for `n_columns` scores a row."""
+        """Iterate over slices and their rows, not normalised, of a size for `n_columns` scores per row."""
         scores = BLOCK_SCORES.get(self.device.type, OTHER_BLOCK_SCORES)
-        for where in iterate_rows(len(self), max(1, scores // max(n_columns, self.features.shape[1]))):
-            yield where, self.features[where].to(self.device, torch.float32)
+        for span in iterate_rows(len(self), max(1, scores // max(n_columns, self.features.shape[1]))):
+            yield span, self.features[span].to(self.device, torch.float32)
 
-    def divided(self, where: slice, block: torch.Tensor) -> torch.Tensor:
-        """A block, divided by its rows' norms."""
-        return block / self._divisors[where] if self.unit else block
+    def normalize(self, span: slice, block: torch.Tensor) -> torch.Tensor:
+        """Divide a block by the norms of its rows, where `unit` is True."""
+        return block / self._divisors[span] if self.unit else block
 
-    def taken(self, positions: torch.Tensor) -> torch.Tensor:
-        """The rows at these positions in memory, divided by their norms."""
+    def take(self, positions: torch.Tensor) -> torch.Tensor:
+        """Take the rows at these positions into memory, normalised."""
         rows = self.features[positions.to(self.features.device)].to(self.device, torch.float32)
         return rows / self._divisors[positions.to(self.device)] if self.unit else rows
 
     def lengths(self) -> torch.Tensor:
-        """Norms of the rows as they are looked at, shape (N,)."""
+        """Norms of the normalised rows, shape (N,)."""
         return self.norms / self._divisors[:, 0] if self.unit else self.norms
 
     def distances(self, scores: torch.Tensor) -> torch.Tensor:
-        """Squared distances (N,) to the centers that got these scores."""
+        """Squared distances (N,) to the centers that have these scores."""
         return (self.lengths().square() - 2.0 * scores).clamp_(min=0.0)
 
 
 def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest center of each row and its score, x c - |c|^2 / 2.
+    """Assign each row to its nearest center, with the score x c - |c|^2 / 2.
 
     Returns:
         Labels, int64 (N,), and scores, float32 (N,), on the device of the products.
@@ -250,36 +256,36 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     half_norms = 0.5 * centers.square().sum(dim=1)
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     best = torch.empty(len(rows), device=rows.device)
-    room = torch.empty(0, device=rows.device)
-    for where, block in rows.blocks(len(centers)):
-        if len(room) < len(block):  # the first block is the largest
-            room = torch.empty(len(block), len(centers), device=rows.device)
-        scores = torch.mm(block, columns, out=room[: len(block)])
+    buffer = torch.empty(0, device=rows.device)
+    for span, block in rows.blocks(len(centers)):
+        if len(buffer) < len(block):  # the first block is the largest
+            buffer = torch.empty(len(block), len(centers), device=rows.device)
+        scores = torch.mm(block, columns, out=buffer[: len(block)])
         if not rows.unit:  # between unit centers, neither their norms nor the row's matter
             scores.sub_(half_norms)
-        torch.max(scores, dim=1, out=(best[where], labels[where]))
+        torch.max(scores, dim=1, out=(best[span], labels[span]))
     if rows.unit:
         best.div_(rows.norms.clamp(min=1e-12)).sub_(half_norms[labels])
     return labels, best
 
 
-def _follow(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_before: torch.Tensor | None) -> None:
-    """Add all rows to the sums of their clusters, or move those whose label has changed."""
+def _update_sums(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_before: torch.Tensor | None) -> None:
+    """Update sums of clusters: add all rows the first time, later move those whose label has changed."""
     if labels_before is None:
-        for where, block in rows.blocks():
-            sums.add(rows.divided(where, block), labels[where])
+        for span, block in rows.blocks():
+            sums.add(rows.normalize(span, block), labels[span])
         return
     changed = (labels != labels_before).nonzero().flatten()
-    for where in iterate_rows(len(changed), BLOCK_ROWS):
-        moved = rows.taken(changed[where])
-        sums.add(moved, labels_before[changed[where]], sign=-1)
-        sums.add(moved, labels[changed[where]])
+    for span in iterate_rows(len(changed), BLOCK_ROWS):
+        changed_rows = rows.take(changed[span])
+        sums.add(changed_rows, labels_before[changed[span]], sign=-1)
+        sums.add(changed_rows, labels[changed[span]])
 
 
-def _refill(
+def _refill_empty(
     sums: ClusterSums, rows: _Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
 ) -> None:
-    """Give every empty cluster the farthest sample that the largest clusters can spare."""
+    """Refill every empty cluster with the farthest sample that the largest clusters can spare."""
     counts = sums.counts.cpu().clone()
     donors: dict[int, list[int]] = {}
     for empty in torch.nonzero(counts == 0).flatten().tolist():
@@ -296,19 +302,19 @@ def _refill(
     for donor, empties in donors.items():
         members = torch.nonzero(labels == donor).flatten()
         farthest = members[distance[members].argsort(descending=True, stable=True)][: len(empties)]
-        given = rows.taken(farthest).cpu()
+        offered = rows.take(farthest).cpu()
         offers += [
             (donor, -float(distance[member]), start + int(member), row)
-            for member, row in zip(farthest, given, strict=True)
+            for member, row in zip(farthest, offered, strict=True)
         ]
     offers = [offer for part in gather_objects(accelerator, offers) for offer in part]
     for donor, empties in donors.items():
         best = sorted((offer[1:] for offer in offers if offer[0] == donor), key=lambda offer: offer[:2])
-        moved = torch.stack([row for _, _, row in best[: len(empties)]])
-        sums.add(moved, torch.full((len(empties),), donor), sign=-1)
-        sums.add(moved, torch.tensor(empties))
+        donated_rows = torch.stack([row for _, _, row in best[: len(empties)]])
+        sums.add(donated_rows, torch.full((len(empties),), donor), sign=-1)
+        sums.add(donated_rows, torch.tensor(empties))
 
 
-def _draw(total: int, size: int, seed: int) -> torch.Tensor:
-    """Positions of a sample without replacement, ascending."""
+def _draw_sample(total: int, size: int, seed: int) -> torch.Tensor:
+    """Draw positions without replacement, ascending."""
     return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(total, size, replace=False)))

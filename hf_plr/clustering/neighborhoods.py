@@ -1,4 +1,4 @@
-"""The neighbourhoods that clusterings of the same features share."""
+"""Neighbourhoods that several clusterings of the same features share."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Neighborhoods:
 
     @cached_property
     def weights(self) -> sp.csr_array:
-        """What `weigh_neighborhoods` gives, made when it is asked for, shape (N, N)."""
+        """Output of `weigh_neighborhoods`, computed on first use, shape (N, N)."""
         return weigh_neighborhoods(self.features, self.neighbors, self.k1, self.k2)
 
 
 def find_neighborhoods(
     features: torch.Tensor, k1: int, k2: int, search: str, accelerator: Accelerator | None = None
 ) -> Neighborhoods:
-    """Look for the neighbours, on all processes together; each has all features.
+    """Find neighbourhoods on all processes together; each has all features.
 
     Args:
         features: float32 of unit length, shape (N, D).
-        k1, k2: as for `weigh_neighborhoods`; more than N are taken for N.
+        k1, k2: as for `weigh_neighborhoods`; more than N count as N.
         search: as for `find_nearest_neighbors`.
         accelerator: shares the search.
     """
@@ -53,28 +53,28 @@ def find_neighborhoods(
 
 
 class SharedNeighborhoods:
-    """Finds neighbourhoods once for several clusterings of the same features, and forgets them after the last.
+    """Neighbourhoods that are found once for several clusterings of the same features, and dropped after the last.
 
     Args:
-        n_sharing: how many clusterings ask, one after the other.
+        n_clusterings: number of clusterings, one after the other.
     """
 
-    def __init__(self, n_sharing: int):
-        self.n_sharing = n_sharing
+    def __init__(self, n_clusterings: int):
+        self.n_clusterings = n_clusterings
         self._key: tuple[bytes, int, int, str] | None = None
-        self._found: Neighborhoods | None = None
-        self._n_asked = 0
+        self._neighborhoods: Neighborhoods | None = None
+        self._n_requests = 0
 
     def find(
         self, features: torch.Tensor, k1: int, k2: int, search: str, accelerator: Accelerator | None = None
     ) -> Neighborhoods:
-        """As `find_neighborhoods`. All processes have the same features, so that all of them search, or none."""
+        """Find or reuse neighbourhoods; all processes have the same features, so that all of them search, or none."""
         key = (hashlib.blake2b(features.cpu().numpy().data).digest(), k1, k2, search)
-        if self._found is None or key != self._key:
-            self._key, self._found = key, find_neighborhoods(features, k1, k2, search, accelerator)
-            self._n_asked = 0
-        found = self._found
-        self._n_asked += 1
-        if self._n_asked == self.n_sharing:
-            self._found = None
-        return found
+        if self._neighborhoods is None or key != self._key:
+            self._key, self._neighborhoods = key, find_neighborhoods(features, k1, k2, search, accelerator)
+            self._n_requests = 0
+        neighborhoods = self._neighborhoods
+        self._n_requests += 1
+        if self._n_requests == self.n_clusterings:
+            self._neighborhoods = None
+        return neighborhoods

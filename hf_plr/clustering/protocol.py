@@ -1,4 +1,4 @@
-"""What the stage asks of a clusterer, and the adapter for anything that has only scikit-learn's `fit_predict`."""
+"""Protocol of clusterers, and the adapter for objects with scikit-learn's `fit_predict` alone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sklearn.base import clone
 
 from hf_plr.utils.distributed import gather_rows, locate_rows, max_all, run_on_main
 
-WITHOUT_EFFECT = ("verbose", "n_jobs", "copy")  # parameters that change no label
+IGNORED_PARAMETERS = ("verbose", "n_jobs", "copy")  # parameters that change no label
 
 
 @runtime_checkable
 class Clusterer(Protocol):
-    """A clusterer that works on the rows of all processes together and survives a checkpoint.
+    """Clusterer of the rows of all processes together, with a state for checkpoints.
 
-    `KMeans`, `ReciprocalDBSCAN` and `ReciprocalHDBSCAN` are such clusterers. `as_clusterer` makes one of any other
+    `KMeans`, `ReciprocalDBSCAN` and `ReciprocalHDBSCAN` are such clusterers. `as_clusterer` adapts any other
     object with `fit_predict`.
     """
 
@@ -34,20 +34,20 @@ class Clusterer(Protocol):
         """
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name, as scikit-learn's estimators have them; empty where they are not known."""
+        """Parameters by name, as scikit-learn's estimators have them; empty where unknown."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Arrays by name that the next call depends on."""
+        """State for the next call, as arrays by name."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the output of `state_dict`."""
 
 
 class FitPredictClusterer:
     """Adapter for an object with `fit_predict(features) -> labels`: one process clusters the features of all.
 
-    An object may have `fit_predict_shard`, `get_params`, or `state_dict` and `load_state_dict` as well, see
-    `Clusterer`: each of these is used where it exists.
+    Further methods of `Clusterer` are used where the object has them: `fit_predict_shard`, `get_params`, or
+    `state_dict` and `load_state_dict`.
 
     Args:
         estimator: object with `fit_predict` on a numpy array (N, D), returning integers (N,), -1 = noise.
@@ -66,11 +66,11 @@ class FitPredictClusterer:
             )
 
     def fit_predict(self, features: np.ndarray) -> np.ndarray:
-        """Labels (N,) of features (N, D)."""
+        """Predict labels (N,) of features (N, D)."""
         return validate_labels(self.estimator.fit_predict(features), len(features))
 
     def fit_predict_shard(self, features: torch.Tensor, accelerator: Accelerator) -> np.ndarray:
-        """Labels (n,) of this process's rows (n, D); the estimator runs on the main process alone."""
+        """Predict labels (n,) of this process's rows (n, D); the estimator runs on the main process alone."""
         if self._shard is not None:
             return np.asarray(self._shard(features, accelerator))
         rows = gather_rows(accelerator, features)
@@ -79,7 +79,7 @@ class FitPredictClusterer:
         return labels[start : start + len(features)]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The estimator's parameters; empty where it has no `get_params`."""
+        """Parameters of the estimator; empty without `get_params`."""
         get_params = getattr(self.estimator, "get_params", None)
         return {} if get_params is None else get_params(deep=deep)
 
@@ -89,12 +89,12 @@ class FitPredictClusterer:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """The estimator's state; empty where it keeps none."""
+        """State of the estimator; empty without `state_dict`."""
         state_dict = getattr(self.estimator, "state_dict", None)
         return {} if state_dict is None else state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the estimator's state, where it keeps one."""
+        """Restore the estimator's state, if it has one."""
         load_state_dict = getattr(self.estimator, "load_state_dict", None)
         if load_state_dict is not None:
             load_state_dict(state)
@@ -104,7 +104,7 @@ class FitPredictClusterer:
 
 
 def as_clusterer(estimator: Any) -> Clusterer:
-    """A `Clusterer` as it is, and anything else with `fit_predict` in an adapter.
+    """Adapt an object with `fit_predict`; a `Clusterer` is returned unchanged.
 
     Raises:
         TypeError: if the object has no `fit_predict`.
@@ -113,20 +113,20 @@ def as_clusterer(estimator: Any) -> Clusterer:
 
 
 def describe_clusterer(clusterer: Clusterer) -> dict[str, Any]:
-    """Class and parameters of a clusterer, those that change its labels."""
+    """Describe a clusterer by its class and the parameters that change its labels."""
     estimator = clusterer.estimator if isinstance(clusterer, FitPredictClusterer) else clusterer
     parameters = clusterer.get_params(deep=False)
     return {
         "class": type(estimator).__name__,
-        **{name: value for name, value in parameters.items() if name not in WITHOUT_EFFECT},
+        **{name: value for name, value in parameters.items() if name not in IGNORED_PARAMETERS},
     }
 
 
 def validate_labels(labels: Any, n_samples: int, accelerator: Accelerator | None = None) -> np.ndarray:
-    """A clusterer's answer as int32 labels (N,), or int64 if an id does not fit on one of the processes.
+    """Validate a clusterer's labels (N,); returns int32, or int64 if an id does not fit on one of the processes.
 
     Raises:
-        ValueError: if it is not one integer per sample.
+        ValueError: if they are not one integer per sample.
     """
     labels = np.asarray(labels)
     if labels.shape != (n_samples,) or not np.issubdtype(labels.dtype, np.integer):

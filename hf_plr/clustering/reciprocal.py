@@ -1,4 +1,4 @@
-"""Density clustering on the Jaccard distance of k-reciprocal neighbours, sparse from the first step to the last."""
+"""Density clustering on the Jaccard distance of k-reciprocal neighbours, sparse throughout."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 logger = logging.getLogger(__name__)
 
 NOISE = -1
-NEARLY_ZERO = 1e-6  # in place of zero distances, which scipy's trees take for missing edges
+NEARLY_ZERO = 1e-6  # replaces zero distances, which are missing edges for scipy's trees
 
 
 class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
-    """What clustering by shared k-reciprocal neighbours has in common: the neighbours, and who looks for them."""
+    """Base of clustering by shared k-reciprocal neighbours: validation, and the search for neighbours."""
 
     min_samples: int
     k1: int
@@ -47,8 +47,8 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
     def fit_predict_shard(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator) -> np.ndarray:
         """Cluster the features of all processes together; each calls this with its own, shape (n, D).
 
-        The search for neighbours, most of the work, is shared; the main process does the rest. What `fit` leaves is
-        that of all samples, in process order, and the same as with one process.
+        The search for neighbours, most of the work, is shared; the main process does the rest. The fitted attributes
+        are those of all samples, in process order, and the same as with one process.
 
         Returns:
             int64 array of shape (n,): the labels of this process's samples.
@@ -56,13 +56,13 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         Raises:
             ValueError: as `fit`.
         """
-        mine = as_features(features)
-        start, _ = locate_rows(accelerator, len(mine))
-        self._fit(gather_rows(accelerator, mine), accelerator)
-        return self.labels_[start : start + len(mine)]
+        local = as_features(features)
+        start, _ = locate_rows(accelerator, len(local))
+        self._fit(gather_rows(accelerator, local), accelerator)
+        return self.labels_[start : start + len(local)]
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Nothing: a call depends on no call before it."""
+        """State for the next call: empty, as no call depends on an earlier one."""
         return {}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -76,18 +76,18 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         features = torch.nn.functional.normalize(features.float(), dim=1)
         find = find_neighborhoods if self._shared is None else self._shared.find
         neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
-        for name, value in run_on_main(accelerator, lambda: self._join(neighborhoods.weights)).items():
+        for name, value in run_on_main(accelerator, lambda: self._cluster(neighborhoods.weights)).items():
             setattr(self, name, value)
         if (self.labels_ == NOISE).all():
-            logger.warning("all %d samples are noise%s", len(features), self._what_to_change())
+            logger.warning("all %d samples are noise%s", len(features), self._suggest_remedy())
 
     @abstractmethod
-    def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
-        """The fitted attributes by name, from the weights of the neighbourhoods, shape (N, N)."""
+    def _cluster(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
+        """Cluster by the weights of the neighbourhoods, shape (N, N); returns the fitted attributes by name."""
 
     @abstractmethod
-    def _what_to_change(self) -> str:
-        """What to do where all samples are noise."""
+    def _suggest_remedy(self) -> str:
+        """Suggest a remedy where all samples are noise."""
 
     def _check_arguments(self) -> None:
         for name in ("min_samples", "k1", "k2"):
@@ -98,32 +98,38 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
 
 
 def share_neighborhoods(clusterers: list[ReciprocalDBSCAN]) -> None:
-    """Let clusterers that cluster the same features one after the other search for their neighbours once."""
+    """Share one search for neighbours among clusterers of the same features, which run one after the other."""
     shared = SharedNeighborhoods(len(clusterers))
-    for each in clusterers:
-        each._shared = shared
+    for clusterer in clusterers:
+        clusterer._shared = shared
 
 
 class ReciprocalDBSCAN(_ReciprocalClustering):
-    """Density clustering of features by which neighbours they share: what clustering-based re-identification uses.
+    """Density clustering of features by shared neighbours, as in clustering-based re-identification.
 
-    Two samples are near if their expanded sets of k-reciprocal neighbours overlap (Zhong et al., CVPR 2017, in the form
-    that Cluster Contrast released); DBSCAN joins samples with at least `min_samples` near ones. Memory grows with the
+    Two samples are near if their expanded sets of k-reciprocal neighbours overlap (Zhong et al., CVPR 2017, as released
+    with Cluster Contrast). DBSCAN joins samples with at least `min_samples` near ones. Memory grows with the
     neighbours, not with the square of the samples. The same input gives the same labels.
 
-    A sample that is near a core sample, but not one itself, goes to the first of the clusters that it is near to;
-    clusters are numbered by their first core sample. That is what scikit-learn's DBSCAN does, too.
+    A sample that is near a core sample, but not one itself, joins the first cluster that it is near to. Clusters are
+    numbered by their first core sample. Both are as in scikit-learn's DBSCAN.
 
     Args:
-        eps: Jaccard distance up to which samples are near, in [0, 1].
-        min_samples: near samples that make a core sample, itself included, at least 1.
-        k1: neighbours that may be reciprocal, the sample itself included, at least 1; at most all are taken.
-        k2: nearest neighbours, the sample itself included, whose neighbourhoods are averaged; 1 for none.
-        search: how neighbours are found: "torch" on the features' device, or "faiss" where it is installed.
+        eps: largest Jaccard distance of near samples, in [0, 1].
+        min_samples: number of near samples that make a core sample, itself included, at least 1.
+        k1: number of neighbours that may be reciprocal, the sample itself included, at least 1.
+        k2: number of neighbours, the sample itself included, whose neighbourhoods are averaged; 1 for none.
+        search: "torch" to search on the features' device, or "faiss" where it is installed.
 
     Attributes:
         labels_: int64 array of shape (N,), -1 = noise.
         core_sample_indices_: positions of the core samples, ascending.
+
+    Example:
+        >>> angles = np.radians([0, 1, 2, 3, 90, 91, 92, 93])
+        >>> features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        >>> ReciprocalDBSCAN(min_samples=2, k1=4, k2=1).fit(features).labels_.tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
     """
 
     def __init__(self, eps: float = 0.6, min_samples: int = 4, k1: int = 30, k2: int = 6, search: str = "torch"):
@@ -133,11 +139,11 @@ class ReciprocalDBSCAN(_ReciprocalClustering):
         self.k2 = k2
         self.search = search
 
-    def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
+    def _cluster(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
         labels, core = cluster_by_density(find_near_pairs(weights, self.eps), self.min_samples)
         return {"labels_": labels, "core_sample_indices_": core}
 
-    def _what_to_change(self) -> str:
+    def _suggest_remedy(self) -> str:
         return f" at eps={self.eps}: try a larger eps"
 
     def _check_arguments(self) -> None:
@@ -147,19 +153,19 @@ class ReciprocalDBSCAN(_ReciprocalClustering):
 
 
 class ReciprocalHDBSCAN(_ReciprocalClustering):
-    """Density clustering by shared k-reciprocal neighbours that needs no distance to cut at.
+    """Density clustering by shared k-reciprocal neighbours, without a distance to choose.
 
-    `ReciprocalDBSCAN` joins what is nearer than one eps for all clusters; which eps is right depends on the features
-    and changes as they are trained. HDBSCAN (Campello, Moulavi and Sander, 2013) cuts each branch of the tree of all
-    eps where its clusters last longest. The clusters are those of scikit-learn's HDBSCAN on the matrix of distances;
-    here the tree is made from the pairs that share neighbours, so that memory grows with these. Clusters are numbered
-    by their first sample.
+    `ReciprocalDBSCAN` joins samples that are nearer than one eps for all clusters. The right eps depends on the
+    features and changes as they are trained. HDBSCAN (Campello, Moulavi and Sander, 2013) cuts each branch of the tree
+    of all eps where its clusters last longest. The clusters are those of scikit-learn's HDBSCAN on the matrix of
+    distances. The tree is built from the pairs that share neighbours, so that memory grows with these. Clusters are
+    numbered by their first sample.
 
     Args:
-        min_cluster_size: samples of the smallest cluster, at least 2.
-        min_samples: near samples, itself included, whose distance is a sample's core distance, at least 1.
+        min_cluster_size: size of the smallest cluster, at least 2.
+        min_samples: number of near samples, itself included, that sets a sample's core distance, at least 1.
         k1, k2, search: as for `ReciprocalDBSCAN`.
-        max_distance: Jaccard distance above which samples are not joined, in (0, 1]; less takes less memory.
+        max_distance: largest Jaccard distance at which samples are joined, in (0, 1]; less takes less memory.
 
     Attributes:
         labels_: int64 array of shape (N,), -1 = noise.
@@ -181,19 +187,19 @@ class ReciprocalHDBSCAN(_ReciprocalClustering):
         self.search = search
         self.max_distance = max_distance
 
-    def _join(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
+    def _cluster(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
         tree = build_reachability_tree(compute_jaccard_distances(weights, self.max_distance), self.min_samples)
         if tree.shape[0] < self.min_cluster_size:
             return {"labels_": np.full(tree.shape[0], NOISE, dtype=np.int64)}
         # The tree's edges are mutual reachability distances already, which min_samples=1 leaves as they are.
         hdbscan = HDBSCAN(self.min_cluster_size, min_samples=1, metric="precomputed", copy=True)
         labels = hdbscan.fit_predict(tree).astype(np.int64)
-        ids, first = np.unique(labels[labels != NOISE], return_index=True)
+        ids, first_sample = np.unique(labels[labels != NOISE], return_index=True)
         number = np.full(len(ids) + 1, NOISE)  # the last is for noise
-        number[np.argsort(first)] = np.arange(len(ids))
+        number[np.argsort(first_sample)] = np.arange(len(ids))
         return {"labels_": number[labels]}
 
-    def _what_to_change(self) -> str:
+    def _suggest_remedy(self) -> str:
         return ": no two clusters stand out; try a smaller min_cluster_size or k1"
 
     def _check_arguments(self) -> None:
@@ -205,11 +211,11 @@ class ReciprocalHDBSCAN(_ReciprocalClustering):
 
 
 def build_reachability_tree(distances: sp.csr_array, min_samples: int) -> sp.csr_array:
-    """Minimum spanning tree of the mutual reachability distances of HDBSCAN; what is not connected is joined at 1.
+    """Build the minimum spanning tree of HDBSCAN's mutual reachability distances, with unconnected parts joined at 1.
 
     Args:
         distances: sparse and symmetric with a stored diagonal, shape (N, N); pairs that are not stored are 1 apart.
-        min_samples: near samples, itself included, whose distance is a sample's core distance.
+        min_samples: number of near samples, itself included, that sets a sample's core distance.
 
     Returns:
         Sparse and symmetric, shape (N, N), 2 (N - 1) entries above 0.
@@ -217,27 +223,27 @@ def build_reachability_tree(distances: sp.csr_array, min_samples: int) -> sp.csr
     n = distances.shape[0]
     core = np.ones(n)
     for sample in np.flatnonzero(np.diff(distances.indptr) >= min_samples):
-        of_sample = distances.data[distances.indptr[sample] : distances.indptr[sample + 1]]
-        core[sample] = np.partition(of_sample, min_samples - 1)[min_samples - 1]
+        sample_distances = distances.data[distances.indptr[sample] : distances.indptr[sample + 1]]
+        core[sample] = np.partition(sample_distances, min_samples - 1)[min_samples - 1]
     row = np.repeat(np.arange(n), np.diff(distances.indptr))
     reachable = np.maximum(np.maximum(distances.data, core[row]), core[distances.indices])
     graph = sp.csr_array((np.maximum(reachable, NEARLY_ZERO), distances.indices, distances.indptr), shape=(n, n))
     forest = minimum_spanning_tree(graph).tocoo()
-    n_parts, part = connected_components(graph, directed=False)
-    first = np.unique(part, return_index=True)[1]  # a sample of each part, to be joined one after the other
-    rows = np.concatenate([forest.row, first[:-1]])
-    columns = np.concatenate([forest.col, first[1:]])
-    values = np.concatenate([forest.data, np.ones(n_parts - 1)])
+    n_components, component = connected_components(graph, directed=False)
+    first_sample = np.unique(component, return_index=True)[1]  # one sample per component
+    rows = np.concatenate([forest.row, first_sample[:-1]])
+    columns = np.concatenate([forest.col, first_sample[1:]])
+    values = np.concatenate([forest.data, np.ones(n_components - 1)])
     tree = sp.csr_array(sp.coo_array((values, (rows, columns)), shape=(n, n)))
     return sp.csr_array(tree + tree.T)
 
 
 def cluster_by_density(near: sp.csr_array, min_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """DBSCAN from near pairs: connected components of the core samples, and what is near to them.
+    """Cluster by DBSCAN from near pairs: connected components of the core samples, and samples near to them.
 
     Args:
         near: symmetric sparse matrix with the diagonal, shape (N, N).
-        min_samples: near samples that make a core sample.
+        min_samples: number of near samples that make a core sample.
 
     Returns:
         Labels (N,), -1 = noise, numbered by their first core sample, and the positions of the core samples.
@@ -248,9 +254,9 @@ def cluster_by_density(near: sp.csr_array, min_samples: int) -> tuple[np.ndarray
     if len(core) == 0:
         return labels, core
     _, component = connected_components(near[core][:, core], directed=False)
-    _, first, component = np.unique(component, return_index=True, return_inverse=True)
-    number = np.empty(len(first), dtype=np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
+    _, first_sample, component = np.unique(component, return_index=True, return_inverse=True)
+    number = np.empty(len(first_sample), dtype=np.int64)
+    number[np.argsort(first_sample)] = np.arange(len(first_sample))
     labels[core] = number[component]
     border = np.flatnonzero(np.diff(near.indptr) < min_samples)
     reached = near[border][:, core].tocoo()

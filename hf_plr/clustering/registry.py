@@ -24,33 +24,33 @@ CLUSTERERS: dict[str, type[BaseEstimator]] = {
 def make_clusterer(
     name: str, num_clusters: int, settings: dict[str, Any] | None = None, **defaults: Any
 ) -> BaseEstimator:
-    """A clusterer by its name in `CLUSTERERS`.
+    """Make a clusterer by its name in `CLUSTERERS`.
 
     Args:
         name: "kmeans", "dbscan" or "reciprocal_hdbscan" (on k-reciprocal neighbours), scikit-learn's "hdbscan" or
             "agglomerative".
         num_clusters: number of clusters, for those that take one.
-        settings: keyword arguments of the clusterer, as its class has them; they win over everything else.
-        **defaults: keyword arguments that are left out where the clusterer does not know them, such as `seed`.
+        settings: keyword arguments of the clusterer's class; they override everything else.
+        **defaults: keyword arguments that are left out where the clusterer does not accept them, such as `seed`.
 
     Raises:
-        ValueError: if the name, a keyword or its value is unknown; the message lists what there is.
+        ValueError: if the name, a keyword or its value is unknown; the message lists the accepted ones.
     """
     if name not in CLUSTERERS:
         raise ValueError(f"clusterer={name!r} is unknown: use one of {', '.join(CLUSTERERS)}")
-    known = inspect.signature(CLUSTERERS[name]).parameters
-    unknown = sorted(set(settings or {}) - set(known))
+    accepted = inspect.signature(CLUSTERERS[name]).parameters
+    unknown = sorted(set(settings or {}) - set(accepted))
     if unknown:
         raise ValueError(
-            f"clusterer_kwargs: {name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+            f"clusterer_kwargs: {name} has no argument {', '.join(map(repr, unknown))}; it has {', '.join(accepted)}"
         )
-    defaults = {"n_clusters": num_clusters, "copy": True, **defaults}  # HDBSCAN warns if it is not told about copies
-    chosen = {key: value for key, value in defaults.items() if key in known}
+    defaults = {"n_clusters": num_clusters, "copy": True, **defaults}  # HDBSCAN warns without `copy`
+    chosen = {key: value for key, value in defaults.items() if key in accepted}
     return CLUSTERERS[name](**{**chosen, **(settings or {})})
 
 
 def can_be_finer(clusterer: BaseEstimator) -> bool:
-    """Tell whether a clusterer has what makes it finer: an eps, or a number of clusters that it seeks by itself."""
+    """True if a clusterer has an eps, or a number of clusters whose centres it initialises by itself."""
     parameters = clusterer.get_params(deep=False)
     seeks_centers = isinstance(parameters.get("init", ""), str)
     return "eps" in parameters or (isinstance(parameters.get("n_clusters"), int) and seeks_centers)
@@ -59,20 +59,20 @@ def can_be_finer(clusterer: BaseEstimator) -> bool:
 def make_clusterers(
     n: int, name: str, num_clusters: int, settings: dict[str, Any] | None = None, *, n_samples: int, **defaults: Any
 ) -> list[BaseEstimator]:
-    """Clusterers that look at the same samples in n ways: each one finer than the one before.
+    """Make clusterers of the same samples, each one finer than the one before.
 
     Args:
-        n: how many.
+        n: number of clusterers.
         name: as for `make_clusterer`.
         num_clusters: number of clusters of the first, for those that take one; each next one has twice as many, up to
-            half of the samples. Of "dbscan" each next one has three quarters of the eps.
-        settings: as for `make_clusterer`; an `n_clusters` or `eps` there is the first one's, and where `fit_samples`
-            are fewer than the clusters of a finer one, it takes as many as it has clusters.
+            half of the samples. With "dbscan" each next one has three quarters of the eps.
+        settings: as for `make_clusterer`; an `n_clusters` or `eps` there is that of the first one. `fit_samples` are
+            raised to the number of clusters of a finer one.
         n_samples: number of samples.
         **defaults: as for `make_clusterer`.
 
     Raises:
-        ValueError: as `make_clusterer`, or if this clusterer has nothing to vary.
+        ValueError: as `make_clusterer`, or if this clusterer cannot be made finer.
     """
     first = make_clusterer(name, num_clusters, settings, **defaults)
     if n == 1:
@@ -85,17 +85,17 @@ def make_clusterers(
     parameters = first.get_params(deep=False)
     if "eps" in parameters:
         finer = [{**(settings or {}), "eps": round(parameters["eps"] * FINER_EPS**i, 6)} for i in range(n)]
-        by_eps = [make_clusterer(name, num_clusters, each, **defaults) for each in finer]
-        share_neighborhoods(by_eps)
-        return by_eps
+        finer_by_eps = [make_clusterer(name, num_clusters, options, **defaults) for options in finer]
+        share_neighborhoods(finer_by_eps)
+        return finer_by_eps
     n_clusters = parameters["n_clusters"]
     finest = max(n_clusters, n_samples // 2)
     counts = [min(n_clusters * 2**i, finest) for i in range(n)]
     seed = defaults.pop("seed", 0)
-    by_count = []
+    finer_by_count = []
     for i, count in enumerate(counts):
         chosen = {**(settings or {}), "n_clusters": count}
         if i > 0 and chosen.get("fit_samples") is not None:
             chosen["fit_samples"] = max(chosen["fit_samples"], count)
-        by_count.append(make_clusterer(name, count, chosen, seed=seed + i, **defaults))
-    return by_count
+        finer_by_count.append(make_clusterer(name, count, chosen, seed=seed + i, **defaults))
+    return finer_by_count

@@ -61,6 +61,6 @@ def test_nothing_is_kept_after_the_last(searches):
     shared, features = SharedNeighborhoods(2), torch.nn.functional.normalize(grouped(50, 0), dim=1)
     shared.find(features, 6, 2, "torch")
     shared.find(features, 6, 2, "torch")
-    assert shared._found is None
+    assert shared._neighborhoods is None
     shared.find(features, 6, 2, "torch")
     assert len(searches) == 2

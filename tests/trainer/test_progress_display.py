@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 from hf_plr.utils.progress import track
 with tqdm(total=4) as outer:
     for step in range(4):
-        for _ in track(range(3), "Extracting features", 3, shown=True):
+        for _ in track(range(3), "Extracting features", 3, is_shown=True):
             time.sleep(0.15)
         outer.update()
         tqdm.write(f"line {step}")
@@ -103,9 +103,9 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
 
 def test_long_work_without_a_terminal_says_how_far_it_is(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
-    assert list(track(range(3), "Reading images", 3, shown=True)) == [0, 1, 2]
+    assert list(track(range(3), "Reading images", 3, is_shown=True)) == [0, 1, 2]
     assert capsys.readouterr().out.splitlines() == [f"Reading images: {done} of 3" for done in range(3)]
-    assert list(track(range(3), "Reading images", 3, shown=False)) == [0, 1, 2]
+    assert list(track(range(3), "Reading images", 3, is_shown=False)) == [0, 1, 2]
     assert capsys.readouterr().out == ""
 
 
