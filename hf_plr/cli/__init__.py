@@ -24,9 +24,9 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `hf-plr`; returns the exit status: 0, 1 where the Hub fails, or 2 where arguments or files do not fit."""
+    """Run `hf-plr`; returns the exit status: 0, 1 if the Hub fails, or 2 if arguments or files do not fit."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:  # most of its arguments are the recipe's, which argparse here does not know
+    if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
         return train.main(argv[1:])
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         COMMANDS[args.command].run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (OSError, TypeError, ValueError) as error:

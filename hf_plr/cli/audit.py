@@ -1,4 +1,4 @@
-"""Estimate from an auditor's marks how many pseudo-labels are wrong, and name the clusters to look at first.
+"""Estimate from an auditor's marks how many pseudo-labels are wrong, and name the clusters to check first.
 
   hf-plr audit out --marks marks.csv
 
@@ -6,14 +6,13 @@
 columns index (row of the data set, as in pseudo_labels.parquet) and mark (wrong, right, or empty for a sample that has
 none yet).
 
-The error rate comes from samples that were drawn at random, and from nothing else: the report's random sheet, or a file
-of your own with --random. Mark every sample of that draw, also those that are right: a draw of which only some samples
-are marked may not be fair, and the command says so. A sample has one mark, wherever the report shows it.
-The 95% interval is exact (Clopper-Pearson).
+The error rate comes only from samples that were drawn at random: the report's random sheet, or a file of your own with
+--random. Mark every sample of that draw, also the right ones. A draw with only some samples marked may not be fair, and
+the command says so. A sample has one mark, wherever the report shows it. The 95% interval is exact (Clopper-Pearson).
 
-The clusters are ranked by all marks: by the wrong members that were found, and for each member that was not marked
-(w + 2 p) / (m + 2), where w of m marked members are wrong and p is the rate of all clusters. That ranks them and is no
-estimate, since sheets of doubtful members have more wrong ones than others.
+All marks rank the clusters: a cluster counts its wrong members, and (w + 2 p) / (m + 2) per member without a mark. Here
+w of m marked members are wrong, and p is the rate of all clusters. This number is for ranking. It is not an estimate,
+since sheets of doubtful members have more wrong ones than others.
 """
 
 from __future__ import annotations
@@ -47,57 +46,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read labels and marks, print what they say, write all clusters where that is asked for.
+    """Read labels and marks, print the audit, and write all clusters if --output is given.
 
     Raises:
         ValueError, TypeError, OSError: if the files do not fit.
     """
     if args.output is not None:
         if not args.output.endswith(".csv"):
-            raise ValueError(f"--output {args.output}: clusters are written as .csv")
+            raise ValueError(f"--output {args.output}: clusters are written as .csv; name such a file")
         check_output(args.output, args.overwrite)
     labels = read_labels(args.folder)
     marks = read_marks(args.marks, labels, args.random)
-    of_samples = np.asarray(labels.labels)
-    clusters = rank_clusters(marks, of_samples)
-    print(describe(marks, of_samples, estimate_error_rate(marks, of_samples), clusters))
+    pseudo_labels = np.asarray(labels.labels)
+    clusters = rank_clusters(marks, pseudo_labels)
+    print(describe_audit(marks, pseudo_labels, estimate_error_rate(marks, pseudo_labels), clusters))
     if args.output is not None:
-        _write(args.output, clusters)
+        _write_clusters(args.output, clusters)
         print(f"\nWrote {args.output}")
 
 
-def describe(marks: Marks, labels: np.ndarray, found: ErrorRate | None, clusters: RankedClusters) -> str:
-    """What an audit found, for a person.
+def describe_audit(marks: Marks, labels: np.ndarray, estimate: ErrorRate | None, clusters: RankedClusters) -> str:
+    """Describe an audit for people.
 
     Args:
         marks: the marks.
         labels: pseudo-label of every sample, shape (N,).
-        found: the estimated error rate, if there is one.
+        estimate: the estimated error rate, None without one.
         clusters: the ranked clusters.
     """
-    lines = [f"{_count(len(marks.index), 'sample')} marked, {marks.wrong.sum():,} of them wrong.", ""]
-    if found is None:
+    lines = [f"{_format_count(len(marks.index), 'sample')} marked, {marks.wrong.sum():,} of them wrong.", ""]
+    if estimate is None:
         lines += [
             "No error rate: no mark is on the sheet of random samples, and the others are not a fair draw of all."
         ]
     else:
         lines += [
-            f"Error rate: {found.rate:.1%}, 95% interval {found.low:.1%} to {found.high:.1%} ({found.wrong:,} of "
-            f"{found.marked:,} random samples are wrong).",
-            f"Of the {found.population:,} samples in clusters about {found.in_samples(found.rate):,} are wrong, "
-            f"between {found.in_samples(found.low):,} and {found.in_samples(found.high):,}.",
+            f"Error rate: {estimate.rate:.1%}, 95% interval {estimate.low:.1%} to {estimate.high:.1%} "
+            f"({estimate.wrong:,} of {estimate.marked:,} random samples are wrong).",
+            f"Of the {estimate.population:,} samples in clusters about {estimate.in_samples(estimate.rate):,} are "
+            f"wrong, between {estimate.in_samples(estimate.low):,} and {estimate.in_samples(estimate.high):,}.",
         ]
-        if found.unmarked:
+        if estimate.unmarked:
             lines += [
-                f"{found.unmarked:,} of the {found.marked + found.unmarked:,} random samples have no mark. Mark them "
-                "too: the estimate takes the marked ones for a fair draw."
+                f"{estimate.unmarked:,} of the {estimate.marked + estimate.unmarked:,} random samples have no mark. "
+                "Mark them too: the estimate takes the marked ones for a fair draw."
             ]
-        if found.wrong == found.marked:
+        if estimate.wrong == estimate.marked:
             lines += ["Every one is marked wrong: were those that are right marked too? They must be."]
-    outside = int((labels == NOISE).sum())
-    if outside:
-        lines += [f"{_count(outside, 'sample')} in no cluster: without a label, they are neither right nor wrong."]
-    lines += ["", "Clusters to look at first:", ""]
+    n_noise = int((labels == NOISE).sum())
+    if n_noise:
+        lines += [
+            f"{_format_count(n_noise, 'sample')} in no cluster: without a label, they are neither right nor wrong."
+        ]
+    lines += ["", "Clusters to check first:", ""]
     lines += [f"{'cluster':>8}{'members':>9}{'marked':>8}{'wrong':>7}{'expected wrong':>16}"]
     columns = (clusters.label, clusters.members, clusters.marked, clusters.wrong, clusters.expected_wrong)
     for label, members, marked, wrong, expected in list(zip(*columns, strict=True))[:SHOWN_CLUSTERS]:
@@ -107,7 +108,7 @@ def describe(marks: Marks, labels: np.ndarray, found: ErrorRate | None, clusters
     return "\n".join(lines)
 
 
-def _write(path: str, clusters: RankedClusters) -> None:
+def _write_clusters(path: str, clusters: RankedClusters) -> None:
     frame = pd.DataFrame(
         {
             "cluster": clusters.label,
@@ -121,5 +122,5 @@ def _write(path: str, clusters: RankedClusters) -> None:
     os.replace(f"{path}.tmp", path)
 
 
-def _count(number: int, noun: str) -> str:
+def _format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun} is" if number == 1 else f"{number:,} {noun}s are"

@@ -1,11 +1,11 @@
-"""Write the feature of every image or recording of a data set, as a trained run takes it.
+"""Write the feature of every image or recording of a data set, as a trained run computes it.
 
   hf-plr embed --model out --dataset DATA --output features.parquet
 
 `out` is the output folder or Hub id of a run, or any backbone that `AutoModel` loads. DATA is a Hub id, a folder of
-images or recordings, or a folder of parquet files. The output has one row a sample: its index, its file where that is
-known, and its feature, a list of floats of the backbone's width. Pooling, layer and length are those of the run where
-its metrics.json lies beside the model, unless they are given.
+images or recordings, or a folder of parquet files. The output has one row per sample: its index, its file if that is
+known, and its feature, a list of floats of the backbone's width. Pooling, layer and length are those of the run if its
+metrics.json lies beside the model, unless they are given.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_plr.cli.samples import add_sample_arguments, check_output, opened
+from hf_plr.cli.samples import add_sample_arguments, check_output, open_samples
 
 SUMMARY = "write the features of images or recordings"
-FROM_RUN: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
+RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_seconds", type=float, metavar="S", help="use only the first so many seconds (default: as in the run)"
     )
     parser.add_argument(
-        "--batch_size", type=int, default=256, metavar="B", help="images, or seconds, a batch (default: %(default)s)"
+        "--batch_size", type=int, default=256, metavar="B", help="images, or seconds, per batch (default: %(default)s)"
     )
 
 
@@ -53,23 +53,23 @@ def run(args: argparse.Namespace) -> None:
     from hf_plr.modality import find_modality
 
     settings = {name: getattr(args, name) for name in ("image_column", "audio_column")}
-    of_run = read_run_settings(args.model)
-    for name in FROM_RUN:
-        given = getattr(args, name)
-        settings[name] = of_run.get(name) if given is None else given
-    extractor, store = opened(args, find_modality, settings)
-    started = time.perf_counter()
+    run_settings = read_run_settings(args.model)
+    for name in RUN_SETTINGS:
+        value = getattr(args, name)
+        settings[name] = run_settings.get(name) if value is None else value
+    extractor, store = open_samples(args, find_modality, settings)
+    start = time.perf_counter()
     features = extractor.extract_all(store).cpu().numpy()
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     write_features(args.output, store.rows, features, store.files())
     print(
         f"Wrote {args.output}: {len(features):,} features of {features.shape[1]} numbers in {seconds:.1f} s "
-        f"({len(features) / seconds:.0f} {extractor.modality.plural} a second)"
+        f"({len(features) / seconds:.0f} {extractor.modality.plural} per second)"
     )
 
 
 def read_run_settings(model: str) -> dict[str, Any]:
-    """How the run that left a backbone took its features; empty where no `metrics.json` lies beside it."""
+    """Read how a backbone's run computed its features; empty if no `metrics.json` lies beside it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
@@ -85,8 +85,8 @@ def read_run_settings(model: str) -> dict[str, Any]:
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            stored = json.load(file)["settings"]
-        return {name: kind(stored[name]) for name, kind in FROM_RUN.items() if name in stored}
+            settings = json.load(file)["settings"]
+        return {name: setting_type(settings[name]) for name, setting_type in RUN_SETTINGS.items() if name in settings}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
 
@@ -94,10 +94,10 @@ def read_run_settings(model: str) -> dict[str, Any]:
 def write_features(
     path: str | os.PathLike[str], rows: np.ndarray, features: np.ndarray, files: list[str] | None = None
 ) -> None:
-    """Write one row a sample: index, file and feature (D floats), by index.
+    """Write one row per sample: index, file and feature (D floats), by index.
 
     Args:
-        path: a parquet file, which is complete or not there at all.
+        path: a parquet file; it is complete or does not exist.
         rows: index of each sample, (N,).
         features: float32 (N, D).
         files: file of each sample, (N,); None leaves the column out.
@@ -105,7 +105,7 @@ def write_features(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    order = np.argsort(rows, kind="stable")  # sounds are held by length
+    order = np.argsort(rows, kind="stable")  # a store of recordings is ordered by length
     columns = {"index": pa.array(rows[order], pa.int64())}
     if files is not None:
         columns["file"] = pa.array([files[i] for i in order])

@@ -2,7 +2,7 @@
 
   hf-plr env
 
-It tells nothing that identifies you: no token, no user, no address; paths are those that variables name.
+It prints nothing that identifies you: no token, no user, no address. Paths are those in variables.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import hf_plr
 
 SUMMARY = "print versions, devices and settings for a bug report"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn", "numpy", "scipy", "huggingface_hub")
-OPTIONAL_PACKAGES = ("faiss-cpu", "faiss-gpu", "timm")  # told of only where they are
-# By name, and none that may hold a token or a password, as an address can.
+OPTIONAL_PACKAGES = ("faiss-cpu", "faiss-gpu", "timm")  # printed only if installed
+# A list of names, so that none may hold a token or a password, as an address can.
 VARIABLES = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
     *("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"),
@@ -33,34 +33,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print everything."""
+    """Print versions, devices and variables."""
     facts = {"hf_plr": hf_plr.__version__, "Python": platform.python_version(), "Platform": platform.platform()}
-    facts |= versions() | devices() | variables()
+    facts |= list_versions() | list_devices() | list_variables()
     print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on, as their installation tells them."""
-    found = {package: version(package) for package in (*PACKAGES, *OPTIONAL_PACKAGES)}
-    return {package: told or "not installed" for package, told in found.items() if told or package in PACKAGES}
+def list_versions() -> dict[str, str]:
+    """List the installed versions of the packages that results depend on."""
+    installed = {package: find_version(package) for package in (*PACKAGES, *OPTIONAL_PACKAGES)}
+    return {
+        package: number or "not installed" for package, number in installed.items() if number or package in PACKAGES
+    }
 
 
-def version(package: str) -> str | None:
-    """Version of an installed package; None where there is none."""
+def find_version(package: str) -> str | None:
+    """Find the version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def devices() -> dict[str, str]:
-    """Processors and GPUs, as far as torch and accelerate can be imported."""
+def list_devices() -> dict[str, str]:
+    """List processors and GPUs, as far as torch and accelerate can be imported."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {"CPUs": f"{os.cpu_count()}, {usable} of them usable"}
     try:
         import torch
         from accelerate.utils import is_bf16_available
-    except (ImportError, OSError) as error:  # OSError: a library that torch needs is not there
+    except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
         return {**facts, "Devices": f"unknown: {' '.join(str(error).split())}"}
     facts["Threads of torch"] = str(torch.get_num_threads())
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -74,6 +76,6 @@ def devices() -> dict[str, str]:
     return facts
 
 
-def variables() -> dict[str, str]:
-    """Those environment variables that change what a run does, where they are set."""
+def list_variables() -> dict[str, str]:
+    """List the environment variables that change a run, if they are set."""
     return {name: os.environ[name] for name in VARIABLES if name in os.environ}

@@ -2,9 +2,9 @@
 
   hf-plr push out --repo USER/NAME
 
-`out` is the output folder of a run. Its backbone, processor, model card, figures, report and labels are pushed, nothing
+`out` is the output folder of a run. Its backbone, processor, model card, plots, report and labels are pushed, nothing
 else: no checkpoint, no optimizer, no arguments. The commit has a tag that says how many epochs were trained, such as
-epoch-30. The token is that of `hf auth login` or HF_TOKEN. Pushing again is safe: what is there is not sent twice.
+epoch-30. The token is that of `hf auth login` or HF_TOKEN. Pushing again is safe: files on the Hub are not sent twice.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is pushed and where to."""
+    """Declare the arguments of both push commands: folder and repository."""
     parser.add_argument("folder", metavar="OUT", help="output folder of a run")
-    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="where to; it is made if it is not there")
+    parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the repository; it is made if missing")
     parser.add_argument(
         "--private",
         action="store_const",
         const=True,
-        help="make it private; it is an error if it is there already and public",
+        help="make it private; an error if it exists and is public",
     )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if it is not there (default: the main one)")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if missing (default: the main one)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Push, and say what was pushed.
+    """Push, and print the list of files.
 
     Raises:
         ValueError: if the folder holds no trained backbone.
-        HubError: if it did not get there.
+        HubError: if the push fails.
     """
     tag = format_epoch_tag(read_trained_epochs(args.folder)) if args.revision is None else None
     pushed = push_folder(args.folder, args.repo, private=args.private, revision=args.revision, tag=tag)

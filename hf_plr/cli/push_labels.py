@@ -3,9 +3,9 @@
   hf-plr push-labels out --repo USER/NAME
   hf-plr push-labels out --repo USER/NAME --with_media DATA
 
-`out` is the output folder of a run. The data set has one row a sample: its index, its file where that is known, its
+`out` is the output folder of a run. The data set has one row per sample: its index, its file if that is known, its
 label, previous label and confidence, or its units. The images or recordings themselves are pushed only with
---with_media: the data that the run was given, a Hub id, a folder, or a folder of parquet files.
+--with_media and the run's data: a Hub id, a folder, or a folder of parquet files.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Push, and say what was pushed.
+    """Push, and print the address.
 
     Raises:
         ValueError: if the folder holds no labels, or they are not of these data.
-        HubError: if they did not get there.
+        HubError: if the push fails.
     """
     from hf_plr.hub.label_dataset import find_label_file, push_labels, select_labelled_media
 
@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> None:
         _, column = find_modality_column(dataset, args.image_column, args.audio_column)
         media = select_labelled_media(args.folder, dataset, column)
     name, url = push_labels(args.folder, args.repo, media=media, private=args.private, revision=args.revision)
-    what = path.name if media is None else f"{path.name} and {len(media):,} {media.column_names[0]}s"
-    print(f"{what} on the Hub: {url}")
+    description = path.name if media is None else f"{path.name} and {len(media):,} {media.column_names[0]}s"
+    print(f"{description} on the Hub: {url}")
     print(f'  from datasets import load_dataset; labels = load_dataset("{name}", split="train")')

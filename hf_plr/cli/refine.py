@@ -1,7 +1,7 @@
 """Refine the labels of one clustering by those of another one of the same samples.
 
-For clusters that were made elsewhere: give the labels of the last epoch and of this one, get this epoch's refined. The
-samples must be in the same order in all files; -1 is noise. A .npy file is read where it lies, whatever its size.
+For clusters of other tools: give the labels of the last epoch and of this one, get this epoch's refined. Samples must
+be in the same order in all files; -1 is noise. A .npy file is memory-mapped, so that its size does not matter.
 
   hf-plr refine --previous epoch1.npy --current epoch2.npy --output refined.parquet
 """
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--preset", default="slr", choices=list(PRESETS), help="set of defaults (default: %(default)s)"
     )
-    options.add_argument("--weight", type=float, help="share of the current labels in the blend, in [0, 1]")
+    options.add_argument("--weight", type=float, help="fraction of the current labels in the blend, in [0, 1]")
     options.add_argument("--space", help="projected or joint")
     options.add_argument("--normalize", help="row or column")
     options.add_argument("--assignment", help="hierarchical, argmax, soft or current")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Refine, write the labels, print what happened.
+    """Refine, write the labels, print a summary.
 
     Raises:
         ValueError, TypeError, OSError: if the files or the options do not fit.
@@ -61,16 +61,16 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.output, args.overwrite)  # before the work
     files = [LabelFile.open(path, args.column) for path in (*args.previous, args.current)]
     _check_same_samples(files)
-    refiner = PseudoLabelRefiner.from_preset(args.preset, **_options(args, len(files)))
+    refiner = PseudoLabelRefiner.from_preset(args.preset, **_collect_options(args, len(files)))
     labelings = [file.labels for file in files]
     table = cooccurrence(*labelings)
     cells = refiner.refine_cells(table)
     write_labels(args.output, files, cells, overwrite=args.overwrite)
-    print(describe(cells))
+    print(describe_refinement(cells))
     print(f"\nWrote {args.output}")
 
 
-def _options(args: argparse.Namespace, generations: int) -> dict[str, Any]:
+def _collect_options(args: argparse.Namespace, generations: int) -> dict[str, Any]:
     names = (
         "weight", "space", "normalize", "assignment", "linkage", "n_clusters", "distance_threshold", "noise",
         "min_cluster_size", "max_cells",
@@ -99,21 +99,21 @@ def _check_same_samples(files: list[LabelFile]) -> None:
             )
 
 
-def describe(cells: CellRefinement) -> str:
-    """What a refinement did, for a person: sizes, agreement, events."""
+def describe_refinement(cells: CellRefinement) -> str:
+    """Describe a refinement for people: sizes, agreement, events."""
     table = cells.table
     n_samples = int(table.counts.sum())
-    how = "exact" if cells.exact else "not exact: light cells were folded into similar ones"
-    lines = [f"{n_samples:,} samples in {len(table):,} cells ({how})", "", f"{'':10}{'clusters':>10}{'noise':>9}"]
+    exactness = "exact" if cells.exact else "not exact: light cells were folded into similar ones"
+    lines = [f"{n_samples:,} samples in {len(table):,} cells ({exactness})", "", f"{'':10}{'clusters':>10}{'noise':>9}"]
     labelings = {"previous": table.previous, "current": table.current, "refined": cells.labels}
     for name, labels in labelings.items():
         n_clusters = len(np.unique(labels[labels != NOISE]))
         noise = table.counts[labels == NOISE].sum() / n_samples
         lines.append(f"{name:10}{n_clusters:>10,}{noise:>9.1%}")
     lines += ["", "Agreement (adjusted Rand index, 1 = the same):"]
-    for one, other in (("previous", "current"), ("previous", "refined"), ("current", "refined")):
-        agreement = adjusted_rand(labelings[one], labelings[other], table.counts)
-        lines.append(f"  {f'{one} and {other}':<22}{agreement:>7.3f}")
+    for first, second in (("previous", "current"), ("previous", "refined"), ("current", "refined")):
+        agreement = adjusted_rand(labelings[first], labelings[second], table.counts)
+        lines.append(f"  {f'{first} and {second}':<22}{agreement:>7.3f}")
     lines += ["", f"Refinement moved {cells.changed_share:.1%} of the samples to another cluster."]
     lines += [
         "",
@@ -121,13 +121,13 @@ def describe(cells: CellRefinement) -> str:
     ]
     changes = [event for event in cells.events if event.kind != "kept"]
     for event in changes[:SHOWN_EVENTS]:
-        before, after = (_listed(clusters) for clusters in (event.previous, event.current))
+        before, after = (_format_clusters(clusters) for clusters in (event.previous, event.current))
         lines.append(f"  {event.kind:<9} {before or '(nothing)'} -> {after or '(nothing)'}: {event.samples:,} samples")
     if len(changes) > SHOWN_EVENTS:
         lines.append(f"  ... and {len(changes) - SHOWN_EVENTS:,} smaller ones")
     return "\n".join(lines)
 
 
-def _listed(clusters: tuple[int, ...]) -> str:
+def _format_clusters(clusters: tuple[int, ...]) -> str:
     shown = ", ".join(map(str, clusters[:8]))
     return shown + (f", ... ({len(clusters)} in all)" if len(clusters) > 8 else "")

@@ -3,7 +3,7 @@
   hf-plr report out
 
 `out` is the output folder of a run. The page is made from its report.json, which the run wrote, and takes the scores of
-its metrics.json. Of an older run that left no report.json it shows the figures and the sizes of the last clusters.
+its metrics.json. For an older run without report.json it shows the metrics and the sizes of the last clusters.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Render the page, and say where it is.
+    """Render the page, and print its path.
 
     Raises:
-        ValueError, OSError: if the folder holds no run, or what is there is damaged.
+        ValueError, OSError: if the folder holds no run, or its files are damaged.
     """
     from hf_plr.report.html.earlier_runs import report_of
     from hf_plr.report.html.render import MIB, render

@@ -1,4 +1,4 @@
-"""What the commands that run a backbone over a data set share: arguments, the loaded samples, the output file."""
+"""Shared parts of the commands that run a backbone over a data set: arguments, samples, output file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_sample_arguments(parser: argparse.ArgumentParser, samples: str, output: str) -> None:
-    """Declare where model and samples come from and where the output goes."""
+    """Declare the arguments for model, samples and output."""
     parser.add_argument("--model", required=True, help="folder or Hub id of the backbone")
     parser.add_argument("--dataset", required=True, help=f"Hub id, folder of {samples}, or folder of parquet files")
     parser.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a Hub data set")
@@ -28,28 +28,28 @@ def add_sample_arguments(parser: argparse.ArgumentParser, samples: str, output: 
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
-def check_output(args: argparse.Namespace, what: str) -> None:
-    """Refuse an output that cannot be written, before any work.
+def check_output(args: argparse.Namespace, content: str) -> None:
+    """Reject an output that cannot be written, before any work.
 
     Raises:
         ValueError, OSError: naming it.
     """
     if not args.output.endswith(".parquet"):
-        raise ValueError(f"--output {args.output}: {what} are written as .parquet")
+        raise ValueError(f"--output {args.output}: {content} are written as .parquet; name such a file")
     label_files.check_output(args.output, args.overwrite)
     if args.batch_size < 1:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
 
 
-def opened(
+def open_samples(
     args: argparse.Namespace,
     find_modality: Callable[[Dataset, str, PLRTrainingArguments], Modality],
     settings: dict[str, Any],
 ) -> tuple[FeatureExtractor, SampleStore]:
-    """The backbone, ready to extract, and all samples.
+    """Open the samples, and load the backbone; returns the extractor and the store.
 
     Args:
-        args: what `add_sample_arguments` declared, and batch_size.
+        args: the arguments of `add_sample_arguments`, and batch_size.
         find_modality: makes the modality from (data set, name of the model, arguments).
         settings: further training arguments.
     """

@@ -5,7 +5,7 @@
   hf-plr train reid --config omniglot --dataset_name TARGET --output_dir out
 
 Without arguments, image and audio train on small data of their own. `hf-plr train image --help` lists the arguments of
-the recipe; --config takes a file, or the name of one that comes with the package. These are for `accelerate launch`,
+the recipe. --config takes a file, or the name of one that comes with the package. These are for `accelerate launch`,
 which starts the recipe:
 """
 
@@ -30,42 +30,42 @@ DATA = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `hf-plr train`; returns the exit status: the recipe's, or 2 where it could not be started.
+    """Run `hf-plr train`; returns the exit status: the recipe's, or 2 if it could not be started.
 
     Args:
-        argv: what follows `hf-plr train`.
+        argv: the words after `hf-plr train`.
     """
-    parser = launch_parser()
+    parser = make_launch_parser()
     options, arguments = parser.parse_known_args(argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         parser.print_help()
         return 0
     name, *arguments = arguments
     if name not in RECIPES:
-        parser.error(f"{name!r} is no recipe: choose {', '.join(RECIPES)}, before its arguments")
+        parser.error(f"{name!r} is not a recipe: choose {', '.join(RECIPES)}, before its arguments")
     try:
         # Imported here: `hf-plr train --help` needs no torch.
         from hf_plr.recipe_tools.launcher import launch
 
         recipes = find_shipped("recipes")
         configs = recipes / "configs"
-        arguments = resolve_recipe_config(arguments, configs)
+        arguments = resolve_recipe_configs(arguments, configs)
         return launch(
-            f"{PROG} {name}", recipes / RECIPES[name], arguments, launch_options(options, configs / "accelerate")
+            f"{PROG} {name}", recipes / RECIPES[name], arguments, make_launch_flags(options, configs / "accelerate")
         )
     except (OSError, ImportError, ValueError) as error:
         parser.error(str(error))
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """Parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def launch_parser() -> argparse.ArgumentParser:
-    """The parser of what goes to `accelerate launch`; its help lists what can be trained."""
+def make_launch_parser() -> argparse.ArgumentParser:
+    """Make the parser of options for `accelerate launch`; its help lists the recipes."""
     names = "\n".join(f"  {name:<7} {data}" for name, data in DATA.items())
     parser = OneLineParser(
         prog=PROG,
@@ -75,45 +75,49 @@ def launch_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--num_processes", type=_positive, metavar="N", help="processes; default: one, or one a GPU")
+    parser.add_argument(
+        "--num_processes", type=_parse_positive, metavar="N", help="processes; default: one, or one per GPU"
+    )
     parser.add_argument(
         "--config_file", metavar="FILE", help="a file of `accelerate config`, or the name of one that comes with hf-plr"
     )
-    parser.add_argument("--num_cpu_threads_per_process", type=_positive, metavar="N", help="default: 1 of several")
+    parser.add_argument(
+        "--num_cpu_threads_per_process", type=_parse_positive, metavar="N", help="default: 1 of several"
+    )
     parser.add_argument("--main_process_port", type=int, metavar="PORT", help="default: one that is free")
     parser.add_argument("--main_process_ip", metavar="ADDRESS", help="of the first of several machines")
     parser.add_argument("--machine_rank", type=int, metavar="N", help="this machine's number among several")
     return parser
 
 
-def _positive(text: str) -> int:
+def _parse_positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")
     return value
 
 
-def launch_options(options: argparse.Namespace, configs: Path) -> list[str]:
-    """The options of `accelerate launch`, as flags.
+def make_launch_flags(options: argparse.Namespace, configs: Path) -> list[str]:
+    """Make the flags of `accelerate launch` from options.
 
     Args:
-        options: what `launch_parser` found.
+        options: output of `make_launch_parser`.
         configs: folder of the shipped configs.
 
     Raises:
-        ValueError: if there is no such config.
+        ValueError: if the config does not exist.
     """
     if options.config_file is not None:
         options.config_file = resolve_config("--config_file", options.config_file, configs)
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    flags = {name: value for name, value in vars(options).items() if value is not None}
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
-def resolve_recipe_config(arguments: Sequence[str], configs: Path) -> list[str]:
-    """A recipe's arguments with the path of a shipped config in place of its name.
+def resolve_recipe_configs(arguments: Sequence[str], configs: Path) -> list[str]:
+    """Replace the names of shipped configs in a recipe's arguments by their paths.
 
     Raises:
-        ValueError: if there is no such config.
+        ValueError: if the config does not exist.
     """
     resolved = list(arguments)
     for i, word in enumerate(arguments):
@@ -124,20 +128,20 @@ def resolve_recipe_config(arguments: Sequence[str], configs: Path) -> list[str]:
     return resolved
 
 
-def resolve_config(option: str, given: str, configs: Path) -> str:
-    """Path of a config file.
+def resolve_config(option: str, value: str, configs: Path) -> str:
+    """Find the path of a config file.
 
     Args:
-        option: what it was given by, for the error.
-        given: a path, or the name of a file in `configs` without its ending.
+        option: name of its option, for the error.
+        value: a path, or the name of a file in `configs` without its ending.
         configs: folder of the shipped configs.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if `value` is neither.
     """
-    if os.path.exists(given) and not os.path.isdir(given):  # a folder may well have the name of a config
-        return given
+    if os.path.exists(value) and not os.path.isdir(value):  # a folder may well have the name of a config
+        return value
     shipped = {path.stem: path for path in sorted(configs.glob("*.yaml"))}
-    if given not in shipped:
-        raise ValueError(f"{option} {given}: no such file, and hf-plr comes with {', '.join(shipped)}")
-    return str(shipped[given])
+    if value not in shipped:
+        raise ValueError(f"{option} {value}: no such file; give a path, or one of {', '.join(shipped)}")
+    return str(shipped[value])

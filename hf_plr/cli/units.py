@@ -1,13 +1,13 @@
-"""Write the units of recordings, as a trained run with frames would give them.
+"""Write the units of recordings, by the centroids of a trained run with frames.
 
 A unit is a cluster of frames: the backbone's hidden states are compared with the centroids that lie beside it.
 
   hf-plr units --model out --dataset RECORDINGS --output units.parquet
 
 `out` is the output folder or Hub id of a run of recipes/hubert_plr.py --objective frames. RECORDINGS is a Hub id, a
-folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row a recording: its index, its
-file where that is known, and a list with one unit a frame. Units are numbers below twice the run's --num_clusters, with
-gaps: one that lived on from round to round kept its number.
+folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row per recording: its index,
+its file if that is known, and a list with one unit per frame. Units are numbers below twice the run's --num_clusters.
+They have gaps, since a unit keeps its number from round to round.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from hf_plr.cli.samples import add_sample_arguments, check_output, opened
+from hf_plr.cli.samples import add_sample_arguments, check_output, open_samples
 
 SUMMARY = "write the units of recordings by a trained run's centroids"
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use only the first so many seconds, as the run did (default: all)",
     )
     parser.add_argument(
-        "--batch_size", type=int, default=64, metavar="S", help="seconds of sound a batch (default: %(default)s)"
+        "--batch_size", type=int, default=64, metavar="S", help="seconds of sound per batch (default: %(default)s)"
     )
 
 
@@ -52,19 +52,19 @@ def run(args: argparse.Namespace) -> None:
     from hf_plr.units.encoder import UnitEncoder, write_units
 
     encoder = UnitEncoder.load(args.model)
-    extractor, store = opened(
+    extractor, store = open_samples(
         args,
         lambda dataset, model, training: AudioModality(model, training, find_audio_column(dataset, args.audio_column)),
         {"max_seconds": args.max_seconds},
     )
     assert isinstance(store, AudioStore)
-    started = time.perf_counter()
+    start = time.perf_counter()
     rows, units = zip(*encoder.encode(extractor, store), strict=True)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start
     write_units(args.output, np.asarray(rows), list(units), store.files())
-    heard = float(store.lengths.sum()) / store.audio_format.sampling_rate
-    used = len(np.unique(np.concatenate(units)))
+    duration = float(store.lengths.sum()) / store.audio_format.sampling_rate
+    n_units = len(np.unique(np.concatenate(units)))
     print(
-        f"Wrote {args.output}: {sum(map(len, units)):,} frames of {len(rows):,} recordings, {used} units, from "
-        f"{heard / 60:.1f} minutes of sound in {seconds:.1f} s ({heard / seconds:.0f} times as fast as it plays)"
+        f"Wrote {args.output}: {sum(map(len, units)):,} frames of {len(rows):,} recordings, {n_units} units, from "
+        f"{duration / 60:.1f} minutes of sound in {seconds:.1f} s ({duration / seconds:.0f} times as fast as it plays)"
     )

@@ -18,18 +18,18 @@ SHOWN_OF_TRANSFORMERS = {
 
 
 class RecipeParser(HfArgumentParser):
-    """Parse a recipe's arguments: flags win over `--config FILE`, the file over `adjust`, `adjust` over the defaults.
+    """Parser of a recipe: flags win over `--config FILE`, the file over `adjust`, `adjust` over the defaults.
 
-    `--help` lists what is particular to the recipe; `--help_all` adds everything that `TrainingArguments` has.
+    `--help` lists the recipe's own arguments; `--help_all` adds those of `TrainingArguments`.
 
     Args:
         dataclass_types: the dataclasses to fill.
-        description: what the recipe does, for `--help`.
-        adjust: called with the values given by file and flags, returns defaults that depend on them; its ValueErrors
-            are shown as errors.
+        description: purpose of the recipe, for `--help`.
+        adjust: called with the values of file and flags, returns defaults that depend on them. Its ValueErrors are
+            shown as errors.
         hidden: arguments that `--help` leaves out, because they are not for this recipe.
-        choose: called with the values given by file and flags, returns the dataclasses to fill, where these depend on
-            an argument; `dataclass_types` then has the arguments of all of them.
+        choose: called with the values of file and flags, returns the dataclasses to fill, if these depend on an
+            argument. `dataclass_types` then has the arguments of all of them.
     """
 
     def __init__(
@@ -44,13 +44,15 @@ class RecipeParser(HfArgumentParser):
         self.adjust = adjust
         self.choose = choose
         self.hidden = set(hidden)
-        self.hints = {name: hint for each in dataclass_types for name, hint in get_type_hints(each).items()}
-        # What is parsed is what was given, since the dataclasses have the defaults. Reversed: --name before --no_name.
+        self.hints: dict[str, Any] = {}
+        for dataclass_type in dataclass_types:
+            self.hints |= get_type_hints(dataclass_type)
+        # Only given values are parsed: the dataclasses have the defaults. Reversed: --name before --no_name.
         self.shown_defaults = {action.dest: action.default for action in reversed(self._actions)}
         for action in self._actions:
             action.default = argparse.SUPPRESS
         self.add_argument("-h", "--help", action="help", help="Show this help.")
-        self.add_argument("--help_all", action="help", help="Show every argument there is.")
+        self.add_argument("--help_all", action="help", help="Show all arguments.")
         self.add_argument(
             "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with arguments; flags win over it."
         )
@@ -58,18 +60,18 @@ class RecipeParser(HfArgumentParser):
     def parse_args_and_config(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Fill the dataclasses from `argv` (by default the command line).
 
-        Exits with a message if an argument is unknown or cannot be read, or if help is asked for.
+        Exits with a message if an argument is unknown or cannot be read, or after --help.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
-        self.help_lists_all = "--help_all" in argv
+        self.is_help_complete = "--help_all" in argv
         flags = vars(self.parse_args(argv))
         config = flags.pop("config", None)
-        given = {**(self._read_config(config) if config else {}), **flags}
+        values = {**(self._read_config(config) if config else {}), **flags}
         try:
             if self.choose is not None:
-                self.dataclass_types = list(self.choose(given))
-            filled: tuple[Any, ...] = self.parse_dict({**self.adjust(given), **given}, allow_extra_keys=True)
-        except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:  # also what transformers raises
+                self.dataclass_types = list(self.choose(values))
+            filled: tuple[Any, ...] = self.parse_dict({**self.adjust(values), **values}, allow_extra_keys=True)
+        except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:  # including transformers' errors
             self.error(f"{error} (arguments are from flags and from --config {config})" if config else str(error))
         return filled
 
@@ -81,19 +83,19 @@ class RecipeParser(HfArgumentParser):
     def format_help(self) -> str:
         """The description and the arguments: those of the recipe, or all of them after `--help_all`."""
         shown = {"help", "help_all", "config"} | SHOWN_OF_TRANSFORMERS
-        for each in self.dataclass_types:
-            classes = set(each.__mro__) - set(TrainingArguments.__mro__)
-            shown |= {name for one in classes for name in getattr(one, "__annotations__", {})}
+        for dataclass_type in self.dataclass_types:
+            classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)
+            shown |= {name for ancestor in classes for name in getattr(ancestor, "__annotations__", {})}
         shown -= self.hidden
         lines = [(self.description or "").strip(), "", "options:"]
         for action in self._actions:
-            if action.option_strings[0].startswith("--no_") or not (self.help_lists_all or action.dest in shown):
+            if action.option_strings[0].startswith("--no_") or not (self.is_help_complete or action.dest in shown):
                 continue
             default = self.shown_defaults.get(action.dest)
             suffix = "" if default in (None, False) else f" (default: {default})"
             names = ", ".join(option for option in action.option_strings if "-" not in option[2:])
             lines += [f"  {names}", f"        {(action.help or '').strip()}{suffix}"]
-        if not self.help_lists_all:
+        if not self.is_help_complete:
             lines += ["", "All arguments of transformers.TrainingArguments work too: --help_all lists them."]
         return "\n".join(lines) + "\n"
 
@@ -109,36 +111,36 @@ class RecipeParser(HfArgumentParser):
             if unknown:
                 raise ValueError(f"unknown argument{'s' * (len(unknown) > 1)}: {', '.join(unknown)}")
             return {name: self._as_flag(name, value) for name, value in values.items()}
-        except Exception as error:  # besides its own errors, yaml has others for dates, numbers and nesting
-            self.error(f"--config {path}: {' '.join(str(error).split())}")  # those of yaml have several lines
+        except Exception as error:  # yaml raises several kinds for dates, numbers and nesting
+            self.error(f"--config {path}: {' '.join(str(error).split())}")  # yaml's errors have several lines
 
     def _as_flag(self, name: str, value: Any) -> Any:
-        """A value as a flag with the same text would give it: YAML reads 1e-3 as text, and 2 where text is wanted."""
+        """Convert a value as a flag of the same text would be: YAML reads 1e-3 as text, and 2 as a number."""
         action, hint = self._option_string_actions[f"--{name}"], self.hints[name]
         accepted = {get_origin(part) or part for part in (hint, *get_args(hint))} - {str}
         if value is None or type(value) in accepted:
             return value
         if isinstance(value, (list, dict)):
             raise ValueError(f"{name} takes one value, not a {type(value).__name__}")
-        if value is True and action.const is not None:  # a flag that may stand without a value
+        if value is True and action.const is not None:  # a flag with an optional value
             return action.const
         if not isinstance(value, (str, int, float)) or (isinstance(value, bool) and action.type not in (int, float)):
             raise ValueError(f"{name} is read as a {type(value).__name__}: put it in quotes")
         value = self._get_value(action, str(value))
-        self._check_value(action, value)  # against its choices
+        self._check_value(action, value)  # raises if it is not among its choices
         return value
 
 
 def _check_plain(text: str) -> None:
-    """Refuse YAML that a few kilobytes can make gigabytes or hours of.
+    """Reject YAML that grows from kilobytes to gigabytes or hours.
 
     Raises:
-        ValueError: if there are aliases, or deep nesting.
+        ValueError: if it has aliases or deep nesting.
     """
     depth = 0
     for event in yaml.parse(text):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError("aliases (*name) are not taken")
+            raise ValueError("aliases (*name) are not supported: write the value out")
         if depth > YAML_DEPTH:
-            raise ValueError(f"it is nested more than {YAML_DEPTH} deep")
+            raise ValueError(f"it is nested more than {YAML_DEPTH} deep: write 'name: value' lines")

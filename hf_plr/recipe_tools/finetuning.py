@@ -1,4 +1,4 @@
-"""Parts of the recipes that fine-tune a classifier: arguments, a few labels per class, training."""
+"""Shared parts of the recipes that fine-tune a classifier: arguments, a few labels per class, training."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class ClassifierArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
 
 
-def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
+def adjust_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the given arguments.
 
     Raises:
         ValueError: if a required argument is missing.
     """
     for name in ("model_name_or_path", "dataset_name", "output_dir"):
-        if given.get(name) is None:
+        if values.get(name) is None:
             raise ValueError(f"--{name} is needed")
-    return {"learning_rate": 1e-3} if given.get("freeze_backbone") else {}
+    return {"learning_rate": 1e-3} if values.get("freeze_backbone") else {}
 
 
 @dataclass
@@ -95,20 +95,22 @@ def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
     """Load both splits, without samples that have no class, and draw `args.labels_per_class` samples per class.
 
     Raises:
-        ValueError: if there is no test split, no label column, or a class has too few samples.
+        ValueError: if the test split or the label column is missing, or a class has too few samples.
     """
     train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split)
     if test is None:
-        raise ValueError(f"dataset_name={args.dataset_name!r} has no test split to score on")
+        raise ValueError(f"dataset_name={args.dataset_name!r} has no test split to score on: add a split named test")
     column = find_label_column(train, args.label_column)
     if column is None:
         raise ValueError("no column holds classes: name it with --label_column")
-    numbers: dict[str, int] = {}
-    labels = [encode_labels(split, column, numbers) for split in (train, test)]
-    names = list(numbers) or [str(label) for label in range(int(labels[0].max(initial=0)) + 1)]
+    label_numbers: dict[str, int] = {}
+    labels = [encode_labels(split, column, label_numbers) for split in (train, test)]
+    names = list(label_numbers) or [str(label) for label in range(int(labels[0].max(initial=0)) + 1)]
     rows = draw_per_class(labels[0], args.labels_per_class, seed)
-    known = np.flatnonzero(labels[1] >= 0)
-    return LabelledData(train.select(rows), test.select(known), labels[0][rows], labels[1][known], names)
+    labelled_rows = np.flatnonzero(labels[1] >= 0)
+    return LabelledData(
+        train.select(rows), test.select(labelled_rows), labels[0][rows], labels[1][labelled_rows], names
+    )
 
 
 def draw_per_class(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -124,7 +126,9 @@ def draw_per_class(labels: np.ndarray, count: int | None, seed: int) -> np.ndarr
     for label in np.unique(labels[labels >= 0]):
         rows = np.flatnonzero(labels == label)
         if not 1 <= count <= len(rows):
-            raise ValueError(f"labels_per_class={count}, but class {label} has {len(rows)} samples")
+            raise ValueError(
+                f"labels_per_class={count}, but class {label} has {len(rows)} samples: use 1 to {len(rows)}"
+            )
         drawn.append(rng.choice(rows, count, replace=False))
     return np.sort(np.concatenate(drawn))
 
@@ -141,18 +145,18 @@ def train_classifier(
 
     Args:
         make_model: makes the classifier from num_labels, id2label and label2id.
-        add_inputs: returns samples and their classes as inputs of the model.
+        add_inputs: converts samples and their classes to inputs of the model.
         data: the samples.
         processor: saved with the classifier.
         recipe, args: the arguments.
     """
     set_seed(args.seed)
-    by_number = dict(enumerate(data.names))
+    id2label = dict(enumerate(data.names))
     model = make_model(
         {
             "num_labels": len(data.names),
-            "id2label": by_number,
-            "label2id": {name: number for number, name in by_number.items()},
+            "id2label": id2label,
+            "label2id": {name: number for number, name in id2label.items()},
         }
     )
     if recipe.freeze_backbone:

@@ -1,4 +1,4 @@
-"""What a recipe does differently where `hf-plr train` started it; nothing here needs torch."""
+"""Environment of a recipe that `hf-plr train` started; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-COMMAND = "HF_PLR_COMMAND"  # set by `hf-plr train`: what was typed, such as "hf-plr train image"
+COMMAND = "HF_PLR_COMMAND"  # set by `hf-plr train`: the typed command, such as "hf-plr train image"
 ERRORS_DIR = (
     "HF_PLR_ERRORS_DIR"  # set by it for several processes: a folder with an empty file for each error that was told
 )
@@ -20,7 +20,7 @@ ERROR_LINE = re.compile(r"usage: |Stopped |Interrupted|(\S.*: )?error: ")
 
 
 def localize_commands(text: str) -> str:
-    """A text with the commands in it as they are to be typed: `hf-plr train` where that started this process."""
+    """Replace the commands in a text by `hf-plr train`, if that started this process."""
     if COMMAND not in os.environ:
         return text
     for name, script in RECIPES.items():
@@ -29,7 +29,7 @@ def localize_commands(text: str) -> str:
 
 
 def adopt_launch() -> None:
-    """Take on the name of the command that was typed, and tell an error that all processes have only once."""
+    """Adopt the name of the typed command, and report an error of all processes only once."""
     if COMMAND in os.environ:
         sys.argv[0] = os.environ[COMMAND]  # argparse puts it before an error
     if ERRORS_DIR in os.environ:
@@ -37,30 +37,30 @@ def adopt_launch() -> None:
 
 
 def has_reported_error() -> bool:
-    """Whether any process of this launch has told of an error."""
+    """Return True if any process of this launch has reported an error."""
     return ERRORS_DIR in os.environ and any(path.name != LOGS for path in Path(os.environ[ERRORS_DIR]).iterdir())
 
 
 class UniqueErrorStream:
-    """A stream that leaves out lines of errors that another process of the same launch has written before.
+    """Stream that leaves out error lines which another process of the launch has already written.
 
-    Bad arguments and missing data are found by every process alike; all else, tracebacks too, goes through as it is.
+    Every process reports bad arguments and missing data alike. All other text, tracebacks too, passes unchanged.
 
     Args:
-        stream: where the text goes.
-        told: folder with a file for each line that was written.
+        stream: stream of the output.
+        folder: folder with a file per written line.
     """
 
-    def __init__(self, stream: TextIO, told: Path):
+    def __init__(self, stream: TextIO, folder: Path):
         self._stream = stream
-        self._told = told
+        self._folder = folder
         self._pending = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write whole lines, and keep the beginning of one until its end or a flush."""
+        """Write complete lines, and keep an incomplete one until its end or a flush."""
         *lines, self._pending = (self._pending + text).split("\n")
         for line in lines:
             if not ERROR_LINE.match(line) or self._is_first(line):
@@ -68,14 +68,14 @@ class UniqueErrorStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write the pending text."""
         pending, self._pending = self._pending, ""
         self._stream.write(pending)
         self._stream.flush()
 
     def _is_first(self, line: str) -> bool:
         try:
-            (self._told / hashlib.sha256(line.encode(errors="replace")).hexdigest()).touch(exist_ok=False)
+            (self._folder / hashlib.sha256(line.encode(errors="replace")).hexdigest()).touch(exist_ok=False)
         except FileExistsError:
             return False
         except OSError:  # the folder is gone, or the disk is full: better twice than never

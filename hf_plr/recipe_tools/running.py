@@ -1,4 +1,4 @@
-"""Parts of all recipes: the output folder, threads, the results of a run, and errors without a traceback."""
+"""Shared parts of all recipes: the output folder, threads, the results of a run, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_recipe(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("Interrupted: --resume_from_checkpoint resumes from the last checkpoint, if any.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (OSError, ValueError, TypeError, CheckpointError, HubError) as error:
@@ -93,19 +93,19 @@ def run_recipe(main: Callable[[], object]) -> None:
         if "DataLoader worker" not in str(error):
             raise
         sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint resumes.")
-    # Frees what still holds the process group: gloo's threads abort if that happens as the interpreter shuts down.
+    # Frees the process group now: gloo's threads abort if that happens as the interpreter shuts down.
     gc.collect()
 
 
 def hide_bars() -> None:
-    """Switch off the bars of the libraries that load data and weights: in a log, each step of one is a line."""
+    """Hide the progress bars of the libraries that load data and weights: in a log, each step is a line."""
     transformers.logging.disable_progress_bar()  # and those of huggingface_hub
     datasets.disable_progress_bars()
     evaluate.logging.disable_progress_bar()
 
 
 def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
-    """Use all cores in a single process; `accelerate launch` allows it one thread by default."""
+    """Use all cores in a single process; the default of `accelerate launch` is one thread."""
     if threads is not None:
         torch.set_num_threads(threads)
     elif args.device.type == "cpu" and args.world_size == 1:
@@ -113,48 +113,50 @@ def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
 
 
 def check_output_dir(args: OutputArguments) -> None:
-    """Refuse to mix two runs in one folder.
+    """Reject an output folder that would mix two runs.
 
     Raises:
-        ValueError: if `output_dir` holds a run and neither flag is set, or if there is no run to resume.
+        ValueError: if `output_dir` holds a run and neither flag is set, or if no run can be resumed.
     """
-    out = Path(str(args.output_dir))
-    if args.resume_from_checkpoint == "last" and last_complete_checkpoint(out)[0] is None:
-        raise ValueError(f"--resume_from_checkpoint: {out} holds no complete checkpoint")
+    folder = Path(str(args.output_dir))
+    if args.resume_from_checkpoint == "last" and last_complete_checkpoint(folder)[0] is None:
+        raise ValueError(f"--resume_from_checkpoint: {folder} holds no complete checkpoint")
     if args.resume_from_checkpoint is not None or args.overwrite:
         return
-    if (out / METRICS_FILE).exists():
-        raise ValueError(f"{out} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
-    if list_checkpoints(out):
-        raise ValueError(f"{out} holds an unfinished run: --resume_from_checkpoint resumes it, --overwrite starts anew")
+    if (folder / METRICS_FILE).exists():
+        raise ValueError(f"{folder} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
+    if list_checkpoints(folder):
+        raise ValueError(
+            f"{folder} holds an unfinished run: --resume_from_checkpoint resumes it, --overwrite starts anew"
+        )
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, metrics and report, if they are to be replaced."""
-    out = Path(str(args.output_dir))
+    """Remove an earlier run's checkpoints, metrics and report, if --overwrite is set."""
+    folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
-    for checkpoint in (*list_checkpoints(out), out / ASIDE):
+    for checkpoint in (*list_checkpoints(folder), folder / ASIDE):
         shutil.rmtree(checkpoint, ignore_errors=True)
     for name in (METRICS_FILE, DATA_FILE, PAGE_FILE):
-        (out / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
-def adjust_output_dir(given: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
+def adjust_output_dir(values: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
     """Return defaults for the output folder: a recipe's own small data set has one.
 
     Args:
-        given: the arguments that were given.
-        demo_output_dir: where that data set's results go; an earlier run's are replaced there.
+        values: the given arguments.
+        demo_output_dir: folder for that data set's results; an earlier run's are replaced.
 
     Raises:
-        ValueError: if there is another data set but no place for the results.
+        ValueError: if another data set is given without an output folder.
     """
-    if given.get("output_dir") is not None:
+    if values.get("output_dir") is not None:
         return {}
-    if given.get("dataset_name") is not None:
+    if values.get("dataset_name") is not None:
         raise ValueError("--output_dir is needed with --dataset_name")
-    return {"output_dir": demo_output_dir, "overwrite": given.get("resume_from_checkpoint") is None}
+    return {"output_dir": demo_output_dir, "overwrite": values.get("resume_from_checkpoint") is None}
 
 
 def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarray) -> None:
@@ -169,9 +171,9 @@ def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarra
 
 def train(trainer: BaseTrainer, args: OutputArguments) -> None:
     """Train, from the start or from a checkpoint."""
-    if transformers.logging.is_progress_bar_enabled():  # in a terminal: one at each checkpoint would tear the run's own
+    if transformers.logging.is_progress_bar_enabled():  # one per checkpoint would break the run's own bar
         transformers.logging.disable_progress_bar()
-        huggingface_hub.utils.enable_progress_bars()  # the same call has switched them off; a push shows them
+        huggingface_hub.utils.enable_progress_bars()  # the same call has hidden them; a push shows them
     trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
 
 
@@ -182,7 +184,7 @@ def write_results(
 
     Args:
         trainer: the trained trainer, on every process.
-        rows: numbers of the training images' rows in the data that they were taken from.
+        rows: rows of the training samples in the original data.
         started: `time.perf_counter()` at the start.
         next_command: a command to try next and what it does, for the summary.
         card: arguments of the model card.
@@ -209,17 +211,17 @@ def push(trainer: BaseTrainer, card: dict[str, Any]) -> None:
     """Push the results to the Hub.
 
     Raises:
-        HubError: if they did not get there, saying how to push them again.
+        HubError: if the push fails, with the command to push again.
     """
     args = trainer.args
     try:
         commit = trainer.push_to_hub(**card)
     except HubError as error:
-        again = ["hf-plr", "push", str(args.output_dir), "--repo", str(trainer.hub_model_id)]
-        again += ["--private"] if args.hub_private_repo else []
-        again += ["--revision", args.hub_revision] if args.hub_revision else []
+        words = ["hf-plr", "push", str(args.output_dir), "--repo", str(trainer.hub_model_id)]
+        words += ["--private"] if args.hub_private_repo else []
+        words += ["--revision", args.hub_revision] if args.hub_revision else []
         raise HubError(
-            f"the results are in {args.output_dir}, but not on the Hub: {error}\nPush them with: {shlex.join(again)}"
+            f"the results are in {args.output_dir}, but not on the Hub: {error}\nPush them with: {shlex.join(words)}"
         ) from error
     if trainer.is_world_process_zero():
         print(f"On the Hub: {commit.repo_url}")

@@ -1,4 +1,4 @@
-"""Re-identification data: images with the identity that they show and the camera that took them."""
+"""Re-identification data: images with their identity and camera."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUMBER = "[0-9]{1,18}"  # what int64 holds
 FEATURES = Features({"image": Image(), "identity": Value("int64"), "camera": Value("int64")})
 SPLITS = ("train", "query", "gallery")
 
-# Where each split lies. What comes first tells the layouts apart.
+# Folders or lists of each split. The first tells the layouts apart.
 MARKET1501 = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 VERI776 = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
 MSMT17_LISTS = {
@@ -36,10 +36,10 @@ LAYOUTS = "Market-1501 (bounding_box_train), MSMT17 (list_train.txt), VeRi-776 (
 
 @dataclass(frozen=True)
 class ReidSplit:
-    """Images, and apart from them what only scores.
+    """Images, and apart from them the identities and cameras for scoring.
 
     Attributes:
-        images: N images in a column "image", and no other column, so that whoever gets them has no identity.
+        images: N images in a column "image" and no other column, so that training sees no identity.
         identities: int64 array of shape (N,), -1 = junk or not known.
         cameras: int64 array of shape (N,).
     """
@@ -49,17 +49,17 @@ class ReidSplit:
     cameras: np.ndarray
 
     def select(self, rows: np.ndarray) -> ReidSplit:
-        """The rows of these numbers."""
+        """Select rows."""
         return ReidSplit(self.images.select(rows), self.identities[rows], self.cameras[rows])
 
 
 @dataclass(frozen=True)
 class ReidData:
-    """A re-identification data set.
+    """Re-identification data set.
 
     Attributes:
-        train: what is trained on.
-        query, gallery: what is scored, both None where the training images take both parts.
+        train: split to train on.
+        query, gallery: splits to score, both None if the training images take both parts.
     """
 
     train: ReidSplit
@@ -67,7 +67,7 @@ class ReidData:
     gallery: ReidSplit | None
 
     def select_train(self, rows: np.ndarray) -> ReidData:
-        """The same, with only these rows of the training split."""
+        """Select rows of the training split, and keep query and gallery."""
         return replace(self, train=self.train.select(rows))
 
 
@@ -82,18 +82,18 @@ def load_reid_data(
     """Load a re-identification data set.
 
     Args:
-        name: a folder in one of the layouts of `load_reid_folder`, whose columns are known; or whatever
-            `load_train_and_test` of hf_plr.data.loading takes. If that has splits "query" and "gallery" (in a folder:
-            files `query.parquet` and `gallery.parquet`) they are scored, otherwise every training image asks among all
-            others, without those of its own identity and camera.
+        name: a folder in one of the layouts of `load_reid_folder`, whose columns are known, or a name for
+            `load_train_and_test` of hf_plr.data.loading. Splits "query" and "gallery" (in a folder: files
+            `query.parquet` and `gallery.parquet`) are scored. Without them every training image asks among all others,
+            except those of its own identity and camera.
         config_name: configuration of a Hub data set.
         image_column: its column of images; by default the only one.
         identity_column: its column of identities: class labels, text or integers, -1 or missing = junk.
-        camera_column: its column of cameras; None where nothing is to be scored.
+        camera_column: its column of cameras; None without scoring.
         train_split: its split to train on.
 
     Raises:
-        ValueError: if there is no such data set or column, or it has no images, saying what was looked for.
+        ValueError: if the data set or a column is missing, or a split is empty, naming it.
     """
     if find_reid_folder(name) is not None:
         splits = load_reid_folder(name)
@@ -102,7 +102,7 @@ def load_reid_data(
         files = {
             split: str(Path(name, f"{split}.parquet")) for split in SPLITS if Path(name, f"{split}.parquet").exists()
         }
-        # By its file names alone, datasets finds a training split, but neither query nor gallery.
+        # By file names alone, datasets finds neither query nor gallery.
         splits = load_dataset("parquet", data_files=files) if len(files) > 1 else load_splits(name, config_name)
     train = choose_split(splits, name, train_split)
     if ("query" in splits) != ("gallery" in splits):
@@ -113,7 +113,7 @@ def load_reid_data(
     parts = {"train": train} | {part: splits[part] for part in ("query", "gallery") if part in splits}
     identities: dict[str, int] = {}  # shared by all splits, so that an identity has one number
     cameras: dict[str, int] = {}
-    read = {}
+    reid_splits = {}
     for part, rows in parts.items():
         if len(rows) == 0:
             raise ValueError(f"dataset_name={name!r}: the split {train_split if part == 'train' else part!r} is empty")
@@ -121,16 +121,16 @@ def load_reid_data(
         check_column(rows, "identity_column", identity_column)
         if camera_column is not None:
             check_column(rows, "camera_column", camera_column)
-        read[part] = ReidSplit(
+        reid_splits[part] = ReidSplit(
             rows.select_columns([column]).rename_columns({column: "image"} if column != "image" else {}),
             encode_labels(rows, identity_column, identities),
             np.full(len(rows), -1) if camera_column is None else encode_labels(rows, camera_column, cameras),
         )
-    return ReidData(read["train"], read.get("query"), read.get("gallery"))
+    return ReidData(reid_splits["train"], reid_splits.get("query"), reid_splits.get("gallery"))
 
 
 def find_reid_folder(path: str | os.PathLike[str]) -> Path | None:
-    """The folder in a known layout: the path itself or the only such folder in it; None if there is none.
+    """Find the folder in a known layout: the path itself or the only such folder in it; None without one.
 
     Raises:
         ValueError: if several folders in it are in a known layout.
@@ -138,18 +138,20 @@ def find_reid_folder(path: str | os.PathLike[str]) -> Path | None:
     folder = Path(path)
     if not folder.is_dir():
         return None
-    if _is_marked(folder):
+    if _has_known_layout(folder):
         return folder
-    inside = [child for child in sorted(folder.iterdir()) if child.is_dir() and _is_marked(child)]
-    if len(inside) > 1:
-        raise ValueError(f"{folder} holds several data sets ({', '.join(each.name for each in inside)}): name one")
-    return inside[0] if inside else None
+    candidates = [child for child in sorted(folder.iterdir()) if child.is_dir() and _has_known_layout(child)]
+    if len(candidates) > 1:
+        raise ValueError(
+            f"{folder} holds several data sets ({', '.join(child.name for child in candidates)}): give the path of one"
+        )
+    return candidates[0] if candidates else None
 
 
 def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
     """Load a re-identification data set from the folder as it was unpacked, or from the folder around it.
 
-    The layouts, told apart by what lies in the folder; other files and folders are ignored:
+    The contents of the folder tell the layouts apart; other files and folders are ignored:
 
     * Market-1501: `bounding_box_train`, `query`, `bounding_box_test`, with names like `0002_c1s1_000451_03.jpg` for
       identity 2 and camera 1. Junk (`-1_...`) is left out of the training split and has identity -1 in the gallery;
@@ -164,18 +166,20 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
         "identity" and "camera" (int64).
 
     Raises:
-        ValueError: if the folder, a part of it or a listed image is missing, no layout is recognised, a name cannot be
-            read, or a split is empty.
+        ValueError: if the folder, a part of it or a listed image is missing, the layout is unknown, a name cannot be
+            parsed, or a split is empty.
     """
     if not os.path.isdir(path):
-        raise ValueError(f"{path} is no folder")
+        raise ValueError(f"{path} is not a folder: give the path of one")
     folder = find_reid_folder(path)
     if folder is None:
-        raise ValueError(f"{path} is in no known layout, nor is one folder in it: looked for {LAYOUTS}")
+        raise ValueError(f"{path} is in no known layout, nor is one folder in it: use {LAYOUTS}")
     names = next((names for names in (MARKET1501, VERI776) if (folder / names["train"]).is_dir()), None)
     splits = {}
     for split in SPLITS:
-        rows = sorted(_msmt17(folder, split) if names is None else _named_images(folder, split, names[split]))
+        rows = sorted(
+            _iterate_msmt17(folder, split) if names is None else _iterate_named_images(folder, split, names[split])
+        )
         if not rows:
             raise ValueError(f"{folder}: the split {split!r} is empty")
         paths, identities, cameras = zip(*rows, strict=True)
@@ -187,32 +191,32 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
 Row = tuple[str, int, int]  # path, identity, camera
 
 
-def _is_marked(folder: Path) -> bool:
+def _has_known_layout(folder: Path) -> bool:
     return any((folder / marker).exists() for marker in MARKERS)
 
 
-def _named_images(folder: Path, split: str, name: str) -> Iterator[Row]:
-    """Images of a folder whose names begin with identity and camera."""
+def _iterate_named_images(folder: Path, split: str, name: str) -> Iterator[Row]:
+    """Iterate over the images of a folder whose names begin with identity and camera."""
     directory = folder / name
     if not directory.is_dir():
         raise ValueError(f"{folder} has no folder {name!r} for the split {split!r}")
     for file in os.listdir(directory):
         if not file.lower().endswith(SUFFIXES):
             continue
-        found = re.match(rf"(-1|{NUMBER})_c({NUMBER})(?![0-9])", file)
-        if found is None:
+        match = re.match(rf"(-1|{NUMBER})_c({NUMBER})(?![0-9])", file)
+        if match is None:
             raise ValueError(f"{directory / file}: the name does not begin like 0002_c1, with identity and camera")
-        identity, camera = int(found[1]), int(found[2])
+        identity, camera = int(match[1]), int(match[2])
         if identity != JUNK or split != "train":
             yield str(directory / file), identity, camera
 
 
-def _msmt17(folder: Path, split: str) -> Iterator[Row]:
-    directory = folder / _msmt17_folders(folder)[split != "train"]
+def _iterate_msmt17(folder: Path, split: str) -> Iterator[Row]:
+    directory = folder / _find_msmt17_folders(folder)[split != "train"]
     for name in MSMT17_LISTS[split]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no list {name!r} for the split {split!r}")
-        for number, line in enumerate(_lines(folder / name), start=1):
+        for number, line in enumerate(_read_lines(folder / name), start=1):
             if not line.strip():
                 continue
             path, _, identity = line.strip().rpartition(" ")
@@ -224,21 +228,21 @@ def _msmt17(folder: Path, split: str) -> Iterator[Row]:
                 )
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{folder / name}, line {number}: {path!r} is not below {directory}")
-            if not os.path.isfile(directory / path):  # which a name that no file can have is not, either
-                raise ValueError(f"{directory / path} is missing; it stands in {name}, line {number}")
+            if not os.path.isfile(directory / path):  # false for impossible names, too
+                raise ValueError(f"{directory / path} is missing: add it, or remove it from {name}, line {number}")
             yield str(directory / path), int(identity), int(camera[1])
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from error
 
 
-def _msmt17_folders(folder: Path) -> tuple[str, str]:
+def _find_msmt17_folders(folder: Path) -> tuple[str, str]:
     for names in MSMT17_FOLDERS:
         if all((folder / name).is_dir() for name in names):
             return names
     choices = " or ".join(f"{train!r} and {test!r}" for train, test in MSMT17_FOLDERS)
-    raise ValueError(f"{folder} has lists of images but not the folders {choices}")
+    raise ValueError(f"{folder} has lists of images but not the folders {choices}: unpack the images beside the lists")

@@ -1,4 +1,4 @@
-"""Re-identification: retrieval scores of a trainer's features, and identities that are known in place of clusters."""
+"""Re-identification: retrieval scores of a trainer's features, and known identities in place of clusters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_plr.utils.distributed import run_on_main
 
 
 class RetrievalEvaluator(Evaluator):
-    """Scores a backbone on a re-identification data set: mAP and CMC, `PLRTrainer(evaluator=RetrievalEvaluator(...))`.
+    """Evaluator of re-identification by mAP and CMC, for `PLRTrainer(evaluator=RetrievalEvaluator(...))`.
 
     Features are compared by cosine, relative to the mean feature of the gallery (on Omniglot, after a source, mAP 0.370
-    against 0.347 without; the mean of the last stage gives the same). Identities and cameras are used for nothing else.
+    against 0.347 without; the mean of the last stage gives the same). Identities and cameras have no other use.
 
     Args:
-        target: the data set that is scored. Without query and gallery every training image asks among all others.
+        target: data set to score. Without query and gallery every training image asks among all others.
         is_trained_on: the trainer's samples are the target's training images, so that pseudo-labels are scored too.
     """
 
@@ -32,26 +32,26 @@ class RetrievalEvaluator(Evaluator):
         self.target = target
         self.is_trained_on = is_trained_on
         self.scored_on_test = target.query is not None
-        self._opened: list[tuple[SampleStore, ReidSplit]] = []
+        self._samples: list[tuple[SampleStore, ReidSplit]] = []
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features as they are now.
 
         Returns:
-            What `assess_retrieval` returns, and after a stage "cluster_ari" and "cluster_nmi": agreement of the last
+            Output of `assess_retrieval`, and after a stage "cluster_ari" and "cluster_nmi": agreement of the last
             pseudo-labels with the identities of the training images, without noise and junk.
 
         Raises:
             ValueError: if no query has a match.
         """
-        if not self._opened:
-            self._opened = self._open(trainer)
-        features = [trainer.extract_features(store) for store, _ in self._opened]
-        splits = [split for _, split in self._opened]
+        if not self._samples:
+            self._samples = self._open_samples(trainer)
+        features = [trainer.extract_features(store) for store, _ in self._samples]
+        splits = [split for _, split in self._samples]
 
-        def retrieval() -> Scored:
+        def score() -> Scored:
             center = features[-1].mean(dim=0)
-            directions = [compute_directions(center, each) for each in features]
+            directions = [compute_directions(center, rows) for rows in features]
             return assess_retrieval(
                 directions[0],
                 directions[-1],
@@ -61,17 +61,17 @@ class RetrievalEvaluator(Evaluator):
                 splits[-1].cameras,
             )
 
-        scored: Scored = run_on_main(trainer.accelerator, retrieval)
+        scored: Scored = run_on_main(trainer.accelerator, score)
         clusters = trainer.score_labels()
         agreement = {f"cluster_{name}": clusters[name] for name in ("ari", "nmi") if name in clusters}
         return Scored(scored.values | agreement, scored.intervals)
 
     def true_labels(self, trainer: ScoredTrainer) -> np.ndarray | None:
-        """Identity per training image, -1 = junk; None where others are trained on."""
+        """Return the identity per training image, -1 = junk; None if the trainer has other images."""
         return self.target.train.identities[trainer.train_dataset.rows] if self.is_trained_on else None
 
-    def _open(self, trainer: ScoredTrainer) -> list[tuple[SampleStore, ReidSplit]]:
-        """Query and gallery, or the training images for both, with what is known of the images that can be read."""
+    def _open_samples(self, trainer: ScoredTrainer) -> list[tuple[SampleStore, ReidSplit]]:
+        """Open query and gallery, or the training images for both, without unreadable images."""
         train, query, gallery = self.target.train, self.target.query, self.target.gallery
         if query is not None and gallery is not None:
             pairs = [(trainer.open_samples(split.images), split) for split in (query, gallery)]
@@ -82,7 +82,11 @@ class RetrievalEvaluator(Evaluator):
 
 
 class KnownLabels:
-    """A clusterer that returns labels which are known: supervised training by the same trainer.
+    """Clusterer that returns known labels: supervised training by the same trainer.
+
+    Example:
+        >>> KnownLabels(np.array([0, 0, 1])).fit_predict(np.zeros((3, 2)))
+        array([0, 0, 1])
 
     Args:
         labels: integers of shape (N,), -1 = none.
@@ -92,5 +96,5 @@ class KnownLabels:
         self.labels = labels
 
     def fit_predict(self, features: Any) -> np.ndarray:
-        """The labels, for features of shape (N, D)."""
+        """Return the labels, for features of shape (N, D)."""
         return self.labels

@@ -33,7 +33,7 @@ def test_gpus(monkeypatch):
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: Properties)
-    assert env.devices()["GPU 1"] == "Some GPU, 80 GiB"
+    assert env.list_devices()["GPU 1"] == "Some GPU, 80 GiB"
 
 
 def test_packages_that_are_not_there(capsys, monkeypatch):

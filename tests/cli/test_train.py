@@ -113,13 +113,13 @@ def test_every_recipe_is_listed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["video"], "'video' is no recipe: choose image, audio, reid, before its arguments"),
-        (["--seed", "1", "image"], "'--seed' is no recipe: choose image, audio, reid, before its arguments"),
+        (["video"], "'video' is not a recipe: choose image, audio, reid, before its arguments"),
+        (["--seed", "1", "image"], "'--seed' is not a recipe: choose image, audio, reid, before its arguments"),
         (["image", "--num_processes", "0"], "argument --num_processes: 0 must be at least 1"),
-        (["image", "--config_file", "cpu"], "--config_file cpu: no such file, and hf-plr comes with cpu_2, "),
+        (["image", "--config_file", "cpu"], "--config_file cpu: no such file; give a path, or one of cpu_2, "),
         (
             ["reid", "--config", "omni.yaml"],
-            "--config omni.yaml: no such file, and hf-plr comes with cluster_contrast_",
+            "--config omni.yaml: no such file; give a path, or one of cluster_contrast_",
         ),
     ],
 )
@@ -153,7 +153,7 @@ def test_defaults_fit_the_machine(monkeypatch, tmp_path, options, gpus, config_f
     if config_file:
         file.touch()
     monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(file))
-    found = launcher._defaults(options, RECIPES)
+    found = launcher._complete_options(options, RECIPES)
     assert [Path(word).name if word.endswith(".yaml") else word for word in found] == expected
 
 

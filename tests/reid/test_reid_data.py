@@ -97,13 +97,13 @@ def test_msmt17(msmt17):
 
 
 def test_folders_that_are_not_there_or_not_known(tmp_path, market):
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         load_reid_folder(tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match=r"no known layout.*Market-1501 \(bounding_box_train\), MSMT17.*VeRi-776"):
         load_reid_folder(tmp_path / "other")
     draw(tmp_path / "second" / "image_train" / "0001_c001_0.jpg")
-    with pytest.raises(ValueError, match=r"several data sets \(Market-1501-v15.09.15, second\): name one"):
+    with pytest.raises(ValueError, match=r"several data sets \(Market-1501-v15.09.15, second\): give the path of one"):
         load_reid_folder(tmp_path)
     with pytest.raises(ValueError, match="second has no folder 'image_query' for the split 'query'"):
         load_reid_folder(tmp_path / "second")
@@ -122,7 +122,7 @@ def test_names_that_cannot_be_read_and_empty_splits(market):
 def test_lists_that_are_wrong(msmt17):
     listed = msmt17 / "list_val.txt"
     listed.write_text("0002/0002_000_15_0303noon_0008_9.jpg 2\n")
-    with pytest.raises(ValueError, match=r"_9\.jpg is missing; it stands in list_val.txt, line 1"):
+    with pytest.raises(ValueError, match=r"_9\.jpg is missing: add it, or remove it from list_val.txt, line 1"):
         load_reid_folder(msmt17)
     for line in ("0002/0002.jpg 2", "0002/0002_000_15_0303noon_0008_0.jpg"):
         listed.write_text(line + "\n")
