@@ -1,4 +1,4 @@
-"""The examples in the docstrings of clustering and refinement."""
+"""The examples in the docstrings of clustering, refinement and sampling."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 MODULES = (
     "hf_plr.clustering.kmeans",
     "hf_plr.clustering.reciprocal",
+    "hf_plr.pseudo_labels.sampler",
     "hf_plr.refinement.agglomeration",
     "hf_plr.refinement.cooccurrence",
     "hf_plr.refinement.correspondence",

@@ -20,19 +20,19 @@ LABEL_FILES = ("pseudo_labels.parquet", "units.parquet")  # of a run on images o
 TEMPLATE = "labels.md"
 TAGS = ("pseudo-label-refinement", "pseudo-labels", "self-supervised", "hf-plr")
 COLUMNS = {
-    "index": "row of the sample in the data that the run was given",
-    "file": "its file, below the folder that all files are in",
-    "label": "its cluster, refined by those of the epochs before; -1 is none",
-    "previous_label": "its cluster in the epoch before; a cluster that lived on has the same number",
-    "confidence": "share of its soft label that lies on its cluster, in [0, 1]",
-    "units": "one unit (cluster of frames) a frame; -1 is none",
+    "index": "row of the sample in the training data",
+    "file": "file of the sample, relative to the folder of all files",
+    "label": "cluster of the sample, refined by those of the epochs before; -1 is none",
+    "previous_label": "cluster of the sample in the epoch before; a cluster that persists has the same number",
+    "confidence": "fraction of its soft label on its cluster, in [0, 1]",
+    "units": "one unit (cluster of frames) per frame; -1 is none",
     "image": "the image",
     "audio": "the recording",
 }
 
 
 def find_label_file(folder: str | os.PathLike[str]) -> Path:
-    """The file with the labels of a run.
+    """Find the file with the labels of a run.
 
     Raises:
         ValueError: if the folder has none.
@@ -44,12 +44,12 @@ def find_label_file(folder: str | os.PathLike[str]) -> Path:
 
 
 def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, column: str) -> Dataset:
-    """The images or recordings that a run's labels are of, row for row.
+    """Select the images or recordings of a run's labels, row for row.
 
     Args:
         folder: the run's output folder.
-        dataset: the data that the run was given.
-        column: its column of images or recordings.
+        dataset: the data of the run.
+        column: column of images or recordings.
 
     Raises:
         ValueError: if the labels are not of these data.
@@ -66,12 +66,12 @@ def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, colu
         )
     media = select_undecoded(dataset, column).select(index)
     names = [os.path.basename(name) for name in table["file"].to_pylist()] if "file" in table.column_names else None
-    found = list_stored_paths(media, column) if names else None
-    if names and found and names != [os.path.basename(name) for name in found]:
-        row = next(i for i, name in enumerate(found) if os.path.basename(name) != names[i])
+    paths = list_stored_paths(media, column) if names else None
+    if names and paths and names != [os.path.basename(name) for name in paths]:
+        row = next(i for i, name in enumerate(paths) if os.path.basename(name) != names[i])
         raise ValueError(
             f"{path} labels {names[row]} in row {index[row]}, but there the data set has "
-            f"{os.path.basename(found[row])}: it is not the one that the run was given"
+            f"{os.path.basename(paths[row])}: it is not the one that the run was given"
         )
     return media
 
@@ -85,35 +85,35 @@ def push_labels(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[str, str]:
-    """Push the labels of a run as a data set, which is made if it is not there.
+    """Push the labels of a run as a data set, which is created if it does not exist.
 
     Args:
         folder: the run's output folder.
-        repo_id: user/name, or a name of one's own.
-        media: images or recordings to push with them, undecoded, row for row; one column. Their bytes are pushed, and
-            of their paths the file names.
-        private: whether the repository is private; None leaves that to the Hub.
-        revision: branch to push to, made if it is not there; None for the main one.
-        token: a token that may write; None takes the one of `hf auth login` or HF_TOKEN.
+        repo_id: user/name, or a name in the user's own namespace.
+        media: images or recordings to push with the labels, undecoded, row for row; one column. Their bytes and file
+            names are pushed.
+        private: True for a private repository; None leaves that to the Hub.
+        revision: branch to push to, created if it does not exist; None for the main one.
+        token: a token with write access; None takes the one of `hf auth login` or HF_TOKEN.
 
     Returns:
-        The data set's full name, and where it can be seen.
+        The data set's full name, and its URL.
 
     Raises:
-        ValueError: if there are no labels in the folder.
-        HubError: if they did not get there. Pushing them once more is safe.
+        ValueError: if the folder has no labels.
+        HubError: if the push failed. It is safe to repeat it.
     """
     table = pq.read_table(find_label_file(folder))
     labels = Dataset(table.replace_schema_metadata(None))
     if media is not None:
-        labels = concatenate_datasets([labels, _as_media(media)], axis=1)
+        labels = concatenate_datasets([labels, _prepare_media(media)], axis=1)
 
     def push(api: HfApi) -> tuple[str, str]:
         name, url = open_repo(api, repo_id, private=private, repo_type="dataset")
         if revision is not None:
             api.create_branch(name, branch=revision, repo_type="dataset", exist_ok=True)
         card = make_labels_card(labels, name)
-        # The card first: the data set adds to its metadata where its files are and what its columns are.
+        # The card first: push_to_hub adds the files and columns to its metadata.
         api.upload_file(
             path_or_fileobj=str(card).encode(),
             path_in_repo="README.md",
@@ -129,22 +129,22 @@ def push_labels(
 
 
 def make_labels_card(labels: Dataset, repo_id: str) -> DatasetCard:
-    """The card of a data set of labels."""
+    """Make the card of a data set of labels."""
     return DatasetCard.from_template(
         DatasetCardData(pretty_name=f"Pseudo-labels {repo_id.split('/')[-1]}", tags=sorted(TAGS)),
         template_path=str(find_template(TEMPLATE)),
         repo_id=repo_id,
         hf_plr_version=hf_plr.__version__,
         n_samples=f"{len(labels):,}",
-        found=_found(labels.data.table),
+        clusters=_count_clusters(labels.data.table),
         columns=[(name, COLUMNS[name]) for name in labels.column_names],
-        of_frames="units" in labels.column_names,
+        has_units="units" in labels.column_names,
         media=next((name for name in ("image", "audio") if name in labels.column_names), None),
     )
 
 
-def _found(table: pa.Table) -> str:
-    """How many clusters or units there are, in words."""
+def _count_clusters(table: pa.Table) -> str:
+    """Count clusters or units, in words."""
     if "units" in table.column_names:
         units = pc.list_flatten(table["units"])
         return f"{len(pc.unique(units).filter(pc.greater_equal(pc.unique(units), 0)))} units of {len(units):,} frames"
@@ -152,13 +152,13 @@ def _found(table: pa.Table) -> str:
     return f"{len(np.unique(labels[labels >= 0])):,} clusters, {(labels < 0).mean():.1%} of the samples in none"
 
 
-def _as_media(media: Dataset) -> Dataset:
-    """A column of undecoded images or recordings under the usual name, as one that others decode."""
+def _prepare_media(media: Dataset) -> Dataset:
+    """Prepare a column of undecoded images or recordings: the usual name, decoded by its users."""
     (name,) = media.column_names
     kind = type(media.features[name])
     if kind not in (Image, Audio):
         raise ValueError(f"the column {name!r} holds {kind.__name__}, not Image or Audio: it cannot be pushed as media")
-    usual = "image" if kind is Image else "audio"
-    if name != usual:
-        media = media.rename_column(name, usual)
-    return media.cast_column(usual, kind())
+    column_name = "image" if kind is Image else "audio"
+    if name != column_name:
+        media = media.rename_column(name, column_name)
+    return media.cast_column(column_name, kind())

@@ -1,4 +1,4 @@
-"""The model card of a trained backbone, its plot, and where the templates of cards are."""
+"""Model card of a trained backbone, with its plot, and the templates of cards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_plr.utils.shipped_files import find_shipped
 
 
 def find_template(name: str) -> Path:
-    """Path of a card template, in the installed package or in a checkout."""
+    """Find a card template, in the installed package or in a checkout."""
     return find_shipped("model_cards") / name
 
 
@@ -29,19 +29,19 @@ AGREEMENT, NOISE_SHARE = "plr/agreement_ari", "plr/noise_share"
 
 
 def plot_clusters(path: str | os.PathLike[str], sizes: np.ndarray, stages: list[dict[str, float]], noun: str) -> None:
-    """Draw how large the last clusters are, and how the labels settled from stage to stage.
+    """Plot the sizes of the last clusters, and the agreement of labels from stage to stage.
 
     Args:
-        path: a .png file, which is complete or not there at all.
-        sizes: members of each cluster, shape (K,).
-        stages: the logged figures of every stage.
-        noun: what a member is called, in the plural.
+        path: a .png file, written atomically.
+        sizes: members per cluster, shape (K,).
+        stages: logged metrics of every stage.
+        noun: name of the members, in the plural.
     """
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.bar(np.arange(len(sizes)), np.sort(sizes)[::-1], width=1.0)
     left.set(xlabel="cluster, largest first", ylabel=noun, title="Sizes of the last clusters")
-    for name, label in ((AGREEMENT, "agreement with the stage before (ARI)"), (NOISE_SHARE, "share in no cluster")):
+    for name, label in ((AGREEMENT, "agreement with the stage before (ARI)"), (NOISE_SHARE, "fraction in no cluster")):
         points = [(entry["epoch"], entry[name]) for entry in stages if name in entry]
         if points:
             right.plot(*zip(*points, strict=True), marker=".", label=label)
@@ -55,7 +55,7 @@ def plot_clusters(path: str | os.PathLike[str], sizes: np.ndarray, stages: list[
 
 EVIDENCE = "evidence.md"
 LONGEST_TEXT = 200
-MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is only that
+MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is not markup
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
 
 
@@ -73,9 +73,9 @@ def write_model_card(
         summary: the run.
         model_name: name of the model; by default the Hub id or the name of the output directory.
         tags: further tags.
-        dataset: what was trained on, a Hub id or a name.
+        dataset: training data, a Hub id or a name.
         license: licence of the weights, as the Hub writes it.
-        finetuned_from: Hub id of the starting weights; by default where the model was loaded from, if not a folder.
+        finetuned_from: Hub id of the starting weights; by default the source of the model, unless it is a folder.
     """
     args, out = summary.args, Path(str(summary.args.output_dir))
     name = model_name or args.hub_model_id or out.name
@@ -89,7 +89,7 @@ def write_model_card(
         datasets=[dataset] if dataset and "/" in dataset and _is_hub_id(dataset) else None,
         license=license,
         model_name=name,
-        eval_results=_results(summary, dataset),
+        eval_results=_list_results(summary, dataset),
     )
     out.mkdir(parents=True, exist_ok=True)
     if len(summary.cluster_sizes):
@@ -109,7 +109,7 @@ def write_model_card(
         clusters=summary.cluster_facts(),
         plot=PLOT_FILE if len(summary.cluster_sizes) else None,
         label_files=summary.label_files,
-        moments=[escape_markdown(moment) for moment in summary.scores],
+        phases=[escape_markdown(phase) for phase in summary.scores],
         scores=summary.score_rows(with_intervals=True),
         has_intervals=any(summary.intervals.values()),
         source=escape_markdown(summary.source),
@@ -120,14 +120,14 @@ def write_model_card(
     card.save(out / "README.md")
 
 
-def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | None:
-    """The last scores as the Hub's model-index has them, with the data that they come from; None without any.
+def _list_results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | None:
+    """List the last scores for the Hub's model-index, with the data that they come from; None without scores.
 
-    Of a data set that is not on the Hub the type is "local".
+    A data set that is not on the Hub has the type "local".
     """
     if not summary.scores:
         return None
-    moment, found = list(summary.scores.items())[-1]
+    phase, scores = list(summary.scores.items())[-1]
     on_hub = dataset is not None and _is_hub_id(dataset)
     return [
         EvalResult(
@@ -136,18 +136,18 @@ def _results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | Non
             dataset_name=escape_markdown(Path(dataset).name if dataset else "unnamed"),
             dataset_split="test" if summary.scored_on_test else "train",
             metric_type=key,
-            metric_name=f"{title} ({escape_markdown(moment)} training, {summary.scored_on})",
-            metric_value=round(found[key], 4),
+            metric_name=f"{title} ({escape_markdown(phase)} training, {summary.scored_on})",
+            metric_value=round(scores[key], 4),
         )
         for key, title in summary.score_titles().items()
-        if key in found
+        if key in scores
     ]
 
 
 def escape_markdown(value: object) -> str:
-    """What shows a value in Markdown and does nothing else: one line of bounded length, without markup and HTML.
+    """Escape a value for Markdown: one line of bounded length, without markup and HTML.
 
-    Names of data sets, columns and models are others' text. An address in it may still become a link to itself.
+    Names of data sets, columns and models are untrusted text. A URL in them may still become a link to itself.
     """
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
     line = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,4 +1,4 @@
-"""`Publisher`: brings what is useful to others from a training run to the Hub, and nothing else."""
+"""`Publisher`: pushes the useful results of a training run to the Hub, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from hf_plr.utils.distributed import run_on_main
 
 logger = logging.getLogger(__name__)
 
-STAGED = "_push-"  # names that begin with _ are not pushed by plain Trainer either
+STAGING_PREFIX = "_push-"  # names that begin with _ are not pushed by plain Trainer either
 
 
 class PublishedTrainer(Protocol):
-    """What a publisher asks of a trainer: attributes of `transformers.Trainer`, and what our trainers add."""
+    """Interface of a trainer for its publisher: attributes of `transformers.Trainer` and of our trainers."""
 
     args: Any
     state: Any
@@ -70,20 +70,20 @@ class PublishedTrainer(Protocol):
         """Write the model card."""
 
     def summary(self) -> RunSummary:
-        """What is known of the run."""
+        """Summarize the run."""
 
     def _finish_current_push(self) -> None:
-        """Wait for a push that is under way."""
+        """Wait for a running push."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedLabels:
-    """Which labels lie in a folder.
+    """Labels in a folder.
 
     Attributes:
         directory: the folder.
-        step: the step that they are of.
-        rows: as `save_labels` got them.
+        step: training step of the labels.
+        rows: rows that `save_labels` received.
     """
 
     directory: str
@@ -92,12 +92,12 @@ class SavedLabels:
 
 
 class Publisher:
-    """Pushes a trainer's backbone, processor, labels, card and metrics, and tags them by epoch.
+    """Publisher of a trainer's backbone, processor, labels, card and metrics, with tags by epoch.
 
     * A push takes the files that `hf_plr.hub.push.PUBLISHED` lists: no optimizer, no random states, no pickled
       arguments.
-    * The repository is made before training: a token or a name that the Hub refuses ends the run there. A Hub that
-      cannot be reached does not, and neither does a push in the middle of training that fails.
+    * The repository is created before training, so that a refused token or name ends the run early. An unreachable Hub
+      does not end the run, and neither does a failed push in the middle of training.
 
     Args:
         trainer: the trainer that holds this publisher.
@@ -109,29 +109,29 @@ class Publisher:
         self._metrics_step: int | None = None
 
     def note_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None) -> None:
-        """Note that the labels of this step have been saved; called on every process."""
+        """Note that the labels of this step are saved; called on every process."""
         self._saved_labels = SavedLabels(os.path.abspath(directory), self.trainer.state.global_step, rows)
 
     def write_metrics(self, seconds: float) -> None:
-        """Write `metrics.json` into the output directory, on the main process; `seconds` is what the run took."""
+        """Write `metrics.json` into the output directory, on the main process, with the seconds of the run."""
         self._metrics_step = self.trainer.state.global_step
         if self.trainer.is_world_process_zero():
             write_metrics(Path(str(self.trainer.args.output_dir)) / METRICS_FILE, self.trainer.summary(), seconds)
 
     def init_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository, before any long work.
+        """Create the repository, before any long work.
 
         Raises:
-            HubError: if the Hub refuses it. Where the Hub cannot be reached, there is a warning, and the push makes it.
+            HubError: if the Hub refuses it. An unreachable Hub only causes a warning; the push then creates it.
         """
         args = self.trainer.args
         repo_id = args.hub_model_id or Path(str(args.output_dir)).absolute().name
         token = args.hub_token if token is None else token
         private = args.hub_private_repo if private is None else private
 
-        def make() -> str:
-            for left in Path(str(args.output_dir)).glob(f"{STAGED}*"):  # by a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        def create_repo() -> str:
+            for leftover in Path(str(args.output_dir)).glob(f"{STAGING_PREFIX}*"):  # of a killed run
+                shutil.rmtree(leftover, ignore_errors=True)
             try:
                 with open_client(token, repo_id) as api:
                     name, _ = open_repo(api, repo_id, private=private)
@@ -143,7 +143,7 @@ class Publisher:
                 logger.warning("Nothing can be pushed now: %s. Training goes on, and pushes are tried again.", error)
                 return repo_id
 
-        self.trainer.hub_model_id = self._on_main(make)
+        self.trainer.hub_model_id = self._on_main(create_repo)
         self.trainer.push_in_progress = None
 
     def push(
@@ -155,21 +155,21 @@ class Publisher:
         private: bool | None = None,
         **card: Any,
     ) -> Any:
-        """Write everything that a run leaves to the output directory, and publish it; called on every process.
+        """Write all results of the run to the output directory, and push them; called on every process.
 
         Args:
-            commit_message: of the commit.
-            blocking: wait until it is there.
-            token: in place of `hub_token`.
-            revision: branch, in place of `hub_revision`.
-            private: in place of `hub_private_repo`; for a repository that is not there yet.
+            commit_message: message of the commit.
+            blocking: True to wait for the end of the push.
+            token: replaces `hub_token`.
+            revision: branch, replaces `hub_revision`.
+            private: replaces `hub_private_repo`, for a repository that does not exist yet.
             **card: arguments of the model card.
 
         Returns:
             On the main process, the commit; without blocking, a future that returns a `hf_plr.hub.push.PushResult`.
 
         Raises:
-            HubError: if it did not get there. The output directory has it, and `hf-plr push` can push that.
+            HubError: if the push failed. `hf-plr push` pushes the output directory later.
         """
         trainer, args = self.trainer, self.trainer.args
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
@@ -194,7 +194,7 @@ class Publisher:
                 revision=branch,
                 token=token,
                 message=commit_message or "End of training",
-                tag=format_epoch_tag(trainer.state.epoch) if branch is None else None,  # tags are not a branch's own
+                tag=format_epoch_tag(trainer.state.epoch) if branch is None else None,  # a tag is not part of a branch
             )
 
         if not blocking:
@@ -212,17 +212,17 @@ class Publisher:
         token: str | None = None,
         with_media: bool = False,
     ) -> None:
-        """Publish the labels as a data set that `datasets.load_dataset` loads; called on every process.
+        """Push the labels as a data set for `datasets.load_dataset`; called on every process.
 
         Args:
             repo_id: user/name of the data set.
-            private: make its repository private, where it is not there yet; by default `hub_private_repo`.
+            private: True to create a private repository; by default `hub_private_repo`.
             revision: branch; None for the main one.
-            token: in place of `hub_token`.
-            with_media: publish the images or recordings too, not the labels alone.
+            token: replaces `hub_token`.
+            with_media: True to push the images or recordings too.
 
         Raises:
-            HubError: if it did not get there.
+            HubError: if the push failed.
         """
         self._save_labels()
         args = self.trainer.args
@@ -236,7 +236,7 @@ class Publisher:
         self._on_main(push)
 
     def push_checkpoint(self, checkpoint: str) -> None:
-        """Push backbone, processor and card of a checkpoint, while training goes on; the labels come at the end."""
+        """Push backbone, processor and card of a checkpoint during training; labels follow at the end."""
         trainer, args = self.trainer, self.trainer.args
         if args.hub_strategy == HubStrategy.END or not trainer.is_world_process_zero():
             return
@@ -245,65 +245,65 @@ class Publisher:
             return
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
         step, epoch = trainer.state.global_step, int(trainer.state.epoch or 0)
-        moment = f"step {step}" if args.save_strategy == "steps" else f"epoch {epoch}"
-        staged = Path(str(args.output_dir)) / f"{STAGED}{step}"
+        progress = f"step {step}" if args.save_strategy == "steps" else f"epoch {epoch}"
+        staging_folder = Path(str(args.output_dir)) / f"{STAGING_PREFIX}{step}"
         try:
-            self._stage(Path(checkpoint), staged)
-        except (OSError, ValueError) as error:  # no room, or weights in another format
-            logger.warning("Nothing is pushed at %s: %s. Training goes on.", moment, error)
+            self._stage_files(Path(checkpoint), staging_folder)
+        except (OSError, ValueError) as error:  # a full disk, or weights in another format
+            logger.warning("Nothing is pushed at %s: %s. Training goes on.", progress, error)
             return
-        job = run_as_future(self._push_staged, staged, moment)
+        job = run_as_future(self._push_staged, staging_folder, progress)
         if trainer.push_in_progress is not None and is_busy:
             trainer.push_in_progress.jobs.append(job)
         else:
             trainer.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # as Trainer does
 
-    def _stage(self, checkpoint: Path, staged: Path) -> None:
-        """Set a checkpoint's files for the Hub aside: the checkpoint may be gone before they have got there."""
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
+    def _stage_files(self, checkpoint: Path, staging_folder: Path) -> None:
+        """Stage the files of a checkpoint for the push, as the checkpoint may be deleted before its end."""
+        shutil.rmtree(staging_folder, ignore_errors=True)
+        staging_folder.mkdir(parents=True)
         for path in list_published_files(checkpoint):
             try:
-                os.link(path, staged / path.name)
+                os.link(path, staging_folder / path.name)
             except OSError:
-                shutil.copy2(path, staged)
-        args = copy.copy(self.trainer.args)  # making new ones would reset the state that all Accelerators share
-        args.output_dir = str(staged)
+                shutil.copy2(path, staging_folder)
+        args = copy.copy(self.trainer.args)  # new ones would reset the state of all Accelerators
+        args.output_dir = str(staging_folder)
         summary = dataclasses.replace(self.trainer.summary(), args=args, label_files=())
         write_model_card(summary, model_name=self.trainer.hub_model_id)
 
-    def _push_staged(self, staged: Path, moment: str) -> None:
+    def _push_staged(self, staging_folder: Path, progress: str) -> None:
         args = self.trainer.args
         try:
             push_folder(
-                staged,
+                staging_folder,
                 str(self.trainer.hub_model_id),
                 private=args.hub_private_repo,
                 revision=args.hub_revision,
                 token=args.hub_token,
-                message=f"Training in progress, {moment}",
+                message=f"Training in progress, {progress}",
             )
-        except Exception as error:  # nobody looks at what a future raises, and training is worth more than this push
-            logger.warning("The push at %s did not work: %s. Training goes on.", moment, error)
+        except Exception as error:  # nobody reads a future's exception, and training matters more
+            logger.warning("The push at %s did not work: %s. Training goes on.", progress, error)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(staging_folder, ignore_errors=True)
 
     def _media_by_index(self) -> Dataset:
-        """What was trained on, in the order of the saved labels: that of their index."""
+        """Training samples in the order of the saved labels, which is that of their index."""
         assert self._saved_labels is not None
         media, rows = self.trainer.train_dataset.undecoded_column, self.trainer.train_dataset.rows
         index = rows if self._saved_labels.rows is None else self._saved_labels.rows[rows]
         return media.select(rows[np.argsort(index, kind="stable")])
 
     def _save_labels(self) -> None:
-        """Save the labels in the output directory, unless they are there: units of frames take a pass over the data."""
+        """Save the labels in the output directory, unless they are saved: frame units need a pass over the data."""
         directory = os.path.abspath(str(self.trainer.args.output_dir))
         saved = self._saved_labels
         if saved is None or (saved.directory, saved.step) != (directory, self.trainer.state.global_step):
             self.trainer.save_labels(directory)
 
     def _on_main(self, work: Callable[[], Any]) -> Any:
-        """Run `work` on the main process; its result is on every process, where it fails all raise a `HubError`."""
+        """Run `work` on the main process; every process returns its result, or raises a `HubError`."""
         try:
             return run_on_main(self.trainer.accelerator, work)
         except HubError:

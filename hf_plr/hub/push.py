@@ -1,7 +1,4 @@
-"""What of a run goes to the Hugging Face Hub, how it gets there, and what is said where it does not.
-
-Nothing here needs torch.
-"""
+"""Pushes to the Hugging Face Hub: the files of a run, retries, and error messages, without torch."""
 
 from __future__ import annotations
 
@@ -23,10 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+Result = TypeVar("Result")
 
-# All that is ever pushed, from the top of the folder alone. What a run needs to go on (optimizer, random states, labels
-# of all epochs, pickled arguments) is of no use to anybody else, and is not in this list.
+# Patterns for the top of the folder; the state for resuming (optimizer, random states, ...) is useless to others.
 PUBLISHED = (
     "README.md",
     "config.json",
@@ -42,18 +38,18 @@ PUBLISHED = (
     "units.parquet",
     "centroids.safetensors",
 )
-HOW_TO_LOG_IN = "`hf auth login`, or set HF_TOKEN to a token that may write"
-TRY_AGAIN = (408, 429)
-PAUSES = (1.0, 5.0)  # seconds, before it is tried again
-PATIENCE = 30.0  # seconds; what took longer to fail has been tried again and again by the client
-SHOWN = 300  # characters of what the Hub or its client says
+LOGIN_REMEDY = "`hf auth login`, or set HF_TOKEN to a token that may write"
+RETRIED_STATUSES = (408, 429)
+PAUSES = (1.0, 5.0)  # seconds before each retry
+RETRY_SECONDS = 30.0  # a push that took longer to fail was retried by the client
+MAX_CHARACTERS = 300  # of messages of the Hub or its client
 
 
 class HubError(RuntimeError):
-    """Something did not get to the Hub.
+    """Error of a push to the Hub.
 
     Attributes:
-        refused: whether the Hub, or its client, said no; otherwise it could not be reached, or failed.
+        refused: True if the Hub or its client refused the push, False if the Hub failed or is unreachable.
     """
 
     def __init__(self, message: str, refused: bool = False):
@@ -63,14 +59,14 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True)
 class PushResult:
-    """What is on the Hub now.
+    """Result of a push.
 
     Attributes:
         repo_id: user/name.
-        url: where it can be seen.
-        files: the files that were pushed; those that the Hub had are among them.
-        commit: the commit that they are in.
-        tag: the tag that this commit has; None for none.
+        url: URL of the repository.
+        files: pushed files, including unchanged ones.
+        commit: commit of the files.
+        tag: tag of the commit, or None.
     """
 
     repo_id: str
@@ -81,25 +77,27 @@ class PushResult:
 
 
 def list_published_files(folder: str | Path) -> list[Path]:
-    """The files of an output folder that a push takes, by name.
+    """List the files of an output folder that a push takes, by name.
 
     Raises:
-        ValueError: if there is no trained backbone among them.
+        ValueError: if they contain no trained backbone.
     """
     names = {path.name: path for path in Path(folder).glob("*") if path.is_file()}
-    found = [names[name] for name in sorted(names) if any(fnmatch.fnmatchcase(name, one) for one in PUBLISHED)]
-    if "config.json" not in names or not any(path.match("model*.safetensors") for path in found):
+    published = [
+        names[name] for name in sorted(names) if any(fnmatch.fnmatchcase(name, pattern) for pattern in PUBLISHED)
+    ]
+    if "config.json" not in names or not any(path.match("model*.safetensors") for path in published):
         raise ValueError(f"{folder} holds no trained backbone: no config.json and model.safetensors")
-    return found
+    return published
 
 
 def format_epoch_tag(epochs: float | None) -> str | None:
-    """The tag of weights that were trained for so many epochs, such as epoch-30; None where that is not known."""
+    """Format the tag of weights by their trained epochs, such as epoch-30; None where these are unknown."""
     return None if not epochs else f"epoch-{epochs:g}"
 
 
 def read_trained_epochs(folder: str | Path) -> float | None:
-    """Epochs that a run in this folder has trained; None if its metrics.json does not say."""
+    """Read the trained epochs of a run from its metrics.json; None if they are missing."""
     try:
         epochs = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8")).get(TRAINED_EPOCHS)
     except (OSError, ValueError, AttributeError):
@@ -117,30 +115,30 @@ def push_folder(
     message: str = "Upload a trained backbone",
     tag: str | None = None,
 ) -> PushResult:
-    """Push what is to be published of an output folder to a model repository, which is made if it is not there.
+    """Push the published files of an output folder to a model repository, which is created if it does not exist.
 
     Args:
         folder: the output folder of a run.
-        repo_id: user/name, or a name of one's own.
-        private: whether the repository is private; None leaves that to the Hub.
-        revision: branch to push to, made if it is not there; None for the main one.
-        token: a token that may write; None takes the one of `hf auth login` or HF_TOKEN.
-        message: of the commit.
-        tag: a tag for the commit; one of this name moves to it.
+        repo_id: user/name, or a name in the user's own namespace.
+        private: True for a private repository; None leaves that to the Hub.
+        revision: branch to push to, created if it does not exist; None for the main one.
+        token: a token with write access; None takes the one of `hf auth login` or HF_TOKEN.
+        message: message of the commit.
+        tag: tag of the commit; an existing tag of this name moves.
 
     Raises:
         ValueError: if the folder holds no trained backbone.
-        HubError: if it did not get there. Pushing it once more is safe.
+        HubError: if the push failed. It is safe to repeat it.
     """
     files = list_published_files(folder)
-    # Labels beside a model are no data set in the wrong place.
+    # Labels beside a model are not a misplaced data set.
     warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
 
     def push(api: HfApi) -> PushResult:
         name, url = open_repo(api, repo_id, private=private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path.name, _content(path, name)) for path in files]
+        operations = [CommitOperationAdd(path.name, _read_content(path, name)) for path in files]
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
         if tag is not None:
             _move_tag(api, name, tag, commit.oid)
@@ -149,48 +147,48 @@ def push_folder(
     return push_with_retries(push, repo_id, token)
 
 
-def push_with_retries(push: Callable[[HfApi], T], repo_id: str, token: str | None) -> T:
-    """Call something with the Hub's client, again after a pause where the Hub failed or could not be reached.
+def push_with_retries(push: Callable[[HfApi], Result], repo_id: str, token: str | None) -> Result:
+    """Push with the Hub's client, with retries after pauses where the Hub fails or is unreachable.
 
     Args:
-        push: what to do; it must do no harm if it is done again.
-        repo_id: what is pushed to, for messages.
-        token: a token that may write; None takes the one of `hf auth login` or HF_TOKEN.
+        push: pushes; it must be safe to repeat.
+        repo_id: repository, for messages.
+        token: a token with write access; None takes the one of `hf auth login` or HF_TOKEN.
 
     Raises:
-        HubError: if it does not work, saying why in one line.
+        HubError: if all attempts failed, with the reason in one line.
     """
     for pause in (*PAUSES, None):
-        started = time.monotonic()
+        start = time.monotonic()
         try:
             with open_client(token, repo_id) as api:
                 return push(api)
         except HubError as error:
-            patient = time.monotonic() - started > PATIENCE
-            if error.refused or pause is None or patient:
+            is_timeout = time.monotonic() - start > RETRY_SECONDS
+            if error.refused or pause is None or is_timeout:
                 raise
             logger.warning("Not pushed yet: %s. Once more in %g s.", error, pause)
             time.sleep(pause)
     raise AssertionError
 
 
-def _content(path: Path, repo_id: str) -> Path | bytes:
-    """What is uploaded of a file: the card says how to load the model from where it is now."""
+def _read_content(path: Path, repo_id: str) -> Path | bytes:
+    """Read the content to upload; the card gets the repository's name in its code for loading the model."""
     if path.name != "README.md":
         return path
     card = path.read_text(encoding="utf-8")
     for name in set(re.findall(r'from_pretrained\("([^"]+)"', card)):
         card = card.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
-        for before in ("# ", "model-index:\n- name: "):
-            card = re.sub(rf"^{before}{re.escape(name)}$", before + repo_id, card, count=1, flags=re.MULTILINE)
+        for heading in ("# ", "model-index:\n- name: "):
+            card = re.sub(rf"^{heading}{re.escape(name)}$", heading + repo_id, card, count=1, flags=re.MULTILINE)
     return card.encode()
 
 
 def open_repo(api: HfApi, repo_id: str, *, private: bool | None, repo_type: str = "model") -> tuple[str, str]:
-    """Make a repository if it is not there; returns its full name and where it can be seen.
+    """Open a repository, which is created if it does not exist; returns its full name and its URL.
 
     Raises:
-        HubError: if it is to be private, and is there already and public.
+        HubError: if it should be private, but exists and is public.
     """
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
@@ -203,74 +201,74 @@ def open_repo(api: HfApi, repo_id: str, *, private: bool | None, repo_type: str 
 
 
 def check_write_access(api: HfApi, repo_id: str) -> None:
-    """Find out whether the token may write to a repository: of another's that is there, the client says nothing.
+    """Check that the token has write access, which the client does not for an existing repository of others.
 
-    Nothing is written; the Hub is asked how a file would be uploaded.
+    Nothing is written: the request asks how a file would be uploaded.
     """
     api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"-")])
 
 
 @contextlib.contextmanager
 def open_client(token: str | None, repo_id: str) -> Iterator[HfApi]:
-    """The Hub's client, whose failures inside become a `HubError` that says in one line what is wrong.
+    """Open the Hub's client; exceptions inside the context become a `HubError` with a message of one line.
 
     Args:
-        token: a token that may write; None takes the one of `hf auth login` or HF_TOKEN.
-        repo_id: what is pushed to, for the message.
+        token: a token with write access; None takes the one of `hf auth login` or HF_TOKEN.
+        repo_id: repository, for the message.
     """
     try:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE=1 keeps this process away from the Hub")
-        found = get_token() if token is None else token
-        if not found:
-            raise LocalTokenNotFoundError(f"there is no token for the Hub: {HOW_TO_LOG_IN}")
-        if not (found.isascii() and found.isprintable()):  # errors of HTTP would show it
-            raise ValueError(f"the token has characters in it that no token has: {HOW_TO_LOG_IN}")
-        yield HfApi(token=found)
+        resolved_token = get_token() if token is None else token
+        if not resolved_token:
+            raise LocalTokenNotFoundError(f"there is no token for the Hub: {LOGIN_REMEDY}")
+        if not (resolved_token.isascii() and resolved_token.isprintable()):  # HTTP errors would show the token
+            raise ValueError(f"the token has characters in it that no token has: {LOGIN_REMEDY}")
+        yield HfApi(token=resolved_token)
     except HubError:
         raise
     except Exception as error:  # of the client's own kinds, of HTTP, of files, of Xet
-        raise HubError(*_told(error, repo_id)) from error
+        raise HubError(*_describe_error(error, repo_id)) from error
 
 
-def _told(error: Exception, repo_id: str) -> tuple[str, bool]:
-    """What is wrong, and whether the Hub or its client said no."""
-    answered = next((one for one in _causes(error) if isinstance(one, HfHubHTTPError)), None)
-    if answered is None:
+def _describe_error(error: Exception, repo_id: str) -> tuple[str, bool]:
+    """Describe an error; returns the message, and True if the Hub or its client refused."""
+    response_error = next((cause for cause in _iterate_causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    if response_error is None:
         refused = isinstance(error, (LocalTokenNotFoundError, OfflineModeIsEnabled, ValueError))
         if refused:
-            return _one_line(error), True
+            return _shorten(error), True
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        what = f"the connection to {constants.ENDPOINT}" if _is_http(cause) else f"the push to {repo_id}"
-        return f"{what} failed ({type(cause).__name__}: {_one_line(cause)})", False
-    status = answered.response.status_code
-    said = _one_line(answered.server_message or "")
+        action = f"the connection to {constants.ENDPOINT}" if _is_http(cause) else f"the push to {repo_id}"
+        return f"{action} failed ({type(cause).__name__}: {_shorten(cause)})", False
+    status = response_error.response.status_code
+    server_message = _shorten(response_error.server_message or "")
     if status == 401:
-        return f"the Hub does not accept the token (401): {HOW_TO_LOG_IN}", True
+        return f"the Hub does not accept the token (401): {LOGIN_REMEDY}", True
     if status == 403:
-        return f"the token may not write to {repo_id} (403: {said})", True
-    if status >= 500 or status in TRY_AGAIN:
-        return f"the Hub failed ({status}: {said})", False
-    return f"the Hub refused {repo_id} ({status}: {said or _one_line(answered)})", True
+        return f"the token may not write to {repo_id} (403: {server_message})", True
+    if status >= 500 or status in RETRIED_STATUSES:
+        return f"the Hub failed ({status}: {server_message})", False
+    return f"the Hub refused {repo_id} ({status}: {server_message or _shorten(response_error)})", True
 
 
 def _is_http(error: BaseException) -> bool:
-    return type(error).__module__.startswith("http")  # httpx, by whatever name the client has it
+    return type(error).__module__.startswith("http")  # httpx, whose name the client may change
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _one_line(words: Any) -> str:
+def _shorten(words: Any) -> str:
     text = " ".join(str(words).split()).rstrip(".")
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}..."
 
 
 def _move_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    """Set a tag, which may be at another commit from an earlier push."""
+    """Move a tag, which an earlier push may have set on another commit."""
     try:
         api.create_tag(repo_id, tag=tag, revision=commit)
     except HfHubHTTPError as error:

@@ -1,4 +1,4 @@
-"""Files with one cluster label a sample: .npy, .csv and .parquet."""
+"""Files with one cluster label per sample: .npy, .csv and .parquet."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.lookup import iterate_blocks
 
 READERS: dict[str, Callable[[str], Any]] = {
-    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),  # np.load would open an archive or a pickle as well
+    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too
     ".csv": pd.read_csv,
     ".parquet": pd.read_parquet,
 }
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
 INDEX_COLUMN = "index"
-ROWS = 1 << 18  # rows that are written together
+BLOCK_ROWS = 1 << 18  # rows that are written together
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LabelFile:
     Attributes:
         path: the file.
         labels: integers, -1 = noise, shape (N,); memory-mapped if the file is a .npy.
-        index: the column "index", if there is one: row of the data set of each sample, shape (N,).
+        index: column "index" if it exists: row of the data set per sample, shape (N,).
     """
 
     path: str
@@ -46,50 +46,50 @@ class LabelFile:
         """Open a file of labels.
 
         Args:
-            path: a .npy with an array (N,), or a .csv or .parquet with one row a sample.
+            path: a .npy with an array (N,), or a .csv or .parquet with one row per sample.
             column: column of the labels; by default "label", or the only column of integers beside "index".
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            TypeError: if the labels are no integers.
-            ValueError: if its kind is unknown, it cannot be read, the column is not clear or has empty values, there
-                are no labels, or one is below -1. The messages name the file.
+            FileNotFoundError: if the file does not exist.
+            TypeError: if the labels are not integers.
+            ValueError: if the file cannot be read, its kind is unknown, the column is ambiguous or has empty values,
+                or labels are missing or below -1. The messages name the file.
         """
-        kind = _kind(path)
+        kind = _validate_kind(path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist")
         try:
-            read: Any = READERS[kind](path)
-        except Exception as error:  # numpy, pandas and pyarrow have a dozen kinds of them for damaged files
+            content: Any = READERS[kind](path)
+        except Exception as error:  # numpy, pandas and pyarrow raise a dozen kinds for damaged files
             raise ValueError(f"{path} cannot be read as {kind[1:]}: {error}") from error
         if kind == ".npy":
-            return cls(path, _checked(path, "it", read), None)
-        frame: pd.DataFrame = read
+            return cls(path, _validate_labels(path, "it", content), None)
+        frame: pd.DataFrame = content
         frame.columns = frame.columns.map(str)
-        name = _label_column(path, frame, column)
+        name = _find_label_column(path, frame, column)
         if frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax())
             raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
-        labels = _checked(path, f"column {name!r}", frame[name].to_numpy())
+        labels = _validate_labels(path, f"column {name!r}", frame[name].to_numpy())
         index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
         return cls(path, labels, index)
 
 
-def _kind(path: str) -> str:
+def _validate_kind(path: str) -> str:
     kind = Path(path).suffix.lower()
     if kind not in READERS:
         raise ValueError(f"{path}: label files are {', '.join(READERS)}, not {kind or 'without an ending'}")
     return kind
 
 
-def _checked(path: str, what: str, labels: np.ndarray) -> np.ndarray:
-    """Labels, if they are some."""
+def _validate_labels(path: str, subject: str, labels: np.ndarray) -> np.ndarray:
+    """Validate labels, and return them."""
     if labels.ndim != 1:
-        raise ValueError(f"{path}: {what} has shape {labels.shape}, but labels have shape (N,)")
+        raise ValueError(f"{path}: {subject} has shape {labels.shape}, but labels have shape (N,)")
     if len(labels) == 0:
-        raise ValueError(f"{path}: {what} holds no labels")
+        raise ValueError(f"{path}: {subject} holds no labels")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"{path}: {what} holds {labels.dtype}, but labels are integers")
+        raise TypeError(f"{path}: {subject} holds {labels.dtype}, but labels are integers")
     lowest, highest = labels.min(), labels.max()
     if lowest < NOISE:
         raise ValueError(f"{path}: labels must be {NOISE} (noise) or above, but {lowest} is among them")
@@ -98,7 +98,7 @@ def _checked(path: str, what: str, labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
+def _find_label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
     if column is not None:
         if column not in frame.columns:
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}")
@@ -115,14 +115,14 @@ def _label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
 
 
 def check_output(path: str, overwrite: bool = False) -> None:
-    """Refuse a file that `write_labels` could not write.
+    """Reject a path that `write_labels` could not write.
 
     Raises:
-        FileExistsError: if it exists and is not to be replaced.
+        FileExistsError: if it exists and overwrite is False.
         FileNotFoundError: if its folder does not exist.
         ValueError: if the kind of file is unknown.
     """
-    _kind(path)
+    _validate_kind(path)
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
     if not Path(path).absolute().parent.is_dir():
@@ -132,35 +132,37 @@ def check_output(path: str, overwrite: bool = False) -> None:
 def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overwrite: bool = False) -> None:
     """Write refined labels, a block of samples at a time.
 
-    A .npy gets the labels; a .csv or .parquet index (if the input has it), label, previous_label, current_label and
-    confidence. The file appears when it is complete.
+    A .npy gets the labels; a .csv or .parquet the columns index (if the input has it), label, previous_label,
+    current_label and confidence. The file is written atomically.
 
     Args:
-        path: where to.
-        files: the labels that were refined, oldest first.
-        cells: the refinement of their cells.
-        overwrite: replace the file if it exists.
+        path: path of the new file.
+        files: labels before refinement, oldest first.
+        cells: refinement of their cells.
+        overwrite: True to replace an existing file.
 
     Raises:
         OSError, ValueError: as `check_output`.
     """
     check_output(path, overwrite)
-    kind = _kind(path)
+    kind = _validate_kind(path)
     temporary = f"{path}.tmp{kind}"
     try:
         if kind == ".npy":
             _write_npy(temporary, files, cells)
         elif kind == ".csv":
-            for rows in iterate_blocks(len(files[-1].labels), ROWS):
-                first = rows.start == 0
-                _frame(files, cells, rows).to_csv(temporary, mode="w" if first else "a", header=first, index=False)
+            for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
+                is_first = rows.start == 0
+                _build_frame(files, cells, rows).to_csv(
+                    temporary, mode="w" if is_first else "a", header=is_first, index=False
+                )
         else:
-            schema = pa.Schema.from_pandas(_frame(files, cells, slice(0, 0)), preserve_index=False)
-            if files[-1].index is not None:  # no rows of text tell nothing of its type
+            schema = pa.Schema.from_pandas(_build_frame(files, cells, slice(0, 0)), preserve_index=False)
+            if files[-1].index is not None:  # empty rows do not show its type
                 schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
             with pq.ParquetWriter(temporary, schema) as writer:
-                for rows in iterate_blocks(len(files[-1].labels), ROWS):
-                    table = pa.Table.from_pandas(_frame(files, cells, rows), schema=schema, preserve_index=False)
+                for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
+                    table = pa.Table.from_pandas(_build_frame(files, cells, rows), schema=schema, preserve_index=False)
                     writer.write_table(table)
         os.replace(temporary, path)
     finally:
@@ -170,12 +172,12 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
 def _write_npy(path: str, files: list[LabelFile], cells: CellRefinement) -> None:
     shape = files[-1].labels.shape
     output = np.lib.format.open_memmap(path, "w+", np.int64, shape)
-    for rows in iterate_blocks(shape[0], ROWS):
+    for rows in iterate_blocks(shape[0], BLOCK_ROWS):
         output[rows] = cells.labels[cells.table.locate(*(file.labels[rows] for file in files))]
     output.flush()
 
 
-def _frame(files: list[LabelFile], cells: CellRefinement, rows: slice) -> pd.DataFrame:
+def _build_frame(files: list[LabelFile], cells: CellRefinement, rows: slice) -> pd.DataFrame:
     cell = cells.table.locate(*(file.labels[rows] for file in files))
     index = files[-1].index
     columns = {} if index is None else {INDEX_COLUMN: index[rows]}

@@ -21,7 +21,7 @@ class Labeling:
     Args:
         stage: clusters and refines.
         memory: holds the prototypes.
-        confidence_power: the loss per sample is weighted by the confidence of its label to this power.
+        confidence_power: exponent of the confidence, which weights the loss per sample.
     """
 
     def __init__(self, stage: RefinementStage, memory: PrototypeMemory, confidence_power: float):
@@ -63,31 +63,31 @@ class Labeling:
 
     def rebuild_prototypes(self, features: CenteredFeatures) -> None:
         """Reset the prototypes to the means of the refined clusters."""
-        self.memory.reset(features.center, self._means_of(features).directions)
+        self.memory.reset(features.center, self._average_clusters(features).directions)
 
     def score(self, features: CenteredFeatures) -> dict[str, float]:
-        """Label-free scores of features of the training samples under the labels of this epoch."""
+        """Score features of the training samples without true labels, under the labels of this epoch."""
         return label_free_scores(
-            features.rows, self._targets_of(features), self._means_of(features), self.stage.accelerator
+            features.rows, self._local_targets(features), self._average_clusters(features), self.stage.accelerator
         )
 
-    def _means_of(self, features: CenteredFeatures) -> ClusterMeans:
-        targets = self._targets_of(features)
+    def _average_clusters(self, features: CenteredFeatures) -> ClusterMeans:
+        targets = self._local_targets(features)
         return average_clusters(features.rows, targets, self.pseudo_labels.n_clusters, self.stage.accelerator)
 
-    def _targets_of(self, features: CenteredFeatures) -> torch.Tensor:
+    def _local_targets(self, features: CenteredFeatures) -> torch.Tensor:
         return torch.from_numpy(self.pseudo_labels.targets[features.part]).to(features.rows.device)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device) -> None:
-        """Put what the steps of this epoch need on a device."""
+        """Move targets, weights and prototypes of this epoch to a device."""
         self._targets = torch.from_numpy(self.pseudo_labels.targets).to(device)
-        self._weights = self._weights_on(device)
+        self._weights = self._compute_weights(device)
         self.memory.to(device)
 
-    def _weights_on(self, device: torch.device) -> torch.Tensor | None:
-        """Weight of the loss per sample, with a mean of one over samples with a target; None for equal weights."""
+    def _compute_weights(self, device: torch.device) -> torch.Tensor | None:
+        """Compute loss weights per sample, with a mean of one over samples with a target; None for equal weights."""
         labels = self.pseudo_labels
         if self.confidence_power == 0.0 or labels.n_clusters == 0:
             return None
@@ -96,7 +96,7 @@ class Labeling:
         return torch.from_numpy(weights / mean if mean > 0 else np.ones_like(weights)).to(device, torch.float32)
 
     def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of features (B, D) of the samples at positions (B,) against the prototypes: a scalar."""
+        """Compute the cross-entropy of features (B, D) at positions (B,) against the prototypes: a scalar."""
         weights = None if self._weights is None else self._weights[index]
         directions, soft = self.memory.embed(features), self.pseudo_labels.soft_targets
         if soft is None:
@@ -111,14 +111,14 @@ class Labeling:
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What a resumed run needs, as arrays by name."""
+        """State for a resumed run, as arrays by name."""
         return self.stage.state_dict() | self.pseudo_labels.state_dict() | self.memory.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], n_samples: int, width: int) -> None:
-        """Restore what `state_dict` returned for so many samples and features of this size; ignores other entries.
+        """Restore the output of `state_dict`, for this number of samples and size of features; ignores other entries.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
+            ValueError: if an array is missing or damaged, naming it.
         """
         validate_array(state, "labels", "integers", (n_samples,))
         self.stage.load_state_dict(state, n_samples)

@@ -1,4 +1,4 @@
-"""Metrics of a stage: of the labels that it made, and of how they differ from those before."""
+"""Metrics of a stage: of its labels, and of their changes since the stage before."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_plr.utils.distributed import gather_objects
 def compute_stage_metrics(
     before: PseudoLabels | None, after: PseudoLabels, part: slice, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Metrics of new labels, for the log; called on every process.
+    """Compute metrics of new labels, for the log; called on every process.
 
     Args:
         before: labels of the epoch before; None at the first.
-        after: labels that a stage has just made, with at least one cluster.
+        after: labels of the stage, with at least one cluster.
         part: positions of this process's samples.
         accelerator: connects the processes, each of which counts its own pairs of labels.
 
@@ -52,7 +52,7 @@ def compute_stage_metrics(
 
 
 def compare_labelings(labelings: list[PseudoLabels], part: slice, accelerator: Accelerator) -> dict[str, float]:
-    """Mean adjusted Rand index of the first labeling with the others, as "labelings_ari"; empty for a single one."""
+    """Compare labelings: mean adjusted Rand index of the first with the others, as "labelings_ari"."""
     first, *others = labelings
     tables = [count_pairs(first.labels, other.labels, part, accelerator) for other in others]
     agreements = [adjusted_rand(table.previous, table.current, table.counts) for table in tables]
@@ -60,6 +60,6 @@ def compare_labelings(labelings: list[PseudoLabels], part: slice, accelerator: A
 
 
 def count_pairs(one: np.ndarray, other: np.ndarray, part: slice, accelerator: Accelerator) -> CooccurrenceTable:
-    """Co-occurrence table of two labelings (N,), on every process; each counts its own part."""
+    """Count the co-occurrences of two labelings (N,), on every process; each counts its own part."""
     table: CooccurrenceTable = sum(gather_objects(accelerator, cooccurrence(one[part], other[part])))
     return table

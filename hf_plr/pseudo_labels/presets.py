@@ -17,12 +17,12 @@ from hf_plr.training_args import AUTO, AUTO_LABELINGS, AUTO_PRESET, BaseTraining
 
 
 def resolve_preset(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
-    """The preset that the arguments name; `auto` is what "auto" stands for."""
+    """Resolve the preset that the arguments name; `auto` is the meaning of "auto"."""
     return auto if args.refinement == AUTO else args.refinement
 
 
 def make_refiner(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
-    """Make the refiner that the arguments name; `auto` is the preset that "auto" stands for."""
+    """Make the refiner that the arguments name; `auto` is the meaning of "auto"."""
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
     return PseudoLabelRefiner.from_preset(resolve_preset(args, auto), **overrides)
 
@@ -33,10 +33,10 @@ def select_clusterers(
     """Select one clusterer per labeling.
 
     Args:
-        args: name the clusterer, its settings, and the number of labelings.
+        args: arguments with the clusterer, its settings, and the number of labelings.
         n_samples: number of training samples N.
-        clusterer: the user's own in place of the named one; gives a single labeling.
-        refiner: the user's own in place of the named preset; "auto" then gives a single labeling.
+        clusterer: the user's own, which replaces the named one; gives a single labeling.
+        refiner: the user's own, which replaces the named preset; "auto" then gives a single labeling.
 
     Raises:
         ValueError: if there are fewer samples than clusters, or the clusterer cannot be made finer.
@@ -78,8 +78,8 @@ def make_labelings(
 
     Args:
         args: settings of refinement and objective.
-        clusterers: what `select_clusterers` returned.
-        refiner: the user's own in place of the named preset; copies of it refine further labelings.
+        clusterers: output of `select_clusterers`.
+        refiner: the user's own, which replaces the named preset; copies of it refine further labelings.
         accelerator: connects the processes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The objective: a memory of one prototype per cluster."""
+"""Memory of one prototype per cluster, and the loss against it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_plr.utils.serialization import validate_array
 
 
 class PrototypeMemory:
-    """Unit-norm prototypes, reset to cluster means at each stage and moved along with the batches.
+    """Unit-norm prototypes, reset to cluster means at each stage and updated by the batches.
 
     The loss is the cross-entropy of cosine / temperature over all prototypes (Cluster Contrast, Dai et al. 2021).
     Prototypes have no gradient: the memory adds no parameter to the model or the optimizer.
@@ -22,7 +22,7 @@ class PrototypeMemory:
         momentum: fraction of the old prototype that stays at an update, in [0, 1].
 
     Attributes:
-        center: mean feature that directions are relative to, shape (D,).
+        center: mean feature, origin of the directions, shape (D,).
         prototypes: float32 tensor of shape (K, D), rows of unit length; empty before the first `reset`.
     """
 
@@ -38,21 +38,21 @@ class PrototypeMemory:
         self.prototypes = prototypes.clone()
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
-        """Directions of features (B, D) relative to the center: where the loss is taken."""
+        """Embed features (B, D) for the loss, as directions from the center."""
         return compute_directions(self.center, features)
 
     def loss(self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean loss of a batch.
+        """Compute the mean loss of a batch.
 
         Args:
             features: embedded features, shape (B, D).
-            targets: cluster of each sample, shape (B,), -1 = no loss; or soft targets, shape (B, K), where a row of
-                zeros has no loss.
-            weights: weight of each sample's loss, at least 0, shape (B,); None for equal weights.
+            targets: cluster per sample, shape (B,), -1 = no loss; or soft targets, shape (B, K), where a row of zeros
+                has no loss.
+            weights: weight of the loss per sample, at least 0, shape (B,); None for equal weights.
 
         Returns:
-            A scalar with a gradient, divided by the number of samples with a target, whatever their weights; zero if
-            there are none.
+            A scalar with a gradient, divided by the number of samples with a target, whatever their weights; zero
+            without targets.
         """
         logits = features @ self.prototypes.to(features).T / self.temperature
         if targets.ndim == 1:
@@ -70,25 +70,25 @@ class PrototypeMemory:
         is_member = targets >= 0
         present, row = torch.unique(targets[is_member], return_inverse=True)
         means = average_clusters(features[is_member], row, len(present)).directions
-        moved = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * means
-        self.prototypes[present] = F.normalize(moved, dim=1)
+        updated = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * means
+        self.prototypes[present] = F.normalize(updated, dim=1)
 
     def to(self, device: torch.device) -> None:
-        """Move origin and prototypes to a device."""
+        """Move center and prototypes to a device."""
         self.center, self.prototypes = self.center.to(device), self.prototypes.to(device)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Origin and prototypes as arrays."""
+        """State: center and prototypes as arrays."""
         return {"center": self.center.cpu().numpy(), "prototypes": self.prototypes.cpu().numpy()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `state_dict` gave; other entries are ignored.
+        """Restore the output of `state_dict`; other entries are ignored.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` gave, naming it.
+            ValueError: if an array is missing or damaged, naming it.
         """
         prototypes = validate_array(state, "prototypes", "floats", (None, None))
         center = validate_array(state, "center", "floats", prototypes.shape[1:])
         self.center, self.prototypes = (
-            torch.from_numpy(each.astype(np.float32, copy=False)) for each in (center, prototypes)
+            torch.from_numpy(tensor.astype(np.float32, copy=False)) for tensor in (center, prototypes)
         )

@@ -1,4 +1,4 @@
-"""The order in which training takes its samples, how many an epoch takes, and the seed of that order."""
+"""Order of the training samples, their number per epoch, and the seed of the order."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from hf_plr.training_args import BaseTrainingArguments
 
 
 def select_data_seed(args: BaseTrainingArguments) -> int:
-    """Seed of the order of training."""
+    """Select the seed of the order of training."""
     return args.seed if args.data_seed is None else args.data_seed
 
 
 def count_samples_per_step(args: BaseTrainingArguments) -> int:
-    """Samples of an optimizer step, of all processes and accumulation steps together."""
+    """Count the samples of an optimizer step, of all processes and accumulation steps together."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def count_samples_per_epoch(args: BaseTrainingArguments, n_samples: int) -> int:
-    """Samples between two stages: whole steps, so that they are the same for any number of processes.
+    """Count the samples between two stages: whole steps, so that they are equal for any number of processes.
 
-    Where the last step lacks samples, it takes the first ones of the next pass; with `dataloader_drop_last` it is left
-    out.
+    An incomplete last step takes the first samples of the next pass; with `dataloader_drop_last` it is left out.
     """
     step = count_samples_per_step(args)
     if args.steps_per_epoch is not None:
@@ -33,16 +32,16 @@ def count_samples_per_epoch(args: BaseTrainingArguments, n_samples: int) -> int:
     return step * max(1, n_samples // step if args.dataloader_drop_last else -(-n_samples // step))
 
 
-PART = 1 << 16  # indices that are Python's integers together
+BLOCK = 1 << 16  # indices that are converted to Python's integers at once
 
 
 class EpochSampler(Sampler[int], ABC):
-    """Yield a fixed number of indices an epoch, pass after pass over the data set.
+    """Sampler of a fixed number of indices per epoch, pass after pass over the data set.
 
     Args:
         n_samples: samples N of the data set.
         seed: seed of the order, which depends on it and on the epoch.
-        samples_per_epoch: indices that an epoch yields; by default N.
+        samples_per_epoch: number of indices per epoch; by default N.
     """
 
     def __init__(self, n_samples: int, seed: int, samples_per_epoch: int | None = None):
@@ -56,35 +55,42 @@ class EpochSampler(Sampler[int], ABC):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self._epoch])
-        stream: list[np.ndarray] = []
-        drawn = 0
-        while drawn < self.samples_per_epoch:
-            one_pass = self._one_pass(rng)
-            stream.append(one_pass)
-            drawn += len(one_pass)
-        order = np.concatenate(stream)[: self.samples_per_epoch]
-        # In parts: as Python's integers the whole order would take five times the memory.
-        parts = (order[start : start + PART] for start in range(0, len(order), PART))
-        return (index for part in parts for index in part.tolist())
+        passes: list[np.ndarray] = []
+        n_drawn = 0
+        while n_drawn < self.samples_per_epoch:
+            indices = self._draw_pass(rng)
+            passes.append(indices)
+            n_drawn += len(indices)
+        order = np.concatenate(passes)[: self.samples_per_epoch]
+        # In blocks: as Python's integers the whole order would take five times the memory.
+        blocks = (order[start : start + BLOCK] for start in range(0, len(order), BLOCK))
+        return (index for block in blocks for index in block.tolist())
 
     @abstractmethod
-    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
-        """Indices of one pass."""
+    def _draw_pass(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw the indices of one pass."""
 
 
 class ClusterSampler(EpochSampler):
-    """Yield a fixed number of indices an epoch in groups of up to `group_size` samples of one cluster.
+    """Sampler of a fixed number of indices per epoch, in groups of up to `group_size` samples of one cluster.
 
-    The number of indices never changes, so a loader's length stays what it was: where noise samples are left out,
-    a second pass over the members begins. In a pass every member is drawn once: each cluster's members are shuffled and
-    cut into groups of equal size, give or take one, and the groups are dealt so that those of a large cluster are
-    spread over the epoch. The order depends on (seed, epoch, targets) alone.
+    The number of indices, and so a loader's length, never changes. Where noise samples are left out, a second pass over
+    the members begins. A pass draws every member once. It shuffles each cluster's members, cuts them into groups of
+    equal size, give or take one, and spreads the groups of a large cluster over the epoch. The order depends on
+    (seed, epoch, targets) alone.
 
     Args:
         n_samples: samples N of the data set.
-        group_size: samples of one cluster in a row at most (K of P x K), at least 1.
+        group_size: largest number of samples of one cluster in a row (K of P x K), at least 1.
         seed: seed of the order.
-        samples_per_epoch: indices that an epoch yields; by default N.
+        samples_per_epoch: number of indices per epoch; by default N.
+
+    Example:
+        >>> sampler = ClusterSampler(n_samples=6, group_size=3, seed=0)
+        >>> sampler.set_targets(np.array([0, 1, 0, 1, 0, 1]), epoch=0)
+        >>> order = list(sampler)
+        >>> sorted(order[:3]) in ([0, 2, 4], [1, 3, 5])
+        True
     """
 
     def __init__(self, n_samples: int, group_size: int, seed: int, samples_per_epoch: int | None = None):
@@ -93,11 +99,11 @@ class ClusterSampler(EpochSampler):
         self._targets: np.ndarray | None = None
 
     def set_targets(self, targets: np.ndarray, epoch: int) -> None:
-        """Draw the coming epoch by these targets, shape (N,), -1 = left out."""
+        """Set the targets of the next epoch, shape (N,), -1 = left out."""
         self._targets = targets
         self._epoch = epoch
 
-    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
+    def _draw_pass(self, rng: np.random.Generator) -> np.ndarray:
         if self._targets is None:
             raise RuntimeError("the sampler has no targets yet: the stage sets them before the first epoch")
         order = rng.permutation(self.n_samples)
@@ -109,36 +115,36 @@ class ClusterSampler(EpochSampler):
         for members in np.split(order, bounds):
             cluster_groups = np.array_split(members, -(-len(members) // self.group_size))
             groups.extend(cluster_groups)
-            # Evenly spaced turns with a random start: a large cluster comes up often, but not in clumps.
+            # Evenly spaced turns with a random start spread a large cluster over the pass.
             turns.append((np.arange(len(cluster_groups)) + rng.random()) / len(cluster_groups))
         return np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
 
 
 class LengthSampler(EpochSampler):
-    """Yield every sample once an epoch, in batches of similar lengths that come in random order.
+    """Sampler of every sample once per epoch, in batches of similar lengths in random order.
 
     The order depends on (seed, epoch) alone.
 
     Args:
         n_samples: samples N of the data set, in order of their lengths.
-        batch_size: samples of a batch, of all processes and accumulation steps together.
+        batch_size: samples per batch, of all processes and accumulation steps together.
         seed: seed of the order.
-        samples_per_epoch: indices that an epoch yields; by default N.
+        samples_per_epoch: number of indices per epoch; by default N.
     """
 
-    mixed_batches = 4  # so many batches' samples, neighbours by length, are mixed
+    mixed_batches = 4  # number of batches, neighbours by length, whose samples are mixed
 
     def __init__(self, n_samples: int, batch_size: int, seed: int, samples_per_epoch: int | None = None):
         super().__init__(n_samples, seed, samples_per_epoch)
         self.batch_size = batch_size
 
     def begin(self, epoch: int) -> None:
-        """Draw the coming epoch's order."""
+        """Begin an epoch, which has an order of its own."""
         self._epoch = epoch
 
-    def _one_pass(self, rng: np.random.Generator) -> np.ndarray:
-        places = np.arange(self.n_samples) + rng.random(self.n_samples) * self.mixed_batches * self.batch_size
-        order = np.argsort(places, kind="stable")
-        whole = len(order) // self.batch_size * self.batch_size
-        batches = order[:whole].reshape(-1, self.batch_size)
-        return np.concatenate([rng.permutation(batches).ravel(), order[whole:]])  # the short one stays last
+    def _draw_pass(self, rng: np.random.Generator) -> np.ndarray:
+        noisy_positions = np.arange(self.n_samples) + rng.random(self.n_samples) * self.mixed_batches * self.batch_size
+        order = np.argsort(noisy_positions, kind="stable")
+        n_whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:n_whole].reshape(-1, self.batch_size)
+        return np.concatenate([rng.permutation(batches).ravel(), order[n_whole:]])  # the incomplete batch stays last

@@ -1,4 +1,4 @@
-"""Soft targets of all samples, by the cells of the co-occurrence table that they are in."""
+"""Soft targets of all samples, by their cells of the co-occurrence table."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from hf_plr.utils.serialization import validate_array
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What each sample is taught in place of one cluster: a distribution over all of them.
+    """Soft targets per sample: distributions over all clusters.
 
     Attributes:
-        cells: those of the cells, kept as factors: written out they would not fit into memory where many cells
-            project onto many clusters.
-        cell: cell of each sample, int32 of shape (N,).
+        cells: soft targets per cell, kept as factors, as written out they might not fit into memory.
+        cell: cell per sample, int32 of shape (N,).
     """
 
     cells: SoftCells
     cell: np.ndarray
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """The soft targets of the samples at positions (B,), float32 of shape (B, n_clusters).
+        """Compute the soft targets at positions (B,), float32 of shape (B, n_clusters).
 
-        Noise that was noise before, and what is left out, has zeros only.
+        Rows of samples that are left out, and of noise without a previous cluster, are zero.
         """
         rows: np.ndarray = self.cells.rows(self.cell[index]).astype(np.float32).toarray()
         return rows
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything as arrays by name."""
+        """State as arrays by name."""
         soft = self.cells
         state = {
             "cell": self.cell,
@@ -47,10 +46,10 @@ class SoftTargets:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray], n_samples: int, n_clusters: int) -> SoftTargets:
-        """What `state_dict` gave, again.
+        """Restore the output of `state_dict`.
 
         Raises:
-            ValueError: if an array is missing or cannot be of so many samples and clusters, naming it.
+            ValueError: if an array is missing, damaged, or does not fit these numbers, naming it.
         """
         codes = validate_array(state, "codes", "integers", (None, None), -1)
         n_cells, n_parts = codes.shape
@@ -59,15 +58,17 @@ class SoftTargets:
         cell = validate_array(state, "cell", "integers", (n_samples,), 0, n_cells - 1)
         shares = validate_array(state, "shares_of_case", "floats", (None, n_parts), 0.0, 1.0)
         case = validate_array(state, "case", "integers", (n_cells,), 0, len(shares) - 1)
-        bases = tuple(_basis(state, f"basis.{part}", n_clusters) for part in range(n_parts))
+        bases = tuple(_validate_basis(state, f"basis.{part}", n_clusters) for part in range(n_parts))
         for part, basis in enumerate(bases):
-            used = codes[shares[case, part] > 0, part]
-            if len(used) and not (used.min() >= 0 and used.max() < basis.shape[0]):
-                raise ValueError(f"'codes' is damaged: part {part} has {basis.shape[0]} clusters, not {used.max() + 1}")
+            used_codes = codes[shares[case, part] > 0, part]
+            if len(used_codes) and not (used_codes.min() >= 0 and used_codes.max() < basis.shape[0]):
+                raise ValueError(
+                    f"'codes' is damaged: part {part} has {basis.shape[0]} clusters, not {used_codes.max() + 1}"
+                )
         return cls(SoftCells(codes, case, shares, bases), cell)
 
 
-def _basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:
+def _validate_basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:
     data = validate_array(state, f"{name}.data", "floats", (None,), 0.0)
     indices = validate_array(state, f"{name}.indices", "integers", (len(data),), 0, n_columns - 1)
     indptr = validate_array(state, f"{name}.indptr", "integers", (None,), 0, len(data))

@@ -1,4 +1,4 @@
-"""The stage between two epochs: cluster the features, refine the clusters, make targets of the refined labels."""
+"""Stage between two epochs: cluster the features, refine the clusters, make targets of the refined labels."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ REFINER_LABELS = ("refiner.history.1", "refiner.refined")  # in the state of a s
 
 @dataclass
 class PseudoLabels:
-    """What one labeling teaches in one epoch.
+    """Pseudo-labels and targets of one labeling in one epoch.
 
-    Every process holds these arrays of all samples. Labels are int32; raw ones are int64 where the clusterer's ids are
-    too large for that.
+    Every process holds these arrays of all samples. Labels are int32; raw ones are int64 where the clusterer's ids need
+    it.
 
     Attributes:
         epoch: epoch that these labels train.
-        labels: refined label per sample, -1 = noise, shape (N,); numbers live on from epoch to epoch.
+        labels: refined label per sample, -1 = noise, shape (N,); numbers persist from epoch to epoch.
         previous_labels: the refined labels of the epoch before, shape (N,); -1 everywhere at the first.
         raw_labels: the clusterer's labels before refinement, shape (N,).
         confidence: in [0, 1], float32 of shape (N,).
         targets: position of the prototype per sample, 0 to n_clusters - 1, -1 = none and, where targets are hard, no
-            loss, shape (N,). Noise whose past says two clusters alike has soft targets and none here.
+            loss, shape (N,). Noise that projects onto two clusters alike has soft targets and -1 here.
         n_clusters: number of prototypes.
         soft_targets: soft targets, or None where targets are hard.
         refinement: metrics of the refinement that made the labels, as in `compute_stage_metrics`; empty after resuming.
@@ -57,11 +57,11 @@ class PseudoLabels:
     refinement: dict[str, float] = field(default_factory=dict)
 
     def for_epoch(self, epoch: int) -> PseudoLabels:
-        """The same labels for another epoch."""
+        """Copy the labels for another epoch."""
         return dataclasses.replace(self, epoch=epoch)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything that a resumed epoch needs, as arrays by name."""
+        """State for a resumed epoch, as arrays by name."""
         state = {
             "epoch": np.array([self.epoch]),
             "labels": self.labels,
@@ -77,10 +77,10 @@ class PseudoLabels:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray], may_be_empty: bool = False) -> PseudoLabels:
-        """Restore what `state_dict` returned.
+        """Restore the output of `state_dict`.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
+            ValueError: if an array is missing or damaged, naming it.
         """
         n_samples = len(validate_array(state, "labels", "integers", (None,)))
         n_clusters = int(validate_array(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
@@ -102,15 +102,15 @@ class PseudoLabels:
 
 
 class RefinementStage:
-    """Makes the pseudo-labels of an epoch in two calls: `cluster`, then `refine`.
+    """Stage that makes the pseudo-labels of an epoch in two calls: `cluster`, then `refine`.
 
     Args:
         clusterer: clusters the features; its state is kept in checkpoints.
         refiner: projects, blends and re-clusters.
-        refine_start_epoch: epochs before this one train on the clusters as they are.
+        refine_start_epoch: epochs before this one train on the clusters without refinement.
         accelerator: shares the samples among processes; all of them have all labels.
-        min_confidence: samples whose label has less confidence are not trained on in this epoch; they keep it.
-        may_be_empty: an epoch without any cluster is not an error, as of a labeling beside others.
+        min_confidence: samples of less confident labels keep these, but have no loss in this epoch.
+        may_be_empty: True to allow epochs without clusters, as for a labeling beside others.
 
     Raises:
         ValueError: if the refiner's soft labels cannot be targets.
@@ -127,7 +127,7 @@ class RefinementStage:
     ):
         if refiner.assignment == "soft" and refiner.space == "joint":
             raise ValueError(
-                "assignment='soft' needs space='projected': joint soft labels are no targets of the clusters"
+                "assignment='soft' needs space='projected': joint soft labels are not targets of the clusters"
             )
         self.may_be_empty = may_be_empty
         self.min_confidence = min_confidence
@@ -140,17 +140,17 @@ class RefinementStage:
         """Cluster features; returns the labels of all samples on every process, integers (N,), -1 = noise.
 
         Raises:
-            ValueError: if the clusterer's answer is not one integer per sample.
+            ValueError: if the clusterer's labels are not one integer per sample.
         """
         labels = self.clusterer.fit_predict_shard(features.rows, self.accelerator)
-        own = validate_labels(labels, len(features.rows), self.accelerator)
-        return gather_rows(self.accelerator, torch.from_numpy(own)).numpy()
+        local = validate_labels(labels, len(features.rows), self.accelerator)
+        return gather_rows(self.accelerator, torch.from_numpy(local)).numpy()
 
     def refine(self, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
         """Refine clusters by those of the epochs before, and make targets of the refined labels.
 
         Args:
-            clusters: what `cluster` returned, shape (N,).
+            clusters: output of `cluster`, shape (N,).
             epoch: epoch that the labels will train.
             part: positions of this process's samples.
             previous: labels of the epoch before; None at the first.
@@ -180,7 +180,7 @@ class RefinementStage:
     def _make_targets(
         self, refined: RefinementResult, is_refined: bool, part: slice
     ) -> tuple[np.ndarray, np.ndarray, int, SoftTargets | None]:
-        """Confidence, targets, number of prototypes and soft targets: each process looks up its part of the samples."""
+        """Make confidence, targets, number of prototypes and soft targets; each process locates its own samples."""
         has_soft_targets = self.refiner.assignment == "soft" and is_refined
         targets_per_cell = _soft_targets if has_soft_targets else _hard_targets
         targets, n_clusters, soft = targets_per_cell(refined, self.min_confidence if is_refined else 0.0)
@@ -188,8 +188,8 @@ class RefinementStage:
         if soft is not None:
             values.append(np.arange(len(targets), dtype=np.int32))
         confidence, targets, *cell = (
-            gather_rows(self.accelerator, torch.from_numpy(own)).numpy()
-            for own in _spread_to_samples(refined, part, values)
+            gather_rows(self.accelerator, torch.from_numpy(local)).numpy()
+            for local in _spread_to_samples(refined, part, values)
         )
         return confidence, targets, n_clusters, None if soft is None else SoftTargets(soft, cell[0])
 
@@ -211,17 +211,17 @@ class RefinementStage:
             )
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What the next call depends on, as arrays by name."""
+        """State for the next call, as arrays by name."""
         state = {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
         for name, value in self.clusterer.state_dict().items():
             state[f"clusterer.{name}"] = torch.as_tensor(value).cpu().numpy()
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray], n_samples: int) -> None:
-        """Restore what `state_dict` returned after a stage of so many samples; other entries are ignored.
+        """Restore the output of `state_dict` for this number of samples; other entries are ignored.
 
         Raises:
-            ValueError: if an array is missing or cannot be what `state_dict` returned, naming it.
+            ValueError: if an array is missing or damaged, naming it.
         """
         for name in REFINER_LABELS:
             validate_array(state, name, "integers", (n_samples,))
@@ -230,12 +230,12 @@ class RefinementStage:
 
 
 def default_num_clusters(n_samples: int) -> int:
-    """Number of clusters when the user names none: 1.5 times the square root of N, at most half of N."""
+    """Default number of clusters: 1.5 times the square root of N, at most half of N."""
     return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
 
 
 def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_targets: bool) -> dict[str, float]:
-    """Metrics of a refinement: those that its cells tell, which are not kept."""
+    """Metrics of a refinement from its cells, which are not kept."""
     metrics = {
         "clusters_raw": float(len(cells.table.current_ids)),
         "changed_share": cells.changed_share,
@@ -244,13 +244,13 @@ def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_tar
     }
     is_trained = targets[cells.table.first_member] != NOISE
     if has_soft_targets and is_trained.any():
-        on_own_cluster = np.average(cells.confidence[is_trained], weights=cells.table.counts[is_trained])
-        metrics["soft_share"] = 1.0 - float(on_own_cluster)
+        own_mass = np.average(cells.confidence[is_trained], weights=cells.table.counts[is_trained])
+        metrics["soft_share"] = 1.0 - float(own_mass)
     return metrics
 
 
 def _hard_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, None]:
-    """Prototype per cell, -1 = no loss, shape (cells,), the number of prototypes, and no soft targets."""
+    """Make hard targets: prototype per cell, -1 = no loss, shape (cells,), and the number of prototypes."""
     cells = refined.cells
     is_trained = (cells.labels != NOISE) & (cells.confidence >= min_confidence)
     ids = np.unique(cells.labels[is_trained])
@@ -258,7 +258,7 @@ def _hard_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.
 
 
 def _soft_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, SoftCells]:
-    """As `_hard_targets`, with soft targets per cell: over the clusters that have a confident member."""
+    """Make hard and soft targets per cell, over the clusters that have a confident member."""
     cells = refined.cells
     cluster, soft = keep_current(cells.table, cells.soft), cells.soft
     is_doubtful = cells.confidence < min_confidence
@@ -270,11 +270,11 @@ def _soft_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.
     return targets, len(ids), soft.drop_cells(is_doubtful).select_columns(ids)
 
 
-def _spread_to_samples(refined: RefinementResult, part: slice, of_cells: list[np.ndarray]) -> list[np.ndarray]:
-    """Values per cell, each of shape (cells,), as values per sample of a part, each of shape (n,)."""
-    of_samples = [np.empty(part.stop - part.start, values.dtype) for values in of_cells]
-    for span in iterate_chunks(len(of_samples[0])):
+def _spread_to_samples(refined: RefinementResult, part: slice, cell_values: list[np.ndarray]) -> list[np.ndarray]:
+    """Spread values per cell, each of shape (cells,), to the samples of a part, each of shape (n,)."""
+    sample_values = [np.empty(part.stop - part.start, values.dtype) for values in cell_values]
+    for span in iterate_chunks(len(sample_values[0])):
         cell = refined.cell_of_sample(part.start + span.start, part.start + span.stop)
-        for array, values in zip(of_samples, of_cells, strict=True):
+        for array, values in zip(sample_values, cell_values, strict=True):
             array[span] = values[cell]
-    return of_samples
+    return sample_values

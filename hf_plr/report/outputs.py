@@ -1,4 +1,4 @@
-"""What a run leaves beside the backbone, and what it says at its end."""
+"""Files of a run beside the backbone, and its summary in the terminal."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "sciki
 def write_pseudo_labels(
     path: str | os.PathLike[str], rows: np.ndarray, labels: PseudoLabels, files: list[str] | None = None
 ) -> None:
-    """Write one row a sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence.
+    """Write one row per sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence.
 
     Args:
-        path: where to.
-        rows: index of each sample, (N,).
+        path: path of the new file.
+        rows: index per sample, (N,).
         labels: the labels.
-        files: file of each sample, (N,); None leaves the column out.
+        files: file per sample, (N,); None leaves the column out.
     """
     frame = pd.DataFrame(
         {
@@ -47,20 +47,20 @@ def write_pseudo_labels(
             "confidence": labels.confidence.astype(np.float32),
         }
     )
-    frame.sort_values("index", ignore_index=True).to_parquet(path, index=False)  # sounds are held by length
+    frame.sort_values("index", ignore_index=True).to_parquet(path, index=False)  # sounds are stored by length
 
 
 def write_prototypes(
     path: str | os.PathLike[str], prototypes: np.ndarray, labels: np.ndarray, center: np.ndarray
 ) -> None:
-    """Write what the clusters of `pseudo_labels.parquet` look like to the backbone that lies beside it.
+    """Write the prototypes of the clusters of `pseudo_labels.parquet`, as the backbone beside it sees them.
 
     A sample's feature minus `center` is compared with the rows of `prototypes` by cosine; the most similar row stands
     for the cluster of the same row of `labels`.
 
     Args:
-        path: a safetensors file, which is complete or not there at all.
-        prototypes: mean feature of each cluster relative to the center, of unit length, (K, D).
+        path: a safetensors file, written atomically.
+        prototypes: mean feature per cluster relative to the center, of unit length, (K, D).
         labels: the clusters' labels, (K,).
         center: mean feature of all samples, (D,).
     """
@@ -74,7 +74,7 @@ def write_prototypes(
 
 
 def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: float) -> None:
-    """Write scores, the figures of every epoch, settings and versions as JSON."""
+    """Write scores, the metrics of every epoch, settings and versions as JSON."""
     metrics = {
         "scores": summary.scores,
         "intervals": summary.intervals,
@@ -93,32 +93,35 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
 
 
 def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """The scores by moment that `write_metrics` wrote.
+    """Read the scores by phase from a file of `write_metrics`.
 
     Raises:
         ValueError: if the file is damaged, naming it.
     """
-    with _read_from(path):
+    with _name_file_in_errors(path):
         scores = json.loads(Path(path).read_bytes())["scores"]
-        return {moment: {name: float(value) for name, value in found.items()} for moment, found in scores.items()}
+        return {
+            phase: {name: float(value) for name, value in phase_scores.items()}
+            for phase, phase_scores in scores.items()
+        }
 
 
 def read_intervals(path: str | os.PathLike[str]) -> dict[str, dict[str, Interval]]:
-    """The intervals of scores by moment that `write_metrics` wrote; none where an older release wrote the file.
+    """Read the intervals of scores by phase from a file of `write_metrics`; empty in files of older releases.
 
     Raises:
         ValueError: if the file is damaged, naming it.
     """
-    with _read_from(path):
+    with _name_file_in_errors(path):
         intervals = json.loads(Path(path).read_bytes()).get("intervals", {})
         return {
-            moment: {name: (float(low), float(high)) for name, (low, high) in found.items()}
-            for moment, found in intervals.items()
+            phase: {name: (float(low), float(high)) for name, (low, high) in phase_scores.items()}
+            for phase, phase_scores in intervals.items()
         }
 
 
 @contextlib.contextmanager
-def _read_from(path: str | os.PathLike[str]) -> Iterator[None]:
+def _name_file_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
@@ -126,12 +129,12 @@ def _read_from(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str, str]) -> str:
-    """The end of a run for a person: the scores, where the results lie, what to do next.
+    """Format the summary of a run for the terminal: scores, results, next steps.
 
     Args:
         summary: the run.
-        seconds: how long it took.
-        next_command: a command to try next, and what it does.
+        seconds: duration of the run.
+        next_command: a command to try next, and its description.
     """
     out = summary.args.output_dir
     modality = summary.modality
@@ -141,7 +144,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     rows = summary.score_rows()
     if rows:
         bounds = summary.last_intervals()
-        heading = f"{'':<28}" + "".join(f"{moment:>8}" for moment in summary.scores)
+        heading = f"{'':<28}" + "".join(f"{phase:>8}" for phase in summary.scores)
         heading += f"  95% of {list(summary.scores)[-1]}" if bounds else ""
         lines += ["", heading, "-" * len(heading)]
         for name, *values in rows:
@@ -160,8 +163,8 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         "",
         f"Results in {out}:",
         f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {modality.processor_name}",
-        *(f"  {name:<57}  {what}" for name, what in (*summary.label_files, *report)),
-        "  metrics.json, README.md                                    all figures, and a model card",
+        *(f"  {name:<57}  {description}" for name, description in (*summary.label_files, *report)),
+        "  metrics.json, README.md                                    all metrics, and a model card",
         "",
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",

@@ -1,4 +1,4 @@
-"""What is known of a run, for everything that reports on it."""
+"""Summary of a run, for model card, metrics and reports."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ LOCAL_SETTINGS = ("image_cache_dir", "feature_dir", "report")  # folders of one 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run as its model card, its metrics and its last words tell it.
+    """Summary of a run for its model card, its metrics and the terminal.
 
     Attributes:
         args: the arguments.
         modality: the kind of samples.
         architecture: class of the backbone.
         start: name or path that the backbone was loaded from, empty for random weights.
-        n_samples: training samples.
+        n_samples: number of training samples.
         unreadable_rows: rows that were left out.
-        epochs: epochs trained.
-        steps: optimizer steps.
-        processes: processes that trained together.
-        log: the log as `Trainer` keeps it.
-        scores: scores by moment, empty without a label column.
+        epochs: number of trained epochs.
+        steps: number of optimizer steps.
+        processes: number of processes.
+        log: log history of `Trainer`.
+        scores: scores by phase, such as before and after training; empty without a label column.
         scored_on_test: True if the scores are those of a test split.
-        last_labels: what the last labels are, in words; empty before the first stage.
-        label_files: files with the labels, and what is in them.
-        cluster_sizes: members of each of the last clusters or units, shape (K,).
-        cluster_members: what these members are called.
-        source: what the start was trained on with labels, empty if on nothing.
-        intervals: 95% intervals of scores that have one, (low, high), by moment.
+        last_labels: description of the last labels; empty before the first stage.
+        label_files: files with the labels, and their descriptions.
+        cluster_sizes: members per cluster or unit of the last labels, shape (K,).
+        cluster_members: name of these members, in the plural.
+        source: labelled training data of the start, empty without any.
+        intervals: 95% intervals of scores that have one, (low, high), by phase.
     """
 
     args: BaseTrainingArguments
@@ -78,55 +78,55 @@ class RunSummary:
 
     @property
     def stages(self) -> list[dict[str, float]]:
-        """The logged metrics of every stage."""
+        """Logged metrics of every stage."""
         return select_stages(self.log)
 
     @property
     def epoch_scores(self) -> list[dict[str, float]]:
-        """The logged scores of features, for every epoch that was scored."""
+        """Logged scores of features, for every scored epoch."""
         others = (entry for entry in self.log if STAGE_SECONDS not in entry)
         return [entry for entry in others if any(name.startswith(SCORE_PREFIX) for name in entry)]
 
     @property
     def scored_on(self) -> str:
-        """Which samples the scores are of."""
-        if not any("mAP" in found for found in self.scores.values()):
+        """Description of the scored samples."""
+        if not any("mAP" in phase_scores for phase_scores in self.scores.values()):
             return "the test split" if self.scored_on_test else f"the training {self.modality.plural}, cross-validated"
         if self.scored_on_test:
             return "queries in the gallery under other cameras"
         return "every training image among those of other cameras"
 
     def score_rows(self, with_intervals: bool = False) -> list[tuple[str, ...]]:
-        """Rows (name, a value for each moment) of a table of the scores; "-" where there is none.
+        """Rows (name, one value per phase) of a table of the scores; "-" for a missing one.
 
         Args:
-            with_intervals: write a value that has an interval as "0.900 (0.87 to 0.93)".
+            with_intervals: True for values with their intervals, as "0.900 (0.87 to 0.93)".
         """
 
-        def told(moment: str, key: str) -> str:
-            if key not in self.scores[moment]:
+        def format_score(phase: str, key: str) -> str:
+            if key not in self.scores[phase]:
                 return "-"
-            interval = self.intervals.get(moment, {}).get(key) if with_intervals else None
-            value = f"{self.scores[moment][key]:.3f}"
+            interval = self.intervals.get(phase, {}).get(key) if with_intervals else None
+            value = f"{self.scores[phase][key]:.3f}"
             return value if interval is None else f"{value} ({interval[0]:.2f} to {interval[1]:.2f})"
 
         return [
-            (title, *(told(moment, key) for moment in self.scores))
+            (title, *(format_score(phase, key) for phase in self.scores))
             for key, title in self.score_titles().items()
-            if any(key in found for found in self.scores.values())
+            if any(key in phase_scores for phase_scores in self.scores.values())
         ]
 
     def last_intervals(self) -> dict[str, Interval]:
-        """Intervals of the last moment's scores, by what the scores are called."""
-        found = self.intervals.get(list(self.scores)[-1], {}) if self.scores else {}
-        return {title: found[key] for key, title in self.score_titles().items() if key in found}
+        """Intervals of the last phase's scores, by their titles."""
+        intervals = self.intervals.get(list(self.scores)[-1], {}) if self.scores else {}
+        return {title: intervals[key] for key, title in self.score_titles().items() if key in intervals}
 
     def score_titles(self) -> dict[str, str]:
-        """What each score is called."""
+        """Titles of scores by name."""
         return {**SCORES, **RETRIEVAL_SCORES}
 
     def cluster_facts(self) -> list[str]:
-        """What is known of the last clusters and of how they came about, a sentence each; empty before the first."""
+        """Facts about the last clusters and their history, one sentence each; empty before the first stage."""
         facts = []
         if len(self.cluster_sizes):
             smallest, median, largest = np.percentile(self.cluster_sizes, [0, 50, 100])
@@ -143,10 +143,10 @@ class RunSummary:
             )
         last = self.stages[-1] if self.stages else {}
         names = {"accuracy": "accuracy", "nmi": "NMI", "ari": "ARI", "purity": "purity"}
-        agreeing = {name: last.get(f"{LABEL_SCORE_PREFIX}{score}") for score, name in names.items()}
-        told = ", ".join(f"{name} {value:.2f}" for name, value in agreeing.items() if value is not None)
-        if told:
-            facts.append(f"Against the true labels, the last labels have: {told}.")
+        label_scores = {name: last.get(f"{LABEL_SCORE_PREFIX}{score}") for score, name in names.items()}
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in label_scores.items() if value is not None)
+        if listed:
+            facts.append(f"Against the true labels, the last labels have: {listed}.")
         changed, soft = ([entry[name] for entry in self.stages if name in entry] for name in (CHANGED, SOFT))
         if changed and (changed[-1] or not soft):
             facts.append(
@@ -158,34 +158,36 @@ class RunSummary:
 
     def changed_settings(self) -> list[tuple[str, Any]]:
         """Settings of method and training whose values differ from the defaults, by name."""
-        kind = UnitTrainingArguments if isinstance(self.args, UnitTrainingArguments) else PLRTrainingArguments
-        told = {*BaseTrainingArguments.__annotations__, *kind.__annotations__, *TRAINING_SETTINGS} - {*LOCAL_SETTINGS}
-        # Read off the class: making a second TrainingArguments would reset the state that all Accelerators share.
+        is_unit_run = isinstance(self.args, UnitTrainingArguments)
+        arguments_class = UnitTrainingArguments if is_unit_run else PLRTrainingArguments
+        method_settings = {*BaseTrainingArguments.__annotations__, *arguments_class.__annotations__}
+        reported = (method_settings | {*TRAINING_SETTINGS}) - {*LOCAL_SETTINGS}
+        # From the class: a second TrainingArguments would reset the state of all Accelerators.
         return [
             (field.name, getattr(self.args, field.name))
-            for field in dataclasses.fields(kind)
-            if field.name in told and getattr(self.args, field.name) != field.default
+            for field in dataclasses.fields(arguments_class)
+            if field.name in reported and getattr(self.args, field.name) != field.default
         ]
 
 
 def select_stages(log: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The entries of stages in the log as `Trainer` keeps it."""
+    """Select the entries of stages in the log history of `Trainer`."""
     return [entry for entry in log if STAGE_SECONDS in entry]
 
 
 def select_last_stage_metrics(log: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics of the last stage in a log by their names without a prefix, without times; empty without a stage."""
+    """Select the metrics of the last stage in a log, by names without a prefix, without times."""
     stages = select_stages(log)
     named = {name.removeprefix(STAGE_PREFIX): value for name, value in stages[-1].items()} if stages else {}
-    left_out = ("epoch", "step", "seconds")
-    return {name: value for name, value in named.items() if not name.startswith(left_out)}
+    excluded = ("epoch", "step", "seconds")
+    return {name: value for name, value in named.items() if not name.startswith(excluded)}
 
 
 def count_members(labels: np.ndarray | None) -> np.ndarray:
-    """Members of each cluster that has some, shape (K,); none for None.
+    """Count the members per cluster that has some, shape (K,); none for None.
 
     Args:
-        labels: label of each member, -1 = none, shape (N,).
+        labels: label per member, -1 = none, shape (N,).
     """
     if labels is None:
         return np.empty(0, np.int64)
