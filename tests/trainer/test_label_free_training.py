@@ -34,13 +34,13 @@ def evaluations(trainer):
 def passes(monkeypatch):
     """How many samples were extracted, call by call."""
     calls = []
-    of = FeatureExtractor.of
+    extract = FeatureExtractor.extract
 
     def counted(self, store, positions, *args, **kwargs):
         calls.append(len(positions))
-        return of(self, store, positions, *args, **kwargs)
+        return extract(self, store, positions, *args, **kwargs)
 
-    monkeypatch.setattr(FeatureExtractor, "of", counted)
+    monkeypatch.setattr(FeatureExtractor, "extract", counted)
     return calls
 
 
