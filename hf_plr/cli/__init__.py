@@ -1,4 +1,4 @@
-"""The command `hf-plr`."""
+"""Command `hf-plr`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modalities: images and recordings behind one interface for the trainers."""
+"""Modalities: images and recordings with one interface for the trainers."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class RecipeParser(HfArgumentParser):
         raise SystemExit(2)
 
     def format_help(self) -> str:
-        """The description and the arguments: those of the recipe, or all of them after `--help_all`."""
+        """Format the description and the arguments: those of the recipe, or all of them after `--help_all`."""
         shown = {"help", "help_all", "config"} | SHOWN_OF_TRANSFORMERS
         for dataclass_type in self.dataclass_types:
             classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)

@@ -19,7 +19,7 @@ from hf_plr.data.sample_store import encode_labels
 
 @dataclass
 class FinetuneArguments:
-    """The data, the start and the number of labels."""
+    """Arguments for the data, the backbone and the number of labels."""
 
     model_name_or_path: str = field(
         default=None,  # type: ignore[assignment]
@@ -75,7 +75,7 @@ def adjust_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class LabelledData:
-    """The splits of a data set with classes.
+    """Splits of a data set with classes.
 
     Attributes:
         train: samples to train on.

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 COMMAND = "HF_PLR_COMMAND"  # set by `hf-plr train`: the typed command, such as "hf-plr train image"
-ERRORS_DIR = (
-    "HF_PLR_ERRORS_DIR"  # set by it for several processes: a folder with an empty file for each error that was told
-)
-LOGS = "logs"  # in that folder, and no error
+ERRORS_DIR = "HF_PLR_ERRORS_DIR"  # set by it for several processes: a folder with an empty file per reported error
+LOGS = "logs"  # a folder in it, which is not an error
 RECIPES = {"image": "vit_plr.py", "audio": "hubert_plr.py", "reid": "reid_plr.py"}
 
 ERROR_LINE = re.compile(r"usage: |Stopped |Interrupted|(\S.*: )?error: ")

@@ -33,7 +33,7 @@ from hf_plr.training_args import BaseTrainingArguments
 
 @dataclass
 class DataArguments:
-    """The part of the data to train on, and the number of threads."""
+    """Arguments for the part of the data to train on, and the number of threads."""
 
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -48,7 +48,7 @@ class DataArguments:
 
 @dataclass
 class OutputArguments:
-    """The output folder: a mixin for subclasses of `BaseTrainingArguments`."""
+    """Arguments for the output folder: a mixin for subclasses of `BaseTrainingArguments`."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the results."})
     resume_from_checkpoint: str | None = field(
