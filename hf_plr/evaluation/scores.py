@@ -125,15 +125,6 @@ def _test(
     return is_correct
 
 
-def clustering_accuracy(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Fraction of samples in the cluster that is matched to their class, one to one (Hungarian method), in [0, 1].
-
-    Unlike in `score_clusters`, -1 is an ordinary class or cluster, and names may be any sortable values.
-    """
-    codes = (np.unique(names, return_inverse=True)[1] for names in (clusters, labels))
-    return score_clusters(*codes)["accuracy"]
-
-
 def _draw_sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if len(features) <= MAX_SAMPLES:
         return features, labels

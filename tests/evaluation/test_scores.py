@@ -14,7 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_plr.evaluation.scores import assess_features, clustering_accuracy, score_features
+from hf_plr.evaluation.clusters import score_clusters
+from hf_plr.evaluation.scores import assess_features, score_features
 
 
 def blobs(n, spread, seed=0):
@@ -24,9 +25,10 @@ def blobs(n, spread, seed=0):
 
 
 def test_clustering_accuracy_matches_clusters_to_classes_one_to_one():
-    assert clustering_accuracy(np.array([0, 0, 1, 1]), np.array([7, 7, 3, 3])) == 1.0
-    assert clustering_accuracy(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0])) == 0.5
-    assert clustering_accuracy(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 2])) == pytest.approx(5 / 6)
+    assert score_clusters(np.array([7, 7, 3, 3]), np.array([0, 0, 1, 1]))["accuracy"] == 1.0
+    assert score_clusters(np.array([0, 0, 0, 0]), np.array([0, 0, 1, 1]))["accuracy"] == 0.5
+    clusters, labels = np.array([0, 0, 1, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 2])
+    assert score_clusters(clusters, labels)["accuracy"] == pytest.approx(5 / 6)
 
 
 def test_separate_classes_score_one_and_mixed_ones_less():
@@ -105,4 +107,3 @@ def test_scores_are_those_of_scikit_learn():
 def test_classes_may_have_any_numbers():
     features, labels = blobs(90, 4.0)
     assert score_features(features, labels * 7 - 100) == score_features(features, labels)
-    assert clustering_accuracy(np.array(["b", "a", "a"]), np.array([-1, -5, -5])) == 1.0
