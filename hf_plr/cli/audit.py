@@ -2,9 +2,8 @@
 
   hf-plr audit out --marks marks.csv
 
-`out` is a run's output folder. marks.csv is what its report.html lets you download, or a CSV of your own with the
-columns index (row of the data set, as in pseudo_labels.parquet) and mark (wrong, right, or empty for a sample that has
-none yet).
+`out` is a run's output folder. marks.csv comes from its report.html, or is a CSV of your own with two columns. index is
+the row of the data set, as in pseudo_labels.parquet. mark is wrong, right, or empty for a sample without a mark.
 
 The error rate comes only from samples that were drawn at random: the report's random sheet, or a file of your own with
 --random. Mark every sample of that draw, also the right ones. A draw with only some samples marked may not be fair, and

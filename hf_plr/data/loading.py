@@ -24,8 +24,8 @@ def load_train_and_test(
     """Load the training split and, if there is one, the test split.
 
     Args:
-        name: a Hub id, a folder of images or of recordings (with or without a subfolder for each class), or a folder
-            with parquet files such as `train.parquet` and `test.parquet`.
+        name: a Hub id, a folder of images or recordings (subfolders are classes), or a folder with parquet files such
+            as `train.parquet` and `test.parquet`.
         config_name: configuration of a Hub data set.
         train_split: name of the split to train on.
 
