@@ -33,7 +33,7 @@ from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
-from hf_plr.units.masked_prediction import UnitPredictor, mask_spans, count_spans
+from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_spans
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform
