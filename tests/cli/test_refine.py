@@ -44,7 +44,7 @@ def save(labels, path: Path) -> str:
 @pytest.mark.parametrize("kind", [".npy", ".csv", ".parquet"])
 @pytest.mark.parametrize("output", [".npy", ".csv", ".parquet"])
 def test_every_kind_of_file_in_and_out(epochs, expected, tmp_path, monkeypatch, capsys, kind, output):
-    monkeypatch.setattr("hf_plr.pseudo_labels.label_files.ROWS", 300)
+    monkeypatch.setattr("hf_plr.pseudo_labels.label_files.BLOCK_ROWS", 300)
     files = [save(labels, tmp_path / f"{i}{kind}") for i, labels in enumerate(epochs)]
     out = tmp_path / f"refined{output}"
     assert main(["refine", "--previous", files[0], "--current", files[1], "--output", str(out)]) == 0
