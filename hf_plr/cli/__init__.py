@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train.main(argv[1:])
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers.add_parser("train", help=train.SUMMARY)
     for name, module in COMMANDS.items():
         subparser = subparsers.add_parser(
             name,
@@ -39,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         module.add_arguments(subparser)
-    subparsers.add_parser("train", help=train.SUMMARY)
     args = parser.parse_args(argv)
     try:
         COMMANDS[args.command].run(args)
