@@ -12,7 +12,7 @@ from sklearn.cluster import AgglomerativeClustering
 
 from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.features.extractor import FeatureExtractor, allocate_in_file
-from hf_plr.features.source import agreement, has_bf16_arithmetic
+from hf_plr.features.source import has_bf16_arithmetic, measure_agreement
 from hf_plr.utils.precision import _onednn_keeps_fp32, fast_fp32_products
 
 CPU = torch.device("cpu")
@@ -39,11 +39,11 @@ def test_agreement_of_two_precisions_by_the_runs_own_clusterer():
     exact = centers[torch.arange(400) % 20] + 0.1 * torch.randn(400, 16, generator=generator)
     rounded, shuffled = exact.bfloat16().float(), exact[torch.randperm(400, generator=generator)]
     for clusterer in (KMeans(40, seed=0), ReciprocalDBSCAN(k1=10), AgglomerativeClustering(40)):
-        assert agreement(clusterer, exact, rounded, fraction=0.5) > 0.98
-        assert agreement(clusterer, exact, shuffled, fraction=0.5) < 0.5
+        assert measure_agreement(clusterer, exact, rounded, fraction=0.5) > 0.98
+        assert measure_agreement(clusterer, exact, shuffled, fraction=0.5) < 0.5
         assert not hasattr(clusterer, "labels_")
-    assert agreement(ReciprocalDBSCAN(eps=0.0, k1=10), exact, exact, fraction=0.5) == 0.0  # nothing but noise
-    assert agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, fraction=0.5) > 0.98
+    assert measure_agreement(ReciprocalDBSCAN(eps=0.0, k1=10), exact, exact, fraction=0.5) == 0.0  # nothing but noise
+    assert measure_agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, fraction=0.5) > 0.98
 
 
 @pytest.mark.skipif(not has_bf16_arithmetic(CPU), reason="this processor has no bfloat16 arithmetic")
