@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,18 +44,20 @@ class Evaluator:
     """Base of evaluators; `select_evaluator` adapts a plain function of the trainer that returns scores by name.
 
     Attributes:
-        primary_metric: name of the score that ranks backbones.
-        greater_is_better: True if larger values of it are better.
+        titles: title per score, in the order of tables; scores without one are in metrics.json alone.
         scored_on_test: True if the scores are of held-out data.
     """
 
-    primary_metric: str = ""
-    greater_is_better: bool = True
+    titles: Mapping[str, str] = {}
     scored_on_test: bool = False
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the current backbone; called on every process, returns the same on each."""
         raise NotImplementedError
+
+    def describe(self, samples: str) -> str:
+        """Describe what is scored, in words; `samples` are "images" or "recordings"."""
+        return f"by {type(self).__name__}"
 
     def true_labels(self, trainer: ScoredTrainer) -> np.ndarray | None:
         """True label per training sample, -1 = unknown, shape (N,), for scoring alone; None if there are none."""
@@ -69,7 +71,11 @@ class FeatureEvaluator(Evaluator):
     samples are cross-validated. Scores are those of `hf_plr.evaluation.scores.SCORES`.
     """
 
-    primary_metric = "knn_accuracy"
+    titles = SCORES
+
+    def describe(self, samples: str) -> str:
+        """Describe what is scored, in words."""
+        return "the test split" if self.scored_on_test else f"the training {samples}, cross-validated"
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features of the training samples, or of the evaluation set with these as the gallery."""
@@ -98,10 +104,16 @@ class FunctionEvaluator(Evaluator):
     def __init__(self, function: Callable[[Any], dict[str, float] | Scored]):
         self.function = function
 
+    def describe(self, samples: str) -> str:
+        """Name the function."""
+        return f"by {getattr(self.function, '__name__', type(self.function).__name__)}"
+
     def __call__(self, trainer: ScoredTrainer) -> Scored:
-        """Call the function."""
+        """Call the function; every score is in the tables under its own name."""
         scores = self.function(trainer)
-        return scores if isinstance(scores, Scored) else Scored(dict(scores))
+        scored = scores if isinstance(scores, Scored) else Scored(dict(scores))
+        self.titles = {name: name for name in scored.values}
+        return scored
 
 
 def select_evaluator(evaluator: Any, has_labels: bool) -> Evaluator | None:

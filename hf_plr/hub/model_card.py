@@ -139,7 +139,7 @@ def _list_results(summary: RunSummary, dataset: str | None) -> list[EvalResult] 
             metric_name=f"{title} ({escape_markdown(phase)} training, {summary.scored_on})",
             metric_value=round(scores[key], 4),
         )
-        for key, title in summary.score_titles().items()
+        for key, title in summary.score_titles.items()
         if key in scores
     ]
 

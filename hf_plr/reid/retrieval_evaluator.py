@@ -9,7 +9,7 @@ import numpy as np
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.evaluators import Evaluator, ScoredTrainer
 from hf_plr.evaluation.intervals import Scored
-from hf_plr.evaluation.retrieval import assess_retrieval
+from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES, assess_retrieval
 from hf_plr.features.centering import compute_directions
 from hf_plr.reid.reid_data import ReidData, ReidSplit
 from hf_plr.utils.distributed import run_on_main
@@ -26,13 +26,19 @@ class RetrievalEvaluator(Evaluator):
         is_trained_on: the trainer's samples are the target's training images, so that pseudo-labels are scored too.
     """
 
-    primary_metric = "mAP"
+    titles = RETRIEVAL_SCORES
 
     def __init__(self, target: ReidData, is_trained_on: bool = True):
         self.target = target
         self.is_trained_on = is_trained_on
         self.scored_on_test = target.query is not None
         self._samples: list[tuple[SampleStore, ReidSplit]] = []
+
+    def describe(self, samples: str) -> str:
+        """Describe what is scored, in words."""
+        if self.scored_on_test:
+            return "queries in the gallery under other cameras"
+        return "every training image among those of other cameras"
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features as they are now.

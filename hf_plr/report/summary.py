@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from hf_plr.evaluation.evaluators import Evaluator
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES
-from hf_plr.evaluation.scores import SCORES
 from hf_plr.modality import Modality
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments, UnitTrainingArguments
 
@@ -48,7 +48,7 @@ class RunSummary:
         processes: number of processes.
         log: log history of `Trainer`.
         scores: scores by phase, such as before and after training; empty without a label column.
-        scored_on_test: True if the scores are those of a test split.
+        evaluator: evaluator of the scores; None without one.
         last_labels: description of the last labels; empty before the first stage.
         label_files: files with the labels, and their descriptions.
         cluster_sizes: members per cluster or unit of the last labels, shape (K,).
@@ -68,7 +68,7 @@ class RunSummary:
     processes: int
     log: list[dict[str, float]]
     scores: dict[str, dict[str, float]]
-    scored_on_test: bool
+    evaluator: Evaluator | None
     last_labels: str = ""
     label_files: tuple[tuple[str, str], ...] = ()
     cluster_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -88,13 +88,19 @@ class RunSummary:
         return [entry for entry in others if any(name.startswith(SCORE_PREFIX) for name in entry)]
 
     @property
+    def score_titles(self) -> Mapping[str, str]:
+        """Title per score."""
+        return {} if self.evaluator is None else self.evaluator.titles
+
+    @property
     def scored_on(self) -> str:
-        """Description of the scored samples."""
-        if not any("mAP" in phase_scores for phase_scores in self.scores.values()):
-            return "the test split" if self.scored_on_test else f"the training {self.modality.plural}, cross-validated"
-        if self.scored_on_test:
-            return "queries in the gallery under other cameras"
-        return "every training image among those of other cameras"
+        """Scored samples, in words."""
+        return "" if self.evaluator is None else self.evaluator.describe(self.modality.plural)
+
+    @property
+    def scored_on_test(self) -> bool:
+        """True if the scores are those of a test split."""
+        return self.evaluator is not None and self.evaluator.scored_on_test
 
     def score_rows(self, with_intervals: bool = False) -> list[tuple[str, ...]]:
         """Rows (name, one value per phase) of a table of the scores; "-" for a missing one.
@@ -112,18 +118,14 @@ class RunSummary:
 
         return [
             (title, *(format_score(phase, key) for phase in self.scores))
-            for key, title in self.score_titles().items()
+            for key, title in self.score_titles.items()
             if any(key in phase_scores for phase_scores in self.scores.values())
         ]
 
     def last_intervals(self) -> dict[str, Interval]:
         """Intervals of the last phase's scores, by their titles."""
         intervals = self.intervals.get(list(self.scores)[-1], {}) if self.scores else {}
-        return {title: intervals[key] for key, title in self.score_titles().items() if key in intervals}
-
-    def score_titles(self) -> dict[str, str]:
-        """Titles of scores by name."""
-        return {**SCORES, **RETRIEVAL_SCORES}
+        return {title: intervals[key] for key, title in self.score_titles.items() if key in intervals}
 
     def cluster_facts(self) -> list[str]:
         """Facts about the last clusters and their history, one sentence each; empty before the first stage."""

@@ -419,7 +419,7 @@ class BaseTrainer(Trainer, ABC):
             log=self.state.log_history,
             scores=self.scores,
             intervals=self.intervals,
-            scored_on_test=self.evaluator is not None and self.evaluator.scored_on_test,
+            evaluator=self.evaluator,
             source=self.source,
         )
 

@@ -51,7 +51,7 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
         },
         "facts": summary.cluster_facts(),
         "scores": finite_scores(summary.scores),
-        "score_titles": summary.score_titles(),
+        "score_titles": dict(summary.score_titles),
         "curves": metric_curves(log),
         "settings": [[name, as_line(value)] for name, value in summary.changed_settings()],
         "versions": {name: number for name in VERSIONED if (number := _version(name))},

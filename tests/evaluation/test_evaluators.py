@@ -1,0 +1,68 @@
+"""Evaluators that are passed in: objects and plain functions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_plr.evaluation.evaluators import Evaluator, FeatureEvaluator, FunctionEvaluator
+from hf_plr.evaluation.intervals import Scored
+from hf_plr.report.outputs import format_summary
+
+
+def spread(trainer):
+    """A score that needs no labels."""
+    return {"spread": float(trainer.extract_features().std())}
+
+
+def test_by_default_features_are_scored_where_there_are_labels(make_trainer, some_digits):
+    assert isinstance(make_trainer().evaluator, FeatureEvaluator)
+    without = make_trainer({"train_dataset": some_digits.remove_columns("label")})
+    assert without.evaluator is None
+    assert without.score("before") == {}
+
+
+def test_a_function_scores_without_labels_and_is_told_everywhere(make_trainer, some_digits, tmp_path):
+    trainer = make_trainer(
+        {"train_dataset": some_digits.remove_columns("label"), "evaluator": spread},
+        num_train_epochs=1,
+        score_every=1,
+    )
+    assert isinstance(trainer.evaluator, FunctionEvaluator)
+    before = trainer.score("before")["spread"]
+    trainer.train()
+    after = trainer.score("after")["spread"]
+    assert after != before
+    (logged,) = [entry["score/spread"] for entry in trainer.state.log_history if "score/spread" in entry]
+    assert logged == pytest.approx(after)
+    words = format_summary(trainer.summary(), 1.0, ("command", "words"))
+    assert f"{before:>8.3f}{after:>8.3f}" in words
+    assert "(by spread)" in words
+    trainer.publisher.write_metrics(1.0)
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())["scores"]
+    assert scores == {"before": {"spread": before}, "after": {"spread": after}}
+
+
+def test_an_evaluator_gives_intervals_titles_and_true_labels(make_trainer):
+    class Fixed(Evaluator):
+        def __init__(self):
+            self.titles = {"one": "The one"}
+
+        def __call__(self, trainer):
+            return Scored({"one": 0.5, "untitled": 1.0}, {"one": (0.4, 0.6)})
+
+        def true_labels(self, trainer):
+            return trainer.train_dataset.true_labels() % 2
+
+    trainer = make_trainer({"evaluator": Fixed()}, num_train_epochs=1)
+    trainer.train()
+    trainer.score("after")
+    assert trainer.intervals["after"] == {"one": (0.4, 0.6)}
+    assert trainer.summary().score_rows(with_intervals=True) == [("The one", "0.500 (0.40 to 0.60)")]
+    assert trainer.score_labels()["purity"] > 0.5  # of two classes, even and odd
+
+
+def test_what_cannot_be_called_is_refused(make_trainer):
+    with pytest.raises(TypeError, match="evaluator='knn' is not callable: give an Evaluator or a function"):
+        make_trainer({"evaluator": "knn"})
