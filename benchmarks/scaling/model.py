@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from hf_plr.clustering.exact_sums import BLOCK_ROWS
 from hf_plr.clustering.kmeans import BLOCK_SCORES
 from hf_plr.refinement.agglomeration import SMALL
-from hf_plr.refinement.cooccurrence import COUNT_CHUNK
-from hf_plr.refinement.lookup import TABLE_SIZE
+from hf_plr.refinement.cooccurrence import COUNT_CHUNK, TABLE_SIZE
 
 INT32, INT64, FLOAT32, FLOAT64 = 4, 8, 4, 8
 

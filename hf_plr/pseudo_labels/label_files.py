@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_plr.refinement import NOISE, CellRefinement
-from hf_plr.refinement.lookup import iterate_blocks
+from hf_plr.refinement.cooccurrence import iterate_blocks
 
 READERS: dict[str, Callable[[str], Any]] = {
     ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too

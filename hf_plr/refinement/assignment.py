@@ -6,8 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
-from hf_plr.refinement.lookup import count_samples, iterate_blocks
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, count_samples, iterate_blocks
 
 CLUSTERS = 128  # clusters whose samples are counted together
 TIE = 1e-12  # entries of soft labels that differ by less count as equal

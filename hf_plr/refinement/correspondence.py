@@ -9,8 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.refinement.lookup import count_samples, sum_entries
+from hf_plr.refinement.cooccurrence import NOISE, count_samples, sum_entries
 
 
 @dataclass(frozen=True)

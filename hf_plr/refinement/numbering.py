@@ -12,13 +12,14 @@ from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import (
     NOISE,
     CooccurrenceTable,
+    Positions,
     as_int64,
     cooccurrence,
+    iterate_blocks,
     iterate_chunks,
     list_cluster_ids,
 )
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, find_cluster_events, number_clusters
-from hf_plr.refinement.lookup import Positions, iterate_blocks
 from hf_plr.refinement.result import CellRefinement
 
 

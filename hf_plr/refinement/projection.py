@@ -6,8 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import softmax
 
-from hf_plr.refinement.cooccurrence import CooccurrenceTable
-from hf_plr.refinement.lookup import iterate_blocks
+from hf_plr.refinement.cooccurrence import CooccurrenceTable, iterate_blocks
 
 BLOCK = 256  # previous clusters that are normalised together
 

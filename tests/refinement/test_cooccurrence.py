@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.refinement import adjusted_rand, cooccurrence
-from hf_plr.refinement.lookup import Positions
+from hf_plr.refinement.cooccurrence import Positions
 
 generations = st.tuples(st.integers(1, 50), st.integers(2, 4)).flatmap(
     lambda shape: st.lists(
@@ -31,7 +31,7 @@ def counting(request, monkeypatch):
     if request.param != "small":
         monkeypatch.setattr(module, "COUNT_CHUNK", 7)
     if request.param == "bisected":
-        monkeypatch.setattr("hf_plr.refinement.lookup.TABLE_SIZE", 0)
+        monkeypatch.setattr(module, "TABLE_SIZE", 0)
 
 
 def test_counts_and_first_members_equal_a_plain_count(counting):
@@ -117,7 +117,7 @@ def test_positions_of_keys(keys, by_table):
     ascending = np.array(sorted(keys), dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
         if not by_table:
-            patch.setattr("hf_plr.refinement.lookup.TABLE_SIZE", 0)
+            patch.setattr(sys.modules["hf_plr.refinement.cooccurrence"], "TABLE_SIZE", 0)
         position = Positions(ascending)
     asked = np.arange(-3, 50)
     expected = [int(np.searchsorted(ascending, key)) if key in keys else -1 for key in asked]
