@@ -192,7 +192,8 @@ class StopSignal(TrainerCallback):
             self.stopped = True
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
-            logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
+            if state.is_world_process_zero:
+                logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped and state.epoch % 1:  # what was saved resumes in the middle of the epoch: this is not its end
