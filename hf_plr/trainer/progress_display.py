@@ -51,10 +51,12 @@ class ProgressDisplay(ProgressCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
-        if state.is_world_process_zero and self._timer.end_step(min(TIMED_STEPS, steps_per_epoch(self.trainer) - 1)):
+        steps_left = state.max_steps - state.global_step
+        if not state.is_world_process_zero or not steps_left:
+            return
+        if self._timer.end_step(min(TIMED_STEPS, steps_per_epoch(self.trainer) - 1)):
             stages = [entry[STAGE_SECONDS] for entry in state.log_history if STAGE_SECONDS in entry]
-            steps_left = state.max_steps - state.global_step
-            stages_left = count_stages(self.trainer, steps_left) - 1  # the one of this epoch has been
+            stages_left = count_stages(self.trainer, state.max_steps) - count_stages(self.trainer, state.global_step)
             seconds = steps_left * self._timer.seconds_per_step + stages_left * (stages[-1] if stages else 0.0)
             self._print(f"time      about {describe_time(seconds)} left, without evaluations and checkpoints")
 
@@ -74,6 +76,7 @@ class ProgressDisplay(ProgressCallback):
 
     def _print(self, line: str) -> None:
         tqdm.write(line)  # above a bar, where there is one
+        print(end="", flush=True)  # tqdm leaves the line in the buffer of a file or pipe
 
 
 class StepTimer:
@@ -117,7 +120,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     if state.global_step:
         steps += f", {state.global_step:,} of them done"
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
-    device = str(args.device) if args.device.type == "cpu" else torch.cuda.get_device_name(args.device)
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device)
     processes = "" if args.world_size == 1 else f" in each of {args.world_size} processes"
     n_threads = torch.get_num_threads()
     threads = f", {n_threads} thread{'s' * (n_threads > 1)}" if args.device.type == "cpu" else ""
@@ -137,7 +140,7 @@ def steps_per_epoch(trainer: BaseTrainer) -> int:
 
 
 def count_stages(trainer: BaseTrainer, steps: int) -> int:
-    """Stages of so many steps, those at their beginning included."""
+    """Stages that the first so many steps of a run need."""
     return math.ceil(steps / steps_per_epoch(trainer) / trainer.epochs_per_stage)
 
 

@@ -10,13 +10,16 @@ import struct
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.paths import REPOSITORY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
-from hf_plr.trainer.progress_display import ProgressDisplay, describe
+from hf_plr import PLRTrainingArguments
+from hf_plr.trainer.progress_display import ProgressDisplay, describe, make_plan
 from hf_plr.utils import progress
 from hf_plr.utils.progress import track
 
@@ -99,6 +102,34 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     assert sum("stage: 12 clusters" in line for line in lines) == 2
     assert sum(" loss " in line and "stage" not in line for line in lines) == 3
     assert not any("\x1b" in line or "{" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(3, "38 s"), (7, "34 s"), (14, "17 s"), (20, "1 s"), (21, None)],  # three epochs of seven steps
+)
+def test_time_left_has_the_stages_to_come(make_trainer, capsys, step, expected):
+    display = ProgressDisplay(make_trainer(), bar=False)
+    display._timer = SimpleNamespace(end_step=lambda enough: True, seconds_per_step=1.0)
+    log = [{"plr/seconds": 10.0}]
+    state = SimpleNamespace(is_world_process_zero=True, log_history=log, max_steps=21, global_step=step)
+    display.on_step_end(display.trainer.args, state, None)
+    line = f"time      about {expected} left, without evaluations and checkpoints\n"
+    assert capsys.readouterr().out == ("" if expected is None else line)
+
+
+def test_lines_are_in_a_file_at_once(make_trainer, monkeypatch, tmp_path):
+    display = ProgressDisplay(make_trainer(), bar=False)
+    with (tmp_path / "log").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        display.on_log(None, SimpleNamespace(is_world_process_zero=True, epoch=1.0), None, {"loss": 2.0})
+        assert (tmp_path / "log").read_text() == "epoch   1.0  loss 2\n"
+
+
+def test_the_plan_names_devices_other_than_cuda(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    monkeypatch.setattr(PLRTrainingArguments, "device", torch.device("mps"))
+    assert make_plan(trainer)[-1] == ("device", "mps, float32")
 
 
 def test_long_work_without_a_terminal_says_how_far_it_is(monkeypatch, capsys):
