@@ -334,10 +334,10 @@ class BaseTrainer(Trainer, ABC):
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             state, settings = load_state(checkpoint)
             check_same_settings(checkpoint, settings, self.run_settings())
-            self._log_continuation.take(state)
             self.load_label_state(state, checkpoint)
             if self.ema_teacher is not None:
                 load_student(self._backbone_of(self.model), state, checkpoint)
+            self._log_continuation.take(state)
         self._is_resumed = checkpoint is not None
         with self._stop_signal.watched():
             result = super().train(checkpoint, *args, **kwargs)

@@ -122,13 +122,14 @@ class CheckpointWriter:
         accelerator.wait_for_everyone()
 
     def remove_old(self, run_dir: Path) -> None:
-        """Remove checkpoints beyond `save_total_limit`, those of the first steps first, the best one last."""
+        """Remove checkpoints beyond `save_total_limit`, the oldest first, but neither the last nor the best one."""
         if self.trainer.args.should_save:
+            written = [checkpoint.stat().st_mtime for checkpoint in list_checkpoints(run_dir)]
             rotate_checkpoints(
                 output_dir=str(run_dir),
                 save_total_limit=self.trainer.args.save_total_limit,
                 best_model_checkpoint=self.trainer.state.best_model_checkpoint,
-                use_mtime=False,  # checkpoints of short runs are of the same second
+                use_mtime=max(written) - min(written) >= 1.0,  # in the same second, steps tell the order
             )
 
     def _name_best_checkpoint(self, written: Path, checkpoint: Path) -> None:

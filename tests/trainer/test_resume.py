@@ -21,10 +21,13 @@ from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import (
     ASIDE,
     FILE_LIST,
+    STATE_FILE,
     CheckpointError,
     find_defect,
     last_complete_checkpoint,
     list_checkpoints,
+    load_state,
+    save_state,
 )
 
 
@@ -103,6 +106,31 @@ def test_the_best_checkpoint_is_named_where_it_is_in_the_end(make_trainer, all_d
     assert find_defect(best) is None
     states = [json.loads((path / "trainer_state.json").read_text()) for path in list_checkpoints(tmp_path / "out")]
     assert all(ASIDE not in state["best_model_checkpoint"] for state in states)
+
+
+def test_a_checkpoint_of_an_older_run_goes_first_whatever_its_step(make_trainer, tmp_path):
+    old = tmp_path / "out" / "checkpoint-1000"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    make_trainer(save_total_limit=1).train()
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-21"]
+
+
+def test_a_resumption_that_is_refused_leaves_no_losses_behind(make_trainer, whole, after_two_epochs, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(after_two_epochs / "checkpoint-14", damaged)
+    state, settings = load_state(damaged)
+    save_state(damaged, {name: value for name, value in state.items() if name != "labels"}, settings)
+    sizes = json.loads((damaged / FILE_LIST).read_text())
+    sizes[STATE_FILE] = (damaged / STATE_FILE).stat().st_size
+    (damaged / FILE_LIST).write_text(json.dumps(sizes))
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="'labels'"):
+        trainer.train(resume_from_checkpoint=str(damaged))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert losses[0] == next(entry["loss"] for entry in whole.state.log_history if "loss" in entry)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
