@@ -10,11 +10,13 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.runs import StopAt, assert_same_weights, logged, weights
 
 from hf_plr.cli import main
 from hf_plr.recipe_tools.running import prepare_output_dir
 from hf_plr.report.html import render as page
+from hf_plr.report.html import reporter
 from hf_plr.report.html.report_file import read_report
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.outputs import write_metrics
@@ -99,6 +101,22 @@ def test_training_does_not_notice_the_report(make_trainer, tmp_path, when):
     assert (tmp_path / "b" / "report.html").exists() == (when == "end")
     if when == "end":
         assert len(read(tmp_path / "b")["stages"]) == 2
+
+
+def test_random_numbers_that_a_report_draws_are_its_own(make_trainer, monkeypatch):
+    trainer = make_trainer(num_train_epochs=1)
+    drawn = []
+
+    def draw(*_):
+        drawn.append((np.random.random(), torch.rand(()).item()))  # noqa: NPY002
+        return {}
+
+    monkeypatch.setattr(reporter, "write_report", draw)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    trainer.write_report()
+    trainer.write_report()
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before  # noqa: NPY002
+    assert drawn[0] == drawn[1]
 
 
 def test_marks_are_kept_for_the_same_labels_of_any_integer_type(make_trainer):

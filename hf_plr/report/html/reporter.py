@@ -25,6 +25,7 @@ from hf_plr.report.html.run_facts import as_line, run_facts
 from hf_plr.report.html.sheets import Snapshot, cluster_sheets, map_positions, random_check, size_table, typical_members
 from hf_plr.report.html.unit_examples import unit_sheets
 from hf_plr.utils.distributed import gather_rows
+from hf_plr.utils.rng import isolate_rng
 
 if TYPE_CHECKING:
     from hf_plr.report.summary import RunSummary
@@ -137,7 +138,7 @@ class Reporter:
             self._write(summary, log, finished=True, seconds=None)
 
     def _write(self, summary: RunSummary, log: list[dict[str, Any]], finished: bool, seconds: float | None) -> None:
-        with _errors_as_warnings():
+        with isolate_rng(self.seed), _errors_as_warnings():
             write_report(self.folder, self.data(summary, log, finished, seconds))
         self._written, self._is_new = time.perf_counter(), False
 
