@@ -32,7 +32,6 @@ class RetrievalEvaluator(Evaluator):
         self.target = target
         self.is_trained_on = is_trained_on
         self.scored_on_test = target.query is not None
-        self._samples: list[tuple[SampleStore, ReidSplit]] = []
 
     def describe(self, samples: str) -> str:
         """Describe what is scored, in words."""
@@ -50,10 +49,9 @@ class RetrievalEvaluator(Evaluator):
         Raises:
             ValueError: if no query has a match.
         """
-        if not self._samples:
-            self._samples = self._open_samples(trainer)
-        features = [trainer.extract_features(store) for store, _ in self._samples]
-        splits = [split for _, split in self._samples]
+        samples = self._open_samples(trainer)
+        features = [trainer.extract_features(store) for store, _ in samples]
+        splits = [split for _, split in samples]
 
         def score() -> Scored:
             center = features[-1].mean(dim=0)

@@ -186,6 +186,19 @@ def test_a_source_is_trained_on_its_identities(tiny_vit, target, source, tmp_pat
     assert "cluster_ari" not in trainer.score("source")
 
 
+def test_trainers_can_share_an_evaluator(tiny_vit, target, tmp_path):
+    data = load_reid_data(str(target))
+    first, second = (tiny_trainer(tiny_vit, tmp_path, data) for _ in range(2))
+    alone = second.score("alone")
+    stores = []
+    extract = second.extract_features
+    second.extract_features = lambda store: stores.append(store) or extract(store)
+    second.evaluator = first.evaluator
+    first.score("first")
+    assert second.score("shared") == alone
+    assert stores == [second.open_samples(split.images) for split in (data.query, data.gallery)]
+
+
 def test_retrieval_is_scored_during_training_and_changes_nothing(tiny_vit, target, tmp_path):
     data, runs = load_reid_data(str(target)), []
     for every in (1, 0):
