@@ -108,6 +108,10 @@ class Publisher:
         self._saved_labels: SavedLabels | None = None
         self._metrics_step: int | None = None
 
+    def begin_training(self) -> None:
+        """Forget the files of an earlier training, which may have ended at the same step."""
+        self._saved_labels = self._metrics_step = None
+
     def note_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None) -> None:
         """Note that the labels of this step are saved; called on every process."""
         self._saved_labels = SavedLabels(os.path.abspath(directory), self.trainer.state.global_step, rows)

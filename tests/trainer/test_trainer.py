@@ -17,6 +17,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from transformers import AutoModel, TrainerCallback, ViTForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
+from hf_plr.hub import publisher
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
 
@@ -144,6 +145,17 @@ def test_accumulated_small_batches_train_as_one_large_batch(make_trainer, tmp_pa
         assert (weights(small)[name] - value).norm() <= 1e-3 * moved + 1e-7, name
     prototypes = [trainer.labelings[0].memory.prototypes for trainer in (large, small)]
     torch.testing.assert_close(*prototypes, atol=1e-4, rtol=0)
+
+
+def test_labels_of_an_earlier_training_are_not_published(make_trainer, monkeypatch, tmp_path):
+    trainer = make_trainer(num_train_epochs=1, save_strategy="no")
+    trainer.train()
+    trainer.save_labels(str(tmp_path / "out"))
+    trainer.train()
+    monkeypatch.setattr(publisher, "push_labels", lambda *_, **__: None)
+    trainer.push_labels_to_hub("someone/labels")
+    labels = pd.read_parquet(tmp_path / "out" / "pseudo_labels.parquet")["label"]
+    np.testing.assert_array_equal(labels, trainer.pseudo_labels.labels)
 
 
 def test_checkpoints_are_limited_and_each_loads_by_itself(make_trainer, tmp_path):
