@@ -76,7 +76,8 @@ def describe_audit(marks: Marks, labels: np.ndarray, estimate: ErrorRate | None,
     lines = [f"{_format_count(len(marks.index), 'sample')} marked, {marks.wrong.sum():,} of them wrong.", ""]
     if estimate is None:
         lines += [
-            "No error rate: no mark is on the sheet of random samples, and the others are not a fair draw of all."
+            "No error rate: no mark is on the sheet of random samples, and the others are not a fair draw of all. "
+            "If the samples of a file without a column sheet are one, --random says so."
         ]
     else:
         lines += [

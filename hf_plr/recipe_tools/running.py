@@ -116,9 +116,11 @@ def check_output_dir(args: OutputArguments) -> None:
     """Reject an output folder that would mix two runs.
 
     Raises:
-        ValueError: if `output_dir` holds a run and neither flag is set, or if no run can be resumed.
+        ValueError: if `output_dir` is a file, if it holds a run and neither flag is set, or if no run can be resumed.
     """
     folder = Path(str(args.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file: name a folder")
     if args.resume_from_checkpoint == "last" and last_complete_checkpoint(folder)[0] is None:
         raise ValueError(f"--resume_from_checkpoint: {folder} holds no complete checkpoint")
     if args.resume_from_checkpoint is not None or args.overwrite:

@@ -165,6 +165,7 @@ def test_a_file_written_by_hand_is_a_random_draw_only_if_that_is_said(audit):
     status, said = audit(text)
     assert status == 0
     assert "No error rate" in said
+    assert "--random says so" in said
     assert "Clusters to check first" in said
     status, said = audit(text, "--random")
     assert "Error rate: 50.0%, 95% interval 1.3% to 98.7% (1 of 2 random samples are wrong)." in said
