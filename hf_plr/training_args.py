@@ -59,7 +59,7 @@ class BaseTrainingArguments(TrainingArguments):
         ValueError: if a value is outside its range, naming the argument.
     """
 
-    num_train_epochs: float = field(
+    num_train_epochs: AboveZero = field(
         default=30, metadata={"help": "Epochs; labels are made anew before each (frames: before each round)."}
     )
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Samples per training batch and device."})

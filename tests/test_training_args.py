@@ -59,6 +59,7 @@ def test_the_module_imports_nothing_of_ours():
         (PLRTrainingArguments, {"min_confidence": float("nan")}, "min_confidence=nan is outside [0, 1]"),
         (PLRTrainingArguments, {"confidence_power": -1.0}, "confidence_power=-1.0 must be at least 0"),
         (PLRTrainingArguments, {"prototype_momentum": 1.1}, "prototype_momentum=1.1 is outside [0, 1]"),
+        (PLRTrainingArguments, {"num_train_epochs": 0}, "num_train_epochs=0 must be above 0"),
         (PLRTrainingArguments, {"temperature": 0.0}, "temperature=0.0 must be above 0"),
         (PLRTrainingArguments, {"temperature": None}, "temperature=None must be above 0"),
         (PLRTrainingArguments, {"num_clusters": 0}, "num_clusters=0 must be at least 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ class LabelFile:
             return cls(path, _validate_labels(path, "it", content), None)
         frame: pd.DataFrame = content
         frame.columns = frame.columns.map(str)
+        if kind == ".csv" and column is None and all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in frame.columns):
+            raise ValueError(
+                f"{path}: the first line holds numbers: put a header there, such as 'label', or name the column with "
+                "--column if it is one"
+            )
         name = _find_label_column(path, frame, column)
         if frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax())

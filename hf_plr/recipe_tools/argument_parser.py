@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -76,7 +78,10 @@ class RecipeParser(HfArgumentParser):
         return filled
 
     def error(self, message: str) -> NoReturn:
-        """Exit with an error in one line."""
+        """Exit with an error in one line; an unknown flag is told with the most similar one."""
+        for word in re.findall(r"--\w+", message.partition("unrecognized arguments:")[2]):
+            for name in difflib.get_close_matches(word, self._option_string_actions, 1):
+                message += f"; did you mean {name}?"
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
 

@@ -20,6 +20,7 @@ from hf_plr.report.file_names import METRICS_FILE as METRICS_FILE
 from hf_plr.report.file_names import TRAINED_EPOCHS
 from hf_plr.report.html.report_file import PAGE_FILE, write_text
 from hf_plr.report.summary import RunSummary
+from hf_plr.utils.progress import describe_time
 
 PROTOTYPES_FILE = "prototypes.safetensors"
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
@@ -138,7 +139,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     """
     out = summary.args.output_dir
     modality = summary.modality
-    lines = ["", f"Trained on {summary.n_samples:,} {modality.plural} without labels in {seconds / 60:.1f} minutes."]
+    lines = ["", f"Trained on {summary.n_samples:,} {modality.plural} without labels in {describe_time(seconds)}."]
     if summary.source:
         lines += [f"Before that, the backbone was trained on {summary.source}."]
     rows = summary.score_rows()

@@ -12,12 +12,13 @@ from transformers import ProgressCallback
 
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch, count_samples_per_step
 from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS
-from hf_plr.utils.progress import has_terminal
+from hf_plr.utils.progress import describe_time, has_terminal
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
 
 EVENTS = ("split", "merged", "reshaped", "born", "died")
+FEW_STEPS = 20  # with less, the warm-up and the first labels are most of a run
 TIMED_STEPS = 10  # after the first one, which is slower; fewer where an epoch has fewer
 
 
@@ -117,6 +118,8 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
     steps = f"{state.max_steps:,} of {count_samples_per_step(args):,} {trainer.modality.plural}"
+    if state.max_steps < FEW_STEPS:
+        steps += ": too few to learn from, give more --num_train_epochs or a smaller --per_device_train_batch_size"
     if state.global_step:
         steps += f", {state.global_step:,} of them done"
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
@@ -142,15 +145,6 @@ def steps_per_epoch(trainer: BaseTrainer) -> int:
 def count_stages(trainer: BaseTrainer, steps: int) -> int:
     """Stages that the first so many steps of a run need."""
     return math.ceil(steps / steps_per_epoch(trainer) / trainer.epochs_per_stage)
-
-
-def describe_time(seconds: float) -> str:
-    """A duration for a person, such as "40 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def describe(logs: dict[str, Any], epoch: float) -> str:

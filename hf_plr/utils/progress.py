@@ -40,3 +40,12 @@ def track(items: Iterable[Item], work: str, total: int, is_shown: bool) -> Itera
             print(f"{work}: {n_done:,} of {total:,}", flush=True)
             last_line = time.monotonic()
         yield item
+
+
+def describe_time(seconds: float) -> str:
+    """A duration for a person, such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

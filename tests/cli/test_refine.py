@@ -100,6 +100,7 @@ def test_an_output_is_not_replaced_unasked(epochs, tmp_path, capsys):
         ("a.csv", "x,y\n1,2\n", "2 columns of integers ('x', 'y'): name one with --column"),
         ("a.csv", "label\nrust\n", "but labels are integers"),
         ("a.csv", "", "cannot be read as csv"),
+        ("a.csv", "5\n1\n2\n", "the first line holds numbers: put a header there, such as 'label'"),
         ("a.parquet", b"nonsense", "cannot be read as parquet"),
         ("a.csv", "index,label\n1,2\n0,2\n", "not in the same order: in row 0 their index is 1 and 0"),
     ],

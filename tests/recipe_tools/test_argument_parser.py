@@ -105,7 +105,7 @@ def test_files_that_do_not_fit_are_named_in_one_line(parse, tmp_path, capsys, te
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--num_cluster", "5"), "error: unrecognized arguments: --num_cluster 5"),
+        (("--num_cluster", "5"), "error: unrecognized arguments: --num_cluster 5; did you mean --num_clusters?"),
         (("--refinement", "magic"), "invalid choice: 'magic' (choose from "),
         (("--num_clusters", "many"), "argument --num_clusters/--num-clusters: invalid int value: 'many'"),
         (("--temperature", "0"), "error: temperature=0.0 must be above 0"),

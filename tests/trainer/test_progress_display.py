@@ -95,7 +95,8 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
         "samples   203 images",
         "clusters  12 by KMeans, refinement slr",
         "epochs    2, with a stage before each",
-        "steps     14 of 32 images",
+        "steps     14 of 32 images: too few to learn from, give more --num_train_epochs or a smaller "
+        "--per_device_train_batch_size",
         "device    cpu, float32, 1 thread",
     ]
     assert sum(re.fullmatch(r"time      about \d+ s left, .*", line) is not None for line in lines) == 1
