@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ class ScoredTrainer(Protocol):
         """Score the pseudo-labels against the true labels; empty without labels."""
 
 
-class Evaluator:
+class Evaluator(ABC):
     """Base of evaluators; `select_evaluator` adapts a plain function of the trainer that returns scores by name.
 
     Attributes:
@@ -51,9 +52,9 @@ class Evaluator:
     titles: Mapping[str, str] = {}
     scored_on_test: bool = False
 
+    @abstractmethod
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the current backbone; called on every process, returns the same on each."""
-        raise NotImplementedError
 
     def describe(self, samples: str) -> str:
         """Describe what is scored, in words; `samples` are "images" or "recordings"."""
