@@ -61,15 +61,21 @@ class Labeling:
         """Train another epoch on the labels of the one before."""
         self._pseudo_labels = self.pseudo_labels.for_epoch(epoch)
 
-    def rebuild_prototypes(self, features: CenteredFeatures) -> None:
-        """Reset the prototypes to the means of the refined clusters."""
-        self.memory.reset(features.center, self._average_clusters(features).directions)
+    def rebuild_prototypes(self, features: CenteredFeatures) -> ClusterMeans:
+        """Reset the prototypes to the means of the refined clusters; returns these."""
+        means = self._average_clusters(features)
+        self.memory.reset(features.center, means.directions)
+        return means
 
-    def score(self, features: CenteredFeatures) -> dict[str, float]:
-        """Score features of the training samples without true labels, under the labels of this epoch."""
-        return label_free_scores(
-            features.rows, self._local_targets(features), self._average_clusters(features), self.stage.accelerator
-        )
+    def score(self, features: CenteredFeatures, means: ClusterMeans | None = None) -> dict[str, float]:
+        """Score features of the training samples without true labels, under the labels of this epoch.
+
+        Args:
+            features: features of the training samples.
+            means: their means by cluster, if they are known: they take a pass over the features.
+        """
+        means = self._average_clusters(features) if means is None else means
+        return label_free_scores(features.rows, self._local_targets(features), means, self.stage.accelerator)
 
     def _average_clusters(self, features: CenteredFeatures) -> ClusterMeans:
         targets = self._local_targets(features)

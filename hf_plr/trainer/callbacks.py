@@ -45,7 +45,8 @@ class StageCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
         self.trainer.prepare_epoch(self.epoch)
-        self.trainer.reporter.write_stage(self.trainer.summary(), state.log_history)
+        if state.is_world_process_zero:
+            self.trainer.reporter.write_stage(self.trainer.summary(), state.log_history)
         self.epoch += 1
 
 

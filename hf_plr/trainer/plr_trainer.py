@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.clustering.checks import NotFiniteError
-from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.data.columns import check_dataset
 from hf_plr.evaluation.clusters import score_clusters
@@ -143,8 +143,8 @@ class PLRTrainer(BaseTrainer):
                     clusters = labeling.cluster(features)
                 with clock("refine"):  # project, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
-                labeling.rebuild_prototypes(features)
-            metrics = self._measure_stage(before, features, clock)
+            means = [labeling.rebuild_prototypes(features) for labeling in self.labelings]
+            metrics = self._measure_stage(before, features, means[0], clock)
         self.log(metrics)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -155,13 +155,13 @@ class PLRTrainer(BaseTrainer):
         self._accumulated.clear()
 
     def _measure_stage(
-        self, before: PseudoLabels | None, features: CenteredFeatures, clock: Stopwatch
+        self, before: PseudoLabels | None, features: CenteredFeatures, means: ClusterMeans, clock: Stopwatch
     ) -> dict[str, float]:
         """Metrics of the new labels by their names in the log; the report takes the labels, too."""
         labels = [labeling.pseudo_labels for labeling in self.labelings]
         with clock("score"):
             metrics = compute_stage_metrics(before, labels[0], features.part, self.accelerator)
-            metrics |= self.labelings[0].score(features)
+            metrics |= self.labelings[0].score(features, means)
             metrics |= compare_labelings(labels, features.part, self.accelerator)
         self._warn_of_collapse(metrics)
         metrics |= clock.seconds()

@@ -118,10 +118,10 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
     steps = f"{state.max_steps:,} of {count_samples_per_step(args):,} {trainer.modality.plural}"
-    if state.max_steps < FEW_STEPS:
-        steps += ": too few to learn from, give more --num_train_epochs or a smaller --per_device_train_batch_size"
     if state.global_step:
         steps += f", {state.global_step:,} of them done"
+    if state.max_steps < FEW_STEPS:
+        steps += ": too few to learn from, give more --num_train_epochs or a smaller --per_device_train_batch_size"
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device)
     processes = "" if args.world_size == 1 else f" in each of {args.world_size} processes"
