@@ -34,7 +34,8 @@ from hf_plr.models.vision import pass_class_token_through_pooler, small_vit_proc
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.precision import fast_fp32_products
 
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6)}  # width, layers, heads of ViT-Ti and ViT-S
+# Width, layers and heads of ViT-Ti, ViT-S, ViT-B and ViT-L.
+SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="number of images (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=64, help="pixels a side (default: %(default)s)")
     parser.add_argument("--patch_size", type=int, default=8, help="pixels a side of a patch (default: %(default)s)")
-    parser.add_argument("--backbone", choices=list(SIZES), default="tiny", help="ViT-Ti or ViT-S (default: tiny)")
+    parser.add_argument("--backbone", choices=list(SIZES), default="tiny", help="size of the ViT (default: tiny)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stage (default: bfloat16)")
     parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="turns, after one that is not counted (default: 5)")
@@ -180,7 +181,7 @@ def bare(trainer: PLRTrainer, batches: list[torch.Tensor], dtype: torch.dtype | 
     """Class tokens of ready batches, in the stage's precision."""
     model = trainer.model.eval()
     autocast = torch.autocast(trainer.args.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-    with torch.inference_mode(), fast_fp32_products(), autocast:
+    with torch.inference_mode(), fast_fp32_products(trainer.args.device), autocast:
         return torch.cat([model(pixel_values=batch).last_hidden_state[:, 0].float() for batch in batches])
 
 

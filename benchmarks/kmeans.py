@@ -24,7 +24,7 @@ import torch
 
 from hf_plr import KMeans
 from hf_plr.clustering.kmeans import BLOCK_SCORES, OTHER_BLOCK_SCORES
-from hf_plr.utils.precision import fast_fp32_products
+from hf_plr.utils.precision import exact_products
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def product_seconds(features: torch.Tensor, centers: torch.Tensor) -> float:
         return time.perf_counter() - before
 
     own = min(products() for _ in range(2))
-    with fast_fp32_products():
+    with exact_products(features.device):
         return min(own, *(products() for _ in range(2)))
 
 

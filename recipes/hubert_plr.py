@@ -42,6 +42,7 @@ from hf_plr.recipe_tools.running import (
     set_cpu_threads,
     write_results,
 )
+from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/sounds"
 DEFAULTS = {"per_device_eval_batch_size": 64}
@@ -192,7 +193,7 @@ def load(recipe: RecipeArguments, args: Arguments) -> tuple[Dataset, Dataset | N
     """Load training recordings and test split."""
     if recipe.dataset_name is None:
         return make_synthetic_recordings(), None
-    with args.main_process_first(desc="loading the data set"):
+    with run_main_first(args.distributed_state, "loading the data set"):
         return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
 
 

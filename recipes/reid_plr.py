@@ -44,6 +44,7 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.reid.reid_data import ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
+from hf_plr.utils.distributed import run_main_first, wait_for_all
 
 SOURCE_FOLDER = "source"
 DEFAULTS = {"clusterer": "dbscan", "augmentation": "reid", "samples_per_cluster": 4}
@@ -133,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = PLRTrainer(model, args, target.train.images, processing_class=processor, evaluator=evaluator)
     trainer.source = source_name
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
-    trainer.accelerator.wait_for_everyone()
+    wait_for_all(trainer.accelerator, "preparing the output folder")
     trainer.scores |= scores
     trainer.intervals |= intervals
     trainer.reporter.rows = rows
@@ -180,7 +181,7 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
 
 def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.ndarray]:
     """Load the target; returns it and the rows of its training split that are trained on."""
-    with args.main_process_first(desc="loading the target"):
+    with run_main_first(args.distributed_state, "loading the target"):
         target = load_reid_data(
             str(recipe.dataset_name),
             recipe.dataset_config_name,
@@ -228,7 +229,7 @@ def train_on_source(
     Returns:
         A description of the source, and the scores and their intervals by moment.
     """
-    with args.main_process_first(desc="loading the source"):
+    with run_main_first(args.distributed_state, "loading the source"):
         identity_column = recipe.source_identity_column or recipe.identity_column
         source = load_reid_data(
             str(recipe.source_dataset_name),
@@ -268,7 +269,7 @@ def train_on_source(
     if trainer.is_world_process_zero():
         write_metrics(metrics, trainer.summary(), time.perf_counter() - started)
         print(f"Trained on {name}: {folder}, a start for --model_name_or_path. Now the target, without labels.")
-    trainer.accelerator.wait_for_everyone()
+    wait_for_all(trainer.accelerator, "writing the results")
     return name, trainer.scores, trainer.intervals
 
 

@@ -36,6 +36,7 @@ from hf_plr.recipe_tools.running import (
     set_cpu_threads,
     write_results,
 )
+from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
 SOUND_ARGUMENTS = ("audio_column", "layer", "max_seconds", "sound_cache_gib")
@@ -125,7 +126,7 @@ def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Datas
     """Load training images and test split."""
     if recipe.dataset_name is None:
         return digits(), None
-    with args.main_process_first(desc="loading the data set"):
+    with run_main_first(args.distributed_state, "loading the data set"):
         return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
 
 

@@ -17,7 +17,7 @@ from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 from hf_plr.refinement.cooccurrence import iterate_chunks
-from hf_plr.utils.precision import fast_fp32_products
+from hf_plr.utils.precision import exact_products
 
 GROUP_SIZE = 16  # samples of one cluster in a row, in the order of training
 
@@ -36,7 +36,7 @@ def feature_rates(size: Size) -> dict[str, float]:
         find_nonfinite_rows(features)
         average_clusters(center_features(features, out=features).rows, labels_of_sums, size.clusters)
 
-    with fast_fp32_products():
+    with exact_products(features.device):
         of_products = cpu_seconds(lambda: torch.mm(features, centers, out=scores))
     of_scores = cpu_seconds(lambda: torch.max(scores, dim=1, out=(best, labels)))
     n_bytes = scores.nbytes

@@ -14,7 +14,7 @@ from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
 from hf_plr.utils.distributed import gather_objects, gather_rows, locate_rows, max_all, run_on_main, sum_all
-from hf_plr.utils.precision import fast_fp32_products
+from hf_plr.utils.precision import exact_products
 from hf_plr.utils.progress import track
 
 BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
@@ -105,7 +105,7 @@ class KMeans(ClusterMixin, BaseEstimator):
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
         """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
         rows = _Rows(as_features(features), self.spherical, self.device)
-        with fast_fp32_products():
+        with exact_products(rows.device):
             labels, _ = _assign(rows, self.cluster_centers_)
         return labels.cpu().numpy()
 
@@ -144,7 +144,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             local = positions[(positions >= start) & (positions < start + len(all_rows))] - start
             fit_rows = _Rows(all_rows.take(local), self.spherical, self.device)
         centers = self._init_centers(all_rows, start, total, accelerator)
-        with fast_fp32_products():
+        with exact_products(all_rows.device):
             centers = self._iterate(fit_rows, centers, accelerator)
             labels, scores = _assign(all_rows, centers)
         self.cluster_centers_ = centers
@@ -194,7 +194,7 @@ class KMeans(ClusterMixin, BaseEstimator):
                 seeds, _ = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)
                 return np.asarray(seeds)
 
-            return torch.from_numpy(run_on_main(accelerator, draw_seeds)).to(rows.device)
+            return torch.from_numpy(run_on_main(accelerator, draw_seeds, "seeding k-means")).to(rows.device)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != shape:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")

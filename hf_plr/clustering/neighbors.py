@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.utils.distributed import gather_rows
-from hf_plr.utils.precision import fast_fp32_products
+from hf_plr.utils.precision import exact_products
 
 BLOCK_ELEMENTS = 1 << 24  # similarities in memory at once, 64 MiB
 SEARCHES = ("torch", "faiss")
@@ -53,7 +53,7 @@ def find_nearest_neighbors(
 
 def _prepare_torch(features: torch.Tensor, k: int) -> Callable[[int, int], torch.Tensor]:
     def search_rows(start: int, stop: int) -> torch.Tensor:
-        with fast_fp32_products():
+        with exact_products(features.device):
             similarities = features[start:stop] @ features.T
         rows = torch.arange(stop - start, device=features.device)
         similarities[rows, rows + start] = torch.inf  # ahead of its duplicates

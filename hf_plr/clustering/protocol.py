@@ -74,7 +74,9 @@ class FitPredictClusterer:
         if self._shard is not None:
             return np.asarray(self._shard(features, accelerator))
         rows = gather_rows(accelerator, features)
-        labels: np.ndarray = run_on_main(accelerator, lambda: self.fit_predict(rows.cpu().numpy()))
+        labels: np.ndarray = run_on_main(
+            accelerator, lambda: self.fit_predict(rows.cpu().numpy()), f"clustering by {type(self.estimator).__name__}"
+        )
         start, _ = locate_rows(accelerator, len(features))
         return labels[start : start + len(features)]
 

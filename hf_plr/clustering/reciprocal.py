@@ -76,7 +76,8 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         features = torch.nn.functional.normalize(features.float(), dim=1)
         find = find_neighborhoods if self._shared is None else self._shared.find
         neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
-        for name, value in run_on_main(accelerator, lambda: self._cluster(neighborhoods.weights)).items():
+        description = f"clustering by {type(self).__name__}"
+        for name, value in run_on_main(accelerator, lambda: self._cluster(neighborhoods.weights), description).items():
             setattr(self, name, value)
         if (self.labels_ == NOISE).all():
             logger.warning("all %d samples are noise%s", len(features), self._suggest_remedy())

@@ -90,7 +90,9 @@ class FeatureEvaluator(Evaluator):
                 self.scored_on_test = True
                 test_features, test_labels = trainer.extract_features(test).cpu().numpy(), test.true_labels()
         scored: Scored = run_on_main(
-            trainer.accelerator, lambda: assess_features(features, labels, test_features, test_labels)
+            trainer.accelerator,
+            lambda: assess_features(features, labels, test_features, test_labels),
+            "scoring the features",
         )
         return scored
 

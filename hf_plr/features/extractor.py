@@ -94,7 +94,7 @@ class FeatureExtractor:
             with (
                 gather_weights(self.model, self.accelerator),
                 torch.inference_mode(),
-                fast_fp32_products(),
+                fast_fp32_products(self.accelerator.device),
                 self._autocast(dtype),
             ):
                 yield

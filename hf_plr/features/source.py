@@ -134,7 +134,7 @@ class FeatureSource:
             )
             return measure_agreement(clusterer, exact, fast, len(positions) / len(store))
 
-        self.trial_ari = float(run_on_main(accelerator, trial))
+        self.trial_ari = float(run_on_main(accelerator, trial, "trying bfloat16"))
         dtype_name = "bfloat16" if self.trial_ari >= SAME_CLUSTERS else "float32"
         logger.info("Features are extracted in %s: bfloat16 gives clusters with ARI %.3f", dtype_name, self.trial_ari)
         return dtype_name

@@ -309,7 +309,7 @@ class Publisher:
     def _on_main(self, work: Callable[[], Any]) -> Any:
         """Run `work` on the main process; every process returns its result, or raises a `HubError`."""
         try:
-            return run_on_main(self.trainer.accelerator, work)
+            return run_on_main(self.trainer.accelerator, work, "publishing on the Hub")
         except HubError:
             raise
         except RuntimeError as error:

@@ -17,6 +17,7 @@ from hf_plr.data.image_store import ImageGeometry, ImageStore, collate_images
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
+from hf_plr.utils.distributed import run_main_first
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -76,7 +77,7 @@ class ImageModality(Modality):
         args = self.args
         # With a file for the decoded images, one process of a machine writes it and the others wait for it.
         is_shared = args.image_cache_dir is not None and args.world_size > 1
-        with args.main_process_first(desc="reading images") if is_shared else contextlib.nullcontext():
+        with run_main_first(args.distributed_state, "reading images") if is_shared else contextlib.nullcontext():
             return ImageStore(
                 dataset,
                 find_image_column(dataset, self.column),

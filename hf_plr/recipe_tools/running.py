@@ -29,6 +29,7 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
 from hf_plr.training_args import BaseTrainingArguments
+from hf_plr.utils.distributed import wait_for_all
 
 
 @dataclass
@@ -165,7 +166,7 @@ def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarra
     """Score, train, and score again; `rows` as for `write_results`."""
     trainer.reporter.rows = rows
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
-    trainer.accelerator.wait_for_everyone()
+    wait_for_all(trainer.accelerator, "preparing the output folder")
     trainer.score("before")
     train(trainer, args)
     trainer.score("after")
@@ -205,7 +206,8 @@ def write_results(
         if args.push_to_hub:
             push(trainer, card)
     finally:
-        trainer.accelerator.wait_for_everyone()  # a process that leaves early and fails takes the others with it
+        # A process that leaves early and fails takes the others with it.
+        wait_for_all(trainer.accelerator, "writing the results")
         trainer.accelerator.end_training()
 
 

@@ -65,7 +65,7 @@ class RetrievalEvaluator(Evaluator):
                 splits[-1].cameras,
             )
 
-        scored: Scored = run_on_main(trainer.accelerator, score)
+        scored: Scored = run_on_main(trainer.accelerator, score, "scoring the retrieval")
         clusters = trainer.score_labels()
         agreement = {f"cluster_{name}": clusters[name] for name in ("ari", "nmi") if name in clusters}
         return Scored(scored.values | agreement, scored.intervals)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from hf_plr.utils.distributed import wait_for_all
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 logger = logging.getLogger(__name__)
@@ -104,11 +105,11 @@ class CheckpointWriter:
         written, checkpoint = run_dir / ASIDE / name, run_dir / name
         if should_save:
             shutil.rmtree(written.parent, ignore_errors=True)  # of a run that was killed
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator, "writing a checkpoint")
         self.is_writing = True
         try:
             yield checkpoint
-            accelerator.wait_for_everyone()  # each process writes its random state
+            wait_for_all(accelerator, "writing a checkpoint")  # each process writes its random state
             if should_save:
                 self._name_best_checkpoint(written, checkpoint)
                 _write_file_list(written)
@@ -119,7 +120,7 @@ class CheckpointWriter:
             raise CheckpointError(f"{checkpoint} could not be written: {error}. {resume_hint(run_dir)}") from error
         finally:
             self.is_writing = False
-        accelerator.wait_for_everyone()
+        wait_for_all(accelerator, "writing a checkpoint")
 
     def remove_old(self, run_dir: Path) -> None:
         """Remove checkpoints beyond `save_total_limit`, the oldest first, but neither the last nor the best one."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
 from torch.distributed.fsdp import FSDPModule
+
+from hf_plr.utils.progress import LINE_SECONDS, describe_time
+
+CPU = torch.device("cpu")
+PATIENCE = timedelta(days=7)  # the default groups of GPUs wait for half an hour
 
 
 def is_single_process(accelerator: Accelerator | None) -> bool:
@@ -18,11 +27,12 @@ def is_single_process(accelerator: Accelerator | None) -> bool:
 
 
 def sum_all(accelerator: Accelerator | None, values: torch.Tensor) -> torch.Tensor:
-    """Sum a tensor of one shape over all processes, on every process."""
+    """Sum a tensor of one shape over all processes, on every process and on the tensor's device."""
     if accelerator is None or is_single_process(accelerator):
         return values
-    total: torch.Tensor = accelerator.reduce(values.to(accelerator.device), reduction="sum")
-    return total.to(values.device)
+    total = values.clone()
+    dist.all_reduce(total, group=_group_of(total))
+    return total
 
 
 def max_all(accelerator: Accelerator | None, value: float) -> float:
@@ -32,21 +42,28 @@ def max_all(accelerator: Accelerator | None, value: float) -> float:
 
 def gather_objects(accelerator: Accelerator | None, item: Any) -> list[Any]:
     """Gather a small object of each process, in process order, on every process."""
-    return [item] if is_single_process(accelerator) else gather_object([item])
+    if accelerator is None or is_single_process(accelerator):
+        return [item]
+    items = [None] * accelerator.num_processes
+    dist.all_gather_object(items, item, group=get_patient_group())
+    return items
 
 
 def gather_rows(accelerator: Accelerator | None, rows: torch.Tensor) -> torch.Tensor:
-    """Gather the rows (n, ...) of all processes, in process order, on every process; n may differ."""
+    """Gather the rows (n, ...) of all processes, in process order, on every process and on their device; n may differ.
+
+    Rows on a CPU never pass through the memory of a GPU.
+    """
     if accelerator is None or is_single_process(accelerator):
         return rows
     lengths = gather_objects(accelerator, len(rows))
-    gathered = rows.new_empty((sum(lengths), *rows.shape[1:]), device=accelerator.device)
+    gathered = rows.new_empty((sum(lengths), *rows.shape[1:]))
     parts = gathered.split(lengths)
     parts[accelerator.process_index].copy_(rows)
     for source, part in enumerate(parts):  # in place: gathering would need memory for all rows twice
         if len(part):
-            part.copy_(broadcast(part, from_process=source))
-    return gathered.to(rows.device)
+            dist.broadcast(part, src=source, group=_group_of(part))
+    return gathered
 
 
 def locate_rows(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]:
@@ -56,8 +73,15 @@ def locate_rows(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]
     return sum(lengths[:index]), sum(lengths)
 
 
-def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any]) -> Any:
+def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any], description: str) -> Any:
     """Run `work` on the main process; returns its result on every process.
+
+    The others wait for days if need be, and the second process says every 30 s what for.
+
+    Args:
+        accelerator: connects the processes; None for one alone.
+        work: called on the main process alone.
+        description: what it does, such as "scoring the features".
 
     Raises:
         Exception: on the main process, the exception of `work`.
@@ -73,12 +97,83 @@ def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any]) -> Any
         except Exception as error:  # the others wait: tell them before raising
             failure = error
     message = [result, None if failure is None else str(failure)]
-    broadcast_object_list(message)
+    with _announce_wait(description, accelerator.process_index == 1):
+        dist.broadcast_object_list(message, src=0, group=get_patient_group(), device=CPU)
     if failure is not None:
         raise failure
     if message[1] is not None:
         raise RuntimeError(f"failed on the main process: {message[1]}")
     return message[0]
+
+
+@contextlib.contextmanager
+def run_main_first(state: Accelerator | PartialState, description: str) -> Iterator[None]:
+    """Let the main process of each machine go through the context before the others, which wait for days if need be.
+
+    Args:
+        state: connects the processes.
+        description: what the main process does, such as "reading the data set".
+    """
+    if not state.is_local_main_process:
+        wait_for_all(state, description)
+    try:
+        yield
+    finally:
+        if state.is_local_main_process:
+            wait_for_all(state, description)
+
+
+def wait_for_all(state: Accelerator | PartialState, description: str) -> None:
+    """Wait, for days if need be, until all processes are here; `description` is what the main process may still do."""
+    if state.num_processes > 1:
+        with _announce_wait(description, state.process_index == 1):
+            dist.barrier(get_patient_group())
+
+
+@functools.cache
+def get_patient_group() -> dist.ProcessGroup:
+    """Get the group of all processes for waits of any length: on CPUs, by gloo, with a timeout of days.
+
+    The default group of GPUs ends a run whose processes wait for more than half an hour.
+
+    Raises:
+        ValueError: if gloo finds no network between the processes, with the variable to set.
+    """
+    try:
+        return dist.new_group(backend="gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes cannot reach each other by gloo ({error}): set GLOO_SOCKET_IFNAME to the network "
+            "interface that connects the machines, such as eth0"
+        ) from error
+
+
+def _group_of(tensor: torch.Tensor) -> dist.ProcessGroup | None:
+    """Group for collectives on a tensor: the default one is that of the processes' devices."""
+    return get_patient_group() if tensor.device.type == "cpu" else None
+
+
+@contextlib.contextmanager
+def _announce_wait(description: str, is_announcer: bool) -> Iterator[None]:
+    """Print what is waited for, every 30 s while the context lasts."""
+    if not is_announcer:
+        yield
+        return
+    is_over = threading.Event()
+    started = time.monotonic()
+
+    def announce() -> None:
+        while not is_over.wait(LINE_SECONDS):
+            waited = describe_time(time.monotonic() - started)
+            print(f"Waiting for the main process: {description} ({waited})", flush=True)
+
+    thread = threading.Thread(target=announce, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def check_sharding(accelerator: Accelerator, backbone: Any) -> None:

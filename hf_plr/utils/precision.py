@@ -1,4 +1,4 @@
-"""oneDNN's fp32 products on CPUs, where they are as exact as torch's own."""
+"""Products of float32 matrices that decide labels: exact on any device, and fast on CPUs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,40 @@ LARGEST_ERROR_RATIO = 4.0  # against torch's own fp32 product; rounding to bf16 
 
 
 @contextlib.contextmanager
-def fast_fp32_products() -> Iterator[None]:
-    """Use oneDNN's fp32 products on the CPU inside the context.
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Compute float32 products on a device in float32 inside the context, whatever the run has allowed.
+
+    On GPUs `torch_compile` and `tf32` round operands to 10 bits (TF32), which changes labels. On CPUs products are
+    those of `fast_fp32_products`.
+
+    Args:
+        device: device of the products.
+    """
+    if device.type != "cuda":
+        with fast_fp32_products(device):
+            yield
+        return
+    settings = torch.backends.cuda.matmul
+    previous_setting = settings.fp32_precision
+    settings.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = previous_setting
+
+
+@contextlib.contextmanager
+def fast_fp32_products(device: torch.device) -> Iterator[None]:
+    """Use oneDNN's fp32 products inside the context, where the device is a CPU.
 
     torch calls MKL for fp32 products, and MKL takes a slower path on processors of other makers. A setting that allows
     bf16 arithmetic makes torch call oneDNN instead. Without matrix units (AMX) oneDNN then computes in fp32, with them
     it rounds to bf16. A trial decides once; where oneDNN rounds, the setting stays unchanged.
+
+    Args:
+        device: device of the products; on others than CPUs nothing changes.
     """
-    if not _onednn_keeps_fp32():
+    if device.type != "cpu" or not _onednn_keeps_fp32():
         yield
         return
     settings = _product_settings()

@@ -22,11 +22,11 @@ def test_the_fast_product_is_as_exact_and_the_setting_restored():
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     left, right = torch.randn(2, 300, 400)
-    with fast_fp32_products():
+    with fast_fp32_products(CPU):
         product = left @ right.T
         assert (settings.fp32_precision != before) == _onednn_keeps_fp32()
     assert settings.fp32_precision == before
-    with pytest.raises(RuntimeError, match="inside"), fast_fp32_products():
+    with pytest.raises(RuntimeError, match="inside"), fast_fp32_products(CPU):
         raise RuntimeError("inside")
     assert settings.fp32_precision == before
     exact = left.double() @ right.double().T

@@ -64,7 +64,7 @@ def main(output: str) -> None:
     except ValueError as error:
         results["nan_errors"] = np.array(gather_objects(accelerator, str(error)))
     try:
-        run_on_main(accelerator, lambda: 1 // 0)
+        run_on_main(accelerator, lambda: 1 // 0, "dividing")
     except (ZeroDivisionError, RuntimeError) as error:
         results["main_errors"] = np.array(gather_objects(accelerator, f"{type(error).__name__}: {error}"))
     if accelerator.is_main_process:
