@@ -13,6 +13,8 @@ import kornia.geometry.transform as transform
 import torch
 import torch.nn.functional as F
 
+from hf_plr.utils.constants import make_constant
+
 
 class ImageAugmentation(Protocol):
     """Interface of the functions that augment a batch of images."""
@@ -21,7 +23,7 @@ class ImageAugmentation(Protocol):
         """Augment images (B, C, H, W), in [0, 1], with random numbers (B, 16), uniform in [0, 1)."""
 
 
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 def no_augmentation(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -79,8 +81,8 @@ def _warp(
     """Rotate, shear, shift, scale and mirror each image by its own random numbers 0 to 5; edges are repeated."""
     height, width = images.shape[2:]
     signed = 2.0 * numbers - 1.0
-    shift_pixels = signed[:, 2:4] * shift * torch.tensor([width, height], device=images.device)
-    center = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=images.device).expand(len(images), 2)
+    shift_pixels = signed[:, 2:4] * shift * make_constant((width, height), images.device)
+    center = make_constant(((width - 1) / 2, (height - 1) / 2), images.device).expand(len(images), 2)
     scales = (scale[0] + (scale[1] - scale[0]) * numbers[:, 4:5]).expand(-1, 2).clone()
     matrix = transform.get_affine_matrix2d(
         shift_pixels, center, scales, signed[:, 0] * degrees, sx=torch.deg2rad(signed[:, 1] * shear)
@@ -121,5 +123,5 @@ def _erase(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     in_rows = (row >= top[:, None]) & (row < (top + erased_height)[:, None])
     in_columns = (column >= left[:, None]) & (column < (left + erased_width)[:, None])
     erased = (numbers[:, 0] < 0.5)[:, None, None] & in_rows[:, :, None] & in_columns[:, None, :]
-    fill = torch.tensor(IMAGENET_MEAN if images.shape[1] == 3 else [0.5] * images.shape[1], device=images.device)
+    fill = make_constant(IMAGENET_MEAN if images.shape[1] == 3 else (0.5,) * images.shape[1], images.device)
     return torch.where(erased[:, None], fill.to(images)[:, None, None], images)

@@ -15,6 +15,7 @@ from PIL import ImageOps
 
 from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.data.sample_store import SampleStore, UnreadableSample, select_undecoded, spread_rows
+from hf_plr.utils.constants import make_constant
 
 # Pillow raises all of these for damaged files: RuntimeError for AVIF, MemoryError if a header promises too much.
 DECODING_ERRORS = (
@@ -47,8 +48,8 @@ class ImageGeometry:
             raise ValueError(
                 f"the image processor normalises {len(processor.image_mean)} channels but the model has {num_channels}"
             )
-        self.mean = torch.tensor(processor.image_mean if normalise else [0.0] * num_channels).view(-1, 1, 1)
-        self.std = torch.tensor(processor.image_std if normalise else [1.0] * num_channels).view(-1, 1, 1)
+        self.mean = tuple(map(float, processor.image_mean if normalise else [0.0] * num_channels))
+        self.std = tuple(map(float, processor.image_std if normalise else [1.0] * num_channels))
         height, width = self.to_pixels([PILImage.new(self.mode, (64, 64))]).shape[2:]
         self.image_size = (height, width)
 
@@ -75,7 +76,8 @@ class ImageGeometry:
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Subtract the processor's mean and divide by its standard deviation, by channel."""
-        return (images - self.mean.to(images)) / self.std.to(images)
+        mean, std = (make_constant(values, images.device).to(images.dtype) for values in (self.mean, self.std))
+        return (images - mean[:, None, None]) / std[:, None, None]
 
 
 class ImageStore(SampleStore):

@@ -11,6 +11,7 @@ from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.label_free import label_free_scores
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.pseudo_labels.soft_targets import SoftTargetTable
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.utils.serialization import validate_array
 
@@ -30,6 +31,7 @@ class Labeling:
         self.confidence_power = confidence_power
         self._pseudo_labels: PseudoLabels | None = None
         self._targets = torch.empty(0, dtype=torch.int64)  # of all samples, on the training device
+        self._soft_targets: SoftTargetTable | None = None
         self._weights: torch.Tensor | None = None
 
     @property
@@ -87,8 +89,10 @@ class Labeling:
     # ---- training ------------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device) -> None:
-        """Move targets, weights and prototypes of this epoch to a device."""
+        """Move targets, weights and prototypes of this epoch to a device; the loss and the updates stay there."""
         self._targets = torch.from_numpy(self.pseudo_labels.targets).to(device)
+        soft = self.pseudo_labels.soft_targets
+        self._soft_targets = None if soft is None else soft.to(device)
         self._weights = self._compute_weights(device)
         self.memory.to(device)
 
@@ -104,11 +108,8 @@ class Labeling:
     def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Compute the cross-entropy of features (B, D) at positions (B,) against the prototypes: a scalar."""
         weights = None if self._weights is None else self._weights[index]
-        directions, soft = self.memory.embed(features), self.pseudo_labels.soft_targets
-        if soft is None:
-            return self.memory.loss(directions, self._targets[index], weights)
-        rows = torch.from_numpy(soft.rows(index.cpu().numpy()))
-        return self.memory.loss(directions, rows.to(directions), weights)
+        targets = self._targets[index] if self._soft_targets is None else self._soft_targets.rows(index)
+        return self.memory.loss(self.memory.embed(features), targets, weights)
 
     def update_prototypes(self, features: torch.Tensor, index: torch.Tensor) -> None:
         """Move the prototypes towards features (B, D) of the samples at positions (B,), -1 = none."""

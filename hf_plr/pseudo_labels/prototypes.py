@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.features.centering import compute_directions
+from hf_plr.pseudo_labels.soft_targets import SparseTargets
 from hf_plr.utils.serialization import validate_array
 
 
@@ -23,31 +24,36 @@ class PrototypeMemory:
 
     Attributes:
         center: mean feature, origin of the directions, shape (D,).
-        prototypes: float32 tensor of shape (K, D), rows of unit length; empty before the first `reset`.
     """
 
     def __init__(self, temperature: float, momentum: float):
         self.temperature = temperature
         self.momentum = momentum
         self.center = torch.zeros(())
-        self.prototypes = torch.empty(0, 0)
+        self._rows = torch.empty(1, 0)  # the last row takes what belongs to no cluster
+
+    @property
+    def prototypes(self) -> torch.Tensor:
+        """float32 tensor of shape (K, D), rows of unit length; empty before the first `reset`."""
+        return self._rows[:-1]
 
     def reset(self, center: torch.Tensor, prototypes: torch.Tensor) -> None:
         """Start an epoch with the center (D,) of its features and the directions (K, D) of its clusters."""
         self.center = center
-        self.prototypes = prototypes.clone()
+        self._rows = F.pad(prototypes, (0, 0, 0, 1))
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Embed features (B, D) for the loss, as directions from the center."""
         return compute_directions(self.center, features)
 
-    def loss(self, features: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    def loss(
+        self, features: torch.Tensor, targets: torch.Tensor | SparseTargets, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute the mean loss of a batch.
 
         Args:
             features: embedded features, shape (B, D).
-            targets: cluster per sample, shape (B,), -1 = no loss; or soft targets, shape (B, K), where a row of zeros
-                has no loss.
+            targets: cluster per sample, shape (B,), -1 = no loss; or soft targets.
             weights: weight of the loss per sample, at least 0, shape (B,); None for equal weights.
 
         Returns:
@@ -55,27 +61,32 @@ class PrototypeMemory:
             without targets.
         """
         logits = features @ self.prototypes.to(features).T / self.temperature
-        if targets.ndim == 1:
+        if isinstance(targets, SparseTargets):
+            losses = -(targets.shares * F.log_softmax(logits, dim=1).gather(1, targets.columns)).sum(dim=1)
+            count = (targets.shares.sum(dim=1) > 0).sum()
+        else:
             losses = F.cross_entropy(logits, targets.long(), ignore_index=-1, reduction="none")
             count = (targets >= 0).sum()
-        else:
-            losses = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
-            count = (targets.sum(dim=1) > 0).sum()
         total = losses.sum() if weights is None else (losses * weights).sum()
         return total / count.clamp(min=1)
 
     @torch.no_grad()
     def update(self, features: torch.Tensor, targets: torch.Tensor) -> None:
-        """Move each prototype that has members in the batch towards their mean; targets (B,), -1 = none."""
-        is_member = targets >= 0
-        present, row = torch.unique(targets[is_member], return_inverse=True)
-        means = average_clusters(features[is_member], row, len(present)).directions
-        updated = self.momentum * self.prototypes[present] + (1.0 - self.momentum) * means
-        self.prototypes[present] = F.normalize(updated, dim=1)
+        """Move each prototype that has members in the batch towards their mean; targets (B,), -1 = none.
+
+        All shapes are known before the values are, so that nothing waits for a GPU: the batch's clusters are numbered
+        in the order of their targets, and numbers that are left over stand for none.
+        """
+        targets, order = targets.long().sort(stable=True)
+        number = F.pad((targets[1:] != targets[:-1]).long().cumsum(0), (1, 0))
+        cluster = torch.full_like(targets, -1).scatter_(0, number, targets)
+        means = average_clusters(features[order], number, len(targets)).directions
+        updated = self.momentum * self._rows[cluster] + (1.0 - self.momentum) * means
+        self._rows[cluster] = F.normalize(updated, dim=1)
 
     def to(self, device: torch.device) -> None:
         """Move center and prototypes to a device."""
-        self.center, self.prototypes = self.center.to(device), self.prototypes.to(device)
+        self.center, self._rows = self.center.to(device), self._rows.to(device)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State: center and prototypes as arrays."""
@@ -89,6 +100,4 @@ class PrototypeMemory:
         """
         prototypes = validate_array(state, "prototypes", "floats", (None, None))
         center = validate_array(state, "center", "floats", prototypes.shape[1:])
-        self.center, self.prototypes = (
-            torch.from_numpy(tensor.astype(np.float32, copy=False)) for tensor in (center, prototypes)
-        )
+        self.reset(*(torch.from_numpy(array.astype(np.float32, copy=False)) for array in (center, prototypes)))

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.utils.serialization import validate_array
+
+
+class SparseTargets(NamedTuple):
+    """Soft targets of a batch: row i is the sum over w of shares[i, w] at columns[i, w]; a row of zeros has no loss.
+
+    Attributes:
+        columns: clusters, int64 of shape (B, W); one may stand in a row more than once.
+        shares: their shares, at least 0, float32 of shape (B, W).
+    """
+
+    columns: torch.Tensor
+    shares: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,10 @@ class SoftTargets:
         """
         rows: np.ndarray = self.cells.rows(self.cell[index]).astype(np.float32).toarray()
         return rows
+
+    def to(self, device: torch.device) -> SoftTargetTable:
+        """Copy to a device, for look-ups by batches that are there."""
+        return SoftTargetTable(self, device)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State as arrays by name."""
@@ -66,6 +84,48 @@ class SoftTargets:
                     f"'codes' is damaged: part {part} has {basis.shape[0]} clusters, not {used_codes.max() + 1}"
                 )
         return cls(SoftCells(codes, case, shares, bases), cell)
+
+
+class SoftTargetTable:
+    """Soft targets of all samples on a device, where a batch is looked up without waiting for it.
+
+    Kept by cell, as factors: 4 bytes per sample, and 8 bytes per cluster and cluster that its most scattered one
+    projects onto.
+
+    Args:
+        targets: the soft targets.
+        device: where to.
+    """
+
+    def __init__(self, targets: SoftTargets, device: torch.device):
+        cells = targets.cells
+        self._cell = torch.from_numpy(targets.cell).to(device)
+        self._codes = torch.from_numpy(np.ascontiguousarray(np.maximum(cells.codes, 0))).to(device)
+        self._case = torch.from_numpy(cells.case.astype(np.int32)).to(device)
+        self._shares_of_case = torch.from_numpy(cells.shares_of_case.astype(np.float32)).to(device)
+        self._bases = [_pad_rows(basis, device) for basis in cells.bases]
+
+    def rows(self, index: torch.Tensor) -> SparseTargets:
+        """Look up the soft targets at positions (B,), on their device."""
+        cell = self._cell[index]
+        codes, shares = self._codes[cell], self._shares_of_case[self._case[cell]]
+        parts = [
+            (columns[codes[:, part]], values[codes[:, part]] * shares[:, part, None])
+            for part, (columns, values) in enumerate(self._bases)
+            if len(columns)  # without clusters, every share is 0
+        ]
+        columns, values = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        return SparseTargets(columns.long(), values)
+
+
+def _pad_rows(basis: sp.csr_array, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad a sparse matrix's rows with entries of 0 in column 0: columns, int32, and values, float32, both (K, W)."""
+    lengths = np.diff(basis.indptr)
+    shape = (len(lengths), int(lengths.max(initial=0)))
+    place = np.repeat(np.arange(len(lengths)), lengths), np.arange(basis.nnz) - np.repeat(basis.indptr[:-1], lengths)
+    columns, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    columns[place], values[place] = basis.indices, basis.data
+    return torch.from_numpy(columns).to(device), torch.from_numpy(values).to(device)
 
 
 def _validate_basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:

@@ -270,17 +270,19 @@ class PLRTrainer(BaseTrainer):
         """One step of `Trainer`; at the last of an accumulation the prototypes follow the batch of all processes."""
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            features, index = (torch.cat(parts) for parts in zip(*self._accumulated, strict=True))
-            self._accumulated.clear()
-            if self.accelerator.num_processes > 1:
-                features = self.accelerator.pad_across_processes(features)
-                index = self.accelerator.pad_across_processes(index, pad_index=-1)
-                features, index = self.accelerator.gather((features, index))
-            for labeling in self.labelings:
-                if labeling.pseudo_labels.n_clusters:
-                    labeling.update_prototypes(features, index)
-            self._feature_source.record(index, features)
+            self.update_prototypes()
         return loss
+
+    def update_prototypes(self) -> None:
+        """Let the prototypes follow the features of all processes since the last update, equally many of each."""
+        features, index = (torch.cat(parts) for parts in zip(*self._accumulated, strict=True))
+        self._accumulated.clear()
+        if self.accelerator.num_processes > 1:
+            features, index = self.accelerator.gather((features, index))
+        for labeling in self.labelings:
+            if labeling.pseudo_labels.n_clusters:
+                labeling.update_prototypes(features, index)
+        self._feature_source.record(index, features)
 
     def _make_trained_model(self) -> torch.nn.Module:
         self.modality.freeze_unused()

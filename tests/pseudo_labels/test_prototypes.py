@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.pseudo_labels.soft_targets import SparseTargets
 
 
 def unit(*shape):
@@ -32,16 +35,31 @@ def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
     weights = torch.tensor([0.5, 9.0, 2.0, 9.0, 0.0])
     each = F.cross_entropy(batch[kept] @ memory.prototypes.T / 0.1, labels[kept], reduction="none")
     torch.testing.assert_close(memory.loss(batch, labels, weights), (0.5 * each[0] + 2.0 * each[1]) / 3)
-    onehot = F.one_hot(labels.clamp(min=0), 3) * kept[:, None]
-    torch.testing.assert_close(memory.loss(batch, onehot.float(), weights), memory.loss(batch, labels, weights))
+    onehot = SparseTargets(labels.clamp(min=0)[:, None], kept.float()[:, None])
+    torch.testing.assert_close(memory.loss(batch, onehot, weights), memory.loss(batch, labels, weights))
 
 
-def test_soft_targets_that_are_one_hot_equal_hard_ones():
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 7), st.integers(1, 9))
+def test_soft_targets_give_the_cross_entropy_of_their_dense_rows(seed, n_samples, n_entries, n_clusters):
+    generator = torch.Generator().manual_seed(seed)
     memory = PrototypeMemory(temperature=0.1, momentum=0.5)
-    memory.reset(torch.zeros(8), average_clusters(unit(12, 8), torch.arange(12) % 3, 3).directions)
-    batch, hard = unit(4, 8), torch.tensor([2, 0, -1, 1])
-    soft = F.one_hot(hard.clamp(min=0), 3).float() * (hard >= 0)[:, None]
-    torch.testing.assert_close(memory.loss(batch, soft), memory.loss(batch, hard))
+    memory.reset(torch.zeros(8), F.normalize(torch.randn(n_clusters, 8, generator=generator), dim=1))
+    columns = torch.randint(n_clusters, (n_samples, n_entries), generator=generator)
+    shares = torch.rand(n_samples, n_entries, generator=generator)
+    shares[torch.rand(n_samples, generator=generator) < 0.3] = 0.0  # no loss
+    dense = torch.zeros(n_samples, n_clusters).scatter_add_(1, columns, shares)
+    features = F.normalize(torch.randn(n_samples, 8, generator=generator), dim=1)
+    gradients = []
+    for soft in (True, False):
+        batch = features.clone().requires_grad_()
+        if soft:
+            loss = memory.loss(batch, SparseTargets(columns, shares))
+        else:
+            log_probabilities = F.log_softmax(batch @ memory.prototypes.T / 0.1, dim=1)
+            loss = -(dense * log_probabilities).sum() / (dense.sum(dim=1) > 0).sum().clamp(min=1)
+        loss.backward()
+        gradients.append(batch.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_update_moves_only_the_prototypes_of_the_batch():
@@ -53,3 +71,18 @@ def test_update_moves_only_the_prototypes_of_the_batch():
     assert torch.equal(memory.prototypes[[0, 2, 3]], before[[0, 2, 3]])
     mean = F.normalize(features[:2].mean(dim=0), dim=0)
     torch.testing.assert_close(memory.prototypes[1], F.normalize(0.25 * before[1] + 0.75 * mean, dim=0))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12))
+def test_an_update_has_the_bits_of_its_definition_for_any_batch(seed, n_samples, n_clusters):
+    generator = torch.Generator().manual_seed(seed)
+    memory = PrototypeMemory(temperature=0.1, momentum=0.2)
+    memory.reset(torch.zeros(8), F.normalize(torch.randn(n_clusters, 8, generator=generator), dim=1))
+    features = F.normalize(torch.randn(n_samples, 8, generator=generator), dim=1)
+    targets = torch.randint(-1, n_clusters, (n_samples,), generator=generator, dtype=torch.int32)
+    expected = memory.prototypes.clone()
+    present, row = torch.unique(targets[targets >= 0], return_inverse=True)
+    means = average_clusters(features[targets >= 0], row, len(present)).directions
+    expected[present] = F.normalize(memory.momentum * expected[present] + (1.0 - memory.momentum) * means, dim=1)
+    memory.update(features, targets)
+    assert torch.equal(memory.prototypes, expected)
