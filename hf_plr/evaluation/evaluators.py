@@ -15,9 +15,18 @@ from transformers import EvalPrediction, TrainingArguments
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
-from hf_plr.utils.distributed import run_on_main
 
 GALLERY_SAMPLES = 10_000  # training samples in the gallery of an evaluation set
+
+
+class PartExtractor(Protocol):
+    """Interface of the extractor of a trainer, see `hf_plr.features.extractor.FeatureExtractor`."""
+
+    def local_slice(self, store: SampleStore, positions: torch.Tensor | None = None) -> slice:
+        """Slice of a store, or of some positions in it, for this process; the slices follow each other."""
+
+    def extract(self, store: SampleStore, positions: torch.Tensor) -> torch.Tensor:
+        """Extract features of the samples at these positions on this process alone, float32 (n, D), on its device."""
 
 
 class ScoredTrainer(Protocol):
@@ -32,6 +41,10 @@ class ScoredTrainer(Protocol):
         self, dataset: Dataset | SampleStore | None = None, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Extract features of a data set, by default of the training samples, float32 (N, D), on every process."""
+
+    @property
+    def extractor(self) -> PartExtractor:
+        """Extractor of features with the weights as they are."""
 
     @property
     def open_samples(self) -> Callable[[Dataset], SampleStore]:
@@ -80,21 +93,15 @@ class FeatureEvaluator(Evaluator):
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features of the training samples, or of the evaluation set with these as the gallery."""
-        features = trainer.extract_features().cpu().numpy()
-        labels = trainer.train_dataset.true_labels()
+        features, labels = extract_part(trainer, trainer.train_dataset)
         test_features = test_labels = None
         dataset = trainer.eval_dataset
         if isinstance(dataset, Dataset) and trainer.label_column in dataset.column_names:
             test = trainer.open_samples(dataset)
             if (test.true_labels() >= 0).any():
                 self.scored_on_test = True
-                test_features, test_labels = trainer.extract_features(test).cpu().numpy(), test.true_labels()
-        scored: Scored = run_on_main(
-            trainer.accelerator,
-            lambda: assess_features(features, labels, test_features, test_labels),
-            "scoring the features",
-        )
-        return scored
+                test_features, test_labels = extract_part(trainer, test)
+        return assess_features(features, labels, test_features, test_labels, accelerator=trainer.accelerator)
 
 
 class FunctionEvaluator(Evaluator):
@@ -138,14 +145,35 @@ def select_evaluator(evaluator: Any, has_labels: bool) -> Evaluator | None:
     return FunctionEvaluator(evaluator)
 
 
+def extract_part(
+    trainer: ScoredTrainer, store: SampleStore, positions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Extract this process's part of a store's features.
+
+    Args:
+        trainer: called on every process.
+        store: samples with true labels.
+        positions: positions of some of them, shape (M,); None takes all.
+
+    Returns:
+        Features, float32 of shape (n, D), and true labels, shape (n,), of samples that no other process extracts.
+    """
+    positions = torch.arange(len(store)) if positions is None else positions
+    local = positions[trainer.extractor.local_slice(store, positions)]
+    return trainer.extractor.extract(store, local), store.true_labels()[local.numpy()]
+
+
 def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) -> dict[str, float]:
     """Score predicted features against up to 10,000 training samples, evenly spaced: a `compute_metrics`."""
     store = trainer.train_dataset
     positions = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
-    gallery = trainer.extract_features(store, torch.from_numpy(positions)).cpu().numpy()
-    labels = store.true_labels()[positions]
-    features, true_labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    return score_features(gallery, labels, features, true_labels)
+    gallery, labels = extract_part(trainer, store, torch.from_numpy(positions))
+    accelerator = trainer.accelerator
+    features, true_labels = (  # every process has all predictions and gives its part
+        np.array_split(np.asarray(values), accelerator.num_processes)[accelerator.process_index]
+        for values in (prediction.predictions, prediction.label_ids)
+    )
+    return score_features(gallery, labels, features, true_labels, accelerator=accelerator)
 
 
 def check_best_metric(args: TrainingArguments, is_scored: bool) -> None:

@@ -1,4 +1,4 @@
-"""`make_weighted_knn` as a metric of the evaluate library."""
+"""Votes of nearest neighbours, weighted by similarity, as a metric of the evaluate library."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from hf_plr.evaluation.neighbors import N_NEIGHBORS, TEMPERATURE, make_weighted_knn, normalize_rows
+from hf_plr.evaluation.neighbors import N_WEIGHTED_NEIGHBORS, TEMPERATURE, find_labeled_neighbors
 
 DESCRIPTION = """Accuracy of the weighted nearest neighbours: the 20 samples of the gallery that are most similar by
 cosine vote for their class with exp(cosine / 0.07)."""
@@ -43,14 +45,15 @@ class WeightedKnnMetric(evaluate.Metric):
         predictions: Any,
         references: Any,
         is_query: Any,
-        n_neighbors: int = N_NEIGHBORS,
+        n_neighbors: int = N_WEIGHTED_NEIGHBORS,
         temperature: float = TEMPERATURE,
         cameras: Any = None,  # retrieval's, which this may be combined with
     ) -> dict[str, float]:
-        features, labels = normalize_rows(np.asarray(predictions, np.float32)), np.asarray(references)
+        features, labels = F.normalize(torch.tensor(np.asarray(predictions, np.float32)), dim=1), np.asarray(references)
         query_mask = np.asarray(is_query, bool)
         gallery, query = ~query_mask & (labels != -1), query_mask & (labels != -1)
         if not gallery.any() or not query.any():
             raise ValueError(f"{query.sum()} queries and {gallery.sum()} samples of the gallery have a known class")
-        knn = make_weighted_knn(int(gallery.sum()), n_neighbors, temperature).fit(features[gallery], labels[gallery])
-        return {"weighted_knn_accuracy": float(knn.score(features[query], labels[query]))}
+        neighbors = find_labeled_neighbors(features[gallery], labels[gallery], features[query], n_neighbors)
+        predicted = neighbors.vote_by_similarity(n_neighbors, temperature)
+        return {"weighted_knn_accuracy": float((predicted == labels[query]).mean())}

@@ -9,6 +9,7 @@ import torch
 
 from hf_plr.clustering.checks import check_finite
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
+from hf_plr.utils.precision import exact_products
 
 JUNK = -1  # identity of gallery images that are left out
 RETRIEVAL_SCORES = {
@@ -93,7 +94,8 @@ def assess_retrieval(
         is_excluded = (ids_g == JUNK).expand_as(same)
         if cameras_q is not None and cameras_g is not None:
             is_excluded = is_excluded | (same & (cameras_q[block, None] == cameras_g))
-        similarities = query[block] @ gallery.T
+        with exact_products(device):
+            similarities = query[block] @ gallery.T
         precision, first_rank = _rank_matches(similarities, same & ~is_excluded, ~same & ~is_excluded)
         precisions.append(precision)
         first_ranks.append(first_rank)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
+from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.clustering.kmeans import KMeans
 from hf_plr.evaluation.clusters import find_matched, score_clusters
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
-from hf_plr.evaluation.neighbors import make_weighted_knn, normalize_rows
+from hf_plr.evaluation.neighbors import LabeledNeighbors, find_labeled_neighbors
+from hf_plr.utils.distributed import gather_rows, locate_rows, max_all, run_on_main
 
-N_NEIGHBORS = 5
 MAX_SAMPLES = 10_000  # for the linear probe and cross-validation, which are slow
+RESTARTS = 10  # of k-means
+SAME_INERTIA = 1e-9  # relative difference below which two restarts found the same clusters, in another order
+BLOCK_ROWS = 1 << 14  # rows that are centered together
 SCORES = {
     "knn_accuracy": "kNN accuracy (5 neighbours)",
     "weighted_knn_accuracy": "Weighted kNN (20)",
@@ -26,112 +36,201 @@ SCORES = {
     "nmi": "NMI of k-means",
     "clustering_accuracy": "Clustering accuracy",
 }
-CLASSIFIERS: dict[str, Callable[[int], Any]] = {  # by the number of samples to fit
-    "knn_accuracy": lambda n: KNeighborsClassifier(min(N_NEIGHBORS, n)),
-    "weighted_knn_accuracy": make_weighted_knn,
-    "linear_probe_accuracy": lambda n: make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)),
+VOTES: dict[str, Callable[[LabeledNeighbors], np.ndarray]] = {
+    "knn_accuracy": LabeledNeighbors.vote,
+    "weighted_knn_accuracy": LabeledNeighbors.vote_by_similarity,
 }
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Samples of known classes: those of this process, or all of them.
+
+    Attributes:
+        features: relative to the mean of the gallery, unit length, float32 of shape (n, D).
+        labels: true classes, int64 of shape (n,).
+    """
+
+    features: torch.Tensor
+    labels: np.ndarray
+
+    def draw(self, size: int, seed: int, accelerator: Accelerator | None) -> _Samples:
+        """Draw up to `size` of all processes' samples, in their order; returns those of this process."""
+        start, total = locate_rows(accelerator, len(self.labels))
+        if total <= size:
+            return self
+        positions = np.sort(np.random.default_rng(seed).choice(total, size, replace=False))
+        local = positions[(positions >= start) & (positions < start + len(self.labels))] - start
+        return _Samples(self.features[torch.from_numpy(local)], self.labels[local])
+
+    def gather(self, accelerator: Accelerator | None) -> _Samples:
+        """Gather the samples of all processes, on every process."""
+        labels = gather_rows(accelerator, torch.from_numpy(self.labels)).numpy()
+        return _Samples(gather_rows(accelerator, self.features), labels)
+
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels for scikit-learn."""
+        return self.features.cpu().numpy(), self.labels
+
+
 def score_features(
-    features: np.ndarray,
+    features: np.ndarray | torch.Tensor,
     labels: np.ndarray,
-    test_features: np.ndarray | None = None,
+    test_features: np.ndarray | torch.Tensor | None = None,
     test_labels: np.ndarray | None = None,
     seed: int = 0,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, float]:
     """Score the separation of true classes by features: `assess_features` without its intervals."""
-    return assess_features(features, labels, test_features, test_labels, seed).values
+    return assess_features(features, labels, test_features, test_labels, seed, accelerator).values
 
 
+@torch.no_grad()
 def assess_features(
-    features: np.ndarray,
+    features: np.ndarray | torch.Tensor,
     labels: np.ndarray,
-    test_features: np.ndarray | None = None,
+    test_features: np.ndarray | torch.Tensor | None = None,
     test_labels: np.ndarray | None = None,
     seed: int = 0,
+    accelerator: Accelerator | None = None,
 ) -> Scored:
     """Score the separation of true classes by features, with confidence intervals.
 
     Both kNN (the majority of 5, and 20 weighted votes) and the linear probe are trained on the features, the probe on
     10,000 of them at most, and tested on the test features. Without test features, up to 10,000 features are
     cross-validated in up to five stratified folds. Classes with a single member are then left out. NMI and clustering
-    accuracy compare k-means, with as many clusters as there are classes, with the classes of the tested samples.
+    accuracy compare k-means, with as many clusters as there are classes, with the classes of the tested samples; it is
+    the best of ten starts.
 
     Features are centered on the mean of `features`, as in training, and scaled to unit length first.
 
     The accuracies have intervals. NMI has none: resampling repeats samples, which shifts it upwards.
 
+    Several processes score together: each gives its own rows, and the main process fits the linear probe. No process
+    holds all features; the tested ones, and those that the probe is trained on, are on every process.
+
     Args:
-        features: shape (N, D).
-        labels: true classes, shape (N,), -1 = unknown (left out); a few known ones suffice.
-        test_features: shape (M, D), or None.
-        test_labels: shape (M,), -1 = unknown (left out), or None.
+        features: shape (n, D), this process's rows; a tensor on any device, which then computes, or an array.
+        labels: true classes, integers of shape (n,), -1 = unknown (left out); a few known ones suffice.
+        test_features: shape (m, D), this process's rows, or None on all processes.
+        test_labels: shape (m,), -1 = unknown (left out), or None on all processes.
         seed: seed of k-means, of the folds, of the samples of 10,000, and of the resampling.
+        accelerator: connects processes that hold further rows; None for one alone.
 
     Returns:
-        Scores by the names in `SCORES`, each in [0, 1]. Scores that need more classes or members are left out.
+        Scores by the names in `SCORES`, each in [0, 1], on every process and the same for any number of processes.
+        Scores that need more classes or members are left out.
+
+    Raises:
+        ValueError: if features are not finite or not of shape (n, D).
     """
-    center = features.mean(axis=0)
-    features, labels = _select_known(normalize_rows(features - center), labels)
+    rows = as_features(features).float()
+    center = _find_center(rows, accelerator)
+    gallery = _select_known(rows, labels, center)
+    judge: Callable[[], dict[str, list[np.ndarray]]]
     if test_features is None or test_labels is None:
-        features, labels = _draw_sample(features, labels, seed)
-        tested_features, tested_labels = features, labels
-        is_correct = _cross_validate(features, labels, seed)
+        tested = gallery.draw(MAX_SAMPLES, seed, accelerator)
+        all_tested = tested.gather(accelerator)
+        judge = functools.partial(_cross_validate, all_tested, seed)
     else:
-        tested_features, tested_labels = _select_known(normalize_rows(test_features - center), test_labels)
-        is_correct = _test(features, labels, tested_features, tested_labels, seed)
+        test_rows = as_features(test_features).to(rows.device, torch.float32)
+        check_finite(test_rows, "test features", accelerator)
+        tested = _select_known(test_rows, test_labels, center)
+        all_tested = tested.gather(accelerator)
+        trained = gallery.draw(MAX_SAMPLES, seed, accelerator).gather(accelerator)
+        neighbors = None
+        if len(np.unique(trained.labels)) > 1 and len(all_tested.labels):
+            neighbors = find_labeled_neighbors(
+                gallery.features, gallery.labels, all_tested.features, accelerator=accelerator
+            )
+        judge = functools.partial(_test, neighbors, trained, all_tested)
+    n_classes = len(np.unique(all_tested.labels))
+    clusters = _cluster(tested.features, n_classes, seed, accelerator) if n_classes > 1 else None
+    scored: Scored = run_on_main(
+        accelerator, lambda: _summarize(judge(), clusters, all_tested.labels, seed), "scoring the features"
+    )
+    return scored
+
+
+def _find_center(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
+    """Find the mean (D,) of all processes' rows (n, D), exact and so the same for any number of processes."""
+    check_finite(rows, "features", accelerator)
+    _, total = locate_rows(accelerator, len(rows))
+    largest = max_all(accelerator, find_largest_entry(rows))
+    sums = ClusterSums(1, rows.shape[1], total, largest, rows.device)
+    sums.add(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
+    return sums.all_reduce(accelerator).means()[0].to(rows)
+
+
+def _select_known(rows: torch.Tensor, labels: np.ndarray, center: torch.Tensor) -> _Samples:
+    """Select the rows with a known class, as directions from the center."""
+    known = np.flatnonzero(np.asarray(labels) != -1)
+    positions = torch.from_numpy(known)
+    directions = rows.new_empty(len(known), rows.shape[1])
+    for block in iterate_rows(len(known), BLOCK_ROWS):
+        directions[block] = F.normalize(rows[positions[block]] - center, dim=1)
+    return _Samples(directions, np.asarray(labels, np.int64)[known])
+
+
+def _cluster(features: torch.Tensor, n_clusters: int, seed: int, accelerator: Accelerator | None) -> np.ndarray:
+    """Cluster the features of all processes by k-means, the best of ten starts; returns all labels on every process."""
+    best = np.inf
+    for restart in range(RESTARTS):
+        kmeans = KMeans(n_clusters, "k-means++", spherical=False, max_iter=300, seed=seed * RESTARTS + restart)
+        if accelerator is None:
+            kmeans.fit(features)
+        else:
+            kmeans.fit_predict_shard(features, accelerator)
+        # The last digits of the inertia depend on the number of processes.
+        if kmeans.inertia_ < best * (1.0 - SAME_INERTIA):
+            best, labels = kmeans.inertia_, kmeans.labels_
+    return gather_rows(accelerator, torch.from_numpy(labels)).numpy()
+
+
+def _cross_validate(samples: _Samples, seed: int) -> dict[str, list[np.ndarray]]:
+    """Cross-validate the classifiers; returns by name, fold by fold, True for each correct sample."""
+    classes, sizes = np.unique(samples.labels, return_counts=True)
+    if (sizes > 1).sum() < 2:
+        return {}
+    is_kept = np.isin(samples.labels, classes[sizes > 1])
+    samples = _Samples(samples.features[torch.from_numpy(is_kept)], samples.labels[is_kept])
+    features, labels = samples.on_host()
+    folds = StratifiedKFold(min(5, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
+    parts = list(folds.split(features, labels))
+    is_correct: dict[str, list[np.ndarray]] = {name: [] for name in VOTES}
+    for trained, tested in parts:
+        gallery, queries = (samples.features[torch.from_numpy(part)] for part in (trained, tested))
+        neighbors = find_labeled_neighbors(gallery, labels[trained], queries)
+        for name, vote in VOTES.items():
+            is_correct[name].append(vote(neighbors) == labels[tested])
+    correct = cross_val_predict(_make_probe(), features, labels, cv=parts) == labels
+    return is_correct | {"linear_probe_accuracy": [correct[tested] for _, tested in parts]}
+
+
+def _test(neighbors: LabeledNeighbors | None, trained: _Samples, tested: _Samples) -> dict[str, list[np.ndarray]]:
+    """Test the classifiers on the test samples; returns by name True for each correct sample, as one fold."""
+    if neighbors is None:
+        return {}
+    is_correct = {name: [vote(neighbors) == tested.labels] for name, vote in VOTES.items()}
+    features, labels = tested.on_host()
+    predicted = _make_probe().fit(*trained.on_host()).predict(features)
+    return is_correct | {"linear_probe_accuracy": [predicted == labels]}
+
+
+def _make_probe() -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1))
+
+
+def _summarize(
+    is_correct: dict[str, list[np.ndarray]], clusters: np.ndarray | None, labels: np.ndarray, seed: int
+) -> Scored:
+    """Average over folds, compare clusters (M,) with classes (M,), and add the intervals."""
     values = {name: float(np.mean([part.mean() for part in parts])) for name, parts in is_correct.items()}
     outcomes = {name: np.concatenate(parts) for name, parts in is_correct.items()}
-    n_classes = len(np.unique(tested_labels))
-    if n_classes > 1:
-        clusters = KMeans(n_classes, n_init=10, random_state=seed).fit_predict(tested_features)
-        _, codes = np.unique(tested_labels, return_inverse=True)
+    if clusters is not None:
+        _, codes = np.unique(labels, return_inverse=True)
         agreement = score_clusters(clusters, codes)
         values |= {"nmi": agreement["nmi"], "clustering_accuracy": agreement["accuracy"]}
         outcomes["clustering_accuracy"] = find_matched(clusters, codes)
     all_intervals = {name: bootstrap_interval(outcome, seed) for name, outcome in outcomes.items()}
     return Scored(values, {name: interval for name, interval in all_intervals.items() if interval is not None})
-
-
-def _cross_validate(features: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
-    """Cross-validate the classifiers; returns by name, fold by fold, True for each correct sample."""
-    classes, sizes = np.unique(labels, return_counts=True)
-    is_kept = np.isin(labels, classes[sizes > 1])
-    features, labels = features[is_kept], labels[is_kept]
-    if (sizes > 1).sum() < 2:
-        return {}
-    folds = StratifiedKFold(min(5, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
-    parts = list(folds.split(features, labels))
-    n_trained = min(len(trained) for trained, _ in parts)
-    is_correct = {}
-    for name, classifier in CLASSIFIERS.items():
-        correct = cross_val_predict(classifier(n_trained), features, labels, cv=parts) == labels
-        is_correct[name] = [correct[tested] for _, tested in parts]
-    return is_correct
-
-
-def _test(
-    features: np.ndarray, labels: np.ndarray, tested_features: np.ndarray, tested_labels: np.ndarray, seed: int
-) -> dict[str, list[np.ndarray]]:
-    """Test the classifiers on the test samples; returns by name True for each correct sample, as one fold."""
-    if len(np.unique(labels)) < 2 or len(tested_features) == 0:
-        return {}
-    is_correct = {}
-    for name, classifier in CLASSIFIERS.items():
-        is_slow = name == "linear_probe_accuracy"
-        training_set = _draw_sample(features, labels, seed) if is_slow else (features, labels)
-        is_correct[name] = [classifier(len(features)).fit(*training_set).predict(tested_features) == tested_labels]
-    return is_correct
-
-
-def _draw_sample(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(features) <= MAX_SAMPLES:
-        return features, labels
-    chosen = np.random.default_rng(seed).choice(len(features), MAX_SAMPLES, replace=False)
-    return features[chosen], labels[chosen]
-
-
-def _select_known(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(labels)
-    return features[labels != -1], labels[labels != -1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from hf_plr.evaluation import scores
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.scores import assess_features, score_features
 
@@ -46,9 +48,9 @@ def test_separate_classes_score_one_and_mixed_ones_less():
 
 def test_a_test_split_is_scored_with_the_rest_as_gallery():
     features, labels = blobs(90, 0.05)
-    scores = score_features(features, labels, features[:30], (labels[:30] + 1) % 3)
-    assert scores["clustering_accuracy"] == 1.0  # names of classes mean nothing to clusters
-    assert scores["knn_accuracy"] == 0.0
+    found = score_features(features, labels, features[:30], (labels[:30] + 1) % 3)
+    assert found["clustering_accuracy"] == 1.0  # names of classes mean nothing to clusters
+    assert found["knn_accuracy"] == 0.0
 
 
 def test_unknown_labels_are_left_out_and_impossible_scores_too():
@@ -102,6 +104,48 @@ def test_scores_are_those_of_scikit_learn():
             "clustering_accuracy": table[linear_sum_assignment(-table)].sum() / 203,
         }
     )
+
+
+def test_scores_of_a_test_split_are_those_of_scikit_learn(monkeypatch):
+    monkeypatch.setattr(scores, "MAX_SAMPLES", 150)
+    features, labels = blobs(500, 4.0)
+    unit = features - features[:300].mean(axis=0)
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float32)
+    drawn = np.sort(np.random.default_rng(0).choice(300, 150, replace=False))  # for the probe alone
+    found = score_features(features[:300], labels[:300], features[300:], labels[300:])
+    for name, classifier, trained in (
+        ("knn_accuracy", KNeighborsClassifier(5), np.arange(300)),
+        (
+            "weighted_knn_accuracy",
+            KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)),
+            np.arange(300),
+        ),
+        ("linear_probe_accuracy", make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)), drawn),
+    ):
+        expected = classifier.fit(unit[trained], labels[trained]).score(unit[300:], labels[300:])
+        assert found[name] == pytest.approx(expected), name
+    as_tensors = score_features(torch.tensor(features[:300]), labels[:300], torch.tensor(features[300:]), labels[300:])
+    assert as_tensors == found
+
+
+def test_of_several_starts_of_k_means_the_best_counts():
+    """Nine tight groups, which one start seldom finds all."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(270) % 9
+    features = rng.normal(size=(9, 2))[labels] + 0.01 * rng.normal(size=(270, 2))
+    ours = scores._cluster(torch.tensor(features, dtype=torch.float32), 9, 0, None)
+    inertia = sum(((features[ours == each] - features[ours == each].mean(axis=0)) ** 2).sum() for each in range(9))
+    assert inertia == pytest.approx(KMeans(9, n_init=50, random_state=0).fit(features).inertia_, rel=1e-3)
+
+
+def test_features_that_are_not_finite_are_refused():
+    features, labels = blobs(90, 0.05)
+    broken = features.copy()
+    broken[7, 0] = np.nan
+    with pytest.raises(ValueError, match="features of 1 samples are NaN or infinite, the first is sample 7"):
+        score_features(broken, labels)
+    with pytest.raises(ValueError, match="test features of 1 samples are NaN or infinite"):
+        score_features(features, labels, broken, labels)
 
 
 def test_classes_may_have_any_numbers():

@@ -4,4 +4,4 @@ from hf_plr.evaluation import neighbors_metric
 
 
 class WeightedKnn(neighbors_metric.WeightedKnnMetric):
-    """See `hf_plr.evaluation.neighbors.make_weighted_knn`."""
+    """See `hf_plr.evaluation.neighbors.LabeledNeighbors.vote_by_similarity`."""
