@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers.paths import REPOSITORY
 
+from benchmarks import throughput
 from benchmarks.scaling.model import Size, peak_bytes
 
 
@@ -32,11 +34,35 @@ def run_benchmark(monkeypatch, capsys):
     return run
 
 
-def test_throughput(run_benchmark):
-    result = run_benchmark("throughput", "--steps", "2", "--turns", "1")
+@pytest.mark.parametrize(
+    ("arguments", "n_clusters"),
+    [
+        ("--samples 400", [30, 60, 120]),
+        ("--model vit_tiny --image_size 32 --bf16 --labelings 1 --clusters 6 --samples 40", [6]),
+    ],
+)
+def test_throughput(run_benchmark, arguments, n_clusters):
+    size = ["--steps", "2", "--turns", "1", "--batch_size", "16", "--device", "cpu"]
+    result = run_benchmark("throughput", *size, *arguments.split())
+    assert result["clusters"] == n_clusters
     ratio = result["plr_samples_per_second"] / result["stock_samples_per_second"]
     assert result["trainer_ratio_min"] == result["trainer_ratio"] == result["trainer_ratio_max"]
     assert result["trainer_ratio"] == pytest.approx(ratio, rel=2e-3)
+
+
+def test_throughput_is_of_soft_targets_that_cost_no_time(tmp_path):
+    parser = argparse.ArgumentParser()
+    throughput.add_arguments(parser)
+    args = parser.parse_args(["--samples", "200", "--steps", "10", "--batch_size", "40", "--device", "cpu"])
+    ours, _ = throughput.trainers(args, throughput.many_digits(200), str(tmp_path))
+    labels = [labeling.pseudo_labels for labeling in ours.labelings]
+    assert [each.soft_targets is not None for each in labels] == [True] * 3
+    for each in labels:
+        assert 0.05 < (each.labels != each.previous_labels).mean() < 0.5
+        assert each.refinement["soft_share"] > 0.02
+    ours.train()  # of three epochs
+    for before, labeling in zip(labels, ours.labelings, strict=True):
+        assert labeling.pseudo_labels.soft_targets is before.soft_targets
 
 
 def test_refinement(run_benchmark):
