@@ -26,6 +26,7 @@ from hf_plr import KMeans
 from hf_plr.features.centering import center_features, check_finite
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
+from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
@@ -58,7 +59,8 @@ class Stages:
         self.centers = torch.randn(size.clusters, size.columns, generator=torch.Generator().manual_seed(0))
         self.kmeans = WatchedKMeans(size.clusters)
         stage = RefinementStage(self.kmeans, PseudoLabelRefiner(), 1, accelerator)
-        self.labeling = Labeling(stage, PrototypeMemory(temperature=0.05, momentum=0.2), confidence_power=0.0)
+        self.labeling = Labeling(stage, confidence_power=0.0)
+        self.objective = ClusterObjective([self.labeling], PrototypeMemory(temperature=0.05, momentum=0.2))
 
     @property
     def current(self) -> PseudoLabels:
@@ -75,7 +77,7 @@ class Stages:
         self.kmeans.after_clustering = after_clustering
         before = self.labeling.pseudo_labels if self.labeling.has_labels else None
         after = self.labeling.refine(self.labeling.cluster(centered), epoch, self.mine)
-        self.labeling.rebuild_prototypes(centered)
+        self.objective.rebuild_prototypes(centered)
         compute_stage_metrics(before, after, self.mine, self.accelerator)
         return {
             "passes": self.kmeans.n_iter_,

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import AUTO, AUTO_LABELINGS, AUTO_PRESET, BaseTrainingArguments, PLRTrainingArguments
@@ -74,7 +73,7 @@ def make_labelings(
     refiner: PseudoLabelRefiner | None,
     accelerator: Accelerator,
 ) -> list[Labeling]:
-    """Make one labeling per clusterer, each with a refiner and prototypes of its own.
+    """Make one labeling per clusterer, each with a refiner of its own.
 
     Args:
         args: settings of refinement and objective.
@@ -96,6 +95,5 @@ def make_labelings(
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,
         )
-        memory = PrototypeMemory(args.temperature, args.prototype_momentum)
-        labelings.append(Labeling(stage, memory, args.confidence_power))
+        labelings.append(Labeling(stage, args.confidence_power))
     return labelings

@@ -22,9 +22,10 @@ from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.source import FeatureSource
-from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
+from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler, count_samples_per_epoch, select_data_seed
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
@@ -36,7 +37,7 @@ from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform
-from hf_plr.utils.serialization import name_file_in_errors, select_prefix
+from hf_plr.utils.serialization import name_file_in_errors
 from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class PLRTrainer(BaseTrainer):
 
     Attributes:
         labelings: the labelings that are trained on; the first is reported and saved.
+        cluster_objective: the loss against their prototypes.
 
     Raises:
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
@@ -117,6 +119,9 @@ class PLRTrainer(BaseTrainer):
         if isinstance(n_clusters, int) and n_clusters > n_samples:
             raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
         self.labelings = make_labelings(args, clusterers, refiner, self.accelerator)
+        self.cluster_objective = ClusterObjective(
+            self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
+        )
         self._feature_source = FeatureSource(
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
@@ -143,14 +148,13 @@ class PLRTrainer(BaseTrainer):
                     clusters = labeling.cluster(features)
                 with clock("refine"):  # project, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
-            means = [labeling.rebuild_prototypes(features) for labeling in self.labelings]
+            means = self.cluster_objective.rebuild_prototypes(features)
             metrics = self._measure_stage(before, features, means[0], clock)
         self.log(metrics)
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
-        for labeling in self.labelings:
-            labeling.to(self.args.device)
+        self.cluster_objective.to(self.args.device)
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
         self._accumulated.clear()
 
@@ -261,10 +265,9 @@ class PLRTrainer(BaseTrainer):
         """Cross-entropy of a batch of samples against the prototypes of their refined clusters, a mean of labelings."""
         index = inputs["index"]
         features = self.modality.features(model, inputs, uniform(index, self.args.seed, self._epoch))
-        losses = [labeling.loss(features, index) for labeling in self.labelings if labeling.pseudo_labels.n_clusters]
-        loss = torch.stack(losses).mean()
+        loss = self.cluster_objective.loss(features, index)
         self._accumulated.append((features.detach(), index))
-        return (loss, {"features": self.labelings[0].memory.embed(features)}) if return_outputs else loss
+        return (loss, {"features": self.cluster_objective.memory.embed(features)}) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step of `Trainer`; at the last of an accumulation the prototypes follow the batch of all processes."""
@@ -279,9 +282,7 @@ class PLRTrainer(BaseTrainer):
         self._accumulated.clear()
         if self.accelerator.num_processes > 1:
             features, index = self.accelerator.gather((features, index))
-        for labeling in self.labelings:
-            if labeling.pseudo_labels.n_clusters:
-                labeling.update_prototypes(features, index)
+        self.cluster_objective.update_prototypes(features, index)
         self._feature_source.record(index, features)
 
     def _make_trained_model(self) -> torch.nn.Module:
@@ -317,23 +318,15 @@ class PLRTrainer(BaseTrainer):
 
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, prototypes and features of the epoch, as arrays by name."""
-        state = self._feature_source.state_dict()
-        for labeling, prefix in self._prefixed_labelings():
-            state |= {f"{prefix}{name}": value for name, value in labeling.state_dict().items()}
-        return state
+        return self._feature_source.state_dict() | self.cluster_objective.state_dict()
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
         n_samples, width = len(self.train_dataset), self.extractor.width
         with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
-            for labeling, prefix in self._prefixed_labelings():
-                labeling.load_state_dict(select_prefix(prefix, state), n_samples, width)
+            self.cluster_objective.load_state_dict(state, n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
         self.reporter.resume(self._snapshot())
-
-    def _prefixed_labelings(self) -> list[tuple[Labeling, str]]:
-        """The labelings, and what their arrays' names begin with in a state."""
-        return [(labeling, f"labeling.{i}." if i else "") for i, labeling in enumerate(self.labelings)]
 
     def run_settings(self) -> dict[str, Any]:
         """Settings of the run with those of clusterer and refiner."""

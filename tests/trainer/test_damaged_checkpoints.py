@@ -42,10 +42,9 @@ def test_checkpoints_of_images(make_trainer, tmp_path):
         trainer.load_label_state(load_state(tmp_path)[0], str(tmp_path))
         now = trainer.pseudo_labels
         some = torch.arange(20)
-        for labeling in trainer.labelings:
-            labeling.to(torch.device("cpu"))
-            labeling.loss(features[some], some)
-            labeling.update_prototypes(features[some], some)
+        trainer.cluster_objective.to(torch.device("cpu"))
+        trainer.cluster_objective.loss(features[some], some)
+        trainer.cluster_objective.update_prototypes(features[some], some)
         trainer._feature_source.record(some, features[some])
         centered = CenteredFeatures(features, torch.zeros(32), slice(0, 203))
         labeling = trainer.labelings[0]

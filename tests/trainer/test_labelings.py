@@ -126,9 +126,10 @@ def test_the_loss_is_the_mean_of_the_labelings(make_trainer):
         raw = trainer.modality.features(trainer.model, batch, uniform(index, trainer.args.seed, 0))
         loss = trainer.compute_loss(trainer.model, batch)
     expected = []
-    for labeling in trainer.labelings:
-        features = torch.nn.functional.normalize(raw - labeling.memory.center, dim=1)
-        cosines = features @ labeling.memory.prototypes.T
+    memory = trainer.cluster_objective.memory
+    for labeling, prototypes in zip(trainer.labelings, memory.prototypes, strict=True):
+        features = torch.nn.functional.normalize(raw - memory.center, dim=1)
+        cosines = features @ prototypes.T
         targets = torch.from_numpy(labeling.pseudo_labels.targets)[index].long()
         expected.append(torch.nn.functional.cross_entropy(cosines / trainer.args.temperature, targets))
     assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)

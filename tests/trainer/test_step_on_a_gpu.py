@@ -50,8 +50,7 @@ def test_waveforms_are_augmented_and_normalised(make_sound_trainer, augmentation
 def count_copies(trainer, batch):
     """Names of the functions that copy in the second of two steps on the GPU."""
     model = trainer.model.to(GPU)
-    for labeling in trainer.labelings:
-        labeling.to(GPU)
+    trainer.cluster_objective.to(GPU)
     for _ in range(2):
         with CountedCopies() as copies:
             trainer.compute_loss(model, batch).backward()

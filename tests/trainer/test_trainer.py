@@ -143,7 +143,7 @@ def test_accumulated_small_batches_train_as_one_large_batch(make_trainer, tmp_pa
     for name, value in weights(large).items():
         moved = (value - start[name]).norm()
         assert (weights(small)[name] - value).norm() <= 1e-3 * moved + 1e-7, name
-    prototypes = [trainer.labelings[0].memory.prototypes for trainer in (large, small)]
+    prototypes = [trainer.cluster_objective.memory.prototypes[0] for trainer in (large, small)]
     torch.testing.assert_close(*prototypes, atol=1e-4, rtol=0)
 
 
@@ -255,11 +255,11 @@ def test_training_again_makes_new_labels(make_trainer):
     trainer = make_trainer(num_train_epochs=1)
     trainer.train()
     first = len([entry for entry in trainer.state.log_history if "plr/clusters" in entry])
-    center = trainer.labelings[0].memory.center.clone()
+    center = trainer.cluster_objective.memory.center.clone()
     trainer.train()
     again = len([entry for entry in trainer.state.log_history if "plr/clusters" in entry])
     assert (first, again) == (1, 1)
-    assert not torch.equal(trainer.labelings[0].memory.center, center)
+    assert not torch.equal(trainer.cluster_objective.memory.center, center)
 
 
 def test_an_epoch_that_is_stopped_early_is_an_epoch(make_trainer):

@@ -1,0 +1,85 @@
+"""The objective: samples are pulled to the prototypes of their refined clusters, in all labelings at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_plr.clustering.cluster_means import ClusterMeans
+from hf_plr.features.centering import CenteredFeatures
+from hf_plr.pseudo_labels.labeling import Labeling
+from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.utils.serialization import select_prefix, validate_array
+
+
+class ClusterObjective:
+    """Loss of a batch against the prototypes of L labelings, which follow the batches.
+
+    Args:
+        labelings: the labelings; the first is reported and saved.
+        memory: holds the prototypes.
+    """
+
+    def __init__(self, labelings: Sequence[Labeling], memory: PrototypeMemory):
+        self.labelings = labelings
+        self.memory = memory
+
+    def rebuild_prototypes(self, features: CenteredFeatures) -> list[ClusterMeans]:
+        """Reset the prototypes to the means of the refined clusters; returns these by labeling."""
+        means = [labeling.average_clusters(features) for labeling in self.labelings]
+        self.memory.reset(features.center, [each.directions for each in means])
+        return means
+
+    def to(self, device: torch.device) -> None:
+        """Move targets, weights and prototypes of this epoch to a device; the loss and the updates stay there."""
+        for labeling in self.labelings:
+            labeling.to(device)
+        self.memory.to(device)
+
+    def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of features (B, D) of the samples at positions (B,): a scalar."""
+        directions = self.memory.embed(features)
+        targets = [labeling.targets(index) for labeling in self.labelings]
+        return self.memory.loss(directions, targets, [labeling.weights(index) for labeling in self.labelings])
+
+    def update_prototypes(self, features: torch.Tensor, index: torch.Tensor) -> None:
+        """Move the prototypes towards features (B, D) of the samples at positions (B,)."""
+        targets = [labeling.hard_targets(index) for labeling in self.labelings]
+        self.memory.update(self.memory.embed(features), targets)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """State for a resumed run, as arrays by name: of the labelings and their prototypes."""
+        state: dict[str, np.ndarray] = {}
+        for prefix, labeling, prototypes in zip(self._prefixes(), self.labelings, self.memory.prototypes, strict=True):
+            arrays = labeling.state_dict() | {
+                "center": self.memory.center.cpu().numpy(),
+                "prototypes": prototypes.cpu().numpy(),
+            }
+            state |= {f"{prefix}{name}": value for name, value in arrays.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], n_samples: int, width: int) -> None:
+        """Restore the output of `state_dict`, for this number of samples and size of features; ignores other entries.
+
+        Raises:
+            ValueError: if an array is missing or damaged, naming it.
+        """
+        tables = []
+        for prefix, labeling in zip(self._prefixes(), self.labelings, strict=True):
+            own = select_prefix(prefix, state)
+            labeling.load_state_dict(own, n_samples)
+            shape = (labeling.pseudo_labels.n_clusters, width)
+            tables.append(_as_tensor(validate_array(own, "prototypes", "floats", shape)))
+            center = _as_tensor(validate_array(own, "center", "floats", (width,)))
+        self.memory.reset(center, tables)
+
+    def _prefixes(self) -> list[str]:
+        """What the names of each labeling's arrays begin with in a state."""
+        return [f"labeling.{i}." if i else "" for i in range(len(self.labelings))]
+
+
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32, copy=False))
