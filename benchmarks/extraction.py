@@ -17,6 +17,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -68,39 +69,15 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Figures by name; ratios are formed inside each turn."""
     with tempfile.TemporaryDirectory() as folder:
         images = patterns(args.images, args.image_size)
-        processor = small_vit_processor(args.image_size)
-        trainer = PLRTrainer(
-            backbone(args.backbone, args.image_size, args.patch_size),
-            PLRTrainingArguments(
-                folder,
-                num_train_epochs=2,
-                per_device_train_batch_size=args.batch_size,
-                per_device_eval_batch_size=args.batch_size,
-                feature_dtype=args.dtype,
-                use_cpu=args.use_cpu,
-                save_strategy="no",
-                disable_tqdm=True,
-                report_to="none",
-            ),
-            images,
-            processing_class=processor,
-        )
-        trainer.remove_callback(ProgressDisplay)
+        trainer = make_trainer(args, images, folder)
         share = stage_share(trainer)
         ready = ready_batches(trainer, args.batch_size)
         ways = {
             "stage": trainer.extract_shard,
             "bare": lambda: bare(trainer, ready, DTYPES[args.dtype]),
-            "stock": lambda: stock(trainer, images, processor, args.batch_size),
+            "stock": lambda: stock(trainer, images, trainer.processing_class, args.batch_size),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        features: dict[str, torch.Tensor] = {}
-        for turn in range(args.turns + 1):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                features[name] = way().cpu()
-                if turn > 0:
-                    seconds[name].append(time.perf_counter() - started)
+        seconds, features = take_turns(ways, args.turns)
     result: dict[str, Any] = {
         f"{name}_images_per_second": round(args.images / statistics.median(times), 1) for name, times in seconds.items()
     }
@@ -122,6 +99,45 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def make_trainer(args: argparse.Namespace, images: Dataset, folder: str) -> PLRTrainer:
+    """A trainer that shows nothing, of a ViT with random weights."""
+    trainer = PLRTrainer(
+        backbone(args.backbone, args.image_size, args.patch_size),
+        PLRTrainingArguments(
+            folder,
+            num_train_epochs=2,
+            per_device_train_batch_size=args.batch_size,
+            per_device_eval_batch_size=args.batch_size,
+            feature_dtype=args.dtype,
+            bf16=False,  # it would decide the precision of all ways
+            image_cache_gib=1024,
+            use_cpu=args.use_cpu,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+        ),
+        images,
+        processing_class=small_vit_processor(args.image_size),
+    )
+    trainer.remove_callback(ProgressDisplay)
+    return trainer
+
+
+def take_turns(
+    ways: dict[str, Callable[[], torch.Tensor]], turns: int
+) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """Seconds of each turn and the last features, by way; the first turn is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    features: dict[str, torch.Tensor] = {}
+    for turn in range(turns + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            features[name] = way().cpu()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds, features
 
 
 def patterns(n_images: int, size: int) -> Dataset:
