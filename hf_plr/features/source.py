@@ -101,13 +101,13 @@ class FeatureSource:
         logger.info(words, self.dtype, 100 * self.moved_share, len(positions))
 
     def record(self, index: torch.Tensor, features: torch.Tensor) -> None:
-        """Record the features (B, D) of a step at positions (B,), -1 = none, the same on all processes."""
+        """Record the features (B, D) of a step at positions (B,), the same on all processes."""
         if self.source != "epoch":
             return
-        samples, row = torch.unique(index[index >= 0], return_inverse=True)
+        samples, row = torch.unique(index, return_inverse=True)
         largest = float(features.abs().max()) if len(features) else 0.0
         sums = ClusterSums(len(samples), features.shape[1], len(row), largest, features.device)
-        sums.add(features[index >= 0], row)
+        sums.add(features, row)
         means, samples = sums.means().to(self._rows), samples.to(self._rows.device)
         self._rows[samples] = self.momentum * self._rows[samples] + (1.0 - self.momentum) * means
         self._seen[samples] = True

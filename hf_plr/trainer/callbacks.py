@@ -197,6 +197,10 @@ class StopSignal(TrainerCallback):
             if state.is_world_process_zero:
                 logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._asked is not None:
+            self._asked[0].wait()
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped and state.epoch % 1:  # what was saved resumes in the middle of the epoch: this is not its end
             control.should_log = control.should_evaluate = control.should_save = False
