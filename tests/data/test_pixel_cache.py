@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from hf_plr.data.image_store import ImageGeometry, ImageStore, UnreadableImage
+from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.models.vision import small_vit_processor
 
 
