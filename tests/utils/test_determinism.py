@@ -15,6 +15,7 @@ from hf_plr.utils.determinism import ENVIRONMENT, require_determinism
 def torch_settings(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     yield
