@@ -136,12 +136,12 @@ class _Sample:
         if largest == 0:
             return None
         shift = _power_above(largest)
-        sums = to_exact(_round(self.closest, shift)).cumsum(dim=0)
-        own_sum = float(sums[-1]) if len(sums) else 0.0
+        # In whole units: sums of floats in order have no deterministic algorithm on GPUs.
+        sums = to_exact(_round(self.closest, shift)).div_(shift * 2.0**-23).long().cumsum(dim=0)
+        own_sum = int(sums[-1]) if len(sums) else 0
         all_sums = gather_objects(self._accelerator, own_sum)
         before = sum(all_sums[: 0 if self._accelerator is None else self._accelerator.process_index])
-        unit = shift * 2.0**-23
-        targets = generator.integers(int(sum(all_sums) / unit), size=size) * unit - before
+        targets = generator.integers(sum(all_sums), size=size) - before
         chances = torch.from_numpy(generator.random(size, dtype=np.float32)).to(self._device)
 
         own = np.flatnonzero((targets >= 0) & (targets < own_sum))

@@ -144,3 +144,18 @@ def test_the_host_never_waits_for_a_gpu_between_seeds():
 def test_numbers_that_do_not_fit_are_named(n_clusters):
     with pytest.raises(ValueError, match=f"n_clusters={n_clusters} but there are 10 rows"):
         draw_seeds(torch.ones(10, 2), n_clusters, 0, None)
+
+
+def test_no_sum_of_floats_is_taken_in_order(monkeypatch):
+    """On a GPU that must give the same bits each time, torch would refuse it."""
+    cumsum = torch.Tensor.cumsum
+    seen = []
+
+    def recorded(values, *args, **kwargs):
+        seen.append(values.dtype)
+        return cumsum(values, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", recorded)
+    draw_seeds(make_blobs(500, 8, 5, seed=0), 20, seed=0, accelerator=None)
+    assert seen
+    assert not any(dtype.is_floating_point for dtype in seen)
