@@ -3,17 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 SEED ?=
 WORKERS ?= 2
+GPU_JSON ?= gpu.json
+BUDGET ?= 1500
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # One thread each: the models are tiny, and threads of several workers would wait for each other.
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-all lint audit clean
+.PHONY: help install demo test test-all gpu-check lint audit clean
 
 help:
 	@echo "make demo [SEED=1]  adapt a small ViT to handwritten digits without labels, about two minutes"
 	@echo "make test           lint, and run the tests that are quick: under 8 minutes on two cores"
 	@echo "make test-all       run all tests, under 25 minutes on two cores"
+	@echo "make gpu-check      check a machine with a GPU, in 25 minutes: sums, rates, memory, resuming; writes gpu.json"
 	@echo "make lint           run ruff, mypy and the contract of imports"
 	@echo "make audit          look up known vulnerabilities of every installed package; needs the network"
 	@echo "make clean          remove the virtual environment and caches"
@@ -36,10 +39,14 @@ lint: install
 
 # By file, because what a file's tests share is trained once; files that take longest come first.
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: install
-	HYPOTHESIS_PROFILE=thorough $(PYTEST)
+	HYPOTHESIS_PROFILE=thorough $(PYTEST) -m "not gpu"
+
+# What has failed ends it with status 1. BUDGET=600 skips what takes longer, and says so.
+gpu-check: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu_check --json $(GPU_JSON) --budget $(BUDGET)
 
 # --strict: a package that could not be looked up is a failure. What follows a "+" in a version is local: nobody published it.
 audit: install

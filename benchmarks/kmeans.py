@@ -23,7 +23,7 @@ import threadpoolctl
 import torch
 
 from hf_plr import KMeans
-from hf_plr.clustering.kmeans import BLOCK_SCORES, OTHER_BLOCK_SCORES
+from hf_plr.clustering.kmeans import compute_block_height
 from hf_plr.utils.precision import exact_products
 
 
@@ -141,7 +141,7 @@ def faiss(features: np.ndarray, start: np.ndarray, passes: int) -> float:
 def product_seconds(features: torch.Tensor, centers: torch.Tensor) -> float:
     """Seconds of one pass's products alone, by the faster routine, in blocks of the size that KMeans takes."""
     columns = centers.T.contiguous()
-    height = max(1, BLOCK_SCORES.get(features.device.type, OTHER_BLOCK_SCORES) // len(centers))
+    height = compute_block_height(features.device, max(centers.shape))
     out = torch.empty(height, len(centers), device=features.device)
 
     def products() -> float:

@@ -3,6 +3,9 @@
 The dense way is written here after the published algorithm (Zhong et al., CVPR 2017, as Cluster Contrast released it):
 one row of N weights a sample, an N x N matrix of Jaccard distances, scikit-learn's DBSCAN on it. Both get the same
 neighbour lists. Features are Gaussian clusters of some 17 samples, the size of a Market-1501 identity.
+
+With --copies the overlaps alone are computed of more samples, whose neighbourhoods are copies in a random order: the
+time per sample should not grow with them.
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from sklearn.cluster import DBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from benchmarks.measuring import PeakMemory, in_new_process
 from hf_plr.clustering import ReciprocalDBSCAN
-from hf_plr.clustering.jaccard import find_near_pairs, weigh_neighborhoods
+from hf_plr.clustering.jaccard import compute_overlaps, find_near_pairs, weigh_neighborhoods
 from hf_plr.clustering.neighbors import find_nearest_neighbors
 from hf_plr.clustering.reciprocal import cluster_by_density
 
@@ -36,6 +40,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=0.6, help="Jaccard distance (default: %(default)s)")
     parser.add_argument("--spread", type=float, default=0.9, help="spread of a cluster (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each way (default: %(default)s)")
+    parser.add_argument("--copies", type=int, default=1, help="copies for the overlaps alone (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
     args = parser.parse_args()
     size = (args.samples, args.dimension, args.eps, args.spread)
@@ -55,6 +60,8 @@ def main() -> None:
         line[f"{name}_seconds"] = float(np.median(seconds[name]))
         line[f"{name}_peak_mib"] = peaks[name]
     line["neighbor_seconds"] = in_new_process(search_seconds, *size)
+    line["overlap_samples"] = args.samples * args.copies
+    line["overlap_microseconds_a_sample"] = in_new_process(overlap_microseconds, *size, args.copies)
     line["clusters"] = int(labels["sparse"].max()) + 1
     line["noise"] = float((labels["sparse"] == -1).mean())
     if "dense" in ways:
@@ -100,10 +107,28 @@ def search_seconds(n_samples: int, dimension: int, eps: float, spread: float) ->
     return round(time.perf_counter() - started, 3)
 
 
+def overlap_microseconds(n_samples: int, dimension: int, eps: float, spread: float, copies: int) -> float:
+    """Microseconds per sample of the comparison of neighbourhoods, of copies of the samples in random order."""
+    features = clustered_features(n_samples, dimension, spread)
+    settings = ReciprocalDBSCAN(eps)
+    neighbors = find_nearest_neighbors(features, settings.k1)
+    weights = weigh_neighborhoods(features, neighbors, settings.k1, settings.k2)
+    order = np.random.default_rng(0).permutation(n_samples * copies)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    copied = sp.csr_array(sp.block_diag([weights] * copies, format="csr"))[order]
+    copied = sp.csr_array((copied.data, place[copied.indices].astype(np.int32), copied.indptr), shape=copied.shape)
+    copied.sort_indices()
+    started = time.perf_counter()
+    compute_overlaps(copied, eps)
+    return round((time.perf_counter() - started) / len(order) * 1e6, 1)
+
+
 def cluster_sparsely(features: torch.Tensor, neighbors: np.ndarray, settings: ReciprocalDBSCAN) -> np.ndarray:
     """What `ReciprocalDBSCAN` does after its search."""
     weights = weigh_neighborhoods(features, neighbors, settings.k1, settings.k2)
-    return cluster_by_density(find_near_pairs(weights, settings.eps), settings.min_samples)[0]
+    near = find_near_pairs(compute_overlaps(weights, settings.eps), settings.eps)
+    return cluster_by_density(near, settings.min_samples)[0]
 
 
 def cluster_densely(features: torch.Tensor, neighbors: np.ndarray, settings: ReciprocalDBSCAN) -> np.ndarray:

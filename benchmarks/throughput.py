@@ -86,7 +86,10 @@ class WithoutStage(PLRTrainer):
 
     def extract_shard(self) -> torch.Tensor:
         """Random features, float32 of shape (N, D)."""
-        return torch.randn(len(self.train_dataset), self.extractor.width, device=self.args.device)
+        features = torch.randn(
+            len(self.train_dataset), self.extractor.width, generator=torch.Generator().manual_seed(0)
+        )
+        return features.to(self.args.device)  # the same on any device
 
     def refresh_labels(self, epoch: int) -> None:
         """Keep the labels."""

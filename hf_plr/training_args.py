@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+
+logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # as good as any that was tried: this preset, on so many labelings where the clusterer allows it
 AUTO_PRESET = "soft"
@@ -53,7 +56,10 @@ class BaseTrainingArguments(TrainingArguments):
     0.05, `lr_scheduler_type` "cosine", `warmup_steps` 0.1 (a fraction), `logging_strategy` "epoch", `save_strategy`
     "epoch", `save_total_limit` 2, `remove_unused_columns` False. With `load_best_model_at_end`, the default of
     `metric_for_best_model` is "knn_accuracy"; without labels it takes a score that needs none, such as
-    "plr/effective_rank", see `PLRTrainer.evaluate`.
+    "plr/effective_rank", see `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it.
+
+    Attributes:
+        is_bf16_by_default: True if `bf16` was not given and the device decided.
 
     Raises:
         ValueError: if a value is outside its range, naming the argument.
@@ -80,6 +86,22 @@ class BaseTrainingArguments(TrainingArguments):
         default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps, best or no."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    bf16: bool | None = field(  # type: ignore[assignment]  # None only until __post_init__
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16 where that is precise enough (autocast). Default: on GPUs that have it.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    exact_resume: bool = field(
+        default=False,
+        metadata={
+            "help": "GPUs: use only arithmetic that gives the same bits each time, so that a resumed run is equal to "
+            "one that was never interrupted, as it is on CPUs. Slower, and position embeddings that are interpolated "
+            "to another image size are not trained."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the trainer picks its columns itself."}
     )
@@ -203,6 +225,11 @@ class BaseTrainingArguments(TrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "knn_accuracy"
             self.greater_is_better = True
+        if torch.backends.mps.is_available() and not self.use_cpu:
+            self.use_cpu = True  # sums that decide labels are exact in float64, which Apple's GPUs lack
+            logger.warning("Training on the CPU: sums are exact in float64, which Apple's GPUs (MPS) do not have.")
+        self.is_bf16_by_default = self.bf16 is None and suits_bf16(self.fp16, self.use_cpu)
+        self.bf16 = bool(self.bf16 or self.is_bf16_by_default)
         launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
         if (self.bf16 or self.fp16 or launched > 1) and not torch.accelerator.is_available():
             self.use_cpu = True  # TrainingArguments does not find this out by itself
@@ -211,6 +238,11 @@ class BaseTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"{launched} processes were launched, but they cannot talk to each other on {self.device}: "
                 "use_cpu=True (--use_cpu true) trains on CPUs"
+            )
+        if self.n_gpu > 1:  # transformers would wrap the model in nn.DataParallel, which is slow and mixes up lengths
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs: start one per GPU by accelerate launch --num_processes "
+                f"{self.n_gpu} SCRIPT (hf-plr train does so by itself), or show it one by CUDA_VISIBLE_DEVICES=0"
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
@@ -221,8 +253,15 @@ class BaseTrainingArguments(TrainingArguments):
                 f"hub_strategy={strategy!r} would push optimizer, random states and pickled arguments, "
                 "which are of no use to others: use every_save or end. To resume elsewhere, copy the last checkpoint"
             )
+        if self.enable_jit_checkpoint:
+            raise ValueError("enable_jit_checkpoint=True is not needed: SIGTERM saves a checkpoint as it is")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True is not supported: the trainer picks its columns itself")
+
+    @property
+    def is_exact_gpu(self) -> bool:
+        """True if a GPU must give the same bits each time."""
+        return self.exact_resume and self.device.type != "cpu"
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but tokens, for pickles and copies: Trainer pickles its arguments beside the weights."""
@@ -342,6 +381,13 @@ class UnitTrainingArguments(BaseTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_values(self, UnitTrainingArguments)
+
+
+def suits_bf16(fp16: bool, use_cpu: bool) -> bool:
+    """True where bfloat16 is the better default: on a GPU that computes in it, unless float16 is asked for."""
+    if fp16 or use_cpu or not torch.cuda.is_available():
+        return False
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _check_values(args: BaseTrainingArguments, declared_in: type[BaseTrainingArguments]) -> None:

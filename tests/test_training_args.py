@@ -8,6 +8,7 @@ import sys
 from typing import get_args
 
 import pytest
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_plr import PLRTrainingArguments, UnitTrainingArguments, training_args
@@ -130,3 +131,49 @@ def test_the_metric_for_the_best_model_has_a_direction(tmp_path, metric, greater
     )
     assert args.metric_for_best_model == (metric or "knn_accuracy")
     assert args.greater_is_better is greater_is_better
+
+
+def test_bfloat16_is_the_default_where_a_gpu_has_it(tmp_path, monkeypatch):
+    plain = PLRTrainingArguments(str(tmp_path), use_cpu=True)
+    assert plain.bf16 is False
+    assert plain.is_bf16_by_default is False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert training_args.suits_bf16(fp16=False, use_cpu=False)
+    assert not training_args.suits_bf16(fp16=True, use_cpu=False)
+    assert not training_args.suits_bf16(fp16=False, use_cpu=True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert not training_args.suits_bf16(fp16=False, use_cpu=False)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [([], True), (["--bf16"], True), (["--bf16", "false"], False)])
+def test_bf16_can_be_switched_off(arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_args, "suits_bf16", lambda fp16, use_cpu: True)
+    (args,) = HfArgumentParser(PLRTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), *arguments], look_for_args_file=False
+    )
+    assert args.bf16 is expected
+    assert args.is_bf16_by_default is (arguments == [])
+
+
+@pytest.mark.parametrize("kind", [PLRTrainingArguments, UnitTrainingArguments])
+def test_several_gpus_without_a_launcher_are_refused_with_the_command(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(kind, "n_gpu", property(lambda _: 4))
+    with pytest.raises(ValueError, match=r"one process sees 4 GPUs: .* accelerate launch --num_processes 4 SCRIPT"):
+        kind(str(tmp_path))
+
+
+def test_apples_gpus_leave_training_to_the_cpu_and_say_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    args = PLRTrainingArguments(str(tmp_path))
+    assert args.use_cpu
+    assert args.device.type == "cpu"
+    assert "Apple's GPUs (MPS)" in caplog.text
+
+
+def test_exact_resume_concerns_gpus_alone(tmp_path):
+    args = PLRTrainingArguments(str(tmp_path), use_cpu=True, exact_resume=True)
+    assert not args.is_exact_gpu  # a CPU is exact as it is
+    args.__dict__["_setup_devices"] = torch.device("cuda", 0)
+    assert args.device.type == "cuda"
+    assert args.is_exact_gpu

@@ -1,18 +1,16 @@
 """What limits N samples with D columns and K clusters on P GPUs: the model with figures of machines that are not here.
 
 Nothing was measured on such machines as a whole. Each figure of `Hardware` says where it is from; the rates of
-refinement, of the order of training and of k-means++ are measured here, on one core.
+refinement and of the order of training are measured here, on one core.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from sklearn.cluster import kmeans_plusplus
 
 from benchmarks.scaling.model import (
     FLOAT32,
@@ -26,7 +24,7 @@ from benchmarks.scaling.model import (
     while_labelling,
     while_training,
 )
-from benchmarks.scaling.rates import cpu_seconds, label_rates, order_seconds
+from benchmarks.scaling.rates import label_rates, order_seconds
 from hf_plr import KMeans
 from hf_plr.clustering.kmeans import OTHER_BLOCK_SCORES
 from hf_plr.refinement import PseudoLabelRefiner
@@ -35,7 +33,6 @@ ON_THE_GPU = ("features", "a pass over own samples", "a block of scores", "sums"
 TOKENS = 197  # of an image of 224 pixels in patches of 16, and the class token
 LAYERS = 12
 STATE_ARRAYS = 7  # of all samples, in a checkpoint
-SEEDS_TRIED = 100  # of k-means++, to measure it
 ROOM = 0.9  # share of a memory that may be taken
 MAX_CELLS = PseudoLabelRefiner().max_cells
 
@@ -52,6 +49,7 @@ class Hardware:
         share_of_products: share of it that a forward pass reaches: assumed.
         fp32_products: operations a second of a float32 product without TF32; 67e12 on the data sheet, less assumed.
         gpu_memory: bytes a second to and from a GPU's memory, data sheet.
+        collective: seconds of a small sum over all processes: assumed.
         link: bytes a second between GPUs of different machines, 400 Gbit/s each; inside a machine it is more.
         decoded: images a second that one core decodes with the stock image processor, measured on a CPU at small sizes.
         cores_per_gpu: cores that decode for one GPU (`--dataloader_num_workers`).
@@ -66,6 +64,7 @@ class Hardware:
     share_of_products: float = 0.4
     fp32_products: float = 50e12
     gpu_memory: float = 3.35e12
+    collective: float = 1e-4
     link: float = 50e9
     decoded: float = 623
     cores_per_gpu: int = 16
@@ -101,7 +100,7 @@ def limits(
         "epoch_source_bytes": FLOAT32 * samples * columns,
         "first_seconds": {
             "every image is read, by one thread": samples / hardware.decoded,
-            "k-means++, on the main process": seeding_seconds(clusters, columns),
+            "k-means++": seeding_seconds(size, hardware),
             "k-means, 50 passes": sum(
                 seconds for name, seconds in stage_seconds(size, rates, 50).items() if name.startswith("k-means")
             ),
@@ -180,11 +179,8 @@ def meaning(found: dict[str, Any], hardware: Hardware) -> Iterator[str]:
             f"Before all that every process reads every image, {hours:,.0f} hours. --image_cache_dir lets one process "
             f"do it for all, into {pixels:,.1f} TB; --max_samples takes a share."
         )
-    if first["k-means++, on the main process"] > 60:
-        yield (
-            "The others wait while the main process seeds k-means: --ddp_timeout must be above that. "
-            "--clusterer_kwargs '{\"fit_samples\": M}' fits on M samples and assigns all in the end."
-        )
+    if first["k-means, 50 passes"] > 60:
+        yield "--clusterer_kwargs '{\"fit_samples\": M}' fits k-means on M samples and assigns all in the end."
     refining = sum(found["stage_seconds"][name] for name in ("refinement, samples", "refinement, cells"))
     yield (
         f"Every process refines all labels, {refining:,.0f} s whatever the number of GPUs"
@@ -216,10 +212,9 @@ def forward_operations(width: int) -> float:
     return 2.0 * (LAYERS * products + (TOKENS - 1) * 3 * 16**2 * width)
 
 
-def seeding_seconds(clusters: int, columns: int) -> float:
-    """Seconds of k-means++ on the main process, from a run with fewer seeds on one core."""
-    tried = KMeans(min(SEEDS_TRIED, clusters))
-    sample = np.random.default_rng(0).normal(size=(tried._seeding_samples(), columns)).astype(np.float32)
-    seconds = cpu_seconds(lambda: kmeans_plusplus(sample, tried.n_clusters, random_state=0), turns=1)
-    pairs = KMeans(clusters)._seeding_samples() * clusters
-    return seconds * pairs / (len(sample) * tried.n_clusters)
+def seeding_seconds(size: Size, hardware: Hardware) -> float:
+    """Seconds of k-means++: each seed reads the sample once, and takes two small sums over the processes."""
+    sample = min(size.samples, KMeans(size.clusters)._seeding_samples()) / size.processes
+    reading = sample * size.columns * FLOAT32 / hardware.gpu_memory
+    computing = 2.0 * (2 + math.log(size.clusters)) * sample * size.columns / hardware.fp32_products
+    return size.clusters * (reading + computing + 2 * hardware.collective * (size.processes > 1))

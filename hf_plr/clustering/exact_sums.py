@@ -14,6 +14,16 @@ from hf_plr.utils.distributed import sum_all
 BLOCK_ROWS = 1 << 12  # rows in float64 at once
 
 
+def get_exact_device(device: torch.device) -> torch.device:
+    """Get the device for sums of what lies on `device`: the CPU where that has no float64, as Apple's GPUs."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_exact(values: torch.Tensor) -> torch.Tensor:
+    """Convert to float64, on the CPU where the device has none."""
+    return values.to(get_exact_device(values.device)).double()
+
+
 class ClusterSums:
     """Sums and counts of rows by cluster.
 
@@ -26,7 +36,7 @@ class ClusterSums:
         dimension: columns D of the features.
         n_samples: largest number of rows, of all processes together.
         largest: bound of the entries' absolute values; 1 for unit rows.
-        device: device of the sums; the CPU replaces a device without float64.
+        device: device of the rows; the sums are on the CPU where it has no float64.
 
     Attributes:
         sums: float64, shape (K, D).
@@ -34,7 +44,7 @@ class ClusterSums:
     """
 
     def __init__(self, n_clusters: int, dimension: int, n_samples: int, largest: float, device: torch.device):
-        device = torch.device("cpu") if device.type == "mps" else device
+        device = get_exact_device(device)
         self._sums = torch.zeros(n_clusters + 1, dimension, dtype=torch.float64, device=device)  # the last is for noise
         self._counts = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
         grid = math.ceil(math.log2(max(n_samples, 1) * largest)) - 52 if largest > 0 else 0
@@ -56,7 +66,8 @@ class ClusterSums:
         if len(self._block) < height:
             self._block = torch.empty(height, self._sums.shape[1], dtype=torch.float64, device=device)
         for span in iterate_rows(len(rows), BLOCK_ROWS):
-            block = self._block[: span.stop - span.start].copy_(rows[span]).add_(self._shift).sub_(self._shift)
+            block = self._block[: span.stop - span.start].copy_(rows[span].to(device))
+            block.add_(self._shift).sub_(self._shift)
             clusters = labels[span].to(device) % len(self._counts)  # -1 is the last
             self._sums.index_add_(0, clusters, block, alpha=sign)
             self._counts.index_add_(0, clusters, torch.full_like(clusters, sign, dtype=torch.int64))

@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.cluster import kmeans_plusplus
 
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums
-from hf_plr.utils.distributed import gather_objects, gather_rows, locate_rows, max_all, run_on_main, sum_all
+from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums, to_exact
+from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.progress import track
 
 BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
-OTHER_BLOCK_SCORES = 1 << 27
+OTHER_BLOCK_SCORES = 1 << 26
+OTHER_BLOCK_ROWS = 1 << 14
+UNPADDED_DEVICES = ("cpu",)  # elsewhere, the kernel of a product and so its rounding depend on the number of rows
 SEEDING_SAMPLES_PER_CLUSTER = 64
-SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: minutes on one processor
+SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
 
 
 class KMeans(ClusterMixin, BaseEstimator):
@@ -149,14 +151,14 @@ class KMeans(ClusterMixin, BaseEstimator):
             labels, scores = _assign(all_rows, centers)
         self.cluster_centers_ = centers
         self.labels_ = labels.cpu().numpy()
-        self.inertia_ = float(sum_all(accelerator, all_rows.distances(scores).double().sum()))
+        self.inertia_ = float(sum_all(accelerator, to_exact(all_rows.distances(scores)).sum()))
         return self
 
     def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
         """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
         total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
-        squares = float(sum_all(accelerator, rows.lengths().double().square().sum()))
+        squares = float(sum_all(accelerator, to_exact(rows.lengths()).square().sum()))
         sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
         labels: torch.Tensor | None = None
         steps = range(1, self.max_iter + 1)
@@ -169,11 +171,11 @@ class KMeans(ClusterMixin, BaseEstimator):
             mean = all_sums.sums.sum(dim=0) / total
             threshold = self.tol * max(squares / total - float(mean.square().sum()), 0.0) / len(mean)
             _refill_empty(all_sums, rows, labels, scores, accelerator)
-            new_centers = all_sums.means().to(centers.device)
+            new_centers = all_sums.means()
             if self.spherical:
                 new_centers = torch.nn.functional.normalize(new_centers, dim=1)
-            shift = (new_centers - centers.double()).square().sum(dim=1).mean().item()
-            centers = new_centers.float()
+            shift = (new_centers - to_exact(centers)).square().sum(dim=1).mean().item()
+            centers = new_centers.float().to(centers.device)
             if shift <= threshold:
                 break
         return centers
@@ -187,14 +189,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
                 return last_centers.to(rows.device, torch.float32)
             positions = _draw_sample(total, min(total, self._seeding_samples()), self.seed)
-            local = rows.take(positions[(positions >= start) & (positions < start + len(rows))] - start)
-            sample = gather_rows(accelerator, local)
-
-            def draw_seeds() -> np.ndarray:
-                seeds, _ = kmeans_plusplus(sample.cpu().numpy(), self.n_clusters, random_state=self.seed)
-                return np.asarray(seeds)
-
-            return torch.from_numpy(run_on_main(accelerator, draw_seeds, "seeding k-means")).to(rows.device)
+            local = positions[(positions >= start) & (positions < start + len(rows))] - start
+            return draw_seeds(rows.take(local), self.n_clusters, self.seed, accelerator)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != shape:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
@@ -206,6 +202,13 @@ class KMeans(ClusterMixin, BaseEstimator):
         return max(self.n_clusters, min(size, SEEDING_DISTANCES // self.n_clusters))
 
 
+def compute_block_height(device: torch.device, n_columns: int) -> int:
+    """Compute how many rows a device takes at once, where it needs memory for `n_columns` values per row."""
+    if device.type in BLOCK_SCORES:
+        return max(1, BLOCK_SCORES[device.type] // n_columns)
+    return max(1, min(OTHER_BLOCK_ROWS, OTHER_BLOCK_SCORES // n_columns))
+
+
 class _Rows:
     """Features (N, D) in blocks of float32, divided by their norms where `unit` is True."""
 
@@ -215,17 +218,23 @@ class _Rows:
         self.device = features.device if device is None else torch.device(device)
         self.norms = torch.empty(len(features), device=self.device)
         for span, block in self.blocks():
-            self.norms[span] = torch.linalg.vector_norm(block, dim=1)
+            self.norms[span] = torch.linalg.vector_norm(block, dim=1)[: span.stop - span.start]
         self._divisors = self.norms.clamp(min=1e-12)[:, None]
 
     def __len__(self) -> int:
         return len(self.features)
 
     def blocks(self, n_columns: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Iterate over slices and their rows, not normalised, of a size for `n_columns` scores per row."""
-        scores = BLOCK_SCORES.get(self.device.type, OTHER_BLOCK_SCORES)
-        for span in iterate_rows(len(self), max(1, scores // max(n_columns, self.features.shape[1]))):
-            yield span, self.features[span].to(self.device, torch.float32)
+        """Iterate over slices and their rows, not normalised, of a size for `n_columns` scores per row.
+
+        On GPUs all blocks have the same height, whatever the number of rows: zeros follow the last rows.
+        """
+        height = compute_block_height(self.device, max(n_columns, self.features.shape[1]))
+        for span in iterate_rows(len(self), height):
+            block = self.features[span].to(self.device, torch.float32)
+            if self.device.type not in UNPADDED_DEVICES and len(block) < height:
+                block = torch.nn.functional.pad(block, (0, 0, 0, height - len(block)))
+            yield span, block
 
     def normalize(self, span: slice, block: torch.Tensor) -> torch.Tensor:
         """Divide a block by the norms of its rows, where `unit` is True."""
@@ -260,7 +269,7 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     for span, block in rows.blocks(len(centers)):
         if len(buffer) < len(block):  # the first block is the largest
             buffer = torch.empty(len(block), len(centers), device=rows.device)
-        scores = torch.mm(block, columns, out=buffer[: len(block)])
+        scores = torch.mm(block, columns, out=buffer[: len(block)])[: span.stop - span.start]
         if not rows.unit:  # between unit centers, neither their norms nor the row's matter
             scores.sub_(half_norms)
         torch.max(scores, dim=1, out=(best[span], labels[span]))
@@ -273,7 +282,7 @@ def _update_sums(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_be
     """Update sums of clusters: add all rows the first time, later move those whose label has changed."""
     if labels_before is None:
         for span, block in rows.blocks():
-            sums.add(rows.normalize(span, block), labels[span])
+            sums.add(rows.normalize(span, block[: span.stop - span.start]), labels[span])
         return
     changed = (labels != labels_before).nonzero().flatten()
     for span in iterate_rows(len(changed), BLOCK_ROWS):
@@ -286,33 +295,42 @@ def _refill_empty(
     sums: ClusterSums, rows: _Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
 ) -> None:
     """Refill every empty cluster with the farthest sample that the largest clusters can spare."""
-    counts = sums.counts.cpu().clone()
-    donors: dict[int, list[int]] = {}
-    for empty in torch.nonzero(counts == 0).flatten().tolist():
-        donor = int(counts.argmax())
-        counts[donor] -= 1
-        counts[empty] += 1
-        donors.setdefault(donor, []).append(empty)
-    if not donors:
+    counts = sums.counts.cpu().numpy().copy()
+    empties = np.flatnonzero(counts == 0)
+    if not len(empties):
         return
+    donors = np.empty_like(empties)
+    for i, empty in enumerate(empties):
+        donors[i] = counts.argmax()
+        counts[donors[i]] -= 1
+        counts[empty] += 1
+    wanted = np.bincount(donors, minlength=len(counts))
+
     start, _ = locate_rows(accelerator, len(rows))
-    distance = rows.distances(scores).cpu()
-    labels = labels.cpu()
-    offers: list[tuple[int, float, int, torch.Tensor]] = []
-    for donor, empties in donors.items():
-        members = torch.nonzero(labels == donor).flatten()
-        farthest = members[distance[members].argsort(descending=True, stable=True)][: len(empties)]
-        offered = rows.take(farthest).cpu()
-        offers += [
-            (donor, -float(distance[member]), start + int(member), row)
-            for member, row in zip(farthest, offered, strict=True)
-        ]
-    offers = [offer for part in gather_objects(accelerator, offers) for offer in part]
-    for donor, empties in donors.items():
-        best = sorted((offer[1:] for offer in offers if offer[0] == donor), key=lambda offer: offer[:2])
-        donated_rows = torch.stack([row for _, _, row in best[: len(empties)]])
-        sums.add(donated_rows, torch.full((len(empties),), donor), sign=-1)
-        sums.add(donated_rows, torch.tensor(empties))
+    clusters = labels.cpu().numpy()
+    offered = np.flatnonzero(wanted[clusters])
+    distances = rows.distances(scores).cpu().numpy()
+    own = _take_farthest(clusters[offered], distances[offered], start + offered, wanted)
+    columns = [np.concatenate(parts) for parts in zip(*gather_objects(accelerator, own), strict=True)]
+    from_clusters, _, positions = _take_farthest(columns[0], columns[1], columns[2], wanted)
+    local = positions - start
+    is_own = (local >= 0) & (local < len(rows))
+    moved_rows = torch.zeros(len(local), rows.features.shape[1], device=rows.device)
+    moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
+    moved_rows = sum_all(accelerator, moved_rows)
+    sums.add(moved_rows, torch.from_numpy(from_clusters), sign=-1)
+    sums.add(moved_rows, torch.from_numpy(empties[donors.argsort(kind="stable")]))
+
+
+def _take_farthest(
+    clusters: np.ndarray, distances: np.ndarray, positions: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take the farthest samples of each cluster, `wanted` (K,) of them, ordered by cluster and from far to near."""
+    order = np.lexsort((positions, -distances, clusters))
+    ordered = clusters[order]
+    ranks = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    taken = order[ranks < wanted[ordered]]
+    return clusters[taken], distances[taken], positions[taken]
 
 
 def _draw_sample(total: int, size: int, seed: int) -> torch.Tensor:

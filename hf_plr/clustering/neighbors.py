@@ -14,10 +14,13 @@ from hf_plr.utils.distributed import gather_rows, locate_rows
 from hf_plr.utils.precision import exact_products
 
 BLOCK_ELEMENTS = 1 << 24  # similarities in memory at once, 64 MiB
-TILE_COLUMNS = 1 << 14  # samples that a block of queries is compared with at once
+FULL_ROWS = 1 << 14  # samples up to which each is compared with all others at once
+TILE_COLUMNS = 1 << 13  # samples of a larger gallery that a block of queries is compared with at once
+CHUNK_COLUMNS = 1 << 5  # of a tile, of which only the best chunks are searched
 SEARCHES = ("torch", "faiss")
 
 
+@torch.no_grad()
 def find_nearest_neighbors(
     features: torch.Tensor, k: int, accelerator: Accelerator | None = None, search: str = "torch"
 ) -> np.ndarray:
@@ -39,7 +42,7 @@ def find_nearest_neighbors(
         ValueError: if search is "faiss" and faiss is not installed.
     """
     n = len(features)
-    height = max(1, BLOCK_ELEMENTS // min(n, TILE_COLUMNS))
+    height = max(1, BLOCK_ELEMENTS // (n if n <= FULL_ROWS else TILE_COLUMNS))
     starts = range(0, n, height)
     if accelerator is not None:
         n_per_process = -(-len(starts) // accelerator.num_processes)
@@ -81,7 +84,7 @@ def search_gallery(
     if k < 1 or total < 1:
         raise ValueError(f"k={k} and the {total} samples of the gallery must be at least 1")
     k = min(k, total)
-    width = min(total, TILE_COLUMNS)
+    width = min(TILE_COLUMNS, -(-total // CHUNK_COLUMNS) * CHUNK_COLUMNS)
     similarities = queries.new_empty(len(queries), k)
     positions = queries.new_empty(len(queries), k, dtype=torch.int64)
     for block in iterate_rows(len(queries), max(1, BLOCK_ELEMENTS // width)):
@@ -101,7 +104,7 @@ def _search_tiles(
         queries: shape (B, D).
         gallery: shape (n, D); n may be 0.
         k: number of rows to find.
-        width: rows of a tile; the last tile is padded, as a product's last bits depend on its shape.
+        width: rows of a tile. The last tile is padded, as a product's last bits depend on its shape.
         first_own: the queries are rows of the gallery themselves, from this one on: each finds itself first.
 
     Returns:
@@ -109,21 +112,35 @@ def _search_tiles(
     """
     found = queries.new_empty(len(queries), 0)
     positions = queries.new_empty(len(queries), 0, dtype=torch.int64)
+    similarities = queries.new_empty(len(queries), width)
     for rows in iterate_rows(len(gallery), width):
         tile, n_rows = gallery[rows], rows.stop - rows.start
         if n_rows < width:
             tile = torch.cat([tile, tile.new_zeros(width - n_rows, tile.shape[1])])
         with exact_products(queries.device):
-            similarities = (queries @ tile.T)[:, :n_rows]
+            torch.mm(queries, tile.T, out=similarities)
+        similarities[:, n_rows:] = -torch.inf
         if first_own is not None:
             own = range(max(first_own, rows.start), min(first_own + len(queries), rows.stop))
             own_rows = torch.arange(own.start, max(own.start, own.stop), device=queries.device)
             similarities[own_rows - first_own, own_rows - rows.start] = torch.inf
-        nearest, columns = _take_largest(similarities, k)
+        nearest, columns = _search_chunks(similarities, min(k, n_rows))
         found, positions = _take_best(
             torch.cat([found, nearest], dim=1), torch.cat([positions, columns + rows.start], dim=1), k
         )
     return found, positions
+
+
+def _search_chunks(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do as `_take_largest`, reading most values once: the k largest are in the k chunks with the largest maxima."""
+    n_chunks = values.shape[1] // CHUNK_COLUMNS
+    if n_chunks <= k or values.shape[1] % CHUNK_COLUMNS:
+        return _take_largest(values, k)
+    chunks = values.view(len(values), n_chunks, CHUNK_COLUMNS)
+    best = _take_largest(chunks.amax(dim=2), k)[1].sort(dim=1).values
+    columns = (best[:, :, None] * CHUNK_COLUMNS + torch.arange(CHUNK_COLUMNS, device=values.device)).flatten(1)
+    largest, order = _take_largest(values.gather(1, columns), k)
+    return largest, columns.gather(1, order)
 
 
 def _take_largest(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,7 +171,7 @@ def _take_best(values: torch.Tensor, positions: torch.Tensor, k: int) -> tuple[t
 
 def _prepare_torch(features: torch.Tensor, k: int) -> Callable[[int, int], torch.Tensor]:
     def search_rows(start: int, stop: int) -> torch.Tensor:
-        if len(features) > TILE_COLUMNS:
+        if len(features) > FULL_ROWS:
             nearest = _search_tiles(features[start:stop], features, k, TILE_COLUMNS, first_own=start)[1]
             return nearest.to("cpu", torch.int32)
         with exact_products(features.device):

@@ -15,7 +15,7 @@ from sklearn.cluster import HDBSCAN
 
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.jaccard import compute_jaccard_distances, find_near_pairs
-from hf_plr.clustering.neighborhoods import SharedNeighborhoods, find_neighborhoods
+from hf_plr.clustering.neighborhoods import Neighborhoods, SharedNeighborhoods, find_neighborhoods
 from hf_plr.clustering.neighbors import SEARCHES
 from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 
@@ -77,14 +77,14 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         find = find_neighborhoods if self._shared is None else self._shared.find
         neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
         description = f"clustering by {type(self).__name__}"
-        for name, value in run_on_main(accelerator, lambda: self._cluster(neighborhoods.weights), description).items():
+        for name, value in run_on_main(accelerator, lambda: self._cluster(neighborhoods), description).items():
             setattr(self, name, value)
         if (self.labels_ == NOISE).all():
             logger.warning("all %d samples are noise%s", len(features), self._suggest_remedy())
 
     @abstractmethod
-    def _cluster(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
-        """Cluster by the weights of the neighbourhoods, shape (N, N); returns the fitted attributes by name."""
+    def _cluster(self, neighborhoods: Neighborhoods) -> dict[str, np.ndarray]:
+        """Cluster by the overlaps of the neighbourhoods; returns the fitted attributes by name."""
 
     @abstractmethod
     def _suggest_remedy(self) -> str:
@@ -99,8 +99,8 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
 
 
 def share_neighborhoods(clusterers: list[ReciprocalDBSCAN]) -> None:
-    """Share one search for neighbours among clusterers of the same features, which run one after the other."""
-    shared = SharedNeighborhoods(len(clusterers))
+    """Share neighbours and overlaps among clusterers of the same features, which run one after the other."""
+    shared = SharedNeighborhoods(len(clusterers), max(clusterer.eps for clusterer in clusterers))
     for clusterer in clusterers:
         clusterer._shared = shared
 
@@ -140,8 +140,9 @@ class ReciprocalDBSCAN(_ReciprocalClustering):
         self.k2 = k2
         self.search = search
 
-    def _cluster(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
-        labels, core = cluster_by_density(find_near_pairs(weights, self.eps), self.min_samples)
+    def _cluster(self, neighborhoods: Neighborhoods) -> dict[str, np.ndarray]:
+        near = find_near_pairs(neighborhoods.overlaps(self.eps), self.eps)
+        labels, core = cluster_by_density(near, self.min_samples)
         return {"labels_": labels, "core_sample_indices_": core}
 
     def _suggest_remedy(self) -> str:
@@ -188,8 +189,9 @@ class ReciprocalHDBSCAN(_ReciprocalClustering):
         self.search = search
         self.max_distance = max_distance
 
-    def _cluster(self, weights: sp.csr_array) -> dict[str, np.ndarray]:
-        tree = build_reachability_tree(compute_jaccard_distances(weights, self.max_distance), self.min_samples)
+    def _cluster(self, neighborhoods: Neighborhoods) -> dict[str, np.ndarray]:
+        distances = compute_jaccard_distances(neighborhoods.weights, self.max_distance)
+        tree = build_reachability_tree(distances, self.min_samples)
         if tree.shape[0] < self.min_cluster_size:
             return {"labels_": np.full(tree.shape[0], NOISE, dtype=np.int64)}
         # The tree's edges are mutual reachability distances already, which min_samples=1 leaves as they are.

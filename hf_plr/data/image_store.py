@@ -13,8 +13,9 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.pixel_cache import PixelCache
-from hf_plr.data.sample_store import SampleStore, UnreadableSample, select_undecoded, spread_rows
+from hf_plr.data.sample_store import Items, SampleStore, UnreadableSample, select_undecoded, spread_rows
 from hf_plr.utils.constants import make_constant
 
 # Pillow raises all of these for damaged files: RuntimeError for AVIF, MemoryError if a header promises too much.
@@ -142,6 +143,7 @@ class ImageStore(SampleStore):
             pixel_cache, shape if is_cacheable else None, skip_unreadable, progress
         )
         self.rows = self._list_readable_rows(skip_unreadable)
+        self._buffers = BatchBuffers()
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Load the images at these positions (B,): "index" and "pixel_values", uint8 of shape (B, C, H, W)."""
@@ -157,7 +159,7 @@ class ImageStore(SampleStore):
         return self._cache is not None
 
     def _load_inputs(self, rows: np.ndarray) -> torch.Tensor:
-        return self._decode_rows(rows) if self._cache is None else self._cache[torch.from_numpy(rows)]
+        return self._decode_rows(rows) if self._cache is None else self._buffers.take(self._cache, rows)
 
     def _decode_rows(self, rows: np.ndarray) -> torch.Tensor:
         images = [_decode(value, int(row)) for value, row in zip(self._read_column(rows), rows, strict=True)]
@@ -189,10 +191,11 @@ class ImageStore(SampleStore):
 
 
 def collate_images(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack items of an `ImageStore` to a batch."""
+    """Stack items of an `ImageStore` to a batch; those that were loaded together are not copied."""
+    inputs = items.inputs if isinstance(items, Items) else None
     batch = {
         "index": torch.tensor([item["index"] for item in items]),
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]) if inputs is None else inputs,
     }
     if "labels" in items[0]:
         batch["labels"] = torch.tensor([item["labels"] for item in items])

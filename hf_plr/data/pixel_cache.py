@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class PixelCache:
         self.shape = shape
         self.path = Path(folder) / f"images-{digest}.uint8"
         self._note_path = self.path.with_suffix(".json")
+        # Processes of several machines, which may share the folder, can have the same number.
+        self._temporary_path = self.path.with_suffix(f".{uuid.uuid4().hex}.tmp")
 
     def read(self) -> tuple[torch.Tensor, list[int]] | None:
         """Read the images, uint8 of `shape`, and the unreadable rows; None if they are missing or damaged."""
@@ -67,7 +70,3 @@ class PixelCache:
         if not isinstance(rows, list) or not all(type(row) is int and 0 <= row < self.shape[0] for row in rows):
             return None
         return sorted(set(rows))
-
-    @property
-    def _temporary_path(self) -> Path:
-        return self.path.with_suffix(f".{os.getpid()}.tmp")

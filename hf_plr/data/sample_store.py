@@ -29,6 +29,16 @@ class UnreadableSample(ValueError):
     """A sample that cannot be decoded."""
 
 
+class Items(list[dict[str, Any]]):
+    """Samples that were loaded together.
+
+    Attributes:
+        inputs: their inputs as one tensor (B, ...), whose rows are those of the items; None if sizes differ.
+    """
+
+    inputs: torch.Tensor | None = None
+
+
 class SampleStore(TorchDataset, ABC):
     """Base of the stores of images and recordings: `{"index": int, input_name: tensor}`, optionally with a label.
 
@@ -74,13 +84,14 @@ class SampleStore(TorchDataset, ABC):
     def __getitem__(self, position: int) -> dict[str, Any]:
         return self.__getitems__([position])[0]
 
-    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, positions: Sequence[int]) -> Items:
         rows = self.rows[np.asarray(positions)]
         inputs = self._load_inputs(rows)
-        items = [
+        items = Items(
             {"index": int(position), self.input_name: tensor}
             for position, tensor in zip(positions, inputs, strict=True)
-        ]
+        )
+        items.inputs = inputs if isinstance(inputs, torch.Tensor) else None
         if self.labels is not None:
             for item, row in zip(items, rows, strict=True):
                 item["labels"] = int(self.labels[row])

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality
-from hf_plr.utils.distributed import gather_rows, gather_weights
+from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 
@@ -88,6 +88,7 @@ class FeatureExtractor:
         Args:
             dtype: as for `extract`. Products in float32 on a CPU run in `fast_fp32_products`.
         """
+        self._place_model()
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
@@ -101,6 +102,11 @@ class FeatureExtractor:
         finally:
             for module, was_training in modes.items():
                 module.training = was_training
+
+    def _place_model(self) -> None:
+        """Move the model to its batches: FSDP and DeepSpeed leave it on the CPU until training begins."""
+        if not find_sharded_modules(self.model):
+            self.model.to(self.accelerator.device)
 
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         """Iterate over batches of the samples at these positions, in their order, on the device."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import clone
-from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.clustering import Clusterer, KMeans
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.features.centering import center_features
+from hf_plr.features.centering import CenteredFeatures, compute_directions
 from hf_plr.features.extractor import FeatureExtractor, allocate_in_file
-from hf_plr.utils.distributed import find_sharded_modules, gather_rows, run_on_main
+from hf_plr.utils.distributed import gather_objects, gather_rows
+from hf_plr.utils.precision import exact_products
 from hf_plr.utils.serialization import validate_array
 
 logger = logging.getLogger(__name__)
@@ -23,18 +20,15 @@ logger = logging.getLogger(__name__)
 SOURCES = ("extract", "epoch")
 DTYPES = ("auto", "float32", "bfloat16")
 TRIAL_SAMPLES = 2048
-SAME_CLUSTERS = 0.98  # adjusted Rand index from which two clusterings count as the same
+LARGEST_MOVED_SHARE = 0.02  # of the trial's samples that bfloat16 may put nearer to another cluster
 
 
 class FeatureSource:
     """Source of the stage's features: a pass over all samples, or the features of training steps, averaged by sample.
 
-    Precision "auto" selects bfloat16 if the device computes in it and a trial at the first stage gives equal clusters.
-    The trial extracts 2,048 samples, evenly spaced, in both precisions and clusters them by the run's clusterer. Where
-    that takes a number of clusters, the trial has proportionally fewer. k-means starts the second time from its own
-    centroids. From an adjusted Rand index of 0.98 on, with two clusters at least, the whole run uses bfloat16.
-    Otherwise, and with clusterers that are not scikit-learn estimators, it uses float32. Training with bf16 always
-    gives bfloat16.
+    Precision "auto" extracts the first stage in float32. Where the device computes in bfloat16, a trial follows: 2,048
+    samples, evenly spaced, are extracted in bfloat16 too. If at most 2% of them are nearest to another of the stage's
+    clusters than in float32, later stages use bfloat16. Training with bf16 always gives bfloat16.
 
     Args:
         source: "extract" for a pass, "epoch" for the features of the last epoch's training steps: they are free, but
@@ -45,7 +39,7 @@ class FeatureSource:
 
     Attributes:
         dtype: as given, or the selection of "auto".
-        trial_ari: adjusted Rand index of the trial; None where there was none.
+        moved_share: share of the trial's samples that moved to another cluster; None where there was no trial.
     """
 
     def __init__(self, source: str, dtype: str, momentum: float, folder: str | None):
@@ -53,14 +47,14 @@ class FeatureSource:
         self.dtype = dtype
         self.momentum = momentum
         self.folder = folder
-        self.trial_ari: float | None = None
+        self.moved_share: float | None = None
         self._rows = torch.empty(0, 0)  # of all samples, where the source is "epoch"
         self._seen = torch.empty(0, dtype=torch.bool)
 
-    def extract_local(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Clusterer) -> torch.Tensor:
+    def extract_local(self, extractor: FeatureExtractor, store: SampleStore) -> torch.Tensor:
         """Extract features of this process's samples, float32 of shape (n, D), which the caller may overwrite."""
-        if self.dtype == "auto":
-            self.dtype = self._try_dtypes(extractor, store, clusterer)
+        if self.dtype == "auto" and extractor.accelerator.mixed_precision == "bf16":
+            self.dtype = "bfloat16"
         local_slice = extractor.local_slice(store)
         positions = torch.arange(local_slice.start, local_slice.stop)
         buffer = None if self.folder is None else allocate_in_file(len(positions), extractor.width, self.folder)
@@ -78,14 +72,42 @@ class FeatureSource:
             self._seen = torch.zeros(len(store), dtype=torch.bool, device=self._rows.device)
         return features
 
+    def decide_dtype(
+        self, extractor: FeatureExtractor, store: SampleStore, features: CenteredFeatures, prototypes: torch.Tensor
+    ) -> None:
+        """Decide the precision of later stages, where it is open, by a trial against the clusters of this one.
+
+        Args:
+            extractor: extracts, on every process.
+            store: all samples.
+            features: what the stage clustered, in float32.
+            prototypes: directions of its clusters, shape (K, D).
+        """
+        if self.dtype != "auto":
+            return
+        if not has_bf16_arithmetic(extractor.accelerator.device):
+            self.dtype = "float32"
+            return
+        positions = torch.linspace(0, len(store) - 1, min(len(store), TRIAL_SAMPLES), dtype=torch.float64).long()
+        own = positions[(positions >= features.part.start) & (positions < features.part.stop)]
+        exact = features.rows[(own - features.part.start).to(features.rows.device)]
+        fast = compute_directions(features.center, extractor.extract(store, own, torch.bfloat16))
+        n_moved = count_moved(exact.to(prototypes), fast.to(prototypes), prototypes)
+        self.moved_share = sum(gather_objects(extractor.accelerator, n_moved)) / len(positions)
+        self.dtype = "bfloat16" if self.moved_share <= LARGEST_MOVED_SHARE else "float32"
+        words = (
+            "Features are extracted in %s from now on: in bfloat16, %.1f%% of %d samples are nearer to another cluster"
+        )
+        logger.info(words, self.dtype, 100 * self.moved_share, len(positions))
+
     def record(self, index: torch.Tensor, features: torch.Tensor) -> None:
-        """Record the features (B, D) of a step at positions (B,), -1 = none, the same on all processes."""
+        """Record the features (B, D) of a step at positions (B,), the same on all processes."""
         if self.source != "epoch":
             return
-        samples, row = torch.unique(index[index >= 0], return_inverse=True)
+        samples, row = torch.unique(index, return_inverse=True)
         largest = float(features.abs().max()) if len(features) else 0.0
         sums = ClusterSums(len(samples), features.shape[1], len(row), largest, features.device)
-        sums.add(features[index >= 0], row)
+        sums.add(features, row)
         means, samples = sums.means().to(self._rows), samples.to(self._rows.device)
         self._rows[samples] = self.momentum * self._rows[samples] + (1.0 - self.momentum) * means
         self._seen[samples] = True
@@ -118,56 +140,18 @@ class FeatureSource:
     def _autocast_dtype(self) -> torch.dtype | None:
         return torch.bfloat16 if self.dtype == "bfloat16" else None
 
-    def _try_dtypes(self, extractor: FeatureExtractor, store: SampleStore, clusterer: Clusterer) -> str:
-        accelerator = extractor.accelerator
-        if accelerator.mixed_precision == "bf16":
-            return "bfloat16"
-        if not has_bf16_arithmetic(accelerator.device) or not clusterer.get_params():
-            return "float32"
-        if find_sharded_modules(extractor.model):  # the trial is the main process's alone
-            return "float32"
-        positions = torch.linspace(0, len(store) - 1, min(len(store), TRIAL_SAMPLES)).long()
 
-        def trial() -> float:
-            exact, fast = (
-                center_features(extractor.extract(store, positions, dtype)).rows for dtype in (None, torch.bfloat16)
-            )
-            return measure_agreement(clusterer, exact, fast, len(positions) / len(store))
-
-        self.trial_ari = float(run_on_main(accelerator, trial, "trying bfloat16"))
-        dtype_name = "bfloat16" if self.trial_ari >= SAME_CLUSTERS else "float32"
-        logger.info("Features are extracted in %s: bfloat16 gives clusters with ARI %.3f", dtype_name, self.trial_ari)
-        return dtype_name
-
-
-def measure_agreement(clusterer: Clusterer, exact: torch.Tensor, fast: torch.Tensor, fraction: float) -> float:
-    """Measure the adjusted Rand index of a clusterer's labels for two versions of features (n, D).
+def count_moved(exact: torch.Tensor, fast: torch.Tensor, prototypes: torch.Tensor) -> int:
+    """Count the rows whose nearest prototype differs between two versions.
 
     Args:
-        clusterer: stays unchanged; a copy is fitted.
-        exact: features in float32 arithmetic.
-        fast: the same in bfloat16 arithmetic.
-        fraction: fraction of all samples that these are, which scales the copy's `n_clusters`.
-
-    Returns:
-        The index, or 0 for fewer than two clusters.
+        exact: directions by float32 arithmetic, shape (n, D).
+        fast: the same by bfloat16 arithmetic.
+        prototypes: unit length, shape (K, D), on the same device.
     """
-    trial: Any = clone(clusterer)
-    parameters = trial.get_params()
-    if parameters.get("n_clusters") is not None:
-        trial.set_params(n_clusters=max(2, round(parameters["n_clusters"] * fraction)))
-    if not isinstance(parameters.get("init", ""), str):
-        trial.set_params(init="k-means++")  # given centroids are too many for the trial
-    if isinstance(trial, KMeans):
-        exact_labels = trial.fit_predict(exact)
-        trial.set_params(init=trial.cluster_centers_)
-        fast_labels = trial.fit_predict(fast)
-    else:
-        exact_labels, fast_labels = (
-            np.asarray(trial.fit_predict(features.cpu().numpy())) for features in (exact, fast)
-        )
-    n_clusters = len(np.unique(exact_labels[exact_labels >= 0]))
-    return float(adjusted_rand_score(exact_labels, fast_labels)) if n_clusters > 1 else 0.0
+    with exact_products(prototypes.device):
+        before, after = ((rows @ prototypes.T).argmax(dim=1) for rows in (exact, fast))
+    return int((before != after).sum())
 
 
 def has_bf16_arithmetic(device: torch.device) -> bool:

@@ -99,7 +99,9 @@ class ImageModality(Modality):
         return self.backbone.features(model, self.geometry.normalise(images))
 
     def freeze_unused(self) -> None:
-        """Do nothing: `load_backbone` has frozen them."""
+        """Freeze interpolated positions where a GPU must give the same bits each time; the others are frozen."""
+        if self.args.is_exact_gpu:
+            self.backbone.freeze_positions(self.model)
 
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
         return positions.split(size) if len(positions) else ()

@@ -54,6 +54,13 @@ class VisionBackbone:
         output = model(pixel_values=pixel_values, **self.forward_arguments)
         return pool(output.last_hidden_state, self.pooling, self.n_prefix_tokens)
 
+    def freeze_positions(self, model: torch.nn.Module) -> None:
+        """Freeze position embeddings that are interpolated: on GPUs, their gradient has other bits each time."""
+        if self.forward_arguments:
+            for name, parameter in model.named_parameters():
+                if "position_embedding" in name:
+                    parameter.requires_grad_(False)
+
     def feature_expression(self) -> str:
         """Write Python code that computes the same feature from `tokens`, the last hidden state."""
         return "tokens[:, 0]" if self.pooling == "cls" else f"tokens[:, {self.n_prefix_tokens}:].mean(dim=1)"

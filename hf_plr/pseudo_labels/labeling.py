@@ -1,4 +1,4 @@
-"""One labeling of the samples: the stage that makes it, its labels in this epoch, and what the loss takes of them."""
+"""One labeling of the samples: the stage that makes it, and its labels in this epoch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.label_free import label_free_scores
 from hf_plr.features.centering import CenteredFeatures
-from hf_plr.pseudo_labels.soft_targets import SoftTargetTable, SparseTargets
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.utils.serialization import validate_array
 
 
 class Labeling:
-    """The stage that makes the labels, and the labels of the epoch with the targets and weights of the loss.
+    """The stage that makes the labels, and the labels of the epoch.
 
     Args:
         stage: clusters and refines.
@@ -27,9 +26,6 @@ class Labeling:
         self.stage = stage
         self.confidence_power = confidence_power
         self._pseudo_labels: PseudoLabels | None = None
-        self._targets = torch.empty(0, dtype=torch.int64)  # of all samples, on the training device
-        self._soft_targets: SoftTargetTable | None = None
-        self._weights: torch.Tensor | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -78,35 +74,18 @@ class Labeling:
     def _local_targets(self, features: CenteredFeatures) -> torch.Tensor:
         return torch.from_numpy(self.pseudo_labels.targets[features.part]).to(features.rows.device)
 
-    # ---- training ------------------------------------------------------------------------------------------------
+    def loss_weights(self) -> np.ndarray | None:
+        """Compute the weights of the loss by confidence, float32 (N,), with a mean of one over samples with a target.
 
-    def to(self, device: torch.device) -> None:
-        """Copy targets and weights of this epoch to a device, for look-ups by batches that are there."""
-        self._targets = torch.from_numpy(self.pseudo_labels.targets).to(device)
-        soft = self.pseudo_labels.soft_targets
-        self._soft_targets = None if soft is None else soft.to(device)
-        self._weights = self._compute_weights(device)
-
-    def _compute_weights(self, device: torch.device) -> torch.Tensor | None:
-        """Compute loss weights per sample, with a mean of one over samples with a target; None for equal weights."""
+        Returns:
+            None for equal weights.
+        """
         labels = self.pseudo_labels
-        if self.confidence_power == 0.0 or labels.n_clusters == 0:
+        if self.confidence_power == 0.0:
             return None
         weights = labels.confidence**self.confidence_power
-        mean = weights[labels.targets >= 0].mean()
-        return torch.from_numpy(weights / mean if mean > 0 else np.ones_like(weights)).to(device, torch.float32)
-
-    def weights(self, index: torch.Tensor) -> torch.Tensor | None:
-        """Weights of the loss at positions (B,), shape (B,); None for equal weights."""
-        return None if self._weights is None else self._weights[index]
-
-    def hard_targets(self, index: torch.Tensor) -> torch.Tensor:
-        """Position of the prototype at positions (B,), -1 = none, int32 of shape (B,)."""
-        return self._targets[index]
-
-    def targets(self, index: torch.Tensor) -> torch.Tensor | SparseTargets:
-        """Targets of the loss at positions (B,): soft ones where the refinement makes them, else `hard_targets`."""
-        return self._targets[index] if self._soft_targets is None else self._soft_targets.rows(index)
+        mean = weights[labels.targets >= 0].mean() if labels.n_clusters else 0.0
+        return (weights / mean if mean > 0 else np.ones_like(weights)).astype(np.float32)
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
+from hf_plr.pseudo_labels.soft_targets import SoftTargetTable
 from hf_plr.utils.serialization import select_prefix, validate_array
 
 
@@ -26,6 +27,9 @@ class ClusterObjective:
     def __init__(self, labelings: Sequence[Labeling], memory: PrototypeMemory):
         self.labelings = labelings
         self.memory = memory
+        self._targets = torch.empty(0, len(labelings), dtype=torch.int32)  # of all samples, on the training device
+        self._soft_targets: SoftTargetTable | None = None
+        self._weights: torch.Tensor | None = None
 
     def rebuild_prototypes(self, features: CenteredFeatures) -> list[ClusterMeans]:
         """Reset the prototypes to the means of the refined clusters; returns these by labeling."""
@@ -35,20 +39,24 @@ class ClusterObjective:
 
     def to(self, device: torch.device) -> None:
         """Move targets, weights and prototypes of this epoch to a device; the loss and the updates stay there."""
-        for labeling in self.labelings:
-            labeling.to(device)
         self.memory.to(device)
+        labels = [labeling.pseudo_labels for labeling in self.labelings]
+        self._targets = torch.from_numpy(np.stack([each.targets for each in labels], axis=1)).to(device)
+        soft = [each.soft_targets for each in labels if each.soft_targets is not None]
+        self._soft_targets = SoftTargetTable(soft, self.memory.starts, device) if soft else None
+        weights = [each for each in (labeling.loss_weights() for labeling in self.labelings) if each is not None]
+        self._weights = torch.from_numpy(np.stack(weights, axis=1)).to(device) if weights else None
 
     def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Compute the loss of features (B, D) of the samples at positions (B,): a scalar."""
-        directions = self.memory.embed(features)
-        targets = [labeling.targets(index) for labeling in self.labelings]
-        return self.memory.loss(directions, targets, [labeling.weights(index) for labeling in self.labelings])
+        targets = self._targets[index] if self._soft_targets is None else self._soft_targets.rows(index)
+        return self.memory.loss(
+            self.memory.embed(features), targets, None if self._weights is None else self._weights[index]
+        )
 
     def update_prototypes(self, features: torch.Tensor, index: torch.Tensor) -> None:
         """Move the prototypes towards features (B, D) of the samples at positions (B,)."""
-        targets = [labeling.hard_targets(index) for labeling in self.labelings]
-        self.memory.update(self.memory.embed(features), targets)
+        self.memory.update(self.memory.embed(features), self._targets[index])
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State for a resumed run, as arrays by name: of the labelings and their prototypes."""

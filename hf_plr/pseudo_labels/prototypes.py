@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.features.centering import compute_directions
 from hf_plr.pseudo_labels.soft_targets import SparseTargets
+from hf_plr.utils.constants import make_constant
 
 
 class PrototypeMemory:
@@ -53,56 +55,76 @@ class PrototypeMemory:
         return compute_directions(self.center, features)
 
     def loss(
-        self,
-        directions: torch.Tensor,
-        targets: Sequence[torch.Tensor | SparseTargets],
-        weights: Sequence[torch.Tensor | None],
+        self, directions: torch.Tensor, targets: torch.Tensor | SparseTargets, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Compute the mean loss of a batch.
 
         Args:
             directions: embedded features, shape (B, D).
-            targets: by labeling, the cluster per sample, shape (B,), -1 = no loss; or soft targets.
-            weights: by labeling, the weight of the loss per sample, at least 0, shape (B,); None for equal weights.
+            targets: cluster per sample and labeling, integers of shape (B, L), -1 = no loss; or soft targets.
+            weights: weight of the loss per sample and labeling, at least 0, shape (B, L); None for equal weights.
 
         Returns:
             A scalar with a gradient, the mean over the labelings that have clusters. Each is divided by its number of
             samples with a target, whatever their weights; zero without targets.
         """
-        logits = (directions @ self._rows[:-1].to(directions).T / self.temperature).split(self._sizes, dim=1)
-        losses = [_loss(*each) for each in zip(logits, targets, weights, strict=True) if each[0].shape[1]]
-        return torch.stack(losses).mean()
+        logits = directions @ self._rows[:-1].to(directions).T / self.temperature
+        if isinstance(targets, SparseTargets):
+            losses, is_counted = _soft_losses(logits, targets, self._sizes)
+        else:
+            losses, is_counted = _hard_losses(logits, targets, self._sizes)
+        losses = (losses if weights is None else losses * weights).sum(dim=0) / is_counted.sum(dim=0).clamp(min=1)
+        return losses.sum() / sum(size > 0 for size in self._sizes)
 
     @torch.no_grad()
-    def update(self, directions: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
+    def update(self, directions: torch.Tensor, targets: torch.Tensor) -> None:
         """Move each prototype that has members in the batch towards their mean.
 
         Args:
             directions: embedded features, shape (B, D).
-            targets: by labeling, the cluster per sample, shape (B,), -1 = none.
+            targets: cluster per sample and labeling, integers of shape (B, L), -1 = none.
         """
-        starts = [sum(self._sizes[:i]) for i in range(len(self._sizes))]
-        shifted = [torch.where(each >= 0, each + start, -1) for each, start in zip(targets, starts, strict=True)]
-        cluster, order = torch.cat(shifted).long().sort(stable=True)
+        starts = make_constant(self.starts, targets.device, torch.int64)
+        cluster, order = torch.where(targets >= 0, targets + starts, -1).flatten().sort(stable=True)
         # Clusters of the batch, numbered in their order; numbers that are left over stand for none.
         number = F.pad((cluster[1:] != cluster[:-1]).long().cumsum(0), (1, 0))
         cluster = torch.full_like(cluster, -1).scatter_(0, number, cluster)
-        means = average_clusters(directions[order % len(directions)], number, len(cluster)).directions
+        sums = ClusterSums(len(cluster), directions.shape[1], len(cluster), 1.0, directions.device)
+        sums.add(directions[order // len(self._sizes)], number)
+        means = F.normalize(sums.means(), dim=1).to(directions)
         updated = self.momentum * self._rows[cluster] + (1.0 - self.momentum) * means
         self._rows[cluster] = F.normalize(updated, dim=1)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Number of each labeling's first cluster, where clusters of all labelings are counted on."""
+        return tuple(itertools.accumulate(self._sizes[:-1], initial=0))
 
     def to(self, device: torch.device) -> None:
         """Move center and prototypes to a device."""
         self.center, self._rows = self.center.to(device), self._rows.to(device)
 
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor | SparseTargets, weights: torch.Tensor | None) -> torch.Tensor:
-    """Loss of one labeling from its logits (B, K)."""
-    if isinstance(targets, SparseTargets):
-        losses = -(targets.shares * F.log_softmax(logits, dim=1).gather(1, targets.columns)).sum(dim=1)
-        count = (targets.shares.sum(dim=1) > 0).sum()
-    else:
-        losses = F.cross_entropy(logits, targets.long(), ignore_index=-1, reduction="none")
-        count = (targets >= 0).sum()
-    total = losses.sum() if weights is None else (losses * weights).sum()
-    return total / count.clamp(min=1)
+def _soft_losses(
+    logits: torch.Tensor, targets: SparseTargets, sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropies of logits (B, all K) by sample and labeling, and where there is one: both (B, L)."""
+    totals = torch.stack(
+        [part.logsumexp(dim=1) if part.shape[1] else part.sum(dim=1) for part in logits.split(list(sizes), dim=1)],
+        dim=1,
+    )
+    taught = logits.gather(1, targets.columns.flatten(1)).view_as(targets.shares)
+    mass = targets.shares.sum(dim=2)
+    return mass * totals - (targets.shares * taught).sum(dim=2), mass > 0
+
+
+def _hard_losses(
+    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for hard targets (B, L)."""
+    columns = targets.long().unbind(dim=1)
+    losses = [
+        F.cross_entropy(part, column, ignore_index=-1, reduction="none") if part.shape[1] else column * 0.0
+        for part, column in zip(logits.split(list(sizes), dim=1), columns, strict=True)
+    ]
+    return torch.stack(losses, dim=1), targets >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,11 +15,12 @@ from hf_plr.utils.serialization import validate_array
 
 
 class SparseTargets(NamedTuple):
-    """Soft targets of a batch: row i is the sum over w of shares[i, w] at columns[i, w]; a row of zeros has no loss.
+    """Soft targets of a batch in L labelings: of sample i and labeling l, the sum over w of shares at columns.
 
     Attributes:
-        columns: clusters, int64 of shape (B, W); one may stand in a row more than once.
-        shares: their shares, at least 0, float32 of shape (B, W).
+        columns: clusters, int64 of shape (B, L, W); those of all labelings have different numbers, and one may stand in
+            a row more than once.
+        shares: their shares, at least 0, float32 of shape (B, L, W); a row of zeros has no loss.
     """
 
     columns: torch.Tensor
@@ -44,10 +46,6 @@ class SoftTargets:
         """
         rows: np.ndarray = self.cells.rows(self.cell[index]).astype(np.float32).toarray()
         return rows
-
-    def to(self, device: torch.device) -> SoftTargetTable:
-        """Copy to a device, for look-ups by batches that are there."""
-        return SoftTargetTable(self, device)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State as arrays by name."""
@@ -87,45 +85,61 @@ class SoftTargets:
 
 
 class SoftTargetTable:
-    """Soft targets of all samples on a device, where a batch is looked up without waiting for it.
+    """Soft targets of all samples in L labelings on a device, where a batch is looked up without waiting for it.
 
-    Kept by cell, as factors: 4 bytes per sample, and 8 bytes per cluster and cluster that its most scattered one
-    projects onto.
+    Kept by cell, as factors: 4 bytes per sample and labeling, and 8 bytes per cluster and cluster that the most
+    scattered one projects onto.
 
     Args:
-        targets: the soft targets.
+        labelings: soft targets of each labeling, which have equally many parts.
+        starts: number of the first cluster of each, where clusters of all labelings are counted on.
         device: where to.
     """
 
-    def __init__(self, targets: SoftTargets, device: torch.device):
-        cells = targets.cells
-        self._cell = torch.from_numpy(targets.cell).to(device)
-        self._codes = torch.from_numpy(np.ascontiguousarray(np.maximum(cells.codes, 0))).to(device)
-        self._case = torch.from_numpy(cells.case.astype(np.int32)).to(device)
-        self._shares_of_case = torch.from_numpy(cells.shares_of_case.astype(np.float32)).to(device)
-        self._bases = [_pad_rows(basis, device) for basis in cells.bases]
+    def __init__(self, labelings: Sequence[SoftTargets], starts: Sequence[int], device: torch.device):
+        all_cells = [targets.cells for targets in labelings]
+        n_parts = len(all_cells[0].bases)
+        first_cells = np.cumsum([0, *(len(cells) for cells in all_cells)])
+        cell = np.stack([targets.cell + first for targets, first in zip(labelings, first_cells[:-1], strict=True)], 1)
+        first_rows = np.cumsum([[0] * n_parts] + [[basis.shape[0] for basis in cells.bases] for cells in all_cells], 0)
+        codes = [np.maximum(cells.codes, 0) + rows for cells, rows in zip(all_cells, first_rows[:-1], strict=True)]
+        shares = [cells.shares_of_case[cells.case] for cells in all_cells]
+        bases = [_pad_rows([cells.bases[part] for cells in all_cells], starts) for part in range(n_parts)]
+        self._cell = torch.from_numpy(cell.astype(np.int32)).to(device)
+        self._codes = torch.from_numpy(np.concatenate(codes).astype(np.int32)).to(device)
+        self._shares = torch.from_numpy(np.concatenate(shares).astype(np.float32)).to(device)
+        self._bases = [
+            (torch.from_numpy(columns).to(device), torch.from_numpy(values).to(device)) for columns, values in bases
+        ]
 
     def rows(self, index: torch.Tensor) -> SparseTargets:
         """Look up the soft targets at positions (B,), on their device."""
         cell = self._cell[index]
-        codes, shares = self._codes[cell], self._shares_of_case[self._case[cell]]
-        parts = [
-            (columns[codes[:, part]], values[codes[:, part]] * shares[:, part, None])
-            for part, (columns, values) in enumerate(self._bases)
-            if len(columns)  # without clusters, every share is 0
-        ]
-        columns, values = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
-        return SparseTargets(columns.long(), values)
+        codes, shares = self._codes[cell].unbind(2), self._shares[cell].split(1, dim=2)
+        columns = [columns[code] for (columns, _), code in zip(self._bases, codes, strict=True)]
+        values = [values[code] * share for (_, values), code, share in zip(self._bases, codes, shares, strict=True)]
+        return SparseTargets(torch.cat(columns, dim=2).long(), torch.cat(values, dim=2))
 
 
-def _pad_rows(basis: sp.csr_array, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad a sparse matrix's rows with entries of 0 in column 0: columns, int32, and values, float32, both (K, W)."""
-    lengths = np.diff(basis.indptr)
-    shape = (len(lengths), int(lengths.max(initial=0)))
-    place = np.repeat(np.arange(len(lengths)), lengths), np.arange(basis.nnz) - np.repeat(basis.indptr[:-1], lengths)
-    columns, values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    columns[place], values[place] = basis.indices, basis.data
-    return torch.from_numpy(columns).to(device), torch.from_numpy(values).to(device)
+def _pad_rows(bases: Sequence[sp.csr_array], starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack the rows of several matrices, padded with entries of 0 in column 0, and a row of these alone.
+
+    Args:
+        bases: sparse, shape (K, columns) each.
+        starts: added to the columns of each.
+
+    Returns:
+        Columns, int32, and values, float32, both of shape (all K + 1, W).
+    """
+    lengths = np.concatenate([*(np.diff(basis.indptr) for basis in bases), [0]])
+    columns = np.concatenate([basis.indices + start for basis, start in zip(bases, starts, strict=True)])
+    entry = np.arange(len(columns)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = np.repeat(np.arange(len(lengths)), lengths), entry
+    shape = (len(lengths), int(lengths.max()))
+    padded_columns, padded_values = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    padded_columns[place] = columns
+    padded_values[place] = np.concatenate([basis.data for basis in bases])
+    return padded_columns, padded_values
 
 
 def _validate_basis(state: dict[str, np.ndarray], name: str, n_columns: int) -> sp.csr_array:

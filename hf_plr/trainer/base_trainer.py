@@ -40,6 +40,7 @@ from hf_plr.trainer.checkpointing import (
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
+from hf_plr.utils.determinism import require_determinism
 from hf_plr.utils.rng import isolate_rng
 
 logger = logging.getLogger(__name__)
@@ -49,10 +50,8 @@ class BaseTrainer(Trainer, ABC):
     """A `transformers.Trainer` of a bare backbone on labels that it makes itself, between epochs.
 
     `PLRTrainer` and `UnitTrainer` add the labels and the loss: `refresh_labels` and `compute_loss`. A resumed run is
-    equal to one that was never interrupted: see `hf_plr.trainer.checkpointing`. SIGTERM saves at the next step and ends
-    training, and the process unless `TrainingStopped` is caught.
-
-    Arguments are those of `PLRTrainer`.
+    equal to one that was never interrupted, on GPUs with `exact_resume`: see `hf_plr.trainer.checkpointing`. SIGTERM
+    saves at a step and ends training, and the process unless `TrainingStopped` is caught. Arguments are `PLRTrainer`'s.
 
     Attributes:
         modality: how samples are read and turned into features.
@@ -88,6 +87,8 @@ class BaseTrainer(Trainer, ABC):
         **kwargs: Any,
     ):
         train_dataset = check_dataset(train_dataset)
+        if args.is_exact_gpu:
+            require_determinism()
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
         self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
@@ -109,8 +110,6 @@ class BaseTrainer(Trainer, ABC):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        if self.args.enable_jit_checkpoint:
-            raise ValueError("enable_jit_checkpoint=True is not needed: SIGTERM saves a checkpoint as it is")
         if args.ema_decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps

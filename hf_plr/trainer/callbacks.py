@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_plr.report.summary import SCORE_PREFIX
 from hf_plr.trainer.progress_display import ProgressDisplay
-from hf_plr.utils.distributed import gather_objects
+from hf_plr.utils.distributed import gather_objects, get_patient_group
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
@@ -157,7 +157,9 @@ class TrainingStopped(SystemExit):
 
 
 class StopSignal(TrainerCallback):
-    """Saves and stops all processes at the next step once any of them got SIGTERM.
+    """Saves and stops all processes at the same step once any of them got SIGTERM.
+
+    Several processes ask each other at every step and read the answer at the next one, so that no step waits for it.
 
     Attributes:
         stopped: True if training was ended by it.
@@ -166,7 +168,7 @@ class StopSignal(TrainerCallback):
     def __init__(self) -> None:
         self.stopped = False
         self._received = False
-        self._group: dist.ProcessGroup | None = None
+        self._asked: tuple[dist.Work, torch.Tensor] | None = None  # at the last step
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -185,28 +187,35 @@ class StopSignal(TrainerCallback):
         self._received = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.world_size > 1 and self._group is None:
-            # Of the CPU, so that asking each other does not wait for a GPU.
-            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._asked = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._received_by_any():
+        if self._received if args.world_size == 1 else self._received_by_any():
             self.stopped = True
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
             if state.is_world_process_zero:
                 logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._asked is not None:
+            self._asked[0].wait()
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped and state.epoch % 1:  # what was saved resumes in the middle of the epoch: this is not its end
             control.should_log = control.should_evaluate = control.should_save = False
 
     def _received_by_any(self) -> bool:
-        if self._group is None:
-            return self._received
+        """True if any process had received the signal at the step before."""
+        answer = False
+        if self._asked is not None:
+            work, received = self._asked
+            work.wait()
+            answer = bool(received.item())
         received = torch.tensor(int(self._received))
-        dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(received.item())
+        work = dist.all_reduce(received, op=dist.ReduceOp.MAX, group=get_patient_group(), async_op=True)
+        self._asked = work, received
+        return answer
 
 
 def make_callbacks(trainer: BaseTrainer) -> list[TrainerCallback]:

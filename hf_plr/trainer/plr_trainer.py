@@ -149,6 +149,7 @@ class PLRTrainer(BaseTrainer):
                 with clock("refine"):  # project, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
             means = self.cluster_objective.rebuild_prototypes(features)
+            self._feature_source.decide_dtype(self.extractor, self.train_dataset, features, means[0].directions)
             metrics = self._measure_stage(before, features, means[0], clock)
         self.log(metrics)
 
@@ -203,7 +204,7 @@ class PLRTrainer(BaseTrainer):
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
-        return self._feature_source.extract_local(self.extractor, self.train_dataset, self.labelings[0].stage.clusterer)
+        return self._feature_source.extract_local(self.extractor, self.train_dataset)
 
     def _extract_centered(self, epoch: int) -> CenteredFeatures:
         return self._centered(self.extract_shard(), epoch)

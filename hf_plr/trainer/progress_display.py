@@ -133,7 +133,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
         ("clusters", trainer.describe_clusters()),
         ("epochs", f"{state.num_train_epochs:g}, with a stage before {stages}"),
         ("steps", steps),
-        ("device", f"{device}, {precision}{threads}{processes}"),
+        ("device", f"{device}, {precision}{' (--bf16 false: float32)' * args.is_bf16_by_default}{threads}{processes}"),
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 
 
 @functools.lru_cache(maxsize=64)
-def make_constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Make a float32 tensor of these values on a device; the same tensor for the same values, not to be changed."""
+def make_constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Make a tensor of these values on a device; the same tensor for the same values, not to be changed."""
     with torch.inference_mode(False):  # else training could not use what the stage made first
-        return torch.tensor(values, dtype=torch.float32, device=device)
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -130,7 +130,6 @@ def wait_for_all(state: Accelerator | PartialState, description: str) -> None:
             dist.barrier(get_patient_group())
 
 
-@functools.cache
 def get_patient_group() -> dist.ProcessGroup:
     """Get the group of all processes for waits of any length: on CPUs, by gloo, with a timeout of days.
 
@@ -139,6 +138,12 @@ def get_patient_group() -> dist.ProcessGroup:
     Raises:
         ValueError: if gloo finds no network between the processes, with the variable to set.
     """
+    return _make_patient_group(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_patient_group(world: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """Make the group once for the processes that `world` connects."""
     try:
         return dist.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:

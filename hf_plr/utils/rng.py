@@ -16,7 +16,9 @@ RANDOM_NUMBERS = 16  # per sample, for augmentation
 def isolate_rng(seed: int) -> Iterator[None]:
     """Seed all global random generators inside the context and restore them, so that resuming cannot see a stage."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng():
+    # A process has one GPU; torch would save the generators of all that it sees, and warn of it.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)

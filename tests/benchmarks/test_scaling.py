@@ -110,7 +110,7 @@ def test_more_processes_share_features_and_not_labels():
 
 def test_what_does_not_fit_is_said(monkeypatch):
     rates = {"counting": 1e-8, "locating": 1e-8, "cells": 1e-5}
-    for name, value in (("label_rates", rates), ("order_seconds", 1e-7), ("seeding_seconds", 1.0)):
+    for name, value in (("label_rates", rates), ("order_seconds", 1e-7)):
         monkeypatch.setattr(f"benchmarks.scaling.limits.{name}", lambda *_, value=value: value)
     few, many = (limits(samples, 768, 100, processes) for samples, processes in ((10**6, 8), (10**10, 64)))
     assert few["fits"] == {"gpu": True, "machine": True}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans as SklearnKMeans
-from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
+from torch.overrides import TorchFunctionMode
 
 from hf_plr import KMeans
+from hf_plr.clustering import kmeans as kmeans_module
+from hf_plr.clustering.exact_sums import get_exact_device, to_exact
+from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.utils.precision import exact_products
 
 
 @pytest.fixture
@@ -56,8 +63,7 @@ def test_many_clusters_are_seeded_on_fewer_samples_each(blobs, monkeypatch, dist
     seen = []
     monkeypatch.setattr("hf_plr.clustering.kmeans.SEEDING_DISTANCES", distances)
     monkeypatch.setattr(
-        "hf_plr.clustering.kmeans.kmeans_plusplus",
-        lambda sample, *args, **kwargs: seen.append(len(sample)) or kmeans_plusplus(sample, *args, **kwargs),
+        "hf_plr.clustering.kmeans.draw_seeds", lambda rows, *args: seen.append(len(rows)) or draw_seeds(rows, *args)
     )
     assert len(np.unique(KMeans(20, seed=0).fit_predict(blobs))) == 20
     assert seen == [expected]
@@ -115,6 +121,124 @@ def test_an_empty_cluster_takes_the_farthest_samples_of_the_largest():
     kmeans = KMeans(3, init=start, spherical=False, max_iter=1).fit(features)
     # First pass: 0.0 takes five samples, 1e3 none. The farthest of the five, 9.0, begins the empty cluster.
     np.testing.assert_allclose(kmeans.cluster_centers_.numpy().ravel(), [0.15, 9.0, 20.0], atol=1e-6)
+
+
+def test_what_processes_send_for_empty_clusters_is_small(monkeypatch):
+    """Rows that are pickled one by one take all the memory of their tensor with them."""
+    rows = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
+    start = np.vstack([rows[:40], np.full((400, 64), 1e3, dtype=np.float32)])
+    sent = []
+    monkeypatch.setattr(
+        "hf_plr.clustering.kmeans.gather_objects", lambda _, item: sent.append(len(pickle.dumps(item))) or [item]
+    )
+    kmeans = KMeans(440, init=start, spherical=False, max_iter=1).fit(rows)
+    assert len(np.unique(kmeans.labels_)) == 440
+    assert 400 * 8 < max(sent) < 400 * 64 * 4  # less than the rows themselves
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_blocks_of_one_height_give_the_same(blobs, monkeypatch, spherical):
+    expected = KMeans(20, spherical=spherical).fit(blobs)
+    monkeypatch.setattr("hf_plr.clustering.kmeans.UNPADDED_DEVICES", ())
+    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {})
+    monkeypatch.setattr("hf_plr.clustering.kmeans.OTHER_BLOCK_ROWS", 300)
+    heights = set()
+    blocks = kmeans_module._Rows.blocks
+
+    def record(self, n_columns=1):
+        for span, block in blocks(self, n_columns):
+            heights.add(len(block))
+            yield span, block
+
+    monkeypatch.setattr(kmeans_module._Rows, "blocks", record)
+    padded = KMeans(20, spherical=spherical).fit(blobs)
+    assert heights == {300}  # 2,000 is no multiple
+    np.testing.assert_array_equal(padded.labels_, expected.labels_)
+    torch.testing.assert_close(padded.cluster_centers_, expected.cluster_centers_)
+
+
+class NoFloat64(TorchFunctionMode):
+    """Raises TypeError where float32 becomes float64 or float64 changes its device, but inside `allowed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_allowed = False
+
+    @contextlib.contextmanager
+    def allowed(self):
+        self.is_allowed = True
+        yield
+        self.is_allowed = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        dtypes = {value.dtype for value in args if isinstance(value, torch.Tensor)}
+        is_double = isinstance(result, torch.Tensor) and result.dtype == torch.float64
+        is_refused = torch.float32 in dtypes or function is torch.Tensor.to
+        if is_double and is_refused and not self.is_allowed:
+            raise TypeError(f"{function} gives float64")
+        return result
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_a_device_without_float64_is_asked_for_none(blobs, monkeypatch, spherical):
+    assert get_exact_device(torch.device("mps")) == torch.device("cpu")
+    assert get_exact_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    mode = NoFloat64()
+    with exact_products(torch.device("cpu")):
+        pass  # its trial on the CPU takes place once
+
+    def convert(values):
+        with mode.allowed():
+            return to_exact(values)
+
+    add = kmeans_module.ClusterSums.add
+
+    def add_allowed(self, *args, **kwargs):  # its sums are where float64 is
+        with mode.allowed():
+            add(self, *args, **kwargs)
+
+    for module in ("kmeans", "seeding"):
+        monkeypatch.setattr(f"hf_plr.clustering.{module}.to_exact", convert)
+    monkeypatch.setattr("hf_plr.clustering.exact_sums.ClusterSums.add", add_allowed)
+    with mode:
+        with pytest.raises(TypeError, match="float64"):
+            torch.ones(1).double()
+        KMeans(20, spherical=spherical).fit(blobs)
+        KMeans(20, init=np.vstack([blobs[:10], np.full((10, 16), 1e3)]), spherical=spherical).fit(blobs)
+
+
+@pytest.fixture
+def tf32_allowed():
+    settings = torch.backends.cuda.matmul
+    if not hasattr(settings, "fp32_precision"):
+        pytest.skip("torch before 2.9")
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    yield
+    settings.fp32_precision = before
+
+
+@pytest.mark.parametrize("init", ["k-means++", "array"])
+def test_products_are_exact_whatever_the_run_allows(blobs, monkeypatch, tf32_allowed, init):
+    """Each product is made where a GPU's would be in float32, also where TF32 is on."""
+    seen = []
+
+    class Products(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.mm, torch.matmul, torch.addmm, torch.Tensor.matmul, torch.Tensor.__matmul__):
+                seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return function(*args, **(kwargs or {}))
+
+    for module in ("kmeans", "seeding"):
+        monkeypatch.setattr(
+            f"hf_plr.clustering.{module}.exact_products", lambda _: exact_products(torch.device("cuda"))
+        )
+    with Products():
+        kmeans = KMeans(20, init=blobs[:20] if init == "array" else init).fit(blobs)
+        kmeans.predict(blobs)
+    assert len(seen) > kmeans.n_iter_
+    assert set(seen) == {"ieee"}
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def test_is_a_scikit_learn_estimator(blobs):

@@ -25,22 +25,25 @@ def integers(seed: int, n: int, values: int) -> torch.Tensor:
 def test_of_equally_similar_samples_the_first_are_found_first(seed, n_queries, n, k, values):
     queries, gallery = integers(seed, n_queries, values), integers(seed + 1, n, values)
     expected = (queries @ gallery.T).sort(dim=1, descending=True, stable=True)
-    for width, block in ((7, 1), (7, 40), (64, 1 << 20), (1 << 14, 200)):
+    for width, chunk, block in ((7, 64, 1), (8, 4, 40), (64, 2, 1 << 20), (1 << 14, 1, 200)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(neighbors, "TILE_COLUMNS", width)
+            patch.setattr(neighbors, "CHUNK_COLUMNS", chunk)
             patch.setattr(neighbors, "BLOCK_ELEMENTS", block)
             similarities, positions = search_gallery(queries, gallery, k)
         assert torch.equal(similarities, expected.values[:, :k])
         assert torch.equal(positions, expected.indices[:, :k])
 
 
-@given(st.integers(0, 9_999), st.integers(8, 90), st.integers(1, 90), st.sampled_from([0, 1, 2, 30]))
+@given(st.integers(0, 9_999), st.integers(13, 90), st.integers(1, 90), st.sampled_from([0, 1, 2, 30]))
 def test_many_samples_find_themselves_first_and_then_the_first_of_equal_ones(seed, n, k, values):
     features = integers(seed, n, values)
     similarities = (features @ features.T).fill_diagonal_(torch.inf)
     expected = similarities.sort(dim=1, descending=True, stable=True).indices[:, :k]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbors, "TILE_COLUMNS", 7)
+        patch.setattr(neighbors, "FULL_ROWS", 12)
+        patch.setattr(neighbors, "TILE_COLUMNS", 12)
+        patch.setattr(neighbors, "CHUNK_COLUMNS", 3)
         patch.setattr(neighbors, "BLOCK_ELEMENTS", 20)
         found = find_nearest_neighbors(features, min(k, n))
     np.testing.assert_array_equal(found, expected.numpy())

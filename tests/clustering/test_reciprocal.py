@@ -12,7 +12,7 @@ from sklearn.cluster import DBSCAN, HDBSCAN
 from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import ReciprocalDBSCAN, ReciprocalHDBSCAN
-from hf_plr.clustering.jaccard import compute_jaccard_distances, find_near_pairs, weigh_neighborhoods
+from hf_plr.clustering.jaccard import compute_jaccard_distances, compute_overlaps, find_near_pairs, weigh_neighborhoods
 from hf_plr.clustering.neighbors import find_nearest_neighbors
 
 
@@ -120,7 +120,8 @@ def test_edge_cases_have_defined_results(caplog):
 
 def test_a_sample_is_near_itself_whatever_rounding_does():
     features = unit(blobs(30, 3, 0.4)[0])
-    near = find_near_pairs(weigh_neighborhoods(features, find_nearest_neighbors(features, 6), 6, 3), 0.0)
+    weights = weigh_neighborhoods(features, find_nearest_neighbors(features, 6), 6, 3)
+    near = find_near_pairs(compute_overlaps(weights, 0.0), 0.0)
     assert (near.diagonal() == 1).all()
 
 

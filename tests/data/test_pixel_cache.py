@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from hf_plr.data.image_store import ImageGeometry, ImageStore, UnreadableImage
+from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.models.vision import small_vit_processor
 
 
@@ -66,3 +67,13 @@ def test_unreadable_rows_are_remembered_and_an_error_leaves_no_file(some_digits,
         )
     with pytest.raises(UnreadableImage, match="image 3 cannot be read"):
         ImageStore(damaged, "image", geometry, cache_dir=tmp_path)
+
+
+def test_two_writers_with_one_process_id_do_not_meet(tmp_path):
+    """Machines that share a folder number their processes alike."""
+    first, second = (PixelCache(tmp_path, "key", (2, 1, 1, 1)) for _ in range(2))
+    with first.create() as one:
+        one.fill_(1)
+        with second.create() as other:
+            other.fill_(2)
+        assert one.tolist() == [[[[1]]], [[[1]]]]

@@ -23,6 +23,6 @@ def test_gloo_without_a_network_names_the_variable_to_set(monkeypatch):
         raise RuntimeError("no interface")
 
     monkeypatch.setattr(distributed.dist, "new_group", fail)
-    distributed.get_patient_group.cache_clear()
+    distributed._make_patient_group.cache_clear()
     with pytest.raises(ValueError, match=r"gloo \(no interface\): set GLOO_SOCKET_IFNAME"):
         distributed.get_patient_group()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import AgglomerativeClustering
 
 from hf_plr import KMeans, ReciprocalDBSCAN
+from hf_plr.features.centering import CenteredFeatures
 from hf_plr.features.extractor import FeatureExtractor, allocate_in_file
-from hf_plr.features.source import has_bf16_arithmetic, measure_agreement
+from hf_plr.features.source import FeatureSource, count_moved, has_bf16_arithmetic
 from hf_plr.utils.precision import _onednn_keeps_fp32, fast_fp32_products
 
 CPU = torch.device("cpu")
@@ -33,44 +36,74 @@ def test_the_fast_product_is_as_exact_and_the_setting_restored():
     assert (product - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
-def test_agreement_of_two_precisions_by_the_runs_own_clusterer():
+def test_moved_samples_are_those_whose_nearest_prototype_differs():
     generator = torch.Generator().manual_seed(0)
-    centers = torch.randn(20, 16, generator=generator)
-    exact = centers[torch.arange(400) % 20] + 0.1 * torch.randn(400, 16, generator=generator)
-    rounded, shuffled = exact.bfloat16().float(), exact[torch.randperm(400, generator=generator)]
-    for clusterer in (KMeans(40, seed=0), ReciprocalDBSCAN(k1=10), AgglomerativeClustering(40)):
-        assert measure_agreement(clusterer, exact, rounded, fraction=0.5) > 0.98
-        assert measure_agreement(clusterer, exact, shuffled, fraction=0.5) < 0.5
-        assert not hasattr(clusterer, "labels_")
-    assert measure_agreement(ReciprocalDBSCAN(eps=0.0, k1=10), exact, exact, fraction=0.5) == 0.0  # nothing but noise
-    assert measure_agreement(KMeans(40, init=np.ones((40, 16))), exact, rounded, fraction=0.5) > 0.98
+    prototypes = torch.nn.functional.normalize(torch.randn(20, 16, generator=generator), dim=1)
+    exact = prototypes[torch.arange(400) % 20] + 0.02 * torch.randn(400, 16, generator=generator)
+    assert count_moved(exact, exact.bfloat16().float(), prototypes) == 0
+    moved = exact.clone()
+    moved[[3, 7]] = prototypes[[4, 8]]
+    assert count_moved(exact, moved, prototypes) == 2
 
 
 @pytest.mark.skipif(not has_bf16_arithmetic(CPU), reason="this processor has no bfloat16 arithmetic")
-@pytest.mark.parametrize(("same_from", "chosen"), [(0.0, "bfloat16"), (1.1, "float32")])
-def test_auto_precision_follows_the_trial_and_is_kept(make_trainer, tmp_path, monkeypatch, same_from, chosen):
-    monkeypatch.setattr("hf_plr.features.source.SAME_CLUSTERS", same_from)
-    trainer = make_trainer(num_train_epochs=1)
+@pytest.mark.parametrize(("allowed", "chosen"), [(1.0, "bfloat16"), (-1.0, "float32")])
+def test_auto_precision_follows_the_trial_at_the_runs_own_clusters_and_is_kept(
+    make_trainer, monkeypatch, allowed, chosen
+):
+    monkeypatch.setattr("hf_plr.features.source.LARGEST_MOVED_SHARE", allowed)
+    seen = []
+    counted = FeatureSource.decide_dtype
+
+    def recorded(self, extractor, store, features, prototypes):
+        seen.append((self.dtype, len(prototypes)))
+        counted(self, extractor, store, features, prototypes)
+
+    monkeypatch.setattr(FeatureSource, "decide_dtype", recorded)
+    trainer = make_trainer(num_train_epochs=2)
     trainer.train()
+    assert seen == [("auto", 12), (chosen, trainer.pseudo_labels.n_clusters)]  # the first stage is in float32
     assert trainer._feature_source.dtype == chosen
-    assert 0 < trainer._feature_source.trial_ari <= 1
-    monkeypatch.setattr("hf_plr.features.source.SAME_CLUSTERS", 1.1 - same_from)  # a resumed run does not try again
-    resumed = make_trainer(num_train_epochs=2)
+    assert 0 <= trainer._feature_source.moved_share <= 1
+    monkeypatch.setattr("hf_plr.features.source.LARGEST_MOVED_SHARE", -allowed)  # a resumed run does not try again
+    resumed = make_trainer(num_train_epochs=3)
     resumed.train(resume_from_checkpoint=True)
     assert resumed._feature_source.dtype == chosen
 
 
-def test_auto_precision_without_a_trial(make_trainer):
-    class Fixed:
-        def fit_predict(self, features):
-            return np.arange(len(features)) % 7
-
-    trainer = make_trainer({"clusterer": Fixed()}, num_train_epochs=1, save_strategy="no")
-    trainer.train()
-    assert trainer._feature_source.dtype == "float32"
+def test_training_in_bfloat16_extracts_in_it(make_trainer):
     trainer = make_trainer(num_train_epochs=1, save_strategy="no", bf16=True)
     trainer.train()
     assert trainer._feature_source.dtype == "bfloat16"
+    assert trainer._feature_source.moved_share is None
+
+
+def test_the_trial_takes_positions_beyond_float32(monkeypatch):
+    """float32 has no last position of 2**24 + 3 samples, and would round to one behind it."""
+    asked = []
+
+    class Extractor:
+        accelerator = SimpleNamespace(device=CPU, mixed_precision="no", num_processes=1)
+
+        def extract(self, store, positions, dtype):
+            asked.append(positions)
+            return torch.ones(len(positions), 2)
+
+    monkeypatch.setattr("hf_plr.features.source.has_bf16_arithmetic", lambda _: True)
+    n = 2**24 + 3
+    features = CenteredFeatures(torch.ones(1, 2).expand(n, 2), torch.zeros(2), slice(0, n))
+    FeatureSource("extract", "auto", 0.0, None).decide_dtype(Extractor(), range(n), features, torch.eye(2))
+    assert asked[0][-1] == n - 1
+    assert len(asked[0]) == 2048
+
+
+def test_the_model_moves_to_its_batches_before_it_extracts(make_trainer):
+    """FSDP and DeepSpeed leave it on the CPU until training begins; scores come before."""
+    trainer = make_trainer()
+    extractor = dataclasses.replace(trainer.extractor, accelerator=SimpleNamespace(device=torch.device("meta")))
+    extractor._autocast = lambda dtype: contextlib.nullcontext()
+    with extractor.evaluation_mode():
+        assert {parameter.device.type for parameter in extractor.model.parameters()} == {"meta"}
 
 
 def test_features_in_a_file_give_the_same_run_and_leave_nothing(make_trainer, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GPU = torch.device("meta")
 MAKERS = ("tensor", "as_tensor", "scalar_tensor", "new_tensor")  # of values that the host has
@@ -36,3 +37,23 @@ class CountedCopies(TorchFunctionMode):
             if is_moved or (name in MAKERS and result.device == GPU):
                 self.names.append(name)
         return result
+
+
+class CountedWaits(TorchDispatchMode):
+    """Counts operations, on any device, for whose result the host would wait on a GPU.
+
+    Attributes:
+        names: names of these operations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
+        is_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if is_mask or name in ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select"):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))

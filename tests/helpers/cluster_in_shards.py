@@ -11,6 +11,7 @@ from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.features.centering import CenteredFeatures, center_features
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.stage import RefinementStage
@@ -28,6 +29,11 @@ def main(output: str) -> None:
     shard = features[mine]
 
     results: dict[str, np.ndarray] = {}
+    for n_clusters in (1, 40, 600):
+        results[f"seeds.{n_clusters}"] = draw_seeds(torch.from_numpy(shard), n_clusters, 0, accelerator).numpy()
+    coarse = torch.from_numpy(features[:, :2]).div(4).round()
+    assert len(coarse.unique(dim=0)) < 100  # so that no distance is left for most seeds
+    results["seeds.duplicates"] = draw_seeds(coarse[mine], 100, 1, accelerator).numpy()
     bad_start = np.vstack([features[:30], np.full((10, 24), 1e3, dtype=np.float32)])
     for name, kmeans in {
         "spherical": KMeans(40, seed=0),

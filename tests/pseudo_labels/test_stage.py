@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from hf_plr.clustering import as_clusterer
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
+from hf_plr.pseudo_labels.soft_targets import SoftTargetTable
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 
@@ -106,9 +107,12 @@ def test_soft_targets_are_a_blend_with_the_projection_and_take_noise_back_in():
     np.testing.assert_allclose(now.soft_targets.rows(np.arange(len(first))), expected, atol=1e-7)
     some = np.array([7, 3, 7, 3999])
     np.testing.assert_allclose(now.soft_targets.rows(some), expected[some], atol=1e-7)
-    columns, shares = now.soft_targets.to(torch.device("cpu")).rows(torch.from_numpy(some))
-    rows = torch.zeros(len(some), expected.shape[1]).scatter_add_(1, columns, shares)
-    np.testing.assert_allclose(rows.numpy(), expected[some], atol=1e-6)
+    table = SoftTargetTable([now.soft_targets] * 2, [0, 100], torch.device("cpu"))  # of two labelings, both this one
+    columns, shares = table.rows(torch.from_numpy(some))
+    for labeling, start in enumerate((0, 100)):
+        rows = torch.zeros(len(some), expected.shape[1])
+        rows.scatter_add_(1, torch.where(shares > 0, columns - start, 0)[:, labeling], shares[:, labeling])
+        np.testing.assert_allclose(rows.numpy(), expected[some], atol=1e-6)
     taken_back = (second < 0) & (first >= 0)
     assert taken_back.any()
     np.testing.assert_array_equal(now.targets[taken_back], expected[taken_back].argmax(axis=1))

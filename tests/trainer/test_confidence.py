@@ -27,14 +27,14 @@ def test_weights_follow_confidence_and_average_to_one(make_trainer):
     trainer = make_trainer(confidence_power=2.0, num_train_epochs=2)
     trainer.train()
     now = trainer.pseudo_labels
-    found = trainer.labelings[0]._weights.numpy()
+    found = trainer.labelings[0].loss_weights()
     member = now.targets >= 0
     assert found[member].mean() == pytest.approx(1.0, rel=1e-5)
     assert found.std() > 0
     np.testing.assert_allclose(found, now.confidence**2 / (now.confidence[member] ** 2).mean(), rtol=1e-5)
     plain = make_trainer(num_train_epochs=1)
     plain.train()
-    assert plain.labelings[0]._weights is None
+    assert plain.labelings[0].loss_weights() is None
 
 
 def test_doubtful_soft_targets_are_left_out_too(make_trainer):

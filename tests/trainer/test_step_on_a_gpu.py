@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.absent_gpu import GPU, CountedCopies
+from helpers.absent_gpu import GPU, CountedCopies, CountedWaits
+from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_plr import PLRTrainer
 from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS
@@ -22,6 +23,46 @@ def test_waits_and_copies_are_noticed():
         torch.tensor([1.0], device=GPU)
         values + 1.0
     assert copies.names == ["to", "tensor"]
+
+
+def test_a_step_waits_no_more_than_that_of_a_stock_trainer(make_trainer, monkeypatch, tmp_path):
+    trainer = make_trainer(refinement="auto", num_train_epochs=2, save_strategy="no")
+    waits = count_waits(trainer, monkeypatch)
+    trainer.train()
+
+    class Stock(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            images = trainer.modality.geometry.unit_range(inputs["pixel_values"])
+            return model(pixel_values=images, labels=inputs["index"] % 2).loss
+
+    args = TrainingArguments(
+        str(tmp_path), max_steps=5, remove_unused_columns=False, use_cpu=True, save_strategy="no", report_to="none"
+    )
+    stock = Stock(
+        ViTForImageClassification(trainer.model.config),
+        args,
+        train_dataset=trainer.train_dataset,
+        data_collator=trainer.modality.collate,
+    )
+    of_stock = count_waits(stock, monkeypatch)
+    stock.train()
+    assert len(waits) == 14
+    assert len(of_stock) == 5
+    assert max(len(names) for names in waits) <= min(len(names) for names in of_stock) + 2
+
+
+def count_waits(trainer, monkeypatch):
+    """What each step of a trainer would wait for, as a list that grows while it trains."""
+    found, step = [], trainer.training_step
+
+    def counted(*args, **kwargs):
+        with CountedWaits() as waits:
+            loss = step(*args, **kwargs)
+        found.append(waits.names)
+        return loss
+
+    monkeypatch.setattr(trainer, "training_step", counted)
+    return found
 
 
 @pytest.mark.parametrize("augmentation", IMAGE_AUGMENTATIONS)
