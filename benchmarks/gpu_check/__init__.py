@@ -1,6 +1,7 @@
 """Acceptance of a machine with a GPU: twenty checks in half an hour, each with a figure and a bound.
 
     python -m benchmarks.gpu_check --json gpu.json --budget 1500     # what `make gpu-check` runs
+    python -m benchmarks.gpu_check --json gpu.json --append          # what that has skipped
     python -m benchmarks.gpu_check --list
     python -m benchmarks.gpu_check --device cpu --quick              # a dry run, for the checks themselves
     pytest -m gpu                                                    # the same checks as tests

@@ -18,7 +18,7 @@ import benchmarks.gpu_check
 from benchmarks.gpu_check.checks import CHECKS
 from benchmarks.gpu_check.findings import Bench, Check
 from benchmarks.gpu_check.machine import describe_card, list_versions
-from benchmarks.gpu_check.supervisor import CLEAN_START, Record, is_cuda_usable, run_checks, supervise
+from benchmarks.gpu_check.supervisor import CLEAN_START, LEAST_PATIENCE, Record, is_cuda_usable, run_checks, supervise
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process sees one GPU, as the trainers want it
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         deadline = time.time() + args.budget
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--worker", str(deadline), "--json", str(path)]
         command += ["--device", args.device, "--only", *(check.name for check in chosen)]
-        record = supervise([*command, *["--quick"] * args.quick], chosen, path, args.quick, deadline, show)
+        command += ["--quick"] * args.quick
+        record = supervise(command, chosen, path, args.quick, deadline, LEAST_PATIENCE[args.device], show)
         record.write()
     counts = (f"{record.content[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
     print(f"{', '.join(counts)}, {record.content['seconds']:.0f} s")
