@@ -372,7 +372,7 @@ def test_waits_for_the_device_are_found(bench, monkeypatch):
     update = PrototypeMemory.update
 
     def waiting_update(self, features, targets):
-        for each in targets:
+        for each in targets.unbind(dim=1):
             each[each >= 0].unique()
         update(self, features, targets)
 
