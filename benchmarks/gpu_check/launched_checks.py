@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sklearn.metrics import adjusted_rand_score
+
 from benchmarks.gpu_check.data import count_vit_operations, make_pictures, save_parquet, save_vit
 from benchmarks.gpu_check.findings import Bench, Findings
 from benchmarks.gpu_check.launching import (
@@ -19,6 +21,7 @@ from benchmarks.gpu_check.launching import (
     read_labels,
     read_metrics,
     same_bytes,
+    share,
 )
 from benchmarks.gpu_check.machine import product_rate
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE
@@ -48,8 +51,9 @@ def check_bf16(bench: Bench, findings: Findings) -> None:
     """Training on digits in bfloat16: the accuracy of 5 neighbours, and the labels of the first stage."""
     short = bench.new_folder("bf16") / "short"
     launch_recipe(bench, "vit_plr", short, *REFERENCE, BATCH, 32, "--bf16", "true", *UNSAVED)
-    first_labels = differing_share(short, reference_run(bench), "previous_label")
-    findings.report("share_of_the_first_labels_that_differ", first_labels)
+    first_labels = [read_labels(out)["previous_label"] for out in (short, reference_run(bench))]
+    findings.report("share_of_the_first_labels_that_differ", share(*(labels.to_numpy() for labels in first_labels)))
+    findings.report("ari_of_the_first_labels", float(adjusted_rand_score(*first_labels)))
     if bench.is_quick:
         accuracies = [knn_accuracy(out) for out in (short, reference_run(bench))]
         findings.report("knn_accuracy", accuracies[0])

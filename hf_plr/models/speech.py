@@ -19,6 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from hf_plr.models.clip_norm import ClipLengths, ClipNorm
 from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_processor
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,10 @@ class SpeechBackbone:
         """Count the frames of clips by their samples, at least 1 each: int64 of the same shape."""
         return (lengths.to(torch.int64) - self.receptive_field).clamp(min=0) // self.hop + 1
 
+    def width(self, n_samples: int) -> int:
+        """Count the frames of a batch of waveforms (B, n_samples), at least 1: those of its longest clip or more."""
+        return max(0, n_samples - self.receptive_field) // self.hop + 1
+
     def features(
         self, model: nn.Module, values: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -112,7 +117,7 @@ class SpeechBackbone:
         values = values.masked_fill(~is_sample, 0.0)
         values = F.pad(values, (0, max(0, self.receptive_field - values.shape[1])))
         lengths = lengths.clamp(min=self.receptive_field)
-        shape = (len(values), (values.shape[1] - self.receptive_field) // self.hop + 1)
+        shape = (len(values), self.width(values.shape[1]))
         if mask is None:  # None would let the model draw a mask, and keep the mask embedding out of the graph
             mask = torch.zeros(shape, dtype=torch.bool, device=values.device)
         elif mask.shape != shape:
@@ -216,62 +221,15 @@ def small_hubert_extractor(sampling_rate: int) -> Wav2Vec2FeatureExtractor:
     return Wav2Vec2FeatureExtractor(sampling_rate=sampling_rate, do_normalize=True, return_attention_mask=True)
 
 
-class _ClipLengths:
-    """Lengths of the current batch, read from its attention mask before each forward pass.
-
-    Without an attention mask, the hooks and norms that read them change nothing.
-    """
-
-    def __init__(self, receptive_field: int, hop: int):
-        self.receptive_field = receptive_field
-        self.hop = hop
-        self.lengths: torch.Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        self.lengths = None if mask is None else mask.sum(dim=1)
-
-    def zero_padding(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        """Set frames (B, C, T) behind each clip's own to zero, as at the end of a single clip (a forward hook)."""
-        if self.lengths is None:
-            return None
-        n_frames = torch.div(self.lengths - self.receptive_field, self.hop, rounding_mode="floor") + 1
-        return output.masked_fill(_mask_padding(n_frames, output.shape[2])[:, None], 0.0)
-
-
-class _ClipNorm(nn.GroupNorm):
-    """Norm of the first convolution, one channel per group, with statistics over each clip's own frames."""
-
-    def __init__(self, norm: nn.GroupNorm, clips: _ClipLengths, kernel: int, stride: int):
-        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
-        self.weight, self.bias = norm.weight, norm.bias
-        self.clips, self.kernel, self.stride = clips, kernel, stride
-        self.train(norm.training)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Normalise hidden states (B, C, T)."""
-        lengths = self.clips.lengths
-        if lengths is None:
-            return super().forward(hidden)
-        n_frames = torch.div(lengths - self.kernel, self.stride, rounding_mode="floor") + 1
-        padding = _mask_padding(n_frames, hidden.shape[2])[:, None]
-        count = n_frames[:, None, None]
-        hidden = hidden.float()  # as a GroupNorm under autocast
-        centred = hidden - hidden.masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count
-        variance = centred.square().masked_fill(padding, 0.0).sum(dim=2, keepdim=True) / count
-        scale = torch.rsqrt(variance + self.eps) * self.weight[:, None]
-        return (centred * scale + self.bias[:, None]).to(self.weight.dtype)
-
-
 def _keep_padding_out(model: PreTrainedModel, backbone: SpeechBackbone) -> None:
-    if any(isinstance(hook, _ClipLengths) for hook in model._forward_pre_hooks.values()):
+    if any(isinstance(hook, ClipLengths) for hook in model._forward_pre_hooks.values()):
         return
-    clips = _ClipLengths(backbone.receptive_field, backbone.hop)
+    clips = ClipLengths(backbone.receptive_field, backbone.hop)
     model.register_forward_pre_hook(clips, with_kwargs=True)
     module: Any = model
     first = module.feature_extractor.conv_layers[0]
     if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
-        first.layer_norm = _ClipNorm(first.layer_norm, clips, model.config.conv_kernel[0], model.config.conv_stride[0])
+        first.layer_norm = ClipNorm(first.layer_norm, clips, model.config.conv_kernel[0], model.config.conv_stride[0])
     positions = module.encoder.pos_conv_embed
     module_type: Any = type(positions)
     positions.__class__ = _disable_autocast(module_type)
@@ -294,13 +252,18 @@ def _disable_autocast(module_type: Any) -> Any:
             with torch.autocast("cpu", enabled=False):
                 return super().forward(hidden.float())
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            # pickle cannot find a class that a function made
+            return _make_out_of_autocast, (module_type,), self.__dict__
+
     OutOfAutocast.__name__ = module_type.__name__
     return OutOfAutocast
 
 
-def _mask_padding(n_frames: torch.Tensor, width: int) -> torch.Tensor:
-    """Mark those of `width` frames that lie behind a clip's own: bool of shape (B, width)."""
-    return torch.arange(width, device=n_frames.device) >= n_frames[:, None]
+def _make_out_of_autocast(module_type: Any) -> Any:
+    """Make a module without contents, for unpickling."""
+    derived = _disable_autocast(module_type)
+    return derived.__new__(derived)
 
 
 def _check_speech(model: PreTrainedModel) -> None:

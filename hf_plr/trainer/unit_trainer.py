@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
-from hf_plr.data.audio_store import AudioStore
+from hf_plr.data.audio_store import AudioStore, collate_recordings
 from hf_plr.evaluation.units import score_units
 from hf_plr.modality import AudioModality
 from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
@@ -27,7 +27,7 @@ from hf_plr.pseudo_labels.sampler import (
 )
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
-from hf_plr.report.summary import STAGE_PREFIX, RunSummary, count_members
+from hf_plr.report.summary import STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import UnitTrainingArguments
@@ -106,6 +106,7 @@ class UnitTrainer(BaseTrainer):
             processing_class=processing_class,
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
+            data_collator=kwargs.pop("data_collator", collate_with_positions),
             **kwargs,
         )
         self.epochs_per_stage = args.relabel_every
@@ -192,7 +193,7 @@ class UnitTrainer(BaseTrainer):
         """Agreement of the units with the true labels of their recordings, where there are some."""
         if self.label_column is None or not self.has_labels:
             return {}
-        labels = np.repeat(self.train_dataset.true_labels(), np.diff(self._bounds))
+        labels = self.stage.spread_over_frames(self.train_dataset.true_labels(), self._bounds)
         return score_units(self._units.labels, labels)
 
     def _snapshot(self, previous: np.ndarray | None) -> Snapshot:
@@ -202,13 +203,13 @@ class UnitTrainer(BaseTrainer):
 
     def _units_in_use(self) -> torch.Tensor:
         present = torch.zeros(self._room_for_units, dtype=torch.bool)
-        units = np.unique(self._units.labels)
-        if units[-1] >= len(present):
+        units = self._units.list_units()
+        if len(units) and units[-1] >= len(present):
             raise ValueError(
                 f"the refiner made unit {units[-1]}, but with num_clusters={self._n_units} numbers are below "
                 f"{len(present)}: cut its clusters at the number of units (n_clusters='current')"
             )
-        present[torch.from_numpy(units[units >= 0].astype(np.int64))] = True
+        present[torch.from_numpy(units)] = True
         return present.to(self.args.device)
 
     # ---- the training loop ---------------------------------------------------------------------------------------
@@ -227,19 +228,21 @@ class UnitTrainer(BaseTrainer):
         index, lengths = inputs["index"], inputs["lengths"]
         n_frames = self.modality.backbone.n_frames(lengths)
         numbers = uniform(index, self.args.seed, self._epoch, n=self._n_spans)
-        masked = mask_spans(numbers, n_frames, self.args.mask_probability, self.args.mask_length)
-        targets = self._targets(index, masked.shape[1])
+        width = self.modality.backbone.width(inputs["input_values"].shape[1])
+        masked = mask_spans(numbers, n_frames, self.args.mask_probability, self.args.mask_length, width)
+        positions = inputs["positions"] if "positions" in inputs else index.tolist()
+        targets = self._targets(positions, width, index.device)
         loss = model(self.modality.waveforms(inputs), lengths, masked, targets, self._present)
         return (loss, {}) if return_outputs else loss
 
-    def _targets(self, index: torch.Tensor, width: int) -> torch.Tensor:
-        """Units of each sound's frames, -1 after its end: int64 (B, width)."""
+    def _targets(self, positions: list[int], width: int, device: torch.device) -> torch.Tensor:
+        """Units of each sound's frames, -1 after its end: int64 (B, width); only those of the batch are on a GPU."""
         labels = self._units.labels
-        targets = np.full((len(index), width), -1, dtype=np.int64)
-        for row, position in enumerate(index.tolist()):
+        targets = torch.full((len(positions), width), -1, pin_memory=device.type == "cuda")
+        for row, position in zip(targets.numpy(), positions, strict=True):
             units = labels[self._bounds[position] : self._bounds[position + 1]]
-            targets[row, : len(units)] = units
-        return torch.from_numpy(targets).to(index.device)
+            row[: len(units)] = units
+        return targets.to(device, non_blocking=True)
 
     def _make_trained_model(self) -> torch.nn.Module:
         return UnitPredictor(
@@ -278,12 +281,12 @@ class UnitTrainer(BaseTrainer):
         centroids = self.stage.kmeans.cluster_centers_.cpu().numpy()
         encoder = UnitEncoder(centroids, self._units.map_centroids_to_units(len(centroids)), self.unit_layer)
         encoder.save(directory)
-        units = encoder.units[self._units.raw_labels]
+        units = self.stage.apply_centroid_units(encoder.units, self._units.raw_labels)
         readable = self.train_dataset.rows
         write_units(
             Path(directory) / UNITS_FILE,
             readable if rows is None else rows[readable],
-            np.split(units, self._bounds[1:-1]),
+            np.split(np.asarray(units), self._bounds[1:-1]),
             self.train_dataset.files(),
         )
 
@@ -314,9 +317,10 @@ class UnitTrainer(BaseTrainer):
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
-        labels = self._units.labels if self.has_labels else None
-        sizes = count_members(labels)
-        last = "" if labels is None else f"{len(sizes)} units of {len(labels):,} frames"
+        sizes, last = np.empty(0, np.int64), ""
+        if self.has_labels:
+            sizes = self._units.count_frames()
+            last = f"{len(sizes)} units of {len(self._units.labels):,} frames"
         files = (
             (CENTROIDS_FILE, "the centroids of the units, for `hf-plr units`"),
             (UNITS_FILE, "the units of every recording"),
@@ -329,6 +333,11 @@ class UnitTrainer(BaseTrainer):
         """What is trained beside the backbone."""
         predictor: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return {name: value for name, value in predictor.state_dict().items() if not name.startswith("backbone.")}
+
+
+def collate_with_positions(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack items as `collate_recordings` does, and list their "positions", which stay with the host."""
+    return {**collate_recordings(items), "positions": [item["index"] for item in items]}
 
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:

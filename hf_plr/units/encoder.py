@@ -18,11 +18,13 @@ from hf_plr.clustering import KMeans
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
+from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.units.frames import Frames
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
 FORMAT = "hf-plr-centroids-1"
+WRITTEN_ROWS = 1 << 16  # recordings that are written together
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,16 @@ def write_units(
         units: its units, -1 = none.
         files: its file, (N,); None leaves the column out.
     """
+    fields = [("index", pa.int64()), ("file", pa.string()), ("units", pa.list_(pa.int32()))]
+    schema = pa.schema([field for field in fields if field[0] != "file" or files is not None])
     order = np.argsort(rows, kind="stable")
-    lists = pa.array([units[i].astype(np.int32) for i in order], pa.list_(pa.int32()))
-    columns = {"index": pa.array(np.asarray(rows)[order], pa.int64())}
-    if files is not None:
-        columns["file"] = pa.array([files[i] for i in order])
-    table = pa.table({**columns, "units": lists})
-    pq.write_table(table, f"{path}.tmp")
+    with pq.ParquetWriter(f"{path}.tmp", schema) as writer:
+        for part in iterate_blocks(len(order), WRITTEN_ROWS):
+            columns = {
+                "index": np.asarray(rows)[order[part]],
+                "units": [units[i].astype(np.int32) for i in order[part]],
+            }
+            if files is not None:
+                columns["file"] = [files[i] for i in order[part]]
+            writer.write_table(pa.table(columns, schema))
     os.replace(f"{path}.tmp", path)

@@ -81,11 +81,12 @@ class UnitPredictor(nn.Module):
     def _mean_loss(
         self, hidden: torch.Tensor, targets: torch.Tensor, selection: torch.Tensor, present: torch.Tensor
     ) -> torch.Tensor:
-        projected = self.projection(hidden[selection])
+        chosen = selection.flatten().nonzero().squeeze(1)  # here the host waits for a GPU: it must know how many
+        projected = self.projection(hidden.flatten(0, 1)[chosen])
         with torch.autocast(hidden.device.type, enabled=False):  # cosines in bf16 are too coarse to be divided by 0.1
             cosines = F.normalize(projected.float(), dim=1) @ F.normalize(self.units.float(), dim=1).T
             logits = (cosines / self.temperature).masked_fill(~present, -torch.inf)
-            total = F.cross_entropy(logits, targets[selection], reduction="sum")
+            total = F.cross_entropy(logits, targets.flatten()[chosen], reduction="sum")
         return total / max(len(logits), 1)
 
 
@@ -109,7 +110,8 @@ def mask_spans(
         n_frames: frames of each clip, shape (B,).
         probability: fraction of the frames that would be masked without overlaps, in (0, 1].
         length: frames of a span, at least 1.
-        width: frames of the batch with its padding, None = those of its longest clip.
+        width: frames of the batch with its padding, None = those of its longest clip, for which the host waits if they
+            are on a GPU.
 
     Returns:
         Mask, bool of shape (B, width), True for masked frames; padding is not masked.

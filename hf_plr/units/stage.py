@@ -15,9 +15,13 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
+from hf_plr.refinement.cooccurrence import as_int64, iterate_blocks, iterate_chunks, list_cluster_ids
 from hf_plr.units.frames import Frames, compute_frame_bounds
 from hf_plr.utils.distributed import gather_objects, gather_rows
 from hf_plr.utils.serialization import select_prefix, validate_array
+
+GATHERED_FRAMES = 1 << 22  # of each process at a time
+SPREAD_RECORDINGS = 1 << 12  # whose frames get their labels at a time
 
 
 @dataclass
@@ -41,6 +45,20 @@ class FrameUnits:
         """Copy the units for another round."""
         return dataclasses.replace(self, round=round_)
 
+    def list_units(self) -> np.ndarray:
+        """List the units that have frames, ascending, int64 (K,); labels are read in chunks."""
+        return list_cluster_ids(self.labels)
+
+    def count_frames(self) -> np.ndarray:
+        """Count the frames of the units of `list_units`, int64 (K,); labels are read in chunks."""
+        counts = np.zeros(0, dtype=np.int64)
+        for span in iterate_chunks(len(self.labels)):
+            units = as_int64(self.labels[span])
+            total = np.bincount(units[units != NOISE], minlength=len(counts))
+            total[: len(counts)] += counts
+            counts = total
+        return counts[counts > 0]
+
     def map_centroids_to_units(self, n_centroids: int) -> np.ndarray:
         """Map each centroid to the unit of most of its frames, int64 (K,); -1 for a centroid without frames."""
         table = cooccurrence(self.raw_labels, self.labels)
@@ -55,7 +73,7 @@ def unit_metrics(before: FrameUnits | None, after: FrameUnits) -> dict[str, floa
     assert after.changed_share is not None
     metrics = {
         "round": float(after.round),
-        "units": float(len(np.unique(after.labels[after.labels != NOISE]))),
+        "units": float(len(after.list_units())),
         "frames": float(len(after.labels)),
         "changed_share": after.changed_share,
     }
@@ -161,10 +179,46 @@ class FrameStage:
         self._check_finite(n_bad, round_)
         if self.accelerator.num_processes == 1:
             return local_labels
-        labels = self._allocate_labels(int(bounds[-1]))
-        labels[:] = gather_rows(
-            self.accelerator, torch.from_numpy(local_labels.astype(np.int32))
-        ).numpy()  # no backend takes int16
+        return self._gather_labels(local_labels)
+
+    def spread_over_frames(self, labels: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """Give each frame its recording's label: integers (F,) in a memory-mapped file.
+
+        Args:
+            labels: integers (N,).
+            bounds: output of `compute_frame_bounds` (N + 1,).
+        """
+        is_small = labels.max(initial=0) < 2**31
+        spread = self._allocate(int(bounds[-1]), np.dtype(np.int32) if is_small else labels.dtype)
+        for part in iterate_blocks(len(labels), SPREAD_RECORDINGS):
+            counts = np.diff(bounds[part.start : part.stop + 1])
+            spread[bounds[part.start] : bounds[part.stop]] = np.repeat(labels[part].astype(spread.dtype), counts)
+        return spread
+
+    def apply_centroid_units(self, units: np.ndarray, raw_labels: np.ndarray) -> np.ndarray:
+        """Give each frame the unit of its centroid: integers (F,) in a memory-mapped file.
+
+        Args:
+            units: output of `FrameUnits.map_centroids_to_units`, (K,).
+            raw_labels: centroid per frame, (F,).
+        """
+        labels = self._allocate_labels(len(raw_labels))
+        for span in iterate_chunks(len(raw_labels)):
+            labels[span] = units[raw_labels[span]]
+        return labels
+
+    def _gather_labels(self, local_labels: np.ndarray) -> np.ndarray:
+        """Gather the labels of all processes, part by part: on CPUs, from file to file."""
+        lengths = gather_objects(self.accelerator, len(local_labels))
+        starts = np.cumsum(lengths) - lengths
+        labels = self._allocate_labels(sum(lengths))
+        for span in iterate_blocks(max(lengths), GATHERED_FRAMES):
+            values = torch.from_numpy(local_labels[span].view(np.uint8))  # as bytes: no backend takes int16
+            gathered = gather_rows(self.accelerator, values).numpy().view(labels.dtype)
+            for start, length in zip(starts, lengths, strict=True):
+                part = slice(start + min(span.start, length), start + min(span.stop, length))
+                n_frames = part.stop - part.start
+                labels[part], gathered = gathered[:n_frames], gathered[n_frames:]
         return labels
 
     def _check_finite(self, n_bad: int, round_: int) -> None:
@@ -181,8 +235,11 @@ class FrameStage:
         return torch.empty(0, width, device=self.accelerator.device)
 
     def _allocate_labels(self, n_frames: int) -> np.ndarray:
-        """Allocate labels in a memory-mapped file without a name; it is gone as soon as nothing refers to it."""
-        dtype = np.dtype(np.int16 if 2 * self.kmeans.n_clusters < 2**15 else np.int32)
+        """Allocate labels of frames in the smallest type that holds every unit."""
+        return self._allocate(n_frames, np.dtype(np.int16 if 2 * self.kmeans.n_clusters < 2**15 else np.int32))
+
+    def _allocate(self, n_frames: int, dtype: np.dtype) -> np.ndarray:
+        """Allocate an array in a memory-mapped file without a name; it is gone as soon as nothing refers to it."""
         if n_frames == 0:
             return np.empty(0, dtype)
         if self.folder is not None:

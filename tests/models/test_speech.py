@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -162,6 +163,22 @@ def test_copies_keep_padding_out_for_themselves(name):
         expected = backbone.features(model, clips(), LENGTHS)
         assert torch.equal(backbone.features(twin, clips(), LENGTHS), expected)
     assert twin._forward_pre_hooks.keys() == model._forward_pre_hooks.keys()
+
+
+def test_a_model_is_pickled_where_torch_can():
+    """Not HuBERT: torch pickles no module with weight norm."""
+    model = load_speech_backbone(make("data2vec")).eval()
+    backbone = SpeechBackbone(model)
+    unpickled = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert type(unpickled.encoder.pos_conv_embed) is type(model.encoder.pos_conv_embed)
+    with torch.no_grad():
+        assert torch.equal(backbone.features(unpickled, clips(), LENGTHS), backbone.features(model, clips(), LENGTHS))
+
+
+def test_batches_are_as_wide_as_their_longest_clip_has_frames():
+    backbone = SpeechBackbone(make("hubert-group"))
+    for n_samples in range(1, 200):
+        assert backbone.width(n_samples) == int(backbone.n_frames(torch.tensor(n_samples)))
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
