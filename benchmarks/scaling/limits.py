@@ -27,6 +27,7 @@ from benchmarks.scaling.model import (
 from benchmarks.scaling.rates import label_rates, order_seconds
 from hf_plr import KMeans
 from hf_plr.clustering.kmeans import OTHER_BLOCK_SCORES
+from hf_plr.clustering.seeding import POOL_ROWS
 from hf_plr.refinement import PseudoLabelRefiner
 
 ON_THE_GPU = ("features", "a pass over own samples", "a block of scores", "sums", "centroids and prototypes")
@@ -49,7 +50,7 @@ class Hardware:
         share_of_products: share of it that a forward pass reaches: assumed.
         fp32_products: operations a second of a float32 product without TF32; 67e12 on the data sheet, less assumed.
         gpu_memory: bytes a second to and from a GPU's memory, data sheet.
-        collective: seconds of a small sum over all processes: assumed.
+        collective: seconds of a small sum over all processes, one per seed of k-means++: assumed.
         link: bytes a second between GPUs of different machines, 400 Gbit/s each; inside a machine it is more.
         decoded: images a second that one core decodes with the stock image processor, measured on a CPU at small sizes.
         cores_per_gpu: cores that decode for one GPU (`--dataloader_num_workers`).
@@ -213,8 +214,10 @@ def forward_operations(width: int) -> float:
 
 
 def seeding_seconds(size: Size, hardware: Hardware) -> float:
-    """Seconds of k-means++: each seed reads the sample once, and takes two small sums over the processes."""
+    """Seconds of k-means++: a pool of candidates reads the sample once, each seed takes a small sum over processes."""
     sample = min(size.samples, KMeans(size.clusters)._seeding_samples()) / size.processes
+    trials = 2 + int(math.log(size.clusters))
+    pools = size.clusters * trials / POOL_ROWS
     reading = sample * size.columns * FLOAT32 / hardware.gpu_memory
-    computing = 2.0 * (2 + math.log(size.clusters)) * sample * size.columns / hardware.fp32_products
-    return size.clusters * (reading + computing + 2 * hardware.collective * (size.processes > 1))
+    computing = 2.0 * POOL_ROWS * sample * size.columns / hardware.fp32_products
+    return pools * (reading + computing) + size.clusters * hardware.collective * (size.processes > 1)

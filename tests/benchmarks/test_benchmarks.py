@@ -85,6 +85,19 @@ def test_kmeans(run_benchmark):
     assert result["ours_share_of_rate"] == pytest.approx(share, abs=0.06 / result["rate_gflops"] + 1e-3)
 
 
+def test_seeding(run_benchmark):
+    result = run_benchmark("seeding", "--samples", "3000", "--dimension", "16", "--clusters", "30", "--turns", "3")
+    assert result["potential_ratio"] == pytest.approx(1.0, abs=0.15)
+    assert result["ours_seconds"] > 0
+
+
+def test_knn(run_benchmark):
+    sizes = ["--samples", "2000", "--queries", "200", "--dimension", "16", "--classes", "5", "--turns", "1"]
+    result = run_benchmark("knn", *sizes)
+    assert {"ours_seconds", "scikit_learn_seconds"} <= result.keys()
+    assert result["predicted_alike"] > 0.99
+
+
 def test_extraction(run_benchmark):
     result = run_benchmark("extraction", "--images", "48", "--image_size", "32", "--turns", "1", "--dtype", "float32")
     assert result["ari"] > 0.9
