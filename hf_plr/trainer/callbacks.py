@@ -200,6 +200,7 @@ class StopSignal(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._asked is not None:
             self._asked[0].wait()
+        self._asked = None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stopped and state.epoch % 1:  # what was saved resumes in the middle of the epoch: this is not its end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import threading
@@ -144,6 +145,7 @@ def get_patient_group() -> dist.ProcessGroup:
 @functools.lru_cache(maxsize=1)
 def _make_patient_group(world: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """Make the group once for the processes that `world` connects."""
+    atexit.register(_make_patient_group.cache_clear)  # gloo's threads abort a process whose interpreter is gone
     try:
         return dist.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:
