@@ -1,9 +1,10 @@
 """Overhead of PLRTrainer's training loop: samples a second against a stock Trainer, stage taken out.
 
 Both train the same model on the same device, from the same image store, with the same augmentation, precision, batch
-size, optimizer and number of steps. They take turns in one process, so that a drift of the machine's speed meets both;
-the ratio of a turn is formed inside it. The stock Trainer classifies with a linear layer over as many classes as
-PLRTrainer's first labeling has prototypes.
+size, optimizer and number of steps. The images make whole batches: at the end of an epoch PLRTrainer would fill up its
+last batch, where a stock Trainer has a small one. They take turns in one process, so that a drift of the machine's
+speed meets both; the ratio of a turn is formed inside it. The stock Trainer classifies with a linear layer over as many
+classes as PLRTrainer's first labeling has prototypes.
 
 Timed is all that happens from the end of a turn's third step to the end of its last one, the device's work included:
 loading, steps, and what both do between epochs, for PLRTrainer the order of the next epoch and the move of its targets
@@ -153,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image_size", type=int, help="pixels a side (default: 32 for small_vit, else 224)")
     parser.add_argument("--labelings", type=int, default=3, help="clusterings at once, as by default (default: 3)")
-    parser.add_argument("--samples", type=int, default=1797, help="training images: digits, again and again")
+    parser.add_argument("--samples", type=int, default=1797, help="digits, again and again; cut to whole batches")
     parser.add_argument("--clusters", type=int, help="of the first labeling (default: as PLRTrainer takes)")
     parser.add_argument("--steps", type=int, default=120, help=f"steps a turn, after {UNTIMED_STEPS} (default: 120)")
     parser.add_argument("--turns", type=int, default=7, help="turns, after one that is not counted (default: 7)")
@@ -167,7 +168,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         plr: list[LoopTimer] = []
         stock: list[LoopTimer] = []
-        images = many_digits(args.samples)
+        images = many_digits(max(1, args.samples // args.batch_size) * args.batch_size)
         for turn in range(args.turns + 1):
             torch.manual_seed(turn)
             ours, theirs = trainers(args, images, folder)
@@ -195,7 +196,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "image_size": args.image_size or MODELS[args.model],
         "labelings": args.labelings,
         "clusters": [labeling.pseudo_labels.n_clusters for labeling in ours.labelings],
-        "samples": args.samples,
+        "samples": len(images),
         "bf16": args.bf16,
         "device": str(ours.args.device),
         "threads": torch.get_num_threads(),
