@@ -296,6 +296,14 @@ class PLRTrainingArguments(BaseTrainingArguments):
             "otherwise 1."
         },
     )
+    cluster_space: str = field(default="auto", metadata={"help": "auto, centered or a shrinkage"})
+    pair_weight: AtLeastZero = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the pair term: a batch holds every sample in two augmented views, which also agree with "
+            "each other (VICReg). 0: one view of twice as many samples."
+        },
+    )
     confidence_power: AtLeastZero = field(
         default=0.0,
         metadata={

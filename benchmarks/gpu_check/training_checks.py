@@ -23,7 +23,6 @@ from benchmarks.scaling.model import Size, while_clustering
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
 from hf_plr.clustering.kmeans import BLOCK_SCORES, OTHER_BLOCK_SCORES
 from hf_plr.data.loading import digits
-from hf_plr.features.centering import CenteredFeatures
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.trainer.progress_display import ProgressDisplay
@@ -266,5 +265,5 @@ def run_stage(bench: Bench, n_samples: int, dimension: int, n_clusters: int) -> 
     labels = None
     for epoch in range(2):
         part = slice(0, n_samples)
-        clusters = stage.cluster(CenteredFeatures(features, torch.zeros(dimension, device=bench.device), part))
+        clusters = stage.cluster(features, epoch)
         labels = stage.refine(clusters, epoch, part, labels)

@@ -76,7 +76,7 @@ class Stages:
         centered = center_features(features, self.accelerator, out=features)
         self.kmeans.after_clustering = after_clustering
         before = self.labeling.pseudo_labels if self.labeling.has_labels else None
-        after = self.labeling.refine(self.labeling.cluster(centered), epoch, self.mine)
+        after = self.labeling.refine(self.labeling.cluster(centered.rows, epoch), epoch, self.mine)
         self.objective.rebuild_prototypes(centered)
         compute_stage_metrics(before, after, self.mine, self.accelerator)
         return {

@@ -19,6 +19,7 @@ from hf_plr.modality.base import Modality
 from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
+from hf_plr.utils.rng import uniform
 
 
 @dataclass
@@ -60,6 +61,7 @@ class FeatureExtractor:
         positions: torch.Tensor,
         dtype: torch.dtype | None = None,
         out: torch.Tensor | None = None,
+        view: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """Extract features of these samples on this process alone.
 
@@ -68,6 +70,7 @@ class FeatureExtractor:
             positions: positions in the store, shape (n,).
             dtype: torch.bfloat16 for products in bfloat16; None for the precision of training.
             out: float32 tensor of shape (n, D) to write to, on any device.
+            view: seed and epoch of the augmentation, as for `uniform`; None for samples as they are.
 
         Returns:
             `out`, or a float32 tensor of shape (n, D) on the accelerator's device.
@@ -76,7 +79,8 @@ class FeatureExtractor:
         start = 0
         with self.evaluation_mode(dtype):
             for batch in self.batches(store, positions):
-                rows = self.modality.features(self.model, batch)
+                numbers = None if view is None else uniform(batch["index"], *view)
+                rows = self.modality.features(self.model, batch, numbers)
                 features[start : start + len(rows)] = rows.to(features.device)
                 start += len(rows)
         return features

@@ -43,12 +43,12 @@ class Labeling:
             raise RuntimeError("there are no pseudo-labels yet: call train() first")
         return self._pseudo_labels
 
-    def cluster(self, features: CenteredFeatures) -> np.ndarray:
-        """Cluster features; returns the labels of all samples, integers (N,), -1 = noise."""
-        return self.stage.cluster(features)
+    def cluster(self, rows: torch.Tensor, epoch: int) -> np.ndarray:
+        """Cluster this process's rows (n, D); returns the labels of all samples, see `RefinementStage.cluster`."""
+        return self.stage.cluster(rows, epoch)
 
     def refine(self, clusters: np.ndarray, epoch: int, part: slice) -> PseudoLabels:
-        """Refine clusters (N,) by the labels of the epoch before, and train on the result in this epoch."""
+        """Refine the output of `cluster` by the labels of the epoch before, and train on the result in this epoch."""
         self._pseudo_labels = self.stage.refine(clusters, epoch, part, previous=self._pseudo_labels)
         return self._pseudo_labels
 

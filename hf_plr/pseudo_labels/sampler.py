@@ -79,11 +79,15 @@ class ClusterSampler(EpochSampler):
     equal size, give or take one, and spreads the groups of a large cluster over the epoch. The order depends on
     (seed, epoch, targets) alone.
 
+    With several views, each sample that is drawn comes so often in a row, and an epoch draws as many fewer samples.
+
     Args:
         n_samples: samples N of the data set.
-        group_size: largest number of samples of one cluster in a row (K of P x K), at least 1.
+        group_size: largest number of indices of one cluster in a row (K of P x K), at least 1; with several views, of
+            one sample at least.
         seed: seed of the order.
-        samples_per_epoch: number of indices per epoch; by default N.
+        samples_per_epoch: number of indices per epoch, a multiple of `views`; by default N.
+        views: times in a row that a sample comes.
 
     Example:
         >>> sampler = ClusterSampler(n_samples=6, group_size=3, seed=0)
@@ -93,9 +97,12 @@ class ClusterSampler(EpochSampler):
         True
     """
 
-    def __init__(self, n_samples: int, group_size: int, seed: int, samples_per_epoch: int | None = None):
+    def __init__(
+        self, n_samples: int, group_size: int, seed: int, samples_per_epoch: int | None = None, views: int = 1
+    ):
         super().__init__(n_samples, seed, samples_per_epoch)
-        self.group_size = group_size
+        self.group_size = max(group_size // views, 1)
+        self.views = views
         self._targets: np.ndarray | None = None
 
     def set_targets(self, targets: np.ndarray, epoch: int) -> None:
@@ -117,7 +124,8 @@ class ClusterSampler(EpochSampler):
             groups.extend(cluster_groups)
             # Evenly spaced turns with a random start spread a large cluster over the pass.
             turns.append((np.arange(len(cluster_groups)) + rng.random()) / len(cluster_groups))
-        return np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
+        drawn = np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
+        return np.repeat(drawn, self.views)
 
 
 class LengthSampler(EpochSampler):

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering import Clusterer
+from hf_plr.clustering.ensemble import Ensemble
 from hf_plr.clustering.protocol import validate_labels
-from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
 from hf_plr.refinement import NOISE, CellRefinement, PseudoLabelRefiner, RefinementResult
 from hf_plr.refinement.assignment import keep_current
@@ -111,6 +111,7 @@ class RefinementStage:
         accelerator: shares the samples among processes; all of them have all labels.
         min_confidence: samples of less confident labels keep these, but have no loss in this epoch.
         may_be_empty: True to allow epochs without clusters, as for a labeling beside others.
+        ensemble: further clusterings of each epoch, which a refiner in the joint space takes too; None for none.
 
     Raises:
         ValueError: if the refiner's soft labels cannot be targets.
@@ -124,6 +125,7 @@ class RefinementStage:
         accelerator: Accelerator,
         min_confidence: float = 0.0,
         may_be_empty: bool = False,
+        ensemble: Ensemble | None = None,
     ):
         if refiner.assignment == "soft" and refiner.space == "joint":
             raise ValueError(
@@ -131,26 +133,37 @@ class RefinementStage:
             )
         self.may_be_empty = may_be_empty
         self.min_confidence = min_confidence
+        self.ensemble = ensemble
         self.clusterer = clusterer
         self.refiner = refiner
         self.refine_start_epoch = refine_start_epoch
         self.accelerator = accelerator
 
-    def cluster(self, features: CenteredFeatures) -> np.ndarray:
-        """Cluster features; returns the labels of all samples on every process, integers (N,), -1 = noise.
+    def cluster(self, rows: torch.Tensor, epoch: int) -> np.ndarray:
+        """Cluster the rows of all processes.
+
+        Args:
+            rows: this process's rows, shape (n, D).
+            epoch: epoch that the labels will train; the ensemble's clusterings differ between epochs.
+
+        Returns:
+            Labels of all samples on every process, -1 = noise, shape (N,). With an ensemble (N, M): the clusterer's,
+            then those of each of its members.
 
         Raises:
             ValueError: if the clusterer's labels are not one integer per sample.
         """
-        labels = self.clusterer.fit_predict_shard(features.rows, self.accelerator)
-        local = validate_labels(labels, len(features.rows), self.accelerator)
+        labels = self.clusterer.fit_predict_shard(rows, self.accelerator)
+        local = validate_labels(labels, len(rows), self.accelerator)
+        if self.ensemble is not None:
+            local = np.stack([local, *self.ensemble.fit_predict_shard(rows, epoch, self.accelerator)], axis=1)
         return gather_rows(self.accelerator, torch.from_numpy(local)).numpy()
 
     def refine(self, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
         """Refine clusters by those of the epochs before, and make targets of the refined labels.
 
         Args:
-            clusters: output of `cluster`, shape (N,).
+            clusters: output of `cluster`, shape (N,) or (N, M).
             epoch: epoch that the labels will train.
             part: positions of this process's samples.
             previous: labels of the epoch before; None at the first.
@@ -167,7 +180,7 @@ class RefinementStage:
             epoch=epoch,
             labels=refined.labels,
             previous_labels=np.full(len(clusters), NOISE, np.int32) if previous is None else previous.labels,
-            raw_labels=clusters,
+            raw_labels=clusters if clusters.ndim == 1 else np.ascontiguousarray(clusters[:, 0]),
             confidence=confidence,
             targets=targets,
             n_clusters=n_clusters,

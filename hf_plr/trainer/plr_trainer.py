@@ -21,13 +21,15 @@ from hf_plr.data.columns import check_dataset
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
+from hf_plr.features.cluster_space import CENTERED, ClusterSpace
 from hf_plr.features.source import FeatureSource
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
+from hf_plr.pseudo_labels.pair_term import PairTerm
 from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler, count_samples_per_epoch, select_data_seed
-from hf_plr.pseudo_labels.stage import PseudoLabels
+from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
@@ -36,11 +38,17 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
-from hf_plr.utils.rng import isolate_rng, uniform
-from hf_plr.utils.serialization import name_file_in_errors
+from hf_plr.utils.rng import isolate_rng, uniform, uniform_of_pairs
+from hf_plr.utils.serialization import name_file_in_errors, select_prefix
 from hf_plr.utils.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
+
+PAIR_PREFIX = "pair_term."
+
+
+def args_first(args, labelings):
+    return args.cluster_space == "first" and labelings[0].has_labels or args.cluster_space not in ("auto","first")
 
 
 class PLRTrainer(BaseTrainer):
@@ -125,8 +133,14 @@ class PLRTrainer(BaseTrainer):
         self._feature_source = FeatureSource(
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
+        self._space = ClusterSpace(None if args.cluster_space in ("auto","first") else float(args.cluster_space), args.feature_dir, args.seed)
+        self.pair_term = self._make_pair_term()
         self._sampler = ClusterSampler(
-            n_samples, args.samples_per_cluster, select_data_seed(args), count_samples_per_epoch(args, n_samples)
+            n_samples,
+            args.samples_per_cluster,
+            select_data_seed(args),
+            count_samples_per_epoch(args, n_samples),
+            views=1 if self.pair_term is None else 2,
         )
         self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
         self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
@@ -143,15 +157,27 @@ class PLRTrainer(BaseTrainer):
             with clock("extract"):
                 features = self._features_of_evaluation() or self._extract_centered(epoch)
             before = self.pseudo_labels
+            with clock("cluster"):
+                if args_first(self.args, self.labelings): self._space.needs_trial=False
+                self._space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
+                rows = self._space.map(features, self.accelerator)
             for labeling in self.labelings:
                 with clock("cluster"):
-                    clusters = labeling.cluster(features)
+                    clusters = labeling.cluster(rows, epoch)
                 with clock("refine"):  # project, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
             means = self.cluster_objective.rebuild_prototypes(features)
             self._feature_source.decide_dtype(self.extractor, self.train_dataset, features, means[0].directions)
             metrics = self._measure_stage(before, features, means[0], clock)
         self.log(metrics)
+
+    def _extract_view(self, positions: torch.Tensor) -> torch.Tensor:
+        """Features (n, D) of an augmented view of the samples at these positions, on this process alone."""
+        return self.extractor.extract(self.train_dataset, positions, view=(self.args.seed, self._epoch))
+
+    def _count_clusters(self) -> int:
+        n = self.labelings[0].stage.clusterer.get_params().get("n_clusters")
+        return n if isinstance(n, int) else default_num_clusters(len(self.train_dataset))
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
@@ -215,6 +241,17 @@ class PLRTrainer(BaseTrainer):
         check_finite(features, epoch, rows, self.accelerator)
         return center_features(features, self.accelerator, out=features)
 
+    def _make_pair_term(self) -> PairTerm | None:
+        args = self.args
+        if args.pair_weight == 0 or args.augmentation == "none":
+            return None
+        if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
+            raise ValueError(
+                f"per_device_train_batch_size={args.per_device_train_batch_size}: with pair_weight above 0 a batch holds "
+                "every sample in two views, so use an even number of at least 4"
+            )
+        return PairTerm(self.extractor.width, args.pair_weight, args.seed, self.accelerator)
+
     def _features_of_evaluation(self) -> CenteredFeatures | None:
         """What an evaluation of these very weights has extracted, where there was one."""
         ahead, self._ahead = self._ahead, None
@@ -265,8 +302,11 @@ class PLRTrainer(BaseTrainer):
     ) -> Any:
         """Cross-entropy of a batch of samples against the prototypes of their refined clusters, a mean of labelings."""
         index = inputs["index"]
-        features = self.modality.features(model, inputs, uniform(index, self.args.seed, self._epoch))
+        draw = uniform if self.pair_term is None else uniform_of_pairs
+        features = self.modality.features(model, inputs, draw(index, self.args.seed, self._epoch))
         loss = self.cluster_objective.loss(features, index)
+        if self.pair_term is not None:
+            loss = loss + self.pair_term.loss(features)
         self._accumulated.append((features.detach(), index))
         return (loss, {"features": self.cluster_objective.memory.embed(features)}) if return_outputs else loss
 
@@ -275,6 +315,9 @@ class PLRTrainer(BaseTrainer):
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self.update_prototypes()
+            if self.pair_term is not None:
+                group = self.optimizer.param_groups[0]
+                self.pair_term.step(schedule=group["lr"] / group["initial_lr"])
         return loss
 
     def update_prototypes(self) -> None:
@@ -319,7 +362,10 @@ class PLRTrainer(BaseTrainer):
 
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, prototypes and features of the epoch, as arrays by name."""
-        return self._feature_source.state_dict() | self.cluster_objective.state_dict()
+        state = self._feature_source.state_dict() | self.cluster_objective.state_dict()
+        if self.pair_term is not None:
+            state |= {f"{PAIR_PREFIX}{name}": value for name, value in self.pair_term.state_dict().items()}
+        return state
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
@@ -327,6 +373,8 @@ class PLRTrainer(BaseTrainer):
         with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
             self.cluster_objective.load_state_dict(state, n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
+            if self.pair_term is not None:
+                self.pair_term.load_state_dict(select_prefix(PAIR_PREFIX, state))
         self.reporter.resume(self._snapshot())
 
     def run_settings(self) -> dict[str, Any]:

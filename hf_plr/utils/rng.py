@@ -43,6 +43,17 @@ def uniform(index: torch.Tensor, seed: int, epoch: int, n: int = RANDOM_NUMBERS)
     return _shift(bits, 40).to(torch.float32) / 2**24
 
 
+def uniform_of_pairs(index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """Draw random numbers as `uniform`, different ones for the two views of a sample that follow each other.
+
+    Args:
+        index: shape (B,), every sample twice in a row.
+        seed, epoch: as for `uniform`.
+    """
+    numbers = uniform(index, seed, epoch, n=2 * RANDOM_NUMBERS).unflatten(1, (2, RANDOM_NUMBERS))
+    return torch.stack([numbers[0::2, 0], numbers[1::2, 1]], dim=1).flatten(0, 1)
+
+
 def _mix(x: torch.Tensor) -> torch.Tensor:
     """Mix int64 bit patterns by SplitMix64's finaliser; products wrap around like unsigned ones."""
     x = x + _signed(0x9E3779B97F4A7C15)

@@ -74,7 +74,7 @@ def test_labels_take_as_much_as_the_model_says_at_the_stages_peak(n, n_clusters)
 
     def run(epoch):
         before = labeling.pseudo_labels if labeling.has_labels else None
-        after = labeling.refine(labeling.cluster(features), epoch, features.part)
+        after = labeling.refine(labeling.cluster(features.rows, epoch), epoch, features.part)
         compute_stage_metrics(before, after, features.part, stage.accelerator)
 
     tracemalloc.start()  # it sees numpy's arrays

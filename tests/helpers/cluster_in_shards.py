@@ -12,7 +12,7 @@ from sklearn.datasets import make_blobs
 from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.clustering.seeding import draw_seeds
-from hf_plr.features.centering import CenteredFeatures, center_features
+from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
@@ -53,7 +53,7 @@ def main(output: str) -> None:
     for epoch in range(3):
         noise = np.random.default_rng(epoch).normal(size=features.shape).astype(np.float32)
         rows = torch.from_numpy(shard + noise[mine])
-        clusters = stage.cluster(CenteredFeatures(rows, torch.zeros(rows.shape[1]), mine))
+        clusters = stage.cluster(rows, epoch)
         before, pseudo_labels = pseudo_labels, stage.refine(clusters, epoch, mine, pseudo_labels)
         state = stage.state_dict() | pseudo_labels.state_dict()
         results |= {f"stage.{name}.{epoch}": value for name, value in state.items()}

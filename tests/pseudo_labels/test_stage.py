@@ -46,7 +46,7 @@ def run(stage, n):
     features = CenteredFeatures(torch.zeros(n, 1), torch.zeros(1), slice(0, n))
     epochs = []
     for epoch in range(2):
-        clusters = stage.cluster(features)
+        clusters = stage.cluster(features.rows, epoch)
         epochs.append(stage.refine(clusters, epoch, features.part, previous=epochs[-1] if epochs else None))
     return epochs, compute_stage_metrics(*epochs, features.part, stage.accelerator)
 

@@ -48,7 +48,7 @@ def test_checkpoints_of_images(make_trainer, tmp_path):
         trainer._feature_source.record(some, features[some])
         centered = CenteredFeatures(features, torch.zeros(32), slice(0, 203))
         labeling = trainer.labelings[0]
-        labeling.refine(labeling.cluster(centered), now.epoch + 1, centered.part)
+        labeling.refine(labeling.cluster(centered.rows, now.epoch + 1), now.epoch + 1, centered.part)
 
     check_damaged(tmp_path / STATE_FILE, read, named=tmp_path, examples=100)
 

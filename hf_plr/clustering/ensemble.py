@@ -1,0 +1,83 @@
+"""Members of an ensemble: further clusterings of the same samples, which differ so that their consensus says more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hf_plr.clustering.kmeans import KMeans
+from hf_plr.clustering.protocol import Clusterer, validate_labels
+
+MEMBERS = 4  # fresh k-means clusterings, each of
+FINER = 2  # times as many clusters as are sought
+FIT_SAMPLES_PER_CLUSTER = 64
+
+
+class Ensemble(Protocol):
+    """Further clusterings of the rows of all processes together."""
+
+    def fit_predict_shard(self, rows: torch.Tensor, epoch: int, accelerator: Accelerator) -> list[np.ndarray]:
+        """Cluster the rows of all processes, differently in each epoch; returns labels (n,) of this process's by member.
+
+        Args:
+            rows: this process's rows, shape (n, D).
+            epoch: epoch of the stage.
+            accelerator: connects the processes.
+        """
+
+
+class FreshKMeans:
+    """Clusterings by k-means that never start from earlier centers.
+
+    A warm-started clustering repeats the mistakes of the last one. Fresh ones make other mistakes, so that what they
+    agree on is more often right. They are finer than the clusters that are sought, which keeps them pure.
+
+    Args:
+        n_clusters: number of clusters K that are sought; members have 2 K.
+        n_samples: number of samples N; a member has half as many clusters at most.
+        seed: seed of the first centers, which differ between members and epochs.
+        n_members: number of clusterings.
+    """
+
+    def __init__(self, n_clusters: int, n_samples: int, seed: int, n_members: int = MEMBERS):
+        self.n_clusters = max(n_clusters, min(FINER * n_clusters, n_samples // 2))
+        self.n_samples = n_samples
+        self.seed = seed
+        self.n_members = n_members
+
+    def fit_predict_shard(self, rows: torch.Tensor, epoch: int, accelerator: Accelerator) -> list[np.ndarray]:
+        """Cluster as `Ensemble` says."""
+        seeds = np.random.default_rng([self.seed, epoch]).integers(2**31, size=self.n_members)
+        fit_samples = FIT_SAMPLES_PER_CLUSTER * self.n_clusters
+        labels = []
+        for seed in seeds.tolist():
+            kmeans = KMeans(
+                self.n_clusters,
+                init="k-means++",
+                seed=seed,
+                fit_samples=fit_samples if fit_samples < self.n_samples else None,
+            )
+            labels.append(np.asarray(kmeans.fit_predict_shard(rows, accelerator)))
+        return labels
+
+
+class Clusterings:
+    """Given clusterers as members, such as DBSCAN with smaller eps.
+
+    Args:
+        clusterers: clusterers without a state.
+    """
+
+    def __init__(self, clusterers: Sequence[Clusterer]):
+        self.clusterers = clusterers
+
+    def fit_predict_shard(self, rows: torch.Tensor, epoch: int, accelerator: Accelerator) -> list[np.ndarray]:
+        """Cluster as `Ensemble` says; the same in every epoch."""
+        return [
+            validate_labels(each.fit_predict_shard(rows, accelerator), len(rows), accelerator)
+            for each in self.clusterers
+        ]

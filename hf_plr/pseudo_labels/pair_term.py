@@ -1,0 +1,155 @@
+"""The pair term: two views of a sample agree in a head of their own, beside the loss against the prototypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from hf_plr.utils.distributed import is_single_process
+from hf_plr.utils.rng import isolate_rng
+from hf_plr.utils.serialization import validate_array
+
+HIDDEN_SIZE = 512
+OUTPUT_SIZE = 128
+LEARNING_RATE = 1e-3  # of the head, at the peak of the schedule: it always starts from random weights
+INVARIANCE, VARIANCE, COVARIANCE = 25.0, 25.0, 1.0  # weights of VICReg's three terms, as published
+
+
+def vicreg_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Compute the loss of VICReg (Bardes, Ponce and LeCun, ICLR 2022, arXiv 2105.04906).
+
+    Views of a sample are equal, every column has a standard deviation of at least 1, and no two columns are correlated.
+
+    Args:
+        first, second: embeddings of the two views of P samples, both of shape (P, E), P at least 2.
+
+    Returns:
+        A scalar.
+    """
+    loss = INVARIANCE * F.mse_loss(first, second)
+    for view in (first, second):
+        centered = view - view.mean(dim=0)
+        deviation = (centered.square().sum(dim=0) / (len(view) - 1) + 1e-4).sqrt()
+        loss = loss + VARIANCE / 2 * F.relu(1.0 - deviation).mean()
+        covariance = centered.T @ centered / (len(view) - 1)
+        off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
+        loss = loss + COVARIANCE * off_diagonal / view.shape[1]
+    return loss
+
+
+class PairTerm:
+    """VICReg between the two views of each sample, in a head that ends with the training.
+
+    Every process gathers the features of all of them and computes the whole loss, so that the statistics of the batch
+    are those of a single process, and so are the head's gradients. The head has an optimizer of its own: it needs
+    another learning rate than a pretrained backbone, and works beside FSDP, DeepSpeed and a user's own optimizer.
+
+    Args:
+        width: size D of the features.
+        weight: weight of the term in the loss, above 0.
+        seed: seed of the head's first weights.
+        accelerator: connects the processes.
+    """
+
+    def __init__(self, width: int, weight: float, seed: int, accelerator: Accelerator):
+        self.weight = weight
+        self.accelerator = accelerator
+        with isolate_rng(seed):
+            self.head = nn.Sequential(
+                nn.Linear(width, HIDDEN_SIZE),
+                nn.BatchNorm1d(HIDDEN_SIZE, track_running_stats=False),
+                nn.ReLU(inplace=True),
+                nn.Linear(HIDDEN_SIZE, OUTPUT_SIZE),
+            )
+        self.head.to(accelerator.device)
+        self._optimizer = torch.optim.AdamW(self.head.parameters(), LEARNING_RATE)
+
+    def loss(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute the weighted term of features (B, D), in which the two views of a sample follow each other."""
+        with torch.autocast(features.device.type, enabled=False):
+            embeddings = self.head(gather_with_gradient(features.float(), self.accelerator))
+        return self.weight * vicreg_loss(embeddings[0::2], embeddings[1::2])
+
+    def step(self, schedule: float) -> None:
+        """Update the head by the gradients since the last update.
+
+        Args:
+            schedule: learning rate of the run as a fraction of its peak, in [0, 1].
+        """
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()  # of the loss in float16
+        gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
+        if scale != 1.0:
+            torch._foreach_div_(gradients, scale)
+        if scaler is None or all(gradient.isfinite().all() for gradient in gradients):
+            self._optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """State for a resumed run, as arrays by name: the head, and the moments of its optimizer."""
+        state = {f"head.{name}": value.cpu().numpy() for name, value in self.head.state_dict().items()}
+        for (name, _), moments in zip(self.head.named_parameters(), self._moments(), strict=True):
+            state |= {f"optimizer.{name}.{key}": value.cpu().numpy() for key, value in moments.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the output of `state_dict`; other entries are ignored.
+
+        Raises:
+            ValueError: if an array is missing or damaged, naming it.
+        """
+        weights = self.head.state_dict()
+        self.head.load_state_dict(
+            {name: _read(state, f"head.{name}", tuple(value.shape)) for name, value in weights.items()}
+        )
+        for name, parameter in self.head.named_parameters():
+            if f"optimizer.{name}.step" not in state:  # saved before the first step
+                continue
+            self._optimizer.state[parameter] = {
+                key: _read(state, f"optimizer.{name}.{key}", () if key == "step" else tuple(parameter.shape)).to(
+                    "cpu" if key == "step" else parameter.device
+                )
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+
+    def _moments(self) -> list[dict[str, torch.Tensor]]:
+        return [self._optimizer.state.get(parameter, {}) for parameter in self.head.parameters()]
+
+
+class _GatherRows(torch.autograd.Function):
+    """Gathers the rows of all processes; a gradient goes back to the own rows.
+
+    Every process computes the same loss of all rows. Averaged over processes, as for the backbone's weights, each row's
+    gradient counts once for all of them: it is multiplied by their number here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+        ctx.accelerator = accelerator
+        parts = [torch.empty_like(rows) for _ in range(accelerator.num_processes)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        parts = gradients[0].chunk(ctx.accelerator.num_processes)
+        return parts[ctx.accelerator.process_index] * ctx.accelerator.num_processes, None
+
+
+def gather_with_gradient(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Gather the rows (n, D) of all processes, equally many of each, for a loss that each process computes alike."""
+    if is_single_process(accelerator):
+        return rows
+    gathered: torch.Tensor = _GatherRows.apply(rows, accelerator)
+    return gathered
+
+
+def _read(state: dict[str, Any], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.array(validate_array(state, name, "floats", shape)))

@@ -1,0 +1,110 @@
+"""The pair term: VICReg's value, pairs that are drawn and augmented apart, a head that resumes and serves processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_plr.pseudo_labels.pair_term import LEARNING_RATE, PairTerm, vicreg_loss
+from hf_plr.pseudo_labels.sampler import ClusterSampler
+from hf_plr.utils.rng import uniform, uniform_of_pairs
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def test_vicreg_by_hand():
+    # Two samples, two columns: deviations sqrt(2) and 0, so that the second column lacks 1 - sqrt(1e-4) = 0.99.
+    first = torch.tensor([[1.0, 3.0], [-1.0, 3.0]])
+    second = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
+    invariance = 25.0 * (4.0 + 4.0) / 4.0
+    variance = 25.0 / 2 * 2 * 0.99 / 2
+    assert vicreg_loss(first, second).item() == pytest.approx(invariance + variance)
+    # Equal columns: covariance 2 off the diagonal, twice a view, over two columns.
+    both = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
+    assert vicreg_loss(both, both).item() == pytest.approx(2 * (2 * 2.0**2) / 2)
+
+
+def test_spread_and_equal_views_have_no_loss():
+    rows = torch.eye(4).sub(0.25).mul(4.0)
+    rows = torch.linalg.svd(rows)[0][:, :3] * 2.0  # centered, uncorrelated, deviation above 1
+    assert vicreg_loss(rows, rows).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
+def test_every_sample_is_drawn_twice_in_a_row(half, group_size, n_clusters, seed):
+    n_samples = 2 * half
+    targets = np.random.default_rng(seed).integers(0, n_clusters, n_samples)
+    sampler = ClusterSampler(n_samples, group_size, seed, views=2)
+    sampler.set_targets(targets, epoch=0)
+    drawn = np.array(list(sampler))
+    assert len(drawn) == n_samples
+    assert (drawn[0::2] == drawn[1::2]).all()
+    assert len(set(drawn)) == half  # half of the samples in an epoch, each of them once
+
+
+def test_views_are_augmented_by_different_numbers():
+    index = torch.tensor([7, 7, 3, 3])
+    numbers = uniform_of_pairs(index, seed=1, epoch=2)
+    assert numbers.shape == uniform(index, 1, 2).shape
+    assert (numbers[0] != numbers[1]).all()
+    assert torch.equal(uniform_of_pairs(index[2:], seed=1, epoch=2), numbers[2:])  # whatever else is in the batch
+    assert len(numbers.unique()) == numbers.numel()
+
+
+def test_the_head_learns_and_its_gradient_reaches_the_features(accelerator):
+    term = PairTerm(8, 0.5, 0, accelerator)
+    before = {name: value.clone() for name, value in term.head.state_dict().items()}
+    features = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = term.loss(features)
+    embeddings = term.head(features.detach())
+    assert loss.item() == pytest.approx(0.5 * vicreg_loss(embeddings[0::2], embeddings[1::2]).item(), rel=1e-5)
+    loss.backward()
+    assert features.grad.abs().sum() > 0
+    term.step(schedule=0.5)
+    changes = {name: (value - before[name]).abs().max() for name, value in term.head.state_dict().items()}
+    assert all(change > 0 for name, change in changes.items() if name != "0.bias")  # BatchNorm takes that away
+    assert max(changes.values()) <= 0.5 * LEARNING_RATE * 1.1  # Adam's first step is one learning rate
+    assert all(parameter.grad is None for parameter in term.head.parameters())
+
+
+def test_a_seed_gives_a_head_and_leaves_other_random_numbers_alone(accelerator):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    terms = [PairTerm(8, 1.0, seed, accelerator) for seed in (0, 0, 1)]
+    assert torch.equal(torch.rand(3), expected)
+    first, same, other = (term.head[0].weight for term in terms)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_restored_term_goes_on_by_the_same_bits(accelerator):
+    batches = torch.randn(5, 6, 8, generator=torch.Generator().manual_seed(0))
+
+    def train(term, steps):
+        for step in steps:
+            term.loss(batches[step].requires_grad_(False)).backward()
+            term.step(schedule=1.0)
+
+    whole, first = PairTerm(8, 1.0, 0, accelerator), PairTerm(8, 1.0, 0, accelerator)
+    train(whole, range(5))
+    train(first, range(2))
+    resumed = PairTerm(8, 1.0, 9, accelerator)
+    resumed.load_state_dict(first.state_dict())
+    train(resumed, range(2, 5))
+    for name, value in whole.head.state_dict().items():
+        assert torch.equal(value, resumed.head.state_dict()[name]), name
+
+
+def test_a_damaged_state_is_refused(accelerator):
+    term = PairTerm(8, 1.0, 0, accelerator)
+    state = term.state_dict()
+    with pytest.raises(ValueError, match=r"head\.0\.weight"):
+        term.load_state_dict(state | {"head.0.weight": np.zeros((3, 8), np.float32)})
