@@ -3,7 +3,7 @@
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.protocol import Clusterer, FitPredictClusterer, as_clusterer
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
-from hf_plr.clustering.registry import CLUSTERERS, can_be_finer, make_clusterer, make_clusterers
+from hf_plr.clustering.registry import CLUSTERERS, can_be_finer, make_clusterer, make_clusterers, make_ensemble
 
 __all__ = [
     "CLUSTERERS",
@@ -16,4 +16,5 @@ __all__ = [
     "can_be_finer",
     "make_clusterer",
     "make_clusterers",
+    "make_ensemble",
 ]

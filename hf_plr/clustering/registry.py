@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
+from hf_plr.clustering.ensemble import Clusterings, Ensemble, FreshKMeans
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN, share_neighborhoods
 
 FINER_EPS = 0.75  # of one labeling over that of the one before
+DENSITY_MEMBERS = 2  # of the ensemble beside a DBSCAN
 CLUSTERERS: dict[str, type[BaseEstimator]] = {
     "kmeans": KMeans,
     "dbscan": ReciprocalDBSCAN,
@@ -47,6 +49,23 @@ def make_clusterer(
     defaults = {"n_clusters": num_clusters, "copy": True, **defaults}  # HDBSCAN warns without `copy`
     chosen = {key: value for key, value in defaults.items() if key in accepted}
     return CLUSTERERS[name](**{**chosen, **(settings or {})})
+
+
+def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:
+    """Make the ensemble of a clusterer: fresh k-means for k-means, smaller eps for DBSCAN, None for any other.
+
+    Args:
+        clusterer: the clusterer beside which the ensemble's members cluster.
+        n_samples: number of samples.
+        seed: seed of the members.
+    """
+    if isinstance(clusterer, KMeans):
+        return FreshKMeans(clusterer.n_clusters, n_samples, seed)
+    if isinstance(clusterer, ReciprocalDBSCAN):
+        finer = [clone(clusterer).set_params(eps=clusterer.eps * FINER_EPS**i) for i in range(1, DENSITY_MEMBERS + 1)]
+        share_neighborhoods([clusterer, *finer])
+        return Clusterings(finer)
+    return None
 
 
 def can_be_finer(clusterer: BaseEstimator) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers
+from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers, make_ensemble
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
@@ -72,6 +72,7 @@ def make_labelings(
     clusterers: Sequence[Clusterer],
     refiner: PseudoLabelRefiner | None,
     accelerator: Accelerator,
+    n_samples: int,
 ) -> list[Labeling]:
     """Make one labeling per clusterer, each with a refiner of its own.
 
@@ -80,6 +81,7 @@ def make_labelings(
         clusterers: output of `select_clusterers`.
         refiner: the user's own, which replaces the named preset; copies of it refine further labelings.
         accelerator: connects the processes.
+        n_samples: number of training samples N.
 
     Raises:
         ValueError: if the refiner's soft labels cannot be targets.
@@ -94,6 +96,7 @@ def make_labelings(
             accelerator=accelerator,
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,
+            ensemble=make_ensemble(clusterer, n_samples, args.seed + i) if further.takes_members else None,
         )
         labelings.append(Labeling(stage, args.confidence_power))
     return labelings

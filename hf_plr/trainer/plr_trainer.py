@@ -126,7 +126,7 @@ class PLRTrainer(BaseTrainer):
         n_clusters = clusterers[0].get_params().get("n_clusters")
         if isinstance(n_clusters, int) and n_clusters > n_samples:
             raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
-        self.labelings = make_labelings(args, clusterers, refiner, self.accelerator)
+        self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples)
         self.cluster_objective = ClusterObjective(
             self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
         )
