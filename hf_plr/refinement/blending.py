@@ -108,21 +108,24 @@ class SoftCells:
         return norms
 
 
-def blend(table: CooccurrenceTable, projection: sp.csr_array, weight: float, space: str, noise: str) -> SoftCells:
+def blend(
+    table: CooccurrenceTable, projection: sp.csr_array, weight: float | None, space: str, noise: str, generations: int
+) -> SoftCells:
     """Blend the current labels with the projection of the previous ones, or with these in the joint space.
 
     Args:
         table: the cells.
         projection: output of `project`, shape (K', K).
-        weight: fraction of the current label, in [0, 1].
+        weight: fraction of the current label, in [0, 1], None for an equal part of every generation.
         space: "projected", "joint", or "current" for the current labels alone.
         noise: "project" or "drop".
+        generations: number of epochs in the table.
     """
     if space == "current":
         return keep_current_labels(table)
     if space == "joint":
-        return blend_joint(table, weight, noise)
-    return blend_projected(table, projection, weight, noise)
+        return blend_joint(table, weight, noise, generations)
+    return blend_projected(table, projection, 1.0 / generations if weight is None else weight, noise)
 
 
 def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: float, noise: str) -> SoftCells:
@@ -156,7 +159,9 @@ def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: 
     )
 
 
-def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCells:
+def blend_joint(
+    table: CooccurrenceTable, weight: float | None, noise: str, generations: int | None = None
+) -> SoftCells:
     """Blend labels in the joint space: the current one-hot beside those of the previous generations.
 
     The joint space treats a split and a merge alike: cells that differ in any label stay apart. With weight
@@ -165,26 +170,52 @@ def blend_joint(table: CooccurrenceTable, weight: float, noise: str) -> SoftCell
 
     Args:
         table: the cells of two or more labelings.
-        weight: fraction of the current label, in [0, 1]; the previous generations have equal parts of the rest.
-        noise: "project" keeps the previous labels of samples that are noise now, "drop" empties their rows.
+        weight: fraction of the current epoch, in [0, 1]; the previous generations have equal parts of the rest. None
+            for an equal part of every generation.
+        noise: "project" keeps the other labels of samples that are noise now, "drop" empties their rows.
+        generations: number of epochs, by default one per labeling. With several labelings per epoch the table has
+            the further ones first, in the order of epochs, and the current clusterings of all epochs last.
 
     Returns:
-        Soft labels whose columns are the current clusters, the previous ones, those before, ...
+        Soft labels whose columns are the current clusters, the previous ones, those before, ..., then those of the
+        further labelings, latest epoch first.
     """
-    n_parts = table.codes.shape[1]
-    shares = np.array([weight] + [(1.0 - weight) / (n_parts - 1)] * (n_parts - 1))
-    is_labelled = (np.arange(2**n_parts)[:, None] >> np.arange(n_parts)) & 1  # bit p of a case: part p has a label
+    shares = _share_among_parts(table.codes.shape[1], weight, generations or table.codes.shape[1])
+    case, is_labelled = _find_cases(table)
     if noise == "drop":
-        is_labelled[is_labelled[:, 0] == 0] = 0
-    case = np.zeros(len(table), dtype=np.min_scalar_type(2**n_parts - 1))
-    for part, codes in enumerate(table.codes.T[::-1]):
-        case |= (codes != NOISE).astype(case.dtype) << part
+        is_labelled[~is_labelled[:, 0]] = False
     n_clusters = [len(ids) for ids in table.ids[::-1]]
     starts = np.cumsum([0, *n_clusters])
     bases = tuple(
         sp.csr_array(sp.eye_array(n, starts[-1], k=start)) for n, start in zip(n_clusters, starts[:-1], strict=True)
     )
     return SoftCells(table.codes[:, ::-1], case, is_labelled * shares, bases)
+
+
+def _share_among_parts(n_parts: int, weight: float | None, generations: int) -> np.ndarray:
+    """Share of each part of the joint space, shape (parts,); the labelings of an epoch share alike."""
+    n_members = n_parts // generations
+    weight = 1.0 / generations if weight is None else weight
+    of_epoch = np.array([weight] + [(1.0 - weight) / (generations - 1)] * (generations - 1)) / n_members
+    return np.concatenate([of_epoch, np.repeat(of_epoch, n_members - 1)])
+
+
+def _find_cases(table: CooccurrenceTable) -> tuple[np.ndarray, np.ndarray]:
+    """Find the combinations of parts with a label that occur, in time and memory linear in the cells.
+
+    Returns:
+        Case per cell, shape (cells,), and True where a part has a label, bool of shape (cases, parts).
+    """
+    case = np.zeros(len(table), dtype=np.uint8)
+    is_labelled = np.zeros((1, 0), dtype=bool)
+    for codes in table.codes.T[::-1]:
+        case = 2 * case.astype(np.min_scalar_type(2 * len(is_labelled))) + (codes != NOISE)
+        occurring = np.flatnonzero(np.bincount(case, minlength=2 * len(is_labelled)))
+        position = np.zeros(2 * len(is_labelled), dtype=np.min_scalar_type(len(occurring)))
+        position[occurring] = np.arange(len(occurring))
+        case = position[case]
+        is_labelled = np.column_stack([is_labelled[occurring // 2], occurring % 2 == 1])
+    return case, is_labelled
 
 
 def keep_current_labels(table: CooccurrenceTable) -> SoftCells:

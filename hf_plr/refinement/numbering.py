@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from hf_plr.refinement.agglomeration import measure_coassociation
 from hf_plr.refinement.assignment import compute_confidence, map_columns
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import (
@@ -30,6 +31,7 @@ def keep_numbers(
     cluster: np.ndarray,
     is_exact: bool,
     keeps_columns: bool,
+    metric: str,
 ) -> CellRefinement:
     """Number refined clusters so that one that continues a previous cluster keeps its number.
 
@@ -40,12 +42,16 @@ def keep_numbers(
         cluster: refined cluster of each cell, -1 = noise, shape (cells,).
         is_exact: True if no cells were folded into similar ones.
         keeps_columns: True if each refined cluster is one column of the soft labels.
+        metric: with "coassociation" confidence is the mean co-association with the other members of the cluster.
     """
     column = cluster
     cluster, n_clusters = _compact(cluster)
-    membership = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
     changed_share = _measure_change(table, cluster, n_clusters)
-    confidences = compute_confidence(soft, cluster, table.counts, membership)
+    if metric == "coassociation":
+        confidences = measure_coassociation(soft, cluster, table.counts)
+    else:
+        membership = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
+        confidences = compute_confidence(soft, cluster, table.counts, membership)
     overlaps = Overlaps.from_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
     number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
     return CellRefinement(

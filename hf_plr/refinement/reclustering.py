@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_plr.refinement.agglomeration import Cut, agglomerate
+from hf_plr.refinement.agglomeration import Cut, agglomerate, agglomerate_coassociation
 from hf_plr.refinement.assignment import argmax, drop_small, keep_current
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
 
 
 def recluster(
-    table: CooccurrenceTable, soft: SoftCells, assignment: str, linkage: str, cut: Cut, min_size: int, max_cells: int
+    table: CooccurrenceTable,
+    soft: SoftCells,
+    assignment: str,
+    metric: str,
+    linkage: str,
+    cut: Cut,
+    min_size: int,
+    max_cells: int,
 ) -> tuple[np.ndarray, bool]:
     """Give every cell one refined cluster.
 
@@ -20,6 +27,7 @@ def recluster(
         soft: soft labels of the cells.
         assignment: "hierarchical" agglomerates the cells, "argmax" takes the largest entry, "soft" and "current" keep
             the current cluster ("soft" takes noise back in where its largest entry is).
+        metric: "euclidean" or "coassociation", distance of the agglomeration.
         linkage: linkage of the agglomeration.
         cut: cut through its tree.
         min_size: size under which clusters become noise.
@@ -31,7 +39,9 @@ def recluster(
     is_exact = True
     if (table.codes[:, :-1] == NOISE).all():
         return table.current, is_exact
-    if assignment == "hierarchical":
+    if metric == "coassociation":
+        cluster, is_exact = _agglomerate_coassociation(table, soft, cut)
+    elif assignment == "hierarchical":
         cluster, is_exact = _agglomerate_labelled(table, soft, linkage, cut, max_cells)
     elif assignment == "argmax":
         cluster = argmax(soft)
@@ -40,6 +50,14 @@ def recluster(
     else:
         cluster = table.current
     return drop_small(cluster, table.counts, min_size), is_exact
+
+
+def _agglomerate_coassociation(table: CooccurrenceTable, soft: SoftCells, cut: Cut) -> tuple[np.ndarray, bool]:
+    """Agglomerate the cells in the order of their first members, which ids and order of labelings do not change."""
+    order = np.argsort(table.first_member, kind="stable")
+    cluster = np.empty(len(table), dtype=np.int64)
+    cluster[order], is_exact = agglomerate_coassociation(soft.select(order), table.counts[order], cut)
+    return cluster, is_exact
 
 
 def _agglomerate_labelled(

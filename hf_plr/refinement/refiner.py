@@ -18,6 +18,8 @@ from hf_plr.utils.serialization import validate_array
 
 STATE_VERSION = 2
 
+Epoch = tuple[np.ndarray, ...]  # labelings of one epoch, each of shape (N,), the current clustering first
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Our reading of arXiv 2410.14242: project, blend half and half, average linkage, as many clusters as now.
     "slr": {},
@@ -29,6 +31,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noise": "drop",
         "previous": "raw",
         "min_cluster_size": 4,
+    },
+    # Evidence accumulation (Fred and Jain, IEEE TPAMI 2005) over all labelings of three epochs: `refine` takes several
+    # labelings an epoch, and average linkage of their co-association leaves as many clusters as the first of them has.
+    "consensus": {
+        "weight": None,
+        "space": "joint",
+        "generations": 3,
+        "metric": "coassociation",
+        "previous": "raw",
     },
     # Soft targets over the current clusters: mostly the current label, and as a smaller part the projection.
     "soft": {"assignment": "soft", "weight": 0.7, "min_cluster_size": 1},
@@ -46,24 +57,32 @@ class PseudoLabelRefiner:
     (previous label, current label), so that its cost hardly depends on the number of samples.
 
     Args:
-        weight: fraction of the current label in the blend, in [0, 1].
+        weight: fraction of the current epoch in the blend, in [0, 1]; None for an equal part of every generation.
         space: "projected" blends in the space of the current clusters, "joint" holds the generations side by side.
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: number of epochs that count, the current one included; more than 2 need space="joint".
+        metric: distance of the cells, "euclidean" between soft labels, or "coassociation": one minus the weighted share
+            of the labelings that have two samples in one cluster, where noise is with nobody. The latter needs
+            space="joint", assignment="hierarchical" and linkage="average". Clusters that no labeling has together stay
+            apart, even if more than n_clusters are left. A sample that is noise in more than half of the labelings, or
+            in more than distance_threshold of them, is noise; others are taken back in. With min_cluster_size=4 and a
+            threshold, noise of density-based clusterings comes back only where labelings agree on its neighbors.
         assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
             the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
             readmitted goes to its largest entry), "current" skips refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
-        distance_threshold: cut at this height instead (then n_clusters=None). Distances scale with the weight:
-            halves of a split are weight * sqrt(2) apart.
+        distance_threshold: cut at this height instead (then n_clusters=None). Euclidean distances scale with the
+            weight: halves of a split are weight * sqrt(2) apart. With metric="coassociation" below 1; 0.5 keeps
+            clusters whose samples are together in half of the labelings, on average.
         noise: "project" readmits a sample that is noise now by its previous cluster, "drop" leaves it out.
         previous: "refined" carries the refined labels to the next call, "raw" the labels before refinement.
         min_cluster_size: refined clusters with fewer samples become noise, at least 1.
         max_cells: more occupied cells than this are folded into similar heavy ones before agglomeration, and the
             result has exact=False. Cells that are related to few others, as in training, are agglomerated exactly
             whatever their number. Otherwise "average", "complete" and "single" need a matrix of 8 bytes per pair of
-            cells, 3 GiB for the default.
+            cells, 3 GiB for the default. Not used by metric="coassociation", which agglomerates as many cells as can
+            have 100 million related pairs (at most 2.5 GiB) and lets the others join the clusters of these.
 
     Raises:
         ValueError: for a value outside these ranges, naming the argument.
@@ -78,11 +97,12 @@ class PseudoLabelRefiner:
 
     def __init__(
         self,
-        weight: float = 0.5,
+        weight: float | None = 0.5,
         space: str = "projected",
         normalize: str = "row",
         generations: int = 2,
         assignment: str = "hierarchical",
+        metric: str = "euclidean",
         linkage: str = "average",
         n_clusters: str | int | None = "current",
         distance_threshold: float | None = None,
@@ -96,6 +116,7 @@ class PseudoLabelRefiner:
         self.normalize = normalize
         self.generations = generations
         self.assignment = assignment
+        self.metric = metric
         self.linkage = linkage
         self.n_clusters = n_clusters
         self.distance_threshold = distance_threshold
@@ -104,12 +125,12 @@ class PseudoLabelRefiner:
         self.min_cluster_size = min_cluster_size
         self.max_cells = max_cells
         self._check_arguments()
-        self._history: list[np.ndarray] = []  # labels of the last calls, oldest first
+        self._history: list[Epoch] = []  # labels of the last calls, oldest first
         self._refined: np.ndarray | None = None  # labels of the last call, whose numbers persist
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
-        """Make a refiner from a preset ("slr", "soft", "joint", "rlcc" or "none"); keyword arguments override it.
+        """Make a refiner from a preset, one of `PRESETS`; keyword arguments override it.
 
         Raises:
             ValueError: if there is no such preset.
@@ -136,26 +157,29 @@ class PseudoLabelRefiner:
 
         Args:
             labels: integer cluster labels, -1 = noise, shape (N,), samples in the same order at every call. Ids may be
-                any integers from 0. The first call refines nothing: it only remembers and numbers. A memory-mapped
-                array (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied. Leave its file unchanged
-                while the result, or with previous="raw" the refiner, is in use.
+                any integers from 0. With space="joint" and previous="raw" also M labelings of this epoch, shape (N, M),
+                M the same at every call: the first column is the current clustering, whose clusters are counted and
+                numbered; the others have equal weight, and all of them are remembered. The first call with one
+                labeling refines nothing: it only remembers and numbers. A memory-mapped array
+                (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied. Leave its file unchanged while
+                the result, or with previous="raw" the refiner, is in use.
             out: integer array of shape (N,) to write the refined labels to, such as a memory-mapped one; not the one
                 of the last call.
             centroid_cosines: see `refine_cells`.
 
         Raises:
             TypeError: if the labels, or out, are not integers.
-            ValueError: if the labels are not one-dimensional, are below -1, or differ in number from the last call's,
-                or if out does not fit or is in use.
+            ValueError: if the labels have another shape, are below -1, or differ in number from the last call's, or if
+                out does not fit or is in use.
         """
-        current = self._check_labels(labels)
-        out = self._check_out(out, current)
-        epochs = (*self._padded_history(len(current)), current)
+        epoch = self._check_labels(labels)
+        out = self._check_out(out, epoch)
+        labelings = _arrange([*self._padded_history(epoch), epoch])
 
-        table = cooccurrence(*epochs)
+        table = cooccurrence(*labelings)
         cells = self.refine_cells(table, centroid_cosines)
-        refined = self._spread_to_samples(cells, epochs, out)
-        self._remember(refined, current)
+        refined = self._spread_to_samples(cells, labelings, out)
+        self._remember(refined, epoch)
         return refined
 
     def refine_cells(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None = None) -> CellRefinement:
@@ -166,7 +190,8 @@ class PseudoLabelRefiner:
 
         Args:
             table: cells of `generations` labelings, oldest first. Where the previous labels are all noise, the
-                current clusters stay unchanged.
+                current clusters stay unchanged. With M labelings an epoch, the further ones come first (M - 1 of the
+                oldest epoch, M - 1 of the next, ...), then the current clusterings, oldest first.
             centroid_cosines: cosines between the centroids of the previous clusters, ascending by id, shape (K', K'):
                 similar clusters share their projections as in RLCC. Only for space="projected".
 
@@ -175,12 +200,19 @@ class PseudoLabelRefiner:
         """
         self._check_table(table, centroid_cosines)
         projection = project(table, self.normalize, centroid_cosines)
-        soft = blend(table, projection, self.weight, self._space_of_blend, self.noise)
+        soft = blend(table, projection, self.weight, self._space_of_blend, self.noise, self.generations)
         clusters, is_exact = recluster(
-            table, soft, self.assignment, self.linkage, self._cut(table), self.min_cluster_size, self.max_cells
+            table,
+            soft,
+            self.assignment,
+            self.metric,
+            self.linkage,
+            self._cut(table),
+            self.min_cluster_size,
+            self.max_cells,
         )
         keeps_columns = self.assignment == "soft" and self.space == "projected"
-        return keep_numbers(table, projection, soft, clusters, is_exact, keeps_columns)
+        return keep_numbers(table, projection, soft, clusters, is_exact, keeps_columns, self.metric)
 
     @property
     def _space_of_blend(self) -> str:
@@ -191,25 +223,30 @@ class PseudoLabelRefiner:
         return Cut(None if n_clusters is None else max(int(n_clusters), 1), self.distance_threshold)
 
     def _spread_to_samples(
-        self, cells: CellRefinement, epochs: tuple[np.ndarray, ...], out: np.ndarray
+        self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray
     ) -> RefinementResult:
         """Write the refined label per sample to `out`; numbers continue those of the last refined labels."""
         for span in iterate_chunks(len(out)):
-            out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in epochs))]
-        if self._refined is not None and self._refined is not epochs[-2]:
+            out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
+        if self._refined is not None and self._refined is not labelings[-2]:
             cells = continue_numbers(cells, self._refined, out)
-        return RefinementResult(_freeze(out), cells, epochs)
+        return RefinementResult(_freeze(out), cells, labelings)
 
-    def _remember(self, refined: RefinementResult, current: np.ndarray) -> None:
+    def _remember(self, refined: RefinementResult, epoch: Epoch) -> None:
         """Remember the labels that the next call needs."""
         self._refined = refined.labels
-        kept_labels = refined.labels if self.previous == "refined" else current
+        kept_labels = (refined.labels,) if self.previous == "refined" else epoch
         self._history = [*self._history, kept_labels][1 - self.generations :]
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """State for the next call, as arrays: `version` and, after the first call, vectors of labels."""
+        """State for the next call, as arrays: `version` and, after the first call, labels of shape (N,).
+
+        With M labelings an epoch, `history.1.1` to `history.1.{M - 1}` are the further ones of epoch `history.1`.
+        """
         state = {"version": np.array([STATE_VERSION])}
-        state |= {f"history.{age}": labels for age, labels in enumerate(self._history[::-1], start=1)}
+        for age, (current, *further) in enumerate(self._history[::-1], start=1):
+            state[f"history.{age}"] = current
+            state |= {f"history.{age}.{member}": labels for member, labels in enumerate(further, start=1)}
         if self._refined is not None:
             state["refined"] = self._refined
         return state
@@ -224,10 +261,21 @@ class PseudoLabelRefiner:
         version = int(validate_array(state, "version", "integers", (1,))[0]) if "version" in state else None
         if version != STATE_VERSION:
             raise ValueError(f"refiner state has version {version}, this release reads version {STATE_VERSION}")
-        ages = range(1, sum(name.startswith("history.") for name in state) + 1)
-        history = [validate_array(state, f"history.{age}", "integers", (None,), NOISE) for age in reversed(ages)]
+        names = [name for name in state if name.startswith("history.")]
+        n_epochs = sum(name.count(".") == 1 for name in names)
+        n_members = len(names) // n_epochs if n_epochs else 1
+        if len(names) != n_epochs * n_members:
+            raise ValueError(f"refiner state is damaged: it has {len(names)} labelings of {n_epochs} epochs")
+        history = [
+            tuple(
+                validate_array(state, f"history.{age}{suffix}", "integers", (None,), NOISE)
+                for suffix in ("", *(f".{member}" for member in range(1, n_members)))
+            )
+            for age in range(n_epochs, 0, -1)
+        ]
         refined = validate_array(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
-        lengths = {len(labels) for labels in (*history, *([] if refined is None else [refined]))}
+        labelings = [labels for epoch in history for labels in epoch] + ([] if refined is None else [refined])
+        lengths = {len(labels) for labels in labelings}
         if len(lengths) > 1:
             raise ValueError(f"refiner state is damaged: its labels have lengths {sorted(lengths)}")
         if lengths and self._refined is not None and len(self._refined) not in lengths:
@@ -238,27 +286,32 @@ class PseudoLabelRefiner:
             raise ValueError(
                 f"refiner state holds {len(history) + 1} generations, but generations={self.generations} here"
             )
+        self._check_number_of_members(n_members)
         self._history = history
         self._refined = refined
         if refined is not None and history and self.previous == "refined":
-            self._refined = history[-1]
+            self._refined = history[-1][0]
 
     def forget(self) -> None:
-        """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist."""
+        """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist.
+
+        The next call may have another number of labelings. Several of them still make a consensus of their own.
+        """
         self._history = []
 
-    def _padded_history(self, n_samples: int) -> list[np.ndarray]:
+    def _padded_history(self, epoch: Epoch) -> list[Epoch]:
         """Labels of the last generations - 1 calls, with noise for missing calls."""
-        no_labels = np.broadcast_to(np.int64(NOISE), n_samples)
+        no_labels = (np.broadcast_to(np.int64(NOISE), len(epoch[0])),) * len(epoch)
         return [no_labels] * (self.generations - 1 - len(self._history)) + self._history
 
     def _check_arguments(self) -> None:
-        if not 0.0 <= self.weight <= 1.0:
+        if self.weight is not None and not 0.0 <= self.weight <= 1.0:
             raise ValueError(f"weight={self.weight} is outside [0, 1]: give a fraction")
         for name, allowed in (
             ("space", ("projected", "joint")),
             ("normalize", ("row", "column")),
             ("assignment", ("hierarchical", "argmax", "soft", "current")),
+            ("metric", ("euclidean", "coassociation")),
             ("linkage", LINKAGES),
             ("noise", ("project", "drop")),
             ("previous", ("refined", "raw")),
@@ -285,23 +338,35 @@ class PseudoLabelRefiner:
             )
         if self.assignment == "argmax" and self.space == "joint":
             raise ValueError("assignment='argmax' needs space='projected': in the joint space no column is a cluster")
+        if self.metric == "coassociation":
+            self._check_coassociation()
+
+    def _check_coassociation(self) -> None:
+        for name, needed in (("space", "joint"), ("assignment", "hierarchical"), ("linkage", "average")):
+            if getattr(self, name) != needed:
+                raise ValueError(f"metric='coassociation' needs {name}={needed!r}, not {getattr(self, name)!r}")
+        if self.distance_threshold is not None and self.distance_threshold >= 1:
+            raise ValueError(
+                f"distance_threshold={self.distance_threshold} must be below 1 with metric='coassociation': "
+                "at 1 are samples that are together in no labeling"
+            )
 
     def _check_table(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None) -> None:
-        if table.codes.shape[1] != self.generations:
-            raise ValueError(
-                f"the table has {table.codes.shape[1]} labelings, but generations={self.generations} needs as many"
-            )
+        n_labelings = table.codes.shape[1]
+        if n_labelings % self.generations or (n_labelings > self.generations and self.space != "joint"):
+            raise ValueError(f"the table has {n_labelings} labelings, but generations={self.generations} needs as many")
         if centroid_cosines is not None and self.space != "projected":
             raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
 
-    def _check_labels(self, labels: npt.ArrayLike) -> np.ndarray:
+    def _check_labels(self, labels: npt.ArrayLike) -> Epoch:
+        """Check the labels of an epoch; returns its labelings, copied unless they are memory-mapped."""
         is_memory_mapped = isinstance(labels, np.memmap)
         labels = np.asanyarray(labels)
-        if labels.ndim != 1:
-            raise ValueError(f"labels must have shape (N,), not {labels.shape}")
+        if labels.ndim not in (1, 2) or labels.shape[-1] == 0 < len(labels):
+            raise ValueError(f"labels must have shape (N,), or (N, M) for M labelings, not {labels.shape}")
         if len(labels) == 0:
             raise ValueError("labels are empty: at least one sample is needed")
-        last_labels = self._history[-1] if self._history else self._refined
+        last_labels = self._history[-1][0] if self._history else self._refined
         if last_labels is not None and len(labels) != len(last_labels):
             raise ValueError(
                 f"{len(labels)} labels, but the last call had {len(last_labels)}: "
@@ -309,20 +374,40 @@ class PseudoLabelRefiner:
             )
         if not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"labels must be integers (-1 = noise), not {labels.dtype}")
-        return labels if is_memory_mapped else _freeze(as_int64(labels).copy())
+        members = [labels] if labels.ndim == 1 else [*labels.T]
+        self._check_number_of_members(len(members))
+        if self._history and len(members) != len(self._history[-1]):
+            raise ValueError(
+                f"{len(members)} labelings, but the last call had {len(self._history[-1])}: "
+                "give as many at every call, or call forget() first"
+            )
+        return tuple(members if is_memory_mapped else (_freeze(as_int64(member).copy()) for member in members))
 
-    def _check_out(self, out: np.ndarray | None, current: np.ndarray) -> np.ndarray:
-        n_samples = len(current)
+    def _check_number_of_members(self, n_members: int) -> None:
+        """Check that this refiner can take this number of labelings an epoch."""
+        for name, needed in (("space", "joint"), ("previous", "raw")):
+            if n_members > 1 and getattr(self, name) != needed:
+                raise ValueError(f"{n_members} labelings an epoch need {name}={needed!r}, not {getattr(self, name)!r}")
+
+    def _check_out(self, out: np.ndarray | None, epoch: Epoch) -> np.ndarray:
+        n_samples = len(epoch[0])
         if out is None:
             return np.empty(n_samples, dtype=np.int64)
         if not np.issubdtype(out.dtype, np.signedinteger):
             raise TypeError(f"out must hold signed integers, not {out.dtype}")
         if out.shape != (n_samples,):
             raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
-        labels_in_use = [current, *self._history, *([] if self._refined is None else [self._refined])]
+        labels_in_use = [labels for used_epoch in (epoch, *self._history) for labels in used_epoch]
+        labels_in_use += [] if self._refined is None else [self._refined]
         if any(np.may_share_memory(out, labels) for labels in labels_in_use):
             raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
         return out
+
+
+def _arrange(epochs: list[Epoch]) -> tuple[np.ndarray, ...]:
+    """Arrange labelings for the co-occurrence table: further ones first, then the current clusterings of all epochs."""
+    further = [labels for epoch in epochs for labels in epoch[:0:-1]]
+    return (*further, *(epoch[0] for epoch in epochs))
 
 
 def _is_count(value: Any, minimum: int) -> bool:

@@ -23,11 +23,14 @@ class CellRefinement:
             one (each the other's largest overlap) keeps its number. New ones, by size and then by first member, take
             the lowest numbers that no previous cluster had. Numbers may have gaps.
         confidence: fraction of each cell's soft label on its refined cluster, in [0, 1], 0 for noise, shape (cells,).
+            With metric="coassociation" the mean co-association of a sample with the other members of its refined
+            cluster: the weighted share of the labelings that have the two together.
         soft: soft labels of the cells.
         projection: previous clusters projected onto current ones, sparse, shape (K', K).
         events: events that lead from the previous to the refined clusters.
         changed_share: fraction of samples whose refined cluster does not continue their current one, in [0, 1].
-        exact: False if light cells were folded into similar ones, as there were too many.
+        exact: False if light cells were folded into similar ones, or joined clusters of others, as there were too
+            many.
     """
 
     table: CooccurrenceTable
@@ -86,12 +89,12 @@ class RefinementResult:
 
     @property
     def exact(self) -> bool:
-        """False if light cells were folded into similar ones, as there were too many."""
+        """False if light cells were folded into similar ones, or joined clusters of others, as there were too many."""
         return self.cells.exact
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """Fraction of each sample's soft label on its refined cluster, in [0, 1], 0 for noise, shape (N,)."""
+        """Confidence of each sample's refined label, in [0, 1], 0 for noise, shape (N,); see `CellRefinement`."""
         confidence = np.empty(len(self))
         for span in iterate_chunks(len(self)):
             confidence[span] = self.cells.confidence[self.cell_of_sample(span.start, span.stop)]
@@ -105,6 +108,7 @@ class RefinementResult:
         """Compute soft labels of samples start to stop: sparse rows, shape (stop - start, columns).
 
         The columns are the current clusters in ascending order of ids; in the joint space the previous clusters follow,
-        then those before. A sample without any label has an empty row.
+        then those before, then those of the further labelings of each epoch. A sample without any label has an empty
+        row.
         """
         return self.cells.soft.rows(self.cell_of_sample(start, stop))

@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_plr.refinement.agglomeration.centroids import CentroidClusters, merge_nearest_first
 from hf_plr.refinement.agglomeration.chain import merge_along_chain
+from hf_plr.refinement.agglomeration.coassociation import agglomerate_coassociation, measure_coassociation
 from hf_plr.refinement.agglomeration.dense import compute_distances, merge_all
 from hf_plr.refinement.agglomeration.folding import fold
 from hf_plr.refinement.agglomeration.merges import Cut, Merges
@@ -23,7 +24,15 @@ SMALL = 2_400  # cells whose distances fit into a matrix of 44 MiB
 FOLDED = 1_500  # cells that folding leaves, or 1.5 times the number of clusters
 MAX_RELATED_PAIRS = 16_000_000  # some 0.4 GiB
 
-__all__ = ["LINKAGES", "Cut", "Merges", "agglomerate", "weighted_linkage"]
+__all__ = [
+    "LINKAGES",
+    "Cut",
+    "Merges",
+    "agglomerate",
+    "agglomerate_coassociation",
+    "measure_coassociation",
+    "weighted_linkage",
+]
 
 
 def agglomerate(

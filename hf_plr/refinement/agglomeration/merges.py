@@ -61,6 +61,16 @@ class Cut:
         is_below = np.asarray(merges.heights) < bound - rounding_error(bound)
         return int(is_below.sum()) >= merges.n_points - self.n_clusters
 
+    def limit(self, merges: Merges) -> float:
+        """Height above which no merge can be below the cut, given some of the merges."""
+        if self.n_clusters is None:
+            return self._highest
+        n_needed = merges.n_points - self.n_clusters
+        if not 0 < n_needed <= len(merges):
+            return np.inf
+        height = float(np.partition(np.asarray(merges.heights), n_needed - 1)[n_needed - 1])
+        return height + rounding_error(height)
+
     @property
     def _highest(self) -> float:
         assert self.distance_threshold is not None
@@ -94,6 +104,13 @@ class Merges:
             self.second.append(member)
             self.heights.append(height)
             self.weights.append(weight)
+
+    def add_pairs(self, first: np.ndarray, second: np.ndarray, heights: np.ndarray, weights: np.ndarray) -> None:
+        """Add merges of disjoint pairs of clusters, each of shape (pairs,)."""
+        self.first += first.tolist()
+        self.second += second.tolist()
+        self.heights += heights.tolist()
+        self.weights += weights.tolist()
 
     def extend(self, later: Merges, point_of_cluster: np.ndarray) -> Merges:
         """Extend by the merges of the clusters that these left; `point_of_cluster` is one point of each."""
