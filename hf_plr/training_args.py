@@ -25,7 +25,7 @@ Clusterer = Literal["kmeans", "dbscan", "reciprocal_hdbscan", "hdbscan", "agglom
 FeatureDtype = Literal["auto", "float32", "bfloat16"]
 FeatureSource = Literal["extract", "epoch"]
 Pooling = Literal["cls", "mean"]
-Refinement = Literal["auto", "slr", "joint", "soft", "rlcc", "none"]
+Refinement = Literal["auto", "consensus", "slr", "joint", "soft", "rlcc", "none"]
 LOWER_IS_BETTER = (
     *("churn", "noise_share", "left_out_share", "changed_share", "soft_share", "largest_share", "born", "died"),
 )
