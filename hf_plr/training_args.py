@@ -21,6 +21,7 @@ AUTO_LABELINGS = 3
 
 # This file imports nothing of ours, so that everything may import it. A test holds these equal to the registries.
 Augmentation = Literal["affine", "photo", "reid", "none", "waveform"]
+ClusterSpace = Literal["auto", "white", "centered"]
 Clusterer = Literal["kmeans", "dbscan", "reciprocal_hdbscan", "hdbscan", "agglomerative"]
 FeatureDtype = Literal["auto", "float32", "bfloat16"]
 FeatureSource = Literal["extract", "epoch"]
@@ -296,7 +297,22 @@ class PLRTrainingArguments(BaseTrainingArguments):
             "otherwise 1."
         },
     )
-    cluster_space: str = field(default="auto", metadata={"help": "auto, centered or a shrinkage"})
+    cluster_space: ClusterSpace = field(
+        default="auto",
+        metadata={
+            "help": "Space in which clusters are sought: centered (features relative to their mean), white (also "
+            "whitened, so that directions of little variance count) or auto (what a trial at the first stage finds: the "
+            "space that most often puts a sample and its augmented view into one cluster). The loss is always in the "
+            "centered one."
+        },
+    )
+    whitening_shrinkage: AboveZero | None = field(
+        default=None,
+        metadata={
+            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; much of it leaves "
+            "the features as they are. Default: what the trial at the first stage finds."
+        },
+    )
     pair_weight: AtLeastZero = field(
         default=0.1,
         metadata={
@@ -345,6 +361,10 @@ class PLRTrainingArguments(BaseTrainingArguments):
         super().__post_init__()
         _check_values(self, PLRTrainingArguments)
         self.clusterer_kwargs = _read_json_object("clusterer_kwargs", self.clusterer_kwargs)
+        if self.whitening_shrinkage is not None and self.cluster_space != "white":
+            raise ValueError(
+                f"whitening_shrinkage={self.whitening_shrinkage} needs cluster_space='white', not {self.cluster_space!r}"
+            )
 
 
 @dataclass

@@ -10,7 +10,7 @@ The loss stays in the centered space. Labels that carry what this space hides te
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,34 +20,35 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.whitening import Whitening, draw_rows_to_fit, map_rows, whiten
 from hf_plr.features.centering import CenteredFeatures, compute_directions
 from hf_plr.features.extractor import allocate_in_file
-from hf_plr.utils.distributed import gather_rows, run_on_main
+from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 from hf_plr.utils.serialization import validate_array
 
 logger = logging.getLogger(__name__)
 
 CENTERED = float("inf")  # the shrinkage that leaves features as they are
-SHRINKAGES = (CENTERED, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # that a trial compares
+SHRINKAGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # that a trial compares
 TRIAL_SAMPLES = 2048
 SAMPLES_PER_CLUSTER = 16  # of a trial's clusters, at least
 
 
 class ClusterSpace:
-    """Space in which the clusters of a run are sought.
+    """Space in which the clusters of a run are sought, the same in all its stages.
 
     Args:
-        shrinkage: of the whitening, above 0, infinite for the centered features; None lets a trial at each stage decide.
-        folder: folder of a memory-mapped file for the whitened features; None keeps them on the device.
+        name: "centered"; "white"; or "auto" for the one of both that a trial at the first stage finds better.
+        shrinkage: of the whitening, above 0; None lets the trial decide.
+        folder: folder of a memory-mapped file for whitened features; None keeps them on the device.
         seed: seed of the trial's clusters.
 
     Attributes:
-        shrinkage: as given, or as the last trial decided.
+        shrinkage: of the whitening, infinite for the centered features; None before the trial.
     """
 
-    def __init__(self, shrinkage: float | None, folder: str | None, seed: int):
-        self.shrinkage = shrinkage
-        self.needs_trial = shrinkage is None
+    def __init__(self, name: str, shrinkage: float | None, folder: str | None, seed: int):
+        self.shrinkage = CENTERED if name == "centered" else shrinkage
         self.folder = folder
         self.seed = seed
+        self._candidates = SHRINKAGES if name == "white" else (CENTERED, *SHRINKAGES)
 
     def decide(
         self,
@@ -56,65 +57,91 @@ class ClusterSpace:
         n_clusters: int,
         accelerator: Accelerator,
     ) -> None:
-        """Decide the shrinkage, where it is open, by a trial with 2,048 samples, evenly spaced.
+        """Decide the shrinkage, where it is open, by a trial with up to 2,048 samples, evenly spaced.
 
         Args:
             features: all samples without augmentation.
-            extract_view: extracts features of one augmented view of the samples at these positions of this process.
+            extract_view: extracts features (n, D) of one augmented view of samples of this process, at these positions.
             n_clusters: number of clusters that is sought among all samples.
             accelerator: connects the processes.
         """
-        if not self.needs_trial:
+        if self.shrinkage is not None:
             return
-        n_samples = sum_lengths(features, accelerator)
+        _, n_samples = locate_rows(accelerator, len(features.rows))
         positions = torch.linspace(0, n_samples - 1, min(n_samples, TRIAL_SAMPLES), dtype=torch.float64).long()
         own = positions[(positions >= features.part.start) & (positions < features.part.stop)]
-        views = compute_directions(features.center, extract_view(own))
-        clean = gather_rows(accelerator, features.rows[(own - features.part.start).to(features.rows.device)]).cpu()
-        augmented = gather_rows(accelerator, views).cpu()
+        clean = features.rows[(own - features.part.start).to(features.rows.device)]
+        clean, views = (
+            gather_rows(accelerator, rows).cpu()
+            for rows in (clean, compute_directions(features.center, extract_view(own)))
+        )
         drawn = draw_rows_to_fit(features.rows, accelerator)
         self.shrinkage = run_on_main(
             accelerator,
-            lambda: find_stable_shrinkage(Whitening(drawn), clean, augmented, n_clusters, self.seed),
+            lambda: find_stable_shrinkage(Whitening(drawn), self._candidates, clean, views, n_clusters, self.seed),
             "looking for the space of the clusters",
         )
+        logger.info("Clusters are sought in %s", self.describe())
 
     def map(self, features: CenteredFeatures, accelerator: Accelerator) -> torch.Tensor:
         """Map this process's features into the space: unit length, float32 of shape (n, D)."""
-        if self.shrinkage is None or self.shrinkage == CENTERED:
+        assert self.shrinkage is not None
+        if self.shrinkage == CENTERED:
             return features.rows
         out = None if self.folder is None else allocate_in_file(*features.rows.shape, self.folder)
         return whiten(features.rows, self.shrinkage, accelerator, out)
 
+    def describe(self) -> str:
+        """Describe the space in words."""
+        if self.shrinkage is None:
+            return "the space that a trial finds"
+        return "centered features" if self.shrinkage == CENTERED else f"features whitened with {self.shrinkage:g}"
 
-def sum_lengths(features: CenteredFeatures, accelerator: Accelerator) -> int:
-    from hf_plr.utils.distributed import locate_rows
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """State for a resumed run, as arrays by name."""
+        if self.shrinkage is None:
+            return {}
+        return {"space.shrinkage": np.array([0.0 if self.shrinkage == CENTERED else self.shrinkage])}
 
-    return locate_rows(accelerator, len(features.rows))[1]
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Restore the output of `state_dict`; other entries are ignored.
+
+        Raises:
+            ValueError: if it is missing or damaged.
+        """
+        shrinkage = float(validate_array(state, "space.shrinkage", "floats", (1,), 0.0)[0])
+        self.shrinkage = shrinkage or CENTERED
 
 
 def find_stable_shrinkage(
-    whitening: Whitening, clean: torch.Tensor, augmented: torch.Tensor, n_clusters: int, seed: int
+    whitening: Whitening,
+    candidates: Sequence[float],
+    clean: torch.Tensor,
+    views: torch.Tensor,
+    n_clusters: int,
+    seed: int,
 ) -> float:
     """Find the shrinkage whose clusters hold most samples together with their augmented views.
 
     Args:
         whitening: of all samples.
-        clean: centered features of the trial's samples, float32 of shape (m, D).
-        augmented: those of an augmented view of each.
-        n_clusters: number of clusters; fewer are sought where there would be less than 16 samples for each.
+        candidates: shrinkages, infinite for none.
+        clean: centered features of the trial's samples, unit length, float32 of shape (m, D).
+        views: those of an augmented view of each.
+        n_clusters: number of clusters; fewer are sought where each would have less than 16 samples.
         seed: seed of the clusters.
+
+    Returns:
+        The best candidate, the first of equally good ones.
     """
-    shares = {}
     n_clusters = max(2, min(n_clusters, len(clean) // SAMPLES_PER_CLUSTER))
-    for shrinkage in SHRINKAGES:
-        rows, views = clean, augmented
+    shares = []
+    for shrinkage in candidates:
+        rows, augmented = clean, views
         if shrinkage != CENTERED:
             matrix = whitening.matrix(shrinkage)
-            rows, views = map_rows(clean, matrix), map_rows(augmented, matrix)
-        kmeans = KMeans(n_clusters, seed=seed).fit(rows)
-        centers = torch.as_tensor(kmeans.cluster_centers_)
-        together = (views @ centers.T).argmax(dim=1).numpy() == kmeans.labels_
-        shares[shrinkage] = float(together.mean())
-    logger.info("Share of samples in one cluster with their augmented view, by shrinkage: %s", shares)
-    return max(shares, key=lambda shrinkage: shares[shrinkage])
+            rows, augmented = map_rows(clean, matrix), map_rows(views, matrix)
+        kmeans = KMeans(min(n_clusters, len(rows)), seed=seed).fit(rows)
+        nearest = (augmented @ kmeans.cluster_centers_.T).argmax(dim=1).numpy()
+        shares.append(float((nearest == kmeans.labels_).mean()))
+    return candidates[int(np.argmax(shares))]

@@ -21,7 +21,7 @@ from hf_plr.data.columns import check_dataset
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
-from hf_plr.features.cluster_space import CENTERED, ClusterSpace
+from hf_plr.features.cluster_space import ClusterSpace
 from hf_plr.features.source import FeatureSource
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
@@ -45,10 +45,6 @@ from hf_plr.utils.stopwatch import Stopwatch
 logger = logging.getLogger(__name__)
 
 PAIR_PREFIX = "pair_term."
-
-
-def args_first(args, labelings):
-    return args.cluster_space == "first" and labelings[0].has_labels or args.cluster_space not in ("auto","first")
 
 
 class PLRTrainer(BaseTrainer):
@@ -133,7 +129,7 @@ class PLRTrainer(BaseTrainer):
         self._feature_source = FeatureSource(
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
-        self._space = ClusterSpace(None if args.cluster_space in ("auto","first") else float(args.cluster_space), args.feature_dir, args.seed)
+        self._space = ClusterSpace(args.cluster_space, args.whitening_shrinkage, args.feature_dir, args.seed)
         self.pair_term = self._make_pair_term()
         self._sampler = ClusterSampler(
             n_samples,
@@ -158,7 +154,6 @@ class PLRTrainer(BaseTrainer):
                 features = self._features_of_evaluation() or self._extract_centered(epoch)
             before = self.pseudo_labels
             with clock("cluster"):
-                if args_first(self.args, self.labelings): self._space.needs_trial=False
                 self._space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
                 rows = self._space.map(features, self.accelerator)
             for labeling in self.labelings:
@@ -362,7 +357,7 @@ class PLRTrainer(BaseTrainer):
 
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, prototypes and features of the epoch, as arrays by name."""
-        state = self._feature_source.state_dict() | self.cluster_objective.state_dict()
+        state = self._feature_source.state_dict() | self._space.state_dict() | self.cluster_objective.state_dict()
         if self.pair_term is not None:
             state |= {f"{PAIR_PREFIX}{name}": value for name, value in self.pair_term.state_dict().items()}
         return state
@@ -373,6 +368,7 @@ class PLRTrainer(BaseTrainer):
         with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
             self.cluster_objective.load_state_dict(state, n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
+            self._space.load_state_dict(state)
             if self.pair_term is not None:
                 self.pair_term.load_state_dict(select_prefix(PAIR_PREFIX, state))
         self.reporter.resume(self._snapshot())
