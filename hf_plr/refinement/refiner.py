@@ -264,6 +264,7 @@ class PseudoLabelRefiner:
         names = [name for name in state if name.startswith("history.")]
         n_epochs = sum(name.count(".") == 1 for name in names)
         n_members = len(names) // n_epochs if n_epochs else 1
+        self._check_number_of_members(n_members)
         if len(names) != n_epochs * n_members:
             raise ValueError(f"refiner state is damaged: it has {len(names)} labelings of {n_epochs} epochs")
         history = [
@@ -286,7 +287,6 @@ class PseudoLabelRefiner:
             raise ValueError(
                 f"refiner state holds {len(history) + 1} generations, but generations={self.generations} here"
             )
-        self._check_number_of_members(n_members)
         self._history = history
         self._refined = refined
         if refined is not None and history and self.previous == "refined":

@@ -25,9 +25,7 @@ STALE = -2  # nearest neighbour that is not known
 LARGEST_WEIGHT = 1 << 10  # of a labeling, where weights differ; keeps sums in the integers that floats hold
 
 
-def agglomerate_coassociation(
-    soft: SoftCells, weights: np.ndarray, cut: Cut, max_pairs: int = MAX_PAIRS
-) -> tuple[np.ndarray, bool]:
+def agglomerate_coassociation(soft: SoftCells, weights: np.ndarray, cut: Cut) -> tuple[np.ndarray, bool]:
     """Cluster weighted cells by average linkage of their co-association.
 
     The height of a merge is one minus the mean co-association. Clusters that are together in no labeling never merge,
@@ -39,12 +37,12 @@ def agglomerate_coassociation(
         soft: joint soft labels of the cells. The order of the cells decides ties, so it should not depend on names.
         weights: samples per cell, at least 1, shape (cells,).
         cut: place of the cut through the tree.
-        max_pairs: where more pairs of cells than these might be together in a labeling, a part of the cells is
-            agglomerated, spread evenly over the samples. Each of the others then joins the cluster with the largest
-            mean co-association, as long as the cut allows it.
 
     Returns:
-        Cluster per cell, from 0, -1 = noise, shape (cells,), and True if all cells were agglomerated.
+        Cluster per cell, from 0, -1 = noise, shape (cells,), and True if all cells were agglomerated. Where more than
+        `MAX_PAIRS` pairs of cells might be together in a labeling, only a part of the cells is, spread evenly over the
+        samples. Each of the others then joins the cluster with the largest mean co-association, or is noise where a
+        distance threshold does not allow it.
     """
     votes = count_votes(soft)
     cluster = np.full(len(weights), NOISE)
@@ -52,7 +50,7 @@ def agglomerate_coassociation(
     if len(present) == 0:
         return cluster, True
     soft, weights = soft.select(present), np.asarray(weights, dtype=np.float64)[present]
-    chosen = _choose_cells(soft, weights, max_pairs)
+    chosen = _choose_cells(soft, weights, MAX_PAIRS)
     is_exact = len(chosen) == len(present)
     # A light cell that was chosen stands for its neighbours too.
     least = 1.0 if is_exact else max(1.0, np.rint(weights.sum() / len(chosen)))
