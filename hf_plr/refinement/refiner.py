@@ -81,8 +81,8 @@ class PseudoLabelRefiner:
         max_cells: more occupied cells than this are folded into similar heavy ones before agglomeration, and the
             result has exact=False. Cells that are related to few others, as in training, are agglomerated exactly
             whatever their number. Otherwise "average", "complete" and "single" need a matrix of 8 bytes per pair of
-            cells, 3 GiB for the default. Not used by metric="coassociation", which agglomerates as many cells as can
-            have 100 million related pairs (at most 2.5 GiB) and lets the others join the clusters of these.
+            cells, 3 GiB for the default. Not used by metric="coassociation", which agglomerates as many cells as have
+            64 million related pairs (at most 2 GiB) and lets the others join the clusters of these.
 
     Raises:
         ValueError: for a value outside these ranges, naming the argument.
