@@ -61,15 +61,15 @@ class PseudoLabelRefiner:
         space: "projected" blends in the space of the current clusters, "joint" holds the generations side by side.
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: number of epochs that count, the current one included; more than 2 need space="joint".
+        assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
+            the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
+            readmitted goes to its largest entry), "current" skips refinement.
         metric: distance of the cells, "euclidean" between soft labels, or "coassociation": one minus the weighted share
             of the labelings that have two samples in one cluster, where noise is with nobody. The latter needs
             space="joint", assignment="hierarchical" and linkage="average". Clusters that no labeling has together stay
             apart, even if more than n_clusters are left. A sample that is noise in more than half of the labelings, or
             in more than distance_threshold of them, is noise; others are taken back in. With min_cluster_size=4 and a
             threshold, noise of density-based clusterings comes back only where labelings agree on its neighbors.
-        assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
-            the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
-            readmitted goes to its largest entry), "current" skips refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
         distance_threshold: cut at this height instead (then n_clusters=None). Euclidean distances scale with the

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.labels import same_partition
+from helpers.labels import refined, same_partition
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
@@ -80,21 +80,20 @@ def cut_tree(similarity, n_clusters=1, threshold=1 - 1e-6):
     return labels
 
 
-@given(seeds, st.integers(2, 9), st.integers(1, 5))
-def test_clusters_are_those_of_scipy_on_all_samples(seed, n_samples, n_members):
+@given(seeds, st.integers(2, 9), st.integers(1, 5), st.integers(1, 8), st.sampled_from([0.1, 0.33, 0.5, 0.7, 0.95]))
+def test_clusters_are_those_of_scipy_on_all_samples(seed, n_samples, n_members, n_clusters, threshold):
     weight = 419 / 1024
     _, epochs = noisy_copies(n_samples, 3, n_members, 0.5, seed)
     epochs = [np.concatenate([labels, labels[: n_samples // 2]]) for labels in epochs]  # cells of two samples too
     similarity = dense_coassociation(epochs, weight)
     assume(not has_ties(similarity))
-    for n_clusters in range(1, n_samples + 1):
-        result = consensus(epochs, weight=weight, n_clusters=n_clusters, min_cluster_size=1)
-        assert result.exact
-        n_distinct = len(np.unique(np.concatenate(epochs, axis=1), axis=0))
-        assert same_partition(result.labels, cut_tree(similarity, min(n_clusters, n_distinct)))
-    for threshold in (0.1, 0.33, 0.5, 0.7, 0.95):
-        result = consensus(epochs, weight=weight, n_clusters=None, distance_threshold=threshold, min_cluster_size=1)
-        assert same_partition(result.labels, cut_tree(similarity, threshold=threshold))
+    result = consensus(epochs, weight=weight, n_clusters=n_clusters, min_cluster_size=1)
+    n_distinct = len(np.unique(np.concatenate(epochs, axis=1), axis=0))
+    assert same_partition(result.labels, cut_tree(similarity, min(n_clusters, n_distinct)))
+    options = {"n_clusters": None, "distance_threshold": threshold, "min_cluster_size": 1}
+    result = consensus(epochs, weight=weight, **options)
+    assert same_partition(result.labels, cut_tree(similarity, threshold=threshold))
+    assert result.exact
 
 
 @given(seeds, st.integers(1, 5), st.sampled_from([0.0, 0.3]))
@@ -245,6 +244,14 @@ def test_labelings_of_missing_epochs_do_not_count():
     np.testing.assert_allclose(alone.confidence, twice.confidence)
 
 
+def test_equal_weights_are_those_of_as_many_generations():
+    _, epochs = noisy_copies(40, 5, 1, 0.4, seed=9)
+    given_weight = consensus(epochs, weight=1 / 3)
+    np.testing.assert_array_equal(consensus(epochs).confidence, given_weight.confidence)
+    pair = [labels[:, 0] for labels in epochs[:2]]
+    np.testing.assert_array_equal(refined(*pair, weight=None).confidence, refined(*pair, weight=0.5).confidence)
+
+
 def test_weight_shifts_the_consensus_to_the_current_epoch():
     before = np.tile(np.repeat([0, 1], 10)[:, None], (1, 3))
     now = np.tile(np.arange(20)[:, None] % 2, (1, 3))
@@ -339,7 +346,7 @@ def test_memory_mapped_members_give_the_same(tmp_path):
 
 @pytest.mark.parametrize("cut", [{}, {"n_clusters": None, "distance_threshold": 0.6}])
 def test_too_many_pairs_are_agglomerated_in_part(monkeypatch, cut):
-    truth, epochs = noisy_copies(4000, 20, 4, 0.2, seed=8)
+    truth, epochs = noisy_copies(1500, 12, 4, 0.2, seed=8)
     exact = consensus(epochs, **cut)
     chosen = []
     original = coassociation.CoassociatedClusters.__init__
@@ -349,16 +356,16 @@ def test_too_many_pairs_are_agglomerated_in_part(monkeypatch, cut):
         chosen.append((len(weights), self._sums.nnz))
 
     monkeypatch.setattr(coassociation.CoassociatedClusters, "__init__", record)
-    monkeypatch.setattr(coassociation, "MAX_PAIRS", 500_000)
+    monkeypatch.setattr(coassociation, "MAX_PAIRS", 100_000)
     bounded = consensus(epochs, **cut)
     assert (exact.exact, bounded.exact) == (True, False)
     n_cells, n_pairs = chosen[-1]
-    assert 200 < n_cells < 2000
-    assert n_pairs < 550_000
+    assert 100 < n_cells < 800
+    assert n_pairs < 110_000
     assert adjusted_rand_score(exact.labels, bounded.labels) > 0.98
     assert adjusted_rand_score(truth, bounded.labels) > 0.98
     np.testing.assert_array_equal(consensus(epochs, **cut).labels, bounded.labels)
-    names = np.random.default_rng(0).permutation(20)
+    names = np.random.default_rng(0).permutation(12)
     assert same_partition(consensus([names[labels] for labels in epochs], **cut).labels, bounded.labels)
 
 
