@@ -4,6 +4,9 @@ Labels lie in memory-mapped files, and every measurement runs in a process of it
 to its anonymous pages while it refines (so neither the label files nor what was loaded before counts), and
 `beyond_table_mib` takes the co-occurrence table off. The full way writes a soft label for every sample and clusters
 those rows with `scipy.cluster.hierarchy`; the two take turns.
+
+With `--members M` it is the preset "consensus" on three epochs of M labelings each: the first has the given number of
+clusters, each of the others twice as many, by cutting the true clusters in two at random places.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ def main() -> None:
         help="where changing samples go: to one of the six clusters beside their own, or anywhere",
     )  # fmt: skip
     parser.add_argument("--linkage", default="average", help="linkage (default: %(default)s)")
+    parser.add_argument("--members", type=int, default=1, help="labelings an epoch, more for a consensus (default: 1)")
     parser.add_argument("--turns", type=int, default=3, help="refinements to take the median of (default: %(default)s)")
     parser.add_argument("--directory", help="where to put the label files, 24 bytes a sample (default: temporary)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
@@ -48,12 +52,16 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
         for kind in args.kinds:
+            if args.members > 1:
+                results[kind] = measure_consensus(Path(folder), args, kind)
+                continue
             write_labels(Path(folder), args.samples, args.clusters, args.churn, kind)
             results[kind] = measure(Path(folder), args)
     # The kind that training shows comes first; its figures are those of the run.
     first = results[args.kinds[0]]
     line = {
         "samples": args.samples, "clusters": args.clusters, "churn": args.churn, "linkage": args.linkage,
+        "members": args.members,
         **first, "kinds": results, "numpy": np.__version__, "machine": platform.machine(),
     }  # fmt: skip
     print(json.dumps(line) if args.json else json.dumps(line, indent=2))
@@ -157,6 +165,52 @@ def fold_anyway(folder: Path, linkage_name: str) -> dict[str, Any]:
     folded = refiners[1].refine(labels[1])
     agreement = adjusted_rand_score(exact.labels, folded.labels)
     return {"folded_to": refiners[1].max_cells, "folded_agreement": round(agreement, 4)}
+
+
+def measure_consensus(folder: Path, args: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Figures of the consensus of three epochs."""
+    write_members(folder, args.samples, args.clusters, args.churn, kind, args.members)
+    ours = [in_new_process(refine_members, folder, False) for _ in range(args.turns)]
+    watched = in_new_process(refine_members, folder, True)
+    times = {name: statistics.median(run[name] for run in ours) for name in ("seconds", "processor_seconds")}
+    return {**watched, **times}
+
+
+def write_members(folder: Path, n_samples: int, n_clusters: int, churn: float, kind: str, n_members: int) -> None:
+    """Write truth.npy and epoch.0.npy to epoch.2.npy of shape (N, M): copies of the truth from which samples stray."""
+    rng = np.random.default_rng(0)
+    truth, place = rng.integers(0, n_clusters, n_samples), rng.random(n_samples)
+    np.save(folder / "truth.npy", truth)
+    for epoch in range(3):
+        labels = np.empty((n_samples, n_members), dtype=np.int32)
+        for member in range(n_members):
+            reach = rng.integers(0, n_clusters, n_samples) if kind == "uniform" else rng.integers(-3, 4, n_samples)
+            cluster = np.where(rng.random(n_samples) < churn, (truth + reach) % n_clusters, truth)
+            is_upper = place > rng.random(n_clusters)[cluster]
+            labels[:, member] = cluster if member == 0 else 2 * cluster + is_upper
+        np.save(folder / f"epoch.{epoch}.npy", labels)
+
+
+def refine_members(folder: Path, watch_memory: bool) -> dict[str, Any]:
+    """The third refinement of members, with its confidence, and how well it and its first member match the truth."""
+    truth, *epochs = (np.load(folder / f"{name}.npy") for name in ("truth", "epoch.0", "epoch.1", "epoch.2"))
+    refiner = PseudoLabelRefiner.from_preset("consensus")
+    for labels in epochs[:-1]:
+        refiner.refine(labels)
+    memory = PeakMemory()
+    with memory if watch_memory else contextlib.nullcontext():
+        started, processor_started = time.perf_counter(), time.process_time()
+        result = refiner.refine(epochs[-1])
+        seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor_started
+    return {
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(processor_seconds, 2),
+        "peak_mib": memory.peak_mib,
+        "cells": len(result.table),
+        "exact": result.exact,
+        "rand_of_first_member": round(adjusted_rand_score(truth, epochs[-1][:, 0]), 4),
+        "rand_of_consensus": round(adjusted_rand_score(truth, result.labels), 4),
+    }
 
 
 if __name__ == "__main__":

@@ -61,15 +61,15 @@ class PseudoLabelRefiner:
         space: "projected" blends in the space of the current clusters, "joint" holds the generations side by side.
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: number of epochs that count, the current one included; more than 2 need space="joint".
+        assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
+            the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
+            readmitted goes to its largest entry), "current" skips refinement.
         metric: distance of the cells, "euclidean" between soft labels, or "coassociation": one minus the weighted share
             of the labelings that have two samples in one cluster, where noise is with nobody. The latter needs
             space="joint", assignment="hierarchical" and linkage="average". Clusters that no labeling has together stay
             apart, even if more than n_clusters are left. A sample that is noise in more than half of the labelings, or
             in more than distance_threshold of them, is noise; others are taken back in. With min_cluster_size=4 and a
             threshold, noise of density-based clusterings comes back only where labelings agree on its neighbors.
-        assignment: "hierarchical" re-clusters the soft labels, "argmax" takes their largest entry (for weight > 0.5
-            the current cluster always has it), "soft" keeps the current clusters beside the soft labels (noise that is
-            readmitted goes to its largest entry), "current" skips refinement.
         linkage: "average", "ward", "complete", "single" or "centroid".
         n_clusters: cut into this many clusters; "current" for as many as there are now.
         distance_threshold: cut at this height instead (then n_clusters=None). Euclidean distances scale with the
@@ -81,8 +81,8 @@ class PseudoLabelRefiner:
         max_cells: more occupied cells than this are folded into similar heavy ones before agglomeration, and the
             result has exact=False. Cells that are related to few others, as in training, are agglomerated exactly
             whatever their number. Otherwise "average", "complete" and "single" need a matrix of 8 bytes per pair of
-            cells, 3 GiB for the default. Not used by metric="coassociation", which agglomerates as many cells as can
-            have 100 million related pairs (at most 2.5 GiB) and lets the others join the clusters of these.
+            cells, 3 GiB for the default. Not used by metric="coassociation", which agglomerates as many cells as have
+            64 million related pairs (some 2 GiB) and lets the others join the clusters of these.
 
     Raises:
         ValueError: for a value outside these ranges, naming the argument.
@@ -264,6 +264,7 @@ class PseudoLabelRefiner:
         names = [name for name in state if name.startswith("history.")]
         n_epochs = sum(name.count(".") == 1 for name in names)
         n_members = len(names) // n_epochs if n_epochs else 1
+        self._check_number_of_members(n_members)
         if len(names) != n_epochs * n_members:
             raise ValueError(f"refiner state is damaged: it has {len(names)} labelings of {n_epochs} epochs")
         history = [
@@ -286,7 +287,6 @@ class PseudoLabelRefiner:
             raise ValueError(
                 f"refiner state holds {len(history) + 1} generations, but generations={self.generations} here"
             )
-        self._check_number_of_members(n_members)
         self._history = history
         self._refined = refined
         if refined is not None and history and self.previous == "refined":

@@ -401,8 +401,8 @@ def test_bad_labels_are_named():
         refiner.refine(np.array([], dtype=int))
     with pytest.raises(ValueError, match="-2"):
         refiner.refine(np.array([0, -2]))
-    with pytest.raises(ValueError, match="shape"):
-        refiner.refine(np.zeros((2, 2), dtype=int))
+    with pytest.raises(ValueError, match=r"shape \(N,\), or \(N, M\) for M labelings, not \(2, 2, 2\)"):
+        refiner.refine(np.zeros((2, 2, 2), dtype=int))
     refiner.refine(np.arange(5))
     with pytest.raises(ValueError, match="6 labels, but the last call had 5"):
         refiner.refine(np.arange(6))

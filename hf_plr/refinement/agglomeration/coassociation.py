@@ -18,16 +18,15 @@ from hf_plr.refinement.agglomeration.merges import Cut, Merges
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE, iterate_blocks
 
-MAX_PAIRS = 100_000_000  # stored pairs of cells, at 12 bytes each; a round holds up to twice that
+MAX_PAIRS = 64_000_000  # stored pairs of cells: 0.7 GiB, and up to 1.7 GiB while they are contracted
+DRAWN = 1_024  # cells whose pairs are counted, to estimate those of all
 BLOCK = 1 << 22  # pairs that are compared together
 CELLS = 1 << 14  # cells that join clusters together
 STALE = -2  # nearest neighbour that is not known
 LARGEST_WEIGHT = 1 << 10  # of a labeling, where weights differ; keeps sums in the integers that floats hold
 
 
-def agglomerate_coassociation(
-    soft: SoftCells, weights: np.ndarray, cut: Cut, max_pairs: int = MAX_PAIRS
-) -> tuple[np.ndarray, bool]:
+def agglomerate_coassociation(soft: SoftCells, weights: np.ndarray, cut: Cut) -> tuple[np.ndarray, bool]:
     """Cluster weighted cells by average linkage of their co-association.
 
     The height of a merge is one minus the mean co-association. Clusters that are together in no labeling never merge,
@@ -39,12 +38,12 @@ def agglomerate_coassociation(
         soft: joint soft labels of the cells. The order of the cells decides ties, so it should not depend on names.
         weights: samples per cell, at least 1, shape (cells,).
         cut: place of the cut through the tree.
-        max_pairs: where more pairs of cells than these might be together in a labeling, a part of the cells is
-            agglomerated, spread evenly over the samples. Each of the others then joins the cluster with the largest
-            mean co-association, as long as the cut allows it.
 
     Returns:
-        Cluster per cell, from 0, -1 = noise, shape (cells,), and True if all cells were agglomerated.
+        Cluster per cell, from 0, -1 = noise, shape (cells,), and True if all cells were agglomerated. Where more than
+        about `MAX_PAIRS` pairs of cells are together in a labeling, only a part of the cells is, spread evenly over
+        the samples, so that clusters of a few samples may be missed. Each of the others then joins the cluster with the
+        largest mean co-association, or is noise where it has none or a distance threshold does not allow it.
     """
     votes = count_votes(soft)
     cluster = np.full(len(weights), NOISE)
@@ -52,7 +51,7 @@ def agglomerate_coassociation(
     if len(present) == 0:
         return cluster, True
     soft, weights = soft.select(present), np.asarray(weights, dtype=np.float64)[present]
-    chosen = _choose_cells(soft, weights, max_pairs)
+    chosen = _choose_cells(soft, weights, votes, MAX_PAIRS)
     is_exact = len(chosen) == len(present)
     # A light cell that was chosen stands for its neighbours too.
     least = 1.0 if is_exact else max(1.0, np.rint(weights.sum() / len(chosen)))
@@ -94,7 +93,7 @@ def measure_coassociation(soft: SoftCells, cluster: np.ndarray, counts: np.ndarr
         own[labelled] += vote
     others = np.bincount(own_cluster, own_counts)[own_cluster] - 1.0
     mean = np.where(others > 0, (together - own) / np.maximum(others, 1.0), own)
-    result[members] = np.clip(mean / votes.sum(), 0.0, 1.0)
+    result[members] = np.clip(mean / max(votes.sum(), 1.0), 0.0, 1.0)
     return result
 
 
@@ -232,14 +231,14 @@ def _make_one_hot(soft: SoftCells, votes: np.ndarray) -> sp.csr_array:
     return sp.csr_array((np.ones(len(indices)), indices, indptr), shape=(len(soft), starts[-1]))
 
 
-def _choose_cells(soft: SoftCells, weights: np.ndarray, max_pairs: int) -> np.ndarray:
-    """Choose cells to agglomerate so that at most `max_pairs` pairs of them can be together; ascending.
+def _choose_cells(soft: SoftCells, weights: np.ndarray, votes: np.ndarray, max_pairs: int) -> np.ndarray:
+    """Choose cells to agglomerate so that about `max_pairs` pairs of them at most are together; ascending.
 
     A systematic sample along the current clusters, proportional to the weights: heavy cells are in it, and every
     large enough cluster.
     """
     chosen = np.arange(len(weights))
-    n_pairs = _bound_pairs(soft)
+    n_pairs = _estimate_pairs(soft, votes)
     if n_pairs <= max_pairs:
         return chosen
     current = np.where(soft.shares(0) > 0, soft.codes[:, 0], NOISE)
@@ -251,17 +250,15 @@ def _choose_cells(soft: SoftCells, weights: np.ndarray, max_pairs: int) -> np.nd
         n_left = max(1, min(n_left - 1, int(n_left * 0.98 * (max_pairs / n_pairs) ** 0.5)))
         drawn = np.searchsorted(cumulative, (np.arange(n_left) + 0.5) * (cumulative[-1] / n_left))
         chosen = np.sort(order[np.unique(drawn)])
-        n_pairs = _bound_pairs(soft.select(chosen))
+        n_pairs = _estimate_pairs(soft.select(chosen), votes)
     return chosen
 
 
-def _bound_pairs(soft: SoftCells) -> float:
-    """Bound the number of ordered pairs of cells that are together in a labeling, from above."""
-    total = 0.0
-    for part, basis in enumerate(soft.bases):
-        cells = np.bincount(soft.codes[soft.shares(part) > 0, part], minlength=basis.shape[0]).astype(np.float64)
-        total += float((cells**2).sum())
-    return total
+def _estimate_pairs(soft: SoftCells, votes: np.ndarray) -> float:
+    """Estimate the number of ordered pairs of cells that are together in a labeling from those of some cells."""
+    rows = _make_one_hot(soft, votes)
+    drawn = np.unique(np.arange(DRAWN) * 2_654_435_761 % len(soft)) if len(soft) > DRAWN else np.arange(len(soft))
+    return (rows[drawn] @ sp.csr_array(rows.T)).nnz * (len(soft) / len(drawn))
 
 
 def _join_clusters(soft: SoftCells, weights: np.ndarray, votes: np.ndarray, cluster: np.ndarray, cut: Cut) -> None:
