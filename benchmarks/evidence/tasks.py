@@ -307,6 +307,7 @@ TASKS |= {
             train_samples=10_000,
             test_samples=2_000,
         ),
+        _longer("magnetic-tile", {"num_train_epochs": 15}),
         _longer("omniglot", {"num_train_epochs": 30}),
         _longer("omniglot-hdbscan", {"num_train_epochs": 30}),
         _longer("fsdd", {"num_train_epochs": 24, "per_device_train_batch_size": 128}),
