@@ -140,11 +140,13 @@ def describe_labels(trainer: BaseTrainer) -> dict[str, float]:
     """
     if not isinstance(trainer, PLRTrainer) or trainer.pseudo_labels is None:
         return {}
-    found = trainer.score_labels()
-    precision, recall = found["pair_precision"], found["pair_recall"]
+    found = trainer.score_labels()  # empty where all samples are noise
+    scores = {name: found[name] for name in LABEL_SCORES if found}
+    if found:
+        precision, recall = found["pair_precision"], found["pair_recall"]
+        scores["pair_f1"] = 2.0 * precision * recall / max(precision + recall, 1e-12)
     return {
-        **{name: found[name] for name in LABEL_SCORES},
-        "pair_f1": 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0,
+        **scores,
         "clusters": trainer.pseudo_labels.n_clusters,
         "noise": float((trainer.pseudo_labels.labels == NOISE).mean()),
         "seconds": sum(entry.get("plr/seconds", 0.0) for entry in trainer.state.log_history),

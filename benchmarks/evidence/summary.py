@@ -85,7 +85,9 @@ def label_quality(records: Records) -> str:
         for way in (BASELINE, DEFAULT):
             both.append({run.seed: r["labels"] for run, r in labelled.items() if (run.task, run.way) == (task, way)})
         for score, title in LABELS.items():
-            none, auto = ({seed: labels[score] for seed, labels in by_seed.items()} for by_seed in both)
+            none, auto = (
+                {seed: labels[score] for seed, labels in by_seed.items() if score in labels} for by_seed in both
+            )
             if any(none.values()) or any(auto.values()):
                 rows.append([task, title, _mean(none), _mean(auto), difference(auto, none)])
         sizes = [
