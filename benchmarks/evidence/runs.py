@@ -3,152 +3,154 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
+import shutil
+import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
-from transformers import TrainerCallback
+import torch
+import transformers
+from datasets import Dataset
 
+from benchmarks.evidence.passes import PassCounter
+from benchmarks.evidence.readout import read_out
 from benchmarks.evidence.tasks import TASKS, arguments_of
-from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS
+from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS, Peer
 from hf_plr import PLRTrainer
-from hf_plr.clustering import can_be_finer, make_clusterer
-from hf_plr.evaluation.clusters import score_clusters
+from hf_plr.evaluation.evaluators import FeatureEvaluator
+from hf_plr.evaluation.scores import score_features
 from hf_plr.refinement import NOISE
+from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.progress_display import ProgressDisplay
+
+LABEL_SCORES = ("purity", "pair_precision", "pair_recall", "nmi", "ari")
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """What tells one run from another."""
+    """What tells one run from another.
+
+    Attributes:
+        task: name of the task.
+        variation: name of one of its variations, "-" for none.
+        way: name of the way.
+        seed: seed of everything random.
+        budget: image passes, as a multiple of those of the task's epochs; 0 without training.
+    """
 
     task: str
     variation: str
     way: str
     seed: int
+    budget: int = 1
 
 
-def runs_of(suite: str) -> list[Run]:
-    """All runs of a suite; one seed of everything comes before the next."""
+def runs_of(suite: str, seeds: int | None = None, budget: int = 1) -> list[Run]:
+    """All runs of a suite; one seed of everything comes before the next.
+
+    Args:
+        suite: its name.
+        seeds: number of seeds; by default the suite's.
+        budget: multiple of the tasks' epochs.
+    """
     chosen = SUITES[suite]
-    runs = []
-    for seed in range(chosen.seeds):
-        for name in chosen.tasks:
-            runs += [Run(name, AS_IT_IS, way, seed) for way in chosen.ways if _fits(way, name)]
-    for seed in range(chosen.seeds):
-        for name in chosen.tasks:
-            ways = [way for way in chosen.off if _fits(way, name)]
-            runs += [Run(name, variation, way, seed) for variation in TASKS[name].variations for way in ways]
-    return runs
+    all_seeds = range(chosen.seeds if seeds is None else seeds)
+    runs = [
+        Run(task, AS_IT_IS, way, seed, budget if WAYS[way].is_trained else 0)
+        for seed in all_seeds
+        for task in chosen.tasks
+        for way in chosen.ways
+    ]
+    off = [
+        Run(task, variation, way, seed, budget)
+        for seed in all_seeds
+        for task in chosen.tasks
+        for variation in TASKS[task].variations
+        for way in chosen.off
+    ]
+    return runs + off
 
 
-def _fits(way: str, task: str) -> bool:
-    """Whether a way can be run on a task: several labelings need a clusterer that can be made finer."""
-    clusterer = make_clusterer(TASKS[task].arguments.get("clusterer", "kmeans"), num_clusters=2)
-    return WAYS[way].changes.get("num_labelings", 1) == 1 or can_be_finer(clusterer)
+def carry_out(run: Run, data: Path, starts: Path, peer: Peer | None = None) -> dict[str, Any]:
+    """Train, and return the run's record for the file of results.
 
-
-def carry_out(run: Run, data: Path, starts: Path) -> dict[str, Any]:
-    """Train, and return the run's record for the file of results."""
+    Args:
+        run: what to run.
+        data: folder with data.
+        starts: folder for trained starts.
+        peer: a peer's settings, for tuning; by default those of the way and the task's kind of start.
+    """
     task, way = TASKS[run.task], WAYS[run.way]
-    changes = {"num_labelings": 1, **way.changes, **task.variations.get(run.variation, {})}
+    peer = way.peers.get(task.start) if peer is None else peer
+    changes = {**way.changes, **task.variations.get(run.variation, {})}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        watch = EpochWatch(task.score)
-        trainer = task.make(arguments_of(task, folder, run.seed, changes), run.seed, data, starts, [watch])
+        args = arguments_of(task, folder, run.seed, changes, max(run.budget, 1), 1.0 if peer is None else peer.rate)
+        trainer = task.make(PLRTrainer if peer is None else peer.trainer, args, run.seed, data, starts)
         trainer.remove_callback(ProgressDisplay)
-        for labeling in trainer.labelings:
-            labeling.stage.refiner = way.refiner()
-        watch.trainer = trainer
-        before = trainer.score("start")
-        trainer.train()
-        after = trainer.score("end")
-    history = trainer.state.log_history
-    stages = [entry for entry in history if "plr/seconds" in entry]
+        counter = PassCounter(trainer.modality)
+        made = time.perf_counter()
+        if way.is_trained:
+            trainer.train()
+        trained, passes = time.perf_counter(), counter.passes
+        readout = read_out_trainer(trainer)
+    ended = time.perf_counter()
     return {
         **asdict(run),
-        "score": task.score,
-        "start": rounded(before),
-        "end": rounded(after),
-        "epochs": watch.epochs,
-        "stage_seconds": round(sum(entry["plr/seconds"] for entry in stages), 2),
-        "refine_seconds": round(sum(entry["plr/seconds_refine"] for entry in stages), 3),
-        "train_seconds": round(history[-1]["train_runtime"], 1),
-        "seconds": round(time.perf_counter() - started, 1),
+        "settings": None if peer is None else asdict(peer),
+        "readout": {name: rounded(scores) for name, scores in readout.items()},
+        "labels": rounded(describe_labels(trainer)),
+        "steps": trainer.state.global_step,
+        "passes": round(passes, 2),
+        "seconds": {
+            "train": round(trained - made, 1),
+            "readout": round(ended - trained, 1),
+            "all": round(ended - started, 1),
+        },
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "commit": find_commit(),
     }
 
 
-class EpochWatch(TrainerCallback):
-    """Scores each epoch: its pseudo-labels and features against the truth, which nothing else sees, and without it.
+def read_out_trainer(trainer: BaseTrainer) -> dict[str, dict[str, float]]:
+    """Read out a trainer's features as they are; "score" has what `trainer.score` tells, on the same features."""
+    assert trainer.evaluator is not None
+    labels = trainer.evaluator.true_labels(trainer)
+    assert labels is not None
+    features = trainer.extract_features().cpu().numpy()
+    test_features = test_labels = None
+    if isinstance(trainer.eval_dataset, Dataset):
+        store = trainer.open_samples(trainer.eval_dataset)
+        test_features, test_labels = trainer.extract_features(store).cpu().numpy(), store.true_labels()
+    readout = read_out(features, labels, test_features, test_labels)
+    if isinstance(trainer.evaluator, FeatureEvaluator):
+        return {**readout, "score": score_features(features, labels, test_features, test_labels)}
+    return {**readout, "score": trainer.score("end")}
 
-    Args:
-        score: the downstream score, "knn_accuracy" or "mAP".
+
+def describe_labels(trainer: BaseTrainer) -> dict[str, float]:
+    """The last epoch's pseudo-labels against the truth, noise left out; empty where there are none.
+
+    "noise" is the share of samples that are left out, "seconds" those of all stages.
     """
-
-    def __init__(self, score: str) -> None:
-        self.score = score
-        self.trainer: PLRTrainer | None = None
-        self.epochs: list[dict[str, float]] = []
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add an epoch to `epochs`."""
-        trainer = self.trainer
-        assert trainer is not None
-        assert trainer.pseudo_labels is not None
-        assert trainer.evaluator is not None
-        labels, truth = trainer.pseudo_labels.labels, trainer.evaluator.true_labels(trainer)
-        assert truth is not None
-        member = labels != NOISE
-        self.epochs.append(
-            rounded(
-                {
-                    "clusters": float(trainer.pseudo_labels.n_clusters),
-                    "noise": float((~member).mean()),
-                    **agreement(labels[member], truth[member]),
-                    self.score: self._downstream(trainer),
-                    **{f"plr/{name}": value for name, value in trainer.label_free_scores().items()},
-                }
-            )
-        )
-
-    def _downstream(self, trainer: PLRTrainer) -> float:
-        if self.score == "mAP":
-            return trainer.score("epoch")["mAP"]
-        features, labels = trainer.extract_features().cpu().numpy(), trainer.train_dataset.true_labels()
-        test: Any = trainer.eval_dataset
-        if test is None:
-            return knn_accuracy(features, labels)
-        store = trainer.open_samples(test)
-        return knn_accuracy(features, labels, trainer.extract_features(store).cpu().numpy(), store.true_labels())
-
-
-def knn_accuracy(
-    features: np.ndarray,
-    labels: np.ndarray,
-    test_features: np.ndarray | None = None,
-    test_labels: np.ndarray | None = None,
-) -> float:
-    """Accuracy of 5 nearest neighbours: of the test features, or where there are none of five folds."""
-    center = features.mean(axis=0)
-    knn = KNeighborsClassifier(5)
-    if test_features is None:
-        folds = StratifiedKFold(5, shuffle=True, random_state=0)
-        return float(cross_val_score(knn, normalize(features - center), labels, cv=folds).mean())
-    return float(knn.fit(normalize(features - center), labels).score(normalize(test_features - center), test_labels))
-
-
-def agreement(labels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How labels agree with the truth: NMI, ARI, and precision and recall of the pairs that they put together."""
-    found = score_clusters(labels, truth)
-    names = {"nmi": "nmi", "ari": "ari", "precision": "pair_precision", "recall": "pair_recall"}
-    return {name: found[score] for name, score in names.items()}
+    if not isinstance(trainer, PLRTrainer) or trainer.pseudo_labels is None:
+        return {}
+    found = trainer.score_labels()  # empty where all samples are noise
+    scores = {name: found[name] for name in LABEL_SCORES if found}
+    if found:
+        precision, recall = found["pair_precision"], found["pair_recall"]
+        scores["pair_f1"] = 2.0 * precision * recall / max(precision + recall, 1e-12)
+    return {
+        **scores,
+        "clusters": trainer.pseudo_labels.n_clusters,
+        "noise": float((trainer.pseudo_labels.labels == NOISE).mean()),
+        "seconds": sum(entry.get("plr/seconds", 0.0) for entry in trainer.state.log_history),
+    }
 
 
 def rounded(scores: dict[str, float]) -> dict[str, float]:
@@ -156,12 +158,35 @@ def rounded(scores: dict[str, float]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in scores.items()}
 
 
+@functools.cache
+def find_commit() -> str:
+    """Find the commit of this code, with "-dirty" where files of it were changed; empty outside of a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    command = [git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
 def read_records(path: Path) -> dict[Run, dict[str, Any]]:
     """The records of a file of results, one a line; none where there is no file."""
     if not path.exists():
         return {}
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {Run(*(record[name] for name in ("task", "variation", "way", "seed"))): record for record in records}
+    identities = (
+        (record["task"], record["variation"], record["way"], record["seed"], record.get("budget", 1))
+        for record in records
+    )
+    return {Run(*identity): record for identity, record in zip(identities, records, strict=True)}
+
+
+def read_all(paths: list[Path]) -> dict[Run, dict[str, Any]]:
+    """The records of several files of results."""
+    records: dict[Run, dict[str, Any]] = {}
+    for path in paths:
+        records |= read_records(path)
+    return records
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which scores without labels pick good checkpoints and good settings: against scores with labels, in recorded runs."""
+"""Which scores without labels pick good checkpoints and settings, against those with labels, in 0.1's records."""
 
 from __future__ import annotations
 

@@ -1,93 +1,164 @@
-"""Tables out of recorded runs: mean scores, and paired differences to no refinement with intervals over seeds."""
+"""Tables out of recorded runs: mean scores, and paired differences with intervals over seeds."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence.runs import Run, read_records
-from benchmarks.evidence.ways import AS_IT_IS, BASELINE, WAYS
+from benchmarks.evidence.runs import Run, read_all
+from benchmarks.evidence.ways import AS_IT_IS, BASELINE, DEFAULT, WAYS
 
 RESAMPLES = 10_000
 FEWEST_SEEDS = 3  # for an interval: of one or two it would look certain
+SCORES = {"knn": "kNN (5)", "linear": "linear probe", "few": "10 labels a class", "nmi": "NMI of k-means"}
+LABELS = {
+    "purity": "purity",
+    "pair_precision": "pair precision",
+    "pair_recall": "pair recall",
+    "pair_f1": "pair F1",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "noise": "in no cluster",
+}
+
+Records = dict[Run, dict[str, Any]]
+BySeed = dict[int, float]
 
 
-def summarise(paths: list[Path], score: str | None = None) -> str:
-    """Markdown tables of all records in these files: one for each task, then one of all without variations.
+def summarise(paths: list[Path], space: str = "centered") -> str:
+    """Markdown tables of all records in these files, for each budget of image passes.
 
     Args:
         paths: files of results.
-        score: the score that is compared, such as "nmi"; by default the one that counts for the task. Runs that do not
-            have it are left out.
+        space: space of the scores, "centered" or "white".
     """
     records = read_all(paths)
-    if score is not None:
-        records = {run: {**record, "score": score} for run, record in records.items() if score in record["start"]}
     tables = []
-    for task in dict.fromkeys(run.task for run in records):
-        tables.append(_table(task, {run: record for run, record in records.items() if run.task == task}))
-    return "\n\n".join([*tables, _overview(records)])
+    for budget in sorted({run.budget for run in records if run.budget}):
+        chosen = {run: record for run, record in records.items() if run.budget in (0, budget)}
+        own = {run: record for run, record in chosen.items() if run.variation == AS_IT_IS}
+        where = f"{space}, {budget}x passes"
+        for score, title in SCORES.items():
+            tables += [
+                f"**{title}, {where}: means**\n\n{means(own, space, score)}",
+                f"**{title}, {where}: {DEFAULT} minus each other, in points**\n\n{gains(own, space, score)}",
+            ]
+        tables.append(f"**Pseudo-labels of the last epoch, {budget}x passes**\n\n{label_quality(own)}")
+        for score in ("knn", "linear"):
+            tables.append(f"**{SCORES[score]}, {where}: off settings**\n\n{off_settings(chosen, space, score)}")
+    return "\n\n".join(tables)
 
 
-def read_all(paths: list[Path]) -> dict[Run, dict[str, Any]]:
-    """The records of several files of results."""
-    records: dict[Run, dict[str, Any]] = {}
-    for path in paths:
-        records |= read_records(path)
-    return records
+def means(records: Records, space: str, score: str) -> str:
+    """A row a task: the mean score of each way, and the seeds that it is a mean of."""
+    scores = _collect(records, space, score)
+    ways = _ways_in(scores)
+    rows = []
+    for task in _tasks_in(scores):
+        by_way = [scores.get((task, way), {}) for way in ways]
+        counts = sorted({len(by_seed) for by_seed in by_way if by_seed})
+        rows.append([task, *map(_mean, by_way), "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))])
+    return _table(["data", *ways, "seeds"], rows)
 
 
-def _overview(records: dict[Run, dict[str, Any]]) -> str:
-    """A row a task: start and end without refinement, and the differences that each way makes."""
-    plain = {run: record for run, record in records.items() if run.variation == AS_IT_IS}
-    ways = [way for way in WAYS if way != BASELINE and way in {run.way for run in plain}]
-    lines = [f"| data, score | start | {BASELINE} | {' | '.join(ways)} |", "|---" * (3 + len(ways)) + "|"]
-    for task in dict.fromkeys(run.task for run in plain):
-        name = next(record["score"] for run, record in plain.items() if run.task == task)
-        scores = {
-            way: {run.seed: record["end"][name] for run, record in plain.items() if (run.task, run.way) == (task, way)}
-            for way in (BASELINE, *ways)
-        }
-        start = np.mean([record["start"][name] for run, record in plain.items() if run.task == task])
-        end = np.mean(list(scores[BASELINE].values())) if scores[BASELINE] else np.nan
-        cells = [f"{task}, {name}", f"{start:.3f}", f"{end:.3f}"]
-        cells += [difference(scores[way], scores[BASELINE]) for way in ways]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def gains(records: Records, space: str, score: str) -> str:
+    """A row a task: the default minus each other way, over the seeds that both have."""
+    scores = _collect(records, space, score)
+    ways = [way for way in _ways_in(scores) if way != DEFAULT]
+    rows = []
+    for task in _tasks_in(scores):
+        default = scores.get((task, DEFAULT), {})
+        rows.append([task, *(difference(default, scores.get((task, way), {})) for way in ways)])
+    return _table(["data", *ways], rows)
 
 
-def _table(task: str, records: dict[Run, dict[str, Any]]) -> str:
-    name = next(iter(records.values()))["score"]
-    scores: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for run, record in sorted(records.items()):
-        scores[run.variation, run.way][run.seed] = record["end"][name]
-    starts = [record["start"][name] for run, record in records.items() if run.way == BASELINE]
-    best = max(
-        (variation for variation, way in scores if way == BASELINE),
-        key=lambda variation: np.mean(list(scores[variation, BASELINE].values())),
-        default=AS_IT_IS,
-    )
-    lines = [
-        f"**{task}**, {name}, start {np.mean(starts):.3f}" if starts else f"**{task}**, {name}",
-        "",
-        f"| setting | way | seeds | {name} | minus none, same setting | minus none, its best setting ({best}) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (variation, way), by_seed in scores.items():
-        differences = [
-            "" if way == BASELINE and other == variation else difference(by_seed, scores.get((other, BASELINE), {}))
-            for other in (variation, best)
+def label_quality(records: Records) -> str:
+    """A row a task and score of the pseudo-labels: without refinement, by default, and the difference in points."""
+    labelled = {run: record for run, record in records.items() if record["labels"]}
+    rows = []
+    for task in dict.fromkeys(run.task for run in sorted(labelled)):
+        both = []
+        for way in (BASELINE, DEFAULT):
+            both.append({run.seed: r["labels"] for run, r in labelled.items() if (run.task, run.way) == (task, way)})
+        for score, title in LABELS.items():
+            none, auto = (
+                {seed: labels[score] for seed, labels in by_seed.items() if score in labels} for by_seed in both
+            )
+            if any(none.values()) or any(auto.values()):
+                rows.append([task, title, _mean(none), _mean(auto), difference(auto, none)])
+        sizes = [
+            f"{np.mean([labels['clusters'] for labels in by_seed.values()]):.0f}" if by_seed else "" for by_seed in both
         ]
-        mean = np.mean(list(by_seed.values()))
-        cells = [variation, way, str(len(by_seed)), f"{mean:.3f}", *differences]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([task, "clusters", *sizes, ""])
+    return _table(["data", "score", BASELINE, DEFAULT, "difference"], rows)
 
 
-def difference(scores: dict[int, float], baseline: dict[int, float]) -> str:
+def off_settings(records: Records, space: str, score: str) -> str:
+    """A row a task and setting: both ways, their difference, and how far each ends below its own best setting.
+
+    That is over the seeds that all settings of a task and both ways have; tasks that were run at their own setting
+    alone are left out.
+    """
+    found: dict[str, dict[tuple[str, str], BySeed]] = defaultdict(lambda: defaultdict(dict))
+    for run, record in sorted(records.items()):
+        value = record["readout"][space].get(score)
+        if run.way in (BASELINE, DEFAULT) and value is not None:
+            found[run.task][run.variation, run.way][run.seed] = value
+    rows = [row for task, scores in found.items() for row in _off_rows(task, scores)]
+    header = ["data", "setting", BASELINE, DEFAULT, "difference", f"below own best: {BASELINE}", DEFAULT, "seeds"]
+    return _table(header, rows)
+
+
+def _off_rows(task: str, scores: dict[tuple[str, str], BySeed]) -> list[list[str]]:
+    settings = sorted({setting for setting, _ in scores}, key=lambda setting: (setting != AS_IT_IS, setting))
+    both = [(setting, way) for setting in settings for way in (BASELINE, DEFAULT)]
+    seeds = sorted(set.intersection(*(set(scores.get(each, {})) for each in both)))
+    if len(settings) < 2 or not seeds:
+        return []
+    shared = {each: {seed: scores[each][seed] for seed in seeds} for each in both}
+    average = {each: float(np.mean(list(by_seed.values()))) for each, by_seed in shared.items()}
+    best = {way: max(average[setting, way] for setting in settings) for way in (BASELINE, DEFAULT)}
+    rows = []
+    for setting in settings:
+        none, auto = shared[setting, BASELINE], shared[setting, DEFAULT]
+        below = [f"{100 * (best[way] - average[setting, way]):.1f}" for way in (BASELINE, DEFAULT)]
+        rows.append([task, setting, _mean(none), _mean(auto), difference(auto, none), *below, str(len(seeds))])
+    return rows
+
+
+def _collect(records: Records, space: str, score: str) -> dict[tuple[str, str], BySeed]:
+    """Scores by task and way, and by seed; of records that have the score."""
+    scores: dict[tuple[str, str], BySeed] = defaultdict(dict)
+    for run, record in sorted(records.items()):
+        value = record["readout"][space].get(score)
+        if value is not None:
+            scores[run.task, run.way][run.seed] = value
+    return scores
+
+
+def _ways_in(scores: Iterable[tuple[str, str]]) -> list[str]:
+    present = {way for _, way in scores}
+    return [way for way in WAYS if way in present]
+
+
+def _tasks_in(scores: Iterable[tuple[str, str]]) -> list[str]:
+    return list(dict.fromkeys(task for task, _ in scores))
+
+
+def _mean(by_seed: BySeed) -> str:
+    return f"{np.mean(list(by_seed.values())):.3f}" if by_seed else ""
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def difference(scores: BySeed, baseline: BySeed) -> str:
     """Mean paired difference in points, with a 95% bootstrap interval over seeds, where there are three at least."""
     seeds = sorted(set(scores) & set(baseline))
     if not seeds:

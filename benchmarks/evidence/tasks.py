@@ -1,4 +1,4 @@
-"""The data sets, where training on each of them starts, and what scores it."""
+"""The data sets, where training on each of them starts, and with which arguments."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ from hf_plr.models.vision import load_backbone, small_vit, small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
 from hf_plr.reid.reid_data import load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
+from hf_plr.trainer.base_trainer import BaseTrainer
+
+MakeTrainer = Callable[..., BaseTrainer]  # a class, or one with some of its arguments
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor
 EPS = {"eps-0.1": -0.1, "eps+0.1": 0.1}
+RATES = {"lr/3": 1 / 3, "3lr": 3.0}
+RANDOM, PRETRAINED = "random", "pretrained"  # kinds of start
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,17 @@ class Task:
 
     Attributes:
         name: its name.
-        score: the score that counts: "knn_accuracy", or "mAP" where there are identities.
         arguments: what differs from the defaults of `PLRTrainingArguments`, the same for every way.
-        make: makes the trainer: (arguments, seed, folder with data, folder for starts, callbacks).
+        make: makes the trainer: (class of it, arguments, seed, folder with data, folder for starts).
+        start: "random" or "pretrained" weights, which peers have settings of their own for.
         needs: folder under the data folder, or of the machine, without which the task is left out.
         variations: settings that are off, by name: changes to the arguments.
     """
 
     name: str
-    score: str
     arguments: dict[str, Any]
-    make: Callable[..., PLRTrainer]
+    make: Callable[..., BaseTrainer]
+    start: str = RANDOM
     needs: str | Path | None = None
     variations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -55,38 +60,53 @@ class Task:
         return self.needs is None or (data / self.needs).exists()
 
 
-def _digits(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+def _digits(trainer: MakeTrainer, args: Any, seed: int, data: Path, starts: Path) -> BaseTrainer:
     set_seed(seed)
-    return PLRTrainer(small_vit(32, 8), args, digits(), processing_class=small_vit_processor(32), callbacks=callbacks)
+    return trainer(small_vit(32, 8), args, digits(), processing_class=small_vit_processor(32))
 
 
 def _fashion_mnist(
-    args: Any, seed: int, data: Path, starts: Path, callbacks: list, train_samples: int = 6000, test_samples: int = 2000
-) -> PLRTrainer:
+    trainer: MakeTrainer,
+    args: Any,
+    seed: int,
+    data: Path,
+    starts: Path,
+    train_samples: int = 6000,
+    test_samples: int = 2000,
+) -> BaseTrainer:
     train, test = _idx_images("train", train_samples), _idx_images("t10k", test_samples)
     set_seed(seed)
-    return PLRTrainer(
+    return trainer(
         small_vit(32, 8),
         args,
         train,
         processing_class=small_vit_processor(32),
         eval_dataset=test,
-        callbacks=callbacks,
     )
 
 
 def _cifar(
-    args: Any, seed: int, data: Path, starts: Path, callbacks: list, train_samples: int = 2000, test_samples: int = 1000
-) -> PLRTrainer:
+    trainer: MakeTrainer,
+    args: Any,
+    seed: int,
+    data: Path,
+    starts: Path,
+    train_samples: int = 2000,
+    test_samples: int = 1000,
+) -> BaseTrainer:
     splits = load_dataset(str(data / "cifar-5"))
-    model = str(data / "dinov2-small-saliency")
-    processor = AutoImageProcessor.from_pretrained(model)
-    processor.size, processor.do_center_crop = {"height": 56, "width": 56}, False
+    model, processor = _dinov2_like(data, size=56)
     train, test = _drawn(splits["train"], train_samples), _drawn(splits["test"], test_samples)
-    return PLRTrainer(model, args, train, processing_class=processor, eval_dataset=test, callbacks=callbacks)
+    return trainer(model, args, train, processing_class=processor, eval_dataset=test)
 
 
-def _omniglot(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+def _magnetic_tile(trainer: MakeTrainer, args: Any, seed: int, data: Path, starts: Path) -> BaseTrainer:
+    splits = load_dataset(str(data / "magnetic-tile"))
+    model, processor = _dinov2_like(data, size=84)
+    return trainer(model, args, splits["train"], processing_class=processor, eval_dataset=splits["test"])
+
+
+def _omniglot(trainer: MakeTrainer, args: Any, seed: int, data: Path, starts: Path) -> BaseTrainer:
     target = load_reid_data(str(data / "omniglot" / "target"), None, None, "character", "drawer", "train")
     start = starts / f"omniglot-{seed}"
     with _making(start) as wanted:
@@ -104,26 +124,25 @@ def _omniglot(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -
                     "prototype_momentum": 0.9,
                 },
             )
-            trainer = PLRTrainer(
+            supervisor = PLRTrainer(
                 small_vit(32, 8),
                 supervised,
                 source.images,
                 processing_class=small_vit_processor(32),
                 clusterer=KnownLabels(source.identities),
             )
-            trainer.train()
-            trainer.save_model()
-    return PLRTrainer(
+            supervisor.train()
+            supervisor.save_model()
+    return trainer(
         load_backbone(str(start)),
         args,
         target.train.images,
         processing_class=small_vit_processor(32),
         evaluator=RetrievalEvaluator(target),
-        callbacks=callbacks,
     )
 
 
-def _fsdd(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PLRTrainer:
+def _fsdd(trainer: MakeTrainer, args: Any, seed: int, data: Path, starts: Path) -> BaseTrainer:
     splits = load_dataset(str(data / "fsdd"))
     start = starts / "fsdd"
     with _making(start) as wanted:
@@ -144,7 +163,7 @@ def _fsdd(args: Any, seed: int, data: Path, starts: Path, callbacks: list) -> PL
             )
             frames.train()
             frames.save_model()
-    return PLRTrainer(str(start), args, splits["train"], eval_dataset=splits["test"], callbacks=callbacks)
+    return trainer(str(start), args, splits["train"], eval_dataset=splits["test"])
 
 
 OMNIGLOT: dict[str, Any] = {
@@ -162,12 +181,24 @@ OMNIGLOT: dict[str, Any] = {
 }
 
 
+DINOV2_LIKE: dict[str, Any] = {
+    "learning_rate": 3e-5,
+    "per_device_train_batch_size": 64,
+    "augmentation": "photo",
+    "bf16": True,
+}
+
+
 def _clusters(n: int) -> dict[str, Any]:
     return {"num_clusters": n}
 
 
-def _varied_clusters(n: int) -> dict[str, dict[str, Any]]:
-    return {name: _clusters(round(n * factor)) for name, factor in KMEANS.items()}
+def _varied_clusters(n: int, rate: float = 1e-3) -> dict[str, dict[str, Any]]:
+    return {name: _clusters(round(n * factor)) for name, factor in KMEANS.items()} | _varied_rate(rate)
+
+
+def _varied_rate(rate: float = 1e-3) -> dict[str, dict[str, Any]]:
+    return {name: {"learning_rate": rate * factor} for name, factor in RATES.items()}
 
 
 TASKS = {
@@ -175,14 +206,12 @@ TASKS = {
     for task in (
         Task(
             "digits",
-            "knn_accuracy",
             {"num_train_epochs": 12, **_clusters(64)},
             _digits,
             variations=_varied_clusters(64),
         ),
         Task(
             "fashion-mnist",
-            "knn_accuracy",
             {"num_train_epochs": 8, **_clusters(116)},
             _fashion_mnist,
             needs=FASHION_MNIST,
@@ -190,50 +219,52 @@ TASKS = {
         ),
         Task(
             "cifar-5",
-            "knn_accuracy",
-            {
-                "num_train_epochs": 4,
-                "learning_rate": 3e-5,
-                "per_device_train_batch_size": 64,
-                "augmentation": "photo",
-                "bf16": True,
-                **_clusters(67),
-            },
+            {"num_train_epochs": 4, **DINOV2_LIKE, **_clusters(67)},
             _cifar,
+            start=PRETRAINED,
             needs="cifar-5",
-            variations=_varied_clusters(67),
+            variations=_varied_clusters(67, DINOV2_LIKE["learning_rate"]),
+        ),
+        Task(
+            "magnetic-tile",
+            {"num_train_epochs": 5, **DINOV2_LIKE, **_clusters(default_num_clusters(1_075))},
+            _magnetic_tile,
+            start=PRETRAINED,
+            needs="magnetic-tile",
+            variations=_varied_clusters(default_num_clusters(1_075), DINOV2_LIKE["learning_rate"]),
         ),
         Task(
             "omniglot",
-            "mAP",
             OMNIGLOT,
             _omniglot,
+            start=PRETRAINED,
             needs="omniglot",
             variations={
                 name: {"clusterer_kwargs": {**OMNIGLOT["clusterer_kwargs"], "eps": round(0.4 + change, 2)}}
                 for name, change in EPS.items()
-            },
+            }
+            | _varied_rate(),
         ),
         Task(
             "omniglot-hdbscan",
-            "mAP",
             {
                 **OMNIGLOT,
                 "clusterer": "reciprocal_hdbscan",
                 "clusterer_kwargs": {"min_cluster_size": 4, "min_samples": 4, "k1": 20, "k2": 6},
             },
             _omniglot,
+            start=PRETRAINED,
             needs="omniglot",
             variations={
                 f"k1 {k1}": {
                     "clusterer_kwargs": {"min_cluster_size": 4, "min_samples": 4, "k1": k1, "k2": 6},
                 }
                 for k1 in (15, 30)
-            },
+            }
+            | _varied_rate(),
         ),
         Task(
             "fsdd",
-            "knn_accuracy",
             {
                 "num_train_epochs": 8,
                 "learning_rate": 5e-4,
@@ -243,8 +274,9 @@ TASKS = {
                 **_clusters(150),
             },
             _fsdd,
+            start=PRETRAINED,
             needs="fsdd",
-            variations=_varied_clusters(150),
+            variations=_varied_clusters(150, 5e-4),
         ),
     )
 }
@@ -275,6 +307,7 @@ TASKS |= {
             train_samples=10_000,
             test_samples=2_000,
         ),
+        _longer("magnetic-tile", {"num_train_epochs": 15}),
         _longer("omniglot", {"num_train_epochs": 30}),
         _longer("omniglot-hdbscan", {"num_train_epochs": 30}),
         _longer("fsdd", {"num_train_epochs": 24, "per_device_train_batch_size": 128}),
@@ -282,16 +315,27 @@ TASKS |= {
 }
 
 
-QUIET: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+QUIET: dict[str, Any] = {
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "report_to": "none",
+    "report": "no",
+}
 
 
 def _arguments(output_dir: str, seed: int, settings: dict[str, Any]) -> PLRTrainingArguments:
     return PLRTrainingArguments(output_dir, seed=seed, **{**QUIET, **settings})
 
 
-def arguments_of(task: Task, output_dir: str, seed: int, changes: dict[str, Any]) -> PLRTrainingArguments:
-    """The arguments of a run: the task's, with changes."""
-    return _arguments(output_dir, seed, {**task.arguments, **changes})
+def arguments_of(
+    task: Task, output_dir: str, seed: int, changes: dict[str, Any], budget: int = 1, rate: float = 1.0
+) -> PLRTrainingArguments:
+    """The arguments of a run: the task's, with changes, then `budget` times the epochs and `rate` times the rate."""
+    args = _arguments(output_dir, seed, {**task.arguments, **changes})
+    args.num_train_epochs *= budget
+    args.learning_rate *= rate
+    return args
 
 
 @contextlib.contextmanager
@@ -301,6 +345,14 @@ def _making(start: Path) -> Iterator[bool]:
     with open(f"{start}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield not (start / "config.json").exists()
+
+
+def _dinov2_like(data: Path, size: int) -> tuple[str, Any]:
+    """The folder of a ViT-S that was tuned for saliency, and its processor for square images of `size` pixels."""
+    model = str(data / "dinov2-small-saliency")
+    processor = AutoImageProcessor.from_pretrained(model)
+    processor.size, processor.do_center_crop = {"height": size, "width": size}, False
+    return model, processor
 
 
 def _drawn(dataset: Dataset, n: int) -> Dataset:

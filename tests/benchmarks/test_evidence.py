@@ -11,58 +11,98 @@ import numpy as np
 import pytest
 from helpers.paths import REPOSITORY, SHARED_DATA
 
-from benchmarks.evidence.defaults import off_settings, own_settings, parts
-from benchmarks.evidence.runs import agreement, append_record, runs_of
+from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
+from benchmarks.evidence.peers import PEERS
+from benchmarks.evidence.runs import append_record, runs_of
 from benchmarks.evidence.summary import interval, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of
-from benchmarks.evidence.ways import BASELINE, DEFAULT, SUITES
+from benchmarks.evidence.tuning import SEED, grid, report
+from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
+from hf_plr import PLRTrainer
 
 
 @pytest.mark.slow
 def test_evidence_runs_once_and_prints_paired_differences(tmp_path):
     results = tmp_path / "results.jsonl"
-    command = [
-        "-m",
-        "benchmarks.evidence",
-        "--json",
-        str(results),
-        "--share",
-        "0/7",
-    ]  # none of seed 0, the default of seed 3
+    command = ["-m", "benchmarks.evidence", "--seeds", "1", "--json", str(results)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     for _ in range(2):
         run = subprocess.run(
             [sys.executable, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600
         )
         assert run.returncode == 0, run.stderr
-        assert "| - | none | 1 |" in run.stdout
-    records = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [(record["way"], record["seed"]) for record in records] == [("none", 0), ("soft x3", 3)]
-    for record in records:
-        assert len(record["epochs"]) == 12
-        assert record["end"]["knn_accuracy"] > record["start"]["knn_accuracy"]
-        assert 0 < record["refine_seconds"] < record["stage_seconds"] < record["seconds"]
+        assert "| data | frozen | none | auto | seeds |" in run.stdout
+    frozen, none, auto = (json.loads(line) for line in results.read_text().splitlines())
+    assert [record["way"] for record in (frozen, none, auto)] == ["frozen", "none", "auto"]
+    assert frozen["passes"] == frozen["budget"] == 0
+    assert frozen["labels"] == {}
+    for record in (none, auto):
+        assert record["readout"]["centered"]["knn"] > frozen["readout"]["centered"]["knn"]
+        assert record["labels"]["clusters"] == 64
+        assert 0 < record["labels"]["seconds"] < record["seconds"]["train"]
+
+
+def _write_runs(path, scores, task="digits", variation="-", budget=1):
+    for way, by_seed in scores.items():
+        for seed, score in enumerate(by_seed):
+            labels = dict.fromkeys(("purity", "pair_precision", "pair_recall", "pair_f1", "nmi", "ari"), score)
+            record = {"task": task, "variation": variation, "way": way, "seed": seed}
+            record["budget"] = 0 if way == FROZEN else budget
+            record["readout"] = {"centered": {"knn": score}, "white": {"knn": score + 0.1}}
+            is_labelled = way in ("none", "auto")
+            record["labels"] = {**labels, "noise": 0.0, "clusters": 64} if is_labelled else {}
+            append_record(path, record)
 
 
 def test_paired_differences_and_their_intervals(tmp_path):
     results = tmp_path / "results.jsonl"
-    for way, scores in {"none": (0.5, 0.7, 0.6), "joint": (0.52, 0.73, 0.61), "slr": (0.4, 0.6, None)}.items():
-        for seed, score in enumerate(scores):
-            if score is None:
-                continue
-            record = {"task": "digits", "variation": "-", "way": way, "seed": seed, "score": "knn_accuracy"}
-            append_record(results, {**record, "start": {"knn_accuracy": 0.3}, "end": {"knn_accuracy": score}})
-    lines = summarise([results]).splitlines()
-    assert lines[0] == "**digits**, knn_accuracy, start 0.300"
-    assert "| - | joint | 3 | 0.620 | +2.0 [+1.0, +3.0] | +2.0 [+1.0, +3.0] |" in lines
-    assert "| - | slr | 2 | 0.500 | -10.0 (2 seeds) | -10.0 (2 seeds) |" in lines  # an interval would look certain
+    scores = {"frozen": (0.3,) * 3, "none": (0.5, 0.7, 0.6), "auto": (0.52, 0.73, 0.61), "simclr": (0.6, 0.8)}
+    _write_runs(results, scores)
+    text = summarise([results])
+    assert "| data | frozen | none | auto | simclr | seeds |" in text
+    assert "| digits | 0.300 | 0.600 | 0.620 | 0.700 | 2-3 |" in text
+    # An interval of two seeds would look certain.
+    assert "| digits | +32.0 [+22.0, +43.0] | +2.0 [+1.0, +3.0] | -7.5 (2 seeds) |" in text
+    assert "| digits | purity | 0.600 | 0.620 | +2.0 [+1.0, +3.0] |" in text
+    assert "| digits | clusters | 64 | 64 |  |" in text
+    assert "in no cluster" not in text
+    assert "| digits | 0.400 | 0.700 | 0.720 | 0.800 | 2-3 |" in summarise([results], "white")
     assert interval(np.zeros(5)) == (0.0, 0.0)
 
 
-def test_agreement_with_the_truth_by_hand():
-    found = agreement(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]))
-    assert found["precision"] == 0.5  # of the pairs 01 and 23, one is right
-    assert found["recall"] == pytest.approx(1 / 3)  # of 01, 02, 12, one is found
+def test_loss_at_off_settings_against_the_own_best(tmp_path):
+    results = tmp_path / "results.jsonl"
+    _write_runs(results, {"none": (0.5, 0.7, 0.6), "auto": (0.6, 0.7)})
+    _write_runs(results, {"none": (0.4, 0.6), "auto": (0.7, 0.8), "simclr": (0.1, 0.1)}, variation="K/2")
+    text = summarise([results])
+    assert "| digits | - | 0.600 | 0.650 | +5.0 (2 seeds) | 0.0 | 10.0 | 2 |" in text
+    assert "| digits | K/2 | 0.500 | 0.750 | +25.0 (2 seeds) | 10.0 | 0.0 | 2 |" in text
+
+
+def test_budgets_have_tables_of_their_own(tmp_path):
+    results = tmp_path / "results.jsonl"
+    _write_runs(results, {"frozen": (0.1,), "auto": (0.5,), "none": (0.4,)})
+    _write_runs(results, {"auto": (0.9,), "none": (0.8,)}, budget=3)
+    text = summarise([results])
+    assert "| digits | 0.100 | 0.400 | 0.500 | 1 |" in text
+    assert "| digits | 0.100 | 0.800 | 0.900 | 1 |" in text
+
+
+def test_the_grid_has_every_peer_on_a_seed_of_its_own(tmp_path):
+    runs = grid()
+    for task in ("digits", "cifar-5"):
+        found = {peer for run, peer in runs.items() if run.task == task}
+        assert len(found) == 2 * 9 + 3 * 3
+        assert set(TUNED[TASKS[task].start].values()) <= found
+    assert {run.seed for run in runs} == {SEED}
+    assert all(run.seed < SEED for suite in SUITES for run in runs_of(suite))
+    results = tmp_path / "tuning.jsonl"
+    for run in runs:
+        if (run.task, run.way) == ("digits", "byol"):
+            scores = {"knn": 0.8 if run.variation == "3lr" else 0.7, "linear": 0.9}
+            record = {"task": run.task, "variation": run.variation, "way": run.way, "seed": run.seed, "budget": 1}
+            append_record(results, {**record, "readout": {"centered": scores}})
+    assert "| digits | byol | **3lr** | 0.800 | 0.900 | 0.850 |" in report([results])
 
 
 def _write_records(path, ends, variation="-", task="digits"):
@@ -103,19 +143,20 @@ def test_readme_and_cards_have_the_tables_of_the_records():
         assert table in readme
 
 
-def test_suites_leave_out_what_a_clusterer_cannot_do():
-    for suite in SUITES:
-        runs = runs_of(suite)
+def test_suites_have_each_run_once():
+    for suite, chosen in SUITES.items():
+        runs = runs_of(suite, seeds=2, budget=3)
         assert len(runs) == len(set(runs))
-        several = {run.task for run in runs if run.way == DEFAULT}
-        assert several
-        assert not {"omniglot-hdbscan", "omniglot-hdbscan-long"} & several
+        assert {run.seed for run in runs} == {0, 1}
+        assert all(run.budget == (0 if run.way == FROZEN else 3) for run in runs)
+        assert set(chosen.off) <= set(chosen.ways)
+    assert {*PEERS, BASELINE, "auto", FROZEN} <= set(SUITES["cpu"].ways)
 
 
 def test_longer_runs_differ_in_size_alone(tmp_path):
-    for name in ("digits", "omniglot", "omniglot-hdbscan", "fashion-mnist", "fsdd", "cifar-5"):
+    for name in SUITES["cpu"].tasks:
         task, longer = TASKS[name], TASKS[f"{name}-long"]
-        assert longer.score == task.score
+        assert longer.start == task.start
         changed = {key for key, value in longer.arguments.items() if task.arguments.get(key) != value}
         assert "num_train_epochs" in changed
         assert changed <= {"num_train_epochs", "per_device_train_batch_size", "num_clusters"}
@@ -127,6 +168,6 @@ def test_longer_runs_differ_in_size_alone(tmp_path):
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")
 def test_longer_runs_take_all_samples(tmp_path):
     args = arguments_of(TASKS["cifar-5-long"], str(tmp_path), 0, {"report": "no"})
-    trainer = TASKS["cifar-5-long"].make(args, 0, SHARED_DATA, tmp_path, [])
+    trainer = TASKS["cifar-5-long"].make(PLRTrainer, args, 0, SHARED_DATA, tmp_path)
     assert len(trainer.train_dataset) == 10_000
     assert trainer.labelings[0].stage.clusterer.n_clusters == 150
