@@ -2,8 +2,12 @@
 
 All start from the same centroids and make the same number of passes over the same float32 features, taking turns; a
 pass assigns every sample and moves the centroids. The rate of the machine is what torch reaches, in the same turn, on
-nothing but the products of one pass (the better of its own routine and oneDNN's). faiss is measured where faiss-cpu is
-installed.
+nothing but the products of one pass (the better of its own routine and oneDNN's), in blocks shared out among threads as
+KMeans does. faiss is measured where faiss-cpu is installed.
+
+`--busy 1` keeps one core busy with another process for the time of the measurement. An operation that waits for all
+threads then takes a time slice of the scheduler, however short it is. Compare the ratios, which are formed inside each
+turn: seconds depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,9 +26,12 @@ import sklearn.cluster
 import threadpoolctl
 import torch
 
+from benchmarks.measuring import busy_cores
 from hf_plr import KMeans
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.kmeans import compute_block_height
 from hf_plr.utils.precision import exact_products
+from hf_plr.utils.threads import share_blocks
 
 
 def main() -> None:
@@ -36,9 +43,13 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5, help="passes a turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="device of ours; the others run on the CPU (default: cpu)")
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
     args = parser.parse_args()
-    result = compare(args.samples, args.dimension, args.clusters, args.passes, args.turns, torch.device(args.device))
+    device = torch.device(args.device)
+    with busy_cores(args.busy):
+        result = compare(args.samples, args.dimension, args.clusters, args.passes, args.turns, device)
+    result["busy"] = args.busy
     if args.json:
         print(json.dumps(result))
         return
@@ -49,6 +60,9 @@ def main() -> None:
                 f"   {result[f'{name}_share_of_rate']:.0%} of the rate   inertia {result[f'{name}_inertia']:.6g}"
             )
     print(f"{'products alone':<16}{result['rate_gflops']:>31.0f} GFLOP/s")
+    for name in ("scikit_learn", "faiss"):
+        if f"speedup_over_{name}" in result:
+            print(f"{result[f'speedup_over_{name}']:.2f} times as fast as {name}, {args.busy} cores kept busy")
 
 
 def compare(
@@ -142,13 +156,15 @@ def product_seconds(features: torch.Tensor, centers: torch.Tensor) -> float:
     """Seconds of one pass's products alone, by the faster routine, in blocks of the size that KMeans takes."""
     columns = centers.T.contiguous()
     height = compute_block_height(features.device, max(centers.shape))
-    out = torch.empty(height, len(centers), device=features.device)
+
+    def multiply(spans: Iterator[slice]) -> None:
+        out = torch.empty(height, len(centers), device=features.device)
+        for span in spans:
+            torch.mm(features[span], columns, out=out[: span.stop - span.start])
 
     def products() -> float:
         before = time.perf_counter()
-        for start in range(0, len(features), height):
-            block = features[start : start + height]
-            torch.mm(block, columns, out=out[: len(block)])
+        share_blocks(iterate_rows(len(features), height), features.device, multiply)
         if features.device.type != "cpu":
             torch.cuda.synchronize(features.device)
         return time.perf_counter() - before

@@ -1,10 +1,14 @@
-"""Memory of a piece of work, in a process of its own."""
+"""Memory of a piece of work, in a process of its own; cores that other processes keep busy."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +59,29 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a fresh process, so that nothing is in memory before it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
+
+
+SPIN = """
+import os, sys
+print("spinning", flush=True)
+while os.getppid() == int(sys.argv[1]):  # it ends with its parent, however that ends
+    sum(range(1 << 18))
+"""
+
+
+@contextlib.contextmanager
+def busy_cores(n_processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Keep as many cores busy inside the context, each by a process that spins."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(n_processes):
+            command = [sys.executable, "-c", SPIN, str(os.getpid())]
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()

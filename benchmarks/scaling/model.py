@@ -26,7 +26,7 @@ class Size:
     Attributes:
         samples, columns, clusters, processes: N, D, K and P.
         cells: C; None for seven a cluster, as where samples move between a cluster and the six beside it.
-        block_scores: scores that k-means holds at once.
+        block_scores: scores that a thread of k-means holds at once.
     """
 
     samples: int

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from hf_plr.utils.threads import share_blocks
+
 
 def iterate_rows(n_rows: int, height: int) -> Iterator[slice]:
     """Iterate over slices of up to `height` rows that cover all rows."""
@@ -13,6 +15,13 @@ def iterate_rows(n_rows: int, height: int) -> Iterator[slice]:
         yield slice(start, min(start + height, n_rows))
 
 
-def find_largest_entry(features: torch.Tensor, height: int = 1 << 14) -> float:
+def find_largest_entry(features: torch.Tensor, height: int = 1 << 12) -> float:
     """Find the largest absolute value of features (N, D); 0 without rows."""
-    return max((features[block].abs().max().item() for block in iterate_rows(len(features), height)), default=0.0)
+    largest: list[float] = []
+
+    def find(spans: Iterator[slice]) -> None:
+        for span in spans:
+            largest.append(features[span].abs().max().item())
+
+    share_blocks(iterate_rows(len(features), height), features.device, find)
+    return max(largest, default=0.0)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.utils.distributed import sum_all
+from hf_plr.utils.threads import share_blocks
 
-BLOCK_ROWS = 1 << 12  # rows in float64 at once
+BLOCK_ROWS = 1 << 12  # rows that a thread, or another device at once, adds
+CACHED_ENTRIES = 1 << 17  # a CPU's thread converts so many at once, 1 MiB of float64
 
 
 def get_exact_device(device: torch.device) -> torch.device:
@@ -47,8 +51,8 @@ class ClusterSums:
         device = get_exact_device(device)
         self._sums = torch.zeros(n_clusters + 1, dimension, dtype=torch.float64, device=device)  # the last is for noise
         self._counts = torch.zeros(n_clusters + 1, dtype=torch.int64, device=device)
+        self._lock = threading.Lock()
         grid = math.ceil(math.log2(max(n_samples, 1) * largest)) - 52 if largest > 0 else 0
-        self._block = torch.empty(0, dimension, dtype=torch.float64, device=device)
         self._shift = 1.5 * 2.0 ** (grid + 52)  # adding it leaves no bits below the grid
 
     @property
@@ -60,17 +64,33 @@ class ClusterSums:
         return self._counts[:-1]
 
     def add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int = 1) -> None:
-        """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 remove them."""
+        """Add rows (n, D) to the clusters of labels (n,), -1 = none; with sign -1 remove them.
+
+        Several threads may add at once.
+        """
         device = self._sums.device
-        height = min(len(rows), BLOCK_ROWS)  # a training step sums one small batch
-        if len(self._block) < height:
-            self._block = torch.empty(height, self._sums.shape[1], dtype=torch.float64, device=device)
-        for span in iterate_rows(len(rows), BLOCK_ROWS):
-            block = self._block[: span.stop - span.start].copy_(rows[span].to(device))
-            block.add_(self._shift).sub_(self._shift)
-            clusters = labels[span].to(device) % len(self._counts)  # -1 is the last
+
+        def add(spans: Iterator[slice]) -> None:
+            height = min(len(rows), BLOCK_ROWS)  # a training step sums one small batch
+            if device.type == "cpu":
+                height = min(height, max(1, CACHED_ENTRIES // max(rows.shape[1], 1)))
+            buffer = torch.empty(height, rows.shape[1], dtype=torch.float64, device=device)
+            for span in spans:
+                for part in iterate_rows(span.stop - span.start, height):
+                    self._add_block(rows[span][part], labels[span][part], sign, buffer)
+
+        shared_device = rows.device if device.type == "cpu" else device
+        share_blocks(iterate_rows(len(rows), BLOCK_ROWS), shared_device, add)
+
+    def _add_block(self, rows: torch.Tensor, labels: torch.Tensor, sign: int, buffer: torch.Tensor) -> None:
+        device = self._sums.device
+        block = buffer[: len(rows)].copy_(rows.to(device))
+        block.add_(self._shift).sub_(self._shift)
+        clusters = labels.to(device) % len(self._counts)  # -1 is the last
+        signs = torch.full_like(clusters, sign, dtype=torch.int64)
+        with self._lock:
             self._sums.index_add_(0, clusters, block, alpha=sign)
-            self._counts.index_add_(0, clusters, torch.full_like(clusters, sign, dtype=torch.int64))
+            self._counts.index_add_(0, clusters, signs)
 
     def all_reduce(self, accelerator: Accelerator | None) -> ClusterSums:
         """Sum over all processes, into a copy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.progress import track
+from hf_plr.utils.threads import block_threads, share_blocks
 
-BLOCK_SCORES = {"cpu": 1 << 23}  # scores that are held at once, 32 MiB
+BLOCK_SCORES = {"cpu": 1 << 20}  # scores that a thread holds at once, 4 MiB: they stay in a CPU's cache
 OTHER_BLOCK_SCORES = 1 << 26
-OTHER_BLOCK_ROWS = 1 << 14
+LARGEST_BLOCK_ROWS = 1 << 14
 UNPADDED_DEVICES = ("cpu",)  # elsewhere, the kernel of a product and so its rounding depend on the number of rows
 SEEDING_SAMPLES_PER_CLUSTER = 64
 SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
@@ -107,7 +108,7 @@ class KMeans(ClusterMixin, BaseEstimator):
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
         """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
         rows = _Rows(as_features(features), self.spherical, self.device)
-        with exact_products(rows.device):
+        with block_threads(rows.device), exact_products(rows.device):
             labels, _ = _assign(rows, self.cluster_centers_)
         return labels.cpu().numpy()
 
@@ -133,6 +134,10 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
         all_rows = _Rows(as_features(features), self.spherical, self.device)
+        with block_threads(all_rows.device):
+            return self._fit_rows(all_rows, accelerator)
+
+    def _fit_rows(self, all_rows: _Rows, accelerator: Accelerator | None) -> KMeans:
         start, total = locate_rows(accelerator, len(all_rows))
         if not 1 <= self.n_clusters <= total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
@@ -204,9 +209,10 @@ class KMeans(ClusterMixin, BaseEstimator):
 
 def compute_block_height(device: torch.device, n_columns: int) -> int:
     """Compute how many rows a device takes at once, where it needs memory for `n_columns` values per row."""
-    if device.type in BLOCK_SCORES:
-        return max(1, BLOCK_SCORES[device.type] // n_columns)
-    return max(1, min(OTHER_BLOCK_ROWS, OTHER_BLOCK_SCORES // n_columns))
+    return max(1, min(LARGEST_BLOCK_ROWS, BLOCK_SCORES.get(device.type, OTHER_BLOCK_SCORES) // n_columns))
+
+
+Blocks = Iterator[tuple[slice, torch.Tensor]]
 
 
 class _Rows:
@@ -217,24 +223,34 @@ class _Rows:
         self.unit = unit
         self.device = features.device if device is None else torch.device(device)
         self.norms = torch.empty(len(features), device=self.device)
-        for span, block in self.blocks():
-            self.norms[span] = torch.linalg.vector_norm(block, dim=1)[: span.stop - span.start]
+        self.share_blocks(self._compute_norms)
         self._divisors = self.norms.clamp(min=1e-12)[:, None]
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def blocks(self, n_columns: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Iterate over slices and their rows, not normalised, of a size for `n_columns` scores per row.
+    def share_blocks(self, work: Callable[[Blocks], None], n_columns: int = 1) -> None:
+        """Call `work` with slices and their rows, of a size for `n_columns` scores per row; on CPUs in several threads.
 
-        On GPUs all blocks have the same height, whatever the number of rows: zeros follow the last rows.
+        Rows are not normalised. On GPUs all blocks have the same height, whatever the number of rows: zeros follow
+        the last rows.
         """
         height = compute_block_height(self.device, max(n_columns, self.features.shape[1]))
-        for span in iterate_rows(len(self), height):
-            block = self.features[span].to(self.device, torch.float32)
-            if self.device.type not in UNPADDED_DEVICES and len(block) < height:
-                block = torch.nn.functional.pad(block, (0, 0, 0, height - len(block)))
-            yield span, block
+
+        def read(spans: Iterator[slice]) -> None:
+            work((span, self._read(span, height)) for span in spans)
+
+        share_blocks(iterate_rows(len(self), height), self.device, read)
+
+    def _read(self, span: slice, height: int) -> torch.Tensor:
+        block = self.features[span].to(self.device, torch.float32)
+        if self.device.type not in UNPADDED_DEVICES and len(block) < height:
+            block = torch.nn.functional.pad(block, (0, 0, 0, height - len(block)))
+        return block
+
+    def _compute_norms(self, blocks: Blocks) -> None:
+        for span, block in blocks:
+            self.norms[span] = torch.linalg.vector_norm(block, dim=1)[: span.stop - span.start]
 
     def normalize(self, span: slice, block: torch.Tensor) -> torch.Tensor:
         """Divide a block by the norms of its rows, where `unit` is True."""
@@ -265,14 +281,18 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     half_norms = 0.5 * centers.square().sum(dim=1)
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     best = torch.empty(len(rows), device=rows.device)
-    buffer = torch.empty(0, device=rows.device)
-    for span, block in rows.blocks(len(centers)):
-        if len(buffer) < len(block):  # the first block is the largest
-            buffer = torch.empty(len(block), len(centers), device=rows.device)
-        scores = torch.mm(block, columns, out=buffer[: len(block)])[: span.stop - span.start]
-        if not rows.unit:  # between unit centers, neither their norms nor the row's matter
-            scores.sub_(half_norms)
-        torch.max(scores, dim=1, out=(best[span], labels[span]))
+
+    def assign(blocks: Blocks) -> None:
+        buffer = torch.empty(0, device=rows.device)
+        for span, block in blocks:
+            if len(buffer) < len(block):  # the first block is the largest
+                buffer = torch.empty(len(block), len(centers), device=rows.device)
+            scores = torch.mm(block, columns, out=buffer[: len(block)])[: span.stop - span.start]
+            if not rows.unit:  # between unit centers, neither their norms nor the row's matter
+                scores.sub_(half_norms)
+            torch.max(scores, dim=1, out=(best[span], labels[span]))
+
+    rows.share_blocks(assign, len(centers))
     if rows.unit:
         best.div_(rows.norms.clamp(min=1e-12)).sub_(half_norms[labels])
     return labels, best
@@ -281,14 +301,22 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def _update_sums(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_before: torch.Tensor | None) -> None:
     """Update sums of clusters: add all rows the first time, later move those whose label has changed."""
     if labels_before is None:
-        for span, block in rows.blocks():
-            sums.add(rows.normalize(span, block[: span.stop - span.start]), labels[span])
+
+        def add(blocks: Blocks) -> None:
+            for span, block in blocks:
+                sums.add(rows.normalize(span, block[: span.stop - span.start]), labels[span])
+
+        rows.share_blocks(add)
         return
     changed = (labels != labels_before).nonzero().flatten()
-    for span in iterate_rows(len(changed), BLOCK_ROWS):
-        changed_rows = rows.take(changed[span])
-        sums.add(changed_rows, labels_before[changed[span]], sign=-1)
-        sums.add(changed_rows, labels[changed[span]])
+
+    def move(spans: Iterator[slice]) -> None:
+        for span in spans:
+            changed_rows = rows.take(changed[span])
+            sums.add(changed_rows, labels_before[changed[span]], sign=-1)
+            sums.add(changed_rows, labels[changed[span]])
+
+    share_blocks(iterate_rows(len(changed), BLOCK_ROWS), rows.device, move)
 
 
 def _refill_empty(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +15,12 @@ from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
 from hf_plr.clustering.exact_sums import ClusterSums, to_exact
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
+from hf_plr.utils.threads import block_threads, share_blocks
 
 POOL_ROWS = 128  # candidates whose distances one product computes; with few of them it would wait for memory
 POOL_DISTANCES = 1 << 26  # distances of a pool that are held at once, 256 MiB
-BLOCK_ROWS = 1 << 13  # rows in one product: always as many, so that a device always rounds alike
+BLOCK_ROWS = {"cpu": 1 << 11}  # rows in one product: always as many, so that a device always rounds alike
+OTHER_BLOCK_ROWS = 1 << 13
 LARGEST_SCALE = 2.0**126  # float32 has no larger power of two than the next
 SUM_ROWS = {"cpu": 1 << 13}  # distances per candidate that are summed at once; they stay in a CPU's cache
 OTHER_SUM_ROWS = 1 << 20
@@ -51,7 +55,7 @@ def draw_seeds(rows: torch.Tensor, n_clusters: int, seed: int, accelerator: Acce
     start, total = locate_rows(accelerator, len(rows))
     if not 1 <= n_clusters <= total:
         raise ValueError(f"n_clusters={n_clusters} but there are {total} rows")
-    with exact_products(rows.device):
+    with block_threads(rows.device), exact_products(rows.device):
         positions = _draw_positions(_Sample(rows, start, total, accelerator), n_clusters, seed, accelerator)
     seeds = rows.new_zeros(n_clusters, rows.shape[1])
     own = np.flatnonzero((positions >= start) & (positions < start + len(rows)))
@@ -116,7 +120,8 @@ class _Sample:
         self._start = start
         self._accelerator = accelerator
         self._device = rows.device
-        height = -(-len(rows) // BLOCK_ROWS) * BLOCK_ROWS
+        self._block_rows = BLOCK_ROWS.get(rows.device.type, OTHER_BLOCK_ROWS)
+        height = -(-len(rows) // self._block_rows) * self._block_rows
         self._rows = rows.new_zeros(height, rows.shape[1])
         torch.sub(rows, self._compute_mean(rows), out=self._rows[: len(rows)])
         largest = max_all(accelerator, find_largest_entry(self._rows))
@@ -124,7 +129,7 @@ class _Sample:
         # A product's rounding error must not part equal rows: distances are lowered by more than that.
         self._factor = 1.0 - (4.0 + math.sqrt(rows.shape[1])) * 2.0**-23
         self._norms = rows.new_empty(height)
-        for span in iterate_rows(height, BLOCK_ROWS):
+        for span in iterate_rows(height, self._block_rows):
             self._norms[span] = self._rows[span].square().sum(dim=1).mul_(self._factor)
         self.closest = rows.new_zeros(height)
         self.closest[: len(rows)] = 4.0 * max_all(accelerator, float(self._norms.max()) if height else 0.0)
@@ -181,10 +186,14 @@ class _Sample:
         distances = self._distances[: size + 1]
         norms = candidates.square().sum(dim=1, keepdim=True).mul_(self._factor)
         factors = -2.0 * candidates
-        products = self._rows.new_empty(size, BLOCK_ROWS)
-        for span in iterate_rows(len(self._rows), BLOCK_ROWS):
-            torch.mm(factors, self._rows[span].T, out=products).add_(self._norms[span]).add_(norms)
-            torch.clamp(products, min=0.0, out=distances[:size, span])
+
+        def compute(spans: Iterator[slice]) -> None:
+            products = self._rows.new_empty(size, self._block_rows)
+            for span in spans:
+                torch.mm(factors, self._rows[span].T, out=products).add_(self._norms[span]).add_(norms)
+                torch.clamp(products, min=0.0, out=distances[:size, span])
+
+        share_blocks(iterate_rows(len(self._rows), self._block_rows), self._device, compute)
         distances[size] = math.inf
         return distances
 
@@ -224,10 +233,17 @@ def _choose_seeds(pool: _Pool, closest: torch.Tensor, n_trials: int, accelerator
 def _sum_potentials(pool: _Pool, closest: torch.Tensor, tried: torch.Tensor) -> torch.Tensor:
     """Sum the rows' distances to the closest seed, if a candidate became one: exact sums of shape (T,)."""
     potentials = to_exact(closest.new_zeros(len(tried)))
-    for span in iterate_rows(len(closest), SUM_ROWS.get(closest.device.type, OTHER_SUM_ROWS)):
-        distances = pool.distances[:, span].index_select(0, tried)
-        torch.minimum(distances, closest[span], out=distances)
-        potentials += to_exact(distances.add_(pool.shift).sub_(pool.shift)).sum(dim=1)
+    lock = threading.Lock()
+
+    def add(spans: Iterator[slice]) -> None:
+        for span in spans:
+            distances = pool.distances[:, span].index_select(0, tried)
+            torch.minimum(distances, closest[span], out=distances)
+            sums = to_exact(distances.add_(pool.shift).sub_(pool.shift)).sum(dim=1)
+            with lock:
+                potentials.add_(sums)
+
+    share_blocks(iterate_rows(len(closest), SUM_ROWS.get(closest.device.type, OTHER_SUM_ROWS)), closest.device, add)
     return potentials
 
 

@@ -6,6 +6,7 @@ distinguish samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
 from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all
+from hf_plr.utils.threads import share_blocks
 
 BLOCK_ROWS = 1 << 14  # rows that are centered together
 
@@ -58,8 +60,12 @@ def center_features(
     sums.add(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))
     center = sums.all_reduce(accelerator).means()[0].to(features)
     rows = torch.empty_like(features) if out is None else out
-    for block in iterate_rows(len(features), BLOCK_ROWS):
-        rows[block] = compute_directions(center, features[block])
+
+    def compute(spans: Iterator[slice]) -> None:
+        for span in spans:
+            rows[span] = compute_directions(center, features[span])
+
+    share_blocks(iterate_rows(len(features), BLOCK_ROWS), features.device, compute)
     return CenteredFeatures(rows, center, slice(start, start + len(features)))
 
 

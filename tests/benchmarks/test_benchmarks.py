@@ -13,6 +13,7 @@ import torch
 from helpers.paths import REPOSITORY
 
 from benchmarks import throughput
+from benchmarks.measuring import busy_cores
 from benchmarks.scaling.model import Size, peak_bytes
 
 
@@ -80,10 +81,25 @@ def test_reciprocal(run_benchmark):
 
 
 def test_kmeans(run_benchmark):
-    result = run_benchmark("kmeans", "--samples", "2000", "--clusters", "20", "--turns", "1")
+    result = run_benchmark("kmeans", "--samples", "2000", "--clusters", "20", "--turns", "1", "--busy", "1")
+    assert result["busy"] == 1
     assert result["ours_inertia"] == pytest.approx(result["scikit_learn_inertia"], rel=1e-3)
     share = result["ours_gflops"] / result["rate_gflops"]
     assert result["ours_share_of_rate"] == pytest.approx(share, abs=0.06 / result["rate_gflops"] + 1e-3)
+
+
+def test_busy_cores_are_let_go():
+    processes = []
+
+    def interrupt():
+        with busy_cores(2) as started:
+            processes.extend(started)
+            assert [process.poll() for process in processes] == [None, None]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert None not in [process.poll() for process in processes]
 
 
 def test_seeding(run_benchmark):

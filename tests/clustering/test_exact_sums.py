@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,3 +40,24 @@ def test_order_does_not_matter_and_what_was_added_can_be_taken_out(seed, n, k, s
 
 def test_means_of_nothing_are_zero():
     assert torch.equal(ClusterSums(2, 3, 0, 0.0, torch.device("cpu")).means(), torch.zeros(2, 3).double())
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_other_algorithms_and_any_number_of_threads_give_the_same_bits(n_threads, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3000, 70, generator=generator)
+    labels = torch.randint(-1, 11, (3000,), generator=generator)
+    monkeypatch.setattr("hf_plr.clustering.exact_sums.BLOCK_ROWS", 64)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = sums_of(rows, labels, 11)
+    finally:
+        torch.set_num_threads(threads_before)
+    on_grid = (rows.double() + found._shift) - found._shift
+    assert not torch.equal(on_grid, rows.double())  # the grid does round these
+    put = torch.zeros(12, 70, dtype=torch.float64).index_put_((labels % 12,), on_grid, accumulate=True)
+    product = torch.nn.functional.one_hot(labels % 12).double().T @ on_grid
+    in_order = torch.stack([on_grid[labels == k].sum(dim=0) for k in range(11)])
+    for other in (put[:-1], product[:-1], in_order):
+        assert torch.equal(found.sums, other)

@@ -141,16 +141,16 @@ def test_blocks_of_one_height_give_the_same(blobs, monkeypatch, spherical):
     expected = KMeans(20, spherical=spherical).fit(blobs)
     monkeypatch.setattr("hf_plr.clustering.kmeans.UNPADDED_DEVICES", ())
     monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {})
-    monkeypatch.setattr("hf_plr.clustering.kmeans.OTHER_BLOCK_ROWS", 300)
+    monkeypatch.setattr("hf_plr.clustering.kmeans.LARGEST_BLOCK_ROWS", 300)
     heights = set()
-    blocks = kmeans_module._Rows.blocks
+    read = kmeans_module._Rows._read
 
-    def record(self, n_columns=1):
-        for span, block in blocks(self, n_columns):
-            heights.add(len(block))
-            yield span, block
+    def record(self, span, height):
+        block = read(self, span, height)
+        heights.add(len(block))
+        return block
 
-    monkeypatch.setattr(kmeans_module._Rows, "blocks", record)
+    monkeypatch.setattr(kmeans_module._Rows, "_read", record)
     padded = KMeans(20, spherical=spherical).fit(blobs)
     assert heights == {300}  # 2,000 is no multiple
     np.testing.assert_array_equal(padded.labels_, expected.labels_)
