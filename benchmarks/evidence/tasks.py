@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 from PIL import Image as PILImage
-from transformers import AutoImageProcessor, set_seed
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.loading import digits, draw_rows
@@ -347,10 +348,14 @@ def _making(start: Path) -> Iterator[bool]:
         yield not (start / "config.json").exists()
 
 
-def _dinov2_like(data: Path, size: int) -> tuple[str, Any]:
-    """The folder of a ViT-S that was tuned for saliency, and its processor for square images of `size` pixels."""
-    model = str(data / "dinov2-small-saliency")
-    processor = AutoImageProcessor.from_pretrained(model)
+def _dinov2_like(data: Path, size: int) -> tuple[PreTrainedModel, Any]:
+    """A ViT-S that was tuned for saliency, and its processor for square images of `size` pixels.
+
+    Attention is computed step by step: for so few tokens in bfloat16, torch's fused kernel takes longer on a CPU.
+    """
+    name = str(data / "dinov2-small-saliency")
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, attn_implementation="eager")
+    processor = AutoImageProcessor.from_pretrained(name)
     processor.size, processor.do_center_crop = {"height": size, "width": size}, False
     return model, processor
 

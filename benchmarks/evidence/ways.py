@@ -71,6 +71,12 @@ TUNED = {
 WAYS = {
     FROZEN: Way(is_trained=False),
     BASELINE: Way({"refinement": "none", "num_labelings": 1}),
+    "none x3": Way({"refinement": "none", "num_labelings": 3}),
+    "soft x3": Way({"refinement": "soft", "num_labelings": 3}),
+    "consensus": Way({"refinement": "consensus", "num_labelings": 1}),
+    "one view": Way({"pair_weight": 0.0}),
+    "centered": Way({"cluster_space": "centered"}),
+    "0.1": Way({"refinement": "soft", "num_labelings": 3, "pair_weight": 0.0, "cluster_space": "centered"}),
     DEFAULT: Way(),
     "slr": Way({"refinement": "slr", "num_labelings": 1}),
     **{name: Way(peers={start: TUNED[start][name] for start in TUNED}) for name in PEERS},

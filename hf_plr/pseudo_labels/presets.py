@@ -12,7 +12,15 @@ from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_cluste
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.training_args import AUTO, AUTO_LABELINGS, AUTO_PRESET, BaseTrainingArguments, PLRTrainingArguments
+from hf_plr.training_args import (
+    AUTO,
+    AUTO_LABELINGS,
+    AUTO_PRESET,
+    CONSENSUS,
+    FINER_PRESET,
+    BaseTrainingArguments,
+    PLRTrainingArguments,
+)
 
 
 def resolve_preset(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
@@ -24,6 +32,13 @@ def make_refiner(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> Pseudo
     """Make the refiner that the arguments name; `auto` is the meaning of "auto"."""
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
     return PseudoLabelRefiner.from_preset(resolve_preset(args, auto), **overrides)
+
+
+def _make_further_refiner(args: PLRTrainingArguments, number: int) -> PseudoLabelRefiner:
+    """Make the refiner of a labeling by its number; beside a consensus, finer labelings have soft targets."""
+    if number > 0 and resolve_preset(args) == CONSENSUS:
+        return PseudoLabelRefiner.from_preset(FINER_PRESET)
+    return make_refiner(args)
 
 
 def select_clusterers(
@@ -88,7 +103,7 @@ def make_labelings(
     """
     labelings = []
     for i, clusterer in enumerate(clusterers):
-        further = make_refiner(args) if refiner is None else copy.deepcopy(refiner)
+        further = _make_further_refiner(args, i) if refiner is None else copy.deepcopy(refiner)
         stage = RefinementStage(
             clusterer,
             refiner if refiner is not None and i == 0 else further,
