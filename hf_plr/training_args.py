@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"  # as good as any that was tried: this preset, on so many labelings where the clusterer allows it
 CONSENSUS = "consensus"
 AUTO_PRESET = CONSENSUS
-FINER_PRESET = "soft"  # of further labelings beside a consensus
+FINER_PRESET = "none"  # of finer labelings beside a consensus
 AUTO_LABELINGS = 3
 
 # This file imports nothing of ours, so that everything may import it. A test holds these equal to the registries.

@@ -96,7 +96,7 @@ class PairTerm:
         """State for a resumed run, as arrays by name: the head, and the moments of its optimizer."""
         state = {f"head.{name}": value.cpu().numpy() for name, value in self.head.state_dict().items()}
         for (name, _), moments in zip(self.head.named_parameters(), self._moments(), strict=True):
-            state |= {f"optimizer.{name}.{key}": value.cpu().numpy() for key, value in moments.items()}
+            state |= {f"optimizer.{name}.{key}": np.atleast_1d(value.cpu().numpy()) for key, value in moments.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -112,11 +112,11 @@ class PairTerm:
         for name, parameter in self.head.named_parameters():
             if f"optimizer.{name}.step" not in state:  # saved before the first step
                 continue
+            shape = tuple(parameter.shape)
             self._optimizer.state[parameter] = {
-                key: _read(state, f"optimizer.{name}.{key}", () if key == "step" else tuple(parameter.shape)).to(
-                    "cpu" if key == "step" else parameter.device
-                )
-                for key in ("step", "exp_avg", "exp_avg_sq")
+                "step": _read(state, f"optimizer.{name}.step", (1,))[0],  # AdamW counts steps on the CPU
+                "exp_avg": _read(state, f"optimizer.{name}.exp_avg", shape).to(parameter.device),
+                "exp_avg_sq": _read(state, f"optimizer.{name}.exp_avg_sq", shape).to(parameter.device),
             }
 
     def _moments(self) -> list[dict[str, torch.Tensor]]:

@@ -35,7 +35,7 @@ def make_refiner(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> Pseudo
 
 
 def _make_further_refiner(args: PLRTrainingArguments, number: int) -> PseudoLabelRefiner:
-    """Make the refiner of a labeling by its number; beside a consensus, finer labelings have soft targets."""
+    """Make the refiner of a labeling by its number; beside a consensus, finer labelings are taken as they are."""
     if number > 0 and resolve_preset(args) == CONSENSUS:
         return PseudoLabelRefiner.from_preset(FINER_PRESET)
     return make_refiner(args)

@@ -145,7 +145,8 @@ class Counting(FeatureExtractor):
 def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):
     monkeypatch.setattr("hf_plr.trainer.base_trainer.FeatureExtractor", Counting)
     Counting.images = 0
-    trainer = make_trainer(feature_source="epoch", feature_dtype="float32", save_strategy="no")
+    once = {"cluster_space": "centered", "pair_weight": 0.0}  # no trial, and every sample in an epoch
+    trainer = make_trainer(feature_source="epoch", feature_dtype="float32", save_strategy="no", **once)
     trainer.train()
     assert Counting.images == 203  # k-means leaves nobody out
     Counting.images = 0
@@ -156,6 +157,7 @@ def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(mak
         num_train_epochs=2,
         feature_dtype="float32",
         save_strategy="no",
+        **once,
     )
     trainer.train()
     left_out = int((trainer.pseudo_labels.previous_labels == -1).sum())

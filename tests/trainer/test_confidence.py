@@ -8,8 +8,11 @@ import torch
 from helpers.runs import weights
 
 
+PLAIN = {"cluster_space": "centered", "pair_weight": 0.0}  # clusters that change enough to doubt them
+
+
 def test_doubtful_members_are_left_out_of_the_epoch_but_keep_their_labels(make_trainer):
-    trainer = make_trainer(min_confidence=0.75, refinement="joint", num_train_epochs=2)
+    trainer = make_trainer(min_confidence=0.75, refinement="joint", num_train_epochs=2, **PLAIN)
     trainer.train()
     now = trainer.pseudo_labels
     doubtful = (now.labels >= 0) & (now.confidence < 0.75)
