@@ -161,7 +161,8 @@ class FrameSpace:
 
     def _standardize(self, rows: torch.Tensor) -> torch.Tensor:
         """Standardise by all frames; no value is beyond `LARGEST`."""
-        assert self.mean is not None and self.std is not None
+        assert self.mean is not None
+        assert self.std is not None
         return ((rows.float() - self.mean) / self.std).clamp(-LARGEST, LARGEST)
 
     def _whiten(self, rows: torch.Tensor) -> torch.Tensor:
