@@ -189,7 +189,10 @@ class UnitTrainer(BaseTrainer):
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
         preset = resolve_preset(self.args, AUTO_FOR_FRAMES)
-        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames, refinement {preset}"
+        scaling = self.args.frame_scaling
+        space = "" if scaling == "none" else f" standardised {'globally' if scaling == 'global' else f'by {scaling}'}"
+        space += "" if self.args.whitening_shrinkage is None else " whitened"
+        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames{space}, refinement {preset}"
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True where a round begins."""
