@@ -373,7 +373,7 @@ class UnitTrainingArguments(BaseTrainingArguments):
         metadata={"help": "Frames: how many frames, of recordings drawn at random, to fit the centroids on."},
     )
     frame_scaling: Literal["none", "global", "recording", "speaker"] = field(
-        default="none",
+        default="global",
         metadata={
             "help": "Frames: whose mean and standard deviation the frames are standardised by before k-means: none, "
             "global (those of all frames), recording, or speaker (takes a further pass over the frames each round)."
