@@ -59,7 +59,7 @@ class UnitTrainer(BaseTrainer):
     of the backbone later), and refines the units by those of the round before, so that a unit keeps its number, and the
     predictor what it has learned of it. `save_labels` publishes the centroids.
 
-    Frames are standardised before k-means, see `frame_scaling`: globally by default, and better by speaker where speakers
+    Frames are standardised before k-means, see `frame_scaling`: globally by default, and better by speaker where they
     are known. On spoken digits (one run each of 4 epochs) 5-NN accuracy was 0.377 with "none", 0.457 with "global" and
     0.583 with "speaker". "recording" loses the word where a recording is little more than it.
 
