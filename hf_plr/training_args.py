@@ -394,6 +394,19 @@ class UnitTrainingArguments(BaseTrainingArguments):
         default=200_000,
         metadata={"help": "Frames: how many frames, of recordings drawn at random, to fit the centroids on."},
     )
+    frame_scaling: Literal["none", "global", "recording", "speaker"] = field(
+        default="global",
+        metadata={
+            "help": "Frames: whose mean and standard deviation the frames are standardised by before k-means: none, "
+            "global (those of all frames), recording, or speaker (takes a further pass over the frames each round)."
+        },
+    )
+    speaker_column: str | None = field(
+        default=None, metadata={"help": "Frames: column with the speakers, for frame_scaling speaker."}
+    )
+    whitening_shrinkage: AboveZero | None = field(
+        default=None, metadata={"help": "Frames: whiten them before k-means, with this shrinkage. Default: not."}
+    )
     mask_probability: FractionAboveZero = field(
         default=0.65,
         metadata={

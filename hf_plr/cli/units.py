@@ -7,17 +7,25 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
 `out` is the output folder or Hub id of a run of recipes/hubert_plr.py --objective frames. RECORDINGS is a Hub id, a
 folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row per recording: its index,
 its file if that is known, and a list with one unit per frame. Units are numbers below twice the run's --num_clusters.
-They have gaps, since a unit keeps its number from round to round.
+They have gaps, since a unit keeps its number from round to round. Where the run standardised frames by speaker, name
+the column of the speakers with --speaker_column; without it, each recording is standardised by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_plr.cli.samples import add_sample_arguments, check_output, open_samples
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_plr.modality import AudioModality
+    from hf_plr.training_args import PLRTrainingArguments
 
 SUMMARY = "write the units of recordings by a trained run's centroids"
 
@@ -26,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `hf-plr units`."""
     add_sample_arguments(parser, "recordings", "units")
     parser.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
+    parser.add_argument(
+        "--speaker_column",
+        metavar="NAME",
+        help="column with the speakers, where the run had --frame_scaling speaker (default: each recording by itself)",
+    )
     parser.add_argument(
         "--max_seconds",
         type=float,
@@ -47,19 +60,32 @@ def run(args: argparse.Namespace) -> None:
 
     # Imported here: `hf-plr refine` needs no torch.
     from hf_plr.data.audio_store import AudioStore
-    from hf_plr.data.columns import find_audio_column
+    from hf_plr.data.columns import check_column, find_audio_column
+    from hf_plr.data.sample_store import encode_labels
     from hf_plr.modality import AudioModality
     from hf_plr.units.encoder import UnitEncoder, write_units
 
     encoder = UnitEncoder.load(args.model)
-    extractor, store = open_samples(
-        args,
-        lambda dataset, model, training: AudioModality(model, training, find_audio_column(dataset, args.audio_column)),
-        {"max_seconds": args.max_seconds},
-    )
+    is_by_speaker = encoder.space.scaling == "speaker"
+    if args.speaker_column is not None and not is_by_speaker:
+        raise ValueError(
+            f"--speaker_column {args.speaker_column} has no effect: the units of {args.model} are not standardised by "
+            "speaker; leave it out"
+        )
+    speakers: list[np.ndarray] = []
+
+    def find_modality(dataset: Dataset, model: str, training: PLRTrainingArguments) -> AudioModality:
+        if args.speaker_column is not None:
+            check_column(dataset, "speaker_column", args.speaker_column)
+            speakers.append(encode_labels(dataset, args.speaker_column))
+        return AudioModality(model, training, find_audio_column(dataset, args.audio_column))
+
+    extractor, store = open_samples(args, find_modality, {"max_seconds": args.max_seconds})
     assert isinstance(store, AudioStore)
     start = time.perf_counter()
-    rows, units = zip(*encoder.encode(extractor, store), strict=True)
+    if is_by_speaker and not speakers:
+        print("No --speaker_column: the frames of each recording are standardised by themselves, not by speaker.")
+    rows, units = zip(*encoder.encode(extractor, store, speakers[0] if speakers else None), strict=True)
     seconds = time.perf_counter() - start
     write_units(args.output, np.asarray(rows), list(units), store.files())
     duration = float(store.lengths.sum()) / store.audio_format.sampling_rate

@@ -98,11 +98,17 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
             raise ValueError(f"search={self.search!r} is unknown: use one of {', '.join(SEARCHES)}")
 
 
-def share_neighborhoods(clusterers: list[ReciprocalDBSCAN]) -> None:
-    """Share neighbours and overlaps among clusterers of the same features, which run one after the other."""
-    shared = SharedNeighborhoods(len(clusterers), max(clusterer.eps for clusterer in clusterers))
-    for clusterer in clusterers:
-        clusterer._shared = shared
+def share_neighborhoods(clusterers: Sequence[Any]) -> None:
+    """Share neighbours and overlaps among those clusterers of the same features that are `ReciprocalDBSCAN`.
+
+    Args:
+        clusterers: clusterers in the order of their calls, one after the other.
+    """
+    sharing = [clusterer for clusterer in clusterers if isinstance(clusterer, ReciprocalDBSCAN)]
+    if sharing:
+        shared = SharedNeighborhoods(len(sharing), max(clusterer.eps for clusterer in sharing))
+        for clusterer in sharing:
+            clusterer._shared = shared
 
 
 class ReciprocalDBSCAN(_ReciprocalClustering):

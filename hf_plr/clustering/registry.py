@@ -62,9 +62,9 @@ def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:
     if isinstance(clusterer, KMeans):
         return FreshKMeans(clusterer.n_clusters, n_samples, seed)
     if isinstance(clusterer, ReciprocalDBSCAN):
-        finer = [clone(clusterer).set_params(eps=clusterer.eps * FINER_EPS**i) for i in range(1, DENSITY_MEMBERS + 1)]
-        share_neighborhoods([clusterer, *finer])
-        return Clusterings(finer)
+        return Clusterings(
+            [clone(clusterer).set_params(eps=clusterer.eps * FINER_EPS**i) for i in range(1, DENSITY_MEMBERS + 1)]
+        )
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers, make_ensemble
+from hf_plr.clustering.reciprocal import share_neighborhoods
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
@@ -114,4 +115,5 @@ def make_labelings(
             ensemble=make_ensemble(clusterer, n_samples, args.seed + i) if further.metric == "coassociation" else None,
         )
         labelings.append(Labeling(stage, args.confidence_power))
+    share_neighborhoods([each for labeling in labelings for each in labeling.stage.clusterers])
     return labelings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,6 +139,11 @@ class RefinementStage:
         self.refiner = refiner
         self.refine_start_epoch = refine_start_epoch
         self.accelerator = accelerator
+
+    @property
+    def clusterers(self) -> list[Any]:
+        """The clusterers of a stage in the order of their calls, without members that are made anew each time."""
+        return [self.clusterer, *getattr(self.ensemble, "clusterers", ())]
 
     def cluster(self, rows: torch.Tensor, epoch: int) -> np.ndarray:
         """Cluster the rows of all processes.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hf_plr.clustering import KMeans
@@ -20,10 +22,13 @@ from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.units.frames import Frames
+from hf_plr.units.space import SCALINGS, FrameSpace, number_speakers
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
-FORMAT = "hf-plr-centroids-1"
+FORMAT = "hf-plr-centroids-1"  # of frames as they are; releases before 0.2 read no other
+SPACE_FORMAT = "hf-plr-centroids-2"  # of frames that are standardised or whitened first
+SPACE_ARRAYS = ("mean", "std", "origin", "matrix")
 WRITTEN_ROWS = 1 << 16  # recordings that are written together
 
 
@@ -35,11 +40,13 @@ class UnitEncoder:
         centroids: float32 (K, D).
         units: number of each centroid's unit, int64 (K,); several centroids may have the same.
         layer: the layer whose frames are compared with them, 0 for the input of the first.
+        space: the space in which they are compared, on the CPU.
     """
 
     centroids: np.ndarray
     units: np.ndarray
     layer: int
+    space: FrameSpace = field(default_factory=FrameSpace)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write `centroids.safetensors`; the file is complete or does not exist."""
@@ -49,7 +56,10 @@ class UnitEncoder:
             "units": self.units.astype(np.int64),
             "layer": np.array([self.layer]),
         }
-        save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
+        space_format = FORMAT if self.space.is_identity else SPACE_FORMAT
+        if space_format == SPACE_FORMAT:
+            arrays |= _store_space(self.space)
+        save_file(arrays, path + ".tmp", metadata={"format": space_format})
         os.replace(path + ".tmp", path)
 
     @classmethod
@@ -75,7 +85,8 @@ class UnitEncoder:
                 f"{name} has no {CENTROIDS_FILE}: train with recipes/hubert_plr.py --objective frames, or call "
                 "UnitTrainer.save_labels"
             )
-        arrays = read_tensors(path, FORMAT)
+        stored_format = _read_format(path)
+        arrays = read_tensors(path, stored_format)
         with name_file_in_errors(path):
             centroids = validate_array(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
             if centroids.size == 0:
@@ -85,10 +96,20 @@ class UnitEncoder:
                 centroids,
                 units.astype(np.int64, copy=False),
                 int(validate_array(arrays, "layer", "integers", (1,), 0)[0]),
+                FrameSpace() if stored_format == FORMAT else _validate_space(arrays, centroids.shape[1]),
             )
 
-    def encode(self, extractor: FeatureExtractor, store: AudioStore) -> Iterator[tuple[int, np.ndarray]]:
+    def encode(
+        self, extractor: FeatureExtractor, store: AudioStore, speakers: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Encode a store on this process alone; yields per recording its row of the data set and units (frames,).
+
+        Args:
+            extractor: the backbone.
+            store: the recordings.
+            speakers: speaker of each row of the data set, any integers, below 0 if unknown, for a space that is
+                standardised by speaker: a pass over all frames measures them. Unknown speakers, and all of them with
+                None, are standardised by recording.
 
         Raises:
             ValueError: if the centroids do not fit the backbone.
@@ -102,15 +123,52 @@ class UnitEncoder:
         frames = Frames(extractor, store, self.layer)
         kmeans = KMeans(len(self.centroids), spherical=False)
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
-        pending = np.empty(0, dtype=np.int64)
-        position = 0
-        for rows in frames.stream(torch.arange(len(store))):
-            pending = np.concatenate([pending, self.units[kmeans.predict(rows)]])
-            while position < len(store) and len(pending) >= frames.counts[position]:
-                count = frames.counts[position]
-                yield int(store.rows[position]), pending[:count]
-                pending = pending[count:]
-                position += 1
+        space = self.space.to(extractor.accelerator.device)
+        known = None if speakers is None or space.scaling != "speaker" else number_speakers(speakers[store.rows])
+        if known is not None:
+            space = space.with_speakers(frames, known, extractor.accelerator)
+        for rows, positions in frames.stream_recordings(torch.arange(len(store))):
+            chosen = positions.numpy()
+            mapped = space.map(rows, frames.counts[chosen], None if known is None else known[chosen])
+            units = np.split(self.units[kmeans.predict(mapped)], np.cumsum(frames.counts[chosen])[:-1])
+            yield from zip(store.rows[chosen].tolist(), units, strict=True)
+
+
+def _store_space(space: FrameSpace) -> dict[str, np.ndarray]:
+    """Arrays of a space by name, without speakers."""
+    values = {name: getattr(space, name) for name in SPACE_ARRAYS}
+    arrays = {f"frame_{name}": value.cpu().numpy() for name, value in values.items() if value is not None}
+    return arrays | {"frame_scaling": np.array([SCALINGS.index(space.scaling)])}
+
+
+def _validate_space(arrays: dict[str, np.ndarray], width: int) -> FrameSpace:
+    """Validate the output of `_store_space` for frames of `width` columns.
+
+    Raises:
+        ValueError: naming an array and its fault.
+    """
+    number = validate_array(arrays, "frame_scaling", "integers", (1,), 0, len(SCALINGS) - 1)[0]
+    scaling = SCALINGS[int(number)]
+
+    def read(name: str, shape: tuple[int, ...], lowest: float | None = None) -> torch.Tensor:
+        array = validate_array(arrays, f"frame_{name}", "floats", shape, lowest)
+        return torch.from_numpy(array.astype(np.float32, copy=False))
+
+    mean = std = origin = matrix = None
+    if scaling != "none":
+        mean, std = read("mean", (width,)), read("std", (width,), float(np.finfo(np.float32).tiny))
+    if "frame_matrix" in arrays:
+        origin, matrix = read("origin", (width,)), read("matrix", (width, width))
+    return FrameSpace(scaling, mean, std, origin, matrix)
+
+
+def _read_format(path: str) -> str:
+    """Read which of the two formats a file has; whatever has neither is left to `read_tensors`."""
+    faults = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
+    with contextlib.suppress(*faults), safe_open(path, framework="numpy") as file:
+        if (file.metadata() or {}).get("format") == FORMAT:
+            return FORMAT
+    return SPACE_FORMAT
 
 
 def write_units(

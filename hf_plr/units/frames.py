@@ -11,7 +11,7 @@ import torch
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.modality import AudioModality
-from hf_plr.units.mfcc import mfcc
+from hf_plr.units.mfcc import N_COLUMNS, mfcc
 
 
 class Frames:
@@ -40,14 +40,30 @@ class Frames:
         """Name of the features, for people."""
         return "MFCC" if self.layer is None else f"layer {self.layer}"
 
+    @property
+    def width(self) -> int:
+        """Columns D of a frame."""
+        return N_COLUMNS if self.layer is None else self.extractor.width
+
     def stream(self, positions: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield frames of the recordings at these positions, in their order: float32 (frames, D), on the device."""
+        for rows, _ in self.stream_recordings(positions):
+            yield rows
+
+    def stream_recordings(self, positions: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield as `stream`, each time with the positions of the recordings, which are whole: int64 (B,), on the CPU.
+
+        Batches of the same positions are the same for any number of processes, see `FeatureExtractor.local_slice`.
+        """
+        start = 0
         for batch in self.extractor.batches(self.store, positions):
             with self.extractor.evaluation_mode():
                 hidden, n_frames = self._compute_batch(batch)
                 is_frame = torch.arange(hidden.shape[1], device=hidden.device) < n_frames[:, None]
                 rows = hidden[is_frame]
-            yield rows
+            stop = start + len(n_frames)
+            yield rows, positions[start:stop]
+            start = stop
 
     def _compute_batch(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         backbone = self.modality.backbone

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers.audio_utils import mel_filter_bank
 
 N_COEFFICIENTS = 13
+N_COLUMNS = 3 * N_COEFFICIENTS  # with both deltas
 N_MELS = 23
 LOWEST_FREQUENCY = 20.0
 FLOOR = 1e-6  # far below any recorded sound, so that digital silence is not an outlier

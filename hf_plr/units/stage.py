@@ -17,6 +17,7 @@ from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import as_int64, iterate_blocks, iterate_chunks, list_cluster_ids
 from hf_plr.units.frames import Frames, compute_frame_bounds
+from hf_plr.units.space import FrameSpace, FrameSpaceFitter
 from hf_plr.utils.distributed import gather_objects, gather_rows
 from hf_plr.utils.serialization import select_prefix, validate_array
 
@@ -93,9 +94,11 @@ class FrameStage:
         seed: seed of the draw and of k-means.
         accelerator: shares the recordings among processes; every process has all labels.
         folder: folder of the labels' memory-mapped files, which have no name; None takes the system's temporary folder.
+        fitter: makes the space in which frames are clustered; None leaves them as they are.
 
     Attributes:
         kmeans: the last round's centroids.
+        space: the space of the centroids, fitted with them; a resumed run fits it anew with the next round.
     """
 
     def __init__(
@@ -106,7 +109,10 @@ class FrameStage:
         seed: int,
         accelerator: Accelerator,
         folder: str | os.PathLike[str] | None = None,
+        fitter: FrameSpaceFitter | None = None,
     ):
+        self.fitter = FrameSpaceFitter() if fitter is None else fitter
+        self.space = FrameSpace()
         self.refiner = refiner
         self.fit_frames = fit_frames
         self.seed = seed
@@ -147,7 +153,7 @@ class FrameStage:
         return FrameUnits(round_, units, raw_labels)
 
     def fit(self, frames: Frames, round_: int) -> None:
-        """Fit centroids on a part of the frames, from the last round's if those are of the same features.
+        """Fit space and centroids on a part of the frames, from the last round's if those are of the same features.
 
         Raises:
             ValueError: if there are fewer frames than units.
@@ -157,9 +163,9 @@ class FrameStage:
         n_drawn = int(np.searchsorted(np.cumsum(frames.counts[order]), self.fit_frames)) + 1
         positions = torch.from_numpy(np.sort(order[:n_drawn]))
         local_positions = positions[frames.extractor.local_slice(frames.store, positions)]
-        batches = list(frames.stream(local_positions))
-        rows = torch.cat(batches) if batches else self._make_empty_rows(frames)
-        self._check_finite(len(find_nonfinite_rows(rows)), round_)
+        drawn = list(frames.stream_recordings(local_positions))
+        self._check_finite(sum(len(find_nonfinite_rows(rows)) for rows, _ in drawn), round_)
+        self.space, rows = self.fitter.fit(frames, drawn, self.accelerator)
         self.kmeans.fit_predict_shard(rows, self.accelerator)
 
     def assign(self, frames: Frames, round_: int) -> np.ndarray:
@@ -172,9 +178,10 @@ class FrameStage:
         bounds = compute_frame_bounds(frames.counts)
         local_labels = self._allocate_labels(int(bounds[local_slice.stop] - bounds[local_slice.start]))
         start = n_bad = 0
-        for rows in frames.stream(torch.arange(local_slice.start, local_slice.stop)):
+        for rows, positions in frames.stream_recordings(torch.arange(local_slice.start, local_slice.stop)):
             n_bad += len(find_nonfinite_rows(rows))
-            local_labels[start : start + len(rows)] = self.kmeans.predict(rows)
+            mapped = self.space.map(rows, *self.fitter.describe(frames, positions))
+            local_labels[start : start + len(rows)] = self.kmeans.predict(mapped)
             start += len(rows)
         self._check_finite(n_bad, round_)
         if self.accelerator.num_processes == 1:
@@ -229,10 +236,6 @@ class FrameStage:
                 f"round {round_}: {n_bad} frames are NaN or infinite. The weights have probably diverged: lower the "
                 "learning rate"
             )
-
-    def _make_empty_rows(self, frames: Frames) -> torch.Tensor:
-        width = 39 if frames.layer is None else frames.extractor.width
-        return torch.empty(0, width, device=self.accelerator.device)
 
     def _allocate_labels(self, n_frames: int) -> np.ndarray:
         """Allocate labels of frames in the smallest type that holds every unit."""
