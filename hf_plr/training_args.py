@@ -303,15 +303,14 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default="auto",
         metadata={
             "help": "Space in which clusters are sought: centered (features relative to their mean), white (also "
-            "whitened, so that directions of little variance count) or auto (what a trial at the first stage finds: the "
-            "space that most often puts a sample and its augmented view into one cluster). The loss is always in the "
-            "centered one."
+            "whitened, so that directions of little variance count) or auto (the one of these that a trial at the first "
+            "stage finds better: it more often puts a sample and its augmented view into one cluster)."
         },
     )
     whitening_shrinkage: AboveZero | None = field(
         default=None,
         metadata={
-            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; much of it leaves "
+            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; a large one leaves "
             "the features as they are. Default: what the trial at the first stage finds."
         },
     )
@@ -364,9 +363,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         _check_values(self, PLRTrainingArguments)
         self.clusterer_kwargs = _read_json_object("clusterer_kwargs", self.clusterer_kwargs)
         if self.whitening_shrinkage is not None and self.cluster_space != "white":
-            raise ValueError(
-                f"whitening_shrinkage={self.whitening_shrinkage} needs cluster_space='white', not {self.cluster_space!r}"
-            )
+            value, space = self.whitening_shrinkage, self.cluster_space
+            raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
 
 
 @dataclass

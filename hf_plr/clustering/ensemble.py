@@ -21,7 +21,7 @@ class Ensemble(Protocol):
     """Further clusterings of the rows of all processes together."""
 
     def fit_predict_shard(self, rows: torch.Tensor, epoch: int, accelerator: Accelerator) -> list[np.ndarray]:
-        """Cluster the rows of all processes, differently in each epoch; returns labels (n,) of this process's by member.
+        """Cluster the rows of all processes; returns labels of this process's rows, integers (n,), by member.
 
         Args:
             rows: this process's rows, shape (n, D).
@@ -66,7 +66,7 @@ class FreshKMeans:
 
 
 class Clusterings:
-    """Given clusterers as members, such as DBSCAN with smaller eps.
+    """Given clusterers as members, such as DBSCAN with other eps.
 
     Args:
         clusterers: clusterers without a state.

@@ -13,7 +13,7 @@ from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN, share_neighborhoods
 
 FINER_EPS = 0.75  # of one labeling over that of the one before
-DENSITY_MEMBERS = 2  # of the ensemble beside a DBSCAN
+MEMBERS_EPS = (0.85, 1.15)  # of the ensemble beside a DBSCAN, over its own
 CLUSTERERS: dict[str, type[BaseEstimator]] = {
     "kmeans": KMeans,
     "dbscan": ReciprocalDBSCAN,
@@ -52,7 +52,7 @@ def make_clusterer(
 
 
 def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:
-    """Make the ensemble of a clusterer: fresh k-means for k-means, smaller eps for DBSCAN, None for any other.
+    """Make the ensemble of a clusterer: fresh k-means for k-means, other eps for DBSCAN, None for any other.
 
     Args:
         clusterer: the clusterer beside which the ensemble's members cluster.
@@ -63,7 +63,7 @@ def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:
         return FreshKMeans(clusterer.n_clusters, n_samples, seed)
     if isinstance(clusterer, ReciprocalDBSCAN):
         return Clusterings(
-            [clone(clusterer).set_params(eps=clusterer.eps * FINER_EPS**i) for i in range(1, DENSITY_MEMBERS + 1)]
+            [clone(clusterer).set_params(eps=min(factor * clusterer.eps, 1.0)) for factor in MEMBERS_EPS]
         )
     return None
 

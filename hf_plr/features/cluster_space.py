@@ -88,7 +88,7 @@ class ClusterSpace:
         assert self.shrinkage is not None
         if self.shrinkage == CENTERED:
             return features.rows
-        out = None if self.folder is None else allocate_in_file(*features.rows.shape, self.folder)
+        out = None if self.folder is None else allocate_in_file(len(features.rows), features.rows.shape[1], self.folder)
         return whiten(features.rows, self.shrinkage, accelerator, out)
 
     def describe(self) -> str:

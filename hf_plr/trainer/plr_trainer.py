@@ -242,8 +242,8 @@ class PLRTrainer(BaseTrainer):
             return None
         if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
             raise ValueError(
-                f"per_device_train_batch_size={args.per_device_train_batch_size}: with pair_weight above 0 a batch holds "
-                "every sample in two views, so use an even number of at least 4"
+                f"per_device_train_batch_size={args.per_device_train_batch_size}: with pair_weight above 0 a batch "
+                "holds every sample in two views, so use an even number of at least 4"
             )
         return PairTerm(self.extractor.width, args.pair_weight, args.seed, self.accelerator)
 
@@ -311,6 +311,7 @@ class PLRTrainer(BaseTrainer):
         if self.accelerator.sync_gradients:
             self.update_prototypes()
             if self.pair_term is not None:
+                assert self.optimizer is not None
                 group = self.optimizer.param_groups[0]
                 self.pair_term.step(schedule=group["lr"] / group["initial_lr"])
         return loss

@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers.runs import weights
 
-
 PLAIN = {"cluster_space": "centered", "pair_weight": 0.0}  # clusters that change enough to doubt them
 
 
