@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+
+from hf_plr.utils.argument_checks import (
+    AboveZero,
+    AtLeastZero,
+    Count,
+    CountOrZero,
+    Fraction,
+    FractionAboveZero,
+    FractionBelowOne,
+    check_values,
+    read_json_object,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +31,7 @@ AUTO_PRESET = CONSENSUS
 FINER_PRESET = "none"  # of finer labelings beside a consensus
 AUTO_LABELINGS = 3
 
-# This file imports nothing of ours, so that everything may import it. A test holds these equal to the registries.
+# Everything may import this file, so that it imports hardly anything of ours. A test holds these equal to registries.
 Augmentation = Literal["affine", "photo", "reid", "none", "waveform"]
 ClusterSpace = Literal["auto", "white", "centered"]
 Clusterer = Literal["kmeans", "dbscan", "reciprocal_hdbscan", "hdbscan", "agglomerative"]
@@ -32,22 +42,6 @@ Refinement = Literal["auto", "consensus", "slr", "joint", "soft", "rlcc", "none"
 LOWER_IS_BETTER = (
     *("churn", "noise_share", "left_out_share", "changed_share", "soft_share", "largest_share", "born", "died"),
 )
-
-
-class Limit(NamedTuple):
-    """A condition on a number, and the complaint about one that does not meet it."""
-
-    holds: Callable[[float], bool]
-    complaint: str
-
-
-Count = Annotated[int, Limit(lambda value: value >= 1, "must be at least 1")]
-CountOrZero = Annotated[int, Limit(lambda value: value >= 0, "must be at least 0")]
-AtLeastZero = Annotated[float, Limit(lambda value: value >= 0, "must be at least 0")]
-AboveZero = Annotated[float, Limit(lambda value: value > 0, "must be above 0")]
-Fraction = Annotated[float, Limit(lambda value: 0 <= value <= 1, "is outside [0, 1]")]
-FractionBelowOne = Annotated[float, Limit(lambda value: 0 <= value < 1, "is outside [0, 1)")]
-FractionAboveZero = Annotated[float, Limit(lambda value: 0 < value <= 1, "is outside (0, 1]")]
 
 
 @dataclass
@@ -249,7 +243,7 @@ class BaseTrainingArguments(TrainingArguments):
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
-        _check_values(self, BaseTrainingArguments)
+        check_values(self, BaseTrainingArguments)
         if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             strategy = HubStrategy(self.hub_strategy).value
             raise ValueError(
@@ -303,15 +297,15 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default="auto",
         metadata={
             "help": "Space in which clusters are sought: centered (features relative to their mean), white (also "
-            "whitened, so that directions of little variance count) or auto (the one of these that a trial at the first "
-            "stage finds better: it more often puts a sample and its augmented view into one cluster)."
+            "whitened, so that directions of little variance count) or auto (the one of these that a trial at the "
+            "first stage finds better: it more often puts a sample and its augmented view into one cluster)."
         },
     )
     whitening_shrinkage: AboveZero | None = field(
         default=None,
         metadata={
-            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; a large one leaves "
-            "the features as they are. Default: what the trial at the first stage finds."
+            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; a large one "
+            "leaves the features as they are. Default: what the trial at the first stage finds."
         },
     )
     pair_weight: AtLeastZero = field(
@@ -360,8 +354,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_values(self, PLRTrainingArguments)
-        self.clusterer_kwargs = _read_json_object("clusterer_kwargs", self.clusterer_kwargs)
+        check_values(self, PLRTrainingArguments)
+        self.clusterer_kwargs = read_json_object("clusterer_kwargs", self.clusterer_kwargs)
         if self.whitening_shrinkage is not None and self.cluster_space != "white":
             value, space = self.whitening_shrinkage, self.cluster_space
             raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
@@ -421,7 +415,7 @@ class UnitTrainingArguments(BaseTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_values(self, UnitTrainingArguments)
+        check_values(self, UnitTrainingArguments)
 
 
 def suits_bf16(fp16: bool, use_cpu: bool) -> bool:
@@ -429,34 +423,3 @@ def suits_bf16(fp16: bool, use_cpu: bool) -> bool:
     if fp16 or use_cpu or not torch.cuda.is_available():
         return False
     return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _check_values(args: BaseTrainingArguments, declared_in: type[BaseTrainingArguments]) -> None:
-    """Check values against the choices and limits in the annotations of one class.
-
-    Raises:
-        ValueError: naming the argument, its value and what it may be.
-    """
-    hints = get_type_hints(declared_in, include_extras=True)
-    for name in declared_in.__annotations__:
-        value, parts = getattr(args, name), (hints[name], *get_args(hints[name]))
-        if value is None and type(None) in parts:
-            continue
-        for part in parts:
-            if get_origin(part) is Literal and value not in get_args(part):
-                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(get_args(part))}")
-            for limit in getattr(part, "__metadata__", ()):
-                if value is None or not limit.holds(value):
-                    raise ValueError(f"{name}={value} {limit.complaint}")
-
-
-def _read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    if value is None or isinstance(value, dict):
-        return value
-    try:
-        read = json.loads(value)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{argument}={value!r} is not JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")
-    return read

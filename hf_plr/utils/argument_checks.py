@@ -1,0 +1,59 @@
+"""Limits of arguments as annotations, and checks of values against them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+
+class Limit(NamedTuple):
+    """A condition on a number, and the complaint about one that does not meet it."""
+
+    holds: Callable[[float], bool]
+    complaint: str
+
+
+Count = Annotated[int, Limit(lambda value: value >= 1, "must be at least 1")]
+CountOrZero = Annotated[int, Limit(lambda value: value >= 0, "must be at least 0")]
+AtLeastZero = Annotated[float, Limit(lambda value: value >= 0, "must be at least 0")]
+AboveZero = Annotated[float, Limit(lambda value: value > 0, "must be above 0")]
+Fraction = Annotated[float, Limit(lambda value: 0 <= value <= 1, "is outside [0, 1]")]
+FractionBelowOne = Annotated[float, Limit(lambda value: 0 <= value < 1, "is outside [0, 1)")]
+FractionAboveZero = Annotated[float, Limit(lambda value: 0 < value <= 1, "is outside (0, 1]")]
+
+
+def check_values(args: Any, declared_in: type) -> None:
+    """Check values against the choices and limits in the annotations of one class.
+
+    Raises:
+        ValueError: naming the argument, its value and what it may be.
+    """
+    hints = get_type_hints(declared_in, include_extras=True)
+    for name in declared_in.__annotations__:
+        value, parts = getattr(args, name), (hints[name], *get_args(hints[name]))
+        if value is None and type(None) in parts:
+            continue
+        for part in parts:
+            if get_origin(part) is Literal and value not in get_args(part):
+                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(get_args(part))}")
+            for limit in getattr(part, "__metadata__", ()):
+                if value is None or not limit.holds(value):
+                    raise ValueError(f"{name}={value} {limit.complaint}")
+
+
+def read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Read a JSON object that may have been read before; None stays None.
+
+    Raises:
+        ValueError: naming the argument, if the text is no JSON object.
+    """
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        read = json.loads(value)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{argument}={value!r} is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")
+    return read
