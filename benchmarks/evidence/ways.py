@@ -75,6 +75,8 @@ WAYS = {
     "soft x3": Way({"refinement": "soft", "num_labelings": 3}),
     "consensus": Way({"refinement": "consensus", "num_labelings": 1}),
     "one view": Way({"pair_weight": 0.0}),
+    "pair 0.3": Way({"pair_weight": 0.3}),
+    "pair 1": Way({"pair_weight": 1.0}),
     "centered": Way({"cluster_space": "centered"}),
     "0.1": Way({"refinement": "soft", "num_labelings": 3, "pair_weight": 0.0, "cluster_space": "centered"}),
     DEFAULT: Way(),

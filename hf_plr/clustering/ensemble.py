@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.protocol import Clusterer, validate_labels
+from hf_plr.utils.distributed import gather_rows, locate_rows
 
 MEMBERS = 4  # fresh k-means clusterings, each of
 FINER = 2  # times as many clusters as are sought
@@ -34,7 +35,8 @@ class FreshKMeans:
     """Clusterings by k-means that never start from earlier centers.
 
     A warm-started clustering repeats the mistakes of the last one. Fresh ones make other mistakes, so that what they
-    agree on is more often right. They are finer than the clusters that are sought, which keeps them pure.
+    agree on is more often right. They are finer than the clusters that are sought, which keeps them pure. Each begins
+    at samples drawn at random: k-means++ would draw by distances, and let a rounding error change every later center.
 
     Args:
         n_clusters: number of clusters K that are sought; members have 2 K.
@@ -51,14 +53,17 @@ class FreshKMeans:
 
     def fit_predict_shard(self, rows: torch.Tensor, epoch: int, accelerator: Accelerator) -> list[np.ndarray]:
         """Cluster as `Ensemble` says."""
-        seeds = np.random.default_rng([self.seed, epoch]).integers(2**31, size=self.n_members)
+        rng = np.random.default_rng([self.seed, epoch])
+        start, _ = locate_rows(accelerator, len(rows))
         fit_samples = FIT_SAMPLES_PER_CLUSTER * self.n_clusters
         labels = []
-        for seed in seeds.tolist():
+        for _ in range(self.n_members):
+            drawn = np.sort(rng.choice(self.n_samples, self.n_clusters, replace=False)) - start
+            own = torch.from_numpy(drawn[(drawn >= 0) & (drawn < len(rows))]).to(rows.device)
             kmeans = KMeans(
                 self.n_clusters,
-                init="k-means++",
-                seed=seed,
+                init=gather_rows(accelerator, rows[own]),
+                seed=int(rng.integers(2**31)),
                 fit_samples=fit_samples if fit_samples < self.n_samples else None,
             )
             labels.append(np.asarray(kmeans.fit_predict_shard(rows, accelerator)))

@@ -61,11 +61,11 @@ class PairTerm:
         self.weight = weight
         self.accelerator = accelerator
         with isolate_rng(seed):
-            self.head = nn.Sequential(
-                nn.Linear(width, HIDDEN_SIZE),
+            self.head = nn.Sequential(  # without biases: the loss would not change with them
+                nn.Linear(width, HIDDEN_SIZE, bias=False),
                 nn.BatchNorm1d(HIDDEN_SIZE, track_running_stats=False),
                 nn.ReLU(inplace=True),
-                nn.Linear(HIDDEN_SIZE, OUTPUT_SIZE),
+                nn.Linear(HIDDEN_SIZE, OUTPUT_SIZE, bias=False),
             )
         self.head.to(accelerator.device)
         self._optimizer = torch.optim.AdamW(self.head.parameters(), LEARNING_RATE)

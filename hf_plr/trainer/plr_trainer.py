@@ -313,7 +313,8 @@ class PLRTrainer(BaseTrainer):
             if self.pair_term is not None:
                 assert self.optimizer is not None
                 group = self.optimizer.param_groups[0]
-                self.pair_term.step(schedule=group["lr"] / group["initial_lr"])
+                peak = group.get("initial_lr", group["lr"])  # which schedulers of torch write there
+                self.pair_term.step(schedule=group["lr"] / peak if peak else 1.0)
         return loss
 
     def update_prototypes(self) -> None:

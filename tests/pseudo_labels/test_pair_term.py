@@ -69,7 +69,7 @@ def test_the_head_learns_and_its_gradient_reaches_the_features(accelerator):
     assert features.grad.abs().sum() > 0
     term.step(schedule=0.5)
     changes = {name: (value - before[name]).abs().max() for name, value in term.head.state_dict().items()}
-    assert all(change > 0 for name, change in changes.items() if name != "0.bias")  # BatchNorm takes that away
+    assert all(change > 0 for change in changes.values())
     assert max(changes.values()) <= 0.5 * LEARNING_RATE * 1.1  # Adam's first step is one learning rate
     assert all(parameter.grad is None for parameter in term.head.parameters())
 
