@@ -224,6 +224,7 @@ def trainers(args: argparse.Namespace, images: Dataset, folder: str) -> tuple[Wi
         PLRTrainingArguments(
             folder,
             num_labelings=args.labelings,
+            refinement="soft",
             num_clusters=args.clusters,
             image_cache_gib=1024,
             image_cache_dir=f"{folder}/images",  # decoded once for all turns

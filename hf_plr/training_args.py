@@ -309,7 +309,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
         },
     )
     pair_weight: AtLeastZero = field(
-        default=0.1,
+        default=0.3,
         metadata={
             "help": "Weight of the pair term: a batch holds every sample in two augmented views, which also agree with "
             "each other (VICReg). 0: one view of twice as many samples."

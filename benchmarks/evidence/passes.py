@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hf_plr import PLRTrainingArguments
+from hf_plr.features.cluster_space import TRIAL_SAMPLES
 from hf_plr.modality import Modality
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch, count_samples_per_step
 
@@ -35,8 +36,14 @@ class PassCounter:
 
 
 def count_plr_passes(args: PLRTrainingArguments, n_samples: int) -> float:
-    """Image passes of a `PLRTrainer`: the rows of its batches, and a third of N for each stage's extraction."""
-    return args.num_train_epochs * (count_samples_per_epoch(args, n_samples) + n_samples / 3)
+    """Image passes of a `PLRTrainer`.
+
+    The rows of its batches, a third of N for each stage's extraction, and a third of the samples of the first stage's
+    trial, where the space of the clusters is open.
+    """
+    has_trial = args.cluster_space != "centered" and args.whitening_shrinkage is None
+    trial = min(n_samples, TRIAL_SAMPLES) / 3 if has_trial else 0.0
+    return args.num_train_epochs * (count_samples_per_epoch(args, n_samples) + n_samples / 3) + trial
 
 
 def count_peer_steps(args: PLRTrainingArguments, n_samples: int, extra_passes: float) -> int:

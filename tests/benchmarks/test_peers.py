@@ -134,14 +134,14 @@ def test_passes_of_an_epoch_by_hand(tmp_path):
     trainer = _make(tmp_path, {"feature_dtype": "float32"})  # no trial of bfloat16, which some CPUs have
     counter = PassCounter(trainer.modality)
     trainer.train()
-    assert counter.passes == 1_800 + 1_797 / 3  # three batches of 600, and one extraction
+    assert counter.passes == 1_800 + 2 * 1_797 / 3  # three batches of 600, one extraction, and one trial
     assert count_plr_passes(trainer.args, 1_797) == pytest.approx(counter.passes)
-    assert count_peer_steps(trainer.args, 1_797, 0.0) == 4  # 2,399 / 600
-    assert count_peer_steps(trainer.args, 1_797, 1 / 3) == 3  # 2,399 / 800
+    assert count_peer_steps(trainer.args, 1_797, 0.0) == 5  # 2,998 / 600
+    assert count_peer_steps(trainer.args, 1_797, 1 / 3) == 4  # 2,998 / 800
     tripled = arguments_of(
         TASKS["digits"], str(tmp_path), 0, {"num_train_epochs": 1, "per_device_train_batch_size": 600}, budget=3
     )
-    assert count_plr_passes(tripled, 1_797) == pytest.approx(3 * counter.passes)
+    assert count_plr_passes(tripled, 1_797) == pytest.approx(3 * (1_800 + 1_797 / 3) + 1_797 / 3)
 
 
 @pytest.mark.parametrize("name", PEERS)

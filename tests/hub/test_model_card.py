@@ -52,7 +52,7 @@ def test_without_labels_there_are_no_scores(make_trainer, some_digits, tmp_path)
 
 
 def test_what_refinement_did_where_targets_are_soft(make_trainer, tmp_path):
-    trainer = make_trainer(refinement="auto")
+    trainer = make_trainer(refinement="soft")
     trainer.train()
     trainer.create_model_card()
     text = (tmp_path / "out" / "README.md").read_text()

@@ -18,7 +18,7 @@ def test_density_clustering_trains_and_leaves_noise_out(make_trainer):
 
 
 def test_nothing_but_noise_is_an_error_that_says_what_to_change(make_trainer):
-    trainer = make_trainer({"clusterer": ReciprocalDBSCAN(eps=0.0, k1=8)}, num_train_epochs=1)
+    trainer = make_trainer({"clusterer": ReciprocalDBSCAN(eps=0.0, k1=8)}, num_train_epochs=1, cluster_space="centered")
     with pytest.raises(ValueError, match="all 203 samples are noise"):
         trainer.train()
 

@@ -68,7 +68,8 @@ def count_waits(trainer, monkeypatch):
 @pytest.mark.parametrize("augmentation", IMAGE_AUGMENTATIONS)
 @pytest.mark.parametrize("settings", [{}, {"confidence_power": 1.0, "min_confidence": 0.3}], ids=["", "confidence"])
 def test_a_step_on_images_with_soft_labelings(make_trainer, augmentation, settings):
-    trainer = make_trainer(refinement="auto", augmentation=augmentation, num_train_epochs=2, **settings)
+    settings = {"refinement": "soft", "num_labelings": 3, "num_train_epochs": 2, **settings}
+    trainer = make_trainer(augmentation=augmentation, **settings)
     trainer.train()
     assert all(labeling.pseudo_labels.soft_targets is not None for labeling in trainer.labelings)
     index = torch.arange(16, device=GPU)
@@ -92,6 +93,8 @@ def count_copies(trainer, batch):
     """Names of the functions that copy in the second of two steps on the GPU."""
     model = trainer.model.to(GPU)
     trainer.cluster_objective.to(GPU)
+    if trainer.pair_term is not None:
+        trainer.pair_term.head.to(GPU)
     for _ in range(2):
         with CountedCopies() as copies:
             trainer.compute_loss(model, batch).backward()

@@ -435,3 +435,12 @@ def test_model_by_path(tmp_path, some_digits, tiny_vit):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: transformers" in card
     assert str(tmp_path) not in card
+
+
+def test_the_pair_term_is_computed_in_float32_beside_bfloat16(make_trainer, monkeypatch):
+    trainer = make_trainer(bf16=True, num_train_epochs=1, save_strategy="no")
+    dtypes = set()
+    trainer.pair_term.head.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    trainer.train()
+    assert dtypes == {torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.pair_term.head.parameters())
