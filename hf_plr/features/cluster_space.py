@@ -94,8 +94,12 @@ class ClusterSpace:
     def describe(self) -> str:
         """Describe the space in words."""
         if self.shrinkage is None:
-            return "the space that a trial finds"
-        return "centered features" if self.shrinkage == CENTERED else f"features whitened with {self.shrinkage:g}"
+            return "a space that a trial finds"
+        return (
+            "centered features"
+            if self.shrinkage == CENTERED
+            else f"features whitened with shrinkage {self.shrinkage:g}"
+        )
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State for a resumed run, as arrays by name."""

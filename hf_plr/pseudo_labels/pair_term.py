@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import is_single_process
 from hf_plr.utils.rng import isolate_rng
 from hf_plr.utils.serialization import validate_array
@@ -121,6 +122,22 @@ class PairTerm:
 
     def _moments(self) -> list[dict[str, torch.Tensor]]:
         return [self._optimizer.state.get(parameter, {}) for parameter in self.head.parameters()]
+
+
+def make_pair_term(args: PLRTrainingArguments, width: int, accelerator: Accelerator) -> PairTerm | None:
+    """Make the pair term that the arguments ask for; None if its weight is 0, or if two views would be the same.
+
+    Raises:
+        ValueError: if a batch cannot hold every sample twice.
+    """
+    if args.pair_weight == 0.0 or args.augmentation == "none":
+        return None
+    if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
+        raise ValueError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: with pair_weight={args.pair_weight} a batch "
+            "holds every sample in two views, so use an even number of at least 4, or pair_weight=0"
+        )
+    return PairTerm(width, args.pair_weight, args.seed, accelerator)
 
 
 class _GatherRows(torch.autograd.Function):

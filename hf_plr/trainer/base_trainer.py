@@ -68,6 +68,7 @@ class BaseTrainer(Trainer, ABC):
 
     arguments_class: type[BaseTrainingArguments]
     epochs_per_stage = 1
+    views = 1  # of each sample in a batch
     args: BaseTrainingArguments
     model: PreTrainedModel
     train_dataset: SampleStore

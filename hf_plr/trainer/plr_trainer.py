@@ -25,7 +25,7 @@ from hf_plr.features.cluster_space import ClusterSpace
 from hf_plr.features.source import FeatureSource
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
-from hf_plr.pseudo_labels.pair_term import PairTerm
+from hf_plr.pseudo_labels.pair_term import make_pair_term
 from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler, count_samples_per_epoch, select_data_seed
@@ -80,6 +80,7 @@ class PLRTrainer(BaseTrainer):
     Attributes:
         labelings: the labelings that are trained on; the first is reported and saved.
         cluster_objective: the loss against their prototypes.
+        pair_term: the loss between two views of a sample; None with `pair_weight` 0 or without augmentation.
 
     Raises:
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
@@ -130,13 +131,14 @@ class PLRTrainer(BaseTrainer):
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
         self._space = ClusterSpace(args.cluster_space, args.whitening_shrinkage, args.feature_dir, args.seed)
-        self.pair_term = self._make_pair_term()
+        self.pair_term = make_pair_term(args, self.extractor.width, self.accelerator)
+        self.views = 1 if self.pair_term is None else 2
         self._sampler = ClusterSampler(
             n_samples,
             args.samples_per_cluster,
             select_data_seed(args),
             count_samples_per_epoch(args, n_samples),
-            views=1 if self.pair_term is None else 2,
+            views=self.views,
         )
         self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
         self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
@@ -202,7 +204,7 @@ class PLRTrainer(BaseTrainer):
         sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
         words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(self.labelings)} labelings"
         kind = describe_clusterer(self.labelings[0].stage.clusterer)["class"]
-        return f"{words} by {kind}, refinement {resolve_preset(self.args)}"
+        return f"{words} by {kind} in {self._space.describe()}, refinement {resolve_preset(self.args)}"
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had."""
@@ -235,17 +237,6 @@ class PLRTrainer(BaseTrainer):
         rows = self.train_dataset.rows[self.extractor.local_slice(self.train_dataset)]
         check_finite(features, epoch, rows, self.accelerator)
         return center_features(features, self.accelerator, out=features)
-
-    def _make_pair_term(self) -> PairTerm | None:
-        args = self.args
-        if args.pair_weight == 0 or args.augmentation == "none":
-            return None
-        if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
-            raise ValueError(
-                f"per_device_train_batch_size={args.per_device_train_batch_size}: with pair_weight above 0 a batch "
-                "holds every sample in two views, so use an even number of at least 4"
-            )
-        return PairTerm(self.extractor.width, args.pair_weight, args.seed, self.accelerator)
 
     def _features_of_evaluation(self) -> CenteredFeatures | None:
         """What an evaluation of these very weights has extracted, where there was one."""

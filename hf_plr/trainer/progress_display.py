@@ -117,7 +117,9 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
-    steps = f"{state.max_steps:,} of {count_samples_per_step(args):,} {trainer.modality.plural}"
+    rows = count_samples_per_step(args)
+    views = "" if trainer.views == 1 else f", each in {trainer.views} views"
+    steps = f"{state.max_steps:,} of {rows // trainer.views:,} {trainer.modality.plural}{views}"
     if state.global_step:
         steps += f", {state.global_step:,} of them done"
     if state.max_steps < FEW_STEPS:

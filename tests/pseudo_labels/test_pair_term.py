@@ -108,3 +108,19 @@ def test_a_damaged_state_is_refused(accelerator):
     state = term.state_dict()
     with pytest.raises(ValueError, match=r"head\.0\.weight"):
         term.load_state_dict(state | {"head.0.weight": np.zeros((3, 8), np.float32)})
+
+
+@pytest.mark.parametrize(("batch", "is_refused"), [(2, True), (5, True), (4, False)])
+def test_a_batch_must_hold_every_sample_twice(make_trainer, batch, is_refused):
+    if not is_refused:
+        assert make_trainer(per_device_train_batch_size=batch).pair_term is not None
+        return
+    with pytest.raises(ValueError, match=f"per_device_train_batch_size={batch}: .* even number of at least 4"):
+        make_trainer(per_device_train_batch_size=batch)
+    assert make_trainer(per_device_train_batch_size=batch, pair_weight=0.0).pair_term is None
+
+
+def test_without_augmentation_there_are_no_two_views(make_trainer):
+    trainer = make_trainer(augmentation="none")
+    assert trainer.pair_term is None
+    assert trainer.views == 1

@@ -93,9 +93,9 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:5] == [
         "samples   203 images",
-        "clusters  12 by KMeans, refinement slr",
+        "clusters  12 by KMeans in a space that a trial finds, refinement slr",
         "epochs    2, with a stage before each",
-        "steps     14 of 32 images: too few to learn from, give more --num_train_epochs or a smaller "
+        "steps     14 of 16 images, each in 2 views: too few to learn from, give more --num_train_epochs or a smaller "
         "--per_device_train_batch_size",
         "device    cpu, float32, 1 thread",
     ]
