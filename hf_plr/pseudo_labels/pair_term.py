@@ -135,8 +135,8 @@ def make_pair_term(args: PLRTrainingArguments, width: int, accelerator: Accelera
     if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
         size = args.per_device_train_batch_size
         raise ValueError(
-            f"per_device_train_batch_size={size}: with pair_weight={args.pair_weight} a batch holds every sample in two "
-            "views, so use an even number of at least 4, or pair_weight=0"
+            f"per_device_train_batch_size={size}: with pair_weight={args.pair_weight} a batch holds every sample in "
+            "two views, so use an even number of at least 4, or pair_weight=0"
         )
     return PairTerm(width, args.pair_weight, args.seed, accelerator)
 
