@@ -25,11 +25,11 @@ from hf_plr.utils.argument_checks import (
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"  # as good as any that was tried: this preset, on so many labelings where the clusterer allows it
 CONSENSUS = "consensus"
+AUTO = "auto"  # this preset, and so many labelings where the clusterer allows it
 AUTO_PRESET = CONSENSUS
-FINER_PRESET = "none"  # of finer labelings beside a consensus
 AUTO_LABELINGS = 3
+FINER_PRESET = "none"  # of finer labelings beside a consensus
 
 # Everything may import this file, so that it imports hardly anything of ours. A test holds these equal to registries.
 Augmentation = Literal["affine", "photo", "reid", "none", "waveform"]
@@ -153,9 +153,10 @@ class BaseTrainingArguments(TrainingArguments):
     refinement: Refinement = field(
         default="auto",
         metadata={
-            "help": "auto (soft, on several labelings at once where the clusterer allows it: as good as any that was "
-            "tried; slr for frames), or a preset: slr (projection, as published), soft (soft targets by projection), "
-            "joint (both epochs side by side), rlcc (soft targets as in RLCC) or none."
+            "help": "auto (consensus, beside two finer labelings where the clusterer allows it; slr for frames), or a "
+            "preset: consensus (several clusterings of three epochs, re-clustered by how often samples are together), slr "
+            "(projection, as published), soft (soft targets by projection), joint (both epochs side by side), rlcc (soft "
+            "targets as in RLCC) or none."
         },
     )
     refinement_weight: Fraction | None = field(
@@ -325,7 +326,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default=0.0,
         metadata={"help": "Leave samples whose refined label has less confidence out of the epoch, in [0, 1]."},
     )
-    refine_start_epoch: int = field(default=1, metadata={"help": "First epoch whose labels are refined."})
+    refine_start_epoch: int = field(default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."})
     samples_per_cluster: Count = field(
         default=4, metadata={"help": "Samples of one cluster in a row (K of batches of P clusters x K samples)."}
     )

@@ -30,7 +30,7 @@ from benchmarks.evidence.defaults import off_settings, own_settings, parts
 from benchmarks.evidence.readout import SPACES
 from benchmarks.evidence.runs import Run, append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.selection import select
-from benchmarks.evidence.summary import summarise
+from benchmarks.evidence.summary import overview, summarise
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS, Peer
 
@@ -43,6 +43,8 @@ def main() -> None:
         print(select(args.selection))
     elif args.default:
         print("\n\n".join(table(args.default) for table in (own_settings, parts, off_settings)))
+    elif args.overview:
+        print(overview(args.overview))
     elif args.summary:
         print(summarise(args.summary, args.space))
     elif args.json is None:
@@ -80,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--share", default="0/1", metavar="I/N", help="every N-th run from the I-th (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: %(default)s)")
+    parser.add_argument("--overview", nargs="+", type=Path, metavar="FILE", help="only print the table of the README")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(
         "--space", choices=list(SPACES), default="centered", help="space of the tables' scores (default: %(default)s)"

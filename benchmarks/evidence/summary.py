@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence.runs import Run, read_all
-from benchmarks.evidence.ways import AS_IT_IS, BASELINE, DEFAULT, WAYS
+from benchmarks.evidence.ways import AS_IT_IS, BASELINE, DEFAULT, FROZEN, WAYS
 
 RESAMPLES = 10_000
 FEWEST_SEEDS = 3  # for an interval: of one or two it would look certain
@@ -24,6 +24,12 @@ LABELS = {
     "ari": "ARI",
     "noise": "in no cluster",
 }
+
+OVERVIEW_SCORES = {  # by their space and name
+    ("score", "mAP"): "mAP",
+    **{("centered", score): SCORES[score] for score in ("knn", "linear", "nmi")},
+}
+CHOICES = {FROZEN: "start", BASELINE: "no refinement", "simclr": "SimCLR", "vicreg": "VICReg"}
 
 Records = dict[Run, dict[str, Any]]
 BySeed = dict[int, float]
@@ -51,6 +57,28 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
         for score in ("knn", "linear"):
             tables.append(f"**{SCORES[score]}, {where}: off settings**\n\n{off_settings(chosen, space, score)}")
     return "\n\n".join(tables)
+
+
+def overview(paths: list[Path]) -> str:
+    """A row a task and score: what a user may choose, as means over the default's seeds, and the paired differences.
+
+    Args:
+        paths: files of results; their runs at the tasks' own settings and budget are compared.
+    """
+    records = {run: record for run, record in read_all(paths).items() if run.variation == AS_IT_IS and run.budget < 2}
+    rows = []
+    for (space, score), title in OVERVIEW_SCORES.items():
+        scores = _collect(records, space, score)
+        for task in _tasks_in(scores):
+            default = scores.get((task, DEFAULT), {})
+            others = [scores.get((task, way), {}) for way in CHOICES]
+            same = [{seed: value for seed, value in each.items() if seed in default} for each in others]
+            differences = [difference(default, each) for each in others[1:]]
+            cells = [f"{task}, {title}", *map(_mean, same), _mean(default), *differences, str(len(default))]
+            rows.append((task, cells))
+    rows.sort(key=lambda row: row[0])
+    against = [f"{DEFAULT} minus {title}" for title in list(CHOICES.values())[1:]]
+    return _table(["data, score", *CHOICES.values(), DEFAULT, *against, "seeds"], [cells for _, cells in rows])
 
 
 def means(records: Records, space: str, score: str) -> str:
@@ -134,7 +162,7 @@ def _collect(records: Records, space: str, score: str) -> dict[tuple[str, str], 
     """Scores by task and way, and by seed; of records that have the score."""
     scores: dict[tuple[str, str], BySeed] = defaultdict(dict)
     for run, record in sorted(records.items()):
-        value = record["readout"][space].get(score)
+        value = record["readout"].get(space, {}).get(score)
         if value is not None:
             scores[run.task, run.way][run.seed] = value
     return scores

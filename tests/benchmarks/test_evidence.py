@@ -14,7 +14,7 @@ from helpers.paths import REPOSITORY, SHARED_DATA
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import append_record, runs_of
-from benchmarks.evidence.summary import interval, summarise
+from benchmarks.evidence.summary import interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.tuning import SEED, grid, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
@@ -134,13 +134,17 @@ def test_what_the_default_is_made_of(tmp_path):
     ]
 
 
-def test_readme_and_cards_have_the_tables_of_the_records():
-    records = [REPOSITORY / "benchmarks" / "results" / "labelings.jsonl"]
-    own = own_settings(records)
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert (REPOSITORY / "model_cards" / "evidence.md").read_text(encoding="utf-8").strip() == own
-    for table in (own, parts(records), off_settings(records)):
-        assert table in readme
+def test_docs_and_cards_have_the_tables_of_the_records():
+    results = REPOSITORY / "benchmarks" / "results"
+    explanation = REPOSITORY / "docs" / "explanation"
+    old, records = [results / "labelings.jsonl"], [results / "peers.jsonl"]
+    page = (explanation / "evidence_of_0.1.md").read_text(encoding="utf-8")
+    for table in (own_settings(old), parts(old), off_settings(old)):
+        assert table in page
+    assert summarise(records) in (explanation / "evidence.md").read_text(encoding="utf-8")
+    found = overview(records)
+    assert found in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert (REPOSITORY / "model_cards" / "evidence.md").read_text(encoding="utf-8").strip() == found
 
 
 def test_suites_have_each_run_once():
