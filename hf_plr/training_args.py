@@ -153,10 +153,10 @@ class BaseTrainingArguments(TrainingArguments):
     refinement: Refinement = field(
         default="auto",
         metadata={
-            "help": "auto (consensus, beside two finer labelings where the clusterer allows it; slr for frames), or a "
-            "preset: consensus (several clusterings of three epochs, re-clustered by how often samples are together), slr "
-            "(projection, as published), soft (soft targets by projection), joint (both epochs side by side), rlcc (soft "
-            "targets as in RLCC) or none."
+            "help": "auto (consensus, beside two finer labelings where the clusterer allows it; slr for frames), or "
+            "a preset: consensus (several clusterings of three epochs, re-clustered by how often samples are in one), "
+            "slr (projection, as published), soft (soft targets by projection), joint (both epochs side by side), rlcc "
+            "(soft targets as in RLCC) or none."
         },
     )
     refinement_weight: Fraction | None = field(
@@ -326,7 +326,9 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default=0.0,
         metadata={"help": "Leave samples whose refined label has less confidence out of the epoch, in [0, 1]."},
     )
-    refine_start_epoch: int = field(default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."})
+    refine_start_epoch: int = field(
+        default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."}
+    )
     samples_per_cluster: Count = field(
         default=4, metadata={"help": "Samples of one cluster in a row (K of batches of P clusters x K samples)."}
     )

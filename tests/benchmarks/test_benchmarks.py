@@ -144,3 +144,10 @@ def test_scaling_measures_real_processes_beside_the_model(tmp_path):
     assert found["clustering_mib_model"] == pytest.approx(expected, abs=0.01)
     assert found["seconds_model"] == pytest.approx(sum(found["parts_model"].values()), abs=1e-4)
     assert line["limits"]["fits"] == {"gpu": True, "machine": True}
+
+
+def test_parts_of_a_stage(run_benchmark):
+    found = run_benchmark("stage", "--samples", "600", "--dimension", "16", "--clusters", "12", "--stages", "2")
+    assert list(found["parts"]) == ["whitening", "k-means", "ensemble", "2K and 4K", "consensus", "means"]
+    assert all(part["seconds"] >= 0 and part["processor_seconds"] >= 0 for part in found["parts"].values())
+    assert found["passes"] >= 1
