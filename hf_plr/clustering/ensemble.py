@@ -66,7 +66,7 @@ class FreshKMeans:
                 seed=int(rng.integers(2**31)),
                 fit_samples=fit_samples if fit_samples < self.n_samples else None,
             )
-            labels.append(np.asarray(kmeans.fit_predict_shard(rows, accelerator)))
+            labels.append(validate_labels(kmeans.fit_predict_shard(rows, accelerator), len(rows), accelerator))
         return labels
 
 

@@ -26,6 +26,7 @@ def cluster(ensemble, rows, epoch):
 def test_members_are_twice_as_fine_and_differ(rows):
     members = cluster(FreshKMeans(10, len(rows), seed=0), rows, epoch=0)
     assert len(members) == MEMBERS
+    assert {labels.dtype for labels in members} == {np.dtype(np.int32)}  # three epochs of them are remembered
     assert [len(np.unique(labels)) for labels in members] == [20] * MEMBERS
     assert len({labels.tobytes() for labels in members}) == MEMBERS
 
