@@ -65,7 +65,10 @@ class BaseTrainingArguments(TrainingArguments):
     num_train_epochs: AboveZero = field(
         default=30, metadata={"help": "Epochs; labels are made anew before each (frames: before each round)."}
     )
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Samples per training batch and device."})
+    per_device_train_batch_size: int = field(
+        default=128,
+        metadata={"help": "Views per training batch and device: two of each sample with pair_weight above 0."},
+    )
     per_device_eval_batch_size: int = field(
         default=256,
         metadata={"help": "Images, or seconds of sound, per batch and device for features and evaluation."},
@@ -165,7 +168,7 @@ class BaseTrainingArguments(TrainingArguments):
     )
     steps_per_epoch: Count | None = field(
         default=None,
-        metadata={"help": "Optimizer steps per epoch. Default: as many as it takes to see all samples once."},
+        metadata={"help": "Optimizer steps per epoch. Default: as many views as there are samples."},
     )
     ema_decay: FractionBelowOne = field(
         default=0.0,
@@ -330,7 +333,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."}
     )
     samples_per_cluster: Count = field(
-        default=4, metadata={"help": "Samples of one cluster in a row (K of batches of P clusters x K samples)."}
+        default=4, metadata={"help": "Views of one cluster in a row (K of batches of P clusters x K views)."}
     )
     temperature: AboveZero = field(default=0.05, metadata={"help": "Divisor of the cosines in the loss, above 0."})
     prototype_momentum: Fraction = field(
@@ -340,7 +343,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default="extract",
         metadata={
             "help": "Features to cluster: extract (from a pass over all samples without augmentation) or epoch (those "
-            "of the last epoch's training steps, averaged by sample: no pass, older features)."
+            "of the last epoch's training steps, averaged by sample: older features, and a pass only over what it did "
+            "not draw, half of them with pair_weight above 0)."
         },
     )
     feature_momentum: FractionBelowOne = field(

@@ -149,8 +149,8 @@ def choose_arguments(given: dict[str, Any]) -> list[type]:
         ValueError: if an argument of the other objective is given.
     """
     frames = given.get("objective") == "frames"
-    other = PLRTrainingArguments if frames else UnitTrainingArguments
-    without_effect = sorted(set(given) & set(other.__annotations__))
+    own, other = (UnitTrainingArguments, PLRTrainingArguments)[:: 1 if frames else -1]
+    without_effect = sorted(set(given) & set(other.__annotations__) - set(own.__annotations__))
     if without_effect:
         name, labels = without_effect[0], "units of frames" if frames else "labels of recordings"
         remedy = "leave it out" if frames else "leave it out, or add --objective frames"

@@ -280,6 +280,8 @@ def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -
     ours.num_train_epochs = recipe.source_epochs
     ours.learning_rate = recipe.source_learning_rate
     ours.refinement, ours.num_labelings = "none", None
+    ours.cluster_space, ours.whitening_shrinkage = "centered", None  # identities are no clusters
+    ours.pair_weight = 0.0
     # Known labels do not move, so prototypes need not follow every batch. Short runs on Omniglot: mAP 0.048 with a
     # momentum of 0.8, 0.024 with 0.2; 0.277 with single images in a row, 0.234 with groups of four.
     ours.prototype_momentum = 0.9

@@ -15,7 +15,7 @@ from benchmarks.extraction import SIZES, backbone
 from hf_plr.models.vision import small_vit_processor
 
 N_CLASSES = 20
-DRAWN_AT_ONCE = 1 << 17  # rows
+DRAWN_AT_ONCE = 1 << 12  # few rows, so that drawing takes no more memory than what is measured
 
 
 def draw_features(n_samples: int, dimension: int, n_groups: int, device: torch.device, seed: int = 0) -> torch.Tensor:

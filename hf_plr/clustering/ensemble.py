@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from sklearn.base import clone
 
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.clustering.protocol import Clusterer, validate_labels
@@ -39,14 +40,17 @@ class FreshKMeans:
     at samples drawn at random: k-means++ would draw by distances, and let a rounding error change every later center.
 
     Args:
-        n_clusters: number of clusters K that are sought; members have 2 K.
+        kmeans: clusterer that seeks K clusters, whose settings the members share; they have 2 K.
         n_samples: number of samples N; a member has half as many clusters at most.
         seed: seed of the first centers, which differ between members and epochs.
         n_members: number of clusterings.
     """
 
-    def __init__(self, n_clusters: int, n_samples: int, seed: int, n_members: int = MEMBERS):
-        self.n_clusters = max(n_clusters, min(FINER * n_clusters, n_samples // 2))
+    def __init__(self, kmeans: KMeans, n_samples: int, seed: int, n_members: int = MEMBERS):
+        self.kmeans = kmeans
+        self.n_clusters = max(kmeans.n_clusters, min(FINER * kmeans.n_clusters, n_samples // 2))
+        largest_fit = FIT_SAMPLES_PER_CLUSTER * self.n_clusters
+        self.fit_samples = max(min(kmeans.fit_samples or largest_fit, largest_fit), self.n_clusters)
         self.n_samples = n_samples
         self.seed = seed
         self.n_members = n_members
@@ -55,16 +59,16 @@ class FreshKMeans:
         """Cluster as `Ensemble` says."""
         rng = np.random.default_rng([self.seed, epoch])
         start, _ = locate_rows(accelerator, len(rows))
-        fit_samples = FIT_SAMPLES_PER_CLUSTER * self.n_clusters
         labels = []
         for _ in range(self.n_members):
             drawn = np.sort(rng.choice(self.n_samples, self.n_clusters, replace=False)) - start
             own = torch.from_numpy(drawn[(drawn >= 0) & (drawn < len(rows))]).to(rows.device)
-            kmeans = KMeans(
-                self.n_clusters,
+            kmeans = clone(self.kmeans).set_params(
+                n_clusters=self.n_clusters,
+                verbose=False,
                 init=gather_rows(accelerator, rows[own]),
                 seed=int(rng.integers(2**31)),
-                fit_samples=fit_samples if fit_samples < self.n_samples else None,
+                fit_samples=self.fit_samples if self.fit_samples < self.n_samples else None,
             )
             labels.append(validate_labels(kmeans.fit_predict_shard(rows, accelerator), len(rows), accelerator))
         return labels

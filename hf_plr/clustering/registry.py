@@ -10,7 +10,7 @@ from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
 from hf_plr.clustering.ensemble import Clusterings, Ensemble, FreshKMeans
 from hf_plr.clustering.kmeans import KMeans
-from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN, share_neighborhoods
+from hf_plr.clustering.reciprocal import ReciprocalDBSCAN, ReciprocalHDBSCAN
 
 FINER_EPS = 0.75  # of one labeling over that of the one before
 MEMBERS_EPS = (0.85, 1.15)  # of the ensemble beside a DBSCAN, over its own
@@ -60,7 +60,7 @@ def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:
         seed: seed of the members.
     """
     if isinstance(clusterer, KMeans):
-        return FreshKMeans(clusterer.n_clusters, n_samples, seed)
+        return FreshKMeans(clusterer, n_samples, seed)
     if isinstance(clusterer, ReciprocalDBSCAN):
         return Clusterings(
             [clone(clusterer).set_params(eps=min(factor * clusterer.eps, 1.0)) for factor in MEMBERS_EPS]
@@ -104,9 +104,7 @@ def make_clusterers(
     parameters = first.get_params(deep=False)
     if "eps" in parameters:
         finer = [{**(settings or {}), "eps": round(parameters["eps"] * FINER_EPS**i, 6)} for i in range(n)]
-        finer_by_eps = [make_clusterer(name, num_clusters, options, **defaults) for options in finer]
-        share_neighborhoods(finer_by_eps)
-        return finer_by_eps
+        return [make_clusterer(name, num_clusters, options, **defaults) for options in finer]
     n_clusters = parameters["n_clusters"]
     finest = max(n_clusters, n_samples // 2)
     counts = [min(n_clusters * 2**i, finest) for i in range(n)]

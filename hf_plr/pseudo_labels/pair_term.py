@@ -61,6 +61,7 @@ class PairTerm:
     def __init__(self, width: int, weight: float, seed: int, accelerator: Accelerator):
         self.weight = weight
         self.accelerator = accelerator
+        self._may_overflow = accelerator.mixed_precision == "fp16"
         with isolate_rng(seed):
             self.head = nn.Sequential(  # without biases: the loss would not change with them
                 nn.Linear(width, HIDDEN_SIZE, bias=False),
@@ -88,7 +89,8 @@ class PairTerm:
         gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
         if scale != 1.0:
             torch._foreach_div_(gradients, scale)
-        if scaler is None or all(gradient.isfinite().all() for gradient in gradients):
+        # In float16 a scale that is too large gives infinite gradients; asking costs a wait for a GPU.
+        if not self._may_overflow or all(gradient.isfinite().all() for gradient in gradients):
             self._optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule
             self._optimizer.step()
         self._optimizer.zero_grad()
@@ -124,14 +126,26 @@ class PairTerm:
         return [self._optimizer.state.get(parameter, {}) for parameter in self.head.parameters()]
 
 
-def make_pair_term(args: PLRTrainingArguments, width: int, accelerator: Accelerator) -> PairTerm | None:
+def make_pair_term(
+    args: PLRTrainingArguments, has_views: bool, width: int, accelerator: Accelerator
+) -> PairTerm | None:
     """Make the pair term that the arguments ask for; None if its weight is 0, or if two views would be the same.
+
+    Args:
+        args: the arguments.
+        has_views: True if samples are augmented.
+        width: size D of the features.
+        accelerator: connects the processes.
 
     Raises:
         ValueError: if a batch cannot hold every sample twice.
     """
-    if args.pair_weight == 0.0 or args.augmentation == "none":
+    if args.pair_weight == 0.0 or not has_views:
         return None
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size=True needs pair_weight=0: it may find an odd batch, and pairs need even ones"
+        )
     if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
         size = args.per_device_train_batch_size
         raise ValueError(

@@ -112,7 +112,7 @@ def make_labelings(
             accelerator=accelerator,
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,
-            ensemble=make_ensemble(clusterer, n_samples, args.seed + i) if further.metric == "coassociation" else None,
+            ensemble=make_ensemble(clusterer, n_samples, args.seed + i) if further.takes_members else None,
         )
         labelings.append(Labeling(stage, args.confidence_power))
     share_neighborhoods([each for labeling in labelings for each in labeling.stage.clusterers])

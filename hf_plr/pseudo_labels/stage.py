@@ -108,7 +108,8 @@ class RefinementStage:
     Args:
         clusterer: clusters the features; its state is kept in checkpoints.
         refiner: projects, blends and re-clusters.
-        refine_start_epoch: epochs before this one train on the clusters without refinement.
+        refine_start_epoch: epochs before this one are not refined by those before them; a consensus of an epoch's own
+            clusterings is made in each.
         accelerator: shares the samples among processes; all of them have all labels.
         min_confidence: samples of less confident labels keep these, but have no loss in this epoch.
         may_be_empty: True to allow epochs without clusters, as for a labeling beside others.

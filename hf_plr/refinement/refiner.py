@@ -345,6 +345,10 @@ class PseudoLabelRefiner:
         for name, needed in (("space", "joint"), ("assignment", "hierarchical"), ("linkage", "average")):
             if getattr(self, name) != needed:
                 raise ValueError(f"metric='coassociation' needs {name}={needed!r}, not {getattr(self, name)!r}")
+        if self.weight == 0.0:
+            raise ValueError(
+                "weight=0.0 must be above 0 with metric='coassociation': the first epoch has no other votes"
+            )
         if self.distance_threshold is not None and self.distance_threshold >= 1:
             raise ValueError(
                 f"distance_threshold={self.distance_threshold} must be below 1 with metric='coassociation': "
@@ -381,7 +385,15 @@ class PseudoLabelRefiner:
                 f"{len(members)} labelings, but the last call had {len(self._history[-1])}: "
                 "give as many at every call, or call forget() first"
             )
-        return tuple(members if is_memory_mapped else (_freeze(as_int64(member).copy()) for member in members))
+        if is_memory_mapped:
+            return tuple(members)
+        keeps_dtype = len(members) > 1 and labels.dtype == np.int32  # three epochs of several labelings are remembered
+        return tuple(_freeze(np.array(member if keeps_dtype else as_int64(member))) for member in members)
+
+    @property
+    def takes_members(self) -> bool:
+        """True if several labelings an epoch make a consensus here."""
+        return self.metric == "coassociation" and self.previous == "raw"
 
     def _check_number_of_members(self, n_members: int) -> None:
         """Check that this refiner can take this number of labelings an epoch."""

@@ -130,8 +130,10 @@ class PLRTrainer(BaseTrainer):
         self._feature_source = FeatureSource(
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
-        self._space = ClusterSpace(args.cluster_space, args.whitening_shrinkage, args.feature_dir, args.seed)
-        self.pair_term = make_pair_term(args, self.extractor.width, self.accelerator)
+        has_views = augmentation is not None or args.augmentation != "none"
+        space = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
+        self._space = ClusterSpace(space, args.whitening_shrinkage, args.feature_dir, args.seed)
+        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
         self.views = 1 if self.pair_term is None else 2
         self._sampler = ClusterSampler(
             n_samples,
@@ -163,6 +165,7 @@ class PLRTrainer(BaseTrainer):
                     clusters = labeling.cluster(rows, epoch)
                 with clock("refine"):  # project, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
+            del rows
             means = self.cluster_objective.rebuild_prototypes(features)
             self._feature_source.decide_dtype(self.extractor, self.train_dataset, features, means[0].directions)
             metrics = self._measure_stage(before, features, means[0], clock)

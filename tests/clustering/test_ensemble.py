@@ -24,7 +24,7 @@ def cluster(ensemble, rows, epoch):
 
 
 def test_members_are_twice_as_fine_and_differ(rows):
-    members = cluster(FreshKMeans(10, len(rows), seed=0), rows, epoch=0)
+    members = cluster(FreshKMeans(KMeans(10), len(rows), seed=0), rows, epoch=0)
     assert len(members) == MEMBERS
     assert {labels.dtype for labels in members} == {np.dtype(np.int32)}  # three epochs of them are remembered
     assert [len(np.unique(labels)) for labels in members] == [20] * MEMBERS
@@ -33,7 +33,7 @@ def test_members_are_twice_as_fine_and_differ(rows):
 
 def test_they_follow_seed_and_epoch_alone(rows):
     first, again, other_epoch, other_seed = (
-        np.stack(cluster(FreshKMeans(10, len(rows), seed), rows, epoch))
+        np.stack(cluster(FreshKMeans(KMeans(10), len(rows), seed), rows, epoch))
         for seed, epoch in ((0, 3), (0, 3), (0, 4), (1, 3))
     )
     np.testing.assert_array_equal(first, again)
@@ -42,8 +42,8 @@ def test_they_follow_seed_and_epoch_alone(rows):
 
 
 def test_few_samples_make_coarser_members():
-    assert FreshKMeans(10, 30, seed=0).n_clusters == 15
-    assert FreshKMeans(10, 12, seed=0).n_clusters == 10  # never coarser than what is sought
+    assert FreshKMeans(KMeans(10), 30, seed=0).n_clusters == 15
+    assert FreshKMeans(KMeans(10), 12, seed=0).n_clusters == 10  # never coarser than what is sought
 
 
 def test_many_samples_are_fitted_on_a_part(monkeypatch, rows):
@@ -54,13 +54,14 @@ def test_many_samples_are_fitted_on_a_part(monkeypatch, rows):
         return np.zeros(len(rows), np.int64)
 
     monkeypatch.setattr(KMeans, "fit_predict_shard", fit)
-    cluster(FreshKMeans(3, 384, seed=0, n_members=1), rows, epoch=0)
-    cluster(FreshKMeans(10, 1281, seed=0, n_members=1), rows, epoch=0)
+    cluster(FreshKMeans(KMeans(3), 384, seed=0, n_members=1), rows, epoch=0)
+    cluster(FreshKMeans(KMeans(10), 1281, seed=0, n_members=1), rows, epoch=0)
     assert seen == [None, 1280]
 
 
 def test_each_clusterer_has_the_ensemble_that_fits_it():
-    assert make_ensemble(KMeans(10), 300, seed=4).n_clusters == 20
+    own = make_ensemble(KMeans(10, max_iter=3, fit_samples=40), 300, seed=4)
+    assert (own.n_clusters, own.kmeans.max_iter, own.fit_samples) == (20, 3, 40)
     density = make_ensemble(ReciprocalDBSCAN(eps=0.4, k1=8), 300, seed=0)
     assert [each.eps for each in density.clusterers] == pytest.approx([0.34, 0.46])
     assert {each.k1 for each in density.clusterers} == {8}

@@ -62,7 +62,9 @@ KNOWN = {
     "plr/agreement_ari": Metric(
         "Agreement with the stage before", "Adjusted Rand index: 1 = nothing has moved, 0 = chance.", 0, 1
     ),
-    "plr/mean_confidence": Metric("Mean confidence", "Fraction of the soft label on the refined cluster.", 0, 1),
+    "plr/mean_confidence": Metric(
+        "Mean confidence", "Fraction of the soft label, or of clusterings, that agree.", 0, 1
+    ),
     "plr/effective_rank": Metric(
         "Effective rank of the features", "RankMe: number of dimensions in use. A fall towards 1 is a collapse.", 0
     ),
