@@ -90,3 +90,8 @@ def test_whitened_features_may_lie_in_a_file(tmp_path):
 def test_a_damaged_state_is_refused(state):
     with pytest.raises(ValueError, match="shrinkage"):
         ClusterSpace("auto", None, None, seed=0).load_state_dict(state)
+
+
+def test_without_augmentation_nothing_is_tried(make_trainer):
+    trainer = make_trainer(augmentation="none", num_train_epochs=1, save_strategy="no")
+    assert trainer.describe_clusters().startswith("12 by KMeans in centered features")

@@ -124,3 +124,13 @@ def test_without_augmentation_there_are_no_two_views(make_trainer):
     trainer = make_trainer(augmentation="none")
     assert trainer.pair_term is None
     assert trainer.views == 1
+
+
+def test_a_batch_size_that_may_become_odd_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="auto_find_batch_size=True needs pair_weight=0"):
+        make_trainer(auto_find_batch_size=True)
+
+
+def test_an_augmentation_of_ones_own_gives_two_views(make_trainer):
+    trainer = make_trainer({"augmentation": lambda images, numbers: images}, augmentation="none")
+    assert trainer.pair_term is not None

@@ -147,6 +147,8 @@ def test_the_objective_of_the_recipe_for_sounds_picks_the_arguments(tmp_path, ca
     _, args = recipe.parse([*output, "--temperature", "0.1"])
     assert isinstance(args, PLRTrainingArguments)
     assert not isinstance(args, UnitTrainingArguments)
+    for objective in (["--objective", "frames"], ["--cluster_space", "white"]):  # both have a whitening of their own
+        assert recipe.parse([*output, *objective, "--whitening_shrinkage", "0.5"])[1].whitening_shrinkage == 0.5
     for flags, message in (
         (["--objective", "frames", "--temperature", "0.1"], "temperature=0.1 has no effect on units of frames: leave"),
         (["--relabel_every", "3"], "relabel_every=3 has no effect on labels of recordings: leave it out, or add "),

@@ -417,3 +417,18 @@ def test_refinement_needs_neither_torch_nor_transformers():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_several_labelings_are_remembered_in_32_bits():
+    refiner = PseudoLabelRefiner.from_preset("consensus")
+    labels = np.repeat(np.arange(4), 5)
+    for _ in range(3):
+        refiner.refine(np.stack([labels] * 3, axis=1).astype(np.int32))
+    remembered = {name: value for name, value in refiner.state_dict().items() if name.startswith("history")}
+    assert len(remembered) == 6
+    assert {value.dtype for value in remembered.values()} == {np.dtype(np.int32)}
+
+
+def test_a_consensus_needs_votes_of_the_current_epoch():
+    with pytest.raises(ValueError, match="weight=0.0 must be above 0 with metric='coassociation'"):
+        PseudoLabelRefiner.from_preset("consensus", weight=0.0)

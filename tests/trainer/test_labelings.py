@@ -152,3 +152,12 @@ def test_each_labeling_is_refined_by_its_own_past(make_trainer):
         np.testing.assert_array_equal(refiner.state_dict()["history.1"], labeling.pseudo_labels.raw_labels)
     first, second = (labeling.stage.refiner for labeling in trainer.labelings)
     assert first is not second
+
+
+def test_an_own_refiner_that_takes_one_labeling_gets_one(make_trainer):
+    own = PseudoLabelRefiner(space="joint", metric="coassociation", generations=2)
+    trainer = make_trainer({"refiner": own}, num_train_epochs=2, save_strategy="no")
+    assert trainer.labelings[0].stage.ensemble is None
+    trainer.train()
+    consensus = make_trainer({"refiner": PseudoLabelRefiner.from_preset("consensus")}, num_train_epochs=1)
+    assert consensus.labelings[0].stage.ensemble is not None
