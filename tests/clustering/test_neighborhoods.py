@@ -8,6 +8,7 @@ import torch
 
 from hf_plr.clustering import ReciprocalDBSCAN, make_clusterers, neighborhoods
 from hf_plr.clustering.neighborhoods import SharedNeighborhoods
+from hf_plr.clustering.reciprocal import share_neighborhoods
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def grouped(n: int, seed: int) -> torch.Tensor:
 def test_labelings_search_and_compare_once_a_stage_and_find_what_each_would_alone(searches, comparisons):
     settings = {"eps": 0.6, "k1": 12, "k2": 4}
     together = make_clusterers(3, "dbscan", 5, settings, n_samples=200)
+    share_neighborhoods(together)
     for stage in range(2):
         features = grouped(200, stage)
         found = [each.fit_predict(features) for each in together]
@@ -76,6 +78,7 @@ def test_other_features_and_other_arguments_are_searched_anew(searches):
 
 def test_overlaps_are_those_of_the_largest_distance_whatever_the_order(comparisons):
     together = make_clusterers(3, "dbscan", 5, {"eps": 0.6, "k1": 12, "k2": 4}, n_samples=200)
+    share_neighborhoods(together)
     features = grouped(200, 0)
     found = [each.fit_predict(features) for each in reversed(together)]
     assert comparisons == [0.6]
