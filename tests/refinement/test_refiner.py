@@ -430,5 +430,5 @@ def test_several_labelings_are_remembered_in_32_bits():
 
 
 def test_a_consensus_needs_votes_of_the_current_epoch():
-    with pytest.raises(ValueError, match="weight=0.0 must be above 0 with metric='coassociation'"):
+    with pytest.raises(ValueError, match=r"weight=0\.0 must be above 0 with metric='coassociation'"):
         PseudoLabelRefiner.from_preset("consensus", weight=0.0)
