@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -84,12 +86,23 @@ def whiten(
 def map_rows(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Multiply rows (n, D) by a matrix (D, D) and scale them to unit length, block by block; `out` as in `whiten`."""
     mapped = torch.empty_like(rows) if out is None else out
-    matrix = matrix.to(rows.device)
-    with exact_products(rows.device):
-        for span in iterate_rows(len(rows), BLOCK_ROWS):
-            block = rows[span]
-            height = len(block)
-            if rows.device.type != "cpu":  # blocks of one height, whatever the number of rows: the same kernels
-                block = F.pad(block, (0, 0, 0, BLOCK_ROWS - height))
-            mapped[span] = F.normalize(block @ matrix, dim=1)[:height].to(mapped.device)
+    for span, product in iterate_products(rows, matrix.to(rows.device)):
+        mapped[span] = F.normalize(product, dim=1).to(mapped.device)
     return mapped
+
+
+def iterate_products(
+    rows: torch.Tensor, matrix: torch.Tensor, origin: torch.Tensor | None = None
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Iterate over slices of rows (n, D), and these rows relative to an origin (D,) times a matrix (D, D), in float32.
+
+    On GPUs blocks have one height, whatever the number of rows, so that the same kernels multiply them.
+    """
+    for span in iterate_rows(len(rows), BLOCK_ROWS):
+        block = rows[span].float() if origin is None else rows[span].float() - origin
+        height = len(block)
+        if rows.device.type != "cpu":
+            block = F.pad(block, (0, 0, 0, BLOCK_ROWS - height))
+        with exact_products(rows.device):
+            product = (block @ matrix)[:height]
+        yield span, product

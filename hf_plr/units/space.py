@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.exact_sums import ClusterSums, to_exact
-from hf_plr.clustering.whitening import BLOCK_ROWS, Whitening, draw_rows_to_fit
+from hf_plr.clustering.whitening import BLOCK_ROWS, Whitening, draw_rows_to_fit, iterate_products
 from hf_plr.units.frames import Frames
 from hf_plr.utils.distributed import run_on_main
-from hf_plr.utils.precision import exact_products
 
 SCALINGS = ("none", "global", "recording", "speaker")
 STD_FLOOR = 0.1  # of a recording or speaker, as a part of that of all frames: a single frame has none
@@ -169,13 +167,8 @@ class FrameSpace:
         if self.matrix is None or self.origin is None:
             return rows
         whitened = torch.empty_like(rows, dtype=torch.float32)
-        with exact_products(rows.device):
-            for span in iterate_rows(len(rows), BLOCK_ROWS):
-                block = rows[span].float() - self.origin
-                height = len(block)
-                if rows.device.type != "cpu":  # blocks of one height, whatever the number of rows: the same kernels
-                    block = F.pad(block, (0, 0, 0, BLOCK_ROWS - height))
-                whitened[span] = (block @ self.matrix)[:height]
+        for span, product in iterate_products(rows, self.matrix, self.origin):
+            whitened[span] = product
         return whitened
 
 

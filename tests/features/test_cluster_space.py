@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from hf_plr.clustering.whitening import Whitening, whiten
 from hf_plr.features.centering import center_features
 from hf_plr.features.cluster_space import CENTERED, SHRINKAGES, ClusterSpace, find_stable_shrinkage
+from hf_plr.features.extractor import allocate_in_file
 
 
 def draw(loud: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +49,7 @@ def test_quiet_ones_are_left_as_they_are():
     assert found >= 3.0
 
 
-def test_a_trial_is_held_once_and_kept(monkeypatch):
+def test_a_trial_is_held_once_and_kept():
     clean, views = draw(loud=8.0, seed=0)
     accelerator = Accelerator(cpu=True)
     features = center_features(clean, accelerator)
@@ -68,7 +69,7 @@ def test_a_trial_is_held_once_and_kept(monkeypatch):
     assert torch.equal(resumed.map(features, accelerator), space.map(features, accelerator))
 
 
-def test_centered_features_are_not_copied(tmp_path):
+def test_centered_features_are_not_copied():
     features = center_features(draw(1.0, 0)[0])
     space = ClusterSpace("centered", None, None, seed=0)
     space.decide(features, lambda positions: pytest.fail("a trial"), 12, Accelerator(cpu=True))
@@ -78,12 +79,19 @@ def test_centered_features_are_not_copied(tmp_path):
     assert resumed.shrinkage == CENTERED
 
 
-def test_whitened_features_may_lie_in_a_file(tmp_path):
+def test_whitened_features_may_lie_in_a_file(tmp_path, monkeypatch):
+    folders = []
+
+    def allocate(n_rows, width, folder):
+        folders.append(folder)
+        return allocate_in_file(n_rows, width, folder)
+
+    monkeypatch.setattr("hf_plr.features.cluster_space.allocate_in_file", allocate)
     features = center_features(draw(1.0, 0)[0])
     in_memory, in_file = (ClusterSpace("white", 0.1, folder, seed=0) for folder in (None, str(tmp_path)))
     mapped = in_file.map(features, Accelerator(cpu=True))
     assert torch.equal(mapped, in_memory.map(features, Accelerator(cpu=True)))
-    assert isinstance(np.asarray(mapped), np.ndarray)
+    assert folders == [str(tmp_path)]  # that in memory asks for none
 
 
 @pytest.mark.parametrize("state", [{}, {"space.shrinkage": np.array([-1.0])}, {"space.shrinkage": np.array([1, 2])}])
