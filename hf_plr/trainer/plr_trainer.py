@@ -131,6 +131,10 @@ class PLRTrainer(BaseTrainer):
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
         has_views = augmentation is not None or args.augmentation != "none"
+        if not has_views and args.cluster_space == "white" and args.whitening_shrinkage is None:
+            raise ValueError(
+                "cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by"
+            )
         space = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
         self._space = ClusterSpace(space, args.whitening_shrinkage, args.feature_dir, args.seed)
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)

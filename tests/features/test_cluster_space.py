@@ -103,3 +103,6 @@ def test_a_damaged_state_is_refused(state):
 def test_without_augmentation_nothing_is_tried(make_trainer):
     trainer = make_trainer(augmentation="none", num_train_epochs=1, save_strategy="no")
     assert trainer.describe_clusters().startswith("12 by KMeans in centered features")
+    with pytest.raises(ValueError, match="cluster_space='white' needs whitening_shrinkage where nothing is augmented"):
+        make_trainer(augmentation="none", cluster_space="white")
+    assert make_trainer(augmentation="none", cluster_space="white", whitening_shrinkage=1.0)
