@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_plr.pseudo_labels.pair_term import vicreg_loss
+
 HIDDEN, WIDTH = 512, 128  # of heads
 TEMPERATURE = 0.1
 FORWARD = 1 / 3  # image passes of a forward alone, where forward and backward are 1
@@ -88,11 +90,7 @@ def nt_xent(projections: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 class VICReg(Objective):
-    """Both views alike (25), each dimension with a variance of at least 1 (25), no two dimensions correlated (1).
-
-    Source: Bardes, Ponce and LeCun, VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
-    Learning, ICLR 2022, arXiv:2105.04906, algorithm 1.
-    """
+    """The same loss as the library's pair term, alone and in a head of the size that peers have."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -100,21 +98,7 @@ class VICReg(Objective):
 
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
         projections = self.head(features)
-        return vicreg(projections[0::2], projections[1::2])
-
-
-def vicreg(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """VICReg of both views' projections, each (B / 2, d)."""
-    invariance = F.mse_loss(first, second)
-    variance, covariance = (sum(values) for values in zip(*map(_spread, (first, second)), strict=True))
-    return 25.0 * invariance + 25.0 * variance + covariance
-
-
-def _spread(projections: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What standard deviations of the columns of (n, d) lack to 1, and their squared covariances over d."""
-    lack = F.relu(1.0 - (projections.var(dim=0) + 1e-4).sqrt()).mean()
-    covariance = torch.cov(projections.T)
-    return lack, (covariance.square().sum() - covariance.diagonal().square().sum()) / projections.shape[1]
+        return vicreg_loss(projections[0::2], projections[1::2])
 
 
 class SwAV(Objective):

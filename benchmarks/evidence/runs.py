@@ -105,6 +105,7 @@ def carry_out(run: Run, data: Path, starts: Path, peer: Peer | None = None) -> d
         "settings": None if peer is None else asdict(peer),
         "readout": {name: rounded(scores) for name, scores in readout.items()},
         "labels": rounded(describe_labels(trainer)),
+        "space": trainer.cluster_space.describe() if isinstance(trainer, PLRTrainer) else None,
         "steps": trainer.state.global_step,
         "passes": round(passes, 2),
         "seconds": {

@@ -33,6 +33,7 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fa
 KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor
 EPS = {"eps-0.1": -0.1, "eps+0.1": 0.1}
 RATES = {"lr/3": 1 / 3, "3lr": 3.0}
+SHRINKAGES = {f"s={shrinkage:g}": {"whitening_shrinkage": shrinkage} for shrinkage in (0.03, 0.3, 3.0)}
 RANDOM, PRETRAINED = "random", "pretrained"  # kinds of start
 
 
@@ -195,11 +196,11 @@ def _clusters(n: int) -> dict[str, Any]:
 
 
 def _varied_clusters(n: int, rate: float = 1e-3) -> dict[str, dict[str, Any]]:
-    return {name: _clusters(round(n * factor)) for name, factor in KMEANS.items()} | _varied_rate(rate)
+    return {name: _clusters(round(n * factor)) for name, factor in KMEANS.items()} | _varied_settings(rate)
 
 
-def _varied_rate(rate: float = 1e-3) -> dict[str, dict[str, Any]]:
-    return {name: {"learning_rate": rate * factor} for name, factor in RATES.items()}
+def _varied_settings(rate: float = 1e-3) -> dict[str, dict[str, Any]]:
+    return {name: {"learning_rate": rate * factor} for name, factor in RATES.items()} | SHRINKAGES
 
 
 TASKS = {
@@ -244,7 +245,7 @@ TASKS = {
                 name: {"clusterer_kwargs": {**OMNIGLOT["clusterer_kwargs"], "eps": round(0.4 + change, 2)}}
                 for name, change in EPS.items()
             }
-            | _varied_rate(),
+            | _varied_settings(),
         ),
         Task(
             "omniglot-hdbscan",
@@ -262,7 +263,7 @@ TASKS = {
                 }
                 for k1 in (15, 30)
             }
-            | _varied_rate(),
+            | _varied_settings(),
         ),
         Task(
             "fsdd",

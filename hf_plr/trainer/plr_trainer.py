@@ -78,6 +78,7 @@ class PLRTrainer(BaseTrainer):
         **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 
     Attributes:
+        cluster_space: where clusters are sought.
         labelings: the labelings that are trained on; the first is reported and saved.
         cluster_objective: the loss against their prototypes.
         pair_term: the loss between two views of a sample; None with `pair_weight` 0 or without augmentation.
@@ -136,7 +137,7 @@ class PLRTrainer(BaseTrainer):
                 "cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by"
             )
         space = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
-        self._space = ClusterSpace(space, args.whitening_shrinkage, args.feature_dir, args.seed)
+        self.cluster_space = ClusterSpace(space, args.whitening_shrinkage, args.feature_dir, args.seed)
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
         self.views = 1 if self.pair_term is None else 2
         self._sampler = ClusterSampler(
@@ -162,8 +163,8 @@ class PLRTrainer(BaseTrainer):
                 features = self._features_of_evaluation() or self._extract_centered(epoch)
             before = self.pseudo_labels
             with clock("cluster"):
-                self._space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
-                rows = self._space.map(features, self.accelerator)
+                self.cluster_space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
+                rows = self.cluster_space.map(features, self.accelerator)
             for labeling in self.labelings:
                 with clock("cluster"):
                     clusters = labeling.cluster(rows, epoch)
@@ -211,7 +212,7 @@ class PLRTrainer(BaseTrainer):
         sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
         words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(self.labelings)} labelings"
         kind = describe_clusterer(self.labelings[0].stage.clusterer)["class"]
-        return f"{words} by {kind} in {self._space.describe()}, refinement {resolve_preset(self.args)}"
+        return f"{words} by {kind} in {self.cluster_space.describe()}, refinement {resolve_preset(self.args)}"
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had."""
@@ -357,7 +358,7 @@ class PLRTrainer(BaseTrainer):
 
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, prototypes and features of the epoch, as arrays by name."""
-        state = self._feature_source.state_dict() | self._space.state_dict() | self.cluster_objective.state_dict()
+        state = self._feature_source.state_dict() | self.cluster_space.state_dict() | self.cluster_objective.state_dict()
         if self.pair_term is not None:
             state |= {f"{PAIR_PREFIX}{name}": value for name, value in self.pair_term.state_dict().items()}
         return state
@@ -368,7 +369,7 @@ class PLRTrainer(BaseTrainer):
         with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
             self.cluster_objective.load_state_dict(state, n_samples, width)
             self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
-            self._space.load_state_dict(state)
+            self.cluster_space.load_state_dict(state)
             if self.pair_term is not None:
                 self.pair_term.load_state_dict(select_prefix(PAIR_PREFIX, state))
         self.reporter.resume(self._snapshot())

@@ -21,7 +21,6 @@ from benchmarks.evidence.peers import (
     nt_xent,
     sinkhorn,
     swapped_prediction,
-    vicreg,
 )
 from benchmarks.evidence.tasks import TASKS, arguments_of
 from benchmarks.evidence.ways import BASELINE, WAYS, Peer
@@ -44,23 +43,6 @@ def test_nt_xent_is_the_sum_over_all_other_rows():
         cosines = {j: math.exp(unit[i] @ unit[j] / temperature) for j in range(6) if j != i}
         losses.append(-math.log(cosines[i + 1 if i % 2 == 0 else i - 1] / sum(cosines.values())))
     assert nt_xent(projections, temperature).item() == pytest.approx(np.mean(losses))
-
-
-def test_vicreg_is_the_sum_of_its_three_terms():
-    first, second = (_draw(5, 3, seed=seed).numpy() * 0.5 for seed in (1, 2))
-    expected = 25 * np.mean((first - second) ** 2)
-    for view in (first, second):
-        covariance = np.cov(view.T)
-        lack = [max(0.0, 1 - math.sqrt(covariance[i, i] + 1e-4)) for i in range(3)]
-        expected += 25 * np.mean(lack)
-        expected += sum(covariance[i, j] ** 2 for i in range(3) for j in range(3) if i != j) / 3
-    assert vicreg(torch.from_numpy(first), torch.from_numpy(second)).item() == pytest.approx(expected)
-
-
-def test_vicreg_by_hand():
-    views = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-    # The views are equal and each variance is 2; in each view two covariances of -2, squared over two dimensions.
-    assert vicreg(views, views).item() == pytest.approx(2 * (4 + 4) / 2)
 
 
 def test_sinkhorn_spreads_samples_evenly():

@@ -31,6 +31,17 @@ def test_vicreg_by_hand():
     assert vicreg_loss(both, both).item() == pytest.approx(2 * (2 * 2.0**2) / 2)
 
 
+def test_vicreg_is_the_sum_of_its_three_terms():
+    generator = np.random.default_rng(0)
+    first, second = (generator.normal(scale=0.5, size=(5, 3)) for _ in range(2))
+    expected = 25 * np.mean((first - second) ** 2)
+    for view in (first, second):
+        covariance = np.cov(view.T)
+        expected += 25 / 2 * np.mean(np.maximum(0.0, 1 - np.sqrt(covariance.diagonal() + 1e-4)))
+        expected += sum(covariance[i, j] ** 2 for i in range(3) for j in range(3) if i != j) / 3
+    assert vicreg_loss(torch.from_numpy(first), torch.from_numpy(second)).item() == pytest.approx(expected)
+
+
 def test_spread_and_equal_views_have_no_loss():
     rows = torch.eye(4).sub(0.25).mul(4.0)
     rows = torch.linalg.svd(rows)[0][:, :3] * 2.0  # centered, uncorrelated, deviation above 1
