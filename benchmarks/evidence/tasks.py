@@ -19,7 +19,8 @@ from PIL import Image as PILImage
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
-from hf_plr.data.loading import digits, draw_rows
+from hf_plr.data.example_data import digits
+from hf_plr.data.loading import draw_rows
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import load_backbone, small_vit, small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
@@ -33,7 +34,9 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fa
 KMEANS = {"K/2": 0.5, "2K": 2.0}  # variations: the number of clusters, off by a factor
 EPS = {"eps-0.1": -0.1, "eps+0.1": 0.1}
 RATES = {"lr/3": 1 / 3, "3lr": 3.0}
-SHRINKAGES = {f"s={shrinkage:g}": {"whitening_shrinkage": shrinkage} for shrinkage in (0.03, 0.3, 3.0)}
+SHRINKAGES = {
+    f"s={shrinkage:g}": {"cluster_space": "white", "whitening_shrinkage": shrinkage} for shrinkage in (0.03, 0.3, 3.0)
+}
 RANDOM, PRETRAINED = "random", "pretrained"  # kinds of start
 
 

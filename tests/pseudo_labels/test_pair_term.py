@@ -24,7 +24,7 @@ def test_vicreg_by_hand():
     first = torch.tensor([[1.0, 3.0], [-1.0, 3.0]])
     second = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
     invariance = 25.0 * (4.0 + 4.0) / 4.0
-    variance = 25.0 / 2 * 2 * 0.99 / 2
+    variance = 25.0 * 2 * 0.99 / 2
     assert vicreg_loss(first, second).item() == pytest.approx(invariance + variance)
     # Equal columns: covariance 2 off the diagonal, twice a view, over two columns.
     both = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
@@ -37,7 +37,7 @@ def test_vicreg_is_the_sum_of_its_three_terms():
     expected = 25 * np.mean((first - second) ** 2)
     for view in (first, second):
         covariance = np.cov(view.T)
-        expected += 25 / 2 * np.mean(np.maximum(0.0, 1 - np.sqrt(covariance.diagonal() + 1e-4)))
+        expected += 25 * np.mean(np.maximum(0.0, 1 - np.sqrt(covariance.diagonal() + 1e-4)))
         expected += sum(covariance[i, j] ** 2 for i in range(3) for j in range(3) if i != j) / 3
     assert vicreg_loss(torch.from_numpy(first), torch.from_numpy(second)).item() == pytest.approx(expected)
 
