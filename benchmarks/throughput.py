@@ -40,9 +40,9 @@ from transformers import (
 from benchmarks.extraction import backbone
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.clustering import as_clusterer
+from hf_plr.data.example_data import digits
 from hf_plr.data.image_augmentation import affine_augmentation
 from hf_plr.data.image_store import collate_images
-from hf_plr.data.loading import digits
 from hf_plr.modality import ImageModality
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.progress_display import ProgressDisplay

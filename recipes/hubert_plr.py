@@ -28,7 +28,8 @@ from transformers import set_seed
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.audio_store import read_sampling_rates
 from hf_plr.data.columns import find_audio_column
-from hf_plr.data.loading import draw_rows, load_train_and_test, make_synthetic_recordings
+from hf_plr.data.example_data import make_synthetic_recordings
+from hf_plr.data.loading import draw_rows, load_train_and_test
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
@@ -194,7 +195,7 @@ def load(recipe: RecipeArguments, args: Arguments) -> tuple[Dataset, Dataset | N
     if recipe.dataset_name is None:
         return make_synthetic_recordings(), None
     with run_main_first(args.distributed_state, "loading the data set"):
-        return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
+        return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split, "audio")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.columns import find_image_column
+from hf_plr.data.example_data import digits
 from hf_plr.data.image_store import read_image_sizes
-from hf_plr.data.loading import digits, draw_rows, load_train_and_test
+from hf_plr.data.loading import draw_rows, load_train_and_test
 from hf_plr.models.vision import choose_vit_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
@@ -127,7 +128,7 @@ def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Datas
     if recipe.dataset_name is None:
         return digits(), None
     with run_main_first(args.distributed_state, "loading the data set"):
-        return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split)
+        return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split, "image")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from helpers import tiny
 from hypothesis import settings
 
 from hf_plr import PLRTrainer, UnitTrainer
-from hf_plr.data.loading import digits, draw_rows, make_synthetic_recordings
+from hf_plr.data.example_data import digits, make_synthetic_recordings
+from hf_plr.data.loading import draw_rows
 from hf_plr.trainer.base_trainer import BaseTrainer
 
 # `make test` draws the same few examples every time, `make test-all` many new ones. Other processors are slower.

@@ -67,7 +67,7 @@ class AudioStore(SampleStore):
 
     Example:
         >>> from transformers import Wav2Vec2FeatureExtractor
-        >>> from hf_plr.data.loading import make_synthetic_recordings
+        >>> from hf_plr.data.example_data import make_synthetic_recordings
         >>> audio_format = AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=8000), min_samples=400)
         >>> store = AudioStore(make_synthetic_recordings(n_per_class=1), "audio", audio_format)
         >>> len(store), sorted(store[0])

@@ -13,6 +13,7 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from hf_plr.data.archives import open_media
 from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.data.sample_store import Items, SampleStore, UnreadableSample, select_undecoded, spread_rows
@@ -89,7 +90,7 @@ class ImageStore(SampleStore):
     decoded again when needed.
 
     Example:
-        >>> from hf_plr.data.loading import digits
+        >>> from hf_plr.data.example_data import digits
         >>> from hf_plr.models.vision import small_vit_processor
         >>> store = ImageStore(digits(), "image", ImageGeometry(small_vit_processor(32), num_channels=3))
         >>> store[0]["pixel_values"].shape
@@ -228,7 +229,7 @@ def _decode(value: Any, row: int) -> PILImage.Image:
             image = value
         else:
             source = value if isinstance(value, (bytes, str)) else value["bytes"] or value["path"]
-            image = PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            image = PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else open_media(source))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would clip at 255
             return PILImage.fromarray((np.asarray(image) // 257).astype(np.uint8))

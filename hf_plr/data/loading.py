@@ -1,86 +1,90 @@
-"""Load a data set of images or recordings by name, or make a small one."""
+"""Load a data set of images or recordings by name: from the Hub, a folder, an archive or a table."""
 
 from __future__ import annotations
 
-import io
+import glob
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset_builder
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import Audio, Dataset, DatasetDict, Features, load_dataset_builder, load_from_disk
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
-from PIL import Image as PILImage
-from sklearn.datasets import load_digits
+from huggingface_hub import metadata_load
+
+from hf_plr.data.archives import archive_stem, unpack
+from hf_plr.data.media_columns import expose_media, holds_bytes
+from hf_plr.data.media_folder import SPLIT_WORDS, FolderContents, MediaFolder, list_folder
+from hf_plr.data.media_kinds import Kind, identify
+
+logger = logging.getLogger(__name__)
 
 TEST_SPLITS = ("test", "validation", "val", "valid")
+TABLE_READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
+GLOB_CHARACTERS = "[]*?"
 
 
 def load_train_and_test(
-    name: str, config_name: str | None = None, train_split: str = "train"
+    name: str, config_name: str | None = None, train_split: str = "train", kind: Kind | None = None
 ) -> tuple[Dataset, Dataset | None]:
     """Load the training split and, if there is one, the test split.
 
     Args:
-        name: a Hub id, a folder of images or recordings (subfolders are classes), or a folder with parquet files such
-            as `train.parquet` and `test.parquet`.
+        name: see `load_splits`.
         config_name: configuration of a Hub data set.
         train_split: name of the split to train on.
+        kind: see `load_splits`.
 
     Raises:
         ValueError: if the data set or the split does not exist, naming it.
     """
-    splits = load_splits(name, config_name)
+    splits = load_splits(name, config_name, kind)
     train = choose_split(splits, name, train_split)
-    test = next((splits[split] for split in TEST_SPLITS if split in splits and split != train_split), None)
+    test = next((splits[split] for split in TEST_SPLITS if split in splits and splits[split] is not train), None)
     return train, test
 
 
-def load_splits(name: str, config_name: str | None = None) -> DatasetDict:
-    """Load all splits of a data set; the arguments are those of `load_train_and_test`.
+def load_splits(name: str, config_name: str | None = None, kind: Kind | None = None) -> DatasetDict:
+    """Load all splits of a data set. What lies in a folder but is not taken is counted and logged, with the reason.
+
+    Args:
+        name: a Hub id; a folder of images or recordings (see `MediaFolder`); a folder of parquet files such as
+            `train.parquet` and `test.parquet`, or one that `save_to_disk` wrote; an archive (.zip, .tar, .tar.gz) of
+            one of these, also as "zip://folder::archive.zip"; or a table (.parquet, .csv, .tsv, .jsonl, .arrow).
+        config_name: configuration of a Hub data set.
+        kind: "image" or "audio": which files of a folder to take; None takes those that are more.
 
     Raises:
-        ValueError: if the data set does not exist.
+        ValueError: if the data set does not exist, or holds neither images nor recordings.
     """
-    try:
-        builder = load_dataset_builder(name, config_name)
-        if isinstance(builder, AudioFolder):
-            builder.BASE_FEATURE = _AudioFile
-            builder.download_and_prepare()
-            builder.info.features = Features.from_dict(builder.info.features.to_dict())  # plain Audio again
-        else:
-            builder.download_and_prepare()
-        return builder.as_dataset()
-    except EmptyDatasetError as error:
-        raise ValueError(
-            f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files; put some there"
-        ) from error
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        if os.path.exists(name):
-            raise ValueError(f"dataset_name={name!r} cannot be loaded: {error}") from error
-        raise ValueError(
-            f"dataset_name={name!r} is neither a folder here nor a data set on the Hub: check the name"
-        ) from error
-
-
-class _AudioFile(Audio):
-    """Audio that stores a file's path by itself: datasets imports torchcodec for it, which few have."""
-
-    def encode_example(self, value: str) -> dict[str, str | None]:
-        return {"bytes": None, "path": value}
+    if name.startswith("zip://"):
+        inner, _, outer = name.removeprefix("zip://").partition("::")
+        return _load_folder(os.path.join(unpack(outer), inner), name, config_name, kind)
+    if os.path.isdir(name):
+        return _load_folder(name, name, config_name, kind)
+    if os.path.isfile(name):
+        return _load_file(name, config_name, kind)
+    return _build(name, name, config_name)
 
 
 def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
-    """Return the split of that name.
+    """Return the split of that name; "training", "val" and so on stand for the split that a folder of that name makes.
 
     Raises:
         ValueError: if it does not exist, naming the splits of the data set.
     """
-    if not isinstance(splits, DatasetDict) or split not in splits:
-        raise ValueError(f"dataset_name={name!r} has no split {split!r}; its splits are: {', '.join(splits)}")
-    return splits[split]
+    if isinstance(splits, DatasetDict):
+        for choice in (split, SPLIT_WORDS.get(split.lower())):
+            if choice in splits:
+                return splits[choice]
+    raise ValueError(f"dataset_name={name!r} has no split {split!r}; its splits are: {', '.join(splits)}")
 
 
 def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
@@ -96,89 +100,136 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(n_rows, max_samples, replace=False))
 
 
-def digits() -> Dataset:
-    """Make a data set of scikit-learn's 1,797 handwritten digits, 8 x 8 pixels, with labels; nothing is downloaded."""
-    data = load_digits()
-    images = [PILImage.fromarray((image * 255 / 16).astype(np.uint8)) for image in data.images]
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
-    return Dataset.from_dict({"image": images, "label": data.target.tolist()}, features=features)
+def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+    if not os.path.isdir(folder):
+        raise ValueError(f"dataset_name={name!r}: there is no folder {folder}")
+    if any(os.path.exists(os.path.join(folder, file)) for file in ("dataset_dict.json", "state.json")):
+        saved = load_from_disk(folder)
+        return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    if config_name is not None or _has_configs(Path(folder) / "README.md"):
+        return _build(folder, name, config_name)
+    contents = list_folder(folder)
+    kinds: tuple[Kind, ...] = ("image", "audio")
+    taken = max(kinds, key=contents.count) if kind is None or contents.count(kind) == 0 else kind
+    n_files, n_rows = contents.count(taken), _count_media_rows(contents)
+    if n_files > n_rows:
+        chosen = MediaFolder(contents, taken)
+        splits = chosen.load()
+        _announce(f"{name}: {chosen.describe()}", chosen.is_complete)
+        return splits
+    if n_files:
+        _announce(f"{name}: tables with {n_rows:,} rows are taken, {n_files:,} files beside them are left out", False)
+    elif contents.files:
+        found = max(contents.files, key=lambda file: file.media.kind in kinds).media.kind
+        raise ValueError(f"dataset_name={name!r} holds nothing to train on: {MediaFolder(contents, found).describe()}")
+    return _build(folder, name, config_name)
 
 
-SYNTHETIC_RATE = 8000
-SYNTHETIC_VOWELS = {"ah": (730, 1090, 2440), "ee": (270, 2290, 3010), "oo": (300, 870, 2240)}
+def _load_file(path: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+    if archive_stem(path) is not None:
+        return _load_folder(unpack(path), path, config_name, kind)
+    reader = TABLE_READERS.get(os.path.splitext(path)[1].lower())
+    if reader is None:
+        what = "an image or recording" if identify(path) else "neither a table nor an archive"
+        raise ValueError(f"dataset_name={path!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
+    return _expose(_read_tables(reader, {"train": [path]}, path), os.path.dirname(os.path.abspath(path)))
 
 
-def make_synthetic_recordings(n_per_class: int = 100, seed: int = 0) -> Dataset:
-    """Make synthetic recordings of eight classes by arithmetic: no file is needed.
-
-    The classes are chirps up and down, three vowel-like stacks of harmonics, bursts of noise, trains of clicks and a
-    tremolo. Each recording has its own pitch, length (0.3 to 1 s), loudness and noise. They are for first trials, not
-    for evidence.
-
-    Args:
-        n_per_class: recordings of each class.
-        seed: the same seed makes the same recordings.
-
-    Returns:
-        8 x `n_per_class` rows with the columns "audio" (wav, 16 bits, 8,000 Hz) and "label".
-    """
-    rng = np.random.default_rng(seed)
-    classes = _make_synthetic_classes()
-    files, labels = [], []
-    for _ in range(n_per_class):
-        for label, make_sound in enumerate(classes.values()):
-            time = np.arange(int(SYNTHETIC_RATE * rng.uniform(0.3, 1.0))) / SYNTHETIC_RATE
-            sound = make_sound(time, rng)
-            fade = np.minimum(1.0, np.minimum(time, time[::-1]) / 0.02)
-            sound = sound / np.abs(sound).max() * fade + rng.normal(0.0, rng.uniform(0.005, 0.05), len(time))
-            buffer = io.BytesIO()
-            loudness = rng.uniform(0.1, 0.8)
-            soundfile.write(buffer, np.clip(loudness * sound, -1.0, 1.0), SYNTHETIC_RATE, "PCM_16", format="WAV")
-            files.append({"bytes": buffer.getvalue(), "path": None})
-            labels.append(label)
-    file_feature = {
-        "bytes": Value("binary"),
-        "path": Value("string"),
-    }  # datasets would ask for torchcodec to encode Audio
-    features = Features({"audio": file_feature, "label": ClassLabel(names=list(classes))})
-    return Dataset.from_dict({"audio": files, "label": labels}, features=features).cast_column("audio", Audio())
+def _read_tables(reader: str, files: dict[str, list[str]], name: str) -> DatasetDict:
+    options: dict[str, Any] = {"sep": "\t"} if reader == "tsv" else {}
+    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
+    module = "csv" if reader == "tsv" else reader
+    return _prepare(load_dataset_builder(module, data_files=escaped, **options), name)
 
 
-Sound = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of the time in seconds (T,)
+def _find_tables(folder: str) -> dict[str, list[str]]:
+    """Tables of a folder's most frequent kind, by the split that the first word of their names tells."""
+    files = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in TABLE_READERS)
+    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
+    found: dict[str, list[str]] = {}
+    for path in files:
+        if os.path.splitext(path)[1].lower() == kinds.most_common(1)[0][0]:
+            word = re.split(r"[^a-z]", os.path.basename(path).lower())[0]
+            found.setdefault(SPLIT_WORDS.get(word, "train"), []).append(path)
+    return found
 
 
-def _make_synthetic_classes() -> dict[str, Sound]:
-    def chirp(start: float, end: float) -> Sound:
-        def make(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            scale = rng.uniform(0.8, 1.25)
-            slope = (end - start) / time[-1]
-            return np.sin(2 * np.pi * scale * (start * time + slope * time**2 / 2))
+def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
+    """Load with `datasets`, which knows configurations and shards."""
+    is_local = os.path.exists(source)
+    if is_local and any(character in os.path.abspath(source) for character in GLOB_CHARACTERS):
+        tables = _find_tables(source)  # datasets would take the folder's name for a pattern
+        if tables:
+            reader = TABLE_READERS[os.path.splitext(next(iter(tables.values()))[0])[1].lower()]
+            return _expose(_read_tables(reader, tables, name), os.path.abspath(source))
+    try:
+        builder = load_dataset_builder(source, config_name)
+    except EmptyDatasetError as error:
+        raise ValueError(
+            f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files; put some there"
+        ) from error
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        names = re.search(r"available configs: \[(.*?)\]", str(error))
+        if names is not None:
+            raise ValueError(
+                f"dataset_name={name!r} has several configurations: choose one of {names[1]} with --dataset_config_name"
+            ) from error
+        if is_local or isinstance(error, ValueError):
+            raise ValueError(f"dataset_name={name!r} cannot be loaded: {error}") from error
+        raise ValueError(
+            f"dataset_name={name!r} is neither a folder or file here nor a data set on the Hub: check the name"
+        ) from error
+    splits = _prepare(builder, name)
+    return _expose(splits, os.path.abspath(source)) if is_local else splits
 
-        return make
 
-    def vowel(formants: tuple[int, ...]) -> Sound:
-        def make(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            pitch = rng.uniform(90.0, 250.0)
-            harmonics = pitch * np.arange(1, int(3500 / pitch))
-            tract = rng.uniform(0.9, 1.1)  # a longer vocal tract has lower formants
-            distance = (harmonics[:, None] - tract * np.asarray(formants)) / 120.0
-            amplitudes = (np.asarray([1.0, 0.6, 0.3]) / (1.0 + distance**2)).sum(axis=1)
-            vibrato = time + 0.0005 * np.sin(2 * np.pi * rng.uniform(3.0, 6.0) * time)
-            return amplitudes @ np.sin(2 * np.pi * harmonics[:, None] * vibrato)
+def _prepare(builder: Any, name: str) -> DatasetDict:
+    try:
+        if isinstance(builder, AudioFolder):
+            builder.BASE_FEATURE = _AudioFile
+            builder.download_and_prepare()
+            builder.info.features = Features.from_dict(builder.info.features.to_dict())  # plain Audio again
+        else:
+            builder.download_and_prepare()
+        return builder.as_dataset()
+    except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
+        raise ValueError(f"dataset_name={name!r} cannot be loaded: {error.__cause__ or error}") from error
 
-        return make
 
-    def burst(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return rng.normal(size=len(time)) * np.exp(-time / rng.uniform(0.05, 0.3))
+def _expose(splits: DatasetDict, folder: str) -> DatasetDict:
+    return DatasetDict({name: expose_media(split, folder) for name, split in splits.items()})
 
-    def clicks(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        since_click = time % rng.uniform(0.04, 0.12)
-        return np.exp(-since_click / 0.003) * np.sin(2 * np.pi * rng.uniform(800.0, 2500.0) * since_click)
 
-    def tremolo(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        envelope = 1.0 + 0.9 * np.sin(2 * np.pi * rng.uniform(6.0, 14.0) * time)
-        return envelope * np.sin(2 * np.pi * rng.uniform(300.0, 1200.0) * time)
+class _AudioFile(Audio):
+    """Audio that stores a file's path by itself: datasets imports torchcodec for it, which few have."""
 
-    vowels = {f"vowel {name}": vowel(formants) for name, formants in SYNTHETIC_VOWELS.items()}
-    chirps = {"chirp up": chirp(400.0, 2400.0), "chirp down": chirp(2400.0, 400.0)}
-    return chirps | vowels | {"noise burst": burst, "clicks": clicks, "tremolo": tremolo}
+    def encode_example(self, value: str) -> dict[str, str | None]:
+        return {"bytes": None, "path": value}
+
+
+def _has_configs(card: Path) -> bool:
+    """Whether a data set card says itself which files belong to it."""
+    try:
+        return bool((metadata_load(card) or {}).get("configs")) if card.exists() else False
+    except ValueError:  # no valid YAML
+        return False
+
+
+def _count_media_rows(contents: FolderContents) -> int:
+    """Rows of parquet files that hold images or recordings themselves."""
+    n_rows = 0
+    for name, path in contents.tables.items():
+        if name.lower().endswith(".parquet"):
+            try:
+                file = pyarrow.parquet.ParquetFile(path)
+            except (pa.ArrowException, OSError):
+                continue
+            if any(holds_bytes(column.type) for column in file.schema_arrow):
+                n_rows += file.metadata.num_rows
+    return n_rows
+
+
+def _announce(line: str, is_complete: bool) -> None:
+    """Log a line in the first of several processes, as a warning if something was left out."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        logger.log(logging.INFO if is_complete else logging.WARNING, line)

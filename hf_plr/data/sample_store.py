@@ -7,7 +7,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from datasets import Audio, ClassLabel, Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
+from hf_plr.data.archives import read_media
 from hf_plr.utils.progress import track
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def _read_content(stored: Any) -> bytes:
     if stored.get("bytes") is not None:
         return bytes(stored["bytes"])
     path = str(stored.get("path"))
-    return Path(path).read_bytes() if os.path.isfile(path) else os.path.basename(path).encode()
+    return read_media(path) if "://" in path or os.path.isfile(path) else os.path.basename(path).encode()
 
 
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperF
 
 from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
 from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings, read_sampling_rates
-from hf_plr.data.loading import load_train_and_test, make_synthetic_recordings
+from hf_plr.data.example_data import make_synthetic_recordings
+from hf_plr.data.loading import load_train_and_test
 from hf_plr.models.vision import small_vit_processor
 
 RATE = 16_000

@@ -9,7 +9,7 @@ from helpers.paths import RECIPES
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
-from hf_plr.data.loading import make_synthetic_recordings
+from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.recipe_tools.finetuning import draw_per_class

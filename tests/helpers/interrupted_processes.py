@@ -22,7 +22,8 @@ from transformers import TrainerCallback
 
 from helpers.runs import logged
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.loading import digits, draw_rows
+from hf_plr.data.example_data import digits
+from hf_plr.data.loading import draw_rows
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import last_complete_checkpoint

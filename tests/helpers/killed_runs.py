@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 
 from helpers.runs import logged
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.loading import digits
+from hf_plr.data.example_data import digits
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.checkpointing import ASIDE, list_checkpoints
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils import disable_progress_bars  # noqa: E402
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model  # noqa: E402
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer  # noqa: E402
-from hf_plr.data.loading import digits, make_synthetic_recordings  # noqa: E402
+from hf_plr.data.example_data import digits, make_synthetic_recordings  # noqa: E402
 from hf_plr.hub.push import HubError  # noqa: E402
 from hf_plr.models.speech import small_hubert, small_hubert_extractor  # noqa: E402
 from hf_plr.models.vision import small_vit, small_vit_processor  # noqa: E402

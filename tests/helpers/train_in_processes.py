@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
-from hf_plr.data.loading import digits, draw_rows, make_synthetic_recordings
+from hf_plr.data.example_data import digits, make_synthetic_recordings
+from hf_plr.data.loading import draw_rows
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 

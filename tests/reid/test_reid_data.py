@@ -181,8 +181,8 @@ def test_columns_and_splits_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"camera_column='camera' is not in .*: photo, person, place"):
         load_reid_data(str(tmp_path), identity_column="person")
     assert (load_reid_data(str(tmp_path), identity_column="person", camera_column=None).train.cameras == -1).all()
-    with pytest.raises(ValueError, match="has no split 'training'; its splits are: train"):
-        load_reid_data(str(tmp_path), train_split="training")
+    with pytest.raises(ValueError, match="has no split 'learn'; its splits are: train"):
+        load_reid_data(str(tmp_path), train_split="learn")
 
 
 def test_a_known_layout_needs_no_columns(market):

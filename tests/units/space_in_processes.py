@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from hf_plr import UnitTrainer, UnitTrainingArguments
-from hf_plr.data.loading import make_synthetic_recordings
+from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.units.frames import Frames
 

@@ -1,0 +1,77 @@
+"""Archives: unpacked once into the cache of `datasets`, and read in place where a data set names files in them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import datasets.config
+import fsspec
+from datasets.utils.extract import Extractor
+from datasets.utils.file_utils import xopen
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+def archive_stem(name: str) -> str | None:
+    """The name without the ending of an archive, such as "images" of "images.tar.gz"; None for other files."""
+    lowered = name.lower()
+    endings = [suffix for suffix in ARCHIVE_SUFFIXES if lowered.endswith(suffix)]
+    return name[: -max(map(len, endings))] if endings else None
+
+
+def unpack(path: str) -> str:
+    """Unpack an archive into the cache of `datasets`, where it stays; returns the folder.
+
+    An archive that was unpacked before is not unpacked again, unless it has changed since.
+
+    Raises:
+        ValueError: if it cannot be unpacked.
+    """
+    status = os.stat(path)
+    key = hashlib.sha256(f"{os.path.realpath(path)}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:24]
+    folder = Path(datasets.config.EXTRACTED_DATASETS_PATH) / f"hf_plr-{key}"
+    done = folder.with_suffix(".done")
+    if not done.exists():
+        form = Extractor.infer_extractor_format(path)
+        if form is None:
+            raise ValueError(f"{path} is not an archive, or a damaged one: unpack it, or fetch it again")
+        try:
+            Extractor.extract(path, folder, form)
+        except Exception as error:  # each kind of archive has errors of its own
+            raise ValueError(f"{path} cannot be unpacked: {error}") from error
+        done.touch()
+    return str(folder)
+
+
+def read_media(path: str) -> bytes:
+    """Read all bytes of a file, which may be in an archive or elsewhere; see `open_media`."""
+    opened = open_media(path)
+    with open(opened, "rb") if isinstance(opened, str) else opened as file:
+        return bytes(file.read())
+
+
+def open_media(path: str) -> str | IO[bytes]:
+    """Return what a decoder opens: the path of a file of this machine, or an open file for addresses as "zip://...".
+
+    Args:
+        path: as `datasets` stores it, such as "zip://a/1.jpg::/data/images.zip".
+    """
+    if "://" not in path:
+        return path
+    inner, *outer = path.split("::")
+    protocol, _, member = inner.partition("://")
+    if protocol in ("zip", "tar") and len(outer) == 1:
+        file: IO[bytes] = _open_archive(protocol, outer[0]).open(member, "rb")
+        return file
+    opened: IO[bytes] = xopen(path, "rb")
+    return opened
+
+
+@functools.lru_cache(maxsize=4)
+def _open_archive(protocol: str, path: str) -> Any:
+    """The files of an archive; kept open, since each opening reads the list of all of them."""
+    return fsspec.filesystem(protocol, fo=path)

@@ -1,0 +1,124 @@
+"""What a file holds: an image, a recording, something of the kind that cannot be read, or neither."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Literal, NamedTuple
+
+import soundfile
+from PIL import Image as PILImage
+
+Kind = Literal["image", "audio", "video"]
+HEAD_BYTES = 132  # as far as the signature of DICOM
+
+# Pillow knows these endings, but they seldom hold an image, or only some other program could read it.
+NOT_IMAGES = {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".fit", ".fits"}
+CAMERA_RAW = "camera raw files are not read: convert them to TIFF or JPEG"
+SCIENTIFIC = "this format is not read: convert it to TIFF or PNG"
+VIDEO = "videos are not read: extract images or sound first"
+HEIC = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
+COMPRESSED_SOUND = "needs another decoder: convert it to wav, flac, ogg or mp3"
+UNREADABLE_IMAGES = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"), CAMERA_RAW),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM is not read: convert it to TIFF or PNG"),
+    **dict.fromkeys((".czi", ".nd2", ".lif", ".svs", ".mrxs", ".ndpi", ".exr", ".hdr", ".jxl"), SCIENTIFIC),
+    ".svg": "SVG is not read: draw it as PNG",
+}
+UNREADABLE_SOUNDS = (".m4a", ".aac", ".wma", ".amr", ".mka", ".ac3", ".ape", ".alac", ".wv", ".tta")
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts")
+# Endings that are common beside images and recordings; their files are not opened to see what they are.
+OTHER = (
+    *(".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".htm", ".py", ".ipynb"),
+    *(".log", ".ini", ".cfg", ".toml", ".parquet", ".arrow", ".feather", ".pkl", ".npy", ".npz", ".pt", ".pth"),
+    *(".safetensors", ".h5", ".hdf5", ".db", ".sqlite", ".lock", ".pdf", ".docx", ".xlsx", ".phn", ".wrd", ".textgrid"),
+)
+SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
+    (0, b"\xff\xd8\xff", "image"),
+    (0, b"\x89PNG\r\n\x1a\n", "image"),
+    (0, b"GIF87a", "image"),
+    (0, b"GIF89a", "image"),
+    (0, b"II*\x00", "image"),
+    (0, b"MM\x00*", "image"),
+    (0, b"\x00\x00\x00\x0cjP  ", "image"),
+    (8, b"WEBP", "image"),
+    (128, b"DICM", "image"),
+    (8, b"WAVE", "audio"),
+    (8, b"AIFF", "audio"),
+    (0, b"fLaC", "audio"),
+    (0, b"OggS", "audio"),
+    (0, b"ID3", "audio"),
+)
+
+
+class Media(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        kind: "image", "audio" or "video".
+        problem: why it cannot be read, in words; None if it can, as far as its name and first bytes tell.
+    """
+
+    kind: Kind
+    problem: str | None = None
+
+
+def identify(path: str) -> Media | None:
+    """Tell what a file holds by the ending of its name, or by its first bytes if that says nothing; None for neither.
+
+    Args:
+        path: a file of this machine.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    by_name = identify_name(suffix)
+    if by_name is not None or suffix in OTHER:
+        return by_name
+    try:
+        with open(path, "rb") as file:
+            return identify_head(file.read(HEAD_BYTES))
+    except OSError:
+        return None
+
+
+@functools.cache
+def identify_name(suffix: str) -> Media | None:
+    """Tell what files hold whose names end so, such as ".jpg" in lower case; None if the ending does not say."""
+    if suffix in image_suffixes():
+        return Media("image")
+    if suffix in UNREADABLE_IMAGES:
+        return Media("image", UNREADABLE_IMAGES[suffix])
+    if suffix in sound_suffixes():
+        return Media("audio")
+    if suffix in UNREADABLE_SOUNDS:
+        return Media("audio", f"{suffix[1:].upper()} {COMPRESSED_SOUND}")
+    return Media("video", VIDEO) if suffix in VIDEOS else None
+
+
+def identify_head(head: bytes) -> Media | None:
+    """Tell what a file holds by its first 132 bytes; None for neither images, recordings nor videos."""
+    if head[4:8] == b"ftyp":
+        brand = head[8:12].decode("ascii", "replace").strip().lower()
+        if brand in ("avif", "avis"):
+            return identify_name(".avif")
+        if brand in ("heic", "heix", "hevc", "mif1", "msf1"):
+            return identify_name(".heic")
+        return identify_name(".m4a" if brand in ("m4a", "m4b") else ".mp4")
+    for offset, signature, kind in SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return identify_name(".dcm") if signature == b"DICM" else Media(kind)
+    return None
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Endings of images that Pillow opens, in lower case with their dots."""
+    endings = PILImage.registered_extensions()
+    return frozenset(suffix for suffix, name in endings.items() if name in PILImage.OPEN) - NOT_IMAGES
+
+
+@functools.cache
+def sound_suffixes() -> frozenset[str]:
+    """Endings of recordings that soundfile opens, in lower case with their dots."""
+    formats = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5", ".sd2"}
+    return frozenset(formats | {".opus", ".oga", ".aif", ".aifc", ".snd", ".sph"})
