@@ -7,15 +7,16 @@
   accelerate launch recipes/reid_plr.py --config recipes/configs/cluster_contrast_market1501.yaml ...
       takes published settings
 
-TARGET, SOURCE: a folder with Market-1501, MSMT17 or VeRi-776 as it was unpacked; or a Hub id or a folder of parquet
-files, with a column of identities and a column of cameras.
+TARGET, SOURCE: a folder with Market-1501, MSMT17 or VeRi-776 as it was unpacked; a folder of images, with or without a
+folder for each identity; or a Hub id or a folder of parquet files, with columns of identities and cameras, if known.
 
-Identities of the target score mAP and CMC and are used for nothing else.
+Identities of the target score mAP and CMC and are used for nothing else. Without them nothing is scored.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,11 +42,12 @@ from hf_plr.recipe_tools.running import (
     train,
     write_results,
 )
-from hf_plr.reid.reid_data import ReidData, load_reid_data
-from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
+from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
+from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
 from hf_plr.utils.distributed import run_main_first, wait_for_all
 
+logger = logging.getLogger(__name__)
 SOURCE_FOLDER = "source"
 DEFAULTS = {"clusterer": "dbscan", "augmentation": "reid", "samples_per_cluster": 4}
 PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "per_device_train_batch_size": 64, "source_learning_rate": 1e-4}
@@ -75,10 +77,13 @@ class RecipeArguments:
         default=None, metadata={"help": "Configuration of a Hub data set as the source."}
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on, of target and source."})
-    identity_column: str = field(
-        default="identity", metadata={"help": "Column of identities; the target's only score."}
+    identity_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of identities; the target's only score. Default: identity or label, if it is there."},
     )
-    camera_column: str = field(default="camera", metadata={"help": "Column of cameras, for scoring."})
+    camera_column: str | None = field(
+        default=None, metadata={"help": "Column of cameras, for scoring. Default: camera, if it is there."}
+    )
     source_identity_column: str | None = field(
         default=None, metadata={"help": "The source's column of identities. Default: identity_column."}
     )
@@ -130,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load_backbone(source_folder)
         model.name_or_path = recipe.model_name_or_path or ""  # reports tell what it was before
 
-    evaluator = RetrievalEvaluator(target)
+    evaluator = RetrievalEvaluator(target) if can_score(target) else None
     trainer = PLRTrainer(model, args, target.train.images, processing_class=processor, evaluator=evaluator)
     trainer.source = source_name
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
@@ -191,7 +196,12 @@ def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.
             recipe.train_split,
         )
     rows = draw_rows(len(target.train.images), recipe.max_samples, args.seed)
-    return target.select_train(rows), rows
+    target = target.select_train(rows)
+    if not can_score(target):
+        logger.warning(
+            "Nothing is scored: no two images of %s are known to show the same identity", recipe.dataset_name
+        )
+    return target, rows
 
 
 def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> tuple[PreTrainedModel, Any]:
@@ -236,9 +246,10 @@ def train_on_source(
             recipe.source_dataset_config_name,
             args.image_column,
             identity_column,
-            camera_column=None,
             train_split=recipe.train_split,
         ).train
+    if (source.identities == JUNK).all():
+        raise ValueError(f"source_dataset_name={recipe.source_dataset_name!r} has no identities to train on")
     source = source.select(draw_rows(len(source.images), recipe.max_samples, args.seed))
     n_identities = len(np.unique(source.identities))
     name = (
@@ -256,7 +267,7 @@ def train_on_source(
         source.images,
         processing_class=processor,
         clusterer=known,
-        evaluator=RetrievalEvaluator(target, is_trained_on=False),
+        evaluator=RetrievalEvaluator(target, is_trained_on=False) if can_score(target) else None,
     )
     trainer.source = name
     known.labels = source.identities[trainer.train_dataset.rows]  # of the images that can be read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
 
 from hf_plr.data.columns import check_column, find_image_column
 from hf_plr.data.loading import choose_split, load_splits
+from hf_plr.data.media_kinds import identify_name
 from hf_plr.data.sample_store import encode_labels
 
+logger = logging.getLogger(__name__)
+
 JUNK = -1  # identity of images that show nobody in particular; as in `score_retrieval`
-SUFFIXES = (".jpg", ".jpeg", ".png")
 NUMBER = "[0-9]{1,18}"  # what int64 holds
 FEATURES = Features({"image": Image(), "identity": Value("int64"), "camera": Value("int64")})
 SPLITS = ("train", "query", "gallery")
@@ -41,16 +44,17 @@ class ReidSplit:
     Attributes:
         images: N images in a column "image" and no other column, so that training sees no identity.
         identities: int64 array of shape (N,), -1 = junk or not known.
-        cameras: int64 array of shape (N,).
+        cameras: int64 array of shape (N,); None if they are not known.
     """
 
     images: Dataset
     identities: np.ndarray
-    cameras: np.ndarray
+    cameras: np.ndarray | None
 
     def select(self, rows: np.ndarray) -> ReidSplit:
         """Select rows."""
-        return ReidSplit(self.images.select(rows), self.identities[rows], self.cameras[rows])
+        cameras = None if self.cameras is None else self.cameras[rows]
+        return ReidSplit(self.images.select(rows), self.identities[rows], cameras)
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,11 @@ def load_reid_data(
     name: str,
     config_name: str | None = None,
     image_column: str | None = None,
-    identity_column: str = "identity",
-    camera_column: str | None = "camera",
+    identity_column: str | None = None,
+    camera_column: str | None = None,
     train_split: str = "train",
 ) -> ReidData:
-    """Load a re-identification data set.
+    """Load a re-identification data set, with the identities and cameras that it has.
 
     Args:
         name: a folder in one of the layouts of `load_reid_folder`, whose columns are known, or a name for
@@ -88,8 +92,9 @@ def load_reid_data(
             except those of its own identity and camera.
         config_name: configuration of a Hub data set.
         image_column: its column of images; by default the only one.
-        identity_column: its column of identities: class labels, text or integers, -1 or missing = junk.
-        camera_column: its column of cameras; None without scoring.
+        identity_column: its column of identities: class labels, text or integers, -1 or missing = junk. By default
+            "identity" or, in a folder with one folder a person, "label"; without such a column, none are known.
+        camera_column: its column of cameras. By default "camera"; without such a column, none are known.
         train_split: its split to train on.
 
     Raises:
@@ -103,14 +108,14 @@ def load_reid_data(
             split: str(Path(name, f"{split}.parquet")) for split in SPLITS if Path(name, f"{split}.parquet").exists()
         }
         # By file names alone, datasets finds neither query nor gallery.
-        splits = load_dataset("parquet", data_files=files) if len(files) > 1 else load_splits(name, config_name)
-    train = choose_split(splits, name, train_split)
-    if ("query" in splits) != ("gallery" in splits):
-        raise ValueError(
-            f"dataset_name={name!r} has only one of the splits 'query' and 'gallery'; its splits are: "
-            f"{', '.join(splits)}"
+        splits = (
+            load_dataset("parquet", data_files=files) if len(files) > 1 else load_splits(name, config_name, "image")
         )
+    train = choose_split(splits, name, train_split)
     parts = {"train": train} | {part: splits[part] for part in ("query", "gallery") if part in splits}
+    if len(parts) == 2:
+        logger.warning("%s has only one of the splits query and gallery, so neither is scored", name)
+        parts = {"train": train}
     identities: dict[str, int] = {}  # shared by all splits, so that an identity has one number
     cameras: dict[str, int] = {}
     reid_splits = {}
@@ -118,15 +123,22 @@ def load_reid_data(
         if len(rows) == 0:
             raise ValueError(f"dataset_name={name!r}: the split {train_split if part == 'train' else part!r} is empty")
         column = find_image_column(rows, image_column)
-        check_column(rows, "identity_column", identity_column)
-        if camera_column is not None:
-            check_column(rows, "camera_column", camera_column)
+        by = _choose_column(rows, "identity_column", identity_column, ("identity", "label"))
+        seen_by = _choose_column(rows, "camera_column", camera_column, ("camera",))
         reid_splits[part] = ReidSplit(
             rows.select_columns([column]).rename_columns({column: "image"} if column != "image" else {}),
-            encode_labels(rows, identity_column, identities),
-            np.full(len(rows), -1) if camera_column is None else encode_labels(rows, camera_column, cameras),
+            np.full(len(rows), JUNK) if by is None else encode_labels(rows, by, identities),
+            None if seen_by is None else encode_labels(rows, seen_by, cameras),
         )
     return ReidData(reid_splits["train"], reid_splits.get("query"), reid_splits.get("gallery"))
+
+
+def _choose_column(rows: Dataset, argument: str, name: str | None, usual: tuple[str, ...]) -> str | None:
+    """The named column, or the first usual one that is there."""
+    if name is not None:
+        check_column(rows, argument, name)
+        return name
+    return next((column for column in usual if column in rows.column_names), None)
 
 
 def find_reid_folder(path: str | os.PathLike[str]) -> Path | None:
@@ -161,13 +173,15 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
       is its camera. Training takes both the training and the validation list, as TransReID-SSL does.
     * VeRi-776: `image_train`, `image_query`, `image_test`, with names like `0002_c002_00030600_0.jpg`.
 
+    Images whose names tell neither identity nor camera are trained on, with identity and camera -1, but not scored.
+
     Returns:
-        Splits "train", "query" and "gallery", sorted by path, with the columns "image" (a path, not read yet),
-        "identity" and "camera" (int64).
+        Splits "train", "query" and "gallery", as far as they are there, sorted by path, with the columns "image" (a
+        path, not read yet), "identity" and "camera" (int64).
 
     Raises:
-        ValueError: if the folder, a part of it or a listed image is missing, the layout is unknown, a name cannot be
-            parsed, or a split is empty.
+        ValueError: if the folder or a listed image is missing, the layout is unknown, a list cannot be read, or there
+            is nothing to train on.
     """
     if not os.path.isdir(path):
         raise ValueError(f"{path} is not a folder: give the path of one")
@@ -180,8 +194,10 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
         rows = sorted(
             _iterate_msmt17(folder, split) if names is None else _iterate_named_images(folder, split, names[split])
         )
-        if not rows:
+        if not rows and split == "train":
             raise ValueError(f"{folder}: the split {split!r} is empty")
+        if not rows:
+            continue
         paths, identities, cameras = zip(*rows, strict=True)
         columns = {"image": list(paths), "identity": list(identities), "camera": list(cameras)}
         splits[split] = Dataset.from_dict(columns, features=FEATURES, split=split)
@@ -198,22 +214,33 @@ def _has_known_layout(folder: Path) -> bool:
 def _iterate_named_images(folder: Path, split: str, name: str) -> Iterator[Row]:
     """Iterate over the images of a folder whose names begin with identity and camera."""
     directory = folder / name
-    if not directory.is_dir():
-        raise ValueError(f"{folder} has no folder {name!r} for the split {split!r}")
-    for file in os.listdir(directory):
-        if not file.lower().endswith(SUFFIXES):
+    unknown: list[str] = []
+    for file in os.listdir(directory) if directory.is_dir() else ():
+        media = identify_name(os.path.splitext(file)[1].lower())
+        if file.startswith(".") or media is None or media.kind != "image":
             continue
-        match = re.match(rf"(-1|{NUMBER})_c({NUMBER})(?![0-9])", file)
+        match = re.match(rf"(-1|{NUMBER})_c({NUMBER})(?![0-9])", file.lower())
         if match is None:
-            raise ValueError(f"{directory / file}: the name does not begin like 0002_c1, with identity and camera")
+            unknown.append(file)
+            if split == "train":
+                yield str(directory / file), JUNK, JUNK
+            continue
         identity, camera = int(match[1]), int(match[2])
         if identity != JUNK or split != "train":
             yield str(directory / file), identity, camera
+    if unknown:
+        used = "trained on, but not scored" if split == "train" else "left out"
+        logger.warning(
+            "%d images of %s are %s, such as %s: their names do not begin like 0002_c1, with identity and camera",
+            *(len(unknown), directory, used, min(unknown)),
+        )
 
 
 def _iterate_msmt17(folder: Path, split: str) -> Iterator[Row]:
     directory = folder / _find_msmt17_folders(folder)[split != "train"]
     for name in MSMT17_LISTS[split]:
+        if not (folder / name).is_file() and split != "train":
+            continue
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no list {name!r} for the split {split!r}")
         for number, line in enumerate(_read_lines(folder / name), start=1):

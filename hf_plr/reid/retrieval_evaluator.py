@@ -11,7 +11,7 @@ from hf_plr.evaluation.evaluators import Evaluator, ScoredTrainer
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES, assess_retrieval
 from hf_plr.features.centering import compute_directions
-from hf_plr.reid.reid_data import ReidData, ReidSplit
+from hf_plr.reid.reid_data import JUNK, ReidData, ReidSplit
 from hf_plr.utils.distributed import run_on_main
 
 
@@ -24,20 +24,26 @@ class RetrievalEvaluator(Evaluator):
     Args:
         target: data set to score. Without query and gallery every training image asks among all others.
         is_trained_on: the trainer's samples are the target's training images, so that pseudo-labels are scored too.
+
+    Raises:
+        ValueError: if there is nothing to score by, see `can_score`.
     """
 
     titles = RETRIEVAL_SCORES
 
     def __init__(self, target: ReidData, is_trained_on: bool = True):
+        if not can_score(target):
+            raise ValueError("no query has a match: no two images are known to show the same identity")
         self.target = target
         self.is_trained_on = is_trained_on
         self.scored_on_test = target.query is not None
+        self._by_cameras = _has_match(*_scored_splits(target), by_cameras=True)
 
     def describe(self, samples: str) -> str:
         """Describe what is scored, in words."""
         if self.scored_on_test:
-            return "queries in the gallery under other cameras"
-        return "every training image among those of other cameras"
+            return "queries in the gallery" + " under other cameras" * self._by_cameras
+        return "every training image among " + ("those of other cameras" if self._by_cameras else "all others")
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features as they are now.
@@ -61,8 +67,7 @@ class RetrievalEvaluator(Evaluator):
                 directions[-1],
                 splits[0].identities,
                 splits[-1].identities,
-                splits[0].cameras,
-                splits[-1].cameras,
+                *self._cameras(splits),
             )
 
         scored: Scored = run_on_main(trainer.accelerator, score, "scoring the retrieval")
@@ -74,6 +79,14 @@ class RetrievalEvaluator(Evaluator):
         """Return the identity per training image, -1 = junk; None if the trainer has other images."""
         return self.target.train.identities[trainer.train_dataset.rows] if self.is_trained_on else None
 
+    def _cameras(self, splits: list[ReidSplit]) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+        """Cameras of queries and gallery; where they are not known, an image that is both has one of its own."""
+        first, last = splits[0].cameras, splits[-1].cameras
+        if self._by_cameras and first is not None and last is not None:
+            return first, last
+        numbers = np.arange(len(splits[0].images))
+        return (numbers, numbers) if len(splits) == 1 else (None, None)
+
     def _open_samples(self, trainer: ScoredTrainer) -> list[tuple[SampleStore, ReidSplit]]:
         """Open query and gallery, or the training images for both, without unreadable images."""
         train, query, gallery = self.target.train, self.target.query, self.target.gallery
@@ -83,6 +96,32 @@ class RetrievalEvaluator(Evaluator):
             store = trainer.train_dataset if self.is_trained_on else trainer.open_samples(train.images)
             pairs = [(store, train)]
         return [(store, split.select(store.rows)) for store, split in pairs]
+
+
+def can_score(target: ReidData) -> bool:
+    """Whether some query has a match in the gallery, by the identities that are known."""
+    return _has_match(*_scored_splits(target), by_cameras=False)
+
+
+def _scored_splits(target: ReidData) -> tuple[ReidSplit, ReidSplit]:
+    if target.query is None or target.gallery is None:
+        return target.train, target.train
+    return target.query, target.gallery
+
+
+def _has_match(query: ReidSplit, gallery: ReidSplit, by_cameras: bool) -> bool:
+    """Whether a query and another image of the gallery, or one of another camera, show the same identity."""
+    if by_cameras and (query.cameras is None or gallery.cameras is None):
+        return False
+    known = np.intersect1d(query.identities[query.identities != JUNK], gallery.identities)
+    for identity in known:
+        asked, found = query.identities == identity, gallery.identities == identity
+        if by_cameras and query.cameras is not None and gallery.cameras is not None:
+            if len(np.union1d(query.cameras[asked], gallery.cameras[found])) > 1:
+                return True
+        elif query is not gallery or found.sum() > 1:
+            return True
+    return False
 
 
 class KnownLabels:

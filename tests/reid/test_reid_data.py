@@ -7,7 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from hf_plr.reid.reid_data import load_reid_data, load_reid_folder
+from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data, load_reid_folder
+from hf_plr.reid.retrieval_evaluator import RetrievalEvaluator, can_score
 
 MARKET = {
     "bounding_box_train": ["0007_c2s3_000002_01.jpg", "0002_c1s1_000451_03.jpg", "-1_c3s1_000009_00.jpg"],
@@ -105,18 +106,32 @@ def test_folders_that_are_not_there_or_not_known(tmp_path, market):
     draw(tmp_path / "second" / "image_train" / "0001_c001_0.jpg")
     with pytest.raises(ValueError, match=r"several data sets \(Market-1501-v15.09.15, second\): give the path of one"):
         load_reid_folder(tmp_path)
-    with pytest.raises(ValueError, match="second has no folder 'image_query' for the split 'query'"):
-        load_reid_folder(tmp_path / "second")
+    assert list(load_reid_folder(tmp_path / "second")) == ["train"]  # no queries: nothing to ask
 
 
-def test_names_that_cannot_be_read_and_empty_splits(market):
+def test_images_without_identity_in_their_names_are_trained_on(market, caplog):
+    draw(market / "bounding_box_train" / "person.jpg")
     draw(market / "query" / "person.jpg")
-    with pytest.raises(ValueError, match=r"person\.jpg: the name does not begin like 0002_c1"):
-        load_reid_folder(market)
+    splits = load_reid_folder(market)
+    assert rows(splits["train"]) == [(2, 1), (7, 2), (-1, -1)]
+    assert rows(splits["query"]) == [(3, 1)]
+    assert "1 images of" in caplog.text
+    assert "trained on, but not scored, such as person.jpg" in caplog.text
     for file in (market / "query").iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match="the split 'query' is empty"):
+    data = load_reid_data(str(market))
+    assert data.query is data.gallery is None
+    assert "only one of the splits query and gallery, so neither is scored" in caplog.text
+    for file in (market / "bounding_box_train").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="the split 'train' is empty"):
         load_reid_folder(market)
+
+
+def test_what_other_programs_leave_and_other_formats(market):
+    (market / "bounding_box_train" / "._0002_c1s1_000451_03.jpg").write_bytes(b"\0\5\x16\7Mac OS X")
+    draw(market / "bounding_box_train" / "0009_C4S1_000002_01.BMP")
+    assert rows(load_reid_folder(market)["train"]) == [(2, 1), (7, 2), (9, 4)]
 
 
 def test_lists_that_are_wrong(msmt17):
@@ -166,8 +181,7 @@ def test_query_and_gallery_share_their_numbers(tmp_path):
     table(person=PERSON, place=PLACE).to_parquet(tmp_path / "train.parquet")
     table(2, person=(Value("string"), ["d", "c"]), place=(PLACE[0], [0, 1])).to_parquet(tmp_path / "query.parquet")
     columns = {"identity_column": "person", "camera_column": "place"}
-    with pytest.raises(ValueError, match="only one of the splits 'query' and 'gallery'; its splits are: train, query"):
-        load_reid_data(str(tmp_path), **columns)
+    assert load_reid_data(str(tmp_path), **columns).query is None  # without a gallery
     table(2, person=(Value("string"), ["c", "e"]), place=(PLACE[0], [0, 1])).to_parquet(tmp_path / "gallery.parquet")
     data = load_reid_data(str(tmp_path), **columns)
     assert data.query.identities.tolist() == [3, 2]
@@ -176,11 +190,13 @@ def test_query_and_gallery_share_their_numbers(tmp_path):
 
 def test_columns_and_splits_that_are_not_there(tmp_path):
     table(person=PERSON, place=PLACE).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"identity_column='identity' is not in .*: photo, person, place"):
-        load_reid_data(str(tmp_path), camera_column="place")
+    with pytest.raises(ValueError, match=r"identity_column='people' is not in .*: photo, person, place"):
+        load_reid_data(str(tmp_path), identity_column="people")
     with pytest.raises(ValueError, match=r"camera_column='camera' is not in .*: photo, person, place"):
-        load_reid_data(str(tmp_path), identity_column="person")
-    assert (load_reid_data(str(tmp_path), identity_column="person", camera_column=None).train.cameras == -1).all()
+        load_reid_data(str(tmp_path), identity_column="person", camera_column="camera")
+    unknown = load_reid_data(str(tmp_path)).train
+    assert unknown.cameras is None
+    assert (unknown.identities == -1).all()
     with pytest.raises(ValueError, match="has no split 'learn'; its splits are: train"):
         load_reid_data(str(tmp_path), train_split="learn")
 
@@ -189,3 +205,34 @@ def test_a_known_layout_needs_no_columns(market):
     data = load_reid_data(str(market.parent), identity_column="person", camera_column="place")
     assert data.train.images.column_names == ["image"]
     assert data.gallery.identities.tolist() == [-1, 0, 3]
+
+
+def split_of(identities, cameras=None):
+    images = Dataset.from_dict({"image": [None] * len(identities)})
+    return ReidSplit(images, np.array(identities), None if cameras is None else np.array(cameras))
+
+
+def describe(train, query=None, gallery=None):
+    return RetrievalEvaluator(ReidData(train, query, gallery)).describe("images")
+
+
+def test_what_is_scored_depends_on_what_is_known():
+    assert describe(split_of([0, 0, 1], [0, 1, 0])) == "every training image among those of other cameras"
+    assert describe(split_of([0, 0, 1])) == "every training image among all others"
+    assert describe(split_of([0, 0, 1], [0, 0, 0])) == "every training image among all others"  # one camera
+    one, two = split_of([5], [0]), split_of([5, 6], [1, 0])
+    assert describe(split_of([-1]), one, two) == "queries in the gallery under other cameras"
+    assert describe(split_of([-1]), split_of([5]), two) == "queries in the gallery"
+    for unknown in (split_of([-1, -1]), split_of([0, 1])):  # crops without a name; one image of each
+        assert not can_score(ReidData(unknown, None, None))
+        with pytest.raises(ValueError, match="no query has a match"):
+            describe(unknown)
+
+
+def test_folders_of_persons_are_identities(tmp_path):
+    for person in ("ann", "bob"):
+        for i in range(2):
+            draw(tmp_path / person / f"{i}.png")
+    data = load_reid_data(str(tmp_path))
+    assert data.train.identities.tolist() == [0, 0, 1, 1]
+    assert data.train.cameras is None
