@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
 
 from hf_plr.utils.argument_checks import (
     AboveZero,
@@ -22,6 +21,7 @@ from hf_plr.utils.argument_checks import (
     check_values,
     read_json_object,
 )
+from hf_plr.utils.unsupported_args import refuse_unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -248,16 +248,7 @@ class BaseTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         check_values(self, BaseTrainingArguments)
-        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            strategy = HubStrategy(self.hub_strategy).value
-            raise ValueError(
-                f"hub_strategy={strategy!r} would push optimizer, random states and pickled arguments, "
-                "which are of no use to others: use every_save or end. To resume elsewhere, copy the last checkpoint"
-            )
-        if self.enable_jit_checkpoint:
-            raise ValueError("enable_jit_checkpoint=True is not needed: SIGTERM saves a checkpoint as it is")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True is not supported: the trainer picks its columns itself")
+        refuse_unsupported(self)
 
     @property
     def is_exact_gpu(self) -> bool:

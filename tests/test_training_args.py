@@ -50,6 +50,7 @@ def test_the_module_imports_nothing_of_ours_but_checks():
     code = "import sys, hf_plr.training_args; print(*(name for name in sys.modules if name.startswith('hf_plr')))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     allowed = {"hf_plr", "hf_plr.training_args", "hf_plr.utils", "hf_plr.utils.argument_checks"}
+    allowed.add("hf_plr.utils.unsupported_args")
     assert set(run.stdout.split()) == allowed
 
 
@@ -79,6 +80,15 @@ def test_the_module_imports_nothing_of_ours_but_checks():
         (PLRTrainingArguments, {"on_nan": "go"}, "on_nan='go' is unknown: use one of stop, skip_epoch"),
         (PLRTrainingArguments, {"report": "never"}, "report='never' is unknown: use one of epoch, end, no"),
         (PLRTrainingArguments, {"remove_unused_columns": True}, "remove_unused_columns=True is not supported"),
+        (PLRTrainingArguments, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported: pseudo-"),
+        (
+            PLRTrainingArguments,
+            {"train_sampling_strategy": "sequential"},
+            "train_sampling_strategy='sequential' is",
+        ),
+        (UnitTrainingArguments, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 is not supported"),
+        (PLRTrainingArguments, {"bf16_full_eval": True, "use_cpu": True}, "bf16_full_eval=True is not supported"),
+        (PLRTrainingArguments, {"fp16": True, "use_cpu": True}, "fp16=True needs a GPU"),
         (UnitTrainingArguments, {"ema_decay": -0.1}, "ema_decay=-0.1 is outside [0, 1)"),
         (UnitTrainingArguments, {"relabel_every": 0}, "relabel_every=0 must be at least 1"),
         (UnitTrainingArguments, {"fit_frames": 0}, "fit_frames=0 must be at least 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ def find_modality_column(
 def find_label_column(dataset: Dataset, column: str | None = None) -> str | None:
     """Find the column with the true labels, which are for scoring only; returns None without one.
 
-    Looks for the only column of type `datasets.ClassLabel`, otherwise for the only integer or text column with a
-    usual name such as "label".
+    Looks for the only column of type `datasets.ClassLabel`, otherwise for the only column with a usual name such as
+    "label" that holds text, truth values or whole numbers, also where gaps have made floats of these.
 
     Raises:
         ValueError: if the named column is missing.
@@ -94,7 +95,9 @@ def find_label_column(dataset: Dataset, column: str | None = None) -> str | None
     features: Features = dataset.features
     candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not candidates:
-        candidates = [n for n, feature in features.items() if n in LABEL_NAMES and _is_plain_label(feature)]
+        candidates = [
+            name for name in features if name.rsplit(".")[-1] in LABEL_NAMES and _holds_classes(dataset, name)
+        ]
     if len(candidates) > 1:
         raise AmbiguousLabelColumns(f"{len(candidates)} columns could hold the labels ({', '.join(candidates)})")
     return candidates[0] if candidates else None
@@ -150,10 +153,16 @@ def _list_columns(dataset: Dataset, modality: ModalityName) -> list[str]:
     return [name for name, feature in dataset.features.items() if isinstance(feature, COLUMN_TYPES[modality][0])]
 
 
-def _is_plain_label(feature: object) -> bool:
-    return isinstance(feature, Value) and (
-        feature.dtype.startswith(("int", "uint")) or feature.dtype in ("string", "large_string")
-    )
+def _holds_classes(dataset: Dataset, name: str) -> bool:
+    """Whether a column holds text, truth values or whole numbers, with gaps or without."""
+    feature = dataset.features[name]
+    if not isinstance(feature, Value):
+        return False
+    if feature.dtype.startswith("float"):
+        column = dataset.with_format("arrow")[:][name].drop_null()
+        is_whole = pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))
+        return bool(pc.all(pc.or_(pc.is_nan(column), is_whole)).as_py())
+    return feature.dtype.startswith(("int", "uint")) or feature.dtype in ("bool", "string", "large_string")
 
 
 def _describe_columns(dataset: Dataset) -> str:

@@ -236,12 +236,15 @@ def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | N
 
     Args:
         dataset: the data set.
-        label_column: column of class labels, integers or text.
+        label_column: column of class labels, integers, whole numbers among floats, truth values or text.
         names: numbers of class names so far. New names are added, so that a class has the same number in every split
             that is encoded with the same dictionary.
 
     Returns:
         int64 array of shape (N,); -1 where a label is missing.
+
+    Raises:
+        ValueError: if a label is a fraction, or of another kind such as a list.
     """
     names = {} if names is None else names
     values = dataset.with_format(None).select_columns([label_column])[:][label_column]
@@ -258,5 +261,13 @@ def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | N
         if isinstance(value, str):
             labels[i] = names[value]
         elif value is not None and value == value:  # not NaN, which stands for a missing number
-            labels[i] = int(value)
+            labels[i] = _to_class(value, label_column)
     return labels
+
+
+def _to_class(value: Any, label_column: str) -> int:
+    if not isinstance(value, (bool, int, float)) or not float(value).is_integer():
+        raise ValueError(
+            f"label_column={label_column!r} holds {str(value)[:40]!r}: classes are whole numbers or text, one a sample"
+        )
+    return int(value)

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CENTERED = float("inf")  # the shrinkage that leaves features as they are
 SHRINKAGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # that a trial compares
+SMALL_SHRINKAGES = SHRINKAGES[-3:]
 TRIAL_SAMPLES = 2048
 SAMPLES_PER_CLUSTER = 16  # of a trial's clusters, at least
 
@@ -39,16 +40,21 @@ class ClusterSpace:
         shrinkage: of the whitening, above 0; None lets the trial decide.
         folder: folder of a memory-mapped file for whitened features; None keeps them on the device.
         seed: seed of the trial's clusters.
+        is_untrained: the model has random weights, so that only small shrinkages are tried: what its features vary in
+            most, such as the brightness, an augmentation leaves as it is, and so the trial would choose it.
 
     Attributes:
         shrinkage: of the whitening, infinite for the centered features; None before the trial.
     """
 
-    def __init__(self, name: str, shrinkage: float | None, folder: str | None, seed: int):
+    def __init__(self, name: str, shrinkage: float | None, folder: str | None, seed: int, is_untrained: bool = False):
         self.shrinkage = CENTERED if name == "centered" else shrinkage
         self.folder = folder
         self.seed = seed
-        self._candidates = SHRINKAGES if name == "white" else (CENTERED, *SHRINKAGES)
+        if is_untrained:
+            self._candidates: tuple[float, ...] = SMALL_SHRINKAGES
+        else:
+            self._candidates = SHRINKAGES if name == "white" else (CENTERED, *SHRINKAGES)
 
     def decide(
         self,

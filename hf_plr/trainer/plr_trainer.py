@@ -23,6 +23,7 @@ from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import ClusterSpace
 from hf_plr.features.source import FeatureSource
+from hf_plr.models.initial_weights import is_untrained
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.pair_term import make_pair_term
@@ -137,7 +138,9 @@ class PLRTrainer(BaseTrainer):
                 "cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by"
             )
         space = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
-        self.cluster_space = ClusterSpace(space, args.whitening_shrinkage, args.feature_dir, args.seed)
+        self.cluster_space = ClusterSpace(
+            space, args.whitening_shrinkage, args.feature_dir, args.seed, is_untrained(self.modality.model)
+        )
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
         self.views = 1 if self.pair_term is None else 2
         self._sampler = ClusterSampler(

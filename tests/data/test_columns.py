@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
+from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from hf_plr.data.columns import (
     AmbiguousLabelColumns,
@@ -12,6 +12,7 @@ from hf_plr.data.columns import (
     find_label_column,
     find_modality_column,
 )
+from hf_plr.data.sample_store import encode_labels
 
 
 def empty(**features):
@@ -75,3 +76,29 @@ def test_labels_are_found_where_it_is_clear_which():
     assert find_label_column(empty(image=Image(), a=names, b=names), "b") == "b"
     with pytest.raises(AmbiguousLabelColumns, match=r"2 columns could hold the labels \(a, b\)"):
         find_label_column(empty(image=Image(), a=names, b=names))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([1.0, None, 0.0, float("nan")], "float64", [1, -1, 0, -1]),  # gaps have made floats of whole numbers
+        ([True, False, None], "bool", [1, 0, -1]),
+        ([10**12, -1], "int64", [10**12, -1]),
+        (["b", None, "a"], "large_string", [1, -1, 0]),
+    ],
+)
+def test_columns_that_hold_classes(values, dtype, expected):
+    dataset = Dataset.from_dict({"label": values}, features=Features({"label": Value(dtype)}))
+    assert find_label_column(dataset) == "label"
+    assert encode_labels(dataset, "label").tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([0.5, 1.0], Value("float32")), ([float("inf")], Value("float64")), ([[1], [2]], List(Value("int64")))],
+)
+def test_columns_that_hold_none_are_passed_over_and_refused_by_name(values, kind):
+    dataset = Dataset.from_dict({"label": values}, features=Features({"label": kind}))
+    assert find_label_column(dataset) is None
+    with pytest.raises(ValueError, match="classes are whole numbers or text, one a sample"):
+        encode_labels(dataset, "label")

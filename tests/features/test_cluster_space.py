@@ -69,6 +69,16 @@ def test_a_trial_is_held_once_and_kept():
     assert torch.equal(resumed.map(features, accelerator), space.map(features, accelerator))
 
 
+def test_untrained_features_are_whitened_whatever_a_view_leaves_as_it_is():
+    clean, views = draw(loud=0.05, seed=0)
+    accelerator = Accelerator(cpu=True)
+    features = center_features(clean, accelerator)
+    for is_untrained in (False, True):
+        space = ClusterSpace("auto", None, None, seed=0, is_untrained=is_untrained)
+        space.decide(features, lambda positions: views[positions], 12, accelerator)
+        assert (space.shrinkage <= 0.3) == is_untrained
+
+
 def test_centered_features_are_not_copied():
     features = center_features(draw(1.0, 0)[0])
     space = ClusterSpace("centered", None, None, seed=0)

@@ -253,5 +253,5 @@ def test_sigterm_saves_and_stops(make_trainer, whole, tmp_path):
 
 
 def test_jit_checkpoints_of_trainer_are_refused(make_trainer):
-    with pytest.raises(ValueError, match="enable_jit_checkpoint=True is not needed"):
+    with pytest.raises(ValueError, match="enable_jit_checkpoint=True is not supported: SIGTERM saves"):
         make_trainer(enable_jit_checkpoint=True)

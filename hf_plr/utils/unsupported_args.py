@@ -1,0 +1,46 @@
+"""Arguments of `transformers.TrainingArguments` that would have no effect here, or a harmful one, and are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+# Names whose default alone is taken, and why another value cannot work.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "pseudo-labels have soft targets of their own, by refinement=soft",
+    "neftune_noise_alpha": "images and recordings have no token embeddings; augmentation makes noise",
+    "use_liger_kernel": "its kernels are for language models",
+    "include_num_input_tokens_seen": "samples are images or recordings, not tokens",
+    "fp16_full_eval": "features are extracted as feature_dtype says",
+    "bf16_full_eval": "features are extracted as feature_dtype says",
+    "train_sampling_strategy": "the sampler draws clusters, and recordings by their length",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint as it is",
+    "remove_unused_columns": "the trainer picks its columns itself",
+}
+DEFAULTS = {"train_sampling_strategy": "random", "include_num_input_tokens_seen": "no", "neftune_noise_alpha": None}
+
+
+def refuse_unsupported(args: TrainingArguments) -> None:
+    """Refuse arguments that would be ignored.
+
+    Raises:
+        ValueError: naming the argument and what to do instead.
+    """
+    for name, reason in WITHOUT_EFFECT.items():
+        value = getattr(args, name)
+        if value not in (DEFAULTS.get(name, False), False):
+            raise ValueError(f"{name}={_plain(value)!r} is not supported: {reason}")
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16=True needs a GPU: on CPUs use bf16=True, or neither")
+    if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ValueError(
+            f"hub_strategy={_plain(args.hub_strategy)!r} would push optimizer, random states and pickled arguments, "
+            "which are of no use to others: use every_save or end. To resume elsewhere, copy the last checkpoint"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """The value of a member of an enumeration."""
+    return getattr(value, "value", value)
