@@ -11,6 +11,7 @@ from hf_plr.pseudo_labels import label_files
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_plr.data.media_kinds import Kind
     from hf_plr.data.sample_store import SampleStore
     from hf_plr.features.extractor import FeatureExtractor
     from hf_plr.modality import Modality
@@ -45,6 +46,7 @@ def open_samples(
     args: argparse.Namespace,
     find_modality: Callable[[Dataset, str, PLRTrainingArguments], Modality],
     settings: dict[str, Any],
+    kind: Kind | None = None,
 ) -> tuple[FeatureExtractor, SampleStore]:
     """Open the samples, and load the backbone; returns the extractor and the store.
 
@@ -52,6 +54,7 @@ def open_samples(
         args: the arguments of `add_sample_arguments`, and batch_size.
         find_modality: makes the modality from (data set, name of the model, arguments).
         settings: further training arguments.
+        kind: "image" or "audio", where a folder may hold both; None for what is more.
     """
     from accelerate import Accelerator
 
@@ -59,7 +62,7 @@ def open_samples(
     from hf_plr.features.extractor import FeatureExtractor
     from hf_plr.training_args import PLRTrainingArguments
 
-    dataset = choose_split(load_splits(args.dataset, args.dataset_config_name), args.dataset, args.split)
+    dataset = choose_split(load_splits(args.dataset, args.dataset_config_name, kind), args.dataset, args.split)
     training = PLRTrainingArguments(  # nothing is written there
         output_dir=".", skip_unreadable=args.skip_unreadable, report_to="none", **settings
     )

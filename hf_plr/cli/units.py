@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             speakers.append(encode_labels(dataset, args.speaker_column))
         return AudioModality(model, training, find_audio_column(dataset, args.audio_column))
 
-    extractor, store = open_samples(args, find_modality, {"max_seconds": args.max_seconds})
+    extractor, store = open_samples(args, find_modality, {"max_seconds": args.max_seconds}, "audio")
     assert isinstance(store, AudioStore)
     start = time.perf_counter()
     if is_by_speaker and not speakers:

@@ -20,6 +20,8 @@ from hf_plr.clustering import KMeans
 from hf_plr.clustering.whitening import Whitening, draw_rows_to_fit, map_rows, whiten
 from hf_plr.features.centering import CenteredFeatures, compute_directions
 from hf_plr.features.extractor import allocate_in_file
+from hf_plr.models.initial_weights import is_untrained
+from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 from hf_plr.utils.serialization import validate_array
 
@@ -121,6 +123,23 @@ class ClusterSpace:
         """
         shrinkage = float(validate_array(state, "space.shrinkage", "floats", (1,), 0.0)[0])
         self.shrinkage = shrinkage or CENTERED
+
+
+def make_cluster_space(args: PLRTrainingArguments, has_views: bool, model: torch.nn.Module) -> ClusterSpace:
+    """Make the space that the arguments ask for.
+
+    Args:
+        args: the arguments.
+        has_views: True if samples are augmented; without it a trial has nothing to compare, and "auto" is "centered".
+        model: the backbone before training.
+
+    Raises:
+        ValueError: if a trial is needed and cannot be held.
+    """
+    if not has_views and args.cluster_space == "white" and args.whitening_shrinkage is None:
+        raise ValueError("cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by")
+    name = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
+    return ClusterSpace(name, args.whitening_shrinkage, args.feature_dir, args.seed, is_untrained(model))
 
 
 def find_stable_shrinkage(

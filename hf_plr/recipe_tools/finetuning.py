@@ -103,14 +103,28 @@ def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
     column = find_label_column(train, args.label_column)
     if column is None:
         raise ValueError("no column holds classes: name it with --label_column")
-    label_numbers: dict[str, int] = {}
-    labels = [encode_labels(split, column, label_numbers) for split in (train, test)]
-    names = list(label_numbers) or [str(label) for label in range(int(labels[0].max(initial=0)) + 1)]
-    rows = draw_per_class(labels[0], args.labels_per_class, seed)
-    labelled_rows = np.flatnonzero(labels[1] >= 0)
+    train_labels, test_labels, names = number_classes(train, test, column)
+    rows = draw_per_class(train_labels, args.labels_per_class, seed)
+    labelled_rows = np.flatnonzero(test_labels >= 0)
     return LabelledData(
-        train.select(rows), test.select(labelled_rows), labels[0][rows], labels[1][labelled_rows], names
+        train.select(rows), test.select(labelled_rows), train_labels[rows], test_labels[labelled_rows], names
     )
+
+
+def number_classes(train: Dataset, test: Dataset, column: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Number the classes from 0 on; returns those of both splits, -1 = unknown, and the names.
+
+    Whole numbers are classes in their order; those that are in no training sample are unknown.
+    """
+    names: dict[str, int] = {}
+    train_labels, test_labels = (encode_labels(split, column, names) for split in (train, test))
+    if names:
+        return train_labels, test_labels, list(names)
+    values = np.unique(train_labels[train_labels >= 0])
+    train_labels, test_labels = (
+        np.where(np.isin(labels, values), np.searchsorted(values, labels), -1) for labels in (train_labels, test_labels)
+    )
+    return train_labels, test_labels, [str(value) for value in values]
 
 
 def draw_per_class(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:

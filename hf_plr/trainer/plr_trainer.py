@@ -21,9 +21,8 @@ from hf_plr.data.columns import check_dataset
 from hf_plr.evaluation.clusters import score_clusters
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
-from hf_plr.features.cluster_space import ClusterSpace
+from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
-from hf_plr.models.initial_weights import is_untrained
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.pair_term import make_pair_term
@@ -133,14 +132,7 @@ class PLRTrainer(BaseTrainer):
             args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
         )
         has_views = augmentation is not None or args.augmentation != "none"
-        if not has_views and args.cluster_space == "white" and args.whitening_shrinkage is None:
-            raise ValueError(
-                "cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by"
-            )
-        space = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
-        self.cluster_space = ClusterSpace(
-            space, args.whitening_shrinkage, args.feature_dir, args.seed, is_untrained(self.modality.model)
-        )
+        self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
         self.views = 1 if self.pair_term is None else 2
         self._sampler = ClusterSampler(

@@ -12,7 +12,7 @@ from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingAr
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.recipe_tools.finetuning import draw_per_class
+from hf_plr.recipe_tools.finetuning import draw_per_class, number_classes
 
 
 def recipe(name, *arguments):
@@ -98,3 +98,11 @@ def test_what_is_missing_is_named(capsys, name, arguments, message):
         recipe(name, *arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_numbers_of_classes_may_have_gaps_and_be_large():
+    train, test = (Dataset.from_dict({"label": values}) for values in ([10**12, 7, -1, 7], [7, 8, 10**12]))
+    train_labels, test_labels, names = number_classes(train, test, "label")
+    assert train_labels.tolist() == [1, 0, -1, 0]
+    assert test_labels.tolist() == [0, -1, 1]
+    assert names == ["7", "1000000000000"]
