@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from helpers.launching import load_script
 from helpers.paths import RECIPES
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
