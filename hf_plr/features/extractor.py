@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.utils.data import DataLoader
 
 from hf_plr.data.sample_store import SampleStore
@@ -20,6 +23,8 @@ from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_w
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 from hf_plr.utils.rng import uniform
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,6 +46,7 @@ class FeatureExtractor:
     batch_size: int
     num_workers: int = 0
     progress: bool = False
+    _largest_part: int = field(default=sys.maxsize, init=False)  # samples of a batch that memory holds at once
 
     def extract_all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Extract features of a store's samples in their order, on every process.
@@ -80,10 +86,36 @@ class FeatureExtractor:
         with self.evaluation_mode(dtype):
             for batch in self.batches(store, positions):
                 numbers = None if view is None else uniform(batch["index"], *view)
-                rows = self.modality.features(self.model, batch, numbers)
+                rows = self._compute(batch, numbers)
                 features[start : start + len(rows)] = rows.to(features.device)
                 start += len(rows)
         return features
+
+    def _compute(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None) -> torch.Tensor:
+        """Compute the features of a batch, in parts of half the size where the memory does not hold the whole.
+
+        Raises:
+            RuntimeError: if one sample alone does not fit.
+        """
+        n = len(batch["index"])
+        while True:
+            size = min(n, self._largest_part)
+            try:
+                parts = [
+                    self.modality.features(
+                        self.model,
+                        {name: values[start : start + size] for name, values in batch.items()},
+                        None if numbers is None else numbers[start : start + size],
+                    )
+                    for start in range(0, n, size)
+                ]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except RuntimeError as error:
+                if size == 1 or not should_reduce_batch_size(error):
+                    raise
+            clear_device_cache(garbage_collection=True)
+            self._largest_part = size // 2
+            logger.warning("Memory does not hold a batch of %d samples: features are computed of %d", size, size // 2)
 
     @contextlib.contextmanager
     def evaluation_mode(self, dtype: torch.dtype | None = None) -> Iterator[None]:

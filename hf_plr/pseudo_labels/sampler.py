@@ -16,17 +16,23 @@ def select_data_seed(args: BaseTrainingArguments) -> int:
     return args.seed if args.data_seed is None else args.data_seed
 
 
-def count_samples_per_step(args: BaseTrainingArguments) -> int:
-    """Count the samples of an optimizer step, of all processes and accumulation steps together."""
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+def count_samples_per_step(args: BaseTrainingArguments, batch_size: int | None = None) -> int:
+    """Count the samples of an optimizer step, of all processes and accumulation steps together.
+
+    Args:
+        args: the arguments.
+        batch_size: samples of a batch, where `auto_find_batch_size` found a smaller one than the arguments name.
+    """
+    batch_size = args.train_batch_size if batch_size is None else batch_size
+    return batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def count_samples_per_epoch(args: BaseTrainingArguments, n_samples: int) -> int:
+def count_samples_per_epoch(args: BaseTrainingArguments, n_samples: int, batch_size: int | None = None) -> int:
     """Count the samples between two stages: whole steps, so that they are equal for any number of processes.
 
     An incomplete last step takes the first samples of the next pass; with `dataloader_drop_last` it is left out.
     """
-    step = count_samples_per_step(args)
+    step = count_samples_per_step(args, batch_size)
     if args.steps_per_epoch is not None:
         return step * args.steps_per_epoch
     return step * max(1, n_samples // step if args.dataloader_drop_last else -(-n_samples // step))

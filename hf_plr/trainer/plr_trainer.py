@@ -325,6 +325,8 @@ class PLRTrainer(BaseTrainer):
         return self.modality.model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        n_samples, batch_size = len(self.train_dataset), self._train_batch_size
+        self._sampler.samples_per_epoch = count_samples_per_epoch(self.args, n_samples, batch_size)
         return self._sampler
 
     def label_free_scores(self) -> dict[str, float]:

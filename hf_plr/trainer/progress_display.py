@@ -117,7 +117,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
-    rows = count_samples_per_step(args)
+    rows = count_samples_per_step(args, trainer._train_batch_size)
     views = "" if trainer.views == 1 else f", each in {trainer.views} views"
     steps = f"{state.max_steps:,} of {rows // trainer.views:,} {trainer.modality.plural}{views}"
     if state.global_step:
@@ -141,7 +141,10 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
 
 def steps_per_epoch(trainer: BaseTrainer) -> int:
     """Optimizer steps of an epoch."""
-    return count_samples_per_epoch(trainer.args, len(trainer.train_dataset)) // count_samples_per_step(trainer.args)
+    args, batch_size = trainer.args, trainer._train_batch_size
+    return count_samples_per_epoch(args, len(trainer.train_dataset), batch_size) // count_samples_per_step(
+        args, batch_size
+    )
 
 
 def count_stages(trainer: BaseTrainer, steps: int) -> int:

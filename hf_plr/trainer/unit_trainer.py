@@ -251,6 +251,9 @@ class UnitTrainer(BaseTrainer):
     # ---- the training loop ---------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        n_samples, batch_size = len(self.train_dataset), self._train_batch_size
+        self._sampler.samples_per_epoch = count_samples_per_epoch(self.args, n_samples, batch_size)
+        self._sampler.batch_size = count_samples_per_step(self.args, batch_size)
         return self._sampler
 
     def compute_loss(

@@ -1,0 +1,67 @@
+"""What happens when memory does not hold a batch: parts of it in extraction, smaller ones in training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+class Refusing:
+    """Features of a modality, as long as a batch has few enough samples."""
+
+    def __init__(self, features, limit):
+        self.features, self.limit, self.sizes = features, limit, []
+
+    def __call__(self, model, batch, numbers=None):
+        n = len(batch["index"])
+        self.sizes.append(n)
+        if n > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.features(model, batch, numbers)
+
+
+def test_extraction_halves_its_own_batch(make_trainer, monkeypatch, caplog):
+    trainer = make_trainer(per_device_eval_batch_size=64)
+    whole = trainer.extract_features()
+    refusing = Refusing(trainer.modality.features, limit=20)
+    monkeypatch.setattr(trainer.modality, "features", refusing)
+    assert torch.allclose(trainer.extract_features(), whole, atol=1e-5)
+    assert refusing.sizes[:3] == [64, 32, 16]
+    assert max(refusing.sizes[3:]) == 16  # and stays there
+    assert "features are computed of 16" in caplog.text
+    refusing.limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.extract_features()
+
+
+def test_other_errors_of_extraction_are_not_taken_for_a_lack_of_memory(make_trainer, monkeypatch):
+    trainer = make_trainer()
+
+    def fail(*args):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(trainer.modality, "features", fail)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        trainer.extract_features()
+
+
+def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
+    trainer = make_trainer(
+        auto_find_batch_size=True,
+        pair_weight=0.0,
+        per_device_train_batch_size=32,
+        steps_per_epoch=3,
+        num_train_epochs=2,
+    )
+    training_step = trainer.training_step
+
+    def refuse_large(model, inputs, *args):
+        if len(inputs["index"]) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return training_step(model, inputs, *args)
+
+    monkeypatch.setattr(trainer, "training_step", refuse_large)
+    trainer.train()
+    assert trainer._train_batch_size <= 16
+    assert trainer.state.global_step == 6
+    assert trainer.state.epoch == 2.0
