@@ -77,7 +77,7 @@ class RecipeArguments(DataArguments):
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id, folder of recordings, or folder of parquet files. Default: synthetic sounds, made here."
+            "help": "Hub id, folder of recordings, archive or table. Default: synthetic sounds, made here."
         },
     )
     model_name_or_path: str | None = field(

@@ -54,7 +54,7 @@ class RecipeArguments(DataArguments):
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Hub id, folder of images, or folder of parquet files. Default: handwritten digits."},
+        metadata={"help": "Hub id, folder of images, archive or table. Default: handwritten digits."},
     )
     model_name_or_path: str | None = field(
         default=None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def add_sample_arguments(parser: argparse.ArgumentParser, samples: str, output: str) -> None:
     """Declare the arguments for model, samples and output."""
     parser.add_argument("--model", required=True, help="folder or Hub id of the backbone")
-    parser.add_argument("--dataset", required=True, help=f"Hub id, folder of {samples}, or folder of parquet files")
+    parser.add_argument("--dataset", required=True, help=f"Hub id, folder of {samples}, archive or table")
     parser.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a Hub data set")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"where the {output} go, a .parquet file")

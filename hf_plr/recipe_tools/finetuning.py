@@ -27,7 +27,7 @@ class FinetuneArguments:
     )
     dataset_name: str = field(
         default=None,  # type: ignore[assignment]
-        metadata={"help": "Hub id, folder of files, or folder of parquet files."},
+        metadata={"help": "Hub id, folder of files, archive or table."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
