@@ -76,9 +76,7 @@ class RecipeArguments(DataArguments):
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={
-            "help": "Hub id, folder of recordings, archive or table. Default: synthetic sounds, made here."
-        },
+        metadata={"help": "Hub id, folder of recordings, archive or table. Default: synthetic sounds, made here."},
     )
     model_name_or_path: str | None = field(
         default=None,

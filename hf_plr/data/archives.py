@@ -14,6 +14,7 @@ from datasets.utils.extract import Extractor
 from datasets.utils.file_utils import xopen
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+OTHER_ARCHIVES = (".rar", ".7z", ".zst", ".lz4")
 
 
 def archive_stem(name: str) -> str | None:

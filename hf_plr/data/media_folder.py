@@ -17,7 +17,7 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, DatasetInfo, Featu
 from datasets.features.features import generate_from_arrow_type
 from datasets.table import InMemoryTable
 
-from hf_plr.data.archives import archive_stem, unpack
+from hf_plr.data.archives import OTHER_ARCHIVES, archive_stem, unpack
 from hf_plr.data.media_kinds import Kind, Media, identify
 from hf_plr.data.metadata_files import METADATA_NAMES, TABLE_SUFFIXES, Metadata, read_metadata
 
@@ -55,11 +55,13 @@ class FolderContents:
         files: media files, by name.
         tables: path of each table, by name below the folder.
         broken_links: links to nothing.
+        packed: archives that are not unpacked.
     """
 
     files: list[MediaFile] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
     broken_links: int = 0
+    packed: int = 0
 
     def count(self, kind: Kind) -> int:
         """Files of a kind that can be read, as far as can be told without decoding them."""
@@ -77,6 +79,7 @@ def list_folder(folder: str) -> FolderContents:
     contents = FolderContents()
     for path, name in _walk(folder, "", (), contents):
         lowered = name.lower()
+        contents.packed += lowered.endswith(OTHER_ARCHIVES)
         if lowered.endswith(TABLE_SUFFIXES):
             contents.tables[name] = path
         media = identify(path)
@@ -140,6 +143,8 @@ class MediaFolder:
         self._notes += [f"{n:,} {PLURALS[other]} beside them are not taken" for other, n in others.items()]
         if contents.broken_links:
             self._notes.append(f"{contents.broken_links:,} links lead nowhere")
+        if contents.packed:
+            self._notes.append(f"{contents.packed:,} archives ({', '.join(OTHER_ARCHIVES)}) are not unpacked")
 
     @property
     def is_complete(self) -> bool:

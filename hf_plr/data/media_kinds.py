@@ -16,6 +16,7 @@ HEAD_BYTES = 132  # as far as the signature of DICOM
 NOT_IMAGES = {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf", ".fit", ".fits"}
 CAMERA_RAW = "camera raw files are not read: convert them to TIFF or JPEG"
 SCIENTIFIC = "this format is not read: convert it to TIFF or PNG"
+BAD_NAME = "names that are not UTF-8: rename these files"
 VIDEO = "videos are not read: extract images or sound first"
 HEIC = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
 COMPRESSED_SOUND = "needs another decoder: convert it to wav, flac, ogg or mp3"
@@ -70,7 +71,12 @@ def identify(path: str) -> Media | None:
     Args:
         path: a file of this machine.
     """
-    suffix = os.path.splitext(path)[1].lower()
+    stem, suffix = os.path.splitext(path.lower())
+    if not _is_utf8(path) and (named := identify_name(suffix)) is not None:
+        return Media(named.kind, BAD_NAME)
+    packed = identify_name(os.path.splitext(stem)[1]) if suffix in (".gz", ".bz2", ".xz") else None
+    if packed is not None:
+        return Media(packed.kind, f"{suffix} files are not read: unpack them")
     by_name = identify_name(suffix)
     if by_name is not None or suffix in OTHER:
         return by_name
@@ -79,6 +85,15 @@ def identify(path: str) -> Media | None:
             return identify_head(file.read(HEAD_BYTES))
     except OSError:
         return None
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether a name can be stored in a table; names of other encodings cannot."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @functools.cache

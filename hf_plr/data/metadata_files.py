@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -52,14 +53,23 @@ def read_table(path: str) -> pa.Table:
             return pyarrow.parquet.read_table(path)
         if suffix == ".jsonl":
             return pyarrow.json.read_json(path)
-        delimiter = "\t" if suffix == ".tsv" else ","
-        return pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
-        )
+        table = _read_csv(path, "utf8")
+        is_utf8 = not any(pa.types.is_binary(kind) for kind in table.schema.types)  # what is none becomes bytes
+        return table if is_utf8 else _read_csv(path, "latin-1")
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _read_csv(path: str, encoding: str) -> pa.Table:
+    """Read a table of values that are separated by what the first line has most of: commas, semicolons or tabs."""
+    with open(path, encoding="latin-1") as file:
+        first = file.readline()
+    return pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(encoding=encoding),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=max(",;\t", key=first.count), newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+    )
 
 
 def read_metadata(path: str, name: str, files: Sequence[str]) -> Metadata | None:
@@ -104,10 +114,10 @@ def read_metadata(path: str, name: str, files: Sequence[str]) -> Metadata | None
 
 def _find_key(table: pa.Table, folder: str, known: set[str]) -> str | None:
     """The column that names files."""
-    names = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _is_text(kind)]
-    for name in names:
+    for name in table.column_names:
         if name == "file_name" or name.endswith("_file_name"):
             return str(name)
+    names = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _is_text(kind)]
     by_base = _unique_by_base(known)
     for name in names:
         values = [value for value in table[name].slice(0, LOOKED_AT).to_pylist() if value]
@@ -120,11 +130,11 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _resolve(value: str | None, folder: str, known: set[str], by_base: dict[str, str]) -> str | None:
+def _resolve(value: Any, folder: str, known: set[str], by_base: dict[str, str]) -> str | None:
     """The file that a value names, relative to the table's folder or, if it is the only one, by its last part."""
     if not value:
         return None
-    value = value.replace("\\", "/")
+    value = str(value).replace("\\", "/")
     name = os.path.normpath(os.path.join(folder, value)).replace(os.sep, "/")
     return name if name in known else by_base.get(value.rsplit("/", 1)[-1])
 

@@ -207,6 +207,40 @@ def test_other_tables_that_name_files_are_read(tmp_path, load):
     assert isinstance(splits["train"].features["audio"], Audio)
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("file_name;site\n1.png;Bär\n", "utf-8-sig"),
+        ("file_name,site\n1.png,Bär\n", "latin-1"),
+        ("site\tfile_name\nBär\t1.png", "utf-8"),
+    ],
+)
+def test_tables_of_other_programs(tmp_path, load, text, encoding):
+    draw(tmp_path, "1.png")
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    assert load(tmp_path)[0]["train"]["site"] == ["Bär"]
+
+
+def test_names_that_no_table_can_hold_and_packed_files_are_counted(tmp_path, load):
+    draw(tmp_path, "1.png")
+    shutil.copy(tmp_path / "1.png", os.fsencode(tmp_path) + b"/\xff.png")
+    shutil.copy(tmp_path / "1.png", tmp_path / "2.png.gz")
+    (tmp_path / "more.rar").write_bytes(b"Rar!")
+    splits, said = load(tmp_path)
+    assert len(splits["train"]) == 1
+    assert "3 images: 1 train, 1 left out: .gz files are not read: unpack them" in said
+    assert "1 left out: names that are not UTF-8" in said
+    assert "1 archives (.rar, .7z, .zst, .lz4) are not unpacked" in said
+
+
+def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path, load):
+    draw(tmp_path, "1.png")
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as file:
+        file.write(tmp_path / "1.png", "../../../evil.png")
+        file.write(tmp_path / "1.png", "inside.png")
+    assert len(load(tmp_path)[0]["train"]) == 2
+
+
 def test_metadata_of_each_split(tmp_path, load):
     draw(tmp_path, "train/1.png", "test/1.png")
     for split, site in (("train", "north"), ("test", "south")):
