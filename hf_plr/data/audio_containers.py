@@ -138,6 +138,7 @@ class ContainerReader:
             for part in resampler.resample(frame):
                 yield part.to_ndarray().mean(axis=0, dtype=np.float32)
 
+
 @contextlib.contextmanager
 def open_container(source: bytes | str | os.PathLike[str]) -> Iterator[ContainerReader]:
     """Open bytes or a file by PyAV.

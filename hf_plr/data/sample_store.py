@@ -7,7 +7,6 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from hf_plr.utils.progress import track
 logger = logging.getLogger(__name__)
 
 DIGEST_ROWS = 16
+DIGEST_BLOCK = 1 << 20  # bytes of a file that are in memory together
 PATH_ROWS = 256  # whose bytes are in memory together
 SKIP_HINT = "--skip_unreadable (skip_unreadable=True) leaves it out."
 
@@ -56,7 +56,9 @@ class SampleStore(TorchDataset, ABC):
         unreadable_error: class of the error if a sample cannot be decoded.
         decode_batch: rows that are decoded together when the store is built.
         labels: true label of each row of the data set, -1 = unknown; None without a label column.
-        rows: row of the data set at each position; shape (len(self),).
+        rows: row of the data set at each position; shape (len(self),). A recording that is cut into segments has as
+            many positions.
+        segments: start and end in seconds of each position, float64 (len(self), 2); None where samples are whole.
         unreadable: rows that were left out.
 
     Raises:
@@ -69,6 +71,7 @@ class SampleStore(TorchDataset, ABC):
     decode_batch: int
 
     rows: np.ndarray
+    segments: np.ndarray | None = None
     unreadable: list[int]
 
     def __init__(self, dataset: Dataset, column: str, label_column: str | None, label_names: dict[str, int] | None):
@@ -85,16 +88,15 @@ class SampleStore(TorchDataset, ABC):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> Items:
-        rows = self.rows[np.asarray(positions)]
-        inputs = self._load_inputs(rows)
+        inputs = self._load_inputs(np.asarray(positions))
         items = Items(
             {"index": int(position), self.input_name: tensor}
             for position, tensor in zip(positions, inputs, strict=True)
         )
         items.inputs = inputs if isinstance(inputs, torch.Tensor) else None
         if self.labels is not None:
-            for item, row in zip(items, rows, strict=True):
-                item["labels"] = int(self.labels[row])
+            for item in items:
+                item["labels"] = int(self.labels[self.rows[item["index"]]])
         return items
 
     @abstractmethod
@@ -134,13 +136,15 @@ class SampleStore(TorchDataset, ABC):
     def digest(self) -> str:
         """Compute a text that differs between data sets, from some stored rows and from which rows are readable."""
         digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
+        if self.segments is not None:
+            digest.update(np.ascontiguousarray(self.segments).tobytes())
         for value in self._read_column(spread_rows(len(self._column), DIGEST_ROWS)):
-            digest.update(_read_content(value))
+            _add_content(digest, value)
         return digest.hexdigest()[:16]
 
     @abstractmethod
-    def _load_inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
-        """Load one tensor per row of the data set, decoded now or before."""
+    def _load_inputs(self, positions: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
+        """Load one tensor per position, decoded now or before."""
 
     @abstractmethod
     def _decode_rows(self, rows: np.ndarray) -> Any:
@@ -216,14 +220,18 @@ def list_stored_paths(column: Dataset, name: str) -> list[str] | None:
     return paths
 
 
-def _read_content(stored: Any) -> bytes:
-    """Read the bytes of a stored image or recording, from the column or from its file."""
+def _add_content(digest: Any, stored: Any) -> None:
+    """Add the bytes of a stored image or recording to a digest, from the column or block by block from its file."""
     if not isinstance(stored, dict):
-        return np.asarray(stored).tobytes()
-    if stored.get("bytes") is not None:
-        return bytes(stored["bytes"])
-    path = str(stored.get("path"))
-    return Path(path).read_bytes() if os.path.isfile(path) else os.path.basename(path).encode()
+        digest.update(np.asarray(stored).tobytes())
+    elif stored.get("bytes") is not None:
+        digest.update(bytes(stored["bytes"]))
+    elif os.path.isfile(str(stored.get("path"))):
+        with open(stored["path"], "rb") as file:
+            while block := file.read(DIGEST_BLOCK):
+                digest.update(block)
+    else:
+        digest.update(os.path.basename(str(stored.get("path"))).encode())
 
 
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:
