@@ -176,10 +176,7 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
         else:
             schema = pa.Schema.from_pandas(_build_frame(files, cells, slice(0, 0)), preserve_index=False)
             if files[-1].index is not None:  # empty rows do not show its type
-                schema = schema.set(
-                    schema.get_field_index(INDEX_COLUMN),
-                    pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type),
-                )
+                schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
             with pq.ParquetWriter(temporary, schema) as writer:
                 for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
                     table = pa.Table.from_pandas(_build_frame(files, cells, rows), schema=schema, preserve_index=False)
