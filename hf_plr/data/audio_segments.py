@@ -178,7 +178,8 @@ class _Window:
             if self._limit is not None and self.stop + len(block) >= self._limit:
                 block, self.has_ended = block[: self._limit - self.stop], True
             self.stop += len(block)
-            parts.append(block[max(0, len(block) - (self.stop - first)) :] if self.stop > first else block[:0])
+            if self.stop > first:
+                parts.append(block[max(0, len(block) - (self.stop - first)) :])
         self._frames = np.concatenate(parts)
 
     def take(self, first: int, stop: int) -> np.ndarray:
