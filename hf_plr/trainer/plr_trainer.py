@@ -424,9 +424,9 @@ class PLRTrainer(BaseTrainer):
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
         labels = self.pseudo_labels
-        noun = self.modality.noun
+        noun, span = self.modality.noun, "" if self.train_dataset.segments is None else " start, end,"
         files = (
-            (PSEUDO_LABELS_FILE, f"index, label, previous_label and confidence of every training {noun}"),
+            (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
             (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
         )
         summary = dataclasses.replace(
