@@ -255,14 +255,15 @@ def read_sampling_rates(dataset: Dataset, audio_column: str, n_samples: int = 25
     column = select_undecoded(dataset, audio_column)
     selected = spread_rows(len(dataset), n_samples)
     rates: list[int] = []
+    first_error: UnreadableRecording | None = None
     for rows in np.array_split(selected, range(AudioStore.decode_batch, len(selected), AudioStore.decode_batch)):
         for row, value in zip(rows.tolist(), column[rows.tolist()][audio_column], strict=True):
             try:
                 rates.append(read_sampling_rate(value, row))
-            except UnreadableRecording:
-                continue
+            except UnreadableRecording as error:
+                first_error = first_error or error
     if not rates:
-        raise ValueError(f"none of {len(selected)} recordings can be read: use other files of wav, flac, ogg or mp3")
+        raise ValueError(f"none of {len(selected)} recordings can be read; the first: {first_error}")
     return rates
 
 

@@ -18,6 +18,7 @@ from hf_plr import PLRTrainer, UnitTrainer
 from hf_plr.cli import main
 from hf_plr.data.loading import make_synthetic_recordings
 from hf_plr.evaluation.evaluators import score_against_gallery
+from hf_plr.hub.label_dataset import make_labels_card
 from hf_plr.report.html.report_file import read_report
 from hf_plr.units.space import number_recordings
 
@@ -213,6 +214,10 @@ def test_media_of_segments_are_not_pushed(make, folder, tmp_path, capsys):
     trainer = make()
     trainer.train()
     trainer.save_labels(tmp_path / "out")
+    labels = Dataset.from_parquet(str(tmp_path / "out" / "pseudo_labels.parquet"))
+    card = str(make_labels_card(labels, "me/labels"))
+    assert "start" in card
+    assert "second of the recording at which the segment begins" in card
     with pytest.raises(ValueError, match="labels of segments, and each would bring its whole recording along"):
         trainer.push_labels_to_hub("me/labels", with_media=True)
     assert main(["push-labels", str(tmp_path / "out"), "--repo", "me/labels", "--with_media", folder]) == 2
