@@ -35,6 +35,7 @@ NAMES = {
     ".ac3": "AC3",
 }
 CONTAINER_SUFFIXES = tuple(NAMES)
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,aac,asf,amr,matroska,webm,ape,wv,tta,ac3"  # no playlists: they open other files
 BRANDS = {b"M4A ": "M4A", b"M4B ": "M4B", b"qt  ": "MOV", b"3gp": "3GP", b"3g2": "3GP"}
 MAGIC = {
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "WMA",
@@ -149,7 +150,10 @@ def open_container(source: bytes | str | os.PathLike[str]) -> Iterator[Container
     import av
 
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            av.open(file, options={"format_whitelist": DEMUXERS}) as container,
+        ):
             yield ContainerReader(container)
     except av.error.FFmpegError as error:
         raise ValueError(error.strerror or str(error)) from error

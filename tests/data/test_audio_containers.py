@@ -120,6 +120,18 @@ def test_a_damaged_container_is_named():
             decode_waveform({"bytes": damaged, "path": "phone.m4a"}, 3, RATE)
 
 
+def test_a_container_opens_no_other_file(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed: pip install av")
+    (tmp_path / "secret.aac").write_bytes(write_container(sweep(1.0), "adts"))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{tmp_path}/secret.aac\n#EXT-X-ENDLIST\n".encode()
+    listed = b"ffconcat version 1.0\nfile secret.aac\n"
+    for content in (playlist, listed):
+        (tmp_path / "phone.m4a").write_bytes(content)
+        for value in ({"bytes": content, "path": "phone.m4a"}, {"bytes": None, "path": str(tmp_path / "phone.m4a")}):
+            with pytest.raises(UnreadableRecording, match="recording 3 cannot be read as M4A"):
+                decode_waveform(value, 3, RATE)
+
+
 def test_a_container_among_other_recordings():
     files = [{"bytes": write_container(sweep(1.0)), "path": "a.m4a"}, {"bytes": EMPTY_M4A, "path": "b.m4a"}]
     features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}})
