@@ -37,7 +37,7 @@ class LabelFile:
         path: the file.
         labels: integers, -1 = noise, shape (N,); memory-mapped if the file is a .npy.
         index: column "index" if it exists: row of the data set per sample, shape (N,).
-        spans: columns "start" and "end" if they exist: seconds of segments of recordings, float64 (N, 2).
+        spans: columns "start" and "end" if they exist beside "index": seconds of segments, float64 (N, 2).
     """
 
     path: str
@@ -81,7 +81,7 @@ class LabelFile:
             raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
         labels = _validate_labels(path, f"column {name!r}", frame[name].to_numpy())
         index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
-        return cls(path, labels, index, _find_spans(frame))
+        return cls(path, labels, index, None if index is None else _find_spans(frame))
 
 
 def _validate_kind(path: str) -> str:

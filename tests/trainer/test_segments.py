@@ -271,7 +271,7 @@ def test_frames_of_segments_are_standardised_by_their_recording(make):
     assert number_recordings(np.array([4, 4, 9]), None).tolist() == [0, 0, 1]
 
 
-def test_refined_files_keep_the_segments(make, tmp_path):
+def test_refined_files_keep_the_segments(make, tmp_path, capsys):
     trainer = make()
     trainer.train()
     trainer.save_labels(tmp_path)
@@ -281,3 +281,9 @@ def test_refined_files_keep_the_segments(make, tmp_path):
         assert main(["refine", "--previous", file, "--current", file, "--output", str(output)]) == 0
         refined = pd.read_parquet(output) if ending == "parquet" else pd.read_csv(output)
         assert names_of(refined) == names_of(pd.read_parquet(file))
+    others = pd.read_parquet(file)
+    others.loc[3, "end"] += 0.25
+    others.to_parquet(tmp_path / "others.parquet")
+    command = ["refine", "--previous", str(tmp_path / "others.parquet"), "--current", file]
+    assert main([*command, "--output", str(tmp_path / "none.npy")]) == 2
+    assert "label other segments: in row 3 they start at" in capsys.readouterr().err
