@@ -138,6 +138,16 @@ class BaseTrainingArguments(TrainingArguments):
     max_seconds: AboveZero | None = field(
         default=None, metadata={"help": "Sounds: use only the first so many seconds. Default: all."}
     )
+    segment_seconds: AboveZero | None = field(
+        default=None,
+        metadata={
+            "help": "Sounds: cut recordings into segments of so many seconds, each a sample, with start and end in all "
+            "tables. A rest under half a segment belongs to the segment before it. Default: whole recordings."
+        },
+    )
+    segment_overlap: AtLeastZero = field(
+        default=0.0, metadata={"help": "Sounds: seconds that neighbouring segments have in common."}
+    )
     augmentation: Augmentation | None = field(
         default=None,
         metadata={
@@ -248,6 +258,11 @@ class BaseTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         check_values(self, BaseTrainingArguments)
+        if self.segment_overlap and self.segment_seconds is None:
+            raise ValueError(f"segment_overlap={self.segment_overlap} has no effect without segment_seconds: add it")
+        if self.segment_seconds is not None and self.segment_overlap >= self.segment_seconds:
+            overlap, seconds = self.segment_overlap, self.segment_seconds
+            raise ValueError(f"segment_overlap={overlap} must be less than segment_seconds={seconds}")
         refuse_unsupported(self)
 
     @property

@@ -3,7 +3,8 @@
   hf-plr audit out --marks marks.csv
 
 `out` is a run's output folder. marks.csv comes from its report.html, or is a CSV of your own with two columns. index is
-the row of the data set, as in pseudo_labels.parquet. mark is wrong, right, or empty for a sample without a mark.
+the row of the data set, as in pseudo_labels.parquet; where a recording has several segments, a column start says at
+which second the marked one begins. mark is wrong, right, or empty for a sample without a mark.
 
 The error rate comes only from samples that were drawn at random: the report's random sheet, or a file of your own with
 --random. Mark every sample of that draw, also the right ones. A draw with only some samples marked may not be fair, and

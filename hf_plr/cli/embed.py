@@ -4,7 +4,8 @@
 
 `out` is the output folder or Hub id of a run, or any backbone that `AutoModel` loads. DATA is a Hub id, a folder of
 images or recordings, or a folder of parquet files. The output has one row per sample: its index, its file if that is
-known, and its feature, a list of floats of the backbone's width. Pooling, layer and length are those of the run if its
+known, and its feature, a list of floats of the backbone's width; with --segment_seconds one row per segment of a
+recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if its
 metrics.json lies beside the model, unless they are given.
 """
 
@@ -18,10 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from hf_plr.cli.samples import add_sample_arguments, check_output, open_samples
+from hf_plr.cli.samples import (
+    add_sample_arguments,
+    add_segment_arguments,
+    check_output,
+    open_samples,
+    segment_settings,
+)
 
 SUMMARY = "write the features of images or recordings"
 RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
+SEGMENT_SETTINGS: dict[str, type] = {"segment_seconds": float, "segment_overlap": float}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_seconds", type=float, metavar="S", help="use only the first so many seconds (default: as in the run)"
     )
+    add_segment_arguments(parser, "as in the run", "as in the run")
     parser.add_argument(
         "--batch_size", type=int, default=256, metavar="B", help="images, or seconds, per batch (default: %(default)s)"
     )
@@ -57,11 +66,12 @@ def run(args: argparse.Namespace) -> None:
     for name in RUN_SETTINGS:
         value = getattr(args, name)
         settings[name] = run_settings.get(name) if value is None else value
+    settings |= {name: run_settings[name] for name in SEGMENT_SETTINGS if name in run_settings} | segment_settings(args)
     extractor, store = open_samples(args, find_modality, settings)
     start = time.perf_counter()
     features = extractor.extract_all(store).cpu().numpy()
     seconds = time.perf_counter() - start
-    write_features(args.output, store.rows, features, store.files())
+    write_features(args.output, store.rows, features, store.files(), store.segments)
     print(
         f"Wrote {args.output}: {len(features):,} features of {features.shape[1]} numbers in {seconds:.1f} s "
         f"({len(features) / seconds:.0f} {extractor.modality.plural} per second)"
@@ -86,29 +96,38 @@ def read_run_settings(model: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             settings = json.load(file)["settings"]
-        return {name: setting_type(settings[name]) for name, setting_type in RUN_SETTINGS.items() if name in settings}
+        kinds = RUN_SETTINGS | SEGMENT_SETTINGS
+        return {name: kind(settings[name]) for name, kind in kinds.items() if name in settings}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
 
 
 def write_features(
-    path: str | os.PathLike[str], rows: np.ndarray, features: np.ndarray, files: list[str] | None = None
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    features: np.ndarray,
+    files: list[str] | None = None,
+    segments: np.ndarray | None = None,
 ) -> None:
-    """Write one row per sample: index, file and feature (D floats), by index.
+    """Write one row per sample: index, file and feature (D floats), by index, and for segments by start.
 
     Args:
         path: a parquet file; it is complete or does not exist.
         rows: index of each sample, (N,).
         features: float32 (N, D).
         files: file of each sample, (N,); None leaves the column out.
+        segments: start and end in seconds of each sample, (N, 2); None leaves the columns out.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    order = np.argsort(rows, kind="stable")  # a store of recordings is ordered by length
+    starts = np.zeros(len(rows)) if segments is None else segments[:, 0]
+    order = np.lexsort((starts, rows))  # a store of recordings is ordered by length
     columns = {"index": pa.array(rows[order], pa.int64())}
     if files is not None:
         columns["file"] = pa.array([files[i] for i in order])
+    if segments is not None:
+        columns["start"], columns["end"] = (pa.array(column, pa.float64()) for column in segments[order].T)
     flat = pa.array(np.ascontiguousarray(features[order]).reshape(-1), pa.float32())
     columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
     pq.write_table(pa.table(columns), f"{path}.tmp")

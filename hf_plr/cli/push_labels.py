@@ -4,8 +4,9 @@
   hf-plr push-labels out --repo USER/NAME --with_media DATA
 
 `out` is the output folder of a run. The data set has one row per sample: its index, its file if that is known, its
-label, previous label and confidence, or its units. The images or recordings themselves are pushed only with
---with_media and the run's data: a Hub id, a folder, or a folder of parquet files.
+label, previous label and confidence, or its units; of segments of recordings also start and end. The images or
+recordings themselves are pushed only with --with_media and the run's data: a Hub id, a folder, or a folder of parquet
+files. Labels of segments go without them.
 """
 
 from __future__ import annotations

@@ -97,6 +97,13 @@ def _check_same_samples(files: list[LabelFile]) -> None:
                 f"{file.path} and {current.path} are not in the same order: in row {row} their index is "
                 f"{file.index[row]} and {current.index[row]}"
             )
+        if file.spans is not None and current.spans is not None and not np.array_equal(file.spans, current.spans):
+            row = int(np.argmax((file.spans != current.spans).any(axis=1)))
+            raise ValueError(
+                f"{file.path} and {current.path} label other segments: in row {row} they start at "
+                f"{file.spans[row, 0]:g} and {current.spans[row, 0]:g} s, and end at {file.spans[row, 1]:g} and "
+                f"{current.spans[row, 1]:g} s"
+            )
 
 
 def describe_refinement(cells: CellRefinement) -> str:

@@ -29,6 +29,28 @@ def add_sample_arguments(parser: argparse.ArgumentParser, samples: str, output: 
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
+def add_segment_arguments(parser: argparse.ArgumentParser, default: str, default_overlap: str) -> None:
+    """Declare the arguments that cut recordings into segments; the defaults are for the help."""
+    parser.add_argument(
+        "--segment_seconds",
+        type=float,
+        metavar="S",
+        help=f"cut recordings into segments of so many seconds, each with a row of its own (default: {default})",
+    )
+    parser.add_argument(
+        "--segment_overlap",
+        type=float,
+        metavar="S",
+        help=f"seconds that neighbouring segments have in common (default: {default_overlap})",
+    )
+
+
+def segment_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the training arguments of segments that are given."""
+    given = {name: getattr(args, name) for name in ("segment_seconds", "segment_overlap")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def check_output(args: argparse.Namespace, content: str) -> None:
     """Reject an output that cannot be written, before any work.
 

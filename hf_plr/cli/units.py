@@ -6,7 +6,8 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
 
 `out` is the output folder or Hub id of a run of recipes/hubert_plr.py --objective frames. RECORDINGS is a Hub id, a
 folder of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row per recording: its index,
-its file if that is known, and a list with one unit per frame. Units are numbers below twice the run's --num_clusters.
+its file if that is known, and a list with one unit per frame; with --segment_seconds one row per segment, with its
+start and end in seconds. Units are numbers below twice the run's --num_clusters.
 They have gaps, since a unit keeps its number from round to round. Where the run standardised frames by speaker, name
 the column of the speakers with --speaker_column; without it, each recording is standardised by itself.
 """
@@ -19,7 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_plr.cli.samples import add_sample_arguments, check_output, open_samples
+from hf_plr.cli.samples import (
+    add_sample_arguments,
+    add_segment_arguments,
+    check_output,
+    open_samples,
+    segment_settings,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="use only the first so many seconds, as the run did (default: all)",
     )
+    add_segment_arguments(parser, "whole recordings", "0")
     parser.add_argument(
         "--batch_size", type=int, default=64, metavar="S", help="seconds of sound per batch (default: %(default)s)"
     )
@@ -80,17 +88,19 @@ def run(args: argparse.Namespace) -> None:
             speakers.append(encode_labels(dataset, args.speaker_column))
         return AudioModality(model, training, find_audio_column(dataset, args.audio_column))
 
-    extractor, store = open_samples(args, find_modality, {"max_seconds": args.max_seconds}, "audio")
+    settings = segment_settings(args) | {"max_seconds": args.max_seconds}
+    extractor, store = open_samples(args, find_modality, settings, "audio")
     assert isinstance(store, AudioStore)
     start = time.perf_counter()
     if is_by_speaker and not speakers:
         print("No --speaker_column: the frames of each recording are standardised by themselves, not by speaker.")
     rows, units = zip(*encoder.encode(extractor, store, speakers[0] if speakers else None), strict=True)
     seconds = time.perf_counter() - start
-    write_units(args.output, np.asarray(rows), list(units), store.files())
+    write_units(args.output, np.asarray(rows), list(units), store.files(), store.segments)
     duration = float(store.lengths.sum()) / store.audio_format.sampling_rate
     n_units = len(np.unique(np.concatenate(units)))
     print(
-        f"Wrote {args.output}: {sum(map(len, units)):,} frames of {len(rows):,} recordings, {n_units} units, from "
-        f"{duration / 60:.1f} minutes of sound in {seconds:.1f} s ({duration / seconds:.0f} times as fast as it plays)"
+        f"Wrote {args.output}: {sum(map(len, units)):,} frames of {len(rows):,} {extractor.modality.plural}, {n_units} "
+        f"units, from {duration / 60:.1f} minutes of sound in {seconds:.1f} s ({duration / seconds:.0f} times as fast "
+        "as it plays)"
     )

@@ -48,11 +48,10 @@ def unpack(path: str) -> str:
     return str(folder)
 
 
-def read_media(path: str) -> bytes:
-    """Read all bytes of a file, which may be in an archive or elsewhere; see `open_media`."""
+def open_binary(path: str) -> IO[bytes]:
+    """Open a file, which may be in an archive or elsewhere; see `open_media`."""
     opened = open_media(path)
-    with open(opened, "rb") if isinstance(opened, str) else opened as file:
-        return bytes(file.read())
+    return open(opened, "rb") if isinstance(opened, str) else opened
 
 
 def open_media(path: str) -> str | IO[bytes]:

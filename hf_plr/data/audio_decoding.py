@@ -6,15 +6,21 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import soundfile
 import soxr
 
+from hf_plr.data.archives import open_binary
+from hf_plr.data.audio_containers import HEAD_BYTES, name_container, open_container
+from hf_plr.data.audio_containers import describe_unreadable as describe_unreadable
 from hf_plr.data.sample_store import UnreadableSample
 
 FORMATS = "wav, flac, ogg or mp3"
+# Files in which libsndfile jumps to the very frame. In Ogg and MP3 it lands beside some, or decodes others.
+SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_")
 
 
 class UnreadableRecording(UnreadableSample):
@@ -45,28 +51,151 @@ def decode_waveform(
         UnreadableRecording: if it is missing, empty, cannot be decoded, or holds NaN or infinite samples.
         ValueError: if it is an array without sampling rate.
     """
-    if _is_array(value):
-        rate = read_sampling_rate(value, row)
-        waveform = _convert_array(value["array"], _count_stored_samples(max_samples, sampling_rate, rate), row)
-    else:
-        with _open_file(value, row) as file:
-            rate = file.samplerate
-            frames = _count_stored_samples(max_samples, sampling_rate, rate)
-            waveform = file.read(-1 if frames is None else frames, dtype="float32", always_2d=True).mean(axis=1)
-    if len(waveform) == 0:
-        raise UnreadableRecording(f"recording {row} has no samples")
-    if not np.isfinite(waveform).all():
-        raise UnreadableRecording(f"recording {row} holds samples that are NaN or infinite")
+    with open_recording(value, row) as reader:
+        rate = reader.rate
+        waveform = reader.read(count_stored_samples(max_samples, sampling_rate, rate))
+    check_waveform(waveform, row)
     if rate != sampling_rate:
         waveform = soxr.resample(waveform, rate, sampling_rate, quality="HQ")
     return np.pad(waveform[:max_samples], (0, max(0, min_samples - len(waveform))))
 
 
+def check_waveform(waveform: np.ndarray, row: int) -> None:
+    """Refuse a waveform (T,) without samples, or with NaN or infinite ones.
+
+    Raises:
+        UnreadableRecording: naming its row.
+    """
+    if len(waveform) == 0:
+        raise UnreadableRecording(f"recording {row} has no samples")
+    if not np.isfinite(waveform).all():
+        raise UnreadableRecording(f"recording {row} holds samples that are NaN or infinite")
+
+
 def read_sampling_rate(value: Any, row: int) -> int:
     """Read the samples per second (Hz) of a stored recording; arguments and errors as in `decode_waveform`."""
-    if not _is_array(value):
-        with _open_file(value, row) as file:
-            return file.samplerate
+    with open_recording(value, row) as reader:
+        return reader.rate
+
+
+class Reader(Protocol):
+    """Reader of a stored recording, forward from its first frame; channels are averaged.
+
+    Attributes:
+        rate: frames per second (Hz).
+        can_seek: True if `seek` leads to the very frames that reading up to there would.
+    """
+
+    rate: int
+    can_seek: bool
+
+    def read(self, frames: int | None) -> np.ndarray:
+        """Read the next frames, all of them for None: float32 (T,), fewer at the end."""
+
+    def seek(self, frame: int) -> None:
+        """Go to a frame, counted from the first."""
+
+
+@contextlib.contextmanager
+def open_recording(value: Any, row: int) -> Iterator[Reader]:
+    """Open the value of a column; arguments and errors as in `decode_waveform`, also for errors while it is read."""
+    if _is_array(value):
+        yield _ArrayReader(value, row)
+        return
+    source = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+    if not source:
+        raise UnreadableRecording(f"recording {row} is missing")
+    if isinstance(source, str) and "://" in source:
+        source = _read_remote(source, row)
+    if not isinstance(source, (bytes, str, os.PathLike)):
+        raise UnreadableRecording(f"recording {row} is neither a file nor an array but of type {type(source).__name__}")
+    container = None
+    try:
+        try:
+            file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        except (soundfile.SoundFileError, TypeError):
+            container = _find_container(value, source, row)
+            if container is None:
+                raise
+        if container is None:
+            with file:
+                yield _FileReader(file)
+        else:
+            with open_container(source) as reader:
+                yield reader
+    except UnreadableRecording:
+        raise
+    # TypeError: no header. MemoryError: a damaged header that promises more samples than fit.
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as error:
+        reason = str(error)
+        if isinstance(source, bytes) and isinstance(error, soundfile.LibsndfileError):
+            reason = error.error_string  # bytes have no file name to report
+        raise UnreadableRecording(f"recording {row} cannot be read as {container or FORMATS} ({reason})") from error
+
+
+def _read_remote(address: str, row: int) -> bytes:
+    """Read a file in an archive or elsewhere as a whole: such files cannot jump."""
+    try:
+        with open_binary(address) as file:
+            return bytes(file.read())
+    except (OSError, ValueError, KeyError) as error:
+        raise UnreadableRecording(f"recording {row} cannot be read ({error})") from error
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("array") is not None
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
+def count_stored_samples(max_samples: int | None, sampling_rate: int, stored_rate: int) -> int | None:
+    """Count the stored samples that make `max_samples` at `sampling_rate`; None for None."""
+    return None if max_samples is None else -(-max_samples * stored_rate // sampling_rate)
+
+
+class _FileReader:
+    """Reader of a file that libsndfile has opened."""
+
+    def __init__(self, file: soundfile.SoundFile):
+        self._file = file
+        self.rate = int(file.samplerate)
+        self.can_seek = file.seekable() and file.format != "OGG" and file.subtype.startswith(SEEKABLE)
+
+    def read(self, frames: int | None) -> np.ndarray:
+        stored = self._file.read(-1 if frames is None else frames, dtype="float32", always_2d=True)
+        waveform: np.ndarray = stored.mean(axis=1)
+        return waveform
+
+    def seek(self, frame: int) -> None:
+        self._file.seek(frame)
+
+
+class _ArrayReader:
+    """Reader of an array in the data set."""
+
+    can_seek = True
+
+    def __init__(self, value: Any, row: int):
+        self.rate = _check_rate(value, row)
+        self._array, self._row, self._position = value["array"], row, 0
+
+    def read(self, frames: int | None) -> np.ndarray:
+        try:
+            self._array = np.asarray(self._array)
+            stop = None if frames is None else self._position + frames
+            waveform = _convert_array(self._array, slice(self._position, stop))
+        except (ValueError, TypeError) as error:
+            raise UnreadableRecording(
+                f"recording {self._row} is not an array of numbers with one or two axes ({error})"
+            ) from error
+        self._position += len(waveform)
+        return waveform
+
+    def seek(self, frame: int) -> None:
+        self._position = frame
+
+
+def _check_rate(value: Any, row: int) -> int:
     rate = value.get("sampling_rate") if isinstance(value, dict) else None
     if rate is None:
         raise ValueError(
@@ -78,47 +207,35 @@ def read_sampling_rate(value: Any, row: int) -> int:
     return int(rate)
 
 
-def _is_array(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.get("array") is not None
-    return isinstance(value, (list, tuple, np.ndarray))
+def _convert_array(samples: np.ndarray, frames: slice) -> np.ndarray:
+    """Convert some frames of an array to float32, one channel."""
+    full_scale = 32768 if np.issubdtype(samples.dtype, np.integer) else 1
+    if samples.ndim == 2:
+        time_first = samples if samples.shape[0] >= samples.shape[1] else samples.T
+        chosen = time_first[frames].mean(axis=1)
+    elif samples.ndim == 1:
+        chosen = samples[frames]
+    else:
+        raise ValueError(f"it has {samples.ndim} axes")
+    return chosen.astype(np.float32) / np.float32(full_scale)
 
 
-def _count_stored_samples(max_samples: int | None, sampling_rate: int, stored_rate: int) -> int | None:
-    """Count the stored samples that make `max_samples` at `sampling_rate`."""
-    return None if max_samples is None else -(-max_samples * stored_rate // sampling_rate)
+def _find_container(value: Any, source: bytes | str | os.PathLike[str], row: int) -> str | None:
+    """Name the container of a file that libsndfile does not open; None if it is of no known kind.
 
-
-def _convert_array(array: Any, frames: int | None, row: int) -> np.ndarray:
-    try:
-        samples = np.asarray(array)
-        full_scale = 32768 if np.issubdtype(samples.dtype, np.integer) else 1
-        if samples.ndim == 2:
-            time_first = samples if samples.shape[0] >= samples.shape[1] else samples.T
-            samples = time_first[:frames].mean(axis=1)
-        if samples.ndim != 1:
-            raise ValueError(f"it has {samples.ndim} axes")
-        return samples[:frames].astype(np.float32) / np.float32(full_scale)
-    except (ValueError, TypeError) as error:
-        raise UnreadableRecording(
-            f"recording {row} is not an array of numbers with one or two axes ({error})"
-        ) from error
-
-
-@contextlib.contextmanager
-def _open_file(value: Any, row: int) -> Iterator[soundfile.SoundFile]:
-    """Open an audio file; its errors, now or while it is read, become an `UnreadableRecording`."""
-    source = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
-    if not source:
-        raise UnreadableRecording(f"recording {row} is missing")
-    if not isinstance(source, (bytes, str, os.PathLike)):
-        raise UnreadableRecording(f"recording {row} is neither a file nor an array but of type {type(source).__name__}")
-    try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            yield file
-    # TypeError: no header. MemoryError: a damaged header that promises more samples than fit.
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError, MemoryError) as error:
-        reason = str(error)
-        if isinstance(source, bytes) and isinstance(error, soundfile.LibsndfileError):
-            reason = error.error_string  # bytes have no file name to report
-        raise UnreadableRecording(f"recording {row} cannot be read as {FORMATS} ({reason})") from error
+    Raises:
+        UnreadableRecording: if there is no decoder for it.
+    """
+    if isinstance(source, bytes):
+        head = source[:HEAD_BYTES]
+    elif os.path.isfile(source):
+        with open(source, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    else:
+        return None
+    path = value.get("path") if isinstance(value, dict) else None if isinstance(source, bytes) else source
+    suffix = Path(path).suffix if path else ""
+    needed = describe_unreadable(head, suffix)
+    if needed is not None:
+        raise UnreadableRecording(f"recording {row} cannot be read: {needed}")
+    return name_container(head, suffix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,11 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform, read_sampling_rate
-from hf_plr.data.sample_store import SampleStore, select_undecoded, spread_rows
+from hf_plr.data.audio_segments import Segmentation, decode_segments, iterate_segments
+from hf_plr.data.sample_store import SKIP_HINT, SampleStore, select_undecoded, spread_rows
+from hf_plr.utils.progress import track
+
+MUCH_LONGER = 10  # times the median length, from where on a recording is warned of
 
 
 class AudioFormat:
@@ -21,18 +26,30 @@ class AudioFormat:
         min_samples: smallest length that the model accepts (its receptive field), at least 1. Shorter recordings are
             followed by zeros.
         max_seconds: length to which longer recordings are cut; None leaves them whole.
+        segment_seconds: length of the segments that recordings are cut into, each a sample; None for whole recordings.
+            With `max_seconds` the beginning of a recording is cut into segments.
+        segment_overlap: seconds that neighbouring segments have in common.
 
     Attributes:
         sampling_rate: samples per second (Hz).
         do_normalize: whether the model expects zero mean and unit variance.
-        min_samples, max_samples: bounds of a waveform's length; the second is None without `max_seconds`.
+        min_samples, max_samples: bounds of a recording's length; the second is None without `max_seconds`.
+        segmentation: the rule that cuts recordings, None for whole ones.
 
     Raises:
-        ValueError: if the feature extractor has no sampling rate or makes spectrograms, or `max_seconds` is shorter
-            than `min_samples`.
+        ValueError: if the feature extractor has no sampling rate or makes spectrograms, `max_seconds` or
+            `segment_seconds` is shorter than `min_samples`, segments overlap by their whole length, or `max_seconds` is
+            not longer than `segment_seconds`.
     """
 
-    def __init__(self, feature_extractor: Any, min_samples: int, max_seconds: float | None = None):
+    def __init__(
+        self,
+        feature_extractor: Any,
+        min_samples: int,
+        max_seconds: float | None = None,
+        segment_seconds: float | None = None,
+        segment_overlap: float = 0.0,
+    ):
         settings, name = vars(feature_extractor), type(feature_extractor).__name__
         if settings.get("sampling_rate") is None:
             raise ValueError(
@@ -56,6 +73,15 @@ class AudioFormat:
                 f"max_seconds={max_seconds} is too short: the model needs at least {min_samples} samples, "
                 f"{min_samples / self.sampling_rate:.4f} seconds at {self.sampling_rate} Hz"
             )
+        self.segmentation: Segmentation | None = None
+        if segment_seconds is not None:
+            self.segmentation = Segmentation.from_seconds(
+                segment_seconds, segment_overlap, self.sampling_rate, min_samples
+            )
+            if self.max_samples is not None and self.max_samples <= self.segmentation.length:
+                raise ValueError(
+                    f"segment_seconds={segment_seconds} has no effect: max_seconds={max_seconds} leaves nothing longer"
+                )
 
 
 class AudioStore(SampleStore):
@@ -64,6 +90,9 @@ class AudioStore(SampleStore):
     Positions ascend by length, so that neighbours make batches with little padding. Every recording is decoded when the
     store is built, so an unreadable one stops the run before any long work. Waveforms are kept in memory, in 16 bits,
     if they fit into `cache_bytes`. Otherwise they are decoded again when needed, with the same values.
+
+    Where `audio_format` has a segmentation, every segment of a recording is a sample, with the label of the recording.
+    Recordings are then read segment by segment. One that turns out to be damaged is left out as a whole.
 
     Example:
         >>> from transformers import Wav2Vec2FeatureExtractor
@@ -85,6 +114,7 @@ class AudioStore(SampleStore):
 
     Attributes:
         rows: row of the data set at each position, by length and then ascending; shape (len(self),).
+        segments: start and end in seconds of each position, float64 (len(self), 2); None where recordings are whole.
         lengths: samples of each position, ascending; int64 array of shape (len(self),).
         unreadable: rows that were left out.
 
@@ -111,12 +141,21 @@ class AudioStore(SampleStore):
     ):
         super().__init__(dataset, audio_column, label_column, label_names)
         self.audio_format = audio_format
-        cache = _ClipCache(len(dataset), cache_bytes)
-        self.unreadable = self._decode_all(cache.add, skip_unreadable, progress)
-        rows = self._list_readable_rows(skip_unreadable)
-        self.rows = rows[np.argsort(cache.lengths[rows], kind="stable")]
-        self.lengths = cache.lengths[self.rows]
-        self._cache = cache if cache.concatenate() else None
+        clips = _ClipCache(cache_bytes)
+        is_cut = audio_format.segmentation is not None
+        self.unreadable = (
+            self._cut_all(clips, skip_unreadable, progress)
+            if is_cut
+            else self._decode_all(clips.add, skip_unreadable, progress)
+        )
+        self._list_readable_rows(skip_unreadable)
+        lengths, rows = np.array(clips.lengths, np.int64), np.array(clips.rows, np.int64)
+        self._clips = np.argsort(lengths, kind="stable")  # number of the clip at each position
+        self.rows, self.lengths = rows[self._clips], lengths[self._clips]
+        if is_cut:
+            self._spans = np.array(clips.spans, np.int64).reshape(-1, 2)[self._clips]  # start and length, in samples
+            self.segments = np.cumsum(self._spans, axis=1) / audio_format.sampling_rate
+        self._cache = clips if clips.concatenate() else None
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Load the recordings at these positions (B,).
@@ -124,15 +163,34 @@ class AudioStore(SampleStore):
         Returns:
             "index" (B,), "input_values" (B, T), float32 with zeros behind a recording's end, and "lengths" (B,), int64.
         """
-        return {"index": positions} | _pad(self._load_inputs(self.rows[positions.numpy()]))
+        return {"index": positions} | _pad(self._load_inputs(positions.numpy()))
 
     @property
     def is_cached(self) -> bool:
         """True if the decoded waveforms are kept in memory."""
         return self._cache is not None
 
-    def _load_inputs(self, rows: np.ndarray) -> list[torch.Tensor]:
-        clips = self._decode_rows(rows) if self._cache is None else [self._cache.read(int(row)) for row in rows]
+    def describe_long(self) -> str | None:
+        """Describe recordings that are much longer than the rest, and the arguments that help; None without any."""
+        seconds = self.lengths / self.audio_format.sampling_rate
+        median = float(np.median(seconds))
+        n_long = int(np.count_nonzero(seconds > MUCH_LONGER * median))
+        if n_long == 0:
+            return None
+        verb = "is" if n_long == 1 else "are"
+        return (
+            f"{n_long:,} of {len(seconds):,} recordings {verb} longer than {MUCH_LONGER} times the median "
+            f"({median:.3g} s), the longest {seconds[-1]:.4g} s: --segment_seconds S cuts them into samples, "
+            "--max_seconds S takes their beginnings"
+        )
+
+    def _load_inputs(self, positions: np.ndarray) -> list[torch.Tensor]:
+        if self._cache is not None:
+            clips = [self._cache.read(int(clip)) for clip in self._clips[positions]]
+        elif self.segments is None:
+            clips = self._decode_rows(self.rows[positions])
+        else:
+            clips = self._decode_segments(positions)
         return [clip.to_waveform() for clip in clips]
 
     def _decode_rows(self, rows: np.ndarray) -> list[_Clip]:
@@ -142,6 +200,42 @@ class AudioStore(SampleStore):
             _Clip.from_waveform(decode_waveform(value, int(row), *bounds))
             for value, row in zip(self._read_column(rows), rows, strict=True)
         ]
+
+    def _decode_segments(self, positions: np.ndarray) -> list[_Clip]:
+        """Decode segments, all of a recording while it is open."""
+        form = self.audio_format
+        clips: dict[int, _Clip] = {}
+        for row in np.unique(self.rows[positions]):
+            chosen = positions[self.rows[positions] == row]
+            (value,) = self._read_column(np.array([row]))
+            spans = [tuple(span) for span in self._spans[chosen].tolist()]
+            waveforms = decode_segments(value, int(row), form.sampling_rate, spans, form.max_samples)
+            clips |= dict(zip(chosen.tolist(), map(self._make_clip, waveforms), strict=True))
+        return [clips[position] for position in positions.tolist()]
+
+    def _cut_all(self, clips: _ClipCache, skip_unreadable: bool, progress: bool) -> list[int]:
+        """Read every recording, segment by segment, into `clips`; returns the unreadable rows."""
+        form, unreadable = self.audio_format, []
+        assert form.segmentation is not None
+        n = len(self._column)
+        for row in track(range(n), f"Reading {self.noun}s", n, progress):
+            before = clips.mark()
+            (value,) = self._read_column(np.array([row]))
+            try:
+                for start, waveform in iterate_segments(
+                    value, row, form.sampling_rate, form.segmentation, form.max_samples
+                ):
+                    clips.add(np.array([row]), [self._make_clip(waveform)])
+                    clips.spans.extend((start, len(waveform)))
+            except UnreadableRecording as error:
+                if not skip_unreadable:
+                    raise UnreadableRecording(f"{error}. {SKIP_HINT}") from error
+                clips.return_to(before)
+                unreadable.append(row)
+        return unreadable
+
+    def _make_clip(self, waveform: np.ndarray) -> _Clip:
+        return _Clip.from_waveform(np.pad(waveform, (0, max(0, self.audio_format.min_samples - len(waveform)))))
 
 
 def collate_recordings(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -161,14 +255,15 @@ def read_sampling_rates(dataset: Dataset, audio_column: str, n_samples: int = 25
     column = select_undecoded(dataset, audio_column)
     selected = spread_rows(len(dataset), n_samples)
     rates: list[int] = []
+    first_error: UnreadableRecording | None = None
     for rows in np.array_split(selected, range(AudioStore.decode_batch, len(selected), AudioStore.decode_batch)):
         for row, value in zip(rows.tolist(), column[rows.tolist()][audio_column], strict=True):
             try:
                 rates.append(read_sampling_rate(value, row))
-            except UnreadableRecording:
-                continue
+            except UnreadableRecording as error:
+                first_error = first_error or error
     if not rates:
-        raise ValueError(f"none of {len(selected)} recordings can be read: use other files of wav, flac, ogg or mp3")
+        raise ValueError(f"none of {len(selected)} recordings can be read; the first: {first_error}")
     return rates
 
 
@@ -190,29 +285,50 @@ class _Clip(NamedTuple):
 
 
 class _ClipCache:
-    """Cache of clips by row of the data set, in one tensor, while they fit into `max_bytes`, and the lengths of all."""
+    """Cache of clips by their number, in one tensor, while they fit into `max_bytes`.
 
-    def __init__(self, n_rows: int, max_bytes: int):
-        self.lengths = np.zeros(n_rows, dtype=np.int64)
-        self._scales = np.zeros(n_rows, dtype=np.float32)
-        self._starts = np.zeros(n_rows, dtype=np.int64)
+    Attributes:
+        rows: row of the data set of each clip.
+        lengths: samples of each clip.
+        spans: start and length in its recording of each clip that is a segment, one after the other, without padding.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.rows, self.lengths, self.spans = array("q"), array("q"), array("q")
+        self._scales, self._starts = array("f"), array("q")
         self._capacity = max_bytes // 2
         self._used = 0
+        self._is_full = False
         self._chunks: list[torch.Tensor] = []
         self._samples = torch.empty(0, dtype=torch.int16)
 
     def add(self, rows: np.ndarray, clips: list[_Clip]) -> None:
         for row, (samples, scale) in zip(rows, clips, strict=True):
-            self.lengths[row], self._scales[row], self._starts[row] = len(samples), scale, self._used
+            self.rows.append(int(row))
+            self.lengths.append(len(samples))
+            self._scales.append(scale)
+            self._starts.append(self._used)
             self._used += len(samples)
-        if self._used <= self._capacity:
-            self._chunks.append(torch.cat([clip.samples for clip in clips]))
-        else:
+        self._is_full = self._is_full or self._used > self._capacity
+        if self._is_full:
             self._chunks.clear()
+        else:
+            self._chunks.append(torch.cat([clip.samples for clip in clips]))
+
+    def mark(self) -> tuple[int, int, int]:
+        """Return what `return_to` takes to forget the clips that follow."""
+        return len(self.rows), len(self._chunks), self._used
+
+    def return_to(self, mark: tuple[int, int, int]) -> None:
+        """Forget the clips that were added since `mark`."""
+        n_clips, n_chunks, self._used = mark
+        del self._chunks[n_chunks:], self.spans[2 * n_clips :]
+        for values in (self.rows, self.lengths, self._scales, self._starts):
+            del values[n_clips:]
 
     def concatenate(self) -> bool:
         """Join all clips, so that they can be read; returns False if they do not fit."""
-        if self._used > self._capacity:
+        if self._is_full:
             return False
         self._samples = torch.empty(self._used, dtype=torch.int16)
         end = self._used
@@ -222,9 +338,9 @@ class _ClipCache:
             end -= len(chunk)
         return True
 
-    def read(self, row: int) -> _Clip:
-        start = self._starts[row]
-        return _Clip(self._samples[start : start + self.lengths[row]], float(self._scales[row]))
+    def read(self, clip: int) -> _Clip:
+        start = self._starts[clip]
+        return _Clip(self._samples[start : start + self.lengths[clip]], self._scales[clip])
 
 
 def _pad(waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:

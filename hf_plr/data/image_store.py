@@ -152,14 +152,15 @@ class ImageStore(SampleStore):
 
     def pixels(self, positions: torch.Tensor) -> torch.Tensor:
         """Load the images at these positions (B,): uint8 of shape (B, C, H, W)."""
-        return self._load_inputs(self.rows[positions.numpy()])
+        return self._load_inputs(positions.numpy())
 
     @property
     def is_cached(self) -> bool:
         """True if the decoded images are kept, in memory or in a memory-mapped file."""
         return self._cache is not None
 
-    def _load_inputs(self, rows: np.ndarray) -> torch.Tensor:
+    def _load_inputs(self, positions: np.ndarray) -> torch.Tensor:
+        rows = self.rows[positions]
         return self._decode_rows(rows) if self._cache is None else self._buffers.take(self._cache, rows)
 
     def _decode_rows(self, rows: np.ndarray) -> torch.Tensor:

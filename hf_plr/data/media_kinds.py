@@ -9,7 +9,10 @@ from typing import Literal, NamedTuple
 import soundfile
 from PIL import Image as PILImage
 
+from hf_plr.data.audio_containers import CONTAINER_SUFFIXES, describe_unreadable, name_container
+
 Kind = Literal["image", "audio", "video"]
+ANY_HEAD = b"\0" * 16  # tells nothing of a file
 HEAD_BYTES = 132  # as far as the signature of DICOM
 
 # Pillow knows these endings, but they seldom hold an image, or only some other program could read it.
@@ -19,7 +22,6 @@ SCIENTIFIC = "this format is not read: convert it to TIFF or PNG"
 BAD_NAME = "names that are not UTF-8: rename these files"
 VIDEO = "videos are not read: extract images or sound first"
 HEIC = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
-COMPRESSED_SOUND = "needs another decoder: convert it to wav, flac, ogg or mp3"
 UNREADABLE_IMAGES = {
     **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"), CAMERA_RAW),
@@ -27,14 +29,14 @@ UNREADABLE_IMAGES = {
     **dict.fromkeys((".czi", ".nd2", ".lif", ".svs", ".mrxs", ".ndpi", ".exr", ".hdr", ".jxl"), SCIENTIFIC),
     ".svg": "SVG is not read: draw it as PNG",
 }
-UNREADABLE_SOUNDS = (".m4a", ".aac", ".wma", ".amr", ".mka", ".ac3", ".ape", ".alac", ".wv", ".tta")
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts")
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".wmv", ".flv", ".mts", ".m2ts")
 # Endings that are common beside images and recordings; their files are not opened to see what they are.
 OTHER = (
     *(".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".htm", ".py", ".ipynb"),
     *(".log", ".ini", ".cfg", ".toml", ".parquet", ".arrow", ".feather", ".pkl", ".npy", ".npz", ".pt", ".pth"),
     *(".safetensors", ".h5", ".hdf5", ".db", ".sqlite", ".lock", ".pdf", ".docx", ".xlsx", ".phn", ".wrd", ".textgrid"),
 )
+SOUND_CONTAINERS = ("WMA", "AMR", "APE", "WavPack", "TTA")  # that their first bytes tell for certain
 SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\xff\xd8\xff", "image"),
     (0, b"\x89PNG\r\n\x1a\n", "image"),
@@ -105,9 +107,9 @@ def identify_name(suffix: str) -> Media | None:
         return Media("image", UNREADABLE_IMAGES[suffix])
     if suffix in sound_suffixes():
         return Media("audio")
-    if suffix in UNREADABLE_SOUNDS:
-        return Media("audio", f"{suffix[1:].upper()} {COMPRESSED_SOUND}")
-    return Media("video", VIDEO) if suffix in VIDEOS else None
+    if suffix in VIDEOS:
+        return Media("video", VIDEO)
+    return Media("audio", describe_unreadable(ANY_HEAD, suffix)) if suffix in CONTAINER_SUFFIXES else None
 
 
 def identify_head(head: bytes) -> Media | None:
@@ -122,7 +124,7 @@ def identify_head(head: bytes) -> Media | None:
     for offset, signature, kind in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return identify_name(".dcm") if signature == b"DICM" else Media(kind)
-    return None
+    return Media("audio", describe_unreadable(head, "")) if name_container(head, "") in SOUND_CONTAINERS else None
 
 
 @functools.cache

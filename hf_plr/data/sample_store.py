@@ -15,12 +15,13 @@ import torch
 from datasets import Audio, ClassLabel, Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
-from hf_plr.data.archives import read_media
+from hf_plr.data.archives import open_binary
 from hf_plr.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
 DIGEST_ROWS = 16
+DIGEST_BLOCK = 1 << 20  # bytes of a file that are in memory together
 PATH_ROWS = 256  # whose bytes are in memory together
 SKIP_HINT = "--skip_unreadable (skip_unreadable=True) leaves it out."
 
@@ -56,7 +57,9 @@ class SampleStore(TorchDataset, ABC):
         unreadable_error: class of the error if a sample cannot be decoded.
         decode_batch: rows that are decoded together when the store is built.
         labels: true label of each row of the data set, -1 = unknown; None without a label column.
-        rows: row of the data set at each position; shape (len(self),).
+        rows: row of the data set at each position; shape (len(self),). A recording that is cut into segments has as
+            many positions.
+        segments: start and end in seconds of each position, float64 (len(self), 2); None where samples are whole.
         unreadable: rows that were left out.
 
     Raises:
@@ -69,6 +72,7 @@ class SampleStore(TorchDataset, ABC):
     decode_batch: int
 
     rows: np.ndarray
+    segments: np.ndarray | None = None
     unreadable: list[int]
 
     def __init__(self, dataset: Dataset, column: str, label_column: str | None, label_names: dict[str, int] | None):
@@ -85,16 +89,15 @@ class SampleStore(TorchDataset, ABC):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> Items:
-        rows = self.rows[np.asarray(positions)]
-        inputs = self._load_inputs(rows)
+        inputs = self._load_inputs(np.asarray(positions))
         items = Items(
             {"index": int(position), self.input_name: tensor}
             for position, tensor in zip(positions, inputs, strict=True)
         )
         items.inputs = inputs if isinstance(inputs, torch.Tensor) else None
         if self.labels is not None:
-            for item, row in zip(items, rows, strict=True):
-                item["labels"] = int(self.labels[row])
+            for item in items:
+                item["labels"] = int(self.labels[self.rows[item["index"]]])
         return items
 
     @abstractmethod
@@ -134,13 +137,15 @@ class SampleStore(TorchDataset, ABC):
     def digest(self) -> str:
         """Compute a text that differs between data sets, from some stored rows and from which rows are readable."""
         digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
+        if self.segments is not None:
+            digest.update(np.ascontiguousarray(self.segments).tobytes())
         for value in self._read_column(spread_rows(len(self._column), DIGEST_ROWS)):
-            digest.update(_read_content(value))
+            _add_content(digest, value)
         return digest.hexdigest()[:16]
 
     @abstractmethod
-    def _load_inputs(self, rows: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
-        """Load one tensor per row of the data set, decoded now or before."""
+    def _load_inputs(self, positions: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
+        """Load one tensor per position, decoded now or before."""
 
     @abstractmethod
     def _decode_rows(self, rows: np.ndarray) -> Any:
@@ -161,7 +166,8 @@ class SampleStore(TorchDataset, ABC):
                 decoded = self._decode_rows(rows)
             except UnreadableSample as error:
                 if not skip_unreadable:
-                    raise self.unreadable_error(f"{error}. {SKIP_HINT}") from error
+                    bad = next((int(row) for row in rows if not self._is_readable(int(row))), int(rows[0]))
+                    raise self.unreadable_error(f"{error}{self._locate(bad)}. {SKIP_HINT}") from error
                 readable = [row for row in rows if self._is_readable(int(row))]
                 unreadable.extend(sorted(set(rows.tolist()) - set(readable)))
                 rows = np.asarray(readable, dtype=np.int64)
@@ -175,14 +181,26 @@ class SampleStore(TorchDataset, ABC):
         """List the rows that are not in `self.unreadable`, ascending."""
         n = len(self._column)
         if self.unreadable and not skip_unreadable:  # known from an earlier run that left them out
-            raise self.unreadable_error(f"{self.noun} {self.unreadable[0]} cannot be read. {SKIP_HINT}")
+            row = self.unreadable[0]
+            raise self.unreadable_error(f"{self.noun} {row} cannot be read{self._locate(row)}. {SKIP_HINT}")
         kept = np.setdiff1d(np.arange(n), self.unreadable)
         if len(kept) == 0:
             raise ValueError(f"none of the {n} {self.noun}s can be read: check the files")
         if self.unreadable:
-            shown = ", ".join(map(str, self.unreadable[:10])) + (", ..." if len(self.unreadable) > 10 else "")
-            logger.warning("%d of %d %ss cannot be read and are left out: rows %s", n - len(kept), n, self.noun, shown)
+            shown = [f"row {row}{self._locate(row)}" for row in self.unreadable[:10]]
+            shown += ["..."] if len(self.unreadable) > 10 else []
+            left_out = n - len(kept)
+            logger.warning("%d of %d %ss cannot be read and are left out: %s", left_out, n, self.noun, ", ".join(shown))
         return kept
+
+    def _locate(self, row: int) -> str:
+        """Tell the file of a row, if it is known, and its row in the whole data set, if this is a part of it."""
+        stored = self._column[row][self._column_name]
+        path = stored.get("path") if isinstance(stored, dict) else stored
+        words = [str(path)] if isinstance(path, str) else []
+        if self._column._indices is not None:
+            words.append(f"row {self._column._indices.column(0)[row].as_py()} of the whole data set")
+        return f" ({', '.join(words)})" if words else ""
 
     def _is_readable(self, row: int) -> bool:
         try:
@@ -216,14 +234,18 @@ def list_stored_paths(column: Dataset, name: str) -> list[str] | None:
     return paths
 
 
-def _read_content(stored: Any) -> bytes:
-    """Read the bytes of a stored image or recording, from the column or from its file."""
+def _add_content(digest: Any, stored: Any) -> None:
+    """Add the bytes of a stored image or recording to a digest, from the column or block by block from its file."""
     if not isinstance(stored, dict):
-        return np.asarray(stored).tobytes()
-    if stored.get("bytes") is not None:
-        return bytes(stored["bytes"])
-    path = str(stored.get("path"))
-    return read_media(path) if "://" in path or os.path.isfile(path) else os.path.basename(path).encode()
+        digest.update(np.asarray(stored).tobytes())
+    elif stored.get("bytes") is not None:
+        digest.update(bytes(stored["bytes"]))
+    elif "://" in (path := str(stored.get("path"))) or os.path.isfile(path):
+        with open_binary(path) as file:
+            while block := file.read(DIGEST_BLOCK):
+                digest.update(block)
+    else:
+        digest.update(os.path.basename(path).encode())
 
 
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:

@@ -29,6 +29,15 @@ class PartExtractor(Protocol):
         """Extract features of the samples at these positions on this process alone, float32 (n, D), on its device."""
 
 
+class StoreOpener(Protocol):
+    """Interface of the opener of a trainer's data sets, see `hf_plr.modality.SampleOpener`."""
+
+    latest: SampleStore
+
+    def __call__(self, dataset: Dataset) -> SampleStore:
+        """Open a data set; it is then `latest`."""
+
+
 class ScoredTrainer(Protocol):
     """Interface of a trainer for its evaluator."""
 
@@ -47,8 +56,8 @@ class ScoredTrainer(Protocol):
         """Extractor of features with the weights as they are."""
 
     @property
-    def open_samples(self) -> Callable[[Dataset], SampleStore]:
-        """Function that opens the samples of a data set, with true labels where it has the label column."""
+    def open_samples(self) -> StoreOpener:
+        """Opener of the samples of a data set, with true labels where it has the label column."""
 
     def score_labels(self) -> dict[str, float]:
         """Score the pseudo-labels against the true labels; empty without labels."""
@@ -60,10 +69,12 @@ class Evaluator(ABC):
     Attributes:
         titles: title per score, in the order of tables; scores without one are in metrics.json alone.
         scored_on_test: True if the scores are of held-out data.
+        scored_by_recording: True if samples are segments of recordings, which have the class of most of their segments.
     """
 
     titles: Mapping[str, str] = {}
     scored_on_test: bool = False
+    scored_by_recording: bool = False
 
     @abstractmethod
     def __call__(self, trainer: ScoredTrainer) -> Scored:
@@ -89,19 +100,29 @@ class FeatureEvaluator(Evaluator):
 
     def describe(self, samples: str) -> str:
         """Describe what is scored, in words."""
-        return "the test split" if self.scored_on_test else f"the training {samples}, cross-validated"
+        words = "the test split" if self.scored_on_test else f"the training {samples}, cross-validated"
+        return f"{words}; kNN and probe by recording, of most of its segments" if self.scored_by_recording else words
 
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features of the training samples, or of the evaluation set with these as the gallery."""
-        features, labels = extract_part(trainer, trainer.train_dataset)
-        test_features = test_labels = None
+        features, labels, groups = extract_part(trainer, trainer.train_dataset)
+        self.scored_by_recording = groups is not None
+        test_features = test_labels = test_groups = None
         dataset = trainer.eval_dataset
         if isinstance(dataset, Dataset) and trainer.label_column in dataset.column_names:
             test = trainer.open_samples(dataset)
             if (test.true_labels() >= 0).any():
                 self.scored_on_test = True
-                test_features, test_labels = extract_part(trainer, test)
-        return assess_features(features, labels, test_features, test_labels, accelerator=trainer.accelerator)
+                test_features, test_labels, test_groups = extract_part(trainer, test)
+        return assess_features(
+            features,
+            labels,
+            test_features,
+            test_labels,
+            accelerator=trainer.accelerator,
+            groups=groups,
+            test_groups=test_groups,
+        )
 
 
 class FunctionEvaluator(Evaluator):
@@ -147,7 +168,7 @@ def select_evaluator(evaluator: Any, has_labels: bool) -> Evaluator | None:
 
 def extract_part(
     trainer: ScoredTrainer, store: SampleStore, positions: torch.Tensor | None = None
-) -> tuple[torch.Tensor, np.ndarray]:
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray | None]:
     """Extract this process's part of a store's features.
 
     Args:
@@ -156,24 +177,31 @@ def extract_part(
         positions: positions of some of them, shape (M,); None takes all.
 
     Returns:
-        Features, float32 of shape (n, D), and true labels, shape (n,), of samples that no other process extracts.
+        Features, float32 of shape (n, D), and true labels, shape (n,), of samples that no other process extracts, and
+        their recordings, shape (n,), where they are segments; None where they are whole.
     """
     positions = torch.arange(len(store)) if positions is None else positions
     local = positions[trainer.extractor.local_slice(store, positions)]
-    return trainer.extractor.extract(store, local), store.true_labels()[local.numpy()]
+    groups = None if store.segments is None else store.rows[local.numpy()]
+    return trainer.extractor.extract(store, local), store.true_labels()[local.numpy()], groups
 
 
 def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) -> dict[str, float]:
     """Score predicted features against up to 10,000 training samples, evenly spaced: a `compute_metrics`."""
     store = trainer.train_dataset
     positions = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
-    gallery, labels = extract_part(trainer, store, torch.from_numpy(positions))
+    gallery, labels, groups = extract_part(trainer, store, torch.from_numpy(positions))
     accelerator = trainer.accelerator
-    features, true_labels = (  # every process has all predictions and gives its part
+    tested = trainer.open_samples.latest
+    is_cut = tested.segments is not None and len(tested) == len(prediction.predictions)
+    features, true_labels, rows = (  # every process has all predictions and gives its part
         np.array_split(np.asarray(values), accelerator.num_processes)[accelerator.process_index]
-        for values in (prediction.predictions, prediction.label_ids)
+        for values in (prediction.predictions, prediction.label_ids, tested.rows)
     )
-    return score_features(gallery, labels, features, true_labels, accelerator=accelerator)
+    test_groups = rows if is_cut else None
+    return score_features(
+        gallery, labels, features, true_labels, accelerator=accelerator, groups=groups, test_groups=test_groups
+    )
 
 
 def check_best_metric(args: TrainingArguments, is_scored: bool) -> None:

@@ -49,10 +49,17 @@ class _Samples:
     Attributes:
         features: relative to the mean of the gallery, unit length, float32 of shape (n, D).
         labels: true classes, int64 of shape (n,).
+        groups: recording that each sample is a segment of, int64 of shape (n,); None for whole samples.
     """
 
     features: torch.Tensor
     labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def select(self, positions: np.ndarray) -> _Samples:
+        """Select some samples by their positions (m,)."""
+        groups = None if self.groups is None else self.groups[positions]
+        return _Samples(self.features[torch.from_numpy(positions)], self.labels[positions], groups)
 
     def draw(self, size: int, seed: int, accelerator: Accelerator | None) -> _Samples:
         """Draw up to `size` of all processes' samples, in their order; returns those of this process."""
@@ -60,13 +67,13 @@ class _Samples:
         if total <= size:
             return self
         positions = np.sort(np.random.default_rng(seed).choice(total, size, replace=False))
-        local = positions[(positions >= start) & (positions < start + len(self.labels))] - start
-        return _Samples(self.features[torch.from_numpy(local)], self.labels[local])
+        return self.select(positions[(positions >= start) & (positions < start + len(self.labels))] - start)
 
     def gather(self, accelerator: Accelerator | None) -> _Samples:
         """Gather the samples of all processes, on every process."""
         labels = gather_rows(accelerator, torch.from_numpy(self.labels)).numpy()
-        return _Samples(gather_rows(accelerator, self.features), labels)
+        groups = None if self.groups is None else gather_rows(accelerator, torch.from_numpy(self.groups)).numpy()
+        return _Samples(gather_rows(accelerator, self.features), labels, groups)
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels for scikit-learn."""
@@ -80,9 +87,11 @@ def score_features(
     test_labels: np.ndarray | None = None,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    groups: np.ndarray | None = None,
+    test_groups: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Score the separation of true classes by features: `assess_features` without its intervals."""
-    return assess_features(features, labels, test_features, test_labels, seed, accelerator).values
+    return assess_features(features, labels, test_features, test_labels, seed, accelerator, groups, test_groups).values
 
 
 @torch.no_grad()
@@ -93,6 +102,8 @@ def assess_features(
     test_labels: np.ndarray | None = None,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    groups: np.ndarray | None = None,
+    test_groups: np.ndarray | None = None,
 ) -> Scored:
     """Score the separation of true classes by features, with confidence intervals.
 
@@ -106,6 +117,10 @@ def assess_features(
 
     The accuracies have intervals. NMI has none: resampling repeats samples, which shifts it upwards.
 
+    Samples of one group, segments of a recording, are never on both sides: folds are drawn by groups, and a class with
+    a single one is left out. kNN and probe are scored by groups, whose class is that of most of their samples (the
+    smallest of equally frequent ones). NMI and clustering accuracy count samples, and the latter has no interval then.
+
     Several processes score together: each gives its own rows, and the main process fits the linear probe. No process
     holds all features; the tested ones, and those that the probe is trained on, are on every process.
 
@@ -116,6 +131,8 @@ def assess_features(
         test_labels: shape (m,), -1 = unknown (left out), or None on all processes.
         seed: seed of k-means, of the folds, of the samples of 10,000, and of the resampling.
         accelerator: connects processes that hold further rows; None for one alone.
+        groups: group of each feature, integers of shape (n,), of one class each; None if each is one of its own.
+        test_groups: group of each test feature, (m,), whose numbers are their own.
 
     Returns:
         Scores by the names in `SCORES`, each in [0, 1], on every process and the same for any number of processes.
@@ -126,7 +143,7 @@ def assess_features(
     """
     rows = as_features(features).float()
     center = _find_center(rows, accelerator)
-    gallery = _select_known(rows, labels, center)
+    gallery = _select_known(rows, labels, center, groups)
     judge: Callable[[], dict[str, list[np.ndarray]]]
     if test_features is None or test_labels is None:
         tested = gallery.draw(MAX_SAMPLES, seed, accelerator)
@@ -135,7 +152,7 @@ def assess_features(
     else:
         test_rows = as_features(test_features).to(rows.device, torch.float32)
         check_finite(test_rows, "test features", accelerator)
-        tested = _select_known(test_rows, test_labels, center)
+        tested = _select_known(test_rows, test_labels, center, test_groups)
         all_tested = tested.gather(accelerator)
         trained = gallery.draw(MAX_SAMPLES, seed, accelerator).gather(accelerator)
         neighbors = None
@@ -147,7 +164,7 @@ def assess_features(
     n_classes = len(np.unique(all_tested.labels))
     clusters = _cluster(tested.features, n_classes, seed, accelerator) if n_classes > 1 else None
     scored: Scored = run_on_main(
-        accelerator, lambda: _summarize(judge(), clusters, all_tested.labels, seed), "scoring the features"
+        accelerator, lambda: _summarize(judge(), clusters, all_tested, seed), "scoring the features"
     )
     return scored
 
@@ -162,14 +179,17 @@ def _find_center(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.T
     return sums.all_reduce(accelerator).means()[0].to(rows)
 
 
-def _select_known(rows: torch.Tensor, labels: np.ndarray, center: torch.Tensor) -> _Samples:
+def _select_known(
+    rows: torch.Tensor, labels: np.ndarray, center: torch.Tensor, groups: np.ndarray | None = None
+) -> _Samples:
     """Select the rows with a known class, as directions from the center."""
     known = np.flatnonzero(np.asarray(labels) != -1)
     positions = torch.from_numpy(known)
     directions = rows.new_empty(len(known), rows.shape[1])
     for block in iterate_rows(len(known), BLOCK_ROWS):
         directions[block] = F.normalize(rows[positions[block]] - center, dim=1)
-    return _Samples(directions, np.asarray(labels, np.int64)[known])
+    known_groups = None if groups is None else np.asarray(groups, np.int64)[known]
+    return _Samples(directions, np.asarray(labels, np.int64)[known], known_groups)
 
 
 def _cluster(features: torch.Tensor, n_clusters: int, seed: int, accelerator: Accelerator | None) -> np.ndarray:
@@ -188,33 +208,55 @@ def _cluster(features: torch.Tensor, n_clusters: int, seed: int, accelerator: Ac
 
 
 def _cross_validate(samples: _Samples, seed: int) -> dict[str, list[np.ndarray]]:
-    """Cross-validate the classifiers; returns by name, fold by fold, True for each correct sample."""
-    classes, sizes = np.unique(samples.labels, return_counts=True)
+    """Cross-validate the classifiers; returns by name, fold by fold, True for each correct sample or group."""
+    first, member_of = _find_members(samples)
+    classes, sizes = np.unique(samples.labels[first], return_counts=True)
     if (sizes > 1).sum() < 2:
         return {}
-    is_kept = np.isin(samples.labels, classes[sizes > 1])
-    samples = _Samples(samples.features[torch.from_numpy(is_kept)], samples.labels[is_kept])
+    samples = samples.select(np.flatnonzero(np.isin(samples.labels, classes[sizes > 1])))
+    first, member_of = _find_members(samples)
     features, labels = samples.on_host()
     folds = StratifiedKFold(min(5, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
-    parts = list(folds.split(features, labels))
+    parts = [
+        tuple(np.flatnonzero(np.isin(member_of, side)) for side in sides) for sides in folds.split(first, labels[first])
+    ]
     is_correct: dict[str, list[np.ndarray]] = {name: [] for name in VOTES}
     for trained, tested in parts:
-        gallery, queries = (samples.features[torch.from_numpy(part)] for part in (trained, tested))
-        neighbors = find_labeled_neighbors(gallery, labels[trained], queries)
+        gallery, queries = samples.select(trained), samples.select(tested)
+        neighbors = find_labeled_neighbors(gallery.features, gallery.labels, queries.features)
         for name, vote in VOTES.items():
-            is_correct[name].append(vote(neighbors) == labels[tested])
-    correct = cross_val_predict(_make_probe(), features, labels, cv=parts) == labels
-    return is_correct | {"linear_probe_accuracy": [correct[tested] for _, tested in parts]}
+            is_correct[name].append(_judge(vote(neighbors), queries))
+    predicted = cross_val_predict(_make_probe(), features, labels, cv=parts)
+    probed = [_judge(predicted[tested], samples.select(tested)) for _, tested in parts]
+    return is_correct | {"linear_probe_accuracy": probed}
 
 
 def _test(neighbors: LabeledNeighbors | None, trained: _Samples, tested: _Samples) -> dict[str, list[np.ndarray]]:
-    """Test the classifiers on the test samples; returns by name True for each correct sample, as one fold."""
+    """Test the classifiers on the test samples; returns by name True for each correct sample or group, as one fold."""
     if neighbors is None:
         return {}
-    is_correct = {name: [vote(neighbors) == tested.labels] for name, vote in VOTES.items()}
-    features, labels = tested.on_host()
-    predicted = _make_probe().fit(*trained.on_host()).predict(features)
-    return is_correct | {"linear_probe_accuracy": [predicted == labels]}
+    is_correct = {name: [_judge(vote(neighbors), tested)] for name, vote in VOTES.items()}
+    predicted = _make_probe().fit(*trained.on_host()).predict(tested.on_host()[0])
+    return is_correct | {"linear_probe_accuracy": [_judge(predicted, tested)]}
+
+
+def _find_members(samples: _Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first sample of each group (G,), and the number of each sample's group (n,): itself if it is whole."""
+    if samples.groups is None:
+        return np.arange(len(samples.labels)), np.arange(len(samples.labels))
+    _, first, member_of = np.unique(samples.groups, return_index=True, return_inverse=True)
+    return first, member_of
+
+
+def _judge(predicted: np.ndarray, samples: _Samples) -> np.ndarray:
+    """Return True for each sample whose predicted class (n,) is right, or for each group by its most frequent one."""
+    if samples.groups is None:
+        return predicted == samples.labels
+    first, member_of = _find_members(samples)
+    classes, code = np.unique(predicted, return_inverse=True)
+    votes = np.bincount(member_of * len(classes) + code, minlength=len(first) * len(classes))
+    elected = classes[votes.reshape(len(first), len(classes)).argmax(axis=1)]
+    return elected == samples.labels[first]
 
 
 def _make_probe() -> Any:
@@ -222,15 +264,16 @@ def _make_probe() -> Any:
 
 
 def _summarize(
-    is_correct: dict[str, list[np.ndarray]], clusters: np.ndarray | None, labels: np.ndarray, seed: int
+    is_correct: dict[str, list[np.ndarray]], clusters: np.ndarray | None, tested: _Samples, seed: int
 ) -> Scored:
-    """Average over folds, compare clusters (M,) with classes (M,), and add the intervals."""
+    """Average over folds, compare clusters (M,) with the classes of M samples, and add the intervals."""
     values = {name: float(np.mean([part.mean() for part in parts])) for name, parts in is_correct.items()}
     outcomes = {name: np.concatenate(parts) for name, parts in is_correct.items()}
     if clusters is not None:
-        _, codes = np.unique(labels, return_inverse=True)
+        _, codes = np.unique(tested.labels, return_inverse=True)
         agreement = score_clusters(clusters, codes)
         values |= {"nmi": agreement["nmi"], "clustering_accuracy": agreement["accuracy"]}
-        outcomes["clustering_accuracy"] = find_matched(clusters, codes)
+        if tested.groups is None:  # segments of a recording are no independent draws
+            outcomes["clustering_accuracy"] = find_matched(clusters, codes)
     all_intervals = {name: bootstrap_interval(outcome, seed) for name, outcome in outcomes.items()}
     return Scored(values, {name: interval for name, interval in all_intervals.items() if interval is not None})

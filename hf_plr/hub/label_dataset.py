@@ -18,10 +18,16 @@ from hf_plr.hub.push import open_repo, push_with_retries
 
 LABEL_FILES = ("pseudo_labels.parquet", "units.parquet")  # of a run on images or recordings, and of one on frames
 TEMPLATE = "labels.md"
+NO_MEDIA_OF_SEGMENTS = (
+    "segments, and each would bring its whole recording along: push the labels without the recordings; their index, "
+    "start and end find each segment"
+)
 TAGS = ("pseudo-label-refinement", "pseudo-labels", "self-supervised", "hf-plr")
 COLUMNS = {
     "index": "row of the sample in the training data",
     "file": "file of the sample, relative to the folder of all files",
+    "start": "second of the recording at which the segment begins; index, start and end name a sample",
+    "end": "second of the recording at which the segment ends",
     "label": "cluster of the sample, refined by those of the epochs before; -1 is none",
     "previous_label": "cluster of the sample in the epoch before; a cluster that persists has the same number",
     "confidence": "fraction of its soft label, or of several clusterings, that speaks for its cluster, in [0, 1]",
@@ -52,12 +58,14 @@ def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, colu
         column: column of images or recordings.
 
     Raises:
-        ValueError: if the labels are not of these data.
+        ValueError: if the labels are not of these data, or of segments of recordings.
     """
     from hf_plr.data.sample_store import list_stored_paths, select_undecoded
 
     path = find_label_file(folder)
     table = pq.read_table(path, columns=["index", *({"file"} & set(pq.read_schema(path).names))])
+    if "start" in pq.read_schema(path).names:
+        raise ValueError(f"{path} labels {NO_MEDIA_OF_SEGMENTS}")
     index = table["index"].to_numpy()
     if len(index) and int(index.max()) >= len(dataset):
         raise ValueError(

@@ -19,7 +19,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.hub.label_dataset import push_labels
+from hf_plr.hub.label_dataset import NO_MEDIA_OF_SEGMENTS, push_labels
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.push import (
     HubError,
@@ -227,7 +227,10 @@ class Publisher:
 
         Raises:
             HubError: if the push failed.
+            ValueError: if the samples are segments of recordings and `with_media` is True.
         """
+        if with_media and self.trainer.train_dataset.segments is not None:
+            raise ValueError(f"these are labels of {NO_MEDIA_OF_SEGMENTS}")
         self._save_labels()
         args = self.trainer.args
         token = args.hub_token if token is None else token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from hf_plr.models.speech import SpeechBackbone, load_feature_extractor, load_sp
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 SNIPPET = """import soundfile
 import soxr
@@ -73,14 +76,26 @@ class AudioModality(Modality):
         self.model = load_speech_backbone(model)
         self.processor = load_feature_extractor(self.model) if processor is None else processor
         self.backbone = SpeechBackbone(self.model, args.layer)
-        self.format = AudioFormat(self.processor, self.backbone.receptive_field, args.max_seconds)
+        self.format = AudioFormat(
+            self.processor,
+            self.backbone.receptive_field,
+            args.max_seconds,
+            args.segment_seconds,
+            args.segment_overlap,
+        )
+        if self.format.segmentation is not None:
+            self.noun, self.plural = "segment", "segments"
         name = args.augmentation or "waveform"
         if augmentation is None and name not in AUDIO_AUGMENTATIONS:
             raise ValueError(f"augmentation={name!r} does not fit recordings: use {' or '.join(AUDIO_AUGMENTATIONS)}")
         self.augmentation = AUDIO_AUGMENTATIONS[name] if augmentation is None else augmentation
 
+    @property
+    def row_plural(self) -> str:
+        return "recordings"
+
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> AudioStore:
-        return AudioStore(
+        store = AudioStore(
             dataset,
             find_audio_column(dataset, self.column),
             self.format,
@@ -90,6 +105,10 @@ class AudioModality(Modality):
             skip_unreadable=self.args.skip_unreadable,
             progress=not self.args.disable_tqdm and self.args.process_index == 0,
         )
+        long = store.describe_long() if store.segments is None else None
+        if long is not None and self.args.process_index == 0:
+            logger.warning("%s.", long)
+        return store
 
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None

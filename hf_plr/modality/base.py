@@ -22,14 +22,15 @@ class Modality(ABC):
         model: the bare backbone, in float32.
         processor: the image processor or feature extractor that is saved with the backbone.
         noun, plural: name of a sample in messages.
+        row_plural: name of what the rows of the data set hold, in the plural: samples, or recordings of several.
         processor_name: name of the processor in messages.
         pipeline_tag: its task on the Hub.
         card_template: file of its model card's template.
         classifier: class that fine-tunes it with labels.
     """
 
-    noun: ClassVar[str]
-    plural: ClassVar[str]
+    noun: str
+    plural: str
     processor_name: ClassVar[str]
     pipeline_tag: ClassVar[str]
     card_template: ClassVar[str]
@@ -38,6 +39,10 @@ class Modality(ABC):
     column: str
     model: PreTrainedModel
     processor: Any
+
+    @property
+    def row_plural(self) -> str:
+        return self.plural
 
     @abstractmethod
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SampleStore:
@@ -90,7 +95,12 @@ class SampleOpener:
     Args:
         modality: reads the samples.
         label_column: column of true labels in those data sets that have it; None leaves labels out.
+
+    Attributes:
+        latest: the store that it returned last.
     """
+
+    latest: SampleStore
 
     def __init__(self, modality: Modality, label_column: str | None):
         self.modality = modality
@@ -101,12 +111,14 @@ class SampleOpener:
     def __call__(self, dataset: Dataset | SampleStore) -> SampleStore:
         """Open a data set, with true labels if it has the label column; a store is returned as it is."""
         if isinstance(dataset, SampleStore):
+            self.latest = dataset
             return dataset
         if id(dataset) not in self._stores:
             has_labels = self.label_column is not None and self.label_column in dataset.column_names
             store = self.modality.open(dataset, self.label_column if has_labels else None, self._label_numbers)
             self._stores[id(dataset)] = dataset, store
-        return self._stores[id(dataset)][1]
+        self.latest = self._stores[id(dataset)][1]
+        return self.latest
 
 
 def quote_python(text: str) -> str:

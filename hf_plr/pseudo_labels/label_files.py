@@ -25,6 +25,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
 INDEX_COLUMN = "index"
+SPAN_COLUMNS = ("start", "end")
 BLOCK_ROWS = 1 << 18  # rows that are written together
 
 
@@ -36,11 +37,13 @@ class LabelFile:
         path: the file.
         labels: integers, -1 = noise, shape (N,); memory-mapped if the file is a .npy.
         index: column "index" if it exists: row of the data set per sample, shape (N,).
+        spans: columns "start" and "end" if they exist beside "index": seconds of segments, float64 (N, 2).
     """
 
     path: str
     labels: np.ndarray
     index: np.ndarray | None
+    spans: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: str, column: str | None = None) -> LabelFile:
@@ -78,7 +81,7 @@ class LabelFile:
             raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
         labels = _validate_labels(path, f"column {name!r}", frame[name].to_numpy())
         index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
-        return cls(path, labels, index)
+        return cls(path, labels, index, None if index is None else _find_spans(frame))
 
 
 def _validate_kind(path: str) -> str:
@@ -102,6 +105,14 @@ def _validate_labels(path: str, subject: str, labels: np.ndarray) -> np.ndarray:
     if highest > np.iinfo(np.int64).max:
         raise ValueError(f"{path}: label {highest} is above {np.iinfo(np.int64).max}, the largest that is possible")
     return labels
+
+
+def _find_spans(frame: pd.DataFrame) -> np.ndarray | None:
+    """Find the seconds at which segments start and end; None if the columns are not there or hold no numbers."""
+    if not all(name in frame.columns and pd.api.types.is_numeric_dtype(frame[name]) for name in SPAN_COLUMNS):
+        return None
+    spans: np.ndarray = frame[list(SPAN_COLUMNS)].to_numpy(np.float64)
+    return spans
 
 
 def _find_label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
@@ -138,8 +149,8 @@ def check_output(path: str, overwrite: bool = False) -> None:
 def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overwrite: bool = False) -> None:
     """Write refined labels, a block of samples at a time.
 
-    A .npy gets the labels; a .csv or .parquet the columns index (if the input has it), label, previous_label,
-    current_label and confidence. The file is written atomically.
+    A .npy gets the labels; a .csv or .parquet the columns index, start and end (if the input has them), label,
+    previous_label, current_label and confidence. The file is written atomically.
 
     Args:
         path: path of the new file.
@@ -187,6 +198,8 @@ def _build_frame(files: list[LabelFile], cells: CellRefinement, rows: slice) -> 
     cell = cells.table.locate(*(file.labels[rows] for file in files))
     index = files[-1].index
     columns = {} if index is None else {INDEX_COLUMN: index[rows]}
+    if files[-1].spans is not None:
+        columns |= dict(zip(SPAN_COLUMNS, files[-1].spans[rows].T, strict=True))
     return pd.DataFrame(
         {
             **columns,

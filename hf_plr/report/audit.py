@@ -24,7 +24,7 @@ class Marks:
     """Marked samples, each once.
 
     Attributes:
-        index: row of the data set, shape (n,).
+        index: row of the data set, shape (n,); of several segments of a recording the same.
         label: pseudo-label that was validated, -1 = in no cluster, shape (n,).
         wrong: True for a wrong label, shape (n,).
         random: True for a sample that was drawn uniformly from all, shape (n,).

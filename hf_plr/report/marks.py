@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE, LabelFile
 from hf_plr.refinement.cooccurrence import NOISE
@@ -19,8 +20,10 @@ RANDOM_SHEET = "random"
 SHEETS = (RANDOM_SHEET, "most_confident", "least_confident", "changed")
 MARKS = ("wrong", "right")
 NOT_MARKED = ""
-COLUMNS = ("index", "label", "sheet", "mark")
+COLUMNS = ("index", "label", "sheet", "mark", "start", "end")
 REQUIRED_COLUMNS = ("index", "mark")
+UNITS_PER_SECOND = 1_000  # segments of a recording are told apart by the millisecond that they start at
+LARGEST_SECOND = 1e9
 INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 MAX_QUOTED = 40  # characters of foreign text in a message
 
@@ -33,6 +36,7 @@ class _Rows:
         path: the file.
         lines: line of each row.
         index: row of the data set, shape (n,).
+        start: millisecond of the recording that a segment starts at, -1 where the file does not say it, shape (n,).
         seen: pseudo-label that the auditor saw, None where the file does not say it.
         random: True for a row of the random draw, shape (n,).
         mark: "wrong", "right" or "" (not marked), shape (n,).
@@ -41,6 +45,7 @@ class _Rows:
     path: str
     lines: list[int]
     index: np.ndarray
+    start: np.ndarray
     seen: list[int | None]
     random: np.ndarray
     mark: np.ndarray
@@ -52,7 +57,9 @@ def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool
     The columns are index (row of the data set) and mark (wrong, right, or empty for a sample without a mark).
     report.html also writes label (pseudo-label that the auditor saw) and sheet (random, most_confident, least_confident
     or changed). A sample has one mark; it may have several rows, and is in the random draw if one of them is on that
-    sheet. Without a column sheet none is in the draw, unless `all_random` says that all are.
+    sheet. Without a column sheet none is in the draw, unless `all_random` says that all are. Where labels are of
+    segments of recordings, the column start (in seconds, to the millisecond) says which segment of its row is meant; it
+    may be missing for rows with a single one. A column end is not read.
 
     Args:
         path: a CSV file with a header.
@@ -69,9 +76,10 @@ def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool
     rows = _parse(path, all_random)
     if not rows.lines:
         raise ValueError(f"{path} holds no marks: nothing follows its header")
-    label = _look_up_labels(rows, labels)
+    sample = _look_up_samples(rows, labels)
+    label = np.asarray(labels.labels)[sample]
     _check_same_labels(rows, label, labels.path)
-    marks = _merge_rows(rows, label)
+    marks = _merge_rows(rows, label, sample)
     if not len(marks.index):
         raise ValueError(f"{path} holds no marks: its column 'mark' is empty in every row")
     return marks
@@ -91,24 +99,41 @@ def read_labels(folder: str | os.PathLike[str]) -> LabelFile:
         )
     labels = LabelFile.open(str(path), "label")
     index = labels.index
-    if index is None or not np.issubdtype(index.dtype, np.integer) or len(np.unique(index)) < len(index):
+    is_integer = index is not None and np.issubdtype(index.dtype, np.integer)
+    if not is_integer or pd.DataFrame({"index": index, "start": _list_starts(labels)}).duplicated().any():
         raise ValueError(f"{path} has no column 'index' with a different integer for every sample")
     return labels
 
 
+def _list_starts(labels: LabelFile) -> np.ndarray:
+    """List the millisecond that each sample starts at, int64 (N,); zeros where samples are whole."""
+    if labels.spans is None:
+        return np.zeros(len(labels.labels), np.int64)
+    return _round_to_units(labels.spans[:, 0])
+
+
+def _round_to_units(seconds: np.ndarray) -> np.ndarray:
+    bounded = np.clip(np.nan_to_num(seconds, nan=-1.0), -1.0, LARGEST_SECOND)
+    rounded: np.ndarray = np.rint(bounded * UNITS_PER_SECOND).astype(np.int64)
+    return rounded
+
+
 def _parse(path: str | os.PathLike[str], all_random: bool) -> _Rows:
-    lines, index, seen, random, mark = [], [], [], [], []
+    lines, index, start, seen, random, mark = [], [], [], [], [], []
     for line, fields in _read_fields(path):
         where = f"{path}, line {line}"
         if "sheet" in fields and all_random:
             raise ValueError(f"{path} has a column 'sheet', which says what is random: leave --random out")
         lines.append(line)
         index.append(_integer(where, "index", fields["index"]))
+        start.append(_second(where, fields["start"]) if "start" in fields else -1.0)
         seen.append(_integer(where, "label", fields["label"]) if "label" in fields else None)
         sheet = _choice(where, "sheet", fields["sheet"], SHEETS) if "sheet" in fields else None
         random.append(all_random if sheet is None else sheet == RANDOM_SHEET)
         mark.append(_choice(where, "mark", fields["mark"], MARKS) if fields["mark"] else NOT_MARKED)
-    return _Rows(str(path), lines, np.array(index, np.int64), seen, np.array(random, bool), np.array(mark, object))
+    starts = _round_to_units(np.array(start, np.float64))
+    random_rows, marks = np.array(random, bool), np.array(mark, object)
+    return _Rows(str(path), lines, np.array(index, np.int64), starts, seen, random_rows, marks)
 
 
 def _read_fields(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -142,16 +167,35 @@ def _check_header(path: str | os.PathLike[str], header: list[str]) -> None:
         raise ValueError(f"{path}, line 1: a column is there twice; {expected}")
 
 
-def _look_up_labels(rows: _Rows, labels: LabelFile) -> np.ndarray:
-    """Look up the run's label of each row."""
+def _look_up_samples(rows: _Rows, labels: LabelFile) -> np.ndarray:
+    """Look up the position of each row's sample in the labels.
+
+    Raises:
+        ValueError: if a sample is unknown, or the row does not say which segment of a recording is meant.
+    """
     assert labels.index is not None
-    order = np.argsort(labels.index, kind="stable")
-    position = order[np.searchsorted(labels.index, rows.index, sorter=order).clip(max=len(order) - 1)]
-    unknown = np.flatnonzero(labels.index[position] != rows.index)
-    if len(unknown):
-        first = unknown[0]
-        raise ValueError(f"{rows.path}, line {rows.lines[first]}: sample {rows.index[first]} is not in {labels.path}")
-    return np.asarray(labels.labels)[position]
+    starts = _list_starts(labels)
+    by_name: dict[tuple[int, int], int] = {}
+    by_index: dict[int, list[int]] = {}
+    for i in np.flatnonzero(np.isin(labels.index, rows.index)).tolist():
+        index = int(labels.index[i])
+        by_name[index, int(starts[i])] = i
+        by_index.setdefault(index, []).append(i)
+    samples = []
+    for line, index, start in zip(rows.lines, rows.index.tolist(), rows.start.tolist(), strict=True):
+        is_named = start >= 0 and labels.spans is not None
+        found = [by_name[index, start]] if is_named and (index, start) in by_name else []
+        found = found if is_named else by_index.get(index, [])
+        if not found:
+            segment = f" with a segment at {start / UNITS_PER_SECOND:g} s" if is_named else ""
+            raise ValueError(f"{rows.path}, line {line}: sample {index}{segment} is not in {labels.path}")
+        if len(found) > 1:
+            raise ValueError(
+                f"{rows.path}, line {line}: row {index} has {len(found)} segments in {labels.path}: add the column "
+                "'start' with the second at which the marked one begins"
+            )
+        samples += found
+    return np.array(samples, np.int64)
 
 
 def _check_same_labels(rows: _Rows, label: np.ndarray, labels_path: str) -> None:
@@ -165,26 +209,39 @@ def _check_same_labels(rows: _Rows, label: np.ndarray, labels_path: str) -> None
         )
 
 
-def _merge_rows(rows: _Rows, label: np.ndarray) -> Marks:
+def _merge_rows(rows: _Rows, label: np.ndarray, sample: np.ndarray) -> Marks:
     """Merge the rows of each sample into one mark."""
     marked = np.flatnonzero(rows.mark != NOT_MARKED)
-    index, first, sample = np.unique(rows.index[marked], return_index=True, return_inverse=True)
+    merged, first, code = np.unique(sample[marked], return_index=True, return_inverse=True)
     first = marked[first]
-    contradicting = np.flatnonzero(rows.mark[marked] != rows.mark[first][sample])
+    contradicting = np.flatnonzero(rows.mark[marked] != rows.mark[first][code])
     if len(contradicting):
-        here, before = marked[contradicting[0]], first[sample[contradicting[0]]]
+        here, before = marked[contradicting[0]], first[code[contradicting[0]]]
         raise ValueError(
             f"{rows.path}, line {rows.lines[here]}: sample {rows.index[here]} is marked {rows.mark[here]} here and "
             f"{rows.mark[before]} in line {rows.lines[before]}: settle on one"
         )
-    drawn = rows.index[rows.random & (label != NOISE)]
+    drawn = sample[rows.random & (label != NOISE)]
     return Marks(
-        index=index,
+        index=rows.index[first],
         label=label[first],
         wrong=rows.mark[first] == "wrong",
-        random=np.isin(index, rows.index[rows.random]),
-        unmarked=len(np.setdiff1d(drawn, index)),
+        random=np.isin(merged, sample[rows.random]),
+        unmarked=len(np.setdiff1d(drawn, merged)),
     )
+
+
+def _second(where: str, text: str) -> float:
+    """Read a number of seconds; -1 for an empty field."""
+    if not text:
+        return -1.0
+    try:
+        second = float(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: start {_quote(text)} is not a number of seconds") from error
+    if not 0 <= second <= LARGEST_SECOND:
+        raise ValueError(f"{where}: start {_quote(text)} is not a number of seconds")
+    return second
 
 
 def _integer(where: str, column: str, text: str) -> int:

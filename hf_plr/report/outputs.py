@@ -29,7 +29,11 @@ VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "sciki
 
 
 def write_pseudo_labels(
-    path: str | os.PathLike[str], rows: np.ndarray, labels: PseudoLabels, files: list[str] | None = None
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    labels: PseudoLabels,
+    files: list[str] | None = None,
+    segments: np.ndarray | None = None,
 ) -> None:
     """Write one row per sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence.
 
@@ -38,17 +42,20 @@ def write_pseudo_labels(
         rows: index per sample, (N,).
         labels: the labels.
         files: file per sample, (N,); None leaves the column out.
+        segments: start and end in seconds per sample, (N, 2), for the columns start and end; None leaves them out.
     """
     frame = pd.DataFrame(
         {
             "index": rows,
             **({} if files is None else {"file": files}),
+            **({} if segments is None else {"start": segments[:, 0], "end": segments[:, 1]}),
             "label": labels.labels,
             "previous_label": labels.previous_labels,
             "confidence": labels.confidence.astype(np.float32),
         }
     )
-    frame.sort_values("index", ignore_index=True).to_parquet(path, index=False)  # sounds are stored by length
+    by = "index" if segments is None else ["index", "start"]
+    frame.sort_values(by, ignore_index=True).to_parquet(path, index=False)  # sounds are stored by length
 
 
 def write_prototypes(
@@ -158,7 +165,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     if summary.last_labels:
         lines += ["", f"Last labels: {summary.last_labels}."]
     if summary.unreadable_rows:
-        lines += [f"{len(summary.unreadable_rows)} {modality.plural} could not be read and were left out."]
+        lines += [f"{len(summary.unreadable_rows)} {modality.row_plural} could not be read and were left out."]
     report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
     lines += [
         "",

@@ -107,7 +107,8 @@ class PLRTrainer(BaseTrainer):
         args = PLRTrainingArguments("plr_output") if args is None else args
         if not isinstance(args, PLRTrainingArguments):
             raise TypeError(f"args must be PLRTrainingArguments, not {type(args).__name__}")
-        clusterers = select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
+        is_cut = args.segment_seconds is not None  # into how many samples, reading them tells
+        clusterers = [] if is_cut else select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
         super().__init__(
             model,
             args,
@@ -121,6 +122,7 @@ class PLRTrainer(BaseTrainer):
         )
         check_sharding(self.accelerator, self.modality.model)
         n_samples = len(self.train_dataset)
+        clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
         n_clusters = clusterers[0].get_params().get("n_clusters")
         if isinstance(n_clusters, int) and n_clusters > n_samples:
             raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
@@ -355,9 +357,8 @@ class PLRTrainer(BaseTrainer):
 
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, prototypes and features of the epoch, as arrays by name."""
-        state = (
-            self._feature_source.state_dict() | self.cluster_space.state_dict() | self.cluster_objective.state_dict()
-        )
+        parts = (self._feature_source, self.cluster_space, self.cluster_objective)
+        state = {name: value for part in parts for name, value in part.state_dict().items()}
         if self.pair_term is not None:
             state |= {f"{PAIR_PREFIX}{name}": value for name, value in self.pair_term.state_dict().items()}
         return state
@@ -406,23 +407,23 @@ class PLRTrainer(BaseTrainer):
         self.publisher.note_labels(directory, rows)
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
-        """Write index, file if known, label, previous_label and confidence of every sample as parquet, in data order.
+        """Write a row per sample as parquet, in data order, with the columns of `write_pseudo_labels`.
 
         Args:
             path: the file.
             rows: number of each row of `train_dataset` in the data that it was taken from, for `index`; by default the
                 row itself. Rows that could not be read are not in the file.
         """
-        readable = self.train_dataset.rows
-        index = readable if rows is None else rows[readable]
-        write_pseudo_labels(path, index, self.labelings[0].pseudo_labels, self.train_dataset.files())
+        store, labels = self.train_dataset, self.labelings[0].pseudo_labels
+        index = store.rows if rows is None else rows[store.rows]
+        write_pseudo_labels(path, index, labels, store.files(), store.segments)
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
         labels = self.pseudo_labels
-        noun = self.modality.noun
+        noun, span = self.modality.noun, "" if self.train_dataset.segments is None else " start, end,"
         files = (
-            (PSEUDO_LABELS_FILE, f"index, label, previous_label and confidence of every training {noun}"),
+            (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
             (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
         )
         summary = dataclasses.replace(

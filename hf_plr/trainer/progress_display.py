@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback
@@ -115,6 +116,8 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     """What a run is about to do, in five lines of a name and a value."""
     args, state = trainer.args, trainer.state
     samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
+    if trainer.train_dataset.segments is not None:
+        samples += f" of {len(np.unique(trainer.train_dataset.rows)):,} {trainer.modality.row_plural}"
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
     rows = count_samples_per_step(args, trainer._train_batch_size)

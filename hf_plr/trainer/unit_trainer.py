@@ -37,7 +37,7 @@ from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
 from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_spans
-from hf_plr.units.space import FrameSpaceFitter, number_speakers
+from hf_plr.units.space import FrameSpaceFitter, number_recordings, number_speakers
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform
@@ -127,6 +127,8 @@ class UnitTrainer(BaseTrainer):
         self._bounds = compute_frame_bounds(counts)
         self._n_spans = count_spans(int(counts.max()), args.mask_probability, args.mask_length)
         self._speakers = self._read_speakers(train_dataset)
+        if self.train_dataset.segments is not None and args.frame_scaling in ("recording", "speaker"):
+            self._speakers = number_recordings(self.train_dataset.rows, self._speakers)
         fitter = FrameSpaceFitter(args.frame_scaling, args.whitening_shrinkage, self._speakers)
         self.stage = FrameStage(
             self._n_units, refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir, fitter
@@ -328,6 +330,7 @@ class UnitTrainer(BaseTrainer):
             readable if rows is None else rows[readable],
             np.split(np.asarray(units), self._bounds[1:-1]),
             self.train_dataset.files(),
+            self.train_dataset.segments,
         )
 
     def label_state(self) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.units.frames import Frames
-from hf_plr.units.space import SCALINGS, FrameSpace, number_speakers
+from hf_plr.units.space import SCALINGS, FrameSpace, number_recordings, number_speakers
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
@@ -102,7 +102,7 @@ class UnitEncoder:
     def encode(
         self, extractor: FeatureExtractor, store: AudioStore, speakers: np.ndarray | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Encode a store on this process alone; yields per recording its row of the data set and units (frames,).
+        """Encode a store on this process alone; yields per sample its row of the data set and units (frames,).
 
         Args:
             extractor: the backbone.
@@ -125,6 +125,8 @@ class UnitEncoder:
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
         space = self.space.to(extractor.accelerator.device)
         known = None if speakers is None or space.scaling != "speaker" else number_speakers(speakers[store.rows])
+        if store.segments is not None and space.scaling in ("recording", "speaker"):
+            known = number_recordings(store.rows, known)
         if known is not None:
             space = space.with_speakers(frames, known, extractor.accelerator)
         for rows, positions in frames.stream_recordings(torch.arange(len(store))):
@@ -172,19 +174,28 @@ def _read_format(path: str) -> str:
 
 
 def write_units(
-    path: str | os.PathLike[str], rows: np.ndarray, units: list[np.ndarray], files: list[str] | None = None
+    path: str | os.PathLike[str],
+    rows: np.ndarray,
+    units: list[np.ndarray],
+    files: list[str] | None = None,
+    segments: np.ndarray | None = None,
 ) -> None:
     """Write one row per recording: index (its row of the data set), file, and units (int32, one per frame), by index.
+
+    Segments of recordings are rows of their own, by index and start.
 
     Args:
         path: a parquet file; it is complete or does not exist.
         rows: index of each recording, (N,).
         units: its units, -1 = none.
         files: its file, (N,); None leaves the column out.
+        segments: start and end in seconds of each, (N, 2); None leaves the columns out.
     """
-    fields = [("index", pa.int64()), ("file", pa.string()), ("units", pa.list_(pa.int32()))]
-    schema = pa.schema([field for field in fields if field[0] != "file" or files is not None])
-    order = np.argsort(rows, kind="stable")
+    fields = [("index", pa.int64())]
+    fields += [] if files is None else [("file", pa.string())]
+    fields += [] if segments is None else [("start", pa.float64()), ("end", pa.float64())]
+    schema = pa.schema([*fields, ("units", pa.list_(pa.int32()))])
+    order = np.argsort(rows, kind="stable") if segments is None else np.lexsort((segments[:, 0], rows))
     with pq.ParquetWriter(f"{path}.tmp", schema) as writer:
         for part in iterate_blocks(len(order), WRITTEN_ROWS):
             columns = {
@@ -193,5 +204,7 @@ def write_units(
             }
             if files is not None:
                 columns["file"] = [files[i] for i in order[part]]
+            if segments is not None:
+                columns["start"], columns["end"] = segments[order[part]].T
             writer.write_table(pa.table(columns, schema))
     os.replace(f"{path}.tmp", path)

@@ -179,7 +179,8 @@ class FrameSpaceFitter:
     Attributes:
         scaling: one of `SCALINGS`.
         shrinkage: of the whitening, above 0, see `Whitening`; None for no whitening.
-        speakers: speaker of each recording of the store, int64 (N,), -1 = unknown; for scaling "speaker".
+        speakers: speaker of each sample of the store, int64 (N,), -1 = unknown, for scaling "speaker"; recordings of
+            segments, for "recording". None for other scalings, and for whole recordings that are scaled by themselves.
     """
 
     scaling: str = "none"
@@ -205,7 +206,7 @@ class FrameSpaceFitter:
             raw = draw_rows_to_fit(join([rows for rows, _ in drawn], frames), accelerator)
             mean, std = run_on_main(accelerator, lambda: measure_columns(raw), "measuring the frames")
             space = dataclasses.replace(space, mean=mean, std=std).to(device)
-        if self.scaling == "speaker" and self.speakers is not None:
+        if self.speakers is not None:
             space = space.with_speakers(frames, self.speakers, accelerator)
         parts = [space.scale(rows, *self.describe(frames, positions)) for rows, positions in drawn]
         if self.shrinkage is not None:
@@ -236,6 +237,21 @@ def number_speakers(speakers: np.ndarray) -> np.ndarray:
     """Number the speakers of recordings, any integers (N,), from 0 on: int64 (N,), -1 for those below 0 (unknown)."""
     known = np.unique(speakers[speakers >= 0])
     return np.where(speakers < 0, -1, np.searchsorted(known, speakers)).astype(np.int64)
+
+
+def number_recordings(rows: np.ndarray, speakers: np.ndarray | None) -> np.ndarray:
+    """Number what the frames of segments are standardised by: their speaker, or if it is unknown their recording.
+
+    Args:
+        rows: recording of each segment, int64 (N,).
+        speakers: output of `number_speakers`, (N,); None if no speaker is known.
+
+    Returns:
+        int64 (N,), as `number_speakers` gives them, none of them unknown.
+    """
+    if speakers is None:
+        return number_speakers(rows)
+    return number_speakers(np.where(speakers < 0, speakers.max(initial=-1) + 1 + rows, speakers))
 
 
 def spread(values: np.ndarray, counts: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -295,7 +295,9 @@ def test_sampling_rates_come_from_the_headers():
     assert read_sampling_rates(arrays, "audio") == [22_050]
     many = data_set([files[0]] * 70)
     assert read_sampling_rates(many, "audio") == [8000] * 70
-    with pytest.raises(ValueError, match="none of 1 recordings can be read"):
+    with pytest.raises(
+        ValueError, match="none of 1 recordings can be read; the first: recording 0 cannot be read as wav"
+    ):
         read_sampling_rates(data_set([b"garbage"]), "audio")
 
 

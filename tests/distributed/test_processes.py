@@ -118,11 +118,12 @@ def test_two_processes_leave_the_labels_of_one(two, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("segments", [[], ["--segment_seconds", 0.3, "--segment_overlap", 0.1]], ids=["whole", "cut"])
 @pytest.mark.parametrize("objective", ["utterance", "frames"])
-def test_two_processes_leave_the_labels_of_one_for_sounds(tmp_path, objective):
-    arguments = [*RECORDINGS, "--objective", objective]
+def test_two_processes_leave_the_labels_of_one_for_sounds(tmp_path, objective, segments):
+    arguments = [*RECORDINGS, "--objective", objective, *segments]
     if objective == "frames":
-        arguments += ["--relabel_every", 1]
+        arguments += ["--relabel_every", 1, "--frame_scaling", "recording" if segments else "global"]
     succeeded(launch(*arguments, BATCH, 16, "--output_dir", tmp_path / "two", processes=2, script=HUBERT_PLR))
     alone(HUBERT_PLR, [*arguments, BATCH, 32, "--output_dir", tmp_path / "one"])
     files = {"utterance": ["pseudo_labels.parquet"], "frames": ["units.parquet", "centroids.safetensors"]}[objective]

@@ -42,7 +42,9 @@ def test_any_number_of_processes_gives_the_same_scores(alone, processes, tmp_pat
         assert all(0.1 < value < 1.0 for value in alone[name]["values"].values())
         assert alone[name]["intervals"].keys() == SCORES.keys() - {"nmi"}
     assert alone["one class"]["values"] == {}
-    assert alone["predictions"].keys() == SCORES.keys()
+    assert alone["predictions"].keys() == alone["predicted segments"].keys() == SCORES.keys()
+    assert alone["segments"]["values"].keys() == SCORES.keys()
+    assert alone["segments"]["intervals"].keys() == SCORES.keys() - {"nmi", "clustering_accuracy"}
     shared = score(processes, tmp_path)
     assert shared.pop("same everywhere")
     gathered, errors = shared.pop("gathered"), shared.pop("errors")

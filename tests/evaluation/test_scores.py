@@ -151,3 +151,56 @@ def test_features_that_are_not_finite_are_refused():
 def test_classes_may_have_any_numbers():
     features, labels = blobs(90, 4.0)
     assert score_features(features, labels * 7 - 100) == score_features(features, labels)
+
+
+# ---- segments of recordings --------------------------------------------------------------------------------------
+
+
+def segments_of(n_recordings, spread, seed=0, n_classes=3, longest=8):
+    """Segments that lie around a place of their recording, which lies around that of its class."""
+    rng = np.random.default_rng(seed)
+    classes = np.arange(n_recordings) % n_classes
+    places = spread * rng.normal(size=(n_recordings, 12)) + 5 * np.eye(12)[classes]
+    groups = np.repeat(np.arange(n_recordings) * 7, rng.integers(1, longest, n_recordings))
+    order = rng.permutation(len(groups))  # as in a store, where the length decides
+    groups = groups[order]
+    features = places[groups // 7] + 0.01 * rng.normal(size=(len(groups), 12))
+    return features.astype(np.float32), classes[groups // 7], groups
+
+
+def test_segments_of_the_same_recording_do_not_vote_for_each_other():
+    features, labels, groups = segments_of(60, 100.0)  # classes do not matter
+    leaking, found = score_features(features, labels), score_features(features, labels, groups=groups)
+    assert leaking["knn_accuracy"] > 0.7
+    for name in ("knn_accuracy", "weighted_knn_accuracy", "linear_probe_accuracy"):
+        assert found[name] < 0.5, name
+
+
+def test_a_recording_has_the_class_of_most_of_its_segments():
+    samples = scores._Samples(torch.zeros(7, 2), np.array([4, 4, 4, 4, 9, 9, 9]), np.array([3, 3, 3, 8, 5, 5, 8 + 1]))
+    predicted = np.array([9, 4, 4, 9, 9, 4, 9])  # recording 3 by two of three, 8 not, 5 by a tie for the smaller, 9
+    assert scores._judge(predicted, samples).tolist() == [True, False, False, True]
+    features, labels, groups = segments_of(60, 1.0)
+    test_features, test_labels, test_groups = segments_of(40, 1.0, seed=1)
+    found = assess_features(features, labels, test_features, test_labels, groups=groups, test_groups=test_groups)
+    assert found.values["knn_accuracy"] * 40 == pytest.approx(round(found.values["knn_accuracy"] * 40))
+    assert "clustering_accuracy" in found.values
+    assert sorted(found.intervals) == ["knn_accuracy", "linear_probe_accuracy", "weighted_knn_accuracy"]
+
+
+def test_whole_recordings_score_as_samples_do():
+    features, labels = blobs(203, 4.0)
+    numbers = np.random.default_rng(0).permutation(203)
+    alone, grouped = score_features(features, labels), score_features(features, labels, groups=np.arange(203))
+    assert grouped == alone
+    assert score_features(features, labels, groups=numbers)["nmi"] == alone["nmi"]
+
+
+def test_a_class_of_a_single_recording_is_left_out():
+    features, labels, groups = segments_of(9, 1.0)
+    only = groups == groups[labels == 2][0]
+    kept = (labels < 2) | only
+    found = score_features(features[kept], labels[kept], groups=groups[kept])
+    assert 0.0 <= found["knn_accuracy"] <= 1.0
+    alone = (labels == 0) | only
+    assert "knn_accuracy" not in score_features(features[alone], labels[alone], groups=groups[alone])

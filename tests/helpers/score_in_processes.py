@@ -32,8 +32,10 @@ def part_of(accelerator: Accelerator, n: int) -> slice:
 class Samples:
     """What an evaluator sees of a `SampleStore`."""
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray):
+    def __init__(self, features: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None):
         self.features, self.labels = torch.from_numpy(features), labels
+        self.rows = np.arange(len(labels)) if rows is None else rows
+        self.segments = None if rows is None else np.zeros((len(rows), 2))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,7 +51,12 @@ def make_trainer(accelerator: Accelerator, train: Samples) -> Any:
         extract=lambda store, positions: store.features[positions],
     )
     return SimpleNamespace(
-        accelerator=accelerator, train_dataset=train, eval_dataset=None, label_column="label", extractor=extractor
+        accelerator=accelerator,
+        train_dataset=train,
+        eval_dataset=None,
+        label_column="label",
+        extractor=extractor,
+        open_samples=SimpleNamespace(latest=train),
     )
 
 
@@ -97,8 +104,13 @@ def main(output: str) -> None:
     trainer = make_trainer(accelerator, Samples(features[train], labels[train]))
     results["evaluator"] = asdict(evaluators.FeatureEvaluator()(trainer))
     evaluators.GALLERY_SAMPLES = 800
+    trainer.open_samples.latest = Samples(features[test], labels[test])
     results["predictions"] = evaluators.score_against_gallery(trainer, EvalPrediction(features[test], labels[test]))
     results["gathered"] = max(sizes)
+    rows = np.arange(N) * 7 % N // 5
+    trainer = make_trainer(accelerator, Samples(features[train], rows % 6, rows))
+    results["segments"] = asdict(evaluators.FeatureEvaluator()(trainer))
+    results["predicted segments"] = evaluators.score_against_gallery(trainer, EvalPrediction(features[train], rows % 6))
 
     broken = shard.copy()
     broken[:1] = np.nan

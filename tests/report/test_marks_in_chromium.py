@@ -10,6 +10,7 @@ import pytest
 from helpers.chromium import CHROMIUM, Page, check_page, wait_for_file
 from helpers.constructed_report import write_constructed_report
 
+from hf_plr import PLRTrainer
 from hf_plr.cli import main
 
 pytestmark = [
@@ -191,3 +192,30 @@ def test_marks_that_an_earlier_page_kept_are_loaded(report, tmp_path):
         assert np.unique(await page.run("marksOf(3)")).tolist() == ["wrong"]
 
     check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work)
+
+
+def test_marks_of_segments_name_their_seconds(make_sound_trainer, tmp_path, capsys):
+    trainer = make_sound_trainer(PLRTrainer, segment_seconds=0.25, num_clusters=4)
+    store = trainer.train_dataset
+    labels = np.arange(len(store)) % 4
+    data = write_constructed_report(trainer, [labels, labels])
+    out, browser = tmp_path / "out", tmp_path / "browser"
+    frame = pd.DataFrame({"index": store.rows, "start": store.segments[:, 0], "end": store.segments[:, 1]})
+    frame.assign(label=labels).to_parquet(out / "pseudo_labels.parquet")
+    shown = data["sheets"]["random"][0]
+    row, start, end = (data["samples"][shown][i] for i in (0, 5, 6))
+
+    async def work(page: Page) -> None:
+        names = await page.run(
+            "[...document.querySelectorAll('#check .card')].map((card) => card.getAttribute('aria-label'))"
+        )
+        assert any(name.startswith(f"segment {row} ({start:.2f} to {end:.2f} s), cluster") for name in names)
+        await page.run("document.querySelector('#rest').click()")
+        table = await downloaded(page, browser)
+        assert list(table.columns) == ["index", "label", "sheet", "mark", "start", "end"]
+        expected = {tuple(data["samples"][key][i] for i in (0, 5, 6)) for key in data["sheets"]["random"]}
+        assert set(table[["index", "start", "end"]].itertuples(index=False, name=None)) == expected
+
+    check_page(browser, out / "report.html", work)
+    assert main(["audit", str(out), "--marks", str(browser / "marks.csv")]) == 0
+    assert f"(0 of {len(data['sheets']['random'])} random samples are wrong)" in capsys.readouterr().out

@@ -206,8 +206,11 @@ class Reporter:
         return self._map
 
     def _samples(self, keys: list[str]) -> dict[str, list[Any]]:
-        """Look up row, label, label before, confidence and file of samples, by key; None for unknown values."""
-        snapshot, files = self._snapshot, self.store.files()
+        """Look up row, label, label before, confidence and file of samples, by key; None for unknown values.
+
+        Start and end in seconds follow where samples are segments.
+        """
+        snapshot, files, segments = self._snapshot, self.store.files(), self.store.segments
         samples: dict[str, list[Any]] = {}
         for key in keys:
             position = int(key.partition("@")[0])
@@ -217,7 +220,7 @@ class Reporter:
             if snapshot is not None and snapshot.confidence is not None:
                 before = None if snapshot.previous is None else int(snapshot.previous[position])
                 sample[1:4] = [int(snapshot.labels[position]), before, round(float(snapshot.confidence[position]), 4)]
-            samples[key] = sample
+            samples[key] = sample if segments is None else sample + segments[position].tolist()
         return samples
 
 

@@ -80,8 +80,10 @@ function play(key) {
   player.play().catch(() => {});
 }
 
-// A sample: [row in the data, label, label at the stage before, confidence, file].
+// A sample: [row in the data, label, label at the stage before, confidence, file], and of segments start and end.
 const sampleOf = (key) => data.samples[key] || [null, null, null, null, null];
+const spanOf = (key) => sampleOf(key).slice(5).map((second) => Number(second).toFixed(2)).join(" to ");
+const nameOf = (key) => `${run.noun} ${sampleOf(key)[0]}${spanOf(key) && ` (${spanOf(key)} s)`}`;
 
 const store = {
   read(name) { try { return JSON.parse(window.localStorage.getItem(name)); } catch { return null; } },

@@ -121,8 +121,8 @@ function originOf(event, id) {
 // Small previews of members of a cluster. A mark is of the label now: a sample that has left the cluster shows none.
 function strip(keys, cluster) {
   const nodes = keys.filter((key) => data.media[key]).map((key) => {
-    const [row, label] = sampleOf(key);
-    const title = `${run.noun} ${row}`;
+    const label = sampleOf(key)[1];
+    const title = nameOf(key);
     const image = preview(key, { alt: isSound ? "" : title });
     const node = isSound ? el("button", { type: "button", class: "small-preview", title, "aria-label": `Play ${title}`, onclick: () => play(key) }, image) : el("span", { class: "small-preview", title }, image);
     if (label === cluster) {

@@ -102,7 +102,7 @@ function drawDot(pen, [x, y], label, r) {
 
 function described(key, openSheet) {
   const [row, label, before, confidence, file] = sampleOf(key);
-  const lines = [["row", String(row)], [clusterWord, label === NOISE ? "none" : String(label)]];
+  const lines = [["row", String(row)], ...(spanOf(key) ? [["seconds", spanOf(key)]] : []), [clusterWord, label === NOISE ? "none" : String(label)]];
   if (before !== null) lines.push(["before", before === NOISE ? "none" : String(before)]);
   if (confidence !== null) lines.push(["confidence", confidence.toFixed(2)]);
   if (file) lines.push(["file", file]);
@@ -112,7 +112,7 @@ function described(key, openSheet) {
     dl.append(el("dt", {}, "mark"), state);
     marks.follow(state, () => { state.textContent = marks.get(key) || "not marked"; });
   }
-  const parts = [preview(key, { alt: `${run.noun} ${row}` }) || el("p", { class: "soft" }, "No preview of this one is in the file.")];
+  const parts = [preview(key, { alt: nameOf(key) }) || el("p", { class: "soft" }, "No preview of this one is in the file.")];
   parts.push(dl);
   if (soundOf(key)) parts.push(el("audio", { controls: true, src: soundOf(key), class: "wide-row", onplay: () => player.pause() }));
   if (hasSheet(label)) parts.push(el("button", { type: "button", class: "wide-row", onclick: () => openSheet(label) }, `Members of ${clusterName(label)}`));

@@ -52,10 +52,11 @@ const marks = (() => {
     // One row per marked sample. Those of the random check are all there, with an empty mark if they have none.
     table() {
       const isRow = (key) => byKey.has(key) || (sheetByKey.get(key) === RANDOM && data.media[key]);
-      const rows = [...sheetByKey].filter(([key]) => isRow(key)).map(([key, sheet]) => [...sampleOf(key).slice(0, 2), sheet, byKey.get(key) || ""]);
-      const integers = rows.filter(([index, label]) => Number.isInteger(index) && Number.isInteger(label));
-      integers.sort((a, b) => Number(b[2] === RANDOM) - Number(a[2] === RANDOM) || a[0] - b[0]);
-      return ["index,label,sheet,mark", ...integers.map((row) => row.join(","))].join("\n") + "\n";
+      const rows = [...sheetByKey].filter(([key]) => isRow(key)).map(([key, sheet]) => [...sampleOf(key).slice(0, 2), sheet, byKey.get(key) || "", ...sampleOf(key).slice(5)]);
+      const integers = rows.filter(([index, label, , , ...span]) => Number.isInteger(index) && Number.isInteger(label) && span.every(Number.isFinite));
+      integers.sort((a, b) => Number(b[2] === RANDOM) - Number(a[2] === RANDOM) || a[0] - b[0] || a[4] - b[4]);
+      const spans = rows.some((row) => row.length > 4) ? ",start,end" : "";
+      return [`index,label,sheet,mark${spans}`, ...integers.map((row) => row.join(","))].join("\n") + "\n";
     },
   };
 })();
