@@ -19,6 +19,7 @@ from hf_plr.utils.argument_checks import (
     Fraction,
     FractionAboveZero,
     FractionBelowOne,
+    NumberRange,
     check_values,
     read_json_object,
 )
@@ -186,6 +187,19 @@ class BaseTrainingArguments(TrainingArguments):
         metadata={
             "help": "Folder for decoded images in memory-mapped files, up to image_cache_gib per data set; all "
             "processes of a machine and later runs share them. Default: in memory."
+        },
+    )
+    pixel_range: NumberRange | None = field(
+        default=None,
+        metadata={
+            "help": "Images of more than 8 bits: LOW HIGH, the pixels that become 0 and 255. Default: as kept with the "
+            "backbone, otherwise from a sample of the images (0 4095 for a camera of 12 bits)."
+        },
+    )
+    transparency_background: str | None = field(
+        default=None,
+        metadata={
+            "help": "Colour behind transparent pixels, a name or #rrggbb. Default: as kept with the backbone, or white."
         },
     )
     sound_cache_gib: AtLeastZero = field(
