@@ -81,6 +81,7 @@ class LabelledData:
         train: samples to train on.
         test: samples to score on.
         train_labels, test_labels: class of each sample, (N,).
+        train_rows, test_rows: row of each sample in its split, (N,).
         names: names of the classes.
     """
 
@@ -88,6 +89,8 @@ class LabelledData:
     test: Dataset
     train_labels: np.ndarray
     test_labels: np.ndarray
+    train_rows: np.ndarray
+    test_rows: np.ndarray
     names: list[str]
 
 
@@ -109,7 +112,13 @@ def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
     rows = draw_per_class(labels[0], args.labels_per_class, seed)
     labelled_rows = np.flatnonzero(labels[1] >= 0)
     return LabelledData(
-        train.select(rows), test.select(labelled_rows), labels[0][rows], labels[1][labelled_rows], names
+        train.select(rows),
+        test.select(labelled_rows),
+        labels[0][rows],
+        labels[1][labelled_rows],
+        rows,
+        labelled_rows,
+        names,
     )
 
 
