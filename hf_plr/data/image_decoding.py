@@ -320,7 +320,7 @@ def describe_unreadable(head: bytes, suffix: str) -> str | None:
     if head[4:8] == b"ftyp":
         brands = {head[start : start + 4] for start in range(8, min(int.from_bytes(head[:4], "big"), len(head)), 4)}
         if brands & AVIF_BRANDS:
-            return None if pillow_features.check("avif") else "AVIF needs Pillow 11.3 or newer"
+            return None if "avif" in pillow_features.get_supported() else "AVIF needs Pillow 11.3 or newer"
         if brands & (HEIC_BRANDS | HEIF_BRANDS):
             return None if has_heic() else NEEDS_PILLOW_HEIF
         return "it is a video or a file of sound, not an image"

@@ -30,6 +30,7 @@ class ImageSurvey:
         sizes: the first row of each upright size (H, W).
         errors: why images could not be opened, by row.
         n_deep: images of more than 8 bits.
+        n_fractions: those whose pixels are floating-point numbers.
         deep_bits: bits of the deepest image, 16 or 32.
         pixel_range: range of their pixels, see `choose_pixel_range`; None if it was not measured or there are none.
         n_transparent: images with transparent pixels.
@@ -40,6 +41,7 @@ class ImageSurvey:
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     n_deep: int = 0
+    n_fractions: int = 0
     deep_bits: int = 16
     pixel_range: tuple[float, float] | None = None
     n_transparent: int = 0
@@ -60,7 +62,6 @@ def survey_images(column: Dataset, name: str, decoder: ImageDecoder, n_images: i
     """
     survey = ImageSurvey(spread_rows(len(column), n_images))
     bounds: list[tuple[float, float]] = []
-    has_floats = False
     for row in map(int, survey.rows):
         value = column[row][name]
         try:
@@ -71,14 +72,14 @@ def survey_images(column: Dataset, name: str, decoder: ImageDecoder, n_images: i
                 if decoder.settings.pixel_range is None:
                     pixels = _without_alpha(decoder.read_deep(value, opened), decoder.num_channels)
                     bounds += _measure(pixels)
-                    has_floats |= pixels.dtype.kind == "f"
+                    survey.n_fractions += pixels.dtype.kind == "f"
                     survey.deep_bits = max(survey.deep_bits, min(8 * pixels.dtype.itemsize, 32))
             elif _may_be_transparent(opened, decoder):
                 _count_transparent(opened, decoder.settings.background, survey)
         except DECODING_ERRORS as error:
             survey.errors[row] = describe_error(value, error)
     if bounds:
-        survey.pixel_range = choose_pixel_range(np.asarray(bounds), has_floats)
+        survey.pixel_range = choose_pixel_range(np.asarray(bounds), has_floats=survey.n_fractions > 0)
     return survey
 
 
@@ -109,10 +110,12 @@ def choose_pixel_range(bounds: np.ndarray, has_floats: bool = False) -> tuple[fl
 def describe_range(survey: ImageSurvey, pixel_range: tuple[float, float]) -> str:
     """Describe in a sentence which pixels become 0 and 255."""
     low, high = map(_format_number, pixel_range)
+    counts = f"{survey.n_deep} of {len(survey.rows)} looked at have more than 8 bits"
+    if 0 < survey.n_fractions < survey.n_deep:
+        counts += f", {survey.n_fractions} of these floating-point pixels: they need a data set of their own"
     return (
-        f"{survey.deep_bits}-bit images: pixels {low} to {high} become 0 to 255 in all images ({survey.n_deep} of "
-        f"{len(survey.rows)} looked at have more than 8 bits); --pixel_range LOW HIGH (pixel_range=[LOW, HIGH]) sets "
-        "another range"
+        f"{survey.deep_bits}-bit images: pixels {low} to {high} become 0 to 255 in all images ({counts}); "
+        "--pixel_range LOW HIGH (pixel_range=[LOW, HIGH]) sets another range"
     )
 
 

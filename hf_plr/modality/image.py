@@ -41,8 +41,8 @@ feature = {feature}  # shape (1, {width})"""
 
 EIGHT_BITS = 'Image.open("image.png").convert("RGB")'
 DEEP = """Image.open("image.png")
-pixels = np.asarray(image, dtype=np.float64) - {low:g}  # {low:,g} to {high:,g} become 0 to 255, as in training
-image = Image.fromarray((pixels.clip(0, {span:g}) * 255 / {span:g}).astype(np.uint8)).convert("RGB")"""
+pixels = np.asarray(image, dtype=np.float64) - {low:.10g}  # {low:,.10g} to {high:,.10g} become 0 to 255, as in training
+image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8)).convert("RGB")"""
 
 
 class ImageModality(Modality):

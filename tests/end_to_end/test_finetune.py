@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from helpers.launching import load_script
 from helpers.paths import RECIPES
+from helpers.tiny import deep_images, image_trainer
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
@@ -25,6 +27,38 @@ def write(train, test, folder):
     train.to_parquet(folder / "train.parquet")
     test.to_parquet(folder / "test.parquet")
     return folder
+
+
+def test_deep_images_have_the_pixels_of_the_run(tmp_path, monkeypatch):
+    images = deep_images()
+    trainer = image_trainer(tmp_path / "plr", images, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    module = load_script(RECIPES / "finetune_image.py")
+    inputs = {}
+
+    def stop(make_model, add_inputs, data, processor, recipe, args):
+        inputs["test"] = add_inputs(data.test, data.test_labels)[:]
+        inputs["kept"] = processor.to_dict()["pixel_range"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train_classifier", stop)
+    dark = [row for row in range(len(images)) if row % 3 == 0]
+    data = write(images, images.select(dark), tmp_path / "data")
+    arguments = [
+        "--model_name_or_path",
+        trainer.args.output_dir,
+        "--dataset_name",
+        data,
+        "--output_dir",
+        tmp_path / "c",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        module.main([*map(str, arguments), "--use_cpu", "true", "--report_to", "none"])
+    geometry = trainer.modality.geometry
+    expected = geometry.normalise(geometry.unit_range(trainer.train_dataset.pixels(torch.tensor(dark))))
+    assert torch.equal(inputs["test"]["pixel_values"], expected)
+    assert inputs["kept"] == [0, 4095]
 
 
 @pytest.mark.slow
@@ -47,7 +81,7 @@ def test_digits_from_few_labels_and_from_all(tmp_path, all_digits, capsys):
     everything = recipe("finetune_image", *common, "--num_train_epochs", 8, "--learning_rate", 1e-3)
     assert everything["accuracy"] > max(0.85, few["accuracy"])
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
-    assert classifier.config.id2label[3] == all_digits.features["label"].names[3]
+    assert classifier.config.id2label[3] == all_digits.features["kept"].names[3]
 
 
 @pytest.mark.slow
@@ -70,7 +104,7 @@ def test_sounds_from_all_labels(tmp_path, capsys):
     assert found["accuracy"] > 0.7
     assert 'pipeline("audio-classification"' in capsys.readouterr().out
     classifier = AutoModelForAudioClassification.from_pretrained(tmp_path / "c")
-    assert set(classifier.config.label2id) == set(sounds.features["label"].names)
+    assert set(classifier.config.label2id) == set(sounds.features["kept"].names)
 
 
 def test_few_labels_are_drawn_by_class_and_seed():
