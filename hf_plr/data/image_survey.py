@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ SURVEY_IMAGES = 256
 TAIL = 0.001  # of the pixels of an image, at either end
 IMAGE_TAIL = 0.01  # of the images, at either end
 MEASURED_PIXELS = 1 << 20  # of an image
+PIXELS_READ, FEWEST_READ = 1 << 29, 16  # of deep images, and of transparent ones
 WHOLE_CEILINGS = tuple(2.0**bits - 1 for bits in range(8, 33))
 FLOAT_CEILINGS = (1.0, 255.0, 65535.0)
 FLAT = 16  # levels
@@ -30,10 +32,11 @@ class ImageSurvey:
         sizes: the first row of each upright size (H, W).
         errors: why images could not be opened, by row.
         n_deep: images of more than 8 bits.
+        n_wide: those of 32 or 64 bits, or in which Pillow holds their 16.
         n_fractions: those whose pixels are floating-point numbers.
-        deep_bits: bits of the deepest image, 16 or 32.
         pixel_range: range of their pixels, see `choose_pixel_range`; None if it was not measured or there are none.
-        n_transparent: images with transparent pixels.
+        n_alpha: images with an alpha channel whose pixels were read.
+        n_transparent: those with transparent pixels.
         n_flat: transparent images that show nearly nothing on the background.
     """
 
@@ -41,9 +44,10 @@ class ImageSurvey:
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     n_deep: int = 0
+    n_wide: int = 0
     n_fractions: int = 0
-    deep_bits: int = 16
     pixel_range: tuple[float, float] | None = None
+    n_alpha: int = 0
     n_transparent: int = 0
     n_flat: int = 0
 
@@ -52,7 +56,7 @@ def survey_images(column: Dataset, name: str, decoder: ImageDecoder, n_images: i
     """Look at up to `n_images` images, evenly spaced: the same ones in every process.
 
     Headers are read. Pixels are read of transparent images, and of those of more than 8 bits if the decoder has no
-    range for them.
+    range for them; of images that have more than half a gigapixel together, only of some, evenly spaced.
 
     Args:
         column: undecoded column, see `select_undecoded`.
@@ -61,25 +65,32 @@ def survey_images(column: Dataset, name: str, decoder: ImageDecoder, n_images: i
         n_images: number of images.
     """
     survey = ImageSurvey(spread_rows(len(column), n_images))
-    bounds: list[tuple[float, float]] = []
+    deep: list[int] = []
+    with_alpha: list[int] = []
     for row in map(int, survey.rows):
         value = column[row][name]
         try:
             opened = decoder.open(value)
             survey.sizes.setdefault(read_size(opened), row)
             if decoder.is_deep(opened):
-                survey.n_deep += 1
-                if decoder.settings.pixel_range is None:
-                    pixels = _without_alpha(decoder.read_deep(value, opened), decoder.num_channels)
-                    bounds += _measure(pixels)
-                    survey.n_fractions += pixels.dtype.kind == "f"
-                    survey.deep_bits = max(survey.deep_bits, min(8 * pixels.dtype.itemsize, 32))
+                deep.append(row)
+                _count_deep(opened, survey)
             elif _may_be_transparent(opened, decoder):
-                _count_transparent(opened, decoder.settings.background, survey)
+                with_alpha.append(row)
         except DECODING_ERRORS as error:
             survey.errors[row] = describe_error(value, error)
+    largest = max((height * width for height, width in survey.sizes), default=1)
+    n_read = max(FEWEST_READ, PIXELS_READ // largest)
+    bounds: list[tuple[float, float]] = []
+    for row in _thin(deep, n_read) if decoder.settings.pixel_range is None else ():
+        value = column[row][name]
+        with contextlib.suppress(*DECODING_ERRORS):
+            bounds += _measure(_without_alpha(decoder.read_deep(value, decoder.open(value)), decoder.num_channels))
     if bounds:
         survey.pixel_range = choose_pixel_range(np.asarray(bounds), has_floats=survey.n_fractions > 0)
+    for row in _thin(with_alpha, n_read):
+        with contextlib.suppress(*DECODING_ERRORS):
+            _count_transparent(decoder.open(column[row][name]), decoder.settings.background, survey)
     return survey
 
 
@@ -113,15 +124,17 @@ def describe_range(survey: ImageSurvey, pixel_range: tuple[float, float]) -> str
     counts = f"{survey.n_deep} of {len(survey.rows)} looked at have more than 8 bits"
     if 0 < survey.n_fractions < survey.n_deep:
         counts += f", {survey.n_fractions} of these floating-point pixels: they need a data set of their own"
+    images = "16-bit images" if survey.n_wide == 0 else "Images of more than 8 bits"
     return (
-        f"{survey.deep_bits}-bit images: pixels {low} to {high} become 0 to 255 in all images ({counts}); "
-        "--pixel_range LOW HIGH (pixel_range=[LOW, HIGH]) sets another range"
+        f"{images}: pixels {low} to {high} become 0 to 255 in all images ({counts}); --pixel_range LOW HIGH "
+        "(pixel_range=[LOW, HIGH]) sets another range"
     )
 
 
 def describe_transparency(survey: ImageSurvey, background: str) -> str:
     """Describe in a sentence what transparent images are laid on."""
-    text = f"{survey.n_transparent} of {len(survey.rows)} images looked at are transparent: they lie on {background}"
+    count = f"{survey.n_transparent} of {survey.n_alpha} images with an alpha channel"
+    text = f"{count} are transparent: they lie on {background}"
     if 2 * survey.n_flat > survey.n_transparent:
         text += f", where {survey.n_flat} of them show nearly nothing"
     return f"{text}; --transparency_background COLOUR (transparency_background=...) sets another colour"
@@ -141,6 +154,10 @@ def _without_alpha(pixels: np.ndarray, num_channels: int) -> np.ndarray:
     return pixels[:, :, :-1] if has_alpha else pixels
 
 
+def _thin(rows: list[int], n: int) -> list[int]:
+    return [rows[i] for i in spread_rows(len(rows), n)] if rows else []
+
+
 def _measure(pixels: np.ndarray) -> list[tuple[float, float]]:
     """Measure the lowest and highest pixel without the tails; empty if none is finite."""
     flat = pixels.reshape(-1)
@@ -158,8 +175,19 @@ def _may_be_transparent(opened: PILImage.Image | np.ndarray, decoder: ImageDecod
     return is_kept and isinstance(opened, PILImage.Image) and opened.has_transparency_data
 
 
+def _count_deep(opened: PILImage.Image | np.ndarray, survey: ImageSurvey) -> None:
+    survey.n_deep += 1
+    if isinstance(opened, PILImage.Image):
+        survey.n_wide += opened.mode in ("I", "F")
+        survey.n_fractions += opened.mode == "F"
+    else:
+        survey.n_wide += opened.dtype.itemsize > 2
+        survey.n_fractions += opened.dtype.kind == "f"
+
+
 def _count_transparent(opened: Any, background: str, survey: ImageSurvey) -> None:
     layer = opened.convert("RGBA")
+    survey.n_alpha += 1
     if layer.getchannel("A").getextrema()[0] == 255:
         return
     shown = np.asarray(composite(layer, background).convert("L"))

@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from PIL import features
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
+from hf_plr.data import image_survey
 from hf_plr.data.image_decoding import (
     DecodingSettings,
     ImageDecoder,
@@ -160,6 +161,25 @@ def test_the_range_is_a_usual_one_or_what_was_seen(low, high, has_floats, expect
     assert choose_pixel_range(np.asarray([[low, high], [low, (low + high) / 2]]), has_floats) == expected
 
 
+def test_of_very_large_images_some_are_measured(monkeypatch, deep):
+    monkeypatch.setattr(image_survey, "PIXELS_READ", 1)
+    files = [encode(PILImage.fromarray(deep[0]))] * 40
+    read = []
+    monkeypatch.setattr(image_survey, "_measure", lambda pixels: read.append(1) or [(0, 4000)])
+    geometry = ImageGeometry(small_vit_processor(8), 3)
+    (note,) = geometry.fit(data_set(files), "image")
+    assert len(read) == 16
+    assert note.startswith("16-bit images: pixels 0 to 4,095 become 0 to 255 in all images (40 of 40")
+
+
+def test_floating_point_pixels_among_others_are_told():
+    pixels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    files = [encode(PILImage.fromarray(image), "TIFF") for image in (pixels, (60_000 * pixels).astype(np.uint16))]
+    (note,) = ImageGeometry(small_vit_processor(8), 3).fit(data_set(files), "image")
+    assert "Images of more than 8 bits: pixels 0 to 65,535" in note
+    assert "1 of these floating-point pixels: they need a data set of their own" in note
+
+
 def test_single_images_and_pixels_do_not_set_the_range():
     rng = np.random.default_rng(0)
     files = []
@@ -257,7 +277,7 @@ def test_the_background_is_told_and_kept(tmp_path):
     processor = small_vit_processor(8)
     files = [encode(shape_in_alpha(0)), encode(PILImage.new("RGBA", (9, 9), (1, 2, 3, 255)))]
     (note,) = ImageGeometry(processor, 3).fit(data_set(files), "image")
-    assert note.startswith("1 of 2 images looked at are transparent: they lie on white;")
+    assert note.startswith("1 of 2 images with an alpha channel are transparent: they lie on white;")
     assert processor.to_dict()["transparency_background"] == "white"
     (note,) = ImageGeometry(small_vit_processor(8), 3).fit(data_set([encode(shape_in_alpha(255))]), "image")
     assert "white, where 1 of them show nearly nothing; --transparency_background COLOUR" in note
