@@ -33,6 +33,11 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIF_BRANDS = {b"mif1", b"msf1", b"mif2"}  # of HEIC or of AVIF: further brands tell
 NEEDS_PILLOW_HEIF = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+STRANGE_TIFF = (
+    "Pillow does not read TIFF files of this kind, such as several channels that are not colours, or colours in "
+    "floating point: convert it, or give arrays (datasets.Array3D)"
+)
 KNOWN_FORMATS = (
     (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file by git lfs pull"),
     (b"\xff\x0a", "JPEG XL is not supported: convert it to PNG or JPEG"),
@@ -296,11 +301,13 @@ def find_raw_mode(image: PILImage.Image) -> str:
 def describe_error(value: Any, error: BaseException) -> str:
     """Describe why a stored value cannot be decoded: by its content if that is known, otherwise by the error."""
     path = value if isinstance(value, str) else value.get("path") if isinstance(value, dict) else None
-    reason = None
+    head, reason = b"", None
     with contextlib.suppress(*DECODING_ERRORS), open_content(value) as file:
-        reason = describe_unreadable(file.read(HEAD_BYTES), PurePath(path or "").suffix)
+        head = file.read(HEAD_BYTES)
+        reason = describe_unreadable(head, PurePath(path or "").suffix)
     if reason is None and isinstance(error, UnidentifiedImageError):
-        reason = "it is not in any format that Pillow reads"
+        is_tiff = head.startswith(TIFF_STARTS)
+        reason = STRANGE_TIFF if is_tiff else "it is not in any format that Pillow reads"
     return str(error) if reason is None else reason
 
 

@@ -17,7 +17,7 @@ SURVEY_IMAGES = 256
 TAIL = 0.001  # of the pixels of an image, at either end
 IMAGE_TAIL = 0.01  # of the images, at either end
 MEASURED_PIXELS = 1 << 20  # of an image
-PIXELS_READ, FEWEST_READ = 1 << 29, 16  # of deep images, and of transparent ones
+PIXELS_READ, FEWEST_READ = 1 << 28, 16  # of deep images, and of transparent ones
 WHOLE_CEILINGS = tuple(2.0**bits - 1 for bits in range(8, 33))
 FLOAT_CEILINGS = (1.0, 255.0, 65535.0)
 FLAT = 16  # levels
@@ -56,7 +56,7 @@ def survey_images(column: Dataset, name: str, decoder: ImageDecoder, n_images: i
     """Look at up to `n_images` images, evenly spaced: the same ones in every process.
 
     Headers are read. Pixels are read of transparent images, and of those of more than 8 bits if the decoder has no
-    range for them; of images that have more than half a gigapixel together, only of some, evenly spaced.
+    range for them; of images that have more than a quarter of a gigapixel together, only of some, evenly spaced.
 
     Args:
         column: undecoded column, see `select_undecoded`.

@@ -357,6 +357,13 @@ def test_files_that_are_no_images_are_described(head, suffix, reason):
     assert described is None if reason is None else reason in described
 
 
+def test_tiff_files_that_pillow_does_not_read_are_told(deep):
+    colour = encode_tiff((deep[1] // 16).astype(np.uint8))
+    as_grey = colour.replace(struct.pack("<HHII", 262, 4, 1, 2), struct.pack("<HHII", 262, 4, 1, 1))
+    with pytest.raises(UnreadableImage, match="does not read TIFF files of this kind, such as several channels"):
+        ImageDecoder(4).decode({"bytes": as_grey, "path": "a.tif"}, 0)
+
+
 HEIC_HEADS = [b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" for brand in (b"heic", b"heix", b"mif1", b"hevc")]
 
 

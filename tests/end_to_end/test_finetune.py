@@ -81,7 +81,7 @@ def test_digits_from_few_labels_and_from_all(tmp_path, all_digits, capsys):
     everything = recipe("finetune_image", *common, "--num_train_epochs", 8, "--learning_rate", 1e-3)
     assert everything["accuracy"] > max(0.85, few["accuracy"])
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
-    assert classifier.config.id2label[3] == all_digits.features["kept"].names[3]
+    assert classifier.config.id2label[3] == all_digits.features["label"].names[3]
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_sounds_from_all_labels(tmp_path, capsys):
     assert found["accuracy"] > 0.7
     assert 'pipeline("audio-classification"' in capsys.readouterr().out
     classifier = AutoModelForAudioClassification.from_pretrained(tmp_path / "c")
-    assert set(classifier.config.label2id) == set(sounds.features["kept"].names)
+    assert set(classifier.config.label2id) == set(sounds.features["label"].names)
 
 
 def test_few_labels_are_drawn_by_class_and_seed():
