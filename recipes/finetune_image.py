@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from PIL import Image as PILImage
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -70,9 +71,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         decoder = geometry.make_decoder(samples.features[column])
 
         def read(batch: dict) -> dict:
-            values = zip(batch[column], batch["row"], strict=True)
-            images = [decoder.decode(value, row, geometry.smallest_edge) for value, row in values]
-            pixels = geometry.normalise(geometry.unit_range(geometry.to_pixels(images)))
+            images = torch.from_numpy(geometry.decode(decoder, batch["row"], batch[column]))
+            pixels = geometry.normalise(geometry.unit_range(images))
             return {"pixel_values": pixels, "labels": label_tensor(batch["labels"])}
 
         rows = data.train_rows if samples is data.train else data.test_rows

@@ -259,6 +259,12 @@ def open_content(value: Any) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
+def find_path(value: Any) -> str:
+    """Find the path of a stored value; empty if there is none."""
+    path = value.get("path") if isinstance(value, dict) else value
+    return path if isinstance(path, str) else ""
+
+
 def read_upright_size(image: PILImage.Image) -> tuple[int, int]:
     """Read height and width of an opened image as it is shown, from its header."""
     width, height = image.size
@@ -300,11 +306,10 @@ def find_raw_mode(image: PILImage.Image) -> str:
 
 def describe_error(value: Any, error: BaseException) -> str:
     """Describe why a stored value cannot be decoded: by its content if that is known, otherwise by the error."""
-    path = value if isinstance(value, str) else value.get("path") if isinstance(value, dict) else None
     head, reason = b"", None
     with contextlib.suppress(*DECODING_ERRORS), open_content(value) as file:
         head = file.read(HEAD_BYTES)
-        reason = describe_unreadable(head, PurePath(path or "").suffix)
+        reason = describe_unreadable(head, PurePath(find_path(value)).suffix)
     if reason is None and isinstance(error, UnidentifiedImageError):
         is_tiff = head.startswith(TIFF_STARTS)
         reason = STRANGE_TIFF if is_tiff else "it is not in any format that Pillow reads"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from hf_plr.data.image_decoding import (
     ImageDecoder,
     UnreadableImage,
     WrongChannels,
+    find_path,
 )
 from hf_plr.data.image_survey import ImageSurvey, describe_range, describe_transparency, survey_images
 from hf_plr.data.sample_store import select_undecoded
 from hf_plr.utils.constants import make_constant
 
+IMAGES_RESIZED, PIXELS_RESIZED = 8, 1 << 22  # at most together, or a single larger image
 DRAFT_MARGIN = 2  # pixels that a JPEG file is decoded at, per pixel that it is resized to
 PROBED_SIZES = 32
 SIZE_NAMES = ("height", "width", "shortest_edge")
@@ -133,18 +135,37 @@ class ImageGeometry:
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         return f"{type(self.processor).__name__}|{self.num_channels}|{self.settings}|{self.smallest_edge}|{settings}"
 
-    def to_pixels(self, images: Sequence[PILImage.Image | np.ndarray]) -> torch.Tensor:
-        """Convert what the decoder returns to a uint8 tensor of shape (B, C, H, W).
+    def decode(self, decoder: ImageDecoder, rows: Sequence[int] | np.ndarray, values: Iterable[Any]) -> np.ndarray:
+        """Decode and resize stored images, a few at a time: uint8 array of shape (B, C, H, W).
+
+        Args:
+            decoder: decoder of the column.
+            rows: their rows, (B,), for errors.
+            values: the stored values, B of them.
 
         Raises:
-            ValueError: if the processor gives images of several sizes.
+            UnreadableImage: naming the row.
+            ValueError: if the processor leaves an image at another size than the first of the data, naming its row.
         """
-        arrays = self.resize(images)
-        if len({array.shape for array in arrays}) > 1:
-            shapes = [(array.shape[1], array.shape[2]) for array in arrays]
-            other = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
-            raise ValueError(describe_other_size(f"the one at {other}", shapes[other], shapes[0]))
-        return torch.from_numpy(np.stack(arrays))
+        pixels = np.empty((len(rows), self.num_channels, *self.image_size), np.uint8)
+        decoded: list[PILImage.Image | np.ndarray] = []
+        paths: list[str] = []
+        n_resized = 0
+        for row, value in zip(rows, values, strict=True):
+            decoded.append(decoder.decode(value, int(row), self.smallest_edge))
+            paths.append(find_path(value))
+            is_last = n_resized + len(decoded) == len(rows)
+            if is_last or len(decoded) == IMAGES_RESIZED or sum(map(_count_pixels, decoded)) >= PIXELS_RESIZED:
+                for array, path in zip(self.resize(decoded), paths, strict=True):
+                    if array.shape[1:] != self.image_size:
+                        image = f"image {rows[n_resized]} ({path})" if path else f"image {rows[n_resized]}"
+                        size = (array.shape[1], array.shape[2])
+                        raise ValueError(describe_other_size(image, size, self.image_size))
+                    pixels[n_resized] = array
+                    n_resized += 1
+                decoded.clear()
+                paths.clear()
+        return pixels
 
     def resize(self, images: Sequence[PILImage.Image | np.ndarray]) -> list[np.ndarray]:
         """Resize and crop what the decoder returns, by the processor: uint8 arrays of shape (C, H, W)."""
@@ -272,3 +293,7 @@ def check_pixel_range(pixel_range: Any) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"pixel_range={pixel_range!r} must be two finite numbers")
     return low, high
+
+
+def _count_pixels(image: PILImage.Image | np.ndarray) -> int:
+    return image.width * image.height if isinstance(image, PILImage.Image) else image.shape[0] * image.shape[1]

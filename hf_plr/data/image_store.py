@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image as PILImage
 
 from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.image_decoding import DECODING_ERRORS, ImageDecoder, UnreadableImage, describe_error
-from hf_plr.data.image_geometry import ImageGeometry, describe_other_size
+from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_survey import SURVEY_IMAGES, read_size
 from hf_plr.data.pixel_cache import PixelCache
 from hf_plr.data.sample_store import Items, SampleStore, select_undecoded, spread_rows
@@ -22,7 +21,6 @@ from hf_plr.data.sample_store import Items, SampleStore, select_undecoded, sprea
 logger = logging.getLogger(__name__)
 
 ROWS_READ = 8  # whose files are in memory together
-PIXELS_RESIZED = 1 << 22  # of decoded images that are resized together
 
 
 class ImageStore(SampleStore):
@@ -112,32 +110,12 @@ class ImageStore(SampleStore):
         return self._decode_rows(rows) if self._cache is None else self._buffers.take(self._cache, rows)
 
     def _decode_rows(self, rows: np.ndarray) -> torch.Tensor:
-        geometry = self.geometry
-        pixels = np.empty((len(rows), geometry.num_channels, *geometry.image_size), np.uint8)
-        decoded: list[PILImage.Image | np.ndarray] = []
-        n_resized = 0
-        for row, value in zip(rows, self._read_in_parts(rows), strict=True):
-            decoded.append(self._decoder.decode(value, int(row), geometry.smallest_edge))
-            is_last = n_resized + len(decoded) == len(rows)
-            if is_last or len(decoded) == ROWS_READ or sum(map(_count_pixels, decoded)) >= PIXELS_RESIZED:
-                for array in geometry.resize(decoded):
-                    if array.shape[1:] != geometry.image_size:
-                        raise ValueError(self._describe_other_size(int(rows[n_resized]), array.shape[1:]))
-                    pixels[n_resized] = array
-                    n_resized += 1
-                decoded.clear()
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(self.geometry.decode(self._decoder, rows, self._read_in_parts(rows)))
 
     def _read_in_parts(self, rows: np.ndarray) -> Iterator[Any]:
         """Read the column's values in these rows, a few at a time: they may be the bytes of large photos."""
         for start in range(0, len(rows), ROWS_READ):
             yield from self._read_column(rows[start : start + ROWS_READ])
-
-    def _describe_other_size(self, row: int, size: tuple[int, ...]) -> str:
-        value = self._read_column(np.asarray([row]))[0]
-        path = value if isinstance(value, str) else value.get("path") if isinstance(value, dict) else None
-        image = f"image {row} ({path})" if path else f"image {row}"
-        return describe_other_size(image, (size[0], size[1]), self.geometry.image_size)
 
     def _decode_or_read(
         self, pixel_cache: PixelCache | None, shape: tuple[int, ...] | None, skip_unreadable: bool, progress: bool
@@ -202,7 +180,3 @@ def read_image_sizes(
         row, reason = next(iter(errors.items()))
         raise ValueError(f"none of {len(rows)} images can be read (image {row}: {reason}): use files that Pillow opens")
     return heights, widths
-
-
-def _count_pixels(image: PILImage.Image | np.ndarray) -> int:
-    return image.width * image.height if isinstance(image, PILImage.Image) else image.shape[0] * image.shape[1]
