@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     data = load_labelled(recipe, args.seed)
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)
-    num_channels = AutoConfig.from_pretrained(recipe.model_name_or_path).num_channels
+    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    num_channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
     geometry = ImageGeometry(processor, num_channels, recipe.pixel_range, recipe.transparency_background)
     notes = geometry.fit(data.train, column)
     if args.process_index == 0:

@@ -152,9 +152,14 @@ class ImageDecoder:
         return image
 
     def is_deep(self, opened: PILImage.Image | np.ndarray) -> bool:
-        """True if an opened image has pixels of more than 8 bits."""
+        """True if an opened image has pixels of more than 8 bits.
+
+        Raises:
+            ValueError: if Pillow would misread them.
+        """
         if isinstance(opened, np.ndarray):
             return opened.dtype not in (np.uint8, np.bool_)
+        _refuse_planes_of_16_bits(opened)
         return _is_deep_mode(opened.mode) or find_raw_mode(opened) in (*LOW_BYTE_MODES, GREY_AND_ALPHA)
 
     def read_deep(self, value: Any, opened: PILImage.Image | np.ndarray) -> np.ndarray:
@@ -186,7 +191,6 @@ class ImageDecoder:
             return self._arrange_array(opened)
         if self.num_channels == 4 and find_raw_mode(opened) == "RGBX" and self.column_mode is None:
             return _read_bands(opened)
-        _refuse_planes_of_16_bits(opened)
         image = ImageOps.exif_transpose(opened)
         image.load()
         if self.column_mode is not None and image.mode != self.column_mode:

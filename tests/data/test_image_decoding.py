@@ -120,6 +120,11 @@ def test_colours_of_sixteen_bits_keep_their_low_bytes(deep):
         assert len(np.unique(np.asarray(turned))) == 16  # Pillow by itself drops the low bytes
     with pytest.raises(UnreadableImage, match="stored one after the other"):
         ImageDecoder(3, TWELVE_BITS).decode(encode_tiff(rgb, planar=True), 0)
+    with pytest.raises(ValueError, match="stored one after the other"):
+        ImageDecoder(3).is_deep(PILImage.open(io.BytesIO(encode_tiff(rgb, planar=True))))
+    assert ImageDecoder(3).decode(encode_tiff((rgb // 16).astype(np.uint8), planar=True), 0).getpixel((5, 3)) == tuple(
+        rgb[3, 5] // 16
+    )
 
 
 def test_deep_images_with_alpha_lie_on_the_background(deep):
