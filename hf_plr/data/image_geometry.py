@@ -61,6 +61,7 @@ class ImageGeometry:
 
     Attributes:
         settings: pixel range and background.
+        smallest_edge: pixels of the shorter edge that a JPEG file is decoded at, at least; None decodes all.
 
     Raises:
         ValueError: if the processor and the model have different numbers of channels, or a setting is not valid.
@@ -184,7 +185,15 @@ class ImageGeometry:
 
     def _process(self, images: Sequence[Any]) -> list[np.ndarray]:
         processed = self.processor(list(images), do_rescale=False, do_normalize=False)["pixel_values"]
-        return [np.asarray(array) for array in processed]
+        arrays = [np.asarray(array) for array in processed]
+        for array in arrays:
+            if array.ndim != 3 or (array.dtype != np.uint8 and not 0 <= array.min() <= array.max() <= 255):
+                raise ValueError(
+                    f"{type(self.processor).__name__} does not leave images of shape (channels, height, width) with "
+                    f"pixels of 0 to 255, but {array.dtype} of shape {array.shape}: use another image processor, such "
+                    "as ViTImageProcessor"
+                )
+        return arrays
 
     def _resize_bands(self, bands: np.ndarray) -> np.ndarray:
         """Resize an image (H, W, C) of any number of channels, three at a time as a colour image: (C, H, W)."""

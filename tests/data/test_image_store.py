@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from transformers import ViTImageProcessorPil
+from transformers import SamImageProcessorPil, Siglip2ImageProcessorPil, ViTImageProcessorPil
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from hf_plr.data.image_decoding import ImageDecoder
@@ -165,6 +165,24 @@ def test_processors_that_keep_the_shape_take_images_of_one_size(processor, tmp_p
     PILImage.new("RGB", (20, 50)).save(tmp_path / "tall.png")
     with pytest.raises(ValueError, match=r"image 0 \(.*tall.png\) becomes .*, others 28 x 42"):
         ImageStore(data_set([{"bytes": None, "path": str(tmp_path / "tall.png")}]), "image", geometry)
+
+
+@pytest.mark.parametrize(
+    ("processor", "edge"),
+    [
+        (ViTImageProcessorPil(size={"height": 32, "width": 64}), 128),
+        (uncropped_processor(28), 56),
+        (ViTImageProcessorPil(do_resize=False), None),
+        (SamImageProcessorPil(), None),  # by the longest edge
+    ],
+)
+def test_pixels_that_a_jpeg_file_must_keep(processor, edge):
+    assert ImageGeometry(processor, 3).smallest_edge == edge
+
+
+def test_processors_that_make_no_images_are_named(colour):
+    with pytest.raises(ValueError, match="Siglip2ImageProcessorPil does not leave images of shape"):
+        ImageGeometry(Siglip2ImageProcessorPil(), 3).fit(colour, "image")
 
 
 def test_a_size_beyond_the_sample_is_refused_by_row():
