@@ -358,7 +358,9 @@ class PLRTrainer(BaseTrainer):
 
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, prototypes and features of the epoch, as arrays by name."""
-        state = self._feature_source.state_dict() | self.cluster_space.state_dict() | self.cluster_objective.state_dict()
+        state = (
+            self._feature_source.state_dict() | self.cluster_space.state_dict() | self.cluster_objective.state_dict()
+        )
         if self.pair_term is not None:
             state |= {f"{PAIR_PREFIX}{name}": value for name, value in self.pair_term.state_dict().items()}
         return state
