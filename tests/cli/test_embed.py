@@ -45,11 +45,13 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
     assert "give --pooling, --layer or --max_seconds" in capsys.readouterr().err
 
 
-def test_deep_images_are_decoded_as_in_the_run(tmp_path, capsys):
+def test_deep_images_are_decoded_as_in_the_run(make_trainer, tmp_path, capsys):
     images = deep_images()
-    trainer = image_trainer(tmp_path / "out", images, num_train_epochs=1)
+    trainer = image_trainer(tmp_path / "deep", images, num_train_epochs=1)
     trainer.train()
     trainer.save_model()
+    assert "# 0 to 4,095 become 0 to 255" in trainer.modality.usage_snippet("name")
+    assert "np" not in make_trainer().modality.usage_snippet("name")
     dark = [row for row in range(len(images)) if row % 3 == 0]
     data = write(images.select(dark), tmp_path / "data")
     command = ["embed", "--model", trainer.args.output_dir, "--dataset", data]
