@@ -251,8 +251,9 @@ class ImageDecoder:
 
 
 def open_image(value: Any) -> PILImage.Image:
-    """Open what a column holds, without reading the pixels: an image, bytes, a path, or a dictionary of both."""
+    """Open what a column holds, without reading the pixels: bytes, a path, or a dictionary of both; or an image."""
     if isinstance(value, PILImage.Image):
+        value.load()  # its file cannot be opened again
         return value
     return PILImage.open(open_content(value))
 

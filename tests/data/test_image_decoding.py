@@ -127,6 +127,14 @@ def test_colours_of_sixteen_bits_keep_their_low_bytes(deep):
     )
 
 
+def test_images_in_memory_have_the_bits_that_pillow_keeps(deep):
+    grey, colour = deep
+    opened = PILImage.open(io.BytesIO(encode_png_16(np.ascontiguousarray(colour[:, :, :3]))))
+    assert np.array_equal(np.asarray(ImageDecoder(3).decode(opened, 0)), colour[:, :, :3] // 256)
+    decoded = np.asarray(ImageDecoder(1, TWELVE_BITS).decode(PILImage.fromarray(grey), 0))
+    assert np.array_equal(decoded, grey.astype(np.int64) * 255 // 4095)
+
+
 def test_deep_images_with_alpha_lie_on_the_background(deep):
     grey, colour = deep
     colour = colour.copy()
