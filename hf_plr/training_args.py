@@ -18,6 +18,8 @@ from hf_plr.utils.argument_checks import (
     Fraction,
     FractionAboveZero,
     FractionBelowOne,
+    NumberRange,
+    check_segments,
     check_values,
     read_json_object,
 )
@@ -198,6 +200,19 @@ class BaseTrainingArguments(TrainingArguments):
             "processes of a machine and later runs share them. Default: in memory."
         },
     )
+    pixel_range: NumberRange | None = field(
+        default=None,
+        metadata={
+            "help": "Images of more than 8 bits: LOW HIGH, the pixels that become 0 and 255. Default: as kept with the "
+            "backbone, otherwise from a sample of the images (0 4095 for a camera of 12 bits)."
+        },
+    )
+    transparency_background: str | None = field(
+        default=None,
+        metadata={
+            "help": "Colour behind transparent pixels, a name or #rrggbb. Default: as kept with the backbone, or white."
+        },
+    )
     sound_cache_gib: AtLeastZero = field(
         default=2.0,
         metadata={
@@ -258,11 +273,7 @@ class BaseTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         check_values(self, BaseTrainingArguments)
-        if self.segment_overlap and self.segment_seconds is None:
-            raise ValueError(f"segment_overlap={self.segment_overlap} has no effect without segment_seconds: add it")
-        if self.segment_seconds is not None and self.segment_overlap >= self.segment_seconds:
-            overlap, seconds = self.segment_overlap, self.segment_seconds
-            raise ValueError(f"segment_overlap={overlap} must be less than segment_seconds={seconds}")
+        check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)
 
     @property

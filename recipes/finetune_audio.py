@@ -49,11 +49,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
     rate = extractor.sampling_rate
+    data = data.keep_readable(
+        column, lambda samples: lambda value, row: decode_waveform(value, row, rate), recipe.skip_unreadable
+    )
 
     def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
         def read(batch: dict) -> dict:
             values = extractor(
-                [decode_waveform(stored, row, rate) for row, stored in enumerate(batch[column])],
+                [decode_waveform(stored, row, rate) for row, stored in zip(batch["row"], batch[column], strict=True)],
                 sampling_rate=rate,
                 padding="max_length",
                 max_length=round(recipe.max_seconds * rate),
@@ -62,7 +65,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             )
             return {**values, "labels": label_tensor(batch["labels"])}
 
-        return select_undecoded(samples, column).add_column("labels", labels).with_transform(read)
+        rows = data.train_rows if samples is data.train else data.test_rows
+        stored = select_undecoded(samples, column)
+        return stored.add_column("labels", labels).add_column("row", rows).with_transform(read)
 
     metrics = train_classifier(
         lambda classes: AutoModelForAudioClassification.from_pretrained(recipe.model_name_or_path, **classes),

@@ -9,17 +9,23 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from PIL import Image as PILImage
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from hf_plr.data.columns import find_image_column
+from hf_plr.data.image_geometry import ImageGeometry
+from hf_plr.data.sample_store import select_undecoded
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
+    Read,
     adjust_defaults,
     label_tensor,
     load_labelled,
@@ -29,22 +35,57 @@ from hf_plr.recipe_tools.finetuning import (
 from hf_plr.recipe_tools.running import run_recipe
 
 
+@dataclass
+class ImageArguments(FinetuneArguments):
+    """Arguments for the data, the backbone, the number of labels and the pixels."""
+
+    pixel_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Images of more than 8 bits: LOW HIGH, the pixels that become 0 and 255. Default: as kept with the "
+            "backbone, otherwise from a sample of the images."
+        },
+    )
+    transparency_background: str | None = field(
+        default=None,
+        metadata={
+            "help": "Colour behind transparent pixels, a name or #rrggbb. Default: as kept with the backbone, or white."
+        },
+    )
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    parser = RecipeParser([FinetuneArguments, ClassifierArguments], __doc__, adjust_defaults)
+    parser = RecipeParser([ImageArguments, ClassifierArguments], __doc__, adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
     data = load_labelled(recipe, args.seed)
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)
+    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    num_channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
+    geometry = ImageGeometry(processor, num_channels, recipe.pixel_range, recipe.transparency_background)
+    notes = geometry.fit(data.train, column)
+    if args.process_index == 0:
+        print("".join(f"{note}.\n" for note in notes), end="")
+
+    def make_reader(samples: Dataset) -> Read:
+        decoder = geometry.make_decoder(samples.features[column])
+        return lambda value, row: geometry.decode(decoder, [row], [value])
+
+    data = data.keep_readable(column, make_reader, recipe.skip_unreadable)
 
     def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
+        decoder = geometry.make_decoder(samples.features[column])
+
         def read(batch: dict) -> dict:
-            images = [image.convert("RGB") for image in batch[column]]
-            pixels = processor(images, return_tensors="pt")["pixel_values"]
+            images = torch.from_numpy(geometry.decode(decoder, batch["row"], batch[column]))
+            pixels = geometry.normalise(geometry.unit_range(images))
             return {"pixel_values": pixels, "labels": label_tensor(batch["labels"])}
 
-        return samples.select_columns([column]).add_column("labels", labels).with_transform(read)
+        rows = data.train_rows if samples is data.train else data.test_rows
+        stored = select_undecoded(samples, column)
+        return stored.add_column("labels", labels).add_column("row", rows).with_transform(read)
 
     metrics = train_classifier(
         lambda classes: AutoModelForImageClassification.from_pretrained(recipe.model_name_or_path, **classes),
@@ -54,10 +95,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         recipe,
         args,
     )
-    if args.process_index == 0:
+    if args.process_index == 0 and num_channels == 3:
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "image.png")
-            data.test[0][column].convert("RGB").save(file)
+            value = select_undecoded(data.test, column)[0][column]
+            image = geometry.make_decoder(data.test.features[column]).decode(value, int(data.test_rows[0]))
+            assert isinstance(image, PILImage.Image)  # for a colour model
+            image.save(file)
             answers = pipeline("image-classification", args.output_dir)(file, top_k=3)
         truth = data.names[data.test_labels[0]]
         show_first_answer(answers, truth, f'pipeline("image-classification", {args.output_dir!r})("image.png")')

@@ -53,7 +53,10 @@ PRETRAINED_DEFAULTS = {
     "per_device_train_batch_size": 16,
     "first_units": "layer",
 }
-IMAGE_ARGUMENTS = ("image_column", "image_cache_gib", "image_cache_dir", "pooling")
+IMAGE_ARGUMENTS = (
+    *("image_column", "image_cache_gib", "image_cache_dir", "pooling"),
+    *("pixel_range", "transparency_background"),
+)
 NEXT_COMMANDS = {
     "utterance": (
         "accelerate launch recipes/hubert_plr.py --dataset_name YOUR_RECORDINGS --output_dir out/yours",

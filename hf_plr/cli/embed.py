@@ -28,6 +28,7 @@ from hf_plr.cli.samples import (
 )
 
 SUMMARY = "write the features of images or recordings"
+DATA_SETTINGS = ("image_column", "audio_column", "pixel_range", "transparency_background")
 RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
 SEGMENT_SETTINGS: dict[str, type] = {"segment_seconds": float, "segment_overlap": float}
 
@@ -46,6 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_segment_arguments(parser, "as in the run", "as in the run")
     parser.add_argument(
+        "--pixel_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="images of more than 8 bits: pixels that become 0 and 255 (default: as kept with the model, or found)",
+    )
+    parser.add_argument(
+        "--transparency_background",
+        metavar="COLOUR",
+        help="colour behind transparent pixels (default: as kept with the model, or white)",
+    )
+    parser.add_argument(
         "--batch_size", type=int, default=256, metavar="B", help="images, or seconds, per batch (default: %(default)s)"
     )
 
@@ -61,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     # Imported here: `hf-plr refine` needs no torch.
     from hf_plr.modality import find_modality
 
-    settings = {name: getattr(args, name) for name in ("image_column", "audio_column")}
+    settings = {name: getattr(args, name) for name in DATA_SETTINGS}
     run_settings = read_run_settings(args.model)
     for name in RUN_SETTINGS:
         value = getattr(args, name)

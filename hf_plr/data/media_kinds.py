@@ -10,6 +10,7 @@ import soundfile
 from PIL import Image as PILImage
 
 from hf_plr.data.audio_containers import CONTAINER_SUFFIXES, describe_unreadable, name_container
+from hf_plr.data.image_decoding import NEEDS_PILLOW_HEIF, has_heic
 
 Kind = Literal["image", "audio", "video"]
 ANY_HEAD = b"\0" * 16  # tells nothing of a file
@@ -21,9 +22,8 @@ CAMERA_RAW = "camera raw files are not read: convert them to TIFF or JPEG"
 SCIENTIFIC = "this format is not read: convert it to TIFF or PNG"
 BAD_NAME = "names that are not UTF-8: rename these files"
 VIDEO = "videos are not read: extract images or sound first"
-HEIC = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 UNREADABLE_IMAGES = {
-    **dict.fromkeys((".heic", ".heif", ".hif"), HEIC),
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"), CAMERA_RAW),
     **dict.fromkeys((".dcm", ".dicom"), "DICOM is not read: convert it to TIFF or PNG"),
     **dict.fromkeys((".czi", ".nd2", ".lif", ".svs", ".mrxs", ".ndpi", ".exr", ".hdr", ".jxl"), SCIENTIFIC),
@@ -101,6 +101,8 @@ def _is_utf8(path: str) -> bool:
 @functools.cache
 def identify_name(suffix: str) -> Media | None:
     """Tell what files hold whose names end so, such as ".jpg" in lower case; None if the ending does not say."""
+    if suffix in HEIC_SUFFIXES:
+        return Media("image", None if has_heic() else NEEDS_PILLOW_HEIF)
     if suffix in image_suffixes():
         return Media("image")
     if suffix in UNREADABLE_IMAGES:

@@ -211,7 +211,16 @@ class SampleStore(TorchDataset, ABC):
 
 
 def select_undecoded(dataset: Dataset, column: str) -> Dataset:
-    """Select a column of images or recordings as bytes or paths, so that a bad one can be named by its row."""
+    """Select a column of images or recordings as bytes or paths, so that a bad one can be named by its row.
+
+    Raises:
+        ValueError: if the data set has a transform, which would not be applied.
+    """
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"the transform of the data set (set_transform, with_transform) would not be applied to column {column!r}: "
+            "apply it by dataset.map(...), or remove it by dataset.with_format(None) and pass it as augmentation=..."
+        )
     selected = dataset.select_columns([column])
     feature = dataset.features[column]
     if isinstance(feature, (Audio, Image)):

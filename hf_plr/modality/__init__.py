@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AudioModality", "ImageModality", "Modality", "SampleOpener", "find_modality"]
 
-MODALITIES = {"image": ImageModality, "audio": AudioModality}
-
 
 def find_modality(
     dataset: Dataset, model: Any, args: BaseTrainingArguments, processor: Any = None, augmentation: Any = None
@@ -28,4 +26,6 @@ def find_modality(
         ValueError: if it is not clear which column is meant, or model, processor and arguments do not fit together.
     """
     kind, column = find_modality_column(dataset, args.image_column, args.audio_column)
-    return MODALITIES[kind](model, args, column, processor, augmentation)
+    if kind == "image":
+        return ImageModality(model, args, dataset, column, processor, augmentation)
+    return AudioModality(model, args, column, processor, augmentation)

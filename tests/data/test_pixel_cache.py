@@ -22,7 +22,7 @@ def test_images_are_decoded_once_and_then_read_from_the_file(some_digits, geomet
     in_memory = ImageStore(some_digits, "image", geometry)
     first = ImageStore(some_digits, "image", geometry, cache_dir=tmp_path)
     assert sorted(name.rsplit(".")[-1] for name in os.listdir(tmp_path)) == ["json", "uint8"]
-    monkeypatch.setattr("hf_plr.data.image_store._decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("hf_plr.data.image_decoding.ImageDecoder.decode", lambda *_: pytest.fail("decoded again"))
     second = ImageStore(some_digits, "image", geometry, cache_dir=tmp_path)
     some = torch.tensor([202, 0, 17])
     for store in (first, second):

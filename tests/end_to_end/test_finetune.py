@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from helpers.launching import load_script
 from helpers.paths import RECIPES
+from helpers.tiny import deep_images, image_trainer
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
+from hf_plr.data.sample_store import UnreadableSample
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.recipe_tools.finetuning import draw_per_class, number_classes
+from hf_plr.recipe_tools.finetuning import LabelledData, draw_per_class, number_classes
 
 
 def recipe(name, *arguments):
@@ -26,6 +29,38 @@ def write(train, test, folder):
     train.to_parquet(folder / "train.parquet")
     test.to_parquet(folder / "test.parquet")
     return folder
+
+
+def test_deep_images_have_the_pixels_of_the_run(tmp_path, monkeypatch):
+    images = deep_images()
+    trainer = image_trainer(tmp_path / "plr", images, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    module = load_script(RECIPES / "finetune_image.py")
+    inputs = {}
+
+    def stop(make_model, add_inputs, data, processor, recipe, args):
+        inputs["test"] = add_inputs(data.test, data.test_labels)[:]
+        inputs["kept"] = processor.to_dict()["pixel_range"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train_classifier", stop)
+    dark = [row for row in range(len(images)) if row % 3 == 0]
+    data = write(images, images.select(dark), tmp_path / "data")
+    arguments = [
+        "--model_name_or_path",
+        trainer.args.output_dir,
+        "--dataset_name",
+        data,
+        "--output_dir",
+        tmp_path / "c",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        module.main([*map(str, arguments), "--use_cpu", "true", "--report_to", "none"])
+    geometry = trainer.modality.geometry
+    expected = geometry.normalise(geometry.unit_range(trainer.train_dataset.pixels(torch.tensor(dark))))
+    assert torch.equal(inputs["test"]["pixel_values"], expected)
+    assert inputs["kept"] == [0, 4095]
 
 
 @pytest.mark.slow
@@ -107,3 +142,25 @@ def test_numbers_of_classes_may_have_gaps_and_be_large():
     assert train_labels.tolist() == [1, 0, -1, 0]
     assert test_labels.tolist() == [0, -1, 1]
     assert names == ["7", "1000000000000"]
+
+
+def test_samples_that_cannot_be_read_are_named_or_left_out(caplog):
+    def read(value, row):
+        if "bad" in value:
+            raise UnreadableSample(f"image {row} ({value}) cannot be read")
+
+    def split(*values):
+        return Dataset.from_dict({"image": values})
+
+    train, test = split("a", "bad b", "c"), split("d")
+    data = LabelledData(train, test, np.array([0, 1, 1]), np.array([0]), np.array([2, 5, 7]), np.array([4]), ["x", "y"])
+    with pytest.raises(UnreadableSample, match=r"image 5 \(bad b\) cannot be read. --skip_unreadable"):
+        data.keep_readable("image", lambda samples: read, skip_unreadable=False)
+    kept = data.keep_readable("image", lambda samples: read, skip_unreadable=True)
+    assert kept.train["image"] == ["a", "c"]
+    assert kept.train_rows.tolist() == [2, 7]
+    assert kept.train_labels.tolist() == [0, 1]
+    assert "1 of 3 samples are left out: image 5 (bad b) cannot be read" in caplog.text
+    data.test_rows, data.test = np.array([4]), split("bad")
+    with pytest.raises(ValueError, match="none of 1 samples can be read"):
+        data.keep_readable("image", lambda samples: read, skip_unreadable=True)

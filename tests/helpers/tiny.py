@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
@@ -19,6 +21,19 @@ def tiny_vit(seed: int = 0) -> torch.nn.Module:
     """A ViT of one layer for images of 16 x 16."""
     set_seed(seed)
     return small_vit(16, 8, hidden_size=32, num_hidden_layers=1)
+
+
+def deep_images(n: int = 60) -> Dataset:
+    """Images of 12 bits in 16, of three classes, each third one much darker; the range is that of all of them."""
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(n):
+        pixels = rng.integers(0, 1200, (16, 16))
+        pixels[4 * (i % 3) :: 2, 4:12] += 2800
+        pixels[0, 0] = 4095
+        images.append(PILImage.fromarray((pixels // (5 if i % 3 == 0 else 1)).astype(np.uint16)))
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b", "c"])})
+    return Dataset.from_dict({"image": images, "label": [i % 3 for i in range(n)]}, features=features)
 
 
 def tiny_hubert(seed: int = 0) -> torch.nn.Module:

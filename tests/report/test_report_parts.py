@@ -148,7 +148,7 @@ def test_units_are_found_where_they_are_heard():
 # ---- pictures, sounds, places, curves --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(3, 224, 112), (1, 30, 50)])
+@pytest.mark.parametrize("shape", [(3, 224, 112), (1, 30, 50), (2, 20, 20), (4, 90, 90)])
 def test_thumbnails(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     with Image.open(io.BytesIO(base64.b64decode(image_preview(pixels)["image"]))) as image:

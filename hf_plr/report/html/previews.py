@@ -83,10 +83,10 @@ def image_preview(pixels: np.ndarray) -> Preview:
     """Make a JPEG of up to 64 pixels per side.
 
     Args:
-        pixels: uint8 of shape (C, H, W), one or three channels.
+        pixels: uint8 of shape (C, H, W); of more than three channels the first three are shown, of two the first.
     """
     array = np.clip(pixels, 0, 255).astype(np.uint8)
-    image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    image = Image.fromarray(array[0] if len(array) < 3 else np.ascontiguousarray(array[:3].transpose(1, 2, 0)))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)
