@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 CONSENSUS = "consensus"
 AUTO = "auto"  # this preset, and so many labelings where the clusterer allows it
 AUTO_PRESET = CONSENSUS
+AUTO_FOR_DBSCAN = "soft"
 AUTO_LABELINGS = 3
 FINER_PRESET = "none"  # of finer labelings beside a consensus
 
@@ -168,10 +169,10 @@ class BaseTrainingArguments(TrainingArguments):
     refinement: Refinement = field(
         default="auto",
         metadata={
-            "help": "auto (consensus, beside two finer labelings where the clusterer allows it; slr for frames), or "
-            "a preset: consensus (several clusterings of three epochs, re-clustered by how often samples are in one), "
-            "slr (projection, as published), soft (soft targets by projection), joint (both epochs side by side), rlcc "
-            "(soft targets as in RLCC) or none."
+            "help": "auto (consensus, or soft with dbscan, beside two finer labelings where the clusterer allows it; "
+            "slr for frames) or a preset: consensus (several clusterings of three epochs, re-clustered by how often "
+            "samples are in one), slr (projection, as published), soft (soft targets by projection), joint (both "
+            "epochs side by side), rlcc (soft targets as in RLCC) or none."
         },
     )
     refinement_weight: Fraction | None = field(

@@ -167,7 +167,7 @@ class SampleStore(TorchDataset, ABC):
             except UnreadableSample as error:
                 if not skip_unreadable:
                     bad = next((int(row) for row in rows if not self._is_readable(int(row))), int(rows[0]))
-                    raise self.unreadable_error(f"{error}{self._locate(bad)}. {SKIP_HINT}") from error
+                    raise self.unreadable_error(f"{error}{self._locate(bad, str(error))}. {SKIP_HINT}") from error
                 readable = [row for row in rows if self._is_readable(int(row))]
                 unreadable.extend(sorted(set(rows.tolist()) - set(readable)))
                 rows = np.asarray(readable, dtype=np.int64)
@@ -193,11 +193,12 @@ class SampleStore(TorchDataset, ABC):
             logger.warning("%d of %d %ss cannot be read and are left out: %s", left_out, n, self.noun, ", ".join(shown))
         return kept
 
-    def _locate(self, row: int) -> str:
-        """Tell the file of a row, if it is known, and its row in the whole data set, if this is a part of it."""
+    def _locate(self, row: int, said: str = "") -> str:
+        """Tell the file of a row, if it is known and not said already, and its row in the whole data set, if this is a
+        part of it."""
         stored = self._column[row][self._column_name]
         path = stored.get("path") if isinstance(stored, dict) else stored
-        words = [str(path)] if isinstance(path, str) else []
+        words = [path] if isinstance(path, str) and path not in said else []
         if self._column._indices is not None:
             words.append(f"row {self._column._indices.column(0)[row].as_py()} of the whole data set")
         return f" ({', '.join(words)})" if words else ""

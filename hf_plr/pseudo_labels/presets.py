@@ -15,6 +15,7 @@ from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import (
     AUTO,
+    AUTO_FOR_DBSCAN,
     AUTO_LABELINGS,
     AUTO_PRESET,
     CONSENSUS,
@@ -24,13 +25,23 @@ from hf_plr.training_args import (
 )
 
 
-def resolve_preset(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> str:
-    """Resolve the preset that the arguments name; `auto` is the meaning of "auto"."""
-    return auto if args.refinement == AUTO else args.refinement
+def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
+    """Resolve the preset that the arguments name.
+
+    Args:
+        args: the arguments.
+        auto: the meaning of "auto"; None for what suits the clusterer: with dbscan, a third of whose samples may be
+            noise, soft targets by projection take that back in, which no consensus of its labels does.
+    """
+    if args.refinement != AUTO:
+        return args.refinement
+    if auto is not None:
+        return auto
+    return AUTO_FOR_DBSCAN if getattr(args, "clusterer", None) == "dbscan" else AUTO_PRESET
 
 
-def make_refiner(args: BaseTrainingArguments, auto: str = AUTO_PRESET) -> PseudoLabelRefiner:
-    """Make the refiner that the arguments name; `auto` is the meaning of "auto"."""
+def make_refiner(args: BaseTrainingArguments, auto: str | None = None) -> PseudoLabelRefiner:
+    """Make the refiner that the arguments name; `auto` as for `resolve_preset`."""
     overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
     return PseudoLabelRefiner.from_preset(resolve_preset(args, auto), **overrides)
 
@@ -100,8 +111,10 @@ def make_labelings(
         n_samples: number of training samples N.
 
     Raises:
-        ValueError: if the refiner's soft labels cannot be targets.
+        ValueError: if there is one sample only, or the refiner's soft labels cannot be targets.
     """
+    if n_samples < 2:
+        raise ValueError(f"{n_samples} sample cannot be clustered: give two or more, better hundreds")
     labelings = []
     for i, clusterer in enumerate(clusterers):
         further = _make_further_refiner(args, i) if refiner is None else copy.deepcopy(refiner)

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers import tiny
 from helpers.runs import StopAt, assert_same_run
 from sklearn.metrics import adjusted_rand_score
 
@@ -66,6 +67,18 @@ def test_auto_refines_three_labelings_where_the_clusterer_allows_it(make_trainer
         *(make_trainer(refinement=name) for name in PRESETS),
     ):
         assert len(one.labelings) == 1
+
+
+def test_auto_stands_for_soft_with_dbscan(make_trainer):
+    trainer = make_trainer(refinement="auto", clusterer="dbscan")
+    soft = PseudoLabelRefiner.from_preset("soft").settings()
+    assert [labeling.stage.refiner.settings() for labeling in trainer.labelings] == [soft] * 3
+    assert "refinement soft" in trainer.describe_clusters()
+
+
+def test_one_sample_cannot_be_clustered(tmp_path, some_digits):
+    with pytest.raises(ValueError, match="1 sample cannot be clustered: give two or more"):
+        tiny.image_trainer(tmp_path, some_digits.select([0]), num_clusters=1)
 
 
 def test_a_finer_one_fits_on_as_many_samples_as_it_has_clusters():
