@@ -8,6 +8,8 @@ from typing import Literal
 import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 
+from hf_plr.data.media_columns import flatten_nested
+
 logger = logging.getLogger(__name__)
 
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "digit", "fine_label", "coarse_label")
@@ -117,7 +119,7 @@ def find_scoring_column(dataset: Dataset, column: str | None = None) -> str | No
 
 
 def check_dataset(dataset: object) -> Dataset:
-    """Refuse anything but a `datasets.Dataset`.
+    """Refuse anything but a `datasets.Dataset`, and give nested columns names with a dot, see `flatten_nested`.
 
     Raises:
         TypeError: naming its type.
@@ -127,7 +129,7 @@ def check_dataset(dataset: object) -> Dataset:
             "train_dataset must be a datasets.Dataset with a column of images or recordings, not "
             f"{type(dataset).__name__}"
         )
-    return dataset
+    return flatten_nested(dataset)
 
 
 def _find_column(dataset: Dataset, modality: ModalityName, column: str | None) -> str:

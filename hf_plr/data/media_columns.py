@@ -35,7 +35,8 @@ def expose_media(dataset: Dataset, folder: str) -> Dataset:
 
 def flatten_nested(dataset: Dataset) -> Dataset:
     """Make columns "a.b" of a column "a" with fields; a data set without such columns is returned as it is."""
-    if any(isinstance(feature, dict) and not _is_file(feature) for feature in dataset.features.values()):
+    is_nested = any(isinstance(feature, dict) and not _is_file(feature) for feature in dataset.features.values())
+    if is_nested and dataset.format["type"] != "custom":  # a transform is refused elsewhere
         return dataset.flatten().with_format(None)  # a format would still name the columns from before
     return dataset
 

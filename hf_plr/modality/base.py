@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.sample_store import SampleStore
 
 
@@ -114,8 +115,9 @@ class SampleOpener:
             self.latest = dataset
             return dataset
         if id(dataset) not in self._stores:
-            has_labels = self.label_column is not None and self.label_column in dataset.column_names
-            store = self.modality.open(dataset, self.label_column if has_labels else None, self._label_numbers)
+            flat = flatten_nested(dataset)
+            has_labels = self.label_column is not None and self.label_column in flat.column_names
+            store = self.modality.open(flat, self.label_column if has_labels else None, self._label_numbers)
             self._stores[id(dataset)] = dataset, store
         self.latest = self._stores[id(dataset)][1]
         return self.latest

@@ -84,13 +84,15 @@ def run_recipe(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (OSError, ValueError, TypeError, CheckpointError, HubError) as error:
+    except (OSError, ValueError, TypeError, ImportError, CheckpointError, HubError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
             if has_reported_error():
                 sys.exit(1)
             sys.exit("error: another process of this run has ended, so this one cannot continue; see its message")
+        if "to be installed" in str(error):  # for an integration, as --report_to wandb
+            sys.exit(f"error: {error}")
         if "DataLoader worker" not in str(error):
             raise
         sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint resumes.")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_plr.recipe_tools.running import OutputArguments, check_output_dir
+from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, run_recipe
 
 
 def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
@@ -11,3 +11,19 @@ def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"--output_dir .*taken is a file: name a folder"):
         check_output_dir(OutputArguments(output_dir=str(path)))
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("You need to install `bitsandbytes` in order to use bitsandbytes optimizers"),
+        RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`."),
+    ],
+)
+def test_packages_that_are_missing_are_named_in_one_line(error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(main)
+    assert ended.value.code == f"error: {error}"
