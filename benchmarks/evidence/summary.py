@@ -60,7 +60,7 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
 
 
 def overview(paths: list[Path]) -> str:
-    """A row a task and score: what a user may choose, as means over the default's seeds, and the paired differences.
+    """A row a task and score: what a user may choose, as means over the seeds that all have, and paired differences.
 
     Args:
         paths: files of results; their runs at the tasks' own settings and budget are compared.
@@ -72,9 +72,10 @@ def overview(paths: list[Path]) -> str:
         for task in _tasks_in(scores):
             default = scores.get((task, DEFAULT), {})
             others = [scores.get((task, way), {}) for way in CHOICES]
-            same = [{seed: value for seed, value in each.items() if seed in default} for each in others]
+            common = set(default).intersection(*(each for each in others if each))
+            means = [_mean({seed: each[seed] for seed in common if seed in each}) for each in (*others, default)]
             differences = [difference(default, each) for each in others[1:]]
-            cells = [f"{task}, {title}", *map(_mean, same), _mean(default), *differences, str(len(default))]
+            cells = [f"{task}, {title}", *means, *differences, str(len(common))]
             rows.append((task, cells))
     rows.sort(key=lambda row: row[0])
     against = [f"{DEFAULT} minus {title}" for title in list(CHOICES.values())[1:]]
