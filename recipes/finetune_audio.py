@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([AudioArguments, ClassifierArguments], __doc__, adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
-    data = load_labelled(recipe, args.seed)
+    data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
     rate = extractor.sampling_rate

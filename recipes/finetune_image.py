@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([ImageArguments, ClassifierArguments], __doc__, adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
-    data = load_labelled(recipe, args.seed)
+    data = load_labelled(recipe, args.seed, "image")
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)
     config = AutoConfig.from_pretrained(recipe.model_name_or_path)

@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from hf_plr.cli.samples import (
     open_samples,
     segment_settings,
 )
+
+if TYPE_CHECKING:
+    from hf_plr.data.media_kinds import Kind
 
 SUMMARY = "write the features of images or recordings"
 DATA_SETTINGS = ("image_column", "audio_column", "pixel_range", "transparency_background")
@@ -80,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         settings[name] = run_settings.get(name) if value is None else value
     settings |= {name: run_settings[name] for name in SEGMENT_SETTINGS if name in run_settings} | segment_settings(args)
-    extractor, store = open_samples(args, find_modality, settings)
+    kind: Kind | None = "image" if args.image_column else "audio" if args.audio_column else None
+    extractor, store = open_samples(args, find_modality, settings, kind)
     start = time.perf_counter()
     features = extractor.extract_all(store).cpu().numpy()
     seconds = time.perf_counter() - start

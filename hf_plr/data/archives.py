@@ -12,6 +12,7 @@ import datasets.config
 import fsspec
 from datasets.utils.extract import Extractor
 from datasets.utils.file_utils import xopen
+from filelock import FileLock
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 OTHER_ARCHIVES = (".rar", ".7z", ".zst", ".lz4")
@@ -27,16 +28,23 @@ def archive_stem(name: str) -> str | None:
 def unpack(path: str) -> str:
     """Unpack an archive into the cache of `datasets`, where it stays; returns the folder.
 
-    An archive that was unpacked before is not unpacked again, unless it has changed since.
+    An archive that was unpacked before is not unpacked again, unless it has changed since; several processes may ask
+    for the same one.
 
     Raises:
         ValueError: if it cannot be unpacked.
     """
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be unpacked: {error.strerror}") from error
     key = hashlib.sha256(f"{os.path.realpath(path)}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:24]
     folder = Path(datasets.config.EXTRACTED_DATASETS_PATH) / f"hf_plr-{key}"
     done = folder.with_suffix(".done")
-    if not done.exists():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".unpacking")):
+        if done.exists():
+            return str(folder)
         form = Extractor.infer_extractor_format(path)
         if form is None:
             raise ValueError(f"{path} is not an archive, or a damaged one: unpack it, or fetch it again")
@@ -49,29 +57,22 @@ def unpack(path: str) -> str:
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """Open a file, which may be in an archive or elsewhere; see `open_media`."""
-    opened = open_media(path)
-    return open(opened, "rb") if isinstance(opened, str) else opened
-
-
-def open_media(path: str) -> str | IO[bytes]:
-    """Return what a decoder opens: the path of a file of this machine, or an open file for addresses as "zip://...".
-
-    Args:
-        path: as `datasets` stores it, such as "zip://a/1.jpg::/data/images.zip".
-    """
+    """Open a file of this machine, in an archive ("zip://a/1.jpg::/data/images.zip"), or elsewhere."""
     if "://" not in path:
-        return path
+        return open(path, "rb")
     inner, *outer = path.split("::")
     protocol, _, member = inner.partition("://")
     if protocol in ("zip", "tar") and len(outer) == 1:
-        file: IO[bytes] = _open_archive(protocol, outer[0]).open(member, "rb")
+        file: IO[bytes] = _open_archive(protocol, outer[0], os.getpid()).open(member, "rb")
         return file
     opened: IO[bytes] = xopen(path, "rb")
     return opened
 
 
 @functools.lru_cache(maxsize=4)
-def _open_archive(protocol: str, path: str) -> Any:
-    """The files of an archive; kept open, since each opening reads the list of all of them."""
-    return fsspec.filesystem(protocol, fo=path)
+def _open_archive(protocol: str, path: str, process: int) -> Any:
+    """The files of an archive; kept open, since each opening reads the list of all of them.
+
+    Each process has its own: those that were forked would share one position in the file.
+    """
+    return fsspec.filesystem(protocol, fo=path, skip_instance_cache=True)

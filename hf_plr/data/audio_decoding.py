@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ from hf_plr.data.audio_containers import HEAD_BYTES, name_container, open_contai
 from hf_plr.data.audio_containers import describe_unreadable as describe_unreadable
 from hf_plr.data.sample_store import UnreadableSample
 
+MIN_RATE = 100  # samples per second (Hz) of a file
 FORMATS = "wav, flac, ogg or mp3"
 # Files in which libsndfile jumps to the very frame. In Ogg and MP3 it lands beside some, or decodes others.
 SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "ALAC_")
@@ -119,6 +122,8 @@ def open_recording(value: Any, row: int) -> Iterator[Reader]:
                 raise
         if container is None:
             with file:
+                if file.samplerate < MIN_RATE:  # of a damaged header: resampling would take the memory
+                    raise UnreadableRecording(f"recording {row} has {file.samplerate} samples a second")
                 yield _FileReader(file)
         else:
             with open_container(source) as reader:
@@ -138,7 +143,7 @@ def _read_remote(address: str, row: int) -> bytes:
     try:
         with open_binary(address) as file:
             return bytes(file.read())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UnreadableRecording(f"recording {row} cannot be read ({error})") from error
 
 

@@ -229,7 +229,7 @@ class AudioStore(SampleStore):
                     clips.spans.extend((start, len(waveform)))
             except UnreadableRecording as error:
                 if not skip_unreadable:
-                    raise UnreadableRecording(f"{error}. {SKIP_HINT}") from error
+                    raise UnreadableRecording(f"{error}{self._locate(row, str(error))}. {SKIP_HINT}") from error
                 clips.return_to(before)
                 unreadable.append(row)
         return unreadable

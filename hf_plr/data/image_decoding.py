@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import IO, Any
@@ -26,7 +28,7 @@ with contextlib.suppress(ImportError):
 # Pillow raises all of these for damaged files: RuntimeError for AVIF, MemoryError if a header promises too much.
 DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError),
-    PILImage.DecompressionBombError,
+    *(PILImage.DecompressionBombError, zipfile.BadZipFile, zlib.error, EOFError),
 )
 DEFAULT_BACKGROUND = "white"
 HEAD_BYTES = 512

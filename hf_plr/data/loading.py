@@ -6,13 +6,14 @@ import glob
 import logging
 import os
 import re
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import yaml
 from datasets import Audio, Dataset, DatasetDict, Features, load_dataset_builder, load_from_disk
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -20,14 +21,15 @@ from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 from huggingface_hub import metadata_load
 
 from hf_plr.data.archives import archive_stem, unpack
-from hf_plr.data.media_columns import expose_media, holds_bytes
-from hf_plr.data.media_folder import SPLIT_WORDS, FolderContents, MediaFolder, list_folder
+from hf_plr.data.media_columns import LOOKED_AT, expose_media, holds_media
+from hf_plr.data.media_folder import MAX_TABLE_BYTES, SPLIT_WORDS, FolderContents, MediaFolder, list_folder
 from hf_plr.data.media_kinds import Kind, identify
+from hf_plr.data.metadata_files import find_delimiter, read_table
 
 logger = logging.getLogger(__name__)
 
 TEST_SPLITS = ("test", "validation", "val", "valid")
-TABLE_READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".json": "json"}
+TABLE_READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 GLOB_CHARACTERS = "[]*?"
 
 
@@ -57,21 +59,44 @@ def load_splits(name: str, config_name: str | None = None, kind: Kind | None = N
     Args:
         name: a Hub id; a folder of images or recordings (see `MediaFolder`); a folder of parquet files such as
             `train.parquet` and `test.parquet`, or one that `save_to_disk` wrote; an archive (.zip, .tar, .tar.gz) of
-            one of these, also as "zip://folder::archive.zip"; or a table (.parquet, .csv, .tsv, .jsonl, .arrow).
+            one of these, also as "zip://folder::archive.zip"; or a table (.parquet, .csv, .tsv, .jsonl).
         config_name: configuration of a Hub data set.
         kind: "image" or "audio": which files of a folder to take; None takes those that are more.
 
     Raises:
         ValueError: if the data set does not exist, or holds neither images nor recordings.
     """
-    if name.startswith("zip://"):
-        inner, _, outer = name.removeprefix("zip://").partition("::")
+    if not name:
+        raise ValueError("dataset_name='' is empty: name a data set of the Hub, a folder or a file")
+    path = os.path.expanduser(name)
+    if path.startswith("zip://"):
+        inner, _, outer = path.removeprefix("zip://").partition("::")
         return _load_folder(os.path.join(unpack(outer), inner), name, config_name, kind)
-    if os.path.isdir(name):
-        return _load_folder(name, name, config_name, kind)
-    if os.path.isfile(name):
-        return _load_file(name, config_name, kind)
+    if os.path.isdir(path):
+        return _load_folder(os.path.abspath(path), name, config_name, kind)
+    if os.path.isfile(path):
+        return _load_file(os.path.abspath(path), name, config_name, kind)
     return _build(name, name, config_name)
+
+
+def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
+    """Load tables of one kind, by split; columns that hold images or recordings get their types.
+
+    Args:
+        files: paths of the tables of each split.
+        name: name of the data set, for messages.
+
+    Raises:
+        ValueError: if they cannot be read.
+    """
+    first = next(iter(files.values()))[0]
+    reader = TABLE_READERS[os.path.splitext(first)[1].lower()]
+    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        options = {"sep": find_delimiter(first), "encoding": "utf-8-sig", "encoding_errors": "replace"}
+    splits = _prepare(load_dataset_builder(reader, data_files=escaped, **options), name)
+    return _expose(splits, os.path.dirname(os.path.abspath(first)))
 
 
 def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
@@ -103,7 +128,7 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
 def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
     if not os.path.isdir(folder):
         raise ValueError(f"dataset_name={name!r}: there is no folder {folder}")
-    if any(os.path.exists(os.path.join(folder, file)) for file in ("dataset_dict.json", "state.json")):
+    if _is_saved(Path(folder)):
         saved = load_from_disk(folder)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     if config_name is not None or _has_configs(Path(folder) / "README.md"):
@@ -111,46 +136,69 @@ def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | N
     contents = list_folder(folder)
     kinds: tuple[Kind, ...] = ("image", "audio")
     taken = max(kinds, key=contents.count) if kind is None or contents.count(kind) == 0 else kind
-    n_files, n_rows = contents.count(taken), _count_media_rows(contents)
-    if n_files > n_rows:
+    tables = _find_media_tables(contents)
+    n_files, n_rows = contents.count(taken), sum(tables.values())
+    if n_files and n_files >= n_rows:
         chosen = MediaFolder(contents, taken)
         splits = chosen.load()
         _announce(f"{name}: {chosen.describe()}", chosen.is_complete)
         return splits
-    if n_files:
-        _announce(f"{name}: tables with {n_rows:,} rows are taken, {n_files:,} files beside them are left out", False)
-    elif contents.files:
+    left_out = {table for table in contents.tables if contents.tables[table] not in tables}
+    if n_rows and (n_files or left_out):
+        also = f", {n_files:,} files and {len(left_out):,} other tables beside them are left out"
+        _announce(f"{name}: tables with {n_rows:,} rows are taken{also}", is_complete=False)
+        return load_tables(_by_split(tables), name)
+    if contents.files and not contents.tables:
         found = max(contents.files, key=lambda file: file.media.kind in kinds).media.kind
         raise ValueError(f"dataset_name={name!r} holds nothing to train on: {MediaFolder(contents, found).describe()}")
     return _build(folder, name, config_name)
 
 
-def _load_file(path: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+def _load_file(path: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
     if archive_stem(path) is not None:
-        return _load_folder(unpack(path), path, config_name, kind)
-    reader = TABLE_READERS.get(os.path.splitext(path)[1].lower())
-    if reader is None:
+        return _load_folder(unpack(path), name, config_name, kind)
+    if os.path.splitext(path)[1].lower() not in TABLE_READERS:
         what = "an image or recording" if identify(path) else "neither a table nor an archive"
-        raise ValueError(f"dataset_name={path!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
-    return _expose(_read_tables(reader, {"train": [path]}, path), os.path.dirname(os.path.abspath(path)))
+        raise ValueError(f"dataset_name={name!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
+    return load_tables({"train": [path]}, name)
 
 
-def _read_tables(reader: str, files: dict[str, list[str]], name: str) -> DatasetDict:
-    options: dict[str, Any] = {"sep": "\t"} if reader == "tsv" else {}
-    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
-    module = "csv" if reader == "tsv" else reader
-    return _prepare(load_dataset_builder(module, data_files=escaped, **options), name)
+def _find_media_tables(contents: FolderContents) -> dict[str, int]:
+    """Rows of the tables that hold images or recordings themselves, or name files elsewhere; of their first kind."""
+    found: dict[str, int] = {}
+    for path in contents.tables.values():
+        if found and not path.endswith(os.path.splitext(next(iter(found)))[1]):
+            continue
+        try:
+            table = _read_start(path)
+        except (ValueError, pa.ArrowException, OSError):
+            continue
+        if any(holds_media(table[column], contents.root) for column in table.column_names):
+            found[path] = _count_rows(path)
+    return found
 
 
-def _find_tables(folder: str) -> dict[str, list[str]]:
-    """Tables of a folder's most frequent kind, by the split that the first word of their names tells."""
-    files = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in TABLE_READERS)
-    kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
+def _read_start(path: str) -> pa.Table:
+    """The first rows of a table, or all of a small one."""
+    if path.lower().endswith(".parquet"):
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=LOOKED_AT)
+        return pa.Table.from_batches([batch for batch, _ in zip(batches, range(1), strict=False)])
+    if os.path.getsize(path) > MAX_TABLE_BYTES:
+        raise ValueError(f"{path} is too large to look at")
+    return read_table(path)
+
+
+def _count_rows(path: str) -> int:
+    is_parquet = path.lower().endswith(".parquet")
+    return int(pyarrow.parquet.read_metadata(path).num_rows) if is_parquet else len(read_table(path))
+
+
+def _by_split(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Tables by the split that the first word of their names tells, "train" where it tells none."""
     found: dict[str, list[str]] = {}
-    for path in files:
-        if os.path.splitext(path)[1].lower() == kinds.most_common(1)[0][0]:
-            word = re.split(r"[^a-z]", os.path.basename(path).lower())[0]
-            found.setdefault(SPLIT_WORDS.get(word, "train"), []).append(path)
+    for path in sorted(paths):
+        word = re.split(r"[^a-z]", os.path.basename(path).lower())[0]
+        found.setdefault(SPLIT_WORDS.get(word, "train"), []).append(path)
     return found
 
 
@@ -158,10 +206,10 @@ def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
     """Load with `datasets`, which knows configurations and shards."""
     is_local = os.path.exists(source)
     if is_local and any(character in os.path.abspath(source) for character in GLOB_CHARACTERS):
-        tables = _find_tables(source)  # datasets would take the folder's name for a pattern
-        if tables:
-            reader = TABLE_READERS[os.path.splitext(next(iter(tables.values()))[0])[1].lower()]
-            return _expose(_read_tables(reader, tables, name), os.path.abspath(source))
+        tables = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in TABLE_READERS)
+        if tables:  # datasets would take the folder's name for a pattern
+            first = os.path.splitext(tables[0])[1].lower()
+            return load_tables(_by_split(path for path in tables if path.lower().endswith(first)), name)
     try:
         builder = load_dataset_builder(source, config_name)
     except EmptyDatasetError as error:
@@ -207,26 +255,19 @@ class _AudioFile(Audio):
         return {"bytes": None, "path": value}
 
 
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return (folder / "dataset_dict.json").exists() or all(
+        (folder / file).exists() for file in ("state.json", "dataset_info.json")
+    )
+
+
 def _has_configs(card: Path) -> bool:
     """Whether a data set card says itself which files belong to it."""
     try:
         return bool((metadata_load(card) or {}).get("configs")) if card.exists() else False
-    except ValueError:  # no valid YAML
+    except (ValueError, AttributeError, yaml.YAMLError):  # no valid YAML, or no mapping
         return False
-
-
-def _count_media_rows(contents: FolderContents) -> int:
-    """Rows of parquet files that hold images or recordings themselves."""
-    n_rows = 0
-    for name, path in contents.tables.items():
-        if name.lower().endswith(".parquet"):
-            try:
-                file = pyarrow.parquet.ParquetFile(path)
-            except (pa.ArrowException, OSError):
-                continue
-            if any(holds_bytes(column.type) for column in file.schema_arrow):
-                n_rows += file.metadata.num_rows
-    return n_rows
 
 
 def _announce(line: str, is_complete: bool) -> None:

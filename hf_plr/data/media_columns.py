@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any
 
 import pyarrow as pa
 from datasets import Audio, Dataset, Image, Value
+from datasets.features.features import generate_from_arrow_type
 
 from hf_plr.data.media_kinds import HEAD_BYTES, Kind, identify_head, identify_name
 
@@ -27,7 +29,8 @@ def expose_media(dataset: Dataset, folder: str) -> Dataset:
         found = _find_type(feature, values, folder)
         if found is feature:
             continue
-        if isinstance(feature, Value) and feature.dtype in TEXT:
+        holds_paths = isinstance(feature, Value) and feature.dtype in TEXT
+        if holds_paths or _names_files(feature, values):
             dataset = _make_absolute(dataset, name, folder)
         dataset = dataset.cast_column(name, found)
     return flatten_nested(dataset)
@@ -41,16 +44,32 @@ def flatten_nested(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds files, as `datasets` stores them: bytes and paths, also in other columns."""
-    if not pa.types.is_struct(kind):
+def holds_media(column: pa.ChunkedArray, folder: str) -> bool:
+    """Whether a column's first values are images or recordings, or name such files outside of a folder.
+
+    Args:
+        column: the column, of any type.
+        folder: the folder, as an absolute path.
+    """
+    feature = generate_from_arrow_type(column.type)
+    values = column.slice(0, LOOKED_AT).to_pylist()
+    found = _find_type(feature, values, folder)
+    if found is feature:
         return False
-    names = {field.name for field in kind}
-    return {"bytes", "path"} <= names or any(holds_bytes(field.type) for field in kind)
+    is_text = isinstance(feature, Value) and feature.dtype in TEXT
+    return not is_text or not all(
+        os.path.abspath(os.path.join(folder, value)).startswith(f"{folder}{os.sep}") for value in values if value
+    )
 
 
 def _is_file(feature: dict[str, Any]) -> bool:
     return set(feature) == {"bytes", "path"}
+
+
+def _names_files(feature: Any, values: list[Any]) -> bool:
+    """Whether a column of bytes and paths has paths alone."""
+    is_file = isinstance(feature, dict) and _is_file(feature)
+    return is_file and all(value is None or (value["bytes"] is None and value["path"]) for value in values)
 
 
 def _find_type(feature: Any, values: list[Any], folder: str) -> Any:
@@ -71,18 +90,48 @@ def _kind_of_value(value: Any, folder: str) -> Kind | None:
     if stored["bytes"] is not None:
         media = identify_head(stored["bytes"][:HEAD_BYTES])
     else:
-        path = str(stored["path"])
-        media = identify_name(os.path.splitext(path)[1].lower())
+        path = str(stored["path"]).replace("\\", "/")
+        media = identify_name(os.path.splitext(path.split("::")[0])[1].lower())
         if "://" not in path and not os.path.exists(os.path.join(folder, path)):
             return None
     return None if media is None else media.kind
 
 
 def _make_absolute(dataset: Dataset, name: str, folder: str) -> Dataset:
-    """Let relative paths begin in the folder."""
-    values = dataset.with_format("arrow")[:][name].to_pylist()
-    paths = [value if value is None or "://" in value else os.path.join(folder, value) for value in values]
-    with_paths = dataset.add_column(
-        f"{name} ", paths, feature=Value("string")
-    )  # beside it: the last column has the rows
-    return with_paths.remove_columns(name).rename_column(f"{name} ", name)
+    """Let relative paths begin in the folder, also those beside bytes; files that change give another fingerprint."""
+    column = dataset.with_format("arrow")[:][name].combine_chunks()
+    is_struct = pa.types.is_struct(column.type)
+    stored = (column.field("path") if is_struct else column).to_pylist()
+    paths = [_resolve(path, folder) for path in stored]
+    digest = hashlib.sha256(dataset._fingerprint.encode())
+    for path in paths:
+        digest.update(_stamp(path).encode())
+    values: Any = paths
+    if is_struct:
+        values = [
+            None if value is None else {"bytes": value["bytes"], "path": path}
+            for value, path in zip(column.to_pylist(), paths, strict=True)
+        ]
+    feature = dataset.features[name]
+    # Beside the old one at first: a data set without any column has no rows.
+    changed = dataset.add_column(f"{name} ", values, feature=feature if is_struct else Value("string"))
+    changed = changed.remove_columns(name).rename_column(f"{name} ", name)
+    changed._fingerprint = digest.hexdigest()[:16]
+    return changed
+
+
+def _resolve(path: str | None, folder: str) -> str | None:
+    """A path or address whose last part, the file of this machine, begins in the folder."""
+    if path is None:
+        return None
+    *inner, last = path.replace("\\", "/").split("::") if "\\" in path else path.split("::")
+    return "::".join([*inner, last if "://" in last else os.path.join(folder, last)])
+
+
+def _stamp(path: str | None) -> str:
+    """Size and time of change of the file that a path or address names; empty where there is none."""
+    try:
+        status = os.stat(str(path).split("::")[-1])
+    except OSError:
+        return ""
+    return f"{path}|{status.st_size}|{status.st_mtime_ns};"

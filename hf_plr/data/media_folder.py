@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import os
@@ -12,20 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image
 from datasets.features.features import generate_from_arrow_type
 from datasets.table import InMemoryTable
 
 from hf_plr.data.archives import OTHER_ARCHIVES, archive_stem, unpack
 from hf_plr.data.media_kinds import Kind, Media, identify
-from hf_plr.data.metadata_files import METADATA_NAMES, TABLE_SUFFIXES, Metadata, read_metadata
+from hf_plr.data.metadata_files import TABLE_SUFFIXES, FileIndex, Metadata, is_metadata, join_tables, read_metadata
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **{"query": "query", "gallery": "gallery"},  # of re-identification
 }
+SPLITS = tuple(dict.fromkeys(SPLIT_WORDS.values()))
 UNLABELLED_WORDS = ("unlabeled", "unlabelled")
 PLURALS: dict[Kind, str] = {"image": "images", "audio": "recordings", "video": "videos"}
 MAX_TABLES, MAX_TABLE_BYTES = 20, 2**28  # of tables other than metadata.csv that may name files
@@ -54,14 +54,15 @@ class FolderContents:
     Attributes:
         files: media files, by name.
         tables: path of each table, by name below the folder.
-        broken_links: links to nothing.
-        packed: archives that are not unpacked.
+        root: the folder, as an absolute path.
+        notes: number of entries by what is said of them.
     """
+
+    root: str
 
     files: list[MediaFile] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
-    broken_links: int = 0
-    packed: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     def count(self, kind: Kind) -> int:
         """Files of a kind that can be read, as far as can be told without decoding them."""
@@ -71,16 +72,14 @@ class FolderContents:
 def list_folder(folder: str) -> FolderContents:
     """List images, recordings, videos and tables below a folder, also in linked folders and in archives.
 
-    Hidden files and what systems leave behind (names that begin with "." or "__") are passed over.
-
-    Raises:
-        ValueError: if an archive cannot be unpacked.
+    Hidden files and what systems leave behind are passed over, a link to a folder around it is not followed, and an
+    archive beside a folder of its name is not unpacked.
     """
-    contents = FolderContents()
-    for path, name in _walk(folder, "", (), contents):
-        lowered = name.lower()
-        contents.packed += lowered.endswith(OTHER_ARCHIVES)
-        if lowered.endswith(TABLE_SUFFIXES):
+    contents = FolderContents(os.path.abspath(folder))
+    for path, name in _walk(contents.root, "", (), contents):
+        if name.lower().endswith(OTHER_ARCHIVES):
+            contents.notes[f"archives ({', '.join(OTHER_ARCHIVES)}) that are not unpacked"] += 1
+        if name.lower().endswith(TABLE_SUFFIXES):
             contents.tables[name] = path
         media = identify(path)
         if media is not None:
@@ -91,22 +90,34 @@ def list_folder(folder: str) -> FolderContents:
 
 
 def _walk(folder: str, prefix: str, above: tuple[str, ...], contents: FolderContents) -> Iterator[tuple[str, str]]:
-    """Path, and name below the first folder, of every file; a linked folder that holds itself is entered once."""
+    """Path, and name below the first folder, of every file."""
     real = os.path.realpath(folder)
-    if real in above:
-        return
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
+    folders = {entry.name for entry in found if entry.is_dir()}
     for entry in found:
-        if entry.name.startswith((".", "__")):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         name = f"{prefix}{entry.name}"
+        stem = archive_stem(entry.name)
         if entry.is_dir():
+            target = os.path.realpath(entry.path)
+            if target in (*above, real):
+                continue
+            if entry.is_symlink() and target.startswith(f"{(*above, real)[0]}{os.sep}"):
+                contents.notes["links to folders in it, whose files are taken twice"] += 1
             yield from _walk(entry.path, f"{name}/", (*above, real), contents)
         elif not entry.is_file():
-            contents.broken_links += entry.is_symlink()
-        elif (stem := archive_stem(entry.name)) is not None:
-            yield from _walk(unpack(entry.path), f"{prefix}{stem}/", (*above, real), contents)
+            contents.notes["links lead nowhere"] += entry.is_symlink()
+        elif stem in folders:
+            contents.notes["archives beside a folder of their name, which is taken"] += 1
+        elif stem is not None:
+            try:
+                unpacked = unpack(entry.path)
+            except ValueError:
+                contents.notes["archives that cannot be unpacked"] += 1
+            else:
+                yield from _walk(unpacked, f"{prefix}{stem}/", (*above, real), contents)
         else:
             yield entry.path, name
 
@@ -133,7 +144,8 @@ class MediaFolder:
         self.splits: dict[str, list[MediaFile]] = {}
         self.left_out: Counter[str] = Counter()
         self._class_folders: dict[str, tuple[str, ...]] = {}  # of each file, by its name
-        self._notes: list[str] = []
+        self._notes: list[str] = []  # of what is not taken, or may surprise
+        self._facts: list[str] = []
         files = [file for file in contents.files if file.media.kind == kind]
         for file in files:
             if file.media.problem is not None:
@@ -141,10 +153,7 @@ class MediaFolder:
         self._assign([file for file in files if file.media.problem is None])
         others = Counter(file.media.kind for file in contents.files if file.media.kind != kind)
         self._notes += [f"{n:,} {PLURALS[other]} beside them are not taken" for other, n in others.items()]
-        if contents.broken_links:
-            self._notes.append(f"{contents.broken_links:,} links lead nowhere")
-        if contents.packed:
-            self._notes.append(f"{contents.packed:,} archives ({', '.join(OTHER_ARCHIVES)}) are not unpacked")
+        self._notes += [f"{n:,} {what}" for what, n in contents.notes.items()]
 
     @property
     def is_complete(self) -> bool:
@@ -156,7 +165,7 @@ class MediaFolder:
         total = sum(map(len, self.splits.values())) + self.left_out.total()
         words = [f"{len(files):,} {split}" for split, files in self.splits.items()]
         words += [f"{n:,} left out: {reason}" for reason, n in self.left_out.items()]
-        return f"{total:,} {PLURALS[self.kind]}: {', '.join([*words, *self._notes])}"
+        return f"{total:,} {PLURALS[self.kind]}: {', '.join([*words, *self._facts, *self._notes])}"
 
     def load(self) -> DatasetDict:
         """Make a data set of each split, with columns "image" or "audio", "label" if there are classes, and those of
@@ -173,6 +182,13 @@ class MediaFolder:
             columns["label"] = pa.array([None if name is None else numbers[name] for name in classes], pa.int64())
             features["label"] = ClassLabel(names=list(numbers))
         for name, values in self._read_tables([file.name for file in files]).items():
+            if name == "label" and numbers and values.null_count:
+                self._notes.append(
+                    "label of the tables is in label_in_table, since it has gaps and folders are classes"
+                )
+                name = "label_in_table"
+            while name in columns and name != "label":
+                name = f"{name}_in_table"
             columns[name], features[name] = values, generate_from_arrow_type(values.type)
         return self._make_splits(pa.table(columns), Features(features))
 
@@ -186,7 +202,7 @@ class MediaFolder:
         return splits
 
     def _assign(self, files: list[MediaFile]) -> None:
-        """Assign files to splits, in the order train, validation, test, and note each one's folders within it."""
+        """Assign files to splits, in the order of `SPLITS`, and note each one's folders within it."""
         base = _find_base([file.name for file in files])
         folders = {file.name: tuple(file.name[len(base) :].split("/")[:-1]) for file in files}
         tops = {path[0] if path else "" for path in folders.values()}
@@ -196,12 +212,14 @@ class MediaFolder:
             self._class_folders = folders
             self.splits = {"train": files} if files else {}
             return
-        found: dict[str, list[MediaFile]] = {split: [] for split in ("train", "validation", "test")}
+        found: dict[str, list[MediaFile]] = {split: [] for split in SPLITS}
         for file in files:
             top, *below = folders[file.name] or ("",)
             if top in split_of:
-                found[split_of[top]].append(file)
-                self._class_folders[file.name] = tuple(below)
+                split = split_of[top]
+                found[split].append(file)
+                is_repeated = bool(below) and SPLIT_WORDS.get(below[0].lower()) == split  # train.zip with train/ in it
+                self._class_folders[file.name] = tuple(below[is_repeated:])
             elif top.lower() in UNLABELLED_WORDS:
                 found["train"].append(file)
             else:
@@ -221,28 +239,43 @@ class MediaFolder:
         return [path[-1] if path else None for path in folders]
 
     def _read_tables(self, files: list[str]) -> dict[str, pa.Array]:
-        """Columns of the tables that name files, for each of `files`; the tables' own names decide who is first."""
-        tables = [metadata for name in self._choose_tables() if (metadata := self._read(name, files)) is not None]
-        columns: dict[str, pa.Array] = {}
-        for name in dict.fromkeys(name for metadata in tables for name in metadata.table.column_names):
-            parts = [metadata.column(name, files) for metadata in tables if name in metadata.table.column_names]
-            if len({part.type for part in parts}) > 1:
-                parts = [part.cast(pa.string()) for part in parts]
-            columns[f"{name}_in_table" if name == self.kind else name] = functools.reduce(pc.coalesce, parts)
-        return columns
+        """Columns of the tables that name files, for each of `files`; of two tables the one further below tells."""
+        everywhere = FileIndex(self.contents.root, files)
+        found = []
+        for name in self._choose_tables():
+            top = f"{name.split('/')[0]}/"
+            is_in_split = top[:-1].lower() in SPLIT_WORDS
+            index = (
+                FileIndex(self.contents.root, [f for f in files if f.startswith(top)]) if is_in_split else everywhere
+            )
+            metadata = self._read(name, index)
+            if metadata is not None:
+                found.append(metadata)
+        return join_tables(found, files)
 
-    def _read(self, name: str, files: list[str]) -> Metadata | None:
-        metadata = read_metadata(self.contents.tables[name], name, files)
-        if metadata is not None:
-            self._notes.append(f"{name} tells of {len(metadata.rows):,} of them")
-            if metadata.n_missing:
-                self._notes[-1] += f", and names {metadata.n_missing:,} that are not there"
+    def _read(self, name: str, index: FileIndex) -> Metadata | None:
+        """Read a table, if it names files, and note what it tells, or that it cannot be used."""
+        try:
+            metadata = read_metadata(self.contents.tables[name], name, index)
+        except ValueError as error:
+            if is_metadata(name):
+                raise
+            self._notes.append(f"{name} is not used: {error}")
+            return None
+        if metadata is None:
+            self._notes.append(f"{name} is not used: it names none of the files")
+            return None
+        self._facts.append(f"{name} tells of {len(metadata.rows):,} of them")
+        if metadata.n_missing:
+            self._notes.append(f"{metadata.n_missing:,} rows of {name} name files that are not there")
+        if metadata.n_repeated:
+            self._notes.append(f"{metadata.n_repeated:,} rows of {name} name a file again, the first one counts")
         return metadata
 
     def _choose_tables(self) -> list[str]:
         """Names of the tables that may name files: each metadata.csv, and a few others that are small."""
         names = sorted(self.contents.tables, key=lambda name: (-name.count("/"), name))  # the nearest first
-        named = [name for name in names if os.path.basename(name).lower() in METADATA_NAMES]
+        named = [name for name in names if is_metadata(name)]
         others = [
             name
             for name in names

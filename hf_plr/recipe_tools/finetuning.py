@@ -15,6 +15,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 
 from hf_plr.data.columns import find_label_column
 from hf_plr.data.loading import load_train_and_test
+from hf_plr.data.media_kinds import Kind
 from hf_plr.data.sample_store import SKIP_HINT, UnreadableSample, encode_labels, select_undecoded
 
 logger = logging.getLogger(__name__)
@@ -145,13 +146,13 @@ def _find_readable(samples: Dataset, rows: np.ndarray, column: str, read: Read, 
     return np.asarray(kept)
 
 
-def load_labelled(args: FinetuneArguments, seed: int) -> LabelledData:
+def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledData:
     """Load both splits, without samples that have no class, and draw `args.labels_per_class` samples per class.
 
     Raises:
         ValueError: if the test split or the label column is missing, or a class has too few samples.
     """
-    train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split)
+    train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split, kind)
     if test is None:
         raise ValueError(f"dataset_name={args.dataset_name!r} has no test split to score on: add a split named test")
     column = find_label_column(train, args.label_column)

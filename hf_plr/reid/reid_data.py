@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from hf_plr.data.columns import check_column, find_image_column
-from hf_plr.data.loading import choose_split, load_splits
+from hf_plr.data.loading import choose_split, load_splits, load_tables
 from hf_plr.data.media_kinds import identify_name
 from hf_plr.data.sample_store import encode_labels
 
@@ -105,12 +105,10 @@ def load_reid_data(
         image_column, identity_column, camera_column, train_split = "image", "identity", "camera", "train"
     else:
         files = {
-            split: str(Path(name, f"{split}.parquet")) for split in SPLITS if Path(name, f"{split}.parquet").exists()
+            split: [str(Path(name, f"{split}.parquet"))] for split in SPLITS if Path(name, f"{split}.parquet").exists()
         }
         # By file names alone, datasets finds neither query nor gallery.
-        splits = (
-            load_dataset("parquet", data_files=files) if len(files) > 1 else load_splits(name, config_name, "image")
-        )
+        splits = load_tables(files, name) if len(files) > 1 else load_splits(name, config_name, "image")
     train = choose_split(splits, name, train_split)
     parts = {"train": train} | {part: splits[part] for part in ("query", "gallery") if part in splits}
     if len(parts) == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,12 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 from datasets import Audio, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from torch.utils.data import DataLoader
 
 from hf_plr.data import audio_containers, media_kinds
+from hf_plr.data.image_geometry import ImageGeometry
+from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.loading import choose_split, load_splits, load_train_and_test
 from hf_plr.data.sample_store import encode_labels
+from hf_plr.models.vision import small_vit_processor
 
 HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
 
@@ -203,7 +209,7 @@ def test_metadata_add_columns_and_lose_no_file(tmp_path, load, suffix):
     splits, said = load(tmp_path)
     assert splits["train"]["label"] == [0, 1, None]
     assert splits["train"]["site"] == ["y", "x", None]
-    assert f"metadata.{suffix} tells of 2 of them, and names 1 that are not there" in said
+    assert f"metadata.{suffix} tells of 2 of them, 1 rows of metadata.{suffix} name files that are not there" in said
 
 
 def test_other_tables_that_name_files_are_read(tmp_path, load):
@@ -241,7 +247,7 @@ def test_names_that_no_table_can_hold_and_packed_files_are_counted(tmp_path, loa
     assert len(splits["train"]) == 1
     assert "3 images: 1 train, 1 left out: .gz files are not read: unpack them" in said
     assert "1 left out: names that are not UTF-8" in said
-    assert "1 archives (.rar, .7z, .zst, .lz4) are not unpacked" in said
+    assert "1 archives (.rar, .7z, .zst, .lz4) that are not unpacked" in said
 
 
 def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path, load):
@@ -291,9 +297,6 @@ def test_a_folder_in_an_archive_and_an_archive_that_changes(tmp_path, load):
 
 
 def test_stored_addresses_in_archives_are_opened(tmp_path):
-    from hf_plr.data.image_store import ImageGeometry, ImageStore
-    from hf_plr.models.vision import small_vit_processor
-
     draw(tmp_path / "pets", "1.png", "2.png")
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as file:
         for name in ("1.png", "2.png"):
@@ -346,7 +349,7 @@ def test_media_in_parquet_beside_a_picture(tmp_path, load):
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     splits, said = load(tmp_path)
     assert len(splits["train"]) == 3
-    assert "tables with 3 rows are taken, 1 files beside them are left out" in said
+    assert "tables with 3 rows are taken, 1 files and 0 other tables beside them are left out" in said
 
 
 def test_a_changed_file_changes_the_fingerprint(tmp_path):
@@ -358,3 +361,162 @@ def test_a_changed_file_changes_the_fingerprint(tmp_path):
     draw(tmp_path, "2.png")
     os.utime(tmp_path / "2.png", ns=(0, 0))
     assert load_train_and_test(str(tmp_path))[0]._fingerprint != train._fingerprint
+
+
+def write_parquet(path, n, column="photo", size=(4, 4)):
+    buffer = io.BytesIO()
+    PILImage.new("RGB", size).save(buffer, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({column: [buffer.getvalue()] * n}).to_parquet(path)
+
+
+def test_tables_that_hold_more_than_there_are_files_are_taken_and_said(tmp_path, load):
+    write_parquet(tmp_path / "a" / "shard-0.parquet", 9)  # plain bytes, no type of datasets
+    draw(tmp_path / "a", *(f"{i}.png" for i in range(5)))
+    splits, said = load(tmp_path / "a")
+    assert isinstance(splits["train"].features["photo"], Image)
+    assert len(splits["train"]) == 9
+    assert "tables with 9 rows are taken, 5 files and 0 other tables beside them are left out" in said
+    write_parquet(tmp_path / "b" / "train.parquet", 9)
+    for i in range(4):
+        (tmp_path / "b" / f"{i}.csv").write_text("a,b\n1,2\n")
+    assert len(load(tmp_path / "b")[0]["train"]) == 9
+    draw(tmp_path / "c", "logo.png")
+    elsewhere = [str(draw(tmp_path / "elsewhere", f"{i}.png") / f"{i}.png") for i in range(4)]
+    pd.DataFrame({"path": elsewhere}).to_csv(tmp_path / "c" / "train.csv", index=False)
+    assert len(load(tmp_path / "c")[0]["train"]) == 4
+    write_parquet(tmp_path / "d" / "train.parquet", 3)
+    (tmp_path / "d" / "logo.svg").write_text("<svg/>")
+    assert len(load(tmp_path / "d")[0]["train"]) == 3
+
+
+def test_tables_that_are_not_used_are_named(tmp_path, load):
+    draw(tmp_path, "ISIC_0.png", "ISIC_1.png", "ISIC_2.png")
+    (tmp_path / "ragged.csv").write_text("file,label\nISIC_0.png,1,2\nISIC_1.png,3\n")
+    (tmp_path / "prices.csv").write_text("item,price\nmilk,1\n")
+    (tmp_path / "truth.csv").write_text("id,kind\nISIC_0,NA\nISIC_0,b\nISIC_1,c\nISIC_7,c\n")  # without endings
+    splits, said = load(tmp_path)
+    assert splits["train"]["kind"] == ["NA", "c", None]
+    assert "ragged.csv is not used" in said
+    assert "prices.csv is not used: it names none of the files" in said
+    assert "1 rows of truth.csv name files that are not there" in said
+    assert "1 rows of truth.csv name a file again" in said
+
+
+def test_a_table_of_a_split_tells_of_that_split_alone(tmp_path, load):
+    draw(tmp_path, "train/0.png", "train/1.png", "test/0.png", "test/2.png")
+    (tmp_path / "train" / "metadata.csv").write_text(
+        "mask_file_name,file_name,site\n1.png,0.png,a\n0.png,1.png,b\n0.png,2.png,c\n"
+    )
+    splits, _ = load(tmp_path)
+    assert splits["train"]["site"] == ["a", "b"]
+    assert splits["test"]["site"] == [None, None]
+
+
+def test_absolute_paths_in_metadata_and_labels_with_gaps(tmp_path, load):
+    draw(tmp_path, "a/0.png", "a/1.png", "b/0.png")
+    lines = "".join(f"{tmp_path / name},{label}\n" for name, label in (("a/0.png", "x"), ("b/0.png", "y")))
+    (tmp_path / "metadata.csv").write_text("file_name,label,,label2,label2\n" + lines.replace("\n", ",,,\n"))
+    splits, said = load(tmp_path)
+    assert labels(splits["train"]) == ["a", "a", "b"]
+    assert splits["train"]["label_in_table"] == ["x", None, "y"]
+    assert "label of the tables is in label_in_table, since it has gaps" in said
+
+
+def test_tables_of_different_types_become_text(tmp_path, load):
+    draw(tmp_path, "train/0.png", "test/0.png")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "0.png", "box": [1, 2]}\n')
+    (tmp_path / "test" / "metadata.jsonl").write_text('{"file_name": "0.png", "box": {"x": 1}}\n')
+    splits, _ = load(tmp_path)
+    assert splits["train"]["box"] == ["[1, 2]"]
+
+
+def test_archives_beside_their_folder_and_damaged_ones(tmp_path, load):
+    draw(tmp_path, "train/0.png", "test/0.png")
+    shutil.make_archive(str(tmp_path / "train"), "zip", tmp_path, "train")
+    (tmp_path / "old.zip").write_bytes(b"PK nothing")
+    splits, said = load(tmp_path)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1, "test": 1}
+    assert "1 archives beside a folder of their name, which is taken" in said
+    assert "1 archives that cannot be unpacked" in said
+    shutil.rmtree(tmp_path / "train")
+    os.remove(tmp_path / "old.zip")
+    splits, _ = load(tmp_path)  # train.zip with train/ in it
+    assert {name: split.column_names for name, split in splits.items()} == {"train": ["image"], "test": ["image"]}
+
+
+def test_names_with_two_underscores_are_names(tmp_path, load):
+    draw(tmp_path, "__background__/0.png", "cat/0.png", "__MACOSX/0.png")
+    assert labels(load(tmp_path)[0]["train"]) == ["__background__", "cat"]
+
+
+def test_paths_of_tables_begin_where_they_lie(tmp_path, load):
+    draw(tmp_path / "pics", "0.png", "1.png")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as file:
+        file.write(tmp_path / "pics" / "0.png", "0.png")
+    for name, values in {
+        "zip": ["zip://0.png::w.zip"],
+        "windows": ["pics\\0.png", "pics\\1.png"],
+        "semicolon": ["pics/0.png;a"],
+    }.items():
+        header = "image;label" if ";" in values[0] else "image"
+        (tmp_path / f"{name}.csv").write_bytes("\r\n".join([header, *values]).encode())
+        split = load(tmp_path / f"{name}.csv")[0]["train"]
+        store = ImageStore(split, "image", ImageGeometry(small_vit_processor(32), num_channels=3))
+        assert len(store) == len(values)
+    pd.DataFrame({"image": [{"bytes": None, "path": "pics/0.png"}]}).to_parquet(tmp_path / "t.parquet")
+    split = load(tmp_path / "t.parquet")[0]["train"]
+    assert split[0]["image"].size == (4, 4)
+    os.utime(tmp_path / "pics" / "0.png", ns=(0, 0))
+    assert load(tmp_path / "t.parquet")[0]["train"]._fingerprint != split._fingerprint
+
+
+def test_faults_of_names_are_told_in_one_line(tmp_path, load, monkeypatch):
+    with pytest.raises(ValueError, match="dataset_name='' is empty"):
+        load("")
+    with pytest.raises(ValueError, match=r"gone\.zip cannot be unpacked: No such file"):
+        load("zip://a::gone.zip")
+    draw(tmp_path / "pets", "0.png")
+    (tmp_path / "pets" / "README.md").write_text("---\nconfigs: [\n---\n")
+    (tmp_path / "pets" / "state.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load("~/pets")[0]["train"]) == 1
+    monkeypatch.chdir(tmp_path)
+    path = load("./pets/")[0]["train"].cast_column("image", Image(decode=False))[0]["image"]["path"]
+    assert path == str(tmp_path / "pets" / "0.png")
+
+
+def test_a_damaged_member_of_an_archive_is_left_out(tmp_path):
+    draw(tmp_path, "0.png")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as file:
+        for name in ("0.png", "1.png"):
+            file.write(tmp_path / "0.png", name)
+    content = bytearray((tmp_path / "w.zip").read_bytes())
+    content[45] ^= 255  # within the first member
+    (tmp_path / "w.zip").write_bytes(content)
+    dataset = Dataset.from_dict({"image": [f"zip://{name}::{tmp_path / 'w.zip'}" for name in ("0.png", "1.png")]})
+    geometry = ImageGeometry(small_vit_processor(32), num_channels=3)
+    store = ImageStore(dataset.cast_column("image", Image()), "image", geometry, skip_unreadable=True)
+    assert store.rows.tolist() == [1]
+
+
+def test_many_tables_take_time_by_their_number(tmp_path, load):
+    for i in range(60):
+        draw(tmp_path, f"{i:02d}/0.png")
+        (tmp_path / f"{i:02d}" / "metadata.csv").write_text(f"file_name,site\n0.png,s{i}\n")
+    assert load(tmp_path)[0]["train"]["site"] == [f"s{i}" for i in range(60)]
+
+
+def test_processes_that_were_forked_read_an_archive_each_for_itself(tmp_path):
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as file:
+        for i in range(40):
+            buffer = io.BytesIO()
+            PILImage.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, format="PNG")
+            file.writestr(f"{i}.png", buffer.getvalue())
+    dataset = Dataset.from_dict({"image": [f"zip://{i}.png::{tmp_path / 'w.zip'}" for i in range(40)]})
+    geometry = ImageGeometry(small_vit_processor(32), num_channels=3)
+    store = ImageStore(dataset.cast_column("image", Image()), "image", geometry, cache_bytes=0)
+    alone = torch.stack([store[i]["pixel_values"] for i in range(40)])
+    loader = DataLoader(store, batch_size=4, num_workers=2, collate_fn=collate_images)
+    assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
@@ -236,3 +237,20 @@ def test_folders_of_persons_are_identities(tmp_path):
     data = load_reid_data(str(tmp_path))
     assert data.train.identities.tolist() == [0, 0, 1, 1]
     assert data.train.cameras is None
+
+
+def test_folders_of_images_may_be_queries_and_gallery(tmp_path):
+    for name in ("train/ann", "train/bob", "query/cid", "gallery/cid", "gallery/dan"):
+        draw(tmp_path / name / "0.png")
+    data = load_reid_data(str(tmp_path))
+    assert len(data.query.images) == 1
+    assert data.query.identities[0] in data.gallery.identities
+
+
+def test_parquet_files_without_types(tmp_path):
+    draw(tmp_path / "0.png")
+    value = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
+    (tmp_path / "[x]").mkdir()
+    for split in ("train", "query", "gallery"):
+        pd.DataFrame({"image": [value] * 2, "identity": [1, 2]}).to_parquet(tmp_path / "[x]" / f"{split}.parquet")
+    assert load_reid_data(str(tmp_path / "[x]")).query.identities.tolist() == [1, 2]
