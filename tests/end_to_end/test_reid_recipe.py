@@ -281,13 +281,17 @@ def test_arguments_that_do_not_do(recipe, capsys, arguments, message):
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_what_is_wrong_with_the_data_is_said_before_training(recipe, tmp_path):
+def test_what_is_wrong_with_the_data_is_said_before_training(recipe, tmp_path, caplog):
     folder = parquet_folder(tmp_path / "data", np.arange(72))
     arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *TINY]
-    with pytest.raises(ValueError, match="identity_column='identity' is not in the data set"):
-        recipe.main(arguments)
-    with pytest.raises(ValueError, match=r"none of the 72 queries has a match .*: check the identities"):
-        recipe.main([*arguments, *COLUMNS])  # everybody was seen once
+    with pytest.raises(ValueError, match="identity_column='nobody' is not in the data set"):
+        recipe.main([*arguments, "--identity_column", "nobody"])
+    for columns in ([], COLUMNS):  # identities are not known, or everybody was seen once
+        caplog.clear()
+        options, args = recipe.parse([*arguments, *columns, "--use_cpu", "true"])
+        target, _ = recipe.load(options, args)
+        assert "Nothing is scored: no two images of" in caplog.text
+        assert len(target.train.images) == 72
 
 
 def test_all_noise_says_what_to_change(recipe, tmp_path, caplog):
