@@ -99,7 +99,7 @@ def test_data_that_is_not_there_is_named(tmp_path, all_digits):
     out = ["--output_dir", tmp_path / "out", "--disable_tqdm", "true"]
     run = call("--dataset_name", tmp_path / "nowhere", *out)
     assert run.returncode == 1
-    assert "neither a folder here nor a data set on the Hub" in run.stderr
+    assert "neither a folder or file here nor a data set on the Hub" in run.stderr
     (tmp_path / "empty").mkdir()
     run = call("--dataset_name", tmp_path / "empty", *out)
     assert run.returncode == 1

@@ -46,6 +46,7 @@ class WatchedKMeans(KMeans):
 
     def fit_predict_shard(self, features: Any, accelerator: Any) -> np.ndarray:
         self.seen = getattr(self, "seen", [])
+        gc.collect()  # what is free already does not count
         tensors = [found for found in gc.get_objects() if type(found) is torch.Tensor]
         self.seen.append((len(features), sum(found.shape == (N_IMAGES, WIDTH) for found in tensors)))
         return super().fit_predict_shard(features, accelerator)
