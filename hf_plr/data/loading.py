@@ -22,7 +22,7 @@ from huggingface_hub import metadata_load
 
 from hf_plr.data.archives import archive_stem, unpack
 from hf_plr.data.media_columns import LOOKED_AT, expose_media, holds_media
-from hf_plr.data.media_folder import MAX_TABLE_BYTES, SPLIT_WORDS, FolderContents, MediaFolder, list_folder
+from hf_plr.data.media_folder import MAX_TABLE_BYTES, MAX_TABLES, SPLIT_WORDS, FolderContents, MediaFolder, list_folder
 from hf_plr.data.media_kinds import Kind, identify
 from hf_plr.data.metadata_files import find_delimiter, read_table
 
@@ -166,7 +166,9 @@ def _load_file(path: str, name: str, config_name: str | None, kind: Kind | None)
 def _find_media_tables(contents: FolderContents) -> dict[str, int]:
     """Rows of the tables that hold images or recordings themselves, or name files elsewhere; of their first kind."""
     found: dict[str, int] = {}
-    for path in contents.tables.values():
+    parquet = [path for path in contents.tables.values() if path.lower().endswith(".parquet")]
+    others = [path for path in contents.tables.values() if not path.lower().endswith(".parquet")]
+    for path in parquet + others[:MAX_TABLES]:  # there may be one of text beside each file
         if found and not path.endswith(os.path.splitext(next(iter(found)))[1]):
             continue
         try:

@@ -124,7 +124,7 @@ def _resolve(path: str | None, folder: str) -> str | None:
     """A path or address whose last part, the file of this machine, begins in the folder."""
     if path is None:
         return None
-    *inner, last = path.replace("\\", "/").split("::") if "\\" in path else path.split("::")
+    *inner, last = path.replace("\\", "/").split("::")
     return "::".join([*inner, last if "://" in last else os.path.join(folder, last)])
 
 

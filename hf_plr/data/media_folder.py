@@ -153,7 +153,7 @@ class MediaFolder:
         self._assign([file for file in files if file.media.problem is None])
         others = Counter(file.media.kind for file in contents.files if file.media.kind != kind)
         self._notes += [f"{n:,} {PLURALS[other]} beside them are not taken" for other, n in others.items()]
-        self._notes += [f"{n:,} {what}" for what, n in contents.notes.items()]
+        self._notes += [f"{n:,} {what}" for what, n in contents.notes.items() if n]
 
     @property
     def is_complete(self) -> bool:
@@ -279,10 +279,12 @@ class MediaFolder:
         others = [
             name
             for name in names
-            if name not in named
+            if not is_metadata(name)
             and name.count("/") <= 2
             and os.path.getsize(self.contents.tables[name]) <= MAX_TABLE_BYTES
         ]
+        if len(others) > MAX_TABLES:
+            self._notes.append(f"{len(others) - MAX_TABLES:,} further tables are not looked at")
         return named + others[:MAX_TABLES]
 
 

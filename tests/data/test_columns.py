@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
+from helpers import tiny
 
 from hf_plr.data.columns import (
     AmbiguousLabelColumns,
@@ -102,3 +103,13 @@ def test_columns_that_hold_none_are_passed_over_and_refused_by_name(values, kind
     assert find_label_column(dataset) is None
     with pytest.raises(ValueError, match="classes are whole numbers or text, one a sample"):
         encode_labels(dataset, "label")
+
+
+def test_nested_columns_are_named_with_a_dot(tmp_path, some_digits):
+    rows = [{"sample": {"image": row["image"], "label": row["label"]}} for row in some_digits.select(range(40))]
+    features = Features({"sample": {"image": Image(), "label": some_digits.features["label"]}})
+    nested = Dataset.from_list(rows, features=features)
+    trainer = tiny.image_trainer(tmp_path, nested, num_clusters=4)
+    assert trainer.modality.column == "sample.image"
+    assert trainer.label_column == "sample.label"
+    assert len(trainer.open_samples(nested)) == 40

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, Features, Image, concatenate_datasets
-from helpers import tiny
 from helpers.runs import StopAt, assert_same_weights, weights
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 from transformers import AutoModel, TrainerCallback, ViTForImageClassification
@@ -445,13 +444,3 @@ def test_the_pair_term_is_computed_in_float32_beside_bfloat16(make_trainer, monk
     trainer.train()
     assert dtypes == {torch.float32}
     assert all(parameter.dtype == torch.float32 for parameter in trainer.pair_term.head.parameters())
-
-
-def test_nested_columns_are_named_with_a_dot(tmp_path, some_digits):
-    rows = [{"sample": {"image": row["image"], "label": row["label"]}} for row in some_digits.select(range(40))]
-    features = Features({"sample": {"image": Image(), "label": some_digits.features["label"]}})
-    nested = Dataset.from_list(rows, features=features)
-    trainer = tiny.image_trainer(tmp_path, nested, num_clusters=4)
-    assert trainer.modality.column == "sample.image"
-    assert trainer.label_column == "sample.label"
-    assert len(trainer.open_samples(nested)) == 40
