@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "cls+mean", "pooler")
 
 
 def pool(last_hidden_state: torch.Tensor, pooling: str, n_prefix_tokens: int) -> torch.Tensor:

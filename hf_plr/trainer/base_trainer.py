@@ -13,20 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback, Trainer
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback
 
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.columns import check_dataset, find_scoring_column
-from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
-from hf_plr.evaluation.intervals import Interval, Scored
-from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.report.html.reporter import Reporter
-from hf_plr.report.summary import STAGE_PREFIX, RunSummary, select_last_stage_metrics
+from hf_plr.report.summary import RunSummary
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpointing import (
     CheckpointWriter,
@@ -38,15 +34,15 @@ from hf_plr.trainer.checkpointing import (
     settings_of,
 )
 from hf_plr.trainer.ema import EMATeacher
+from hf_plr.trainer.feature_trainer import FeatureTrainer
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
-from hf_plr.utils.rng import isolate_rng
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(Trainer, ABC):
+class BaseTrainer(FeatureTrainer, ABC):
     """A `transformers.Trainer` of a bare backbone on labels that it makes itself, between epochs.
 
     `PLRTrainer` and `UnitTrainer` add the labels and the loss: `refresh_labels` and `compute_loss`. A resumed run is
@@ -54,12 +50,8 @@ class BaseTrainer(Trainer, ABC):
     saves at a step and ends training, and the process unless `TrainingStopped` is caught. Arguments are `PLRTrainer`'s.
 
     Attributes:
-        modality: how samples are read and turned into features.
-        evaluator: scores the features; None where there is nothing to score by.
-        scores, intervals: what `score` returned, and the 95% intervals (low, high) of some of it, by moment.
         reporter: gathers what `report.html` shows.
         publisher: brings the results to the Hub.
-        ema_teacher: a copy that follows the trained weights, None with `ema_decay` 0.
         source: what the start was trained on with labels, in words, for reports.
 
     Raises:
@@ -69,10 +61,6 @@ class BaseTrainer(Trainer, ABC):
     arguments_class: type[BaseTrainingArguments]
     epochs_per_stage = 1
     views = 1  # of each sample in a batch
-    args: BaseTrainingArguments
-    model: PreTrainedModel
-    train_dataset: SampleStore
-    eval_dataset: Any
     compute_metrics: Callable[[EvalPrediction], dict] | None
 
     def __init__(
@@ -93,8 +81,7 @@ class BaseTrainer(Trainer, ABC):
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
         self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
-        self.scores: dict[str, dict[str, float]] = {}
-        self.intervals: dict[str, dict[str, Interval]] = {}
+        self.scores, self.intervals = {}, {}
         self.source = ""
         self.publisher = Publisher(self)
         self.open_samples = SampleOpener(self.modality, self.label_column)
@@ -120,7 +107,7 @@ class BaseTrainer(Trainer, ABC):
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         self._epoch = 0
         self._is_resumed = False
-        self._label_free: dict[str, float] = {}
+        self._label_free = {}
         self._checkpoint_writer = CheckpointWriter(self)
         self._stop_signal = StopSignal()
         self._log_continuation = LogContinuation(self)
@@ -179,10 +166,6 @@ class BaseTrainer(Trainer, ABC):
         """The module that is trained: the backbone, or one that holds it."""
         return self.modality.model
 
-    def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The backbone in the module that is trained."""
-        return model
-
     def prepare_epoch(self, epoch: int) -> None:
         """Make new labels where the epoch needs them, and begin to train on them; called by `StageCallback`."""
         self._epoch = epoch
@@ -196,125 +179,6 @@ class BaseTrainer(Trainer, ABC):
                 self.keep_labels(epoch)
         self._is_resumed = False
         self.begin_epoch(epoch)
-
-    # ---- features ------------------------------------------------------------------------------------------------
-
-    def extract_features(
-        self, dataset: Dataset | SampleStore | None = None, positions: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Features without augmentation in the precision of training, float32 (N, D), on every process.
-
-        Args:
-            dataset: the samples; by default those of training, in the order of `train_dataset.rows`: that of the data
-                set for images, by length for sounds.
-            positions: positions of some of them, shape (N,); None takes all.
-        """
-        return self.extractor.extract_all(
-            self.train_dataset if dataset is None else self.open_samples(dataset), positions
-        )
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """Extracts features with the weights as they are."""
-        return FeatureExtractor(
-            self._backbone_of(self.model) if self.ema_teacher is None else self.ema_teacher.model,
-            self.modality,
-            self.accelerator,
-            self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            progress=not self.args.disable_tqdm,
-        )
-
-    @property
-    def backbone(self) -> PreTrainedModel:
-        """The model that is clustered, scored and saved: the bare backbone, or the EMA teacher that follows it."""
-        backbone: Any = self.student if self.ema_teacher is None else self.ema_teacher.model
-        return backbone
-
-    @property
-    def student(self) -> torch.nn.Module:
-        """The bare backbone whose weights are trained."""
-        return self._backbone_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-
-    # ---- evaluation ----------------------------------------------------------------------------------------------
-
-    def get_eval_dataloader(self, eval_dataset: str | Any = None) -> DataLoader:
-        """Loader of an evaluation set, which may be given as a data set or by its name."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, str):
-            chosen = self.eval_dataset[chosen]
-        if chosen is None:
-            raise ValueError("evaluation needs an eval_dataset")
-        return super().get_eval_dataloader(self.open_samples(chosen))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Loader of a test set."""
-        return super().get_test_dataloader(self.open_samples(test_dataset))
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Evaluate as `Trainer` does, with label-free scores of the training samples as `eval_plr/...`.
-
-        They are in the metrics of the first evaluation set where there are several, and alone where there is none.
-        """
-        if metric_key_prefix == "eval":
-            scores = self.label_free_scores()
-            self._label_free = {f"eval_{STAGE_PREFIX}{name}": value for name, value in scores.items()}
-        if eval_dataset is not None or self.eval_dataset is not None:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        metrics, self._label_free = self._label_free, {}
-        if not metrics:
-            return {}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; see `evaluate`."""
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self._label_free)
-        self._label_free = {}
-        return output
-
-    def label_free_scores(self) -> dict[str, float]:
-        """Scores that need no labels: here the metrics of the last stage, without times; empty before the first."""
-        return select_last_stage_metrics(self.state.log_history)
-
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[None, torch.Tensor, torch.Tensor | None]:
-        """Features of a batch without augmentation, and its true labels if there are any; no loss."""
-        inputs = self._prepare_inputs(inputs)
-        backbone = self._backbone_of(model) if self.ema_teacher is None else self.backbone
-        with torch.no_grad(), self.accelerator.autocast():
-            features = self.modality.features(backbone, inputs)
-        return None, features, inputs.get("labels")
-
-    def score(self, moment: str) -> dict[str, float]:
-        """Score the features as they are, and remember it under a name such as "before" for the model card.
-
-        Returns:
-            The scores of `assess`, on every process; empty if there is nothing to score by.
-        """
-        scored = self.assess()
-        if scored.values:
-            self.scores[moment], self.intervals[moment] = scored.values, scored.intervals
-        return scored.values
-
-    def assess(self) -> Scored:
-        """Score the features as they are with the evaluator; called on every process, and leaves no trace.
-
-        Returns:
-            The evaluator's scores and their intervals, on every process; empty without an evaluator.
-        """
-        if self.evaluator is None:
-            return Scored({})
-        with isolate_rng(self.args.seed):
-            return self.evaluator(self)
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Arguments of `PLRTrainer` and `UnitTrainer`."""
+"""Arguments that `PLRTrainer` and `UnitTrainer` have in common."""
 
 from __future__ import annotations
 
@@ -10,45 +10,26 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
+from hf_plr.training_args.backbone import BackboneArguments
+from hf_plr.training_args.choices import LOWER_IS_BETTER, Augmentation, Refinement
 from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
     Count,
     CountOrZero,
     Fraction,
-    FractionAboveZero,
     FractionBelowOne,
     NumberRange,
     check_segments,
     check_values,
-    read_json_object,
 )
 from hf_plr.utils.unsupported_args import refuse_unsupported
 
 logger = logging.getLogger(__name__)
 
-CONSENSUS = "consensus"
-AUTO = "auto"  # this preset, and so many labelings where the clusterer allows it
-AUTO_PRESET = CONSENSUS
-AUTO_FOR_DBSCAN = "soft"
-AUTO_LABELINGS = 3
-FINER_PRESET = "none"  # of finer labelings beside a consensus
-
-# Everything may import this file, so that it imports hardly anything of ours. A test holds these equal to registries.
-Augmentation = Literal["affine", "photo", "reid", "none", "waveform"]
-ClusterSpace = Literal["auto", "white", "centered"]
-Clusterer = Literal["kmeans", "dbscan", "reciprocal_hdbscan", "hdbscan", "agglomerative"]
-FeatureDtype = Literal["auto", "float32", "bfloat16"]
-FeatureSource = Literal["extract", "epoch"]
-Pooling = Literal["cls", "mean"]
-Refinement = Literal["auto", "consensus", "slr", "joint", "soft", "rlcc", "none"]
-LOWER_IS_BETTER = (
-    *("churn", "noise_share", "left_out_share", "changed_share", "soft_share", "largest_share", "born", "died"),
-)
-
 
 @dataclass
-class BaseTrainingArguments(TrainingArguments):
+class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     """`transformers.TrainingArguments` with what `PLRTrainer` and `UnitTrainer` have in common.
 
     Defaults that differ from `TrainingArguments`: `num_train_epochs` 30, `per_device_train_batch_size` 128,
@@ -123,19 +104,6 @@ class BaseTrainingArguments(TrainingArguments):
         metadata={
             "help": "Score by true labels every so many epochs, logged as score/...; has no effect on training. "
             "0: only before and after training."
-        },
-    )
-    pooling: Pooling | None = field(
-        default=None,
-        metadata={
-            "help": "Feature of a sample: cls (class token, the default for images) or mean (over patches, or over the "
-            "frames of a sound)."
-        },
-    )
-    layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Sounds: layer whose frames make the feature, 0 for the first layer's input. Default: the last."
         },
     )
     max_seconds: AboveZero | None = field(
@@ -273,7 +241,8 @@ class BaseTrainingArguments(TrainingArguments):
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
-        check_values(self, BaseTrainingArguments)
+        for declared_in in (BackboneArguments, BaseTrainingArguments):
+            check_values(self, declared_in)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)
 
@@ -285,162 +254,6 @@ class BaseTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but tokens, for pickles and copies: Trainer pickles its arguments beside the weights."""
         return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
-
-
-@dataclass
-class PLRTrainingArguments(BaseTrainingArguments):
-    """Arguments of `PLRTrainer`: `BaseTrainingArguments` with the settings of clustering and of its objective.
-
-    Raises:
-        ValueError: if a value is outside its range, naming the argument.
-    """
-
-    clusterer: Clusterer = field(
-        default="kmeans",
-        metadata={
-            "help": "kmeans, dbscan (on k-reciprocal neighbours, as in re-identification), reciprocal_hdbscan (the "
-            "same without an eps), hdbscan or agglomerative."
-        },
-    )
-    clusterer_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": """Arguments of the clusterer as JSON, such as '{"eps": 0.5, "k1": 20}' for dbscan."""},
-    )
-    num_labelings: Count | None = field(
-        default=None,
-        metadata={
-            "help": "Clusterings per epoch that are trained on at once, each with prototypes and refinement of its own "
-            "and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is reported "
-            "and saved. Default: 3 with refinement auto where the clusterer has a number of clusters or an eps, "
-            "otherwise 1."
-        },
-    )
-    cluster_space: ClusterSpace = field(
-        default="auto",
-        metadata={
-            "help": "Space in which clusters are sought: centered (features relative to their mean), white (also "
-            "whitened, so that directions of little variance count) or auto (the one of these that a trial at the "
-            "first stage finds better: it more often puts a sample and its augmented view into one cluster)."
-        },
-    )
-    whitening_shrinkage: AboveZero | None = field(
-        default=None,
-        metadata={
-            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; a large one "
-            "leaves the features as they are. Default: what the trial at the first stage finds."
-        },
-    )
-    pair_weight: AtLeastZero = field(
-        default=0.3,
-        metadata={
-            "help": "Weight of the pair term: a batch holds every sample in two augmented views, which also agree with "
-            "each other (VICReg). 0: one view of twice as many samples."
-        },
-    )
-    confidence_power: AtLeastZero = field(
-        default=0.0,
-        metadata={
-            "help": "Weight a sample's loss by the confidence of its label to this power; 0 gives equal weights."
-        },
-    )
-    min_confidence: Fraction = field(
-        default=0.0,
-        metadata={"help": "Leave samples whose refined label has less confidence out of the epoch, in [0, 1]."},
-    )
-    refine_start_epoch: int = field(
-        default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."}
-    )
-    samples_per_cluster: Count = field(
-        default=4, metadata={"help": "Views of one cluster in a row (K of batches of P clusters x K views)."}
-    )
-    temperature: AboveZero = field(default=0.05, metadata={"help": "Divisor of the cosines in the loss, above 0."})
-    prototype_momentum: Fraction = field(
-        default=0.2, metadata={"help": "Fraction of the old prototype that an update keeps, in [0, 1]."}
-    )
-    feature_source: FeatureSource = field(
-        default="extract",
-        metadata={
-            "help": "Features to cluster: extract (from a pass over all samples without augmentation) or epoch (those "
-            "of the last epoch's training steps, averaged by sample: older features, and a pass only over what it did "
-            "not draw, half of them with pair_weight above 0)."
-        },
-    )
-    feature_momentum: FractionBelowOne = field(
-        default=0.2,
-        metadata={"help": "With feature_source epoch: fraction of a sample's old feature to keep, in [0, 1)."},
-    )
-    feature_dtype: FeatureDtype = field(
-        default="auto",
-        metadata={
-            "help": "Arithmetic of the features that are clustered: float32, bfloat16, or auto (bfloat16 where the "
-            "device has it and a trial on 2,048 samples gives the same clusters)."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_values(self, PLRTrainingArguments)
-        self.clusterer_kwargs = read_json_object("clusterer_kwargs", self.clusterer_kwargs)
-        if self.whitening_shrinkage is not None and self.cluster_space != "white":
-            value, space = self.whitening_shrinkage, self.cluster_space
-            raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
-
-
-@dataclass
-class UnitTrainingArguments(BaseTrainingArguments):
-    """Arguments of `UnitTrainer`: `BaseTrainingArguments` with the settings of HuBERT's objective.
-
-    `num_clusters` is the number of units, 100 by default.
-
-    Raises:
-        ValueError: if a value is outside its range, naming the argument.
-    """
-
-    relabel_every: Count = field(
-        default=10, metadata={"help": "Frames: epochs per round; each round begins with new units."}
-    )
-    first_units: Literal["mfcc", "layer"] = field(
-        default="mfcc",
-        metadata={"help": "Frames: what to cluster in the first round, mfcc or the backbone's layer."},
-    )
-    unit_layer: int | None = field(
-        default=None,
-        metadata={"help": "Frames: layer to cluster from the second round on. Default: two thirds of the way up."},
-    )
-    fit_frames: Count = field(
-        default=200_000,
-        metadata={"help": "Frames: how many frames, of recordings drawn at random, to fit the centroids on."},
-    )
-    frame_scaling: Literal["none", "global", "recording", "speaker"] = field(
-        default="global",
-        metadata={
-            "help": "Frames: whose mean and standard deviation the frames are standardised by before k-means: none, "
-            "global (those of all frames), recording, or speaker (takes a further pass over the frames each round)."
-        },
-    )
-    speaker_column: str | None = field(
-        default=None, metadata={"help": "Frames: column with the speakers, for frame_scaling speaker."}
-    )
-    whitening_shrinkage: AboveZero | None = field(
-        default=None, metadata={"help": "Frames: whiten them before k-means, with this shrinkage. Default: not."}
-    )
-    mask_probability: FractionAboveZero = field(
-        default=0.65,
-        metadata={
-            "help": "Frames: fraction of the frames that would be hidden if hidden spans never overlapped, in (0, 1]."
-        },
-    )
-    mask_length: Count = field(default=10, metadata={"help": "Frames: length of a hidden span."})
-    unmasked_weight: AtLeastZero = field(
-        default=0.0, metadata={"help": "Frames: weight of the loss on frames that are not hidden, at least 0."}
-    )
-    unit_temperature: AboveZero = field(
-        default=0.1, metadata={"help": "Frames: divisor of the cosines in the loss, above 0."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_values(self, UnitTrainingArguments)
 
 
 def suits_bf16(fp16: bool, use_cpu: bool) -> bool:

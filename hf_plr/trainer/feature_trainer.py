@@ -1,0 +1,168 @@
+"""`FeatureTrainer`: a `transformers.Trainer` whose model gives features, which are extracted and scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.evaluation.intervals import Interval, Scored
+from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.modality import Modality, SampleOpener
+from hf_plr.report.summary import STAGE_PREFIX, select_last_stage_metrics
+from hf_plr.trainer.ema import EMATeacher
+from hf_plr.training_args import BaseTrainingArguments
+from hf_plr.utils.rng import isolate_rng
+
+
+class FeatureTrainer(Trainer):
+    """A `transformers.Trainer` of a backbone in which an epoch's features are extracted and scored.
+
+    `BaseTrainer` sets the attributes and trains on them.
+
+    Attributes:
+        modality: how samples are read and turned into features.
+        open_samples: opens data sets as stores of samples, each once.
+        evaluator: scores the features; None where there is nothing to score by.
+        scores, intervals: what `score` returned, and the 95% intervals (low, high) of some of it, by moment.
+        ema_teacher: a copy that follows the trained weights, None with `ema_decay` 0.
+    """
+
+    args: BaseTrainingArguments
+    model: PreTrainedModel
+    train_dataset: SampleStore
+    eval_dataset: Any
+    modality: Modality
+    open_samples: SampleOpener
+    evaluator: Any
+    scores: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, Interval]]
+    ema_teacher: EMATeacher | None
+    _label_free: dict[str, float]
+
+    def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The backbone in the module that is trained."""
+        return model
+
+    # ---- features ------------------------------------------------------------------------------------------------
+
+    def extract_features(
+        self, dataset: Dataset | SampleStore | None = None, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Features without augmentation in the precision of training, float32 (N, D), on every process.
+
+        Args:
+            dataset: the samples; by default those of training, in the order of `train_dataset.rows`: that of the data
+                set for images, by length for sounds.
+            positions: positions of some of them, shape (N,); None takes all.
+        """
+        return self.extractor.extract_all(
+            self.train_dataset if dataset is None else self.open_samples(dataset), positions
+        )
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """Extracts features with the weights as they are."""
+        return FeatureExtractor(
+            self._backbone_of(self.model) if self.ema_teacher is None else self.ema_teacher.model,
+            self.modality,
+            self.accelerator,
+            self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            progress=not self.args.disable_tqdm,
+        )
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The model that is clustered, scored and saved: the bare backbone, or the EMA teacher that follows it."""
+        backbone: Any = self.student if self.ema_teacher is None else self.ema_teacher.model
+        return backbone
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """The bare backbone whose weights are trained."""
+        return self._backbone_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset: str | Any = None) -> DataLoader:
+        """Loader of an evaluation set, which may be given as a data set or by its name."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        if chosen is None:
+            raise ValueError("evaluation needs an eval_dataset")
+        return super().get_eval_dataloader(self.open_samples(chosen))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Loader of a test set."""
+        return super().get_test_dataloader(self.open_samples(test_dataset))
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate as `Trainer` does, with label-free scores of the training samples as `eval_plr/...`.
+
+        They are in the metrics of the first evaluation set where there are several, and alone where there is none.
+        """
+        if metric_key_prefix == "eval":
+            scores = self.label_free_scores()
+            self._label_free = {f"eval_{STAGE_PREFIX}{name}": value for name, value in scores.items()}
+        if eval_dataset is not None or self.eval_dataset is not None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics, self._label_free = self._label_free, {}
+        if not metrics:
+            return {}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; see `evaluate`."""
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self._label_free)
+        self._label_free = {}
+        return output
+
+    def label_free_scores(self) -> dict[str, float]:
+        """Scores that need no labels: here the metrics of the last stage, without times; empty before the first."""
+        return select_last_stage_metrics(self.state.log_history)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor | None]:
+        """Features of a batch without augmentation, and its true labels if there are any; no loss."""
+        inputs = self._prepare_inputs(inputs)
+        backbone = self._backbone_of(model) if self.ema_teacher is None else self.backbone
+        with torch.no_grad(), self.accelerator.autocast():
+            features = self.modality.features(backbone, inputs)
+        return None, features, inputs.get("labels")
+
+    def score(self, moment: str) -> dict[str, float]:
+        """Score the features as they are, and remember it under a name such as "before" for the model card.
+
+        Returns:
+            The scores of `assess`, on every process; empty if there is nothing to score by.
+        """
+        scored = self.assess()
+        if scored.values:
+            self.scores[moment], self.intervals[moment] = scored.values, scored.intervals
+        return scored.values
+
+    def assess(self) -> Scored:
+        """Score the features as they are with the evaluator; called on every process, and leaves no trace.
+
+        Returns:
+            The evaluator's scores and their intervals, on every process; empty without an evaluator.
+        """
+        if self.evaluator is None:
+            return Scored({})
+        with isolate_rng(self.args.seed):
+            return self.evaluator(self)

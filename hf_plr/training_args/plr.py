@@ -1,0 +1,117 @@
+"""Arguments of `PLRTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_plr.training_args.base import BaseTrainingArguments
+from hf_plr.training_args.choices import Clusterer, ClusterSpace, FeatureDtype, FeatureSource
+from hf_plr.utils.argument_checks import (
+    AboveZero,
+    AtLeastZero,
+    Count,
+    Fraction,
+    FractionBelowOne,
+    check_values,
+    read_json_object,
+)
+
+
+@dataclass
+class PLRTrainingArguments(BaseTrainingArguments):
+    """Arguments of `PLRTrainer`: `BaseTrainingArguments` with the settings of clustering and of its objective.
+
+    Raises:
+        ValueError: if a value is outside its range, naming the argument.
+    """
+
+    clusterer: Clusterer = field(
+        default="kmeans",
+        metadata={
+            "help": "kmeans, dbscan (on k-reciprocal neighbours, as in re-identification), reciprocal_hdbscan (the "
+            "same without an eps), hdbscan or agglomerative."
+        },
+    )
+    clusterer_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": """Arguments of the clusterer as JSON, such as '{"eps": 0.5, "k1": 20}' for dbscan."""},
+    )
+    num_labelings: Count | None = field(
+        default=None,
+        metadata={
+            "help": "Clusterings per epoch that are trained on at once, each with prototypes and refinement of its own "
+            "and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is reported "
+            "and saved. Default: 3 with refinement auto where the clusterer has a number of clusters or an eps, "
+            "otherwise 1."
+        },
+    )
+    cluster_space: ClusterSpace = field(
+        default="auto",
+        metadata={
+            "help": "Space in which clusters are sought: centered (features relative to their mean), white (also "
+            "whitened, so that directions of little variance count) or auto (the one of these that a trial at the "
+            "first stage finds better: it more often puts a sample and its augmented view into one cluster)."
+        },
+    )
+    whitening_shrinkage: AboveZero | None = field(
+        default=None,
+        metadata={
+            "help": "Shrinkage of the whitening, as a multiple of the mean variance, such as 0.1 or 1; a large one "
+            "leaves the features as they are. Default: what the trial at the first stage finds."
+        },
+    )
+    pair_weight: AtLeastZero = field(
+        default=0.3,
+        metadata={
+            "help": "Weight of the pair term: a batch holds every sample in two augmented views, which also agree with "
+            "each other (VICReg). 0: one view of twice as many samples."
+        },
+    )
+    confidence_power: AtLeastZero = field(
+        default=0.0,
+        metadata={
+            "help": "Weight a sample's loss by the confidence of its label to this power; 0 gives equal weights."
+        },
+    )
+    min_confidence: Fraction = field(
+        default=0.0,
+        metadata={"help": "Leave samples whose refined label has less confidence out of the epoch, in [0, 1]."},
+    )
+    refine_start_epoch: int = field(
+        default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."}
+    )
+    samples_per_cluster: Count = field(
+        default=4, metadata={"help": "Views of one cluster in a row (K of batches of P clusters x K views)."}
+    )
+    temperature: AboveZero = field(default=0.05, metadata={"help": "Divisor of the cosines in the loss, above 0."})
+    prototype_momentum: Fraction = field(
+        default=0.2, metadata={"help": "Fraction of the old prototype that an update keeps, in [0, 1]."}
+    )
+    feature_source: FeatureSource = field(
+        default="extract",
+        metadata={
+            "help": "Features to cluster: extract (from a pass over all samples without augmentation) or epoch (those "
+            "of the last epoch's training steps, averaged by sample: older features, and a pass only over what it did "
+            "not draw, half of them with pair_weight above 0)."
+        },
+    )
+    feature_momentum: FractionBelowOne = field(
+        default=0.2,
+        metadata={"help": "With feature_source epoch: fraction of a sample's old feature to keep, in [0, 1)."},
+    )
+    feature_dtype: FeatureDtype = field(
+        default="auto",
+        metadata={
+            "help": "Arithmetic of the features that are clustered: float32, bfloat16, or auto (bfloat16 where the "
+            "device has it and a trial on 2,048 samples gives the same clusters)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_values(self, PLRTrainingArguments)
+        self.clusterer_kwargs = read_json_object("clusterer_kwargs", self.clusterer_kwargs)
+        if self.whitening_shrinkage is not None and self.cluster_space != "white":
+            value, space = self.whitening_shrinkage, self.cluster_space
+            raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
