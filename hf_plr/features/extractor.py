@@ -153,8 +153,7 @@ class FeatureExtractor:
     @property
     def width(self) -> int:
         """Size D of a feature."""
-        inner: Any = getattr(self.model, "module", self.model)
-        return int(inner.config.hidden_size)
+        return self.modality.feature_size
 
     def local_slice(self, store: SampleStore, positions: torch.Tensor | None = None) -> slice:
         """Slice of a store, or of some positions in it, for this process.

@@ -94,6 +94,10 @@ class AudioModality(Modality):
     def row_plural(self) -> str:
         return "recordings"
 
+    @property
+    def feature_size(self) -> int:
+        return self.backbone.feature_size
+
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> AudioStore:
         store = AudioStore(
             dataset,
@@ -148,7 +152,7 @@ class AudioModality(Modality):
             name=quote_python(name),
             rate=self.format.sampling_rate,
             feature=self.backbone.feature_expression(),
-            width=self.model.config.hidden_size,
+            width=self.feature_size,
         )
 
 

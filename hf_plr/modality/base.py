@@ -45,6 +45,11 @@ class Modality(ABC):
     def row_plural(self) -> str:
         return self.plural
 
+    @property
+    @abstractmethod
+    def feature_size(self) -> int:
+        """Size D of a feature."""
+
     @abstractmethod
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SampleStore:
         """Open the samples of a data set; each is read once."""

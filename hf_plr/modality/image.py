@@ -92,6 +92,10 @@ class ImageModality(Modality):
         self.backbone = VisionBackbone(self.model, args.pooling or "cls", self.geometry.image_size)
         self.augmentation = IMAGE_AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
 
+    @property
+    def feature_size(self) -> int:
+        return self.backbone.feature_size
+
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
         args = self.args
         # With a file for the decoded images, one process of a machine writes it and the others wait for it.
@@ -139,5 +143,5 @@ class ImageModality(Modality):
             name=quote_python(name),
             interpolate=", interpolate_pos_encoding=True" if self.backbone.forward_arguments else "",
             feature=self.backbone.feature_expression(),
-            width=self.model.config.hidden_size,
+            width=self.feature_size,
         )

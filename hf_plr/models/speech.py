@@ -49,6 +49,7 @@ class SpeechBackbone:
             layer, n = the output of the n-th.
 
     Attributes:
+        feature_size: size D of a feature.
         receptive_field: samples that one frame sees.
         hop: samples from one frame to the next.
 
@@ -59,6 +60,7 @@ class SpeechBackbone:
     def __init__(self, model: PreTrainedModel, layer: int | None = None):
         config: Any = model.config
         self.n_layers: int = config.num_hidden_layers
+        self.feature_size: int = config.hidden_size
         self._check_layer(layer)
         if not hasattr(model, "masked_spec_embed"):
             raise ValueError(f"{type(model).__name__} has no mask embedding: load it by load_speech_backbone")

@@ -35,6 +35,7 @@ class VisionBackbone:
     def __init__(self, model: PreTrainedModel, pooling: str, image_size: tuple[int, int]):
         self.pooling = pooling
         config: Any = model.config
+        self.feature_size: int = config.hidden_size
         token_names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
         if pooling == "cls" and "cls_token" not in token_names:
             raise ValueError(f"pooling='cls' but {type(model).__name__} has no class token: use pooling='mean'")
