@@ -40,7 +40,7 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
-SOUND_ARGUMENTS = ("audio_column", "layer", "max_seconds", "segment_seconds", "segment_overlap", "sound_cache_gib")
+SOUND_ARGUMENTS = ("audio_column", "max_seconds", "segment_seconds", "segment_overlap", "sound_cache_gib")
 PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 64}
 NEXT_COMMAND = (
     "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",

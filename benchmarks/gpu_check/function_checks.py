@@ -25,7 +25,8 @@ from hf_plr.evaluation.retrieval import score_retrieval
 from hf_plr.evaluation.scores import score_features
 from hf_plr.features.centering import center_features
 from hf_plr.models.speech import SpeechBackbone, load_speech_backbone, small_hubert
-from hf_plr.models.vision import VisionBackbone, small_vit
+from hf_plr.models.vision import small_vit
+from hf_plr.models.vision_backbone import VisionBackbone
 from hf_plr.units.masked_prediction import count_spans, mask_spans
 from hf_plr.units.mfcc import mfcc
 from hf_plr.utils.rng import uniform

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_plr.data.media_kinds import Kind
 
 SUMMARY = "write the features of images or recordings"
+POOLINGS = ("cls", "mean", "cls+mean", "pooler")  # of hf_plr.models.pooling, which imports torch
 DATA_SETTINGS = ("image_column", "audio_column", "pixel_range", "transparency_background")
 RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
 SEGMENT_SETTINGS: dict[str, type] = {"segment_seconds": float, "segment_overlap": float}
@@ -42,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_column", metavar="NAME", help="column with the images (default: the only one)")
     parser.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
     parser.add_argument(
-        "--pooling", choices=("cls", "mean"), help="class token or mean (default: as in the run, or cls for images)"
+        "--pooling", choices=POOLINGS, help="which feature (default: as in the run, or the backbone's own)"
     )
-    parser.add_argument("--layer", type=int, metavar="L", help="layer of a recording's frames (default: as in the run)")
+    parser.add_argument("--layer", type=int, metavar="L", help="layer of the tokens or frames (default: as in the run)")
     parser.add_argument(
         "--max_seconds", type=float, metavar="S", help="use only the first so many seconds (default: as in the run)"
     )

@@ -1,4 +1,4 @@
-"""Images and vision transformers."""
+"""Images and vision backbones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
-from hf_plr.models.vision import VisionBackbone, load_backbone, load_image_processor
+from hf_plr.models.vision import load_backbone, load_image_processor
+from hf_plr.models.vision_backbone import VisionBackbone, count_channels
 from hf_plr.utils.distributed import run_main_first
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ processor = AutoImageProcessor.from_pretrained({name})
 model = AutoModel.from_pretrained({name}).eval()
 image = {image}
 with torch.inference_mode():
-    tokens = model(**processor(image, return_tensors="pt"){interpolate}).last_hidden_state
+    output = model(**processor(image, return_tensors="pt"){arguments})
+tokens = {tokens}
 feature = {feature}  # shape (1, {width})"""
 
 
@@ -46,10 +48,10 @@ image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype
 
 
 class ImageModality(Modality):
-    """Images, for a vision transformer.
+    """Images, for a vision backbone.
 
     Args:
-        model: a vision transformer, its name or its path.
+        model: a vision backbone, its name or its path.
         args: the arguments.
         dataset: the images to train on or to describe; their size and the range of their pixels hold for all others.
         column: column with the images.
@@ -84,12 +86,12 @@ class ImageModality(Modality):
         # Copied: what is found of these images is stored with it.
         self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
         self.geometry = ImageGeometry(
-            self.processor, self.model.config.num_channels, args.pixel_range, args.transparency_background
+            self.processor, count_channels(self.model), args.pixel_range, args.transparency_background
         )
         for note in self.geometry.fit(dataset, column):
             if args.process_index == 0:
                 logger.warning("%s.", note)
-        self.backbone = VisionBackbone(self.model, args.pooling or "cls", self.geometry.image_size)
+        self.backbone = VisionBackbone(self.model, args.pooling, self.geometry.image_size, args.layer)
         self.augmentation = IMAGE_AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
 
     @property
@@ -122,7 +124,8 @@ class ImageModality(Modality):
         return self.backbone.features(model, self.geometry.normalise(images))
 
     def freeze_unused(self) -> None:
-        """Freeze interpolated positions where a GPU must give the same bits each time; the others are frozen."""
+        """Freeze what no feature depends on, and interpolated positions where a GPU must give the same bits."""
+        self.backbone.freeze_unused(self.model)
         if self.args.is_exact_gpu:
             self.backbone.freeze_positions(self.model)
 
@@ -141,7 +144,8 @@ class ImageModality(Modality):
             numpy="" if pixel_range is None else "import numpy as np\n",
             image=opened,
             name=quote_python(name),
-            interpolate=", interpolate_pos_encoding=True" if self.backbone.forward_arguments else "",
+            arguments=self.backbone.forward_expression(),
+            tokens=self.backbone.tokens_expression(),
             feature=self.backbone.feature_expression(),
             width=self.feature_size,
         )

@@ -1,106 +1,108 @@
-"""Load, check and describe a vision transformer."""
+"""Load a vision backbone, or make a small ViT."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
-from hf_plr.models.pooling import pool
+from hf_plr.models.vision_backbone import NOT_LOADED
 
 logger = logging.getLogger(__name__)
-
-
-class VisionBackbone:
-    """Features of normalised images by a vision transformer.
-
-    Example:
-        >>> backbone = VisionBackbone(small_vit(32, 8), "cls", (32, 32))
-        >>> backbone.feature_expression()
-        'tokens[:, 0]'
-
-    Args:
-        model: a bare backbone whose output has `last_hidden_state` of shape (B, T, D).
-        pooling: "cls" or "mean".
-        image_size: height and width of its images.
-
-    Raises:
-        ValueError: if pooling is "cls" and the model has no class token.
-    """
-
-    def __init__(self, model: PreTrainedModel, pooling: str, image_size: tuple[int, int]):
-        self.pooling = pooling
-        config: Any = model.config
-        self.feature_size: int = config.hidden_size
-        token_names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
-        if pooling == "cls" and "cls_token" not in token_names:
-            raise ValueError(f"pooling='cls' but {type(model).__name__} has no class token: use pooling='mean'")
-        # The tokens before the patches: class, DeiT's distillation, DINOv2's registers.
-        n_registers = getattr(config, "num_register_tokens", 0)
-        self.n_prefix_tokens = ("cls_token" in token_names) + ("distillation_token" in token_names) + n_registers
-        self.forward_arguments: dict[str, bool] = {}
-        trained_size = config.image_size if not isinstance(config.image_size, int) else (config.image_size,) * 2
-        if tuple(trained_size) != image_size and "interpolate_pos_encoding" in _list_forward_parameters(model):
-            self.forward_arguments["interpolate_pos_encoding"] = True
-
-    def features(self, model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Compute pooled features of normalised images (B, C, H, W): float32 tensor of shape (B, D).
-
-        `model` is the backbone or its wrapper (DistributedDataParallel, a compiled module).
-        """
-        output = model(pixel_values=pixel_values, **self.forward_arguments)
-        return pool(output.last_hidden_state, self.pooling, self.n_prefix_tokens)
-
-    def freeze_positions(self, model: torch.nn.Module) -> None:
-        """Freeze position embeddings that are interpolated: on GPUs, their gradient has other bits each time."""
-        if self.forward_arguments:
-            for name, parameter in model.named_parameters():
-                if "position_embedding" in name:
-                    parameter.requires_grad_(False)
-
-    def feature_expression(self) -> str:
-        """Write Python code that computes the same feature from `tokens`, the last hidden state."""
-        return "tokens[:, 0]" if self.pooling == "cls" else f"tokens[:, {self.n_prefix_tokens}:].mean(dim=1)"
 
 
 def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
     """Load a vision backbone in float32, from a name, a path, or a model in memory.
 
-    A model with a head is reduced to its backbone. Weights in half precision are trained in float32 (use `bf16=True`
-    for fast arithmetic). A pooler without weights passes the class token through.
+    Of a model with a head, or with a tower for text, the vision backbone is taken: the very module, so that whoever
+    holds the model sees it trained. Weights in half precision are trained in float32 (use `bf16=True` for fast
+    arithmetic). A ViT's pooler without weights passes the class token through, and a model without a pooler that
+    AutoModel makes with one gets such a pooler.
 
     Raises:
-        ValueError: if the model is missing or damaged, or is not a vision transformer.
+        ValueError: if the model is missing or damaged, or has no vision backbone.
     """
     loaded: Any = model
+    missing: list[str] = []
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         try:
             loaded, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
             raise ValueError(describe_load_error(name, error)) from error
-        if any(key.startswith("pooler.dense.") for key in report["missing_keys"]):
-            pass_class_token_through_pooler(loaded)
-    backbone = extract_backbone(loaded)
-    _check_vision(backbone)
-    if getattr(backbone, "pooler", backbone) is None:  # a model with a head has none, but AutoModel expects its weights
-        backbone = _add_pooler(backbone)
-    for name, parameter in backbone.named_parameters():
-        if name.startswith("pooler.") or name.endswith("mask_token"):
-            parameter.requires_grad_(False)  # not in any feature: several processes would wait for its gradient
-    return convert_to_float32(backbone)
-
-
-def extract_backbone(model: PreTrainedModel) -> PreTrainedModel:
-    """Extract the backbone of a model with a head; a model without one is returned as it is."""
-    backbone: Any = model.base_model
-    if backbone is not model:
-        logger.info("Training %s, the backbone of the %s", type(backbone).__name__, type(model).__name__)
+        missing = sorted(report["missing_keys"])
+    backbone = convert_to_float32(extract_backbone(loaded))
+    if hasattr(backbone.config, "mask_ratio"):
+        backbone = convert_masked_autoencoder(backbone)
+    backbone.name_or_path = backbone.name_or_path or loaded.name_or_path
+    complete_pooler(backbone, missing)
     return backbone
+
+
+def extract_backbone(model: PreTrainedModel, main_input: str = "pixel_values") -> PreTrainedModel:
+    """Extract the backbone of a model: itself if `AutoModel` loads it as what it is, otherwise the first such in it.
+
+    Args:
+        model: the model.
+        main_input: name of the backbone's main input.
+
+    Raises:
+        ValueError: if no part of it takes such an input.
+    """
+    candidates = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+        and module.main_input_name == main_input
+        and not hasattr(module.config, "vision_config")  # of several towers
+    ]
+    backbone = next((module for module in candidates if isinstance(module, find_auto_class(module) or ())), None)
+    if backbone is None:
+        backbone = next((whole for module in candidates if (whole := _complete(module)) is not None), None)
+    if backbone is None and model in candidates:
+        logger.warning("AutoModel does not know %s: the output loads by that class alone.", type(model).__name__)
+        return model
+    if backbone is None:
+        raise ValueError(
+            f"{type(model).__name__} (model_type={model.config.model_type!r}) takes {model.main_input_name}, and "
+            f"nothing in it is a backbone that takes {main_input}: use one that AutoModel loads"
+        )
+    if backbone is not model:
+        is_tower = type(backbone.config) is not type(model.config)
+        words = "Training %s, the backbone in the %s"
+        logger.log(logging.WARNING if is_tower else logging.INFO, words, type(backbone).__name__, type(model).__name__)
+    return backbone
+
+
+def find_auto_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
+    """Find the class that `AutoModel` loads a model's saved configuration as; None if it does not know it."""
+    loadable: Any = MODEL_MAPPING.get(type(model.config), None)
+    return loadable[0] if isinstance(loadable, tuple) else loadable
+
+
+def _complete(part: PreTrainedModel) -> PreTrainedModel | None:
+    """Put a part into the model that `AutoModel` loads it in, such as SAM's encoder into a SamVisionModel."""
+    loadable = find_auto_class(part)
+    if loadable is None:
+        return None
+    with torch.device("meta"):  # only its structure is of use
+        whole = loadable(part.config)
+    name = next((name for name, child in whole.named_children() if type(child) is type(part)), None)
+    if name is None or any(child is not getattr(whole, name) for child in whole.children() if list(child.parameters())):
+        return None
+    setattr(whole, name, part)
+    return whole
 
 
 def convert_to_float32(model: PreTrainedModel) -> PreTrainedModel:
@@ -181,14 +183,26 @@ def choose_vit_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
     return image_size, max(8, image_size // 8)
 
 
-def _add_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    full_model = type(model)(model.config)
-    missing, unexpected = full_model.load_state_dict(model.state_dict(), strict=False)
-    if unexpected or not all(name.startswith("pooler.dense.") for name in missing):
-        raise ValueError(f"{type(model).__name__} cannot be rebuilt with a pooler: load it by AutoModel")
-    pass_class_token_through_pooler(full_model)
-    full_model.name_or_path = model.name_or_path
-    return full_model
+def complete_pooler(model: PreTrainedModel, not_loaded: list[str]) -> None:
+    """Give a model the pooler that `AutoModel` makes it with, and let one without weights pass the class token through.
+
+    What else has no weights is noted with the model, so that no feature is taken from it.
+
+    Args:
+        model: a backbone; it is changed in place.
+        not_loaded: names of the parameters that its checkpoint has no weights for.
+    """
+    module: Any = model
+    if getattr(module, "pooler", module) is None:  # as in a model with a head
+        with torch.device("meta"):  # its weights are set below
+            pooler: Any = type(model)(model.config).pooler
+        if pooler is not None:
+            module.pooler = pooler.to_empty(device=model.device)
+            not_loaded = [f"pooler.{name}" for name, _ in pooler.named_parameters()]
+    if any(name.startswith("pooler.dense.") for name in not_loaded):
+        pass_class_token_through_pooler(model)
+        not_loaded = [name for name in not_loaded if not name.startswith("pooler.dense.")]
+    setattr(model, NOT_LOADED, frozenset(name for name, _ in model.named_parameters() if name in not_loaded))
 
 
 @torch.no_grad()
@@ -208,22 +222,23 @@ def pass_class_token_through_pooler(model: PreTrainedModel) -> None:
     model.config.pooler_act = "linear"
 
 
-def _check_vision(model: PreTrainedModel) -> None:
-    config = model.config
-    if hasattr(config, "mask_ratio"):
-        raise ValueError(
-            f"{type(model).__name__} hides patches at random even in evaluation, so its features are random too: "
-            "load the checkpoint as a ViTModel"
-        )
-    has_patches = hasattr(config, "patch_size") and hasattr(config, "image_size")
-    # A list in Swin, missing in ConvNeXt.
-    has_one_resolution = isinstance(getattr(config, "num_attention_heads", None), int)
-    if model.main_input_name != "pixel_values" or not (has_patches and has_one_resolution):
-        raise ValueError(
-            f"{type(model).__name__} (model_type={config.model_type!r}) is not a vision transformer backbone: "
-            "use a ViT, DeiT, DINOv2 or one like them that AutoModel loads"
-        )
+def convert_masked_autoencoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Convert the encoder of a masked autoencoder to a ViT with the very same weights.
 
+    The encoder hides patches at random and shuffles them, in evaluation too; a ViT has the same layers and does not.
 
-def _list_forward_parameters(model: PreTrainedModel) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+    Raises:
+        ValueError: if the weights are not those of a ViT.
+    """
+    known = ViTConfig().to_dict()
+    values = {name: value for name, value in model.config.to_dict().items() if name in known and name != "model_type"}
+    vit = ViTModel(ViTConfig(**values), add_pooling_layer=False)
+    try:
+        vit.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} hides patches at random, and its weights are not those of a ViT: {error}"
+        ) from error
+    logger.warning("Training %s as a ViTModel of the same weights: it hides patches at random.", type(model).__name__)
+    vit.name_or_path = model.name_or_path
+    return vit

@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from hf_plr.models.vision import VisionBackbone, small_vit
+from hf_plr.models.vision import small_vit
+from hf_plr.models.vision_backbone import VisionBackbone
 from hf_plr.utils.determinism import ENVIRONMENT, require_determinism
 
 
