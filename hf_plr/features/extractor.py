@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality
-from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights
+from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights, share_running_statistics
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 from hf_plr.utils.rng import uniform
@@ -125,6 +125,7 @@ class FeatureExtractor:
             dtype: as for `extract`. Products in float32 on a CPU run in `fast_fp32_products`.
         """
         self._place_model()
+        share_running_statistics(self.model, self.accelerator)
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:

@@ -171,7 +171,7 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
             loaded = AutoModel.from_pretrained(name, dtype=torch.float32)
         except Exception as error:  # as in load_backbone
             raise ValueError(describe_load_error(name, error)) from error
-    backbone = extract_backbone(loaded)
+    backbone = extract_backbone(loaded, "input_values")
     _check_speech(backbone)
     backbone = convert_to_float32(backbone)
     _switch_randomness_off(backbone.config)

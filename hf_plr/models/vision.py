@@ -44,7 +44,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
         missing = sorted(report["missing_keys"])
     backbone = convert_to_float32(extract_backbone(loaded))
     if hasattr(backbone.config, "mask_ratio"):
-        backbone = convert_masked_autoencoder(backbone)
+        backbone = convert_masked_autoencoder(backbone) or backbone
     backbone.name_or_path = backbone.name_or_path or loaded.name_or_path
     complete_pooler(backbone, missing)
     return backbone
@@ -222,23 +222,22 @@ def pass_class_token_through_pooler(model: PreTrainedModel) -> None:
     model.config.pooler_act = "linear"
 
 
-def convert_masked_autoencoder(model: PreTrainedModel) -> PreTrainedModel:
-    """Convert the encoder of a masked autoencoder to a ViT with the very same weights.
+def convert_masked_autoencoder(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Convert the encoder of a masked autoencoder to a ViT with the very same weights; None if they are not a ViT's.
 
     The encoder hides patches at random and shuffles them, in evaluation too; a ViT has the same layers and does not.
-
-    Raises:
-        ValueError: if the weights are not those of a ViT.
     """
     known = ViTConfig().to_dict()
     values = {name: value for name, value in model.config.to_dict().items() if name in known and name != "model_type"}
-    vit = ViTModel(ViTConfig(**values), add_pooling_layer=False)
-    try:
-        vit.load_state_dict(model.state_dict(keep_vars=True), assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{type(model).__name__} hides patches at random, and its weights are not those of a ViT: {error}"
-        ) from error
-    logger.warning("Training %s as a ViTModel of the same weights: it hides patches at random.", type(model).__name__)
+    with torch.device("meta"):  # only its structure is of use
+        vit = ViTModel(ViTConfig(**values), add_pooling_layer=False)
+    weights = model.state_dict(keep_vars=True)
+    if {name: value.shape for name, value in vit.state_dict().items()} != {
+        name: value.shape for name, value in weights.items()
+    }:
+        return None
+    vit.load_state_dict(weights, assign=True)
+    vit.train(model.training)
     vit.name_or_path = model.name_or_path
+    logger.warning("Training %s as a ViTModel of the same weights: it hides patches at random.", type(model).__name__)
     return vit

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast
 from torch.distributed.fsdp import FSDPModule
 
 from hf_plr.utils.progress import LINE_SECONDS, describe_time
@@ -223,6 +224,20 @@ def gather_weights(model: torch.nn.Module, accelerator: Accelerator) -> Iterator
             part.reshard()
             reshards = part is not model and bool(accelerator.state.fsdp_plugin.reshard_after_forward)
             part.set_reshard_after_forward(reshards, recurse=False)
+
+
+@torch.no_grad()
+def share_running_statistics(model: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main one's running statistics of batch norms; every process calls it.
+
+    In training each follows its own batches, and DistributedDataParallel shares them at the next step alone.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for module in model.modules():
+        if isinstance(getattr(module, "running_mean", None), torch.Tensor):
+            for _, statistics in module.named_buffers(recurse=False):
+                broadcast(statistics)
 
 
 def _return_none() -> None:
