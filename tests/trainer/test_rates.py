@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 
 import pytest
 import torch
@@ -168,7 +168,7 @@ def test_frozen_layers_are_the_same_bits_after_training(make_trainer, checkpoint
     for name, parameter in trainer.model.named_parameters():
         is_frozen = depths[name] <= 2 or name.startswith("pooler.")
         assert parameter.requires_grad is not is_frozen
-        assert torch.equal(after[name], before[name]) is (is_frozen or name.endswith("k_proj.bias")), name
+        assert torch.equal(after[name], before[name]) is is_frozen, name
         assert not is_frozen or torch.equal(teacher[name], before[name])
 
 
@@ -260,7 +260,7 @@ def test_arguments_are_numbers_before_there_is_a_model(tmp_path):
     assert values(args) == NEW
     assert args.train_batch_size == 128
     assert args.to_sanitized_dict()["num_train_epochs"] == 30
-    again = pickle.loads(pickle.dumps(args))
+    again = copy.copy(args)
     assert again.by_default == args.by_default == set(FIELDS)
     args.set_training(learning_rate=0.5, batch_size=2, num_epochs=1)
     assert values(args) == (0.5, 1, 2)

@@ -40,7 +40,7 @@ def test_a_trainer_needs_a_model(kind):
 
 
 def test_a_search_of_hyperparameters_is_refused(make_trainer):
-    with pytest.raises(NotImplementedError, match="hyperparameter_search is not supported: .* for each trial"):
+    with pytest.raises(NotImplementedError, match=r"hyperparameter_search is not supported: .* for each trial"):
         make_trainer().hyperparameter_search(n_trials=2)
 
 
