@@ -47,12 +47,6 @@ from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/sounds"
 DEFAULTS = {"per_device_eval_batch_size": 64}
-PRETRAINED_DEFAULTS = {
-    "learning_rate": 3e-5,
-    "num_train_epochs": 10,
-    "per_device_train_batch_size": 16,
-    "first_units": "layer",
-}
 IMAGE_ARGUMENTS = (
     *("image_column", "image_cache_gib", "image_cache_dir", "pooling"),
     *("pixel_range", "transparency_background"),
@@ -166,10 +160,7 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if there is a data set but no place for the results.
     """
-    defaults: dict[str, Any] = dict(DEFAULTS)
-    if given.get("model_name_or_path") is not None:
-        defaults |= PRETRAINED_DEFAULTS
-    return defaults | adjust_output_dir(given, DEMO_OUTPUT_DIR)
+    return DEFAULTS | adjust_output_dir(given, DEMO_OUTPUT_DIR)
 
 
 def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:

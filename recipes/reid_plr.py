@@ -45,12 +45,17 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
+from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
 from hf_plr.utils.distributed import run_main_first, wait_for_all
 
 logger = logging.getLogger(__name__)
 SOURCE_FOLDER = "source"
-DEFAULTS = {"clusterer": "dbscan", "augmentation": "reid", "samples_per_cluster": 4}
-PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "per_device_train_batch_size": 64, "source_learning_rate": 1e-4}
+TRAINING = ("learning_rate", "per_device_train_batch_size")  # what was trained on the source alone counts as new
+DEFAULTS = {
+    **{"clusterer": "dbscan", "augmentation": "reid", "samples_per_cluster": 4, "num_train_epochs": 30},
+    **{name: FROM_SCRATCH[name] for name in TRAINING},
+}
+PRETRAINED_DEFAULTS = {**{name: PRETRAINED["image"][name] for name in TRAINING}, "source_learning_rate": 1e-4}
 WHAT_IS_NEEDED = (
     "--dataset_name is needed: a folder with Market-1501 (bounding_box_train, query, bounding_box_test), MSMT17 "
     "(list_train.txt and so on) or VeRi-776 (image_train, image_query, image_test); or a Hub id or a folder of parquet "
@@ -91,8 +96,8 @@ class RecipeArguments:
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
-            "source_learning_rate to 1e-4 and of per_device_train_batch_size to 64. Default: a small ViT, random "
-            "weights."
+            "source_learning_rate to 1e-4 and of per_device_train_batch_size to 64, and leaves that of "
+            "num_train_epochs at 30. Default: a small ViT, random weights."
         },
     )
     source_epochs: float = field(default=30, metadata={"help": "Epochs on the source."})

@@ -41,7 +41,6 @@ from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
 SOUND_ARGUMENTS = ("audio_column", "max_seconds", "segment_seconds", "segment_overlap", "sound_cache_gib")
-PRETRAINED_DEFAULTS = {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 64}
 NEXT_COMMAND = (
     "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",
     "your own images",
@@ -96,13 +95,12 @@ def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:
 
 
 def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Return defaults that depend on the given arguments.
+    """Return the default of the output folder, which depends on the given arguments.
 
     Raises:
         ValueError: if there is a data set but no place for the results.
     """
-    defaults: dict[str, Any] = {} if given.get("model_name_or_path") is None else dict(PRETRAINED_DEFAULTS)
-    return defaults | adjust_output_dir(given, DEMO_OUTPUT_DIR)
+    return adjust_output_dir(given, DEMO_OUTPUT_DIR)
 
 
 def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTrainer, np.ndarray]:

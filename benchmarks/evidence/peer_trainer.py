@@ -57,6 +57,7 @@ class PeerTrainer(BaseTrainer):
 
         self._make_objective = make
         super().__init__(model, args, train_dataset, **kwargs)
+        args = self.args
         self._sampler = ViewSampler(n_samples, self.peer.views, count_samples_per_step(args), select_data_seed(args))
         self.args.max_steps = count_peer_steps(args, n_samples, self.peer.extra_passes)
         self.add_callback(_Following(self))

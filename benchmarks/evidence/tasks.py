@@ -273,6 +273,7 @@ TASKS = {
             {
                 "num_train_epochs": 8,
                 "learning_rate": 5e-4,
+                "per_device_train_batch_size": 128,
                 "per_device_eval_batch_size": 64,
                 "max_seconds": 1.0,
                 "label_column": "digit",

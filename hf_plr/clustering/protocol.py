@@ -59,7 +59,7 @@ class FitPredictClusterer:
     def __init__(self, estimator: Any):
         self.estimator = estimator
         self._shard = getattr(estimator, "fit_predict_shard", None)
-        if self._shard is None and not hasattr(estimator, "fit_predict"):
+        if self._shard is None and not callable(getattr(estimator, "fit_predict", None)):
             raise TypeError(
                 f"the clusterer {type(estimator).__name__} has no fit_predict: give an object with "
                 "fit_predict(features) that returns one integer per sample, -1 = noise"
@@ -109,8 +109,10 @@ def as_clusterer(estimator: Any) -> Clusterer:
     """Adapt an object with `fit_predict`; a `Clusterer` is returned unchanged.
 
     Raises:
-        TypeError: if the object has no `fit_predict`.
+        TypeError: if the object has no `fit_predict`, or is a class.
     """
+    if isinstance(estimator, type):
+        raise TypeError(f"the clusterer is the class {estimator.__name__}: give an object, {estimator.__name__}(...)")
     return estimator if isinstance(estimator, Clusterer) else FitPredictClusterer(estimator)
 
 

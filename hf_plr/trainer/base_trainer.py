@@ -35,6 +35,8 @@ from hf_plr.trainer.checkpointing import (
 )
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.feature_trainer import FeatureTrainer
+from hf_plr.trainer.rates import decay_rates
+from hf_plr.trainer.start import ONE_MODEL, adapt_to_start, check_optimizer, freeze_as_told
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
@@ -65,7 +67,7 @@ class BaseTrainer(FeatureTrainer, ABC):
 
     def __init__(
         self,
-        model: PreTrainedModel | str | os.PathLike[str],
+        model: PreTrainedModel | str | os.PathLike[str] | None,
         args: BaseTrainingArguments,
         train_dataset: Dataset | None,
         processing_class: Any = None,
@@ -80,6 +82,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             require_determinism()
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
+        args = adapt_to_start(args, model, self.modality)
         self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
         self.scores, self.intervals = {}, {}
         self.source = ""
@@ -88,8 +91,11 @@ class BaseTrainer(FeatureTrainer, ABC):
         if compute_metrics is None and self.label_column is not None:
             compute_metrics = functools.partial(score_against_gallery, self)
         check_best_metric(args, is_scored=compute_metrics is not None)
+        trained = self._make_trained_model()
+        freeze_as_told(args, self.modality.model)
+        check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
         super().__init__(
-            model=self._make_trained_model(),
+            model=trained,
             args=args,
             data_collator=kwargs.pop("data_collator", self.modality.collate),
             train_dataset=self.open_samples(train_dataset),
@@ -98,8 +104,10 @@ class BaseTrainer(FeatureTrainer, ABC):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        if args.ema_decay and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(f"ema_decay={args.ema_decay} needs whole weights on every process: no FSDP, no DeepSpeed")
+        for name, is_used in (("ema_decay", args.ema_decay), ("layer_decay", args.layer_decay != 1.0)):
+            if is_used and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                value = getattr(args, name)
+                raise ValueError(f"{name}={value} needs whole weights on every process: no FSDP, no DeepSpeed")
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
         self.label_names = ["labels"]
         self.eval_dataset = eval_dataset
@@ -179,6 +187,27 @@ class BaseTrainer(FeatureTrainer, ABC):
                 self.keep_labels(epoch)
         self._is_resumed = False
         self.begin_epoch(epoch)
+
+    # ---- rates ---------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer as `Trainer` does, with rates by layer where `layer_decay` is below 1."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self.args.layer_decay != 1.0:
+            decay_rates(optimizer, self.student, self.args.layer_decay)
+        return optimizer
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse, in favour of one trainer per trial.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"hyperparameter_search is not supported: {ONE_MODEL}. Make a model and a trainer for each trial, in a "
+            "function that returns trainer.evaluate()'s metrics to the search"
+        )
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 

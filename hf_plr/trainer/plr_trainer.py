@@ -36,6 +36,7 @@ from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_pro
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary, count_members
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
+from hf_plr.trainer.start import check_arguments
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform, uniform_of_pairs
@@ -92,7 +93,7 @@ class PLRTrainer(BaseTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str | os.PathLike[str],
+        model: PreTrainedModel | str | os.PathLike[str] | None = None,
         args: PLRTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         processing_class: Any = None,
@@ -104,10 +105,8 @@ class PLRTrainer(BaseTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ):
-        args = PLRTrainingArguments("plr_output") if args is None else args
-        if not isinstance(args, PLRTrainingArguments):
-            raise TypeError(f"args must be PLRTrainingArguments, not {type(args).__name__}")
-        is_cut = args.segment_seconds is not None  # into how many samples, reading them tells
+        args = check_arguments(PLRTrainingArguments, args, model, kwargs)
+        is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
         clusterers = [] if is_cut else select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
         super().__init__(
             model,
@@ -120,6 +119,7 @@ class PLRTrainer(BaseTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
         n_samples = len(self.train_dataset)
         clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)

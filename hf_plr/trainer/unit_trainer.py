@@ -33,6 +33,7 @@ from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
+from hf_plr.trainer.start import check_arguments
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
@@ -89,7 +90,7 @@ class UnitTrainer(BaseTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | str | os.PathLike[str],
+        model: PreTrainedModel | str | os.PathLike[str] | None = None,
         args: UnitTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         processing_class: Any = None,
@@ -98,9 +99,7 @@ class UnitTrainer(BaseTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ):
-        args = UnitTrainingArguments("plr_output") if args is None else args
-        if not isinstance(args, UnitTrainingArguments):
-            raise TypeError(f"args must be UnitTrainingArguments, not {type(args).__name__}")
+        args = check_arguments(UnitTrainingArguments, args, model, kwargs)
         if args.augmentation not in (None, "none"):
             raise ValueError(f"augmentation={args.augmentation!r}: units belong to frames, which must stay: use 'none'")
         self._n_units = args.num_clusters or DEFAULT_UNITS
@@ -117,6 +116,7 @@ class UnitTrainer(BaseTrainer):
             data_collator=kwargs.pop("data_collator", collate_with_positions),
             **kwargs,
         )
+        args = self.args  # for a pretrained backbone, with its defaults
         self.epochs_per_stage = args.relabel_every
         check_sharding(self.accelerator, self.modality.model)
         if self.is_fsdp_enabled:

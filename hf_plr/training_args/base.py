@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from hf_plr.training_args.backbone import BackboneArguments
 from hf_plr.training_args.choices import LOWER_IS_BETTER, Augmentation, Refinement
+from hf_plr.training_args.defaults import fill_from_scratch
 from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
@@ -33,32 +34,46 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     """`transformers.TrainingArguments` with what `PLRTrainer` and `UnitTrainer` have in common.
 
     Defaults that differ from `TrainingArguments`: `num_train_epochs` 30, `per_device_train_batch_size` 128,
-    `per_device_eval_batch_size` 256, `learning_rate` 1e-3 (use about 3e-5 for a pretrained backbone), `weight_decay`
-    0.05, `lr_scheduler_type` "cosine", `warmup_steps` 0.1 (a fraction), `logging_strategy` "epoch", `save_strategy`
-    "epoch", `save_total_limit` 2, `remove_unused_columns` False. With `load_best_model_at_end`, the default of
-    `metric_for_best_model` is "knn_accuracy"; without labels it takes a score that needs none, such as
-    "plr/effective_rank", see `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it.
+    `per_device_eval_batch_size` 256, `learning_rate` 1e-3, `weight_decay` 0.05, `lr_scheduler_type` "cosine",
+    `warmup_steps` 0.1 (a fraction), `logging_strategy` "epoch", `save_strategy` "epoch", `save_total_limit` 2,
+    `remove_unused_columns` False. With `load_best_model_at_end`, the default of `metric_for_best_model` is
+    "knn_accuracy"; without labels it takes a score that needs none, such as "plr/effective_rank", see
+    `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it.
+
+    With a backbone that is given by name or path, or that has been trained, a trainer takes a copy of the arguments
+    in which those of `by_default` have other values: `learning_rate` 3e-5, `num_train_epochs` 10 and
+    `per_device_train_batch_size` 64 (sounds: 16). Values that are given or assigned are never changed.
 
     Attributes:
         is_bf16_by_default: True if `bf16` was not given and the device decided.
+        by_default: names of the arguments that depend on the start, see `hf_plr.training_args.defaults`, and that were
+            not given.
 
     Raises:
         ValueError: if a value is outside its range, naming the argument.
     """
 
     num_train_epochs: AboveZero = field(
-        default=30, metadata={"help": "Epochs; labels are made anew before each (frames: before each round)."}
+        default=None,  # type: ignore[assignment]  # None only until __post_init__
+        metadata={
+            "help": "Epochs; labels are made anew before each (frames: before each round). Default: 30, from a "
+            "pretrained backbone 10."
+        },
     )
     per_device_train_batch_size: int = field(
-        default=128,
-        metadata={"help": "Views per training batch and device: two of each sample with pair_weight above 0."},
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Views per training batch and device: two of each sample with pair_weight above 0. Default: 128, "
+            "from a pretrained backbone 64 (sounds: 16)."
+        },
     )
     per_device_eval_batch_size: int = field(
         default=256,
         metadata={"help": "Images, or seconds of sound, per batch and device for features and evaluation."},
     )
     learning_rate: float = field(
-        default=1e-3, metadata={"help": "Peak learning rate; about 3e-5 for a pretrained backbone."}
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Peak learning rate. Default: 1e-3, from a pretrained backbone 3e-5."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
@@ -212,6 +227,7 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.by_default = fill_from_scratch(self)
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
@@ -245,6 +261,12 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             check_values(self, declared_in)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an argument; one that is assigned later counts as given."""
+        super().__setattr__(name, value)
+        if name in vars(self).get("by_default", ()):
+            self.by_default = self.by_default - {name}
 
     @property
     def is_exact_gpu(self) -> bool:

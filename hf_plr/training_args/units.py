@@ -13,7 +13,8 @@ from hf_plr.utils.argument_checks import AboveZero, AtLeastZero, Count, Fraction
 class UnitTrainingArguments(BaseTrainingArguments):
     """Arguments of `UnitTrainer`: `BaseTrainingArguments` with the settings of HuBERT's objective.
 
-    `num_clusters` is the number of units, 100 by default.
+    `num_clusters` is the number of units, 100 by default. `first_units` is "mfcc" by default, and "layer" from a
+    backbone that is given by name or path, or that has been trained.
 
     Raises:
         ValueError: if a value is outside its range, naming the argument.
@@ -23,8 +24,11 @@ class UnitTrainingArguments(BaseTrainingArguments):
         default=10, metadata={"help": "Frames: epochs per round; each round begins with new units."}
     )
     first_units: Literal["mfcc", "layer"] = field(
-        default="mfcc",
-        metadata={"help": "Frames: what to cluster in the first round, mfcc or the backbone's layer."},
+        default=None,  # type: ignore[arg-type]  # None only until __post_init__
+        metadata={
+            "help": "Frames: what to cluster in the first round, mfcc or the backbone's layer. Default: mfcc, from a "
+            "pretrained backbone layer."
+        },
     )
     unit_layer: int | None = field(
         default=None,

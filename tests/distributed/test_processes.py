@@ -117,6 +117,19 @@ def test_two_processes_leave_the_labels_of_one(two, tmp_path):
         torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
+def test_two_processes_train_layers_by_their_rates_as_one_does(tmp_path):
+    arguments = [*IMAGES, "--layer_decay", 0.5, "--freeze_layers", 1, "--activation_checkpointing", "true"]
+    arguments += ["--ema_decay", 0, "--save_strategy", "no", "--report", "no"]
+    succeeded(launch(*arguments, BATCH, 16, "--output_dir", tmp_path / "two", processes=2))
+    alone(VIT_PLR, [*arguments, BATCH, 32, "--output_dir", tmp_path / "one"])
+    assert_same_files(tmp_path / "one", tmp_path / "two", "pseudo_labels.parquet")
+    weights, expected = (AutoModel.from_pretrained(tmp_path / out).state_dict() for out in ("two", "one"))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-5, msg=name)
+        if name.startswith(("embeddings.", "layers.0.")):
+            assert torch.equal(weights[name], value), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("segments", [[], ["--segment_seconds", 0.3, "--segment_overlap", 0.1]], ids=["whole", "cut"])
 @pytest.mark.parametrize("objective", ["utterance", "frames"])

@@ -1,0 +1,100 @@
+"""What a trainer decides and refuses at its start, before any long work."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hf_plr.modality import AudioModality, Modality
+from hf_plr.models.initial_weights import is_untrained
+from hf_plr.models.layers import freeze_first_layers
+from hf_plr.training_args import BaseTrainingArguments
+from hf_plr.training_args.defaults import adapt_to_pretrained
+
+Args = TypeVar("Args", bound=BaseTrainingArguments)
+
+ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
+
+
+def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dict[str, Any]) -> Args:
+    """Check the kind of the arguments, and that there is a model.
+
+    Args:
+        kind: class of the arguments.
+        args: the arguments; None takes all defaults.
+        model: the model, its name or its path.
+        others: further arguments of `Trainer`.
+
+    Raises:
+        TypeError: if the arguments are of another class, or there is no model.
+        ValueError: if there is a `model_init`.
+    """
+    if others.get("model_init") is not None:
+        raise ValueError(f"model_init is not supported: {ONE_MODEL}. Pass model=, and make a trainer for each trial")
+    if model is None:
+        raise TypeError("model is missing: pass a backbone, its name on the Hub, or its path")
+    if args is None:
+        return kind("plr_output")
+    if not isinstance(args, kind):
+        raise TypeError(f"args must be {kind.__name__}, not {type(args).__name__}")
+    return args
+
+
+def adapt_to_start(args: Args, model: Any, modality: Modality) -> Args:
+    """Take the defaults of a pretrained backbone for one that has a name or a path, or that has been trained.
+
+    Args:
+        args: the arguments, which stay as they are.
+        model: the model as the user gave it.
+        modality: holds the backbone.
+
+    Returns:
+        `args`, or a copy with these defaults.
+    """
+    if not isinstance(model, (str, os.PathLike)) and is_untrained(modality.model):
+        return args
+    return adapt_to_pretrained(args, "audio" if isinstance(modality, AudioModality) else "image")
+
+
+def freeze_as_told(args: BaseTrainingArguments, backbone: nn.Module) -> None:
+    """Freeze the first layers, as many as the arguments say.
+
+    Raises:
+        ValueError: if none would be left, or with a gradient checkpointing that would leave out the others' gradients.
+    """
+    if not args.freeze_layers:
+        return
+    kwargs: Any = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and kwargs.get("use_reentrant"):
+        raise ValueError(
+            f"freeze_layers={args.freeze_layers} with use_reentrant=True would train no layer: use use_reentrant=False"
+        )
+    freeze_first_layers(backbone, args.freeze_layers)
+
+
+def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers: Any) -> None:
+    """Check an optimizer that the user made.
+
+    Args:
+        args: the arguments.
+        backbone: the bare backbone, in float32 and with frozen what is frozen.
+        optimizers: optimizer and scheduler, each may be None; or None.
+
+    Raises:
+        ValueError: if it trains no parameter of the backbone, or rates by layer are asked for.
+    """
+    optimizer = None if optimizers is None else optimizers[0]
+    if optimizer is None:
+        return
+    if args.layer_decay != 1.0:
+        raise ValueError(
+            f"layer_decay={args.layer_decay} has no effect on an optimizer of your own: set its groups' rates instead"
+        )
+    trained = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
+    if not any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            f"optimizers: {type(optimizer).__name__} holds no trained parameter of this {type(backbone).__name__}: "
+            "load the model first, make the optimizer of its parameters(), and pass that model"
+        )

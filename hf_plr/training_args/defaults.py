@@ -1,0 +1,65 @@
+"""Defaults that depend on the start: random weights, or a backbone that has been trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from hf_plr.training_args.base import BaseTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+FROM_SCRATCH: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "num_train_epochs": 30,
+    "per_device_train_batch_size": 128,
+    "first_units": "mfcc",
+}
+PRETRAINED: dict[str, dict[str, Any]] = {
+    "image": {"learning_rate": 3e-5, "num_train_epochs": 10, "per_device_train_batch_size": 64},
+    "audio": {
+        "learning_rate": 3e-5,
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 16,
+        "first_units": "layer",
+    },
+}
+
+Args = TypeVar("Args", bound="BaseTrainingArguments")
+
+
+def fill_from_scratch(args: BaseTrainingArguments) -> frozenset[str]:
+    """Give the arguments of `FROM_SCRATCH` that are None their value there.
+
+    Returns:
+        The names of these arguments.
+    """
+    names = frozenset(name for name in FROM_SCRATCH if getattr(args, name, "") is None)
+    for name in names:
+        setattr(args, name, FROM_SCRATCH[name])
+    return names
+
+
+def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"]) -> Args:
+    """Take the defaults of a pretrained backbone for the arguments that nobody gave.
+
+    Args:
+        args: the arguments; they stay as they are, also for a further trainer.
+        kind: what the backbone is for.
+
+    Returns:
+        A copy, or `args` itself if all of them were given.
+
+    Raises:
+        ValueError: with DeepSpeed, whose configuration was made from other values.
+    """
+    changes = {name: value for name, value in PRETRAINED[kind].items() if name in args.by_default}
+    if not changes:
+        return args
+    if args.deepspeed is not None:
+        raise ValueError(f"deepspeed with a pretrained backbone: give {', '.join(changes)} (such as {changes})")
+    adapted = object.__new__(type(args))  # copy.copy would leave tokens out, see __getstate__
+    vars(adapted).update({**vars(args), **changes})
+    logger.info("Defaults of a pretrained backbone: %s", changes)
+    return adapted

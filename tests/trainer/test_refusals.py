@@ -1,0 +1,117 @@
+"""What a trainer refuses before any long work, in a line that says what to do instead."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import tiny
+from helpers.runs import weights
+from sklearn.cluster import KMeans
+from transformers import ViTConfig, ViTModel
+
+from hf_plr import PLRTrainer, UnitTrainer
+from hf_plr.data.sample_store import SampleStore
+
+
+@pytest.fixture
+def reads_nothing(monkeypatch):
+    """No sample is read."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("samples were read")
+
+    monkeypatch.setattr(SampleStore, "__init__", fail)
+
+
+# ---- model_init ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+@pytest.mark.parametrize("model", [(), (None,), (tiny.tiny_vit,)])
+def test_model_init_is_refused(kind, model):
+    with pytest.raises(ValueError, match=r"model_init is not supported: .*Pass model=, and make a trainer for each"):
+        kind(*model, model_init=tiny.tiny_vit)
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_a_trainer_needs_a_model(kind):
+    with pytest.raises(TypeError, match="model is missing: pass a backbone, its name on the Hub, or its path"):
+        kind()
+
+
+def test_a_search_of_hyperparameters_is_refused(make_trainer):
+    with pytest.raises(NotImplementedError, match=r"hyperparameter_search is not supported: .* for each trial"):
+        make_trainer().hyperparameter_search(n_trials=2)
+
+
+# ---- the clusterer ---------------------------------------------------------------------------------------------------
+
+
+class OnlyFit:
+    fit_predict = None
+
+    def fit(self, features):
+        return self
+
+
+@pytest.mark.parametrize("clusterer", [OnlyFit(), object(), "kmeans"])
+def test_a_clusterer_without_fit_predict_is_refused(make_trainer, reads_nothing, clusterer):
+    with pytest.raises(TypeError, match=f"the clusterer {type(clusterer).__name__} has no fit_predict: give an object"):
+        make_trainer({"clusterer": clusterer})
+
+
+def test_a_clusterer_is_looked_at_before_recordings_are_cut(make_sound_trainer, reads_nothing):
+    with pytest.raises(TypeError, match="the clusterer OnlyFit has no fit_predict"):
+        make_sound_trainer(PLRTrainer, {"clusterer": OnlyFit()}, segment_seconds=0.2)
+
+
+def test_a_class_is_not_a_clusterer(make_trainer, reads_nothing):
+    with pytest.raises(TypeError, match=r"the clusterer is the class KMeans: give an object, KMeans\(...\)"):
+        make_trainer({"clusterer": KMeans})
+
+
+# ---- an optimizer of the user's --------------------------------------------------------------------------------------
+
+
+def bare_vit(dtype=torch.float32):
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64, image_size=16, patch_size=8
+    )
+    return ViTModel(config).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_optimizer_of_the_backbone_trains_it(make_trainer, dtype):
+    model = bare_vit(dtype)
+    some = [parameter for name, parameter in model.named_parameters() if name.startswith("layers.")]
+    optimizer = torch.optim.SGD([{"params": some}, {"params": torch.nn.Linear(2, 2).parameters()}], lr=0.1)
+    trainer = make_trainer({"model": model, "optimizers": (optimizer, None)}, num_train_epochs=1, save_strategy="no")
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("layers.") for name in moved)
+
+
+def test_an_optimizer_of_another_model_is_refused(make_trainer, reads_nothing):
+    optimizer = torch.optim.SGD(bare_vit().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizers: SGD holds no trained parameter of this ViTModel: load the model"):
+        make_trainer({"model": bare_vit(), "optimizers": (optimizer, None)})
+
+
+def test_an_optimizer_of_frozen_layers_is_refused(make_trainer, reads_nothing):
+    model = bare_vit()
+    optimizer = torch.optim.SGD(model.pooler.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizers: SGD holds no trained parameter"):
+        make_trainer({"model": model, "optimizers": (optimizer, None)})
+
+
+def test_an_optimizer_of_ones_own_has_rates_of_its_own(make_trainer, reads_nothing):
+    model = bare_vit()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"layer_decay=0.75 has no effect on an optimizer of your own"):
+        make_trainer({"model": model, "optimizers": (optimizer, None)}, layer_decay=0.75)
+
+
+def test_no_optimizer_is_none_of_the_users(make_trainer):
+    make_trainer({"optimizers": (None, None)})
