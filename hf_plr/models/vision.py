@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
+from hf_plr.models.adapter_files import find_base_model, find_processor, load_adapter_of
+from hf_plr.models.lora import extract_adapted, has_adapters
 from hf_plr.models.pooling import pool
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     """
     loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
-        name = os.fspath(model)
+        name = find_base_model(os.fspath(model))
         try:
             loaded, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
@@ -89,6 +91,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     _check_vision(backbone)
     if getattr(backbone, "pooler", backbone) is None:  # a model with a head has none, but AutoModel expects its weights
         backbone = _add_pooler(backbone)
+    load_adapter_of(model, backbone)
     for name, parameter in backbone.named_parameters():
         if name.startswith("pooler.") or name.endswith("mask_token"):
             parameter.requires_grad_(False)  # not in any feature: several processes would wait for its gradient
@@ -97,6 +100,8 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
 
 def extract_backbone(model: PreTrainedModel) -> PreTrainedModel:
     """Extract the backbone of a model with a head; a model without one is returned as it is."""
+    if has_adapters(model):
+        return extract_adapted(model)
     backbone: Any = model.base_model
     if backbone is not model:
         logger.info("Training %s, the backbone of the %s", type(backbone).__name__, type(model).__name__)
@@ -138,7 +143,7 @@ def load_processor(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
         ValueError: if it is missing, naming the argument that takes one.
     """
     try:
-        return auto_class.from_pretrained(model.name_or_path)
+        return auto_class.from_pretrained(find_processor(model))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no {noun} is saved with {model.name_or_path or type(model).__name__!r}: put its preprocessor_config.json "
@@ -182,13 +187,13 @@ def choose_vit_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
 
 
 def _add_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    full_model = type(model)(model.config)
-    missing, unexpected = full_model.load_state_dict(model.state_dict(), strict=False)
-    if unexpected or not all(name.startswith("pooler.dense.") for name in missing):
+    adapted: Any = model
+    adapted.pooler = getattr(type(model)(model.config), "pooler", None)
+    if adapted.pooler is None:
         raise ValueError(f"{type(model).__name__} cannot be rebuilt with a pooler: load it by AutoModel")
-    pass_class_token_through_pooler(full_model)
-    full_model.name_or_path = model.name_or_path
-    return full_model
+    pass_class_token_through_pooler(model)
+    model.pooler.requires_grad_(False)
+    return model
 
 
 @torch.no_grad()
