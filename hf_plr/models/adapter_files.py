@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,11 +16,11 @@ from transformers import PreTrainedModel
 
 from hf_plr.models.lora import (
     ADAPTER_NAME,
-    _mark_adapted,
     active_adapter,
     adapter_state,
     fit_config,
     list_adapter_layers,
+    mark_adapted,
     require_peft,
     train_adapters_alone,
 )
@@ -68,7 +67,7 @@ def find_processor(model: PreTrainedModel) -> str:
     folder = getattr(model, "adapter_folder", None)
     if folder is not None and any(os.path.isfile(os.path.join(folder, name)) for name in PROCESSOR_FILES):
         return str(folder)
-    return model.name_or_path
+    return str(model.name_or_path)
 
 
 def load_adapter_of(model: Any, backbone: PreTrainedModel) -> None:
@@ -97,9 +96,10 @@ def load_adapter(backbone: PreTrainedModel, folder: str) -> None:
         in_backbone = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         if in_backbone:
             weights = in_backbone
-            config.modules_to_save = fit_config(config, backbone, prefix).modules_to_save
+        config = fit_config(config, backbone, prefix if in_backbone else "")
+        config.inference_mode = False
         inject_adapter_in_model(config, module, ADAPTER_NAME)
-        _mark_adapted(module, {ADAPTER_NAME: fit_config(config, backbone, prefix if in_backbone else "")})
+        mark_adapted(module, {ADAPTER_NAME: config})
         fill_adapter(module, weights)
     except Exception as error:  # of peft, safetensors or the file system
         raise ValueError(f"the adapters in {folder!r} do not fit {type(backbone).__name__}: {error}") from error
@@ -181,8 +181,9 @@ def merge_adapters(backbone: PreTrainedModel) -> PreTrainedModel:
         done.append(path)
     del merged.peft_config
     merged._hf_peft_config_loaded = False
-    copied: PreTrainedModel = merged.requires_grad_(True)
-    return copied
+    merged.adapter_folder = None
+    plain_copy: PreTrainedModel = merged
+    return plain_copy
 
 
 def hash_frozen_weights(backbone: PreTrainedModel) -> str:
@@ -192,5 +193,5 @@ def hash_frozen_weights(backbone: PreTrainedModel) -> str:
     for name, value in sorted(backbone.state_dict().items()):
         if value.data_ptr() not in own:
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(value.detach().cpu().flatten().view(torch.uint8).numpy()))
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

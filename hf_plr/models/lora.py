@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RANK = BackboneArguments.lora_rank
 ADAPTER_NAME = "default"
 SHOWN = 8
 
@@ -53,9 +52,9 @@ def check_lora_arguments(args: BackboneArguments) -> None:
     if args.lora:
         require_peft("lora=True")
         return
-    given = {"lora_rank": (args.lora_rank, RANK), "lora_alpha": (args.lora_alpha, None)}
-    given["lora_targets"] = (args.lora_targets, None)
-    for name, (value, default) in given.items():
+    defaults = {"lora_rank": BackboneArguments.lora_rank, "lora_alpha": None, "lora_targets": None}
+    for name, default in defaults.items():
+        value = getattr(args, name)
         if value != default:
             raise ValueError(f"{name}={value} has no effect without lora=True: add it, or leave {name} out")
 
@@ -84,7 +83,7 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, seed: int) -> N
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    alpha = 2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha
+    alpha: Any = 2 * args.lora_rank if args.lora_alpha is None else args.lora_alpha
     config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
@@ -97,7 +96,7 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, seed: int) -> N
         )
     with isolate_rng(seed):
         inject_adapter_in_model(config, backbone, ADAPTER_NAME)
-    _mark_adapted(backbone, dict(backbone.peft_config))  # type: ignore[arg-type]  # an attribute that peft sets
+    mark_adapted(backbone, dict(backbone.peft_config))
     train_adapters_alone(backbone)
 
 
@@ -194,7 +193,7 @@ def extract_adapted(model: Any) -> PreTrainedModel:
     prefix = "" if backbone is whole else f"{whole.base_model_prefix}."
     configs = dict(model.peft_config)
     configs[active] = fit_config(configs[active], backbone, prefix)
-    _mark_adapted(backbone, configs)
+    mark_adapted(backbone, configs)
     train_adapters_alone(backbone)
     return backbone
 
@@ -229,8 +228,11 @@ def fit_config(config: PeftConfig, backbone: PreTrainedModel, prefix: str) -> Pe
     fitted.task_type = None  # other tasks have forward methods for token ids
     if not prefix:
         return fitted
-    if getattr(fitted, "target_modules", None) is not None:
-        fitted.target_modules = {name for name, _ in list_adapter_layers(backbone)}
+    targets = getattr(fitted, "target_modules", None)
+    if isinstance(targets, str):  # a pattern for the names in the whole model
+        fitted.target_modules = {name for name, _ in list_adapter_layers(backbone)} or targets
+    elif targets is not None:
+        fitted.target_modules = {name.removeprefix(prefix) for name in targets}
     for name in ("layers_to_transform", "layers_pattern", "exclude_modules"):
         if getattr(fitted, name, None) is not None:
             setattr(fitted, name, None)
@@ -246,7 +248,7 @@ def fit_config(config: PeftConfig, backbone: PreTrainedModel, prefix: str) -> Pe
     return fitted
 
 
-def _mark_adapted(backbone: Any, configs: dict[str, Any]) -> None:
+def mark_adapted(backbone: Any, configs: dict[str, Any]) -> None:
     """Make a backbone with adapters one that transformers knows as such."""
     backbone.peft_config = configs
     backbone._hf_peft_config_loaded = True
@@ -308,7 +310,7 @@ def prepare_adapters(backbone: PreTrainedModel, args: Any) -> None:
     if not has_adapters(backbone):
         add_lora(backbone, args, args.seed)
         return
-    config: Any = backbone.peft_config[active_adapter(backbone)]  # type: ignore[index, operator]
+    config: Any = backbone.peft_config[active_adapter(backbone)]
     rank, alpha = getattr(config, "r", None), getattr(config, "lora_alpha", None)
     asked = {"lora_rank": (args.lora_rank, rank)}
     asked |= {} if args.lora_alpha is None else {"lora_alpha": (args.lora_alpha, alpha)}

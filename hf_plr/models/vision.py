@@ -188,11 +188,11 @@ def choose_vit_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
 
 def _add_pooler(model: PreTrainedModel) -> PreTrainedModel:
     adapted: Any = model
-    adapted.pooler = getattr(type(model)(model.config), "pooler", None)
-    if adapted.pooler is None:
+    pooler = getattr(type(model)(model.config), "pooler", None)
+    if pooler is None:
         raise ValueError(f"{type(model).__name__} cannot be rebuilt with a pooler: load it by AutoModel")
+    adapted.pooler = pooler.to(model.device, model.dtype)
     pass_class_token_through_pooler(model)
-    model.pooler.requires_grad_(False)
     return model
 
 
