@@ -148,8 +148,10 @@ def save_adapter(backbone: PreTrainedModel, folder: str | os.PathLike[str]) -> N
     config: Any = copy.deepcopy(module.peft_config[active_adapter(backbone)])
     config.base_model_name_or_path = backbone.name_or_path or None
     config.inference_mode = True  # as peft saves it: whoever trains it on says so
+    if isinstance(getattr(config, "target_modules", None), set):
+        config.target_modules = sorted(config.target_modules)  # the same file each time
     names = {"base_model_class": type(backbone).__name__, "parent_library": type(backbone).__module__}
-    config.save_pretrained(os.fspath(folder), auto_mapping=names)
+    config.save_pretrained(os.fspath(folder), auto_mapping_dict=names)
     weights = {f"{PEFT_PREFIX}{name}": value.contiguous() for name, value in adapter_state(backbone).items()}
     path = os.path.join(folder, WEIGHTS_FILE)
     save_file(weights, f"{path}.tmp", metadata={"format": "pt"})
