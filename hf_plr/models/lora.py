@@ -194,7 +194,10 @@ def extract_adapted(model: Any) -> PreTrainedModel:
     configs = dict(model.peft_config)
     configs[active] = fit_config(configs[active], backbone, prefix)
     mark_adapted(backbone, configs)
-    train_adapters_alone(backbone)
+    try:
+        train_adapters_alone(backbone)
+    except (ValueError, KeyError) as error:  # VeRA: what its layers share belongs to the whole model
+        raise ValueError(f"the adapters of the {kind} cannot be saved with its backbone ({error}): use LoRA") from error
     return backbone
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.runs import StopAt, assert_same_run
-from transformers import AutoModel, ViTForImageClassification
+from transformers import AutoModel, BertConfig, BertModel, ViTForImageClassification, WavLMConfig, WavLMModel
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
 from hf_plr.cli import main as run_cli
@@ -199,11 +199,20 @@ def test_other_settings_are_refused(make_lora, start):
         make_lora(parts, max_steps=7).train(resume_from_checkpoint=True)
 
 
+def test_a_push_in_the_middle_takes_the_merged_backbone(make_lora, tmp_path):
+    trainer = make_lora(max_steps=7)
+    trainer.train()
+    trainer.publisher._stage_files(Path(trainer.args.output_dir) / "checkpoint-7", tmp_path / "staged")
+    published = {path.relative_to(tmp_path / "staged").as_posix() for path in list_published_files(tmp_path / "staged")}
+    assert {"model.safetensors", "README.md", "adapter/adapter_model.safetensors"} < published
+    assert_close(tokens_of(AutoModel.from_pretrained(tmp_path / "staged")), tokens_of(trainer.backbone))
+
+
 def test_a_checkpoint_is_a_model_to_start_from(make_lora, make_trainer, start, some_digits, tmp_path):
     trainer = make_lora(max_steps=7)
     trainer.train()
     checkpoint = Path(trainer.args.output_dir) / "checkpoint-7"
-    again = make_trainer({"model": str(checkpoint), "processing_class": None}, max_steps=1, report="no")
+    again = make_trainer({"model": str(checkpoint), "processing_class": None}, max_steps=3, report="no")
     assert torch.equal(again.extract_features(), trainer.extract_features())
     assert again.backbone.name_or_path == start
     before = {name: value.detach().clone() for name, value in again.model.named_parameters()}
@@ -262,9 +271,9 @@ def test_adapters_in_the_backbone_of_a_model_with_a_head(make_trainer, start):
     assert len(adapter_state(backbone)) == 4
 
 
-@pytest.mark.parametrize("config", [peft.LoHaConfig, peft.VeraConfig, peft.LoraConfig], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("config", [peft.LoHaConfig, peft.IA3Config, peft.LoraConfig], ids=lambda kind: kind.__name__)
 def test_other_kinds_that_can_be_merged(make_trainer, start, config):
-    settings = {"use_dora": True} if config is peft.LoraConfig else {}
+    settings = {peft.LoraConfig: {"use_dora": True}, peft.IA3Config: {"feedforward_modules": ["fc1"]}}.get(config, {})
     model = peft.get_peft_model(AutoModel.from_pretrained(start), config(target_modules=["fc1"], **settings))
     parts = {"model": model, "processing_class": small_vit_processor(16)}
     trainer = make_trainer(parts, learning_rate=BIG, max_steps=7, report="no")
@@ -273,13 +282,14 @@ def test_other_kinds_that_can_be_merged(make_trainer, start, config):
     assert_close(tokens_of(merge_adapters(trainer.backbone)), tokens_of(trainer.backbone))
 
 
-def prompts(start):
-    return peft.get_peft_model(
-        AutoModel.from_pretrained(start),
-        peft.PrefixTuningConfig(
-            num_virtual_tokens=2, token_dim=32, num_layers=1, num_attention_heads=1, num_transformer_submodules=1
-        ),
-    )
+def prompts(_):
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32)
+    settings = {"num_virtual_tokens": 2, "task_type": "FEATURE_EXTRACTION"}
+    return peft.get_peft_model(BertModel(config), peft.PromptTuningConfig(**settings))
+
+
+def shared_matrices(start):
+    return peft.get_peft_model(AutoModel.from_pretrained(start), peft.VeraConfig(target_modules=["fc1"]))
 
 
 def head_alone(start):
@@ -298,6 +308,7 @@ def merged_already(start):
     ("make", "message"),
     [
         (prompts, "has prompts"),
+        (shared_matrices, "cannot be saved with its backbone .*: use LoRA"),
         (head_alone, "has no adapters inside its backbone"),
         (merged_already, "are merged: call unmerge_adapter"),
     ],
@@ -331,7 +342,9 @@ def test_without_peft_one_line_says_so(make_lora, monkeypatch):
         make_lora()
 
 
-@pytest.mark.parametrize("arguments", [{"bf16": True}, {"gradient_checkpointing": True}], ids=lambda each: [*each][0])
+@pytest.mark.parametrize(
+    "arguments", [{"bf16": True}, {"gradient_checkpointing": True}], ids=["bf16", "gradient_checkpointing"]
+)
 def test_precision_and_memory(make_lora, arguments):
     trainer = make_lora(max_steps=2, **arguments)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
@@ -344,9 +357,9 @@ def test_precision_and_memory(make_lora, arguments):
 
 
 @pytest.mark.parametrize("kind", [UnitTrainer, PLRTrainer])
-def test_speech(make_sound_trainer, kind, tmp_path):
-    def make(**trainer):
-        return make_sound_trainer(kind, trainer, lora=True, lora_rank=4, num_train_epochs=2, report="no")
+def test_speech(make_sound_trainer, kind):
+    def make():
+        return make_sound_trainer(kind, lora=True, lora_rank=4, num_train_epochs=2, report="no")
 
     whole = make()
     before = {name: value.detach().clone() for name, value in whole.backbone.named_parameters()}
@@ -354,6 +367,9 @@ def test_speech(make_sound_trainer, kind, tmp_path):
     changed = {name for name, value in whole.backbone.named_parameters() if not torch.equal(before[name], value)}
     assert changed == {name for name in before if ".lora_" in name}
     assert not any("feature_extractor" in name or "pos_conv" in name for name in changed)
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(sorted(Path(whole.args.output_dir).glob("checkpoint-*"))[0]))
+    assert_same_run(whole, resumed)
     whole.save_model()
     plain = AutoModel.from_pretrained(whole.args.output_dir).eval()
     sound = {"input_values": torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))}
@@ -368,8 +384,6 @@ def test_layers_above_the_feature_get_no_adapters(make_sound_trainer):
 
 
 def test_linear_layers_that_are_not_called_get_no_adapters():
-    from transformers import WavLMConfig, WavLMModel
-
     model = WavLMModel(
         WavLMConfig(
             hidden_size=32,
