@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.source_dataset_name is not None:
         source_name, scores, intervals = train_on_source(recipe, args, target, model, processor, source_folder)
         model = load_backbone(source_folder)
-        model.name_or_path = recipe.model_name_or_path or ""  # reports tell what it was before
+        if not args.lora:  # adapters belong to the weights that are trained on
+            model.name_or_path = recipe.model_name_or_path or ""  # reports tell what it was before
 
     evaluator = RetrievalEvaluator(target) if can_score(target) else None
     trainer = PLRTrainer(model, args, target.train.images, processing_class=processor, evaluator=evaluator)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, ImportError) as error:
         print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
         return 2
     except HubError as error:

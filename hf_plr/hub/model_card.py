@@ -113,6 +113,7 @@ def write_model_card(
         scores=summary.score_rows(with_intervals=True),
         has_intervals=any(summary.intervals.values()),
         source=escape_markdown(summary.source),
+        adapters=escape_markdown(summary.adapters),
         snippet=summary.modality.usage_snippet(name),
         evidence=find_template(EVIDENCE).read_text(encoding="utf-8").strip(),
         settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],

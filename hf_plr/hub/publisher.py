@@ -63,6 +63,13 @@ class PublishedTrainer(Protocol):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the bare backbone."""
 
+    @property
+    def has_adapters(self) -> bool:
+        """True if a checkpoint holds adapters alone."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save the backbone, with adapters merged, and its processor."""
+
     def save_labels(self, directory: str, rows: np.ndarray | None = None) -> None:
         """Save the last labels."""
 
@@ -269,7 +276,9 @@ class Publisher:
         """Stage the files of a checkpoint for the push, as the checkpoint may be deleted before its end."""
         shutil.rmtree(staging_folder, ignore_errors=True)
         staging_folder.mkdir(parents=True)
-        for path in list_published_files(checkpoint):
+        if self.trainer.has_adapters:
+            self.trainer._save(str(staging_folder))
+        for path in [] if self.trainer.has_adapters else list_published_files(checkpoint):
             try:
                 os.link(path, staging_folder / path.name)
             except OSError:

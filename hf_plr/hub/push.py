@@ -38,6 +38,7 @@ PUBLISHED = (
     "units.parquet",
     "centroids.safetensors",
 )
+ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")  # where adapters were trained
 LOGIN_REMEDY = "`hf auth login`, or set HF_TOKEN to a token that may write"
 RETRIED_STATUSES = (408, 429)
 PAUSES = (1.0, 5.0)  # seconds before each retry
@@ -88,7 +89,7 @@ def list_published_files(folder: str | Path) -> list[Path]:
     ]
     if "config.json" not in names or not any(path.match("model*.safetensors") for path in published):
         raise ValueError(f"{folder} holds no trained backbone: no config.json and model.safetensors")
-    return published
+    return published + [path for name in ADAPTER_FILES if (path := Path(folder) / name).is_file()]
 
 
 def format_epoch_tag(epochs: float | None) -> str | None:
@@ -138,7 +139,9 @@ def push_folder(
         name, url = open_repo(api, repo_id, private=private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path.name, _read_content(path, name)) for path in files]
+        operations = [
+            CommitOperationAdd(path.relative_to(folder).as_posix(), _read_content(path, name)) for path in files
+        ]
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
         if tag is not None:
             _move_tag(api, name, tag, commit.oid)

@@ -119,6 +119,9 @@ class AudioModality(Modality):
     ) -> torch.Tensor:
         return self.backbone.features(model, self.waveforms(batch, numbers), batch["lengths"])
 
+    def example(self) -> dict[str, Any]:
+        return {"input_values": torch.zeros(1, 10 * self.backbone.receptive_field, device=self.model.device)}
+
     def freeze_unused(self) -> None:
         self.backbone.freeze_above(self.model)
 

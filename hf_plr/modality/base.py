@@ -75,6 +75,10 @@ class Modality(ABC):
         """
 
     @abstractmethod
+    def example(self) -> dict[str, Any]:
+        """Inputs of the backbone for one sample without contents, on its device."""
+
+    @abstractmethod
     def freeze_unused(self) -> None:
         """Freeze the parameters that no feature depends on: several processes would wait for their gradients."""
 

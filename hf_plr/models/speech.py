@@ -19,6 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from hf_plr.models.adapter_files import find_base_model, load_adapter_of
 from hf_plr.models.clip_norm import ClipLengths, ClipNorm
 from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_processor
 
@@ -166,13 +167,14 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
     """
     loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
-        name = os.fspath(model)
+        name = find_base_model(os.fspath(model))
         try:
             loaded = AutoModel.from_pretrained(name, dtype=torch.float32)
         except Exception as error:  # as in load_backbone
             raise ValueError(describe_load_error(name, error)) from error
     backbone = extract_backbone(loaded, "input_values")
     _check_speech(backbone)
+    load_adapter_of(model, backbone)
     backbone = convert_to_float32(backbone)
     _switch_randomness_off(backbone.config)
     _ensure_mask_embedding(backbone)

@@ -17,6 +17,8 @@ from transformers import (
     ViTModel,
 )
 
+from hf_plr.models.adapter_files import find_base_model, find_processor, load_adapter_of
+from hf_plr.models.lora import claim_adapters, get_adapted_model, has_adapters
 from hf_plr.models.vision_backbone import NOT_LOADED
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     loaded: Any = model
     missing: list[str] = []
     if isinstance(model, (str, os.PathLike)):
-        name = os.fspath(model)
+        name = find_base_model(os.fspath(model))
         try:
             loaded, report = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
@@ -47,6 +49,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
         backbone = convert_masked_autoencoder(backbone) or backbone
     backbone.name_or_path = backbone.name_or_path or loaded.name_or_path
     complete_pooler(backbone, missing)
+    load_adapter_of(model, backbone)
     return backbone
 
 
@@ -58,8 +61,17 @@ def extract_backbone(model: PreTrainedModel, main_input: str = "pixel_values") -
         main_input: name of the backbone's main input.
 
     Raises:
-        ValueError: if no part of it takes such an input.
+        ValueError: if no part of it takes such an input, or its adapters cannot be merged into that part.
     """
+    if has_adapters(model):
+        whole = get_adapted_model(model)
+        backbone = _find_backbone(whole, main_input)
+        claim_adapters(model, whole, backbone)
+        return backbone
+    return _find_backbone(model, main_input)
+
+
+def _find_backbone(model: PreTrainedModel, main_input: str) -> PreTrainedModel:
     candidates = [
         module
         for module in model.modules()
@@ -140,7 +152,7 @@ def load_processor(auto_class: Any, noun: str, model: PreTrainedModel) -> Any:
         ValueError: if it is missing, naming the argument that takes one.
     """
     try:
-        return auto_class.from_pretrained(model.name_or_path)
+        return auto_class.from_pretrained(find_processor(model))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no {noun} is saved with {model.name_or_path or type(model).__name__!r}: put its preprocessor_config.json "

@@ -45,7 +45,7 @@ class VisionBackbone:
         poolings: those that this model has.
         feature_size: size D of a feature.
         layout: which tokens are class tokens, and which are patches.
-        unused: names of the parameters that no feature depends on.
+        unused: names of the parameters that no feature depends on and that are not frozen yet.
 
     Raises:
         ValueError: if the model does not take such images or returns no features, or has no such pooling or layer.
@@ -74,7 +74,8 @@ class VisionBackbone:
         feature = self._pool(trial.hidden, trial.pooled)
         self.feature_size = feature.shape[1]
         reached = find_reached(feature)
-        self.unused = [name for name, parameter in model.named_parameters() if parameter not in reached]
+        trainable = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self.unused = [name for name, parameter in trainable if parameter not in reached]
 
     def features(self, model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
         """Compute pooled features of normalised images (B, C, H, W): float32 tensor of shape (B, D).

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from hf_plr.hub.push import HubError
+from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
 from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
@@ -137,11 +138,11 @@ def check_output_dir(args: OutputArguments) -> None:
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, metrics and report, if --overwrite is set."""
+    """Remove an earlier run's checkpoints, adapters, metrics and report, if --overwrite is set."""
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
-    for checkpoint in (*list_checkpoints(folder), folder / ASIDE):
+    for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
     for name in (METRICS_FILE, DATA_FILE, PAGE_FILE):
         (folder / name).unlink(missing_ok=True)

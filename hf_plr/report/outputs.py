@@ -149,6 +149,8 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     lines = ["", f"Trained on {summary.n_samples:,} {modality.plural} without labels in {describe_time(seconds)}."]
     if summary.source:
         lines += [f"Before that, the backbone was trained on {summary.source}."]
+    if summary.adapters:
+        lines += [f"{summary.adapters}."]
     rows = summary.score_rows()
     if rows:
         bounds = summary.last_intervals()
@@ -166,12 +168,13 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         lines += ["", f"Last labels: {summary.last_labels}."]
     if summary.unreadable_rows:
         lines += [f"{len(summary.unreadable_rows)} {modality.row_plural} could not be read and were left out."]
+    adapters = [("adapter/", "the adapters alone, for peft")] if summary.adapters else []
     report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
     lines += [
         "",
         f"Results in {out}:",
         f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {modality.processor_name}",
-        *(f"  {name:<57}  {description}" for name, description in (*summary.label_files, *report)),
+        *(f"  {name:<57}  {description}" for name, description in (*adapters, *summary.label_files, *report)),
         "  metrics.json, README.md                                    all metrics, and a model card",
         "",
         "Next:",

@@ -54,6 +54,7 @@ class RunSummary:
         cluster_sizes: members per cluster or unit of the last labels, shape (K,).
         cluster_members: name of these members, in the plural.
         source: labelled training data of the start, empty without any.
+        adapters: kind and size of the adapters that were trained; empty if the weights themselves were.
         intervals: 95% intervals of scores that have one, (low, high), by phase.
     """
 
@@ -75,6 +76,7 @@ class RunSummary:
     cluster_members: str = "samples"
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     source: str = ""
+    adapters: str = ""
 
     @property
     def stages(self) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.columns import check_dataset, find_scoring_column
@@ -21,6 +22,8 @@ from hf_plr.evaluation.evaluators import check_best_metric, score_against_galler
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
+from hf_plr.models.adapter_files import ADAPTER_FOLDER, hash_frozen_weights, merge_adapters, save_adapter
+from hf_plr.models.lora import check_lora_arguments, describe_adapters, describe_kind, has_adapters, prepare_adapters
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
@@ -80,6 +83,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         train_dataset = check_dataset(train_dataset)
         if args.is_exact_gpu:
             require_determinism()
+        check_lora_arguments(args)
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
         args = adapt_to_start(args, model, self.modality)
@@ -93,6 +97,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         check_best_metric(args, is_scored=compute_metrics is not None)
         trained = self._make_trained_model()
         freeze_as_told(args, self.modality.model)
+        prepare_adapters(self.modality.model, args, self.modality.example())  # in what is not frozen
         check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
         super().__init__(
             model=trained,
@@ -104,7 +109,8 @@ class BaseTrainer(FeatureTrainer, ABC):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        for name, is_used in (("ema_decay", args.ema_decay), ("layer_decay", args.layer_decay != 1.0)):
+        whole = {"ema_decay": args.ema_decay, "layer_decay": args.layer_decay != 1.0, "lora": self.has_adapters}
+        for name, is_used in whole.items():
             if is_used and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
                 value = getattr(args, name)
                 raise ValueError(f"{name}={value} needs whole weights on every process: no FSDP, no DeepSpeed")
@@ -211,6 +217,11 @@ class BaseTrainer(FeatureTrainer, ABC):
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
 
+    @property
+    def has_adapters(self) -> bool:
+        """True if adapters are trained, and the other weights of the backbone stay as they are."""
+        return has_adapters(self.modality.model)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; a resumed run takes up labels, prototypes and sums of losses too.
 
@@ -246,7 +257,15 @@ class BaseTrainer(FeatureTrainer, ABC):
             "samples": len(self.train_dataset),
             "data": self.train_dataset.digest(),
             **settings_of(self.args, self.arguments_class),
+            **self._adapter_settings,
         }
+
+    @functools.cached_property
+    def _adapter_settings(self) -> dict[str, str]:
+        if not self.has_adapters:
+            return {}
+        backbone = self.modality.model
+        return {"adapters": describe_kind(backbone), "frozen weights": hash_frozen_weights(backbone)}
 
     def run_state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs beside the saved model and the optimizer, as arrays by name."""
@@ -273,15 +292,35 @@ class BaseTrainer(FeatureTrainer, ABC):
         return self._checkpoint_writer.place(super()._get_output_dir(trial))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the bare backbone, as `Trainer` saves a model."""
+        """Save the bare backbone, as `Trainer` saves a model.
+
+        With adapters, a checkpoint gets the adapters alone, and any other folder the backbone with the adapters merged
+        into its weights, and the adapters in `adapter/`.
+        """
+        if self.has_adapters:
+            self._save_adapted(str(self.args.output_dir if output_dir is None else output_dir))
+            return
         if self.backbone is self.accelerator.unwrap_model(self.model, keep_torch_compile=False):
             super()._save(output_dir, state_dict)
             return
-        trained, self.model = self.model, self.backbone
+        self._save_as(self.backbone, output_dir)
+
+    def _save_as(self, model: PreTrainedModel, output_dir: str | None) -> None:
+        """Save another model in place of the one that is trained."""
+        trained, self.model = self.model, model
         try:
             super()._save(output_dir)
         finally:
             self.model = trained
+
+    def _save_adapted(self, directory: str) -> None:
+        if self._checkpoint_writer.is_writing:
+            save_adapter(self.backbone, directory)
+            self.modality.processor.save_pretrained(directory)
+            torch.save(self.args, os.path.join(directory, TRAINING_ARGS_NAME))
+        else:
+            self._save_as(merge_adapters(self.backbone), directory)
+            save_adapter(self.backbone, os.path.join(directory, ADAPTER_FOLDER))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -314,6 +353,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             intervals=self.intervals,
             evaluator=self.evaluator,
             source=self.source,
+            adapters=describe_adapters(self.student),
         )
 
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # arguments of our own card

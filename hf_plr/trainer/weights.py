@@ -1,4 +1,4 @@
-"""Weights of a backbone from a checkpoint, in place."""
+"""Weights of a backbone in a checkpoint: all of them, or those of its adapters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_plr.models.adapter_files import fill_adapter, read_adapter
+from hf_plr.models.lora import adapter_state, has_adapters
 from hf_plr.models.vision import describe_load_error
 from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
@@ -21,9 +23,15 @@ def load_weights(backbone: Any, checkpoint: str) -> None:
     `save_pretrained` writes ViT's weights under the names that older releases had, `from_pretrained` knows both, but
     Trainer's own loading goes by name alone and leaves such weights as they are, with only a warning.
 
+    Of a backbone with adapters, a checkpoint holds the adapters alone.
+
     Raises:
-        ValueError: if the checkpoint holds no such model.
+        ValueError: if the checkpoint holds no such model, or no such adapters.
     """
+    if has_adapters(backbone):
+        with name_file_in_errors(checkpoint):
+            fill_adapter(backbone, read_adapter(checkpoint))
+        return
     try:
         saved = type(backbone).from_pretrained(checkpoint, dtype=torch.float32)
     except Exception as error:  # of transformers, safetensors or the file system
@@ -31,9 +39,13 @@ def load_weights(backbone: Any, checkpoint: str) -> None:
     backbone.load_state_dict(saved.state_dict())
 
 
+def _trained_state(student: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return adapter_state(student) if has_adapters(student) else student.state_dict()
+
+
 def student_state(student: torch.nn.Module) -> dict[str, np.ndarray]:
     """The trained weights as arrays by name, for a run whose saved model is the EMA teacher."""
-    return {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in student.state_dict().items()}
+    return {f"{STUDENT_PREFIX}{name}": value.cpu().numpy() for name, value in _trained_state(student).items()}
 
 
 def load_student(student: torch.nn.Module, state: dict[str, np.ndarray], checkpoint: str) -> None:
@@ -44,8 +56,11 @@ def load_student(student: torch.nn.Module, state: dict[str, np.ndarray], checkpo
     """
     weights = {}
     with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
-        for name, value in student.state_dict().items():
+        for name, value in _trained_state(student).items():
             kind = "floats" if value.is_floating_point() else "integers"
             array = validate_array(state, f"{STUDENT_PREFIX}{name}", kind, tuple(value.shape))
             weights[name] = torch.from_numpy(array)
-    student.load_state_dict(weights)
+    if has_adapters(student):
+        fill_adapter(student, weights)
+    else:
+        student.load_state_dict(weights)

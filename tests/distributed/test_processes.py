@@ -18,7 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.other import get_free_port
 from helpers.launching import alone, launch
 from helpers.paths import ACCELERATE_CONFIGS, HELPERS, HUBERT_PLR, VIT_PLR
-from helpers.train_in_processes import N_IMAGES, SOUNDS, train
+from helpers.train_in_processes import LORA, N_IMAGES, SOUNDS, train
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments
@@ -178,6 +178,17 @@ def test_batches_that_are_shared_out_or_added_up_train_as_one(shared, kind):
         np.testing.assert_array_equal(found["previous_labels"], expected["previous_labels"])
         np.testing.assert_allclose(found["losses"][:6], expected["losses"][:6], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-3)  # rounding grows from step to step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["images", "sounds"])
+def test_adapters_are_trained_by_two_processes_as_by_one(shared, kind):
+    whole, found = train(kind, 8, use_cpu=True, **LORA[kind]), under(f"{kind}, lora: ", shared)
+    np.testing.assert_array_equal(found["labels"], whole["labels"])
+    np.testing.assert_allclose(found["losses"][:6], whole["losses"][:6], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["losses"], whole["losses"], rtol=1e-3)
+    still = train(kind, 8, use_cpu=True, **{**LORA[kind], "learning_rate": 0})
+    assert not np.array_equal(whole["features"], still["features"])
 
 
 @pytest.mark.slow

@@ -37,6 +37,10 @@ ARGUMENTS = {
     "disable_tqdm": True,
 }
 SOUNDS = {"learning_rate": 0.001, "per_device_eval_batch_size": 4}
+LORA: dict[str, dict[str, Any]] = {
+    "images": {"lora": True, "lora_rank": 4, "learning_rate": 0.01, "ema_decay": 0.5},
+    "sounds": {**SOUNDS, "lora": True, "lora_rank": 4, "gradient_checkpointing": True},
+}
 N_IMAGES = 203  # divisible by nothing
 WIDTH = 32
 
@@ -92,6 +96,7 @@ def main(output: str) -> None:
     runs: dict[str, dict[str, Any]] = {"images": {}, "sounds": dict(SOUNDS)}
     if not sharded:
         runs["images, workers"] = {"dataloader_num_workers": 2, "image_cache_gib": 0}
+        runs |= {f"{kind}, lora": arguments for kind, arguments in LORA.items()}
     results: dict[str, np.ndarray] = {}
     for name, arguments in runs.items():
         for key, value in train(name.split(",")[0], 4, **arguments).items():
