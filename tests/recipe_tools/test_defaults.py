@@ -26,7 +26,7 @@ def written(value):
 @pytest.mark.parametrize(("script", "kind"), [(VIT_PLR, "image"), (HUBERT_PLR, "audio"), (REID_PLR, "image")])
 def test_help_tells_the_defaults_of_a_pretrained_backbone(script, kind, text_of):
     text = text_of(script)
-    of_model = text.partition("--model_name_or_path")[2].partition(" --")[0]
+    of_model = text.partition("options:")[2].partition("--model_name_or_path")[2].partition(" --")[0]
     for name, value in PRETRAINED[kind].items():
         assert name in of_model
         if (script, name) != (REID_PLR, "num_train_epochs"):
