@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_column", metavar="NAME", help="column with the images (default: the only one)")
     parser.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
     parser.add_argument(
-        "--pooling", choices=("cls", "mean"), help="class token or mean (default: as in the run, or cls for images)"
+        "--pooling",
+        choices=("cls", "mean", "cls+mean", "pooler"),
+        help="feature of a sample (default: as in the run, or that of the model)",
     )
     parser.add_argument("--layer", type=int, metavar="L", help="layer of a recording's frames (default: as in the run)")
     parser.add_argument(

@@ -114,6 +114,7 @@ def write_model_card(
         has_intervals=any(summary.intervals.values()),
         source=escape_markdown(summary.source),
         snippet=summary.modality.usage_snippet(name),
+        usage_notes=summary.modality.usage_notes,
         evidence=find_template(EVIDENCE).read_text(encoding="utf-8").strip(),
         settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],
     )

@@ -90,6 +90,11 @@ class Modality(ABC):
     def costs(self, store: SampleStore) -> np.ndarray | None:
         """Return the relative work per sample (len(store),) in extraction; None if all are alike."""
 
+    @property
+    def usage_notes(self) -> str:
+        """Sentences below the snippet, in Markdown."""
+        return ""
+
     @abstractmethod
     def usage_snippet(self, name: str) -> str:
         """Write Python code that loads the published backbone by its name and computes the feature of one sample."""
