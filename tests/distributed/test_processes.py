@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.other import get_free_port
 from helpers.launching import alone, launch
 from helpers.paths import ACCELERATE_CONFIGS, HELPERS, HUBERT_PLR, VIT_PLR
+from helpers.spectrograms import MODELS
 from helpers.train_in_processes import N_IMAGES, SOUNDS, train
 from transformers import AutoModel
 
@@ -165,6 +166,16 @@ def test_batches_that_are_shared_out_or_added_up_train_as_one(shared, kind):
         np.testing.assert_array_equal(found["previous_labels"], expected["previous_labels"])
         np.testing.assert_allclose(found["losses"][:6], expected["losses"][:6], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-3)  # rounding grows from step to step
+
+
+@pytest.mark.slow
+def test_models_of_spectrograms_train_in_two_processes_as_in_one(tmp_path):
+    succeeded(launch(tmp_path / "found.npz", *MODELS, processes=2, script=TRAIN_IN_PROCESSES))
+    found = dict(np.load(tmp_path / "found.npz"))
+    for kind in MODELS:
+        whole = train(kind, 8, use_cpu=True, **SOUNDS)
+        np.testing.assert_array_equal(found[f"{kind}: labels"], whole["labels"])
+        np.testing.assert_allclose(found[f"{kind}: losses"][:6], whole["losses"][:6], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
