@@ -13,10 +13,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from torch.distributed.tensor import DTensor
-from helpers.spectrograms import MODELS as SPECTROGRAM_MODELS
-from helpers.spectrograms import make_extractor, make_model
 from transformers import set_seed
 
+from helpers.spectrograms import MODELS as SPECTROGRAM_MODELS
+from helpers.spectrograms import make_extractor, make_model
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
 from hf_plr.data.example_data import digits, make_synthetic_recordings
 from hf_plr.data.loading import draw_rows
@@ -62,7 +62,10 @@ class WatchedKMeans(KMeans):
 
 
 def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]:
-    """Train on 203 images or 83 sounds, `kind` may be a model of spectrograms: labels, the loss of every step, features at the end, and what k-means saw."""
+    """Train on 203 images or 83 sounds: labels, the loss of every step, features at the end, and what k-means saw.
+
+    `kind` is "images", "sounds", or the name of a model of spectrograms, for sounds too.
+    """
     set_seed(0)
     model: Any
     if kind == "images":

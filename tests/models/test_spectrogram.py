@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -94,7 +92,6 @@ def test_training_reaches_what_is_not_frozen_and_draws_nothing(name, layer):
     model = make_model(name, **settings)
     before = states()
     model, _, backbone = load_sound_backbone(model, make_extractor(name), None, layer)
-    modes = [module.training for module in model.modules()]
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -108,7 +105,6 @@ def test_training_reaches_what_is_not_frozen_and_draws_nothing(name, layer):
     features = backbone.features(model, clips(), LENGTHS)
     features.square().sum().backward()
     assert states() == before
-    assert modes == [module.training for module in copy.deepcopy(model).eval().modules()] or any(modes)
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
     torch.testing.assert_close(features, backbone.features(model.eval(), clips(), LENGTHS), atol=1e-5, rtol=1e-5)
     upper = [parameter for key, parameter in model.named_parameters() if "layers.1." in key and "decoder" not in key]

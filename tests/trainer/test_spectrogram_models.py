@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -113,7 +112,7 @@ def _short_extractor():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_frames_need_waveforms(make_sound_trainer, some_sounds, tmp_path, capsys, name):
+def test_frames_need_waveforms(make_sound_trainer, name):
     parts = {"model": make_model(name), "processing_class": make_extractor(name)}
     with pytest.raises(ValueError, match="is not a speech transformer backbone that takes waveforms: use a HuBERT"):
         make_sound_trainer(UnitTrainer, parts)
@@ -125,6 +124,6 @@ def test_frames_need_waveforms(make_sound_trainer, some_sounds, tmp_path, capsys
 def test_what_does_not_fit_is_named(make):
     with pytest.raises(ValueError, match="pooling='cls' but WhisperModel has no class token: use 'mean'"):
         make("whisper", pooling="cls")
-    with pytest.raises(ValueError, match="max_seconds=0.01 is too short"):
+    with pytest.raises(ValueError, match=r"max_seconds=0\.01 is too short"):
         make("ast", max_seconds=0.01)
-    assert json.loads(json.dumps(make("ast", pooling="pooler").modality.feature_size)) == 32
+    assert make("ast", pooling="pooler").modality.feature_size == 32
