@@ -19,6 +19,7 @@ from hf_plr.utils.rng import isolate_rng
 logger = logging.getLogger(__name__)
 
 CLASS_TOKENS = ("cls_token", "distillation_token")  # parameters; each is one token before the patches
+KEPT_POSITIONS = ("rotary", "relative")  # torch refuses tensors of inference mode in a backward pass
 NO_FRAMES = "takes spectrograms: units of frames need a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model"
 
 
@@ -247,8 +248,14 @@ def prepare_spectrogram_model(model: PreTrainedModel) -> PreTrainedModel:
     trained, inside the whole: no class of the encoder alone is one that `AutoModel` loads. The decoder is not run.
 
     Raises:
-        ValueError: if the model has no place in the class that `AutoModel` loads.
+        ValueError: if the model has no place in the class that `AutoModel` loads, or keeps positions between passes.
     """
+    positions = getattr(model.config, "position_embeddings_type", None)
+    if positions in KEPT_POSITIONS:
+        raise ValueError(
+            f"{type(model).__name__} keeps positions of a pass without gradients for one with them "
+            f"(position_embeddings_type={positions!r}), and cannot be trained: use a checkpoint with 'relative_key'"
+        )
     model = convert_to_float32(_put_into_whole(model))
     _switch_randomness_off(model)
     if getattr(model.config, "is_encoder_decoder", False):

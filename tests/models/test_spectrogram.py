@@ -223,6 +223,11 @@ def test_what_does_not_fit_is_refused_in_one_line():
         (("whisper", make_extractor("whisper"), "pooler"), {}, "WhisperModel has no pooler: use 'mean'$"),
         (("ast", make_extractor("ast"), None, 3), {}, "layer=3 but the model has 2 layers: use 0 to 2"),
         (("wav2vec2-bert", make_extractor("wav2vec2-bert")), {"add_adapter": True}, "add_adapter=False"),
+        (
+            ("wav2vec2-bert", make_extractor("wav2vec2-bert")),
+            {"position_embeddings_type": "rotary"},
+            "with 'relative_key'",
+        ),
         (("whisper", WhisperFeatureExtractor(dither=0.1)), {}, r"dither=0\.1"),
     ]
     for (name, *arguments), settings, message in refused:
