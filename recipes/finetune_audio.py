@@ -25,6 +25,8 @@ from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
     adjust_defaults,
+    count_needed_samples,
+    extract_sounds,
     label_tensor,
     load_labelled,
     show_first_answer,
@@ -48,21 +50,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
-    rate = extractor.sampling_rate
+    rate, min_samples = extractor.sampling_rate, count_needed_samples(extractor)
     data = data.keep_readable(
         column, lambda samples: lambda value, row: decode_waveform(value, row, rate), recipe.skip_unreadable
     )
 
     def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
         def read(batch: dict) -> dict:
-            values = extractor(
-                [decode_waveform(stored, row, rate) for row, stored in zip(batch["row"], batch[column], strict=True)],
-                sampling_rate=rate,
-                padding="max_length",
-                max_length=round(recipe.max_seconds * rate),
-                truncation=True,
-                return_tensors="pt",
-            )
+            stored = zip(batch[column], batch["row"], strict=True)
+            waveforms = [decode_waveform(value, row, rate, min_samples) for value, row in stored]
+            values = extract_sounds(extractor, waveforms, rate, round(recipe.max_seconds * rate))
             return {**values, "labels": label_tensor(batch["labels"])}
 
         rows = data.train_rows if samples is data.train else data.test_rows

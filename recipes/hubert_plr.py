@@ -8,8 +8,8 @@
       one label per frame, HuBERT's own objective: units of frames, refined from round to round
 
   DATA: a Hub id, a folder of wav, flac, ogg or mp3 files, or a folder with train.parquet (and test.parquet)
-  MODEL: a Hub id or a folder with HuBERT, wav2vec 2.0, WavLM or data2vec-audio; without it a small HuBERT that fits
-      the recordings starts from random weights
+  MODEL: a Hub id or a folder with HuBERT, wav2vec 2.0, WavLM or data2vec-audio, for labels of recordings also with AST,
+      wav2vec2-BERT or Whisper; without it a small HuBERT that fits the recordings starts from random weights
 
 Afterwards `hf-plr units --model out --dataset DATA --output units.parquet` gives the units of a run with frames to any
 recordings. A label column, where there is one, is used to score the features before and after and for nothing else.
@@ -48,7 +48,7 @@ from hf_plr.utils.distributed import run_main_first
 DEMO_OUTPUT_DIR = "out/sounds"
 DEFAULTS = {"per_device_eval_batch_size": 64}
 IMAGE_ARGUMENTS = (
-    *("image_column", "image_cache_gib", "image_cache_dir", "pooling"),
+    *("image_column", "image_cache_gib", "image_cache_dir"),
     *("pixel_range", "transparency_background"),
 )
 NEXT_COMMANDS = {

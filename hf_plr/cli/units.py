@@ -86,7 +86,9 @@ def run(args: argparse.Namespace) -> None:
         if args.speaker_column is not None:
             check_column(dataset, "speaker_column", args.speaker_column)
             speakers.append(encode_labels(dataset, args.speaker_column))
-        return AudioModality(model, training, find_audio_column(dataset, args.audio_column))
+        modality = AudioModality(model, training, find_audio_column(dataset, args.audio_column))
+        _ = modality.frame_backbone  # raises before the recordings are read
+        return modality
 
     settings = segment_settings(args) | {"max_seconds": args.max_seconds}
     extractor, store = open_samples(args, find_modality, settings, "audio")

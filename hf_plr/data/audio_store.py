@@ -22,17 +22,19 @@ class AudioFormat:
     """Settings to decode recordings, as the model and its feature extractor require.
 
     Args:
-        feature_extractor: any feature extractor of waveforms, such as `Wav2Vec2FeatureExtractor`.
+        feature_extractor: any feature extractor of waveforms, such as `Wav2Vec2FeatureExtractor`, or of spectrograms if
+            the model takes them.
         min_samples: smallest length that the model accepts (its receptive field), at least 1. Shorter recordings are
             followed by zeros.
         max_seconds: length to which longer recordings are cut; None leaves them whole.
         segment_seconds: length of the segments that recordings are cut into, each a sample; None for whole recordings.
             With `max_seconds` the beginning of a recording is cut into segments.
         segment_overlap: seconds that neighbouring segments have in common.
+        takes_waveforms: whether the model takes waveforms, not spectrograms that the feature extractor makes of them.
 
     Attributes:
         sampling_rate: samples per second (Hz).
-        do_normalize: whether the model expects zero mean and unit variance.
+        do_normalize: whether the model expects waveforms of zero mean and unit variance.
         min_samples, max_samples: bounds of a recording's length; the second is None without `max_seconds`.
         segmentation: the rule that cuts recordings, None for whole ones.
 
@@ -49,6 +51,7 @@ class AudioFormat:
         max_seconds: float | None = None,
         segment_seconds: float | None = None,
         segment_overlap: float = 0.0,
+        takes_waveforms: bool = True,
     ):
         settings, name = vars(feature_extractor), type(feature_extractor).__name__
         if settings.get("sampling_rate") is None:
@@ -57,7 +60,7 @@ class AudioFormat:
                 "Wav2Vec2FeatureExtractor"
             )
         for setting, expected in (("feature_size", 1), ("num_mel_bins", None)):
-            if settings.get(setting) != expected:
+            if takes_waveforms and settings.get(setting) != expected:
                 raise ValueError(
                     f"{name} makes spectrograms ({setting}={settings.get(setting)}), but the model takes "
                     "waveforms: use a feature extractor such as Wav2Vec2FeatureExtractor"
@@ -65,7 +68,7 @@ class AudioFormat:
         if min_samples < 1:
             raise ValueError(f"min_samples={min_samples} must be at least 1")
         self.sampling_rate = int(settings["sampling_rate"])
-        self.do_normalize = bool(settings.get("do_normalize", False))
+        self.do_normalize = takes_waveforms and bool(settings.get("do_normalize", False))
         self.min_samples = min_samples
         self.max_samples = None if max_seconds is None else round(max_seconds * self.sampling_rate)
         if self.max_samples is not None and self.max_samples < min_samples:

@@ -16,7 +16,9 @@ from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
-from hf_plr.models.speech import SpeechBackbone, load_feature_extractor, load_speech_backbone
+from hf_plr.models.sound import load_sound_backbone
+from hf_plr.models.spectrogram import NO_FRAMES
+from hf_plr.models.speech import SpeechBackbone
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -29,7 +31,7 @@ import torch
 from transformers import AutoFeatureExtractor, AutoModel
 
 extractor = AutoFeatureExtractor.from_pretrained({name})
-model = AutoModel.from_pretrained({name}).eval()
+model = {model}
 channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
 waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples per second
 inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
@@ -39,10 +41,12 @@ feature = {feature}  # shape (1, {width})"""
 
 
 class AudioModality(Modality):
-    """Recordings, for HuBERT, wav2vec 2.0, WavLM or data2vec.
+    """Recordings, for models of waveforms (HuBERT, wav2vec 2.0, WavLM, data2vec) or of spectrograms (AST, Whisper ...).
+
+    Waveforms are augmented; a model of spectrograms gets those that its feature extractor makes of them.
 
     Args:
-        model: a speech transformer that takes waveforms, its name or its path.
+        model: a transformer of recordings, its name or its path.
         args: the arguments.
         column: column with the recordings.
         processor: the feature extractor; None takes the one saved with the model.
@@ -69,19 +73,17 @@ class AudioModality(Modality):
         processor: Any = None,
         augmentation: AudioAugmentation | None = None,
     ):
-        if args.pooling not in (None, "mean"):
-            raise ValueError(f"pooling={args.pooling!r} does not fit recordings: use 'mean'")
         self.args = args
         self.column = column
-        self.model = load_speech_backbone(model)
-        self.processor = load_feature_extractor(self.model) if processor is None else processor
-        self.backbone = SpeechBackbone(self.model, args.layer)
+        self.backbone: Any  # of waveforms or of spectrograms, with what this class needs of either
+        self.model, self.processor, self.backbone = load_sound_backbone(model, processor, args.pooling, args.layer)
         self.format = AudioFormat(
             self.processor,
-            self.backbone.receptive_field,
+            self.backbone.min_samples,
             args.max_seconds,
             args.segment_seconds,
             args.segment_overlap,
+            self.backbone.takes_waveforms,
         )
         if self.format.segmentation is not None:
             self.noun, self.plural = "segment", "segments"
@@ -98,6 +100,17 @@ class AudioModality(Modality):
     def feature_size(self) -> int:
         return self.backbone.feature_size
 
+    @property
+    def frame_backbone(self) -> SpeechBackbone:
+        """The backbone of frames.
+
+        Raises:
+            ValueError: if the model takes spectrograms.
+        """
+        if isinstance(self.backbone, SpeechBackbone):
+            return self.backbone
+        raise ValueError(f"{type(self.model).__name__} {NO_FRAMES}")
+
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> AudioStore:
         store = AudioStore(
             dataset,
@@ -110,23 +123,39 @@ class AudioModality(Modality):
             progress=not self.args.disable_tqdm and self.args.process_index == 0,
         )
         long = store.describe_long() if store.segments is None else None
-        if long is not None and self.args.process_index == 0:
-            logger.warning("%s.", long)
+        for note in (long, self._describe_cut(store)):
+            if note is not None and self.args.process_index == 0:
+                logger.warning("%s.", note)
         return store
+
+    def _describe_cut(self, store: AudioStore) -> str | None:
+        """Describe clips that the model does not see as a whole; None without any."""
+        longest = self.backbone.max_samples
+        n_cut = 0 if longest is None else int(np.count_nonzero(store.lengths > longest))
+        if longest is None or n_cut == 0:
+            return None
+        seconds, name = longest / self.format.sampling_rate, type(self.model).__name__
+        return (
+            f"{n_cut:,} of {len(store):,} {self.plural} are longer than the {seconds:.4g} s that {name} sees, and "
+            f"only their beginnings count: --segment_seconds {2 * seconds / 3:.3g} cuts recordings into "
+            "samples that fit"
+        )
 
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
         return self.backbone.features(model, self.waveforms(batch, numbers), batch["lengths"])
 
-    def example(self) -> dict[str, Any]:
-        return {"input_values": torch.zeros(1, 10 * self.backbone.receptive_field, device=self.model.device)}
+    def example(self) -> dict[str, torch.Tensor]:
+        n_samples = 10 * self.backbone.min_samples
+        values = torch.zeros(1, n_samples, device=self.model.device)
+        return {"input_values": values, "lengths": torch.tensor([n_samples], device=self.model.device)}
 
     def freeze_unused(self) -> None:
-        self.backbone.freeze_above(self.model)
+        self.backbone.freeze_unused(self.model)
 
     def waveforms(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None) -> torch.Tensor:
-        """Prepare a batch's waveforms (B, T) for the model: augmented if there are numbers, and normalised."""
+        """Prepare a batch's waveforms (B, T): augmented if there are numbers; normalised for a model of them."""
         values, lengths = batch["input_values"], batch["lengths"]
         if numbers is not None:
             values = self.augmentation(values, lengths, numbers)
@@ -135,7 +164,7 @@ class AudioModality(Modality):
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
         """Split positions into batches of up to `size` seconds with their padding, or of one longer recording."""
         assert isinstance(store, AudioStore)
-        lengths = store.lengths[positions.numpy()]
+        lengths = self._padded(store)[positions.numpy()]
         max_samples = size * self.format.sampling_rate
         bounds = [0]
         longest = 0
@@ -148,11 +177,21 @@ class AudioModality(Modality):
 
     def costs(self, store: SampleStore) -> np.ndarray | None:
         assert isinstance(store, AudioStore)
-        return store.lengths
+        return self._padded(store)
+
+    def _padded(self, store: AudioStore) -> np.ndarray:
+        """Samples that the model computes per position: a model of a fixed length pads each clip to it."""
+        fixed = self.backbone.max_samples
+        return store.lengths if fixed is None else np.full_like(store.lengths, fixed)
+
+    @property
+    def usage_notes(self) -> str:
+        return self.backbone.usage_notes()
 
     def usage_snippet(self, name: str) -> str:
         return SNIPPET.format(
             name=quote_python(name),
+            model=self.backbone.load_expression(quote_python(name)),
             rate=self.format.sampling_rate,
             feature=self.backbone.feature_expression(),
             width=self.feature_size,

@@ -75,8 +75,8 @@ class Modality(ABC):
         """
 
     @abstractmethod
-    def example(self) -> dict[str, Any]:
-        """Inputs of the backbone for one sample without contents, on its device."""
+    def example(self) -> dict[str, torch.Tensor]:
+        """Batch of one sample without contents, as `collate` makes it, on the model's device."""
 
     @abstractmethod
     def freeze_unused(self) -> None:
@@ -93,6 +93,11 @@ class Modality(ABC):
     @abstractmethod
     def costs(self, store: SampleStore) -> np.ndarray | None:
         """Return the relative work per sample (len(store),) in extraction; None if all are alike."""
+
+    @property
+    def usage_notes(self) -> str:
+        """Sentences below the snippet, in Markdown."""
+        return ""
 
     @abstractmethod
     def usage_snippet(self, name: str) -> str:

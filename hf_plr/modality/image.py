@@ -123,9 +123,9 @@ class ImageModality(Modality):
             images = self.augmentation(images, numbers)
         return self.backbone.features(model, self.geometry.normalise(images))
 
-    def example(self) -> dict[str, Any]:
-        image = torch.zeros(1, count_channels(self.model), *self.geometry.image_size, device=self.model.device)
-        return {"pixel_values": image, **self.backbone.forward_arguments}
+    def example(self) -> dict[str, torch.Tensor]:
+        shape = 1, count_channels(self.model), *self.geometry.image_size
+        return {"pixel_values": torch.zeros(shape, dtype=torch.uint8, device=self.model.device)}
 
     def freeze_unused(self) -> None:
         """Freeze what no feature depends on, and interpolated positions where a GPU must give the same bits."""

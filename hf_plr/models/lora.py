@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,7 +68,7 @@ def has_adapters(model: Any) -> bool:
 # ---- new adapters ----------------------------------------------------------------------------------------------------
 
 
-def add_lora(backbone: PreTrainedModel, args: BackboneArguments, example: dict[str, Any], seed: int) -> None:
+def add_lora(backbone: PreTrainedModel, args: BackboneArguments, forward: Callable[[], object], seed: int) -> None:
     """Put new adapters of low rank into the linear layers of a backbone, and freeze all of its other weights.
 
     They change no feature before training. A layer gets one if the feature depends on it: if it is called, and if its
@@ -76,7 +77,7 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, example: dict[s
     Args:
         backbone: a bare backbone; weights that no feature depends on are frozen already.
         args: rank, alpha and targets.
-        example: inputs of the backbone.
+        forward: computes a feature of one sample.
         seed: seed of the adapters, so that all processes have the same.
 
     Raises:
@@ -88,7 +89,7 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, example: dict[s
     config = LoraConfig(
         r=args.lora_rank,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
-        target_modules=_choose_targets(backbone, args.lora_targets, example),
+        target_modules=_choose_targets(backbone, args.lora_targets, forward),
         base_model_name_or_path=backbone.name_or_path or None,
     )
     if is_untrained(backbone):
@@ -101,8 +102,8 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, example: dict[s
     train_adapters_alone(backbone)
 
 
-def _choose_targets(backbone: PreTrainedModel, chosen: list[str] | None, example: dict[str, Any]) -> list[str]:
-    names = _list_called_linears(backbone, example)
+def _choose_targets(backbone: PreTrainedModel, chosen: list[str] | None, forward: Callable[[], object]) -> list[str]:
+    names = _list_called_linears(backbone, forward)
     if not names:
         raise ValueError(f"lora=True but no linear layer of {type(backbone).__name__} is left to adapt: freeze fewer")
     if chosen is None:
@@ -122,7 +123,7 @@ def _ends_with(name: str, target: str) -> bool:
 
 
 @torch.no_grad()
-def _list_called_linears(backbone: PreTrainedModel, example: dict[str, Any]) -> list[str]:
+def _list_called_linears(backbone: PreTrainedModel, forward: Callable[[], object]) -> list[str]:
     """List the linear layers that are called and not frozen.
 
     WavLM's attention takes the weights of its linear layers without calling them: adapters would have no effect there.
@@ -141,7 +142,7 @@ def _list_called_linears(backbone: PreTrainedModel, example: dict[str, Any]) -> 
     modes = {module: module.training for module in backbone.modules()}
     try:
         backbone.eval()
-        backbone(**example)
+        forward()
     finally:
         for hook in hooks:
             hook.remove()
@@ -299,7 +300,7 @@ def train_adapters_alone(backbone: Any) -> None:
             parameter.requires_grad_(False)
 
 
-def prepare_adapters(backbone: PreTrainedModel, args: Any, example: dict[str, Any]) -> None:
+def prepare_adapters(backbone: PreTrainedModel, args: Any, forward: Callable[[], object]) -> None:
     """Add the adapters that the arguments ask for; called once all weights that no feature depends on are frozen.
 
     Adapters that the backbone has already are trained on.
@@ -307,7 +308,7 @@ def prepare_adapters(backbone: PreTrainedModel, args: Any, example: dict[str, An
     Args:
         backbone: a bare backbone, with or without adapters.
         args: arguments of LoRA, and the seed.
-        example: inputs of the backbone.
+        forward: computes a feature of one sample.
 
     Raises:
         ValueError: if the arguments do not fit the backbone.
@@ -315,7 +316,7 @@ def prepare_adapters(backbone: PreTrainedModel, args: Any, example: dict[str, An
     if not args.lora:
         return
     if not has_adapters(backbone):
-        add_lora(backbone, args, example, args.seed)
+        add_lora(backbone, args, forward, args.seed)
         return
     config: Any = backbone.peft_config[active_adapter(backbone)]
     rank, alpha = getattr(config, "r", None), getattr(config, "lora_alpha", None)

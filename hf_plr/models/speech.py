@@ -21,10 +21,13 @@ from transformers import (
 
 from hf_plr.models.adapter_files import find_base_model, load_adapter_of
 from hf_plr.models.clip_norm import ClipLengths, ClipNorm
+from hf_plr.models.reached import freeze_unreached
+from hf_plr.models.trial import trial_of
 from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_processor
 
 logger = logging.getLogger(__name__)
 
+SOUND_INPUTS = ("input_values", "input_features")  # waveforms, or spectrograms
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio")
 MASK_TIME_PROB = 0.05  # the default of all four configurations
 # Kernels and strides by sampling rate. Three layers where HuBERT has seven: a CPU spends most on the many frames of the
@@ -53,13 +56,20 @@ class SpeechBackbone:
         feature_size: size D of a feature.
         receptive_field: samples that one frame sees.
         hop: samples from one frame to the next.
+        min_samples: samples of the shortest clip that the model takes, those of one frame.
+        max_samples: None: clips may have any length.
 
     Raises:
-        ValueError: if the layer does not exist, or the model has no mask embedding.
+        ValueError: if the model takes no waveforms, the layer does not exist, or the model has no mask embedding.
     """
+
+    takes_waveforms = True
+    max_samples: int | None = None
 
     def __init__(self, model: PreTrainedModel, layer: int | None = None):
         config: Any = model.config
+        if config.model_type not in MODEL_TYPES:
+            raise ValueError(_describe_other(model))
         self.n_layers: int = config.num_hidden_layers
         self.feature_size: int = config.hidden_size
         self._check_layer(layer)
@@ -70,6 +80,7 @@ class SpeechBackbone:
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.receptive_field += (kernel - 1) * self.hop
             self.hop *= stride
+        self.min_samples = self.receptive_field
         _keep_padding_out(model, self)
 
     def n_frames(self, lengths: torch.Tensor) -> torch.Tensor:
@@ -134,21 +145,30 @@ class SpeechBackbone:
         hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
         return hidden.float(), self.n_frames(lengths)
 
-    def freeze_above(self, model: PreTrainedModel) -> None:
+    def freeze_unused(self, model: PreTrainedModel) -> None:
         """Freeze the parameters above `layer`: several processes would wait for gradients that never come."""
         if self.layer is None:
             return
-        encoder: Any = model.encoder
-        unused: list[nn.Module] = list(encoder.layers[self.layer :])
-        if getattr(model.config, "do_stable_layer_norm", False):  # then this norm comes last, and first otherwise
-            unused.append(encoder.layer_norm)
-        for module in unused:
-            module.requires_grad_(False)
+        clip = torch.zeros(1, self.receptive_field, device=model.device)
+        with trial_of(model):
+            freeze_unreached(model, self.features(model, clip, torch.tensor([clip.shape[1]], device=model.device)))
+
+    def load_expression(self, name: str) -> str:
+        """Write Python code that loads the model from `name`, a Python literal."""
+        return f"AutoModel.from_pretrained({name}).eval()"
 
     def feature_expression(self) -> str:
         """Write Python code that computes the same feature of one clip from `output`, the model's output."""
         hidden = "last_hidden_state" if self.layer is None else f"hidden_states[{self.layer}]"
         return f"output.{hidden}.mean(dim=1)"
+
+    def usage_notes(self) -> str:
+        """Describe what a reader of the snippet must know: batches, and what of the model was trained."""
+        return (
+            "For a batch of recordings of different lengths pass the extractor's `attention_mask` (`padding=True, "
+            "return_attention_mask=True`) and average over each recording's own frames only. The backbone was trained "
+            "with `layerdrop` 0: layers that are left out at random give features of changing depth."
+        )
 
     def _check_layer(self, layer: int | None) -> None:
         if layer is not None and not 0 <= layer <= self.n_layers:
@@ -165,6 +185,20 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
     Raises:
         ValueError: if the model is missing or damaged, or is not a HuBERT, wav2vec 2.0, WavLM or data2vec.
     """
+    backbone = load_sound_model(model)
+    _check_speech(backbone)
+    backbone = convert_to_float32(backbone)
+    _switch_randomness_off(backbone.config)
+    _ensure_mask_embedding(backbone)
+    return backbone
+
+
+def load_sound_model(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrainedModel:
+    """Load a model of any kind from a name, a path, or memory, without its head.
+
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
     loaded: Any = model
     if isinstance(model, (str, os.PathLike)):
         name = find_base_model(os.fspath(model))
@@ -172,12 +206,8 @@ def load_speech_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> Pre
             loaded = AutoModel.from_pretrained(name, dtype=torch.float32)
         except Exception as error:  # as in load_backbone
             raise ValueError(describe_load_error(name, error)) from error
-    backbone = extract_backbone(loaded, "input_values")
-    _check_speech(backbone)
+    backbone = extract_backbone(loaded, *SOUND_INPUTS)
     load_adapter_of(model, backbone)
-    backbone = convert_to_float32(backbone)
-    _switch_randomness_off(backbone.config)
-    _ensure_mask_embedding(backbone)
     return backbone
 
 
@@ -270,13 +300,17 @@ def _make_out_of_autocast(module_type: Any) -> Any:
     return derived.__new__(derived)
 
 
+def _describe_other(model: PreTrainedModel) -> str:
+    return (
+        f"{type(model).__name__} (model_type={model.config.model_type!r}) is not a speech transformer backbone that "
+        "takes waveforms: use a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model that AutoModel loads"
+    )
+
+
 def _check_speech(model: PreTrainedModel) -> None:
     config = model.config
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"{type(model).__name__} (model_type={config.model_type!r}) is not a speech transformer backbone that "
-            "takes waveforms: use a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model that AutoModel loads"
-        )
+        raise ValueError(_describe_other(model))
     if getattr(config, "add_adapter", False):
         raise ValueError(
             f"{type(model).__name__} has an adapter that thins out frames at random: "

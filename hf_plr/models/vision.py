@@ -44,7 +44,7 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
         except Exception as error:  # besides OSError, a dozen kinds for damaged weights and configurations
             raise ValueError(describe_load_error(name, error)) from error
         missing = sorted(report["missing_keys"])
-    backbone = convert_to_float32(extract_backbone(loaded))
+    backbone = convert_to_float32(extract_backbone(loaded, "pixel_values"))
     if hasattr(backbone.config, "mask_ratio"):
         backbone = convert_masked_autoencoder(backbone) or backbone
     backbone.name_or_path = backbone.name_or_path or loaded.name_or_path
@@ -53,30 +53,30 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
     return backbone
 
 
-def extract_backbone(model: PreTrainedModel, main_input: str = "pixel_values") -> PreTrainedModel:
+def extract_backbone(model: PreTrainedModel, *main_inputs: str) -> PreTrainedModel:
     """Extract the backbone of a model: itself if `AutoModel` loads it as what it is, otherwise the first such in it.
 
     Args:
         model: the model.
-        main_input: name of the backbone's main input.
+        *main_inputs: names that the backbone's main input may have.
 
     Raises:
         ValueError: if no part of it takes such an input, or its adapters cannot be merged into that part.
     """
     if has_adapters(model):
         whole = get_adapted_model(model)
-        backbone = _find_backbone(whole, main_input)
+        backbone = _find_backbone(whole, main_inputs)
         claim_adapters(model, whole, backbone)
         return backbone
-    return _find_backbone(model, main_input)
+    return _find_backbone(model, main_inputs)
 
 
-def _find_backbone(model: PreTrainedModel, main_input: str) -> PreTrainedModel:
+def _find_backbone(model: PreTrainedModel, main_inputs: tuple[str, ...]) -> PreTrainedModel:
     candidates = [
         module
         for module in model.modules()
         if isinstance(module, PreTrainedModel)
-        and module.main_input_name == main_input
+        and module.main_input_name in main_inputs
         and not hasattr(module.config, "vision_config")  # of several towers
     ]
     backbone = next((module for module in candidates if isinstance(module, find_auto_class(module) or ())), None)
@@ -88,7 +88,7 @@ def _find_backbone(model: PreTrainedModel, main_input: str) -> PreTrainedModel:
     if backbone is None:
         raise ValueError(
             f"{type(model).__name__} (model_type={model.config.model_type!r}) takes {model.main_input_name}, and "
-            f"nothing in it is a backbone that takes {main_input}: use one that AutoModel loads"
+            f"nothing in it is a backbone that takes {' or '.join(main_inputs)}: use one that AutoModel loads"
         )
     if backbone is not model:
         is_tower = type(backbone.config) is not type(model.config)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_plr.models.pooling import pool
 from hf_plr.models.reached import find_reached
-from hf_plr.models.trial import Trial, UnsuitableImages, find_layout, select_hidden, try_backbone
+from hf_plr.models.vision_trial import Trial, UnsuitableImages, find_layout, select_hidden, try_backbone
 
 logger = logging.getLogger(__name__)
 

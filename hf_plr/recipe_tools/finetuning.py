@@ -17,6 +17,7 @@ from hf_plr.data.columns import find_label_column
 from hf_plr.data.loading import load_train_and_test
 from hf_plr.data.media_kinds import Kind
 from hf_plr.data.sample_store import SKIP_HINT, UnreadableSample, encode_labels, select_undecoded
+from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
 
 logger = logging.getLogger(__name__)
 Read = Callable[[Any, int], object]  # of a stored value and its row
@@ -235,7 +236,9 @@ def train_classifier(
         }
     )
     if recipe.freeze_backbone:
-        model.base_model.requires_grad_(False)
+        # Some classifiers have no base model of their own but an encoder (Whisper).
+        backbone = model.get_encoder() if model.base_model is model else model.base_model
+        backbone.requires_grad_(False)
     trainer = Trainer(
         model,
         args,
@@ -264,6 +267,38 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "accuracy": float(accuracy_score(prediction.label_ids, answers)),
         "f1": float(f1_score(prediction.label_ids, answers, average="macro")),
     }
+
+
+def count_needed_samples(extractor: Any) -> int:
+    """Count the samples of the shortest clip that a feature extractor takes."""
+    name = extractor.model_input_names[0]
+    return SpectrogramInputs(extractor, name).receptive_field if makes_spectrograms(extractor, name) else 1
+
+
+def extract_sounds(
+    extractor: Any, waveforms: list[np.ndarray], sampling_rate: int, max_samples: int
+) -> dict[str, torch.Tensor]:
+    """Make a model's inputs of waveforms, cut or padded to one length, by any feature extractor.
+
+    Args:
+        extractor: of waveforms or of spectrograms.
+        waveforms: float32 of shape (T,) each.
+        sampling_rate: samples per second (Hz).
+        max_samples: the length.
+    """
+    if not makes_spectrograms(extractor, extractor.model_input_names[0]):
+        return extractor(
+            waveforms,
+            sampling_rate=sampling_rate,
+            padding="max_length",
+            max_length=max_samples,
+            truncation=True,
+            return_tensors="pt",
+        )
+    # Lengths are in frames there, so a clip of the full length stretches the others.
+    clips = [waveform[:max_samples] for waveform in waveforms] + [np.ones(max_samples, np.float32)]
+    inputs = extractor(clips, sampling_rate=sampling_rate, return_tensors="pt")
+    return {name: values[:-1] for name, values in inputs.items()}
 
 
 def show_first_answer(answers: list[dict[str, Any]], truth: str, call: str) -> None:

@@ -97,7 +97,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         check_best_metric(args, is_scored=compute_metrics is not None)
         trained = self._make_trained_model()
         freeze_as_told(args, self.modality.model)
-        prepare_adapters(self.modality.model, args, self.modality.example())  # in what is not frozen
+        prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
         check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
         super().__init__(
             model=trained,
@@ -179,6 +179,9 @@ class BaseTrainer(FeatureTrainer, ABC):
     def _make_trained_model(self) -> torch.nn.Module:
         """The module that is trained: the backbone, or one that holds it."""
         return self.modality.model
+
+    def _compute_example(self) -> torch.Tensor:
+        return self.modality.features(self.modality.model, self.modality.example())
 
     def prepare_epoch(self, epoch: int) -> None:
         """Make new labels where the epoch needs them, and begin to train on them; called by `StageCallback`."""

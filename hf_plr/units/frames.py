@@ -66,7 +66,7 @@ class Frames:
             start = stop
 
     def _compute_batch(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        backbone = self.modality.backbone
+        backbone = self.modality.frame_backbone
         if self.layer is not None:
             values = self.modality.waveforms(batch)
             return backbone.frames(self.extractor.model, values, batch["lengths"], layer=self.layer)
@@ -77,7 +77,7 @@ class Frames:
 
 def count_frames(modality: AudioModality, store: AudioStore) -> np.ndarray:
     """Count the frames that the backbone makes of each recording, int64 (N,)."""
-    return modality.backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
+    return modality.frame_backbone.n_frames(torch.from_numpy(store.lengths)).numpy().astype(np.int64)
 
 
 def compute_frame_bounds(counts: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.other import get_free_port
 from helpers.launching import alone, launch
 from helpers.paths import ACCELERATE_CONFIGS, HELPERS, HUBERT_PLR, VIT_PLR
+from helpers.spectrograms import MODELS
 from helpers.train_in_processes import LORA, N_IMAGES, SOUNDS, train
 from transformers import AutoModel
 
@@ -189,6 +190,16 @@ def test_adapters_are_trained_by_two_processes_as_by_one(shared, kind):
     np.testing.assert_allclose(found["losses"], whole["losses"], rtol=1e-3)
     still = train(kind, 8, use_cpu=True, **{**LORA[kind], "learning_rate": 0})
     assert not np.array_equal(whole["features"], still["features"])
+
+
+@pytest.mark.slow
+def test_models_of_spectrograms_train_in_two_processes_as_in_one(tmp_path):
+    succeeded(launch(tmp_path / "found.npz", *MODELS, processes=2, script=TRAIN_IN_PROCESSES))
+    found = dict(np.load(tmp_path / "found.npz"))
+    for kind in MODELS:
+        whole = train(kind, 8, use_cpu=True, **SOUNDS)
+        np.testing.assert_array_equal(found[f"{kind}: labels"], whole["labels"])
+        np.testing.assert_allclose(found[f"{kind}: losses"][:6], whole["losses"][:6], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

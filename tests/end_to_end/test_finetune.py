@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from helpers.launching import load_script
 from helpers.paths import RECIPES
+from helpers.spectrograms import MODELS, make_extractor, make_model
 from helpers.tiny import deep_images, image_trainer
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
@@ -107,6 +108,19 @@ def test_sounds_from_all_labels(tmp_path, capsys):
     assert 'pipeline("audio-classification"' in capsys.readouterr().out
     classifier = AutoModelForAudioClassification.from_pretrained(tmp_path / "c")
     assert set(classifier.config.label2id) == set(sounds.features["label"].names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_sounds_by_models_of_spectrograms(tmp_path, capsys, name):
+    sounds = make_synthetic_recordings(n_per_class=6, seed=1)
+    make_model(name).save_pretrained(tmp_path / "out")
+    make_extractor(name).save_pretrained(tmp_path / "out")
+    common = ["--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "c", "--num_train_epochs", 1]
+    common += ["--dataset_name", write(sounds.select(range(36)), sounds.select(range(36, 48)), tmp_path / "data")]
+    for more in ([], ["--freeze_backbone", "--max_seconds", 0.5]):
+        recipe("finetune_audio", *common, *more)
+        assert 'pipeline("audio-classification"' in capsys.readouterr().out
 
 
 def test_few_labels_are_drawn_by_class_and_seed():

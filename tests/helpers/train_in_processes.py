@@ -15,6 +15,8 @@ from accelerate.utils import DistributedType, gather_object
 from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
+from helpers.spectrograms import MODELS as SPECTROGRAM_MODELS
+from helpers.spectrograms import make_extractor, make_model
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments
 from hf_plr.data.example_data import digits, make_synthetic_recordings
 from hf_plr.data.loading import draw_rows
@@ -41,6 +43,13 @@ LORA: dict[str, dict[str, Any]] = {
     "images": {"lora": True, "lora_rank": 4, "learning_rate": 0.01, "ema_decay": 0.5},
     "sounds": {**SOUNDS, "lora": True, "lora_rank": 4, "gradient_checkpointing": True},
 }
+# Dropout is drawn by process; the tiny models of the others have none.
+NO_DROPOUT = {
+    "wav2vec2-bert": dict.fromkeys(
+        ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "conformer_conv_dropout"),
+        0.0,
+    )
+}
 N_IMAGES = 203  # divisible by nothing
 WIDTH = 32
 
@@ -57,7 +66,10 @@ class WatchedKMeans(KMeans):
 
 
 def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]:
-    """Train on 203 images or 83 sounds: labels, the loss of every step, features at the end, and what k-means saw."""
+    """Train on 203 images or 83 sounds: labels, the loss of every step, features at the end, and what k-means saw.
+
+    `kind` is "images", "sounds", or the name of a model of spectrograms, for sounds too.
+    """
     set_seed(0)
     model: Any
     if kind == "images":
@@ -67,6 +79,8 @@ def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]
     else:
         data = make_synthetic_recordings(n_per_class=11).select(range(83))
         model, processor = small_hubert(8_000, hidden_size=WIDTH, num_hidden_layers=2), small_hubert_extractor(8_000)
+        if kind in SPECTROGRAM_MODELS:
+            model, processor = make_model(kind, **NO_DROPOUT.get(kind, {})), make_extractor(kind)
     kmeans = WatchedKMeans(12, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         # The report would hold the features of up to 1,500 samples, which are all of these.
@@ -87,7 +101,7 @@ def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]
     }
 
 
-def main(output: str) -> None:
+def main(output: str, *spectrogram_models: str) -> None:
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if sharded:  # accelerate shards weights on devices only: let it take the CPU for one
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
@@ -97,6 +111,8 @@ def main(output: str) -> None:
     if not sharded:
         runs["images, workers"] = {"dataloader_num_workers": 2, "image_cache_gib": 0}
         runs |= {f"{kind}, lora": arguments for kind, arguments in LORA.items()}
+    if spectrogram_models:
+        runs = {kind: dict(SOUNDS) for kind in spectrogram_models}
     results: dict[str, np.ndarray] = {}
     for name, arguments in runs.items():
         for key, value in train(name.split(",")[0], 4, **arguments).items():
@@ -110,4 +126,4 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

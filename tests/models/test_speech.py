@@ -147,7 +147,7 @@ def test_training_reaches_every_parameter_and_draws_nothing(name):
 def test_gradients_stop_at_the_layer_and_what_is_above_it_waits_for_none(name):
     model = load_speech_backbone(make(name)).train()
     backbone = SpeechBackbone(model, layer=1)
-    backbone.freeze_above(model)
+    backbone.freeze_unused(model)
     backbone.features(model, clips(), LENGTHS).square().sum().backward()
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in model.encoder.layers[1].parameters())

@@ -399,7 +399,7 @@ def test_linear_layers_that_are_not_called_get_no_adapters():
         )
     )
     args = PLRTrainingArguments("unused", lora=True, report_to="none", use_cpu=True)
-    prepare_adapters(model, args, {"input_values": torch.zeros(1, 1000)})
+    prepare_adapters(model, args, lambda: model(torch.zeros(1, 1000)))
     names = {name.split(".lora_")[0] for name in model.state_dict() if ".lora_" in name}
     assert "encoder.layers.0.feed_forward.output_dense" in names
     assert not any(name.endswith(("q_proj", "k_proj", "v_proj", "out_proj")) for name in names)
