@@ -43,9 +43,9 @@ def elsewhere(tried, tmp_path_factory) -> dict[str, np.ndarray]:
     """Features by plain AutoModel, in another process without hf_plr."""
     folder = tmp_path_factory.mktemp("elsewhere")
     trained = {name: each for name, each in tried.items() if each.feature is not None}
-    asked = {name: (each.output, *each.expression) for name, each in trained.items()}
+    asked = {name: (each.output, each.code) for name, each in trained.items()}
     (folder / "asked.json").write_text(json.dumps(asked))
-    np.savez(folder / "inputs.npz", **{name: probe(name).numpy() for name in trained})
+    np.savez(folder / "samples.npz", **{name: probe(name).numpy() for name in trained})
     command = [sys.executable, "-I", str(HELPERS / "foreign_features.py"), str(folder / "asked.json")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -16,10 +16,15 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 from transformers import set_seed
 
+from helpers import spectrograms
 from helpers.runs import StopAt, assert_same_weights, weights
 from hf_plr import PLRTrainer, PLRTrainingArguments
+from hf_plr.data.example_data import make_synthetic_recordings
+from hf_plr.models.pooling import POOLINGS
+from hf_plr.models.speech import small_hubert_extractor
 
 SIDE = 32
+RATE = 8_000
 TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT = {**TRANSFORMER, "intermediate_size": 64, "image_size": SIDE, "patch_size": 8}
 NO_MLP = {name: value for name, value in VIT.items() if name != "intermediate_size"}
@@ -39,7 +44,7 @@ def _towers(whole: type[Any], config: type[Any]) -> Any:
     return whole(config(text_config=TEXT, vision_config=VIT))
 
 
-FAMILIES: dict[str, Callable[[], Any]] = {
+IMAGE_FAMILIES: dict[str, Callable[[], Any]] = {
     "ViT": lambda: tf.ViTModel(tf.ViTConfig(**VIT)),
     "DeiT": lambda: tf.DeiTModel(tf.DeiTConfig(**VIT)),
     "DINOv2": lambda: tf.Dinov2Model(tf.Dinov2Config(**NO_MLP)),
@@ -80,6 +85,21 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
+WAVEFORM = {
+    **{**TRANSFORMER, "intermediate_size": 64, "conv_dim": (16, 32), "conv_kernel": (10, 8), "conv_stride": (5, 4)},
+    **{"num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    **{"feat_extract_norm": "layer"},
+}
+WAVEFORM_FAMILIES: dict[str, Callable[[], Any]] = {
+    "HuBERT": lambda: tf.HubertModel(tf.HubertConfig(**WAVEFORM)),
+    "wav2vec 2.0": lambda: tf.Wav2Vec2Model(tf.Wav2Vec2Config(**WAVEFORM)),
+    "WavLM": lambda: tf.WavLMModel(tf.WavLMConfig(**WAVEFORM, num_buckets=8)),
+    "data2vec-audio": lambda: tf.Data2VecAudioModel(tf.Data2VecAudioConfig(**WAVEFORM)),
+}
+SPECTROGRAM_FAMILIES = {"AST": "ast", "wav2vec2-BERT": "wav2vec2-bert", "Whisper's encoder": "whisper"}
+FAMILIES = (*IMAGE_FAMILIES, *WAVEFORM_FAMILIES, *SPECTROGRAM_FAMILIES)
+
+
 @dataclass
 class Tried:
     """What came of a family.
@@ -91,7 +111,7 @@ class Tried:
         poolings: size of the feature by pooling; the default comes first.
         checkpointing: True if the model has gradient checkpointing.
         output: folder of the trained backbone.
-        expression: how plain AutoModel gets its feature: the model's further arguments, and the code.
+        code: how plain AutoModel gets `feature` of `sample` from `folder`.
         feature: of `probe`, as the trainer has it.
     """
 
@@ -101,19 +121,37 @@ class Tried:
     poolings: dict[str, int] = field(default_factory=dict)
     checkpointing: bool = False
     output: str = ""
-    expression: tuple[str, str, str] = ("", "", "")
+    code: str = ""
     feature: np.ndarray | None = None
 
 
+IMAGE_CODE = """
+model = AutoModel.from_pretrained(folder).eval()
+output = model(torch.from_numpy(sample){arguments})
+tokens = {tokens}
+feature = {feature}
+"""
+SOUND_CODE = """
+waveform = sample[0]
+extractor = AutoFeatureExtractor.from_pretrained(folder)
+model = {load}
+output = model(**extractor(waveform, sampling_rate={rate}, return_tensors="pt"), output_hidden_states=True)
+feature = {feature}
+"""
+
+
 def probe(name: str) -> torch.Tensor:
-    """Four normalised images for a family, float32 of shape (4, 3, 32, 32)."""
-    return torch.rand((4, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    """A sample for a family: a normalised image (1, 3, 32, 32), or a waveform of 0.9 s (1, 7200)."""
+    generator = torch.Generator().manual_seed(1)
+    if name in IMAGE_FAMILIES:
+        return torch.rand((1, 3, SIDE, SIDE), generator=generator) * 2 - 1
+    return torch.randn((1, int(0.9 * RATE)), generator=generator)
 
 
 @functools.cache
 def make_data(name: str) -> Dataset:
     """Data for a family."""
-    return few_images()
+    return few_images() if name in IMAGE_FAMILIES else make_synthetic_recordings(n_per_class=4)
 
 
 def few_images() -> Dataset:
@@ -129,23 +167,27 @@ def few_images() -> Dataset:
     return Dataset.from_dict({"image": images, "label": [i % 3 for i in range(24)]}, features=features)
 
 
-def image_processor() -> Any:
-    """A processor for images of 32 x 32 pixels."""
-    return tf.ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
+def make_model(name: str) -> tuple[Any, Any]:
+    """A new model of a family, and its processor."""
+    set_seed(0)
+    if name in IMAGE_FAMILIES:
+        return IMAGE_FAMILIES[name](), tf.ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    if name in WAVEFORM_FAMILIES:
+        return WAVEFORM_FAMILIES[name](), small_hubert_extractor(RATE)
+    kind = SPECTROGRAM_FAMILIES[name]
+    return spectrograms.make_model(kind), spectrograms.make_extractor(kind)
 
 
 def make_trainer(name: str, out: Path, data: Dataset, **arguments: Any) -> PLRTrainer:
-    """A trainer of a new model of a family; `settings` go to its arguments."""
-    set_seed(0)
+    """A trainer of a new model of a family; `arguments` go to its arguments."""
     settings = {
         **{"num_train_epochs": 2, "per_device_train_batch_size": 12, "num_clusters": 4, "learning_rate": 1e-3},
         **{"weight_decay": 0.0, "disable_tqdm": True, "use_cpu": True, "report": "no", "refinement": "slr"},
         **{"cluster_space": "centered", "feature_dtype": "float32"},
         **arguments,
     }
-    return PLRTrainer(
-        FAMILIES[name](), PLRTrainingArguments(str(out), **settings), data, processing_class=image_processor()
-    )
+    model, processor = make_model(name)
+    return PLRTrainer(model, PLRTrainingArguments(str(out), **settings), data, processing_class=processor)
 
 
 def try_family(name: str, folder: Path, data: Dataset) -> Tried:
@@ -156,22 +198,40 @@ def try_family(name: str, folder: Path, data: Dataset) -> Tried:
     except ValueError as error:
         return Tried(refused=str(error))
     try:
-        _try_all(tried, name, folder, data, trainer)
-    except Exception:  # told in the table's test
+        tried.trained = type(trainer.modality.model).__name__
+        tried.checkpointing = bool(trainer.model.supports_gradient_checkpointing)
+        after = try_training(trainer)
+        trainer.save_model()
+        tried.feature, tried.code = read_feature(name, trainer)
+        tried.poolings = try_poolings(name, folder, data, getattr(trainer.modality.backbone, "pooling", "mean"))
+        try_resuming(name, folder, data, trainer.state.max_steps // 2 + 1, after)
+        for number, settings in enumerate(({"bf16": True}, {"gradient_checkpointing": True})):
+            if "bf16" in settings or tried.checkpointing:
+                other = make_trainer(
+                    name, folder / str(number), data, num_train_epochs=1, save_strategy="no", **settings
+                )
+                other.train()
+                assert all(bool(torch.isfinite(value).all()) for value in weights(other).values())
+    except Exception:  # told by the test
         tried.failed = traceback.format_exc()[-1500:]
     return tried
 
 
-def _try_all(tried: Tried, name: str, folder: Path, data: Dataset, trainer: PLRTrainer) -> None:
-    backbone = trainer.modality.backbone
-    tried.trained = type(trainer.model).__name__
-    tried.checkpointing = bool(trainer.model.supports_gradient_checkpointing)
-    for pooling in (backbone.pooling, *(other for other in backbone.poolings if other != backbone.pooling)):
-        other = make_trainer(name, folder / "pooling", data, pooling=pooling)
-        size = other.extract_features().shape[1]
-        assert size == other.modality.feature_size
-        tried.poolings[pooling] = size
+def try_poolings(name: str, folder: Path, data: Dataset, default: str) -> dict[str, int]:
+    """Sizes of the features by those poolings that the family has."""
+    sizes = {}
+    for pooling in (default, *(other for other in POOLINGS if other != default)):
+        try:
+            trainer = make_trainer(name, folder / "pooling", data, pooling=pooling)
+        except ValueError:
+            continue
+        sizes[pooling] = trainer.extract_features().shape[1]
+        assert sizes[pooling] == trainer.modality.feature_size
+    return sizes
 
+
+def try_training(trainer: PLRTrainer) -> dict[str, torch.Tensor]:
+    """Train, and check that all that is trained got gradients; returns the weights."""
     before = weights(trainer)
     trainer.train()
     optimizer: Any = trainer.optimizer
@@ -180,22 +240,33 @@ def _try_all(tried: Tried, name: str, folder: Path, data: Dataset, trainer: PLRT
     assert all(parameter in optimizer.state for parameter in trained), "a parameter that is trained got no gradient"
     after = weights(trainer)
     assert sum(not torch.equal(after[key], before[key]) for key in before) >= len(trained) / 2
-    trainer.save_model()
-    model = trainer.backbone.eval()
-    with torch.no_grad():
-        tried.feature = backbone.features(model, probe(name)).numpy()
-    tried.expression = backbone.forward_expression(), backbone.tokens_expression(), backbone.feature_expression()
+    return after
 
-    steps = trainer.state.max_steps
+
+def try_resuming(name: str, folder: Path, data: Dataset, step: int, expected: dict[str, torch.Tensor]) -> None:
+    """Stop within an epoch, and resume in a new trainer: the same bits."""
     stopped = make_trainer(name, folder / "resumed", data)
-    stopped.add_callback(StopAt(steps // 2 + 1))  # within an epoch
+    stopped.add_callback(StopAt(step))
     stopped.train()
     resumed = make_trainer(name, folder / "resumed", data)
     resumed.train(resume_from_checkpoint=True)
-    assert_same_weights(weights(resumed), after)
+    assert_same_weights(weights(resumed), expected)
 
-    for number, settings in enumerate(({"bf16": True}, {"gradient_checkpointing": True})):
-        if "bf16" in settings or tried.checkpointing:
-            other = make_trainer(name, folder / str(number), data, num_train_epochs=1, save_strategy="no", **settings)
-            other.train()
-            assert all(bool(torch.isfinite(value).all()) for value in weights(other).values())
+
+def read_feature(name: str, trainer: PLRTrainer) -> tuple[np.ndarray, str]:
+    """The feature of the family's sample as the trainer has it, and the code for it without hf_plr."""
+    backbone: Any = trainer.modality.backbone
+    model, sample = trainer.backbone.eval(), probe(name)
+    with torch.no_grad():
+        if name in IMAGE_FAMILIES:
+            code = IMAGE_CODE.format(
+                arguments=backbone.forward_expression(),
+                tokens=backbone.tokens_expression(),
+                feature=backbone.feature_expression(),
+            )
+            return backbone.features(model, sample).numpy(), code
+        batch = {"input_values": sample, "lengths": torch.tensor([sample.shape[1]])}
+        code = SOUND_CODE.format(
+            load=backbone.load_expression("folder"), rate=RATE, feature=backbone.feature_expression()
+        )
+        return trainer.modality.features(model, batch).numpy(), code

@@ -1,7 +1,7 @@
 """Computes features of trained backbones as somebody does who has no hf_plr: run it by `python -I`.
 
-The argument names a JSON file: by family the folder, the model's further arguments, and code for the tokens and the
-feature. Inputs are in inputs.npz beside it, features are written to features.npz there.
+The argument names a JSON file: by family the folder, and code for the feature. Samples are in samples.npz beside it,
+features are written to features.npz there.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ sys.modules["hf_plr"] = None  # type: ignore[assignment]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from transformers import AutoModel  # noqa: E402
+from transformers import AutoFeatureExtractor, AutoModel  # noqa: E402
+
+AUTO = {"AutoModel": AutoModel, "AutoFeatureExtractor": AutoFeatureExtractor}
 
 
 def main(asked: Path) -> None:
-    inputs = np.load(asked.parent / "inputs.npz")
+    samples = np.load(asked.parent / "samples.npz")
     found = {}
-    for name, (folder, arguments, tokens, feature) in json.loads(asked.read_text()).items():
-        model, loaded = AutoModel.from_pretrained(folder, output_loading_info=True)
+    for name, (folder, code) in json.loads(asked.read_text()).items():
+        _, loaded = AutoModel.from_pretrained(folder, output_loading_info=True)
         assert not loaded["missing_keys"], (name, loaded)
         assert not loaded["unexpected_keys"], (name, loaded)
-        names = {"model": model.eval(), "inputs": torch.from_numpy(inputs[name]), "torch": torch}
+        names = {"folder": folder, "sample": samples[name], "torch": torch, **AUTO}
         with torch.no_grad():
-            names["output"] = eval(f"model(inputs{arguments})", names)
-            names["tokens"] = eval(tokens, names)
-            found[name] = eval(feature, names).numpy()
+            exec(code, names)  # noqa: S102
+        found[name] = names["feature"].numpy()
     np.savez(asked.parent / "features.npz", **found)
 
 
