@@ -41,10 +41,11 @@ tokens = {tokens}
 feature = {feature}  # shape (1, {width})"""
 
 
-EIGHT_BITS = 'Image.open("image.png").convert("RGB")'
+EIGHT_BITS = 'Image.open("image.png"){convert}'
 DEEP = """Image.open("image.png")
 pixels = np.asarray(image, dtype=np.float64) - {low:.10g}  # {low:,.10g} to {high:,.10g} become 0 to 255, as in training
-image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8)).convert("RGB")"""
+image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8)){convert}"""
+CONVERT = {1: '.convert("L")', 3: '.convert("RGB")'}  # by number of channels; other images have them already
 
 
 class ImageModality(Modality):
@@ -140,10 +141,11 @@ class ImageModality(Modality):
         return None
 
     def usage_snippet(self, name: str) -> str:
-        pixel_range, opened = self.geometry.settings.pixel_range, EIGHT_BITS
+        pixel_range, convert = self.geometry.settings.pixel_range, CONVERT.get(self.geometry.num_channels, "")
+        opened = EIGHT_BITS.format(convert=convert)
         if pixel_range is not None:
             low, high = pixel_range
-            opened = DEEP.format(low=low, high=high, span=high - low)
+            opened = DEEP.format(low=low, high=high, span=high - low, convert=convert)
         return SNIPPET.format(
             numpy="" if pixel_range is None else "import numpy as np\n",
             image=opened,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from transformers import TrainingArguments
 
 from hf_plr.evaluation.evaluators import Evaluator
 from hf_plr.evaluation.intervals import Interval
@@ -164,7 +165,8 @@ class RunSummary:
         """Settings of method and training whose values differ from the defaults, by name."""
         is_unit_run = isinstance(self.args, UnitTrainingArguments)
         arguments_class = UnitTrainingArguments if is_unit_run else PLRTrainingArguments
-        method_settings = {*BaseTrainingArguments.__annotations__, *arguments_class.__annotations__}
+        classes = set(arguments_class.__mro__) - set(TrainingArguments.__mro__)
+        method_settings = {name for declared_in in classes for name in getattr(declared_in, "__annotations__", {})}
         reported = (method_settings | {*TRAINING_SETTINGS}) - {*LOCAL_SETTINGS}
         # From the class: a second TrainingArguments would reset the state of all Accelerators.
         return [

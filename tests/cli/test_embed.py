@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_dataset
 from helpers.tiny import deep_images, image_trainer
+from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
+from hf_plr.models.vision import small_vit_processor
+from hf_plr.report.outputs import write_metrics
 
 
 def write(dataset, folder):
@@ -25,7 +26,7 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
     trainer.train()
     trainer.save_model()
     out = trainer.args.output_dir
-    (tmp_path / "out" / "metrics.json").write_text(json.dumps({"settings": {"pooling": "mean"}}))
+    write_metrics(tmp_path / "out" / "metrics.json", trainer.summary(), seconds=1.0)
     command = ["embed", "--model", out, "--dataset", write(some_digits, tmp_path / "data")]
     assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 0
     assert "203 features of 32 numbers" in capsys.readouterr().out
@@ -43,6 +44,31 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
     (tmp_path / "out" / "metrics.json").write_text("{")
     assert main([*command, "--output", str(tmp_path / "other.parquet")]) == 2
     assert "give --pooling, --layer or --max_seconds" in capsys.readouterr().err
+
+
+TWO_LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+
+
+@pytest.mark.parametrize(("n_channels", "settings"), [(3, {"layer": 1}), (3, {"pooling": "cls+mean"}), (1, {})])
+def test_the_snippet_of_the_card_gives_the_feature_of_the_run(
+    make_trainer, some_digits, tmp_path, n_channels, settings
+):
+    config = ViTConfig(**TWO_LAYERS, intermediate_size=64, num_channels=n_channels)
+    processor = small_vit_processor(16)
+    if n_channels == 1:
+        processor.do_convert_rgb, processor.image_mean, processor.image_std = False, [0.5], [0.5]
+    trainer = make_trainer({"model": ViTModel(config), "processing_class": processor}, num_train_epochs=1, **settings)
+    trainer.train()
+    trainer.save_model()
+    out, picture = tmp_path / "out", tmp_path / "image.png"
+    write_metrics(out / "metrics.json", trainer.summary(), seconds=1.0)
+    command = ["embed", "--model", str(out), "--dataset", write(some_digits, tmp_path / "data")]
+    assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 0
+    embedded = pd.read_parquet(tmp_path / "features.parquet")["feature"][0]
+    some_digits[0]["image"].save(picture)
+    names = {}
+    exec(trainer.modality.usage_snippet(str(out)).replace("image.png", str(picture)), names)  # noqa: S102
+    np.testing.assert_allclose(names["feature"][0].numpy(), embedded, atol=1e-4)
 
 
 def test_deep_images_are_decoded_as_in_the_run(make_trainer, tmp_path, capsys):
@@ -68,8 +94,7 @@ def test_deep_images_are_decoded_as_in_the_run(make_trainer, tmp_path, capsys):
 def test_sounds_have_the_features_of_the_run(make_sound_trainer, some_sounds, tmp_path, settings):
     trainer = make_sound_trainer(PLRTrainer, num_train_epochs=1, **settings)
     trainer.save_model()
-    stored = {name: str(value) for name, value in settings.items()}
-    (tmp_path / "out" / "metrics.json").write_text(json.dumps({"settings": stored}))
+    write_metrics(tmp_path / "out" / "metrics.json", trainer.summary(), seconds=1.0)
     command = ["embed", "--model", trainer.args.output_dir, "--dataset", write(some_sounds, tmp_path / "data")]
     assert main([*command, "--batch_size", "8", "--output", str(tmp_path / "features.parquet")]) == 0
     found = pd.read_parquet(tmp_path / "features.parquet")
