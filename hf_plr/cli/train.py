@@ -23,8 +23,8 @@ from hf_plr.utils.shipped_files import find_shipped
 SUMMARY = "adapt a backbone to unlabelled images or recordings"
 PROG = "hf-plr train"
 DATA = {
-    "image": "images, with a ViT, DeiT or DINOv2 backbone",
-    "audio": "recordings, with a HuBERT, wav2vec 2.0, WavLM or data2vec backbone",
+    "image": "images, with a vision backbone such as ViT, DINOv3, CLIP, Swin or ConvNeXt",
+    "audio": "recordings, with a backbone such as HuBERT, WavLM, AST or Whisper",
     "reid": "images of persons or vehicles for re-identification, with or without a labelled source",
 }
 

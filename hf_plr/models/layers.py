@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_plr.models.frozen import freeze
+
 EMBEDDINGS = 0
 
 
@@ -79,7 +81,7 @@ def freeze_first_layers(model: nn.Module, n: int) -> None:
         raise ValueError(f"freeze_layers={n} leaves nothing to train: {highest} layers are trained, freeze fewer")
     for name, parameter in parameters.items():
         if depths[name] <= n:
-            parameter.requires_grad_(False)
+            freeze(parameter)
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_plr.models.frozen import freeze
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.training_args.backbone import BackboneArguments
 from hf_plr.utils.rng import isolate_rng
@@ -104,6 +105,8 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, forward: Callab
 
 def _choose_targets(backbone: PreTrainedModel, chosen: list[str] | None, forward: Callable[[], object]) -> list[str]:
     names = _list_called_linears(backbone, forward)
+    if not any(isinstance(module, nn.Linear) for module in backbone.modules()):
+        raise ValueError(f"lora=True but {type(backbone).__name__} has no linear layers: leave lora out")
     if not names:
         raise ValueError(f"lora=True but no linear layer of {type(backbone).__name__} is left to adapt: freeze fewer")
     if chosen is None:
@@ -297,7 +300,7 @@ def train_adapters_alone(backbone: Any) -> None:
         set_adapter(backbone, active_adapter(backbone))
     for parameter in backbone.parameters():
         if parameter.data_ptr() not in own:
-            parameter.requires_grad_(False)
+            freeze(parameter)
 
 
 def prepare_adapters(backbone: PreTrainedModel, args: Any, forward: Callable[[], object]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_plr.models.frozen import freeze
+
 
 def find_reached(output: torch.Tensor) -> set[nn.Parameter]:
     """Find the parameters that an output depends on, by its graph and without a backward pass.
@@ -44,5 +46,5 @@ def freeze_unreached(model: nn.Module, output: torch.Tensor) -> list[str]:
         name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in reached
     ]
     for name in unreached:
-        model.get_parameter(name).requires_grad_(False)
+        freeze(model.get_parameter(name))
     return unreached

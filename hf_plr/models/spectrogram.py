@@ -10,6 +10,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from hf_plr.models.frozen import freeze
 from hf_plr.models.reached import find_reached
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs
 from hf_plr.models.trial import trial_of
@@ -132,7 +133,7 @@ class SpectrogramBackbone:
     def freeze_unused(self, model: PreTrainedModel) -> None:
         """Freeze the parameters that no feature depends on: several processes would wait for their gradients."""
         for name in self._unreached:
-            model.get_parameter(name).requires_grad_(False)
+            freeze(model.get_parameter(name))
 
     def load_expression(self, name: str) -> str:
         """Write Python code that loads the model from `name`, a Python literal."""

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_plr.models.adapter_files import find_base_model, find_processor, load_adapter_of
+from hf_plr.models.frozen import thaw
 from hf_plr.models.lora import claim_adapters, get_adapted_model, has_adapters
 from hf_plr.models.vision_backbone import NOT_LOADED
 
@@ -56,6 +57,8 @@ def load_backbone(model: PreTrainedModel | str | os.PathLike[str]) -> PreTrained
 def extract_backbone(model: PreTrainedModel, *main_inputs: str) -> PreTrainedModel:
     """Extract the backbone of a model: itself if `AutoModel` loads it as what it is, otherwise the first such in it.
 
+    What an earlier trainer of the same model froze is trained again.
+
     Args:
         model: the model.
         *main_inputs: names that the backbone's main input may have.
@@ -63,6 +66,7 @@ def extract_backbone(model: PreTrainedModel, *main_inputs: str) -> PreTrainedMod
     Raises:
         ValueError: if no part of it takes such an input, or its adapters cannot be merged into that part.
     """
+    thaw(model)
     if has_adapters(model):
         whole = get_adapted_model(model)
         backbone = _find_backbone(whole, main_inputs)

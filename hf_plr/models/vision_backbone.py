@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_plr.models.frozen import freeze
 from hf_plr.models.pooling import pool
 from hf_plr.models.reached import find_reached
 from hf_plr.models.vision_trial import Trial, UnsuitableImages, find_layout, select_hidden, try_backbone
@@ -92,7 +93,7 @@ class VisionBackbone:
         """
         frozen = [name for name in self.unused if model.get_parameter(name).requires_grad]
         for name in frozen:
-            model.get_parameter(name).requires_grad_(False)
+            freeze(model.get_parameter(name))
         if frozen:
             modules = dict.fromkeys(name.rpartition(".")[0] or name for name in frozen)
             logger.info("Not trained, since no feature depends on them: %s", ", ".join(modules))
@@ -102,7 +103,7 @@ class VisionBackbone:
         if INTERPOLATE in self.forward_arguments:
             for name, parameter in model.named_parameters():
                 if "position_embedding" in name:
-                    parameter.requires_grad_(False)
+                    freeze(parameter)
 
     def forward_expression(self) -> str:
         """Write the model's arguments beside the processor's output as Python code."""

@@ -52,6 +52,8 @@ def try_backbone(
     others = _list_required(model) - {"pixel_values", *arguments}
     if others:
         raise ValueError(f"{name} needs {' and '.join(sorted(others))} beside images of one size: use another backbone")
+    if layer is not None and not _takes(model, "output_hidden_states"):
+        raise ValueError(f"layer={layer}, but {name} returns no hidden states: leave it out")
     images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)).to(model.device)
     try:
         with trial_of(model):
@@ -129,6 +131,11 @@ def _list_required(model: nn.Module) -> set[str]:
     parameters = inspect.signature(model.forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty}
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return name in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.models.adapter_files import ADAPTER_FOLDER, hash_frozen_weights, merge_adapters, save_adapter
+from hf_plr.models.frozen import hold_frozen_statistics
 from hf_plr.models.lora import check_lora_arguments, describe_adapters, describe_kind, has_adapters, prepare_adapters
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
@@ -39,7 +40,7 @@ from hf_plr.trainer.checkpointing import (
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.feature_trainer import FeatureTrainer
 from hf_plr.trainer.rates import decay_rates
-from hf_plr.trainer.start import ONE_MODEL, adapt_to_start, check_optimizer, freeze_as_told
+from hf_plr.trainer.start import ONE_MODEL, adapt_to_start, check_optimizer, check_trained, freeze_as_told
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
@@ -97,7 +98,9 @@ class BaseTrainer(FeatureTrainer, ABC):
         check_best_metric(args, is_scored=compute_metrics is not None)
         trained = self._make_trained_model()
         freeze_as_told(args, self.modality.model)
+        check_trained(args, self.modality.model)
         prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
+        hold_frozen_statistics(self.modality.model)
         check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
         super().__init__(
             model=trained,

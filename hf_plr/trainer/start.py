@@ -74,6 +74,22 @@ def freeze_as_told(args: BaseTrainingArguments, backbone: nn.Module) -> None:
     freeze_first_layers(backbone, args.freeze_layers)
 
 
+def check_trained(args: BaseTrainingArguments, backbone: nn.Module) -> None:
+    """Check that some weight is trained, and that a gradient checkpointing that is asked for exists.
+
+    Raises:
+        ValueError: if not.
+    """
+    name = type(backbone).__name__
+    if not any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise ValueError(
+            f"all weights of {name} that the feature depends on are frozen: call requires_grad_(True) on those to "
+            "train (lora=True freezes them itself)"
+        )
+    if args.gradient_checkpointing and not getattr(backbone, "supports_gradient_checkpointing", True):
+        raise ValueError(f"gradient_checkpointing=True but {name} has none: leave it out")
+
+
 def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers: Any) -> None:
     """Check an optimizer that the user made.
 

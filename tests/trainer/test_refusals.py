@@ -115,3 +115,14 @@ def test_an_optimizer_of_ones_own_has_rates_of_its_own(make_trainer, reads_nothi
 
 def test_no_optimizer_is_none_of_the_users(make_trainer):
     make_trainer({"optimizers": (None, None)})
+
+
+class NoHiddenStates(ViTModel):
+    def forward(self, pixel_values):
+        return super().forward(pixel_values)
+
+
+def test_a_layer_of_a_model_that_returns_none_is_refused(make_trainer):
+    model = NoHiddenStates(tiny.tiny_vit().config)
+    with pytest.raises(ValueError, match="layer=1, but NoHiddenStates returns no hidden states: leave it out"):
+        make_trainer({"model": model}, layer=1)
