@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from datasets import Dataset
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 from hf_plr.data.audio_decoding import decode_waveform
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import select_undecoded
+from hf_plr.models.auto_classes import check_classifier
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     recipe, args = parser.parse_args_and_config(argv)
     data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)
+    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    check_classifier(config, recipe.model_name_or_path, "AutoModelForAudioClassification")
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
     rate, min_samples = extractor.sampling_rate, count_needed_samples(extractor)
     data = data.keep_readable(

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.sample_store import select_undecoded
+from hf_plr.models.auto_classes import check_classifier
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)
     config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    check_classifier(config, recipe.model_name_or_path, "AutoModelForImageClassification")
     num_channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
     geometry = ImageGeometry(processor, num_channels, recipe.pixel_range, recipe.transparency_background)
     notes = geometry.fit(data.train, column)

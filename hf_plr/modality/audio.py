@@ -62,7 +62,7 @@ class AudioModality(Modality):
     processor_name = "feature extractor"
     pipeline_tag = "feature-extraction"
     card_template = "audio_backbone.md"
-    classifier = "AutoModelForAudioClassification"
+    classifier_name = "AutoModelForAudioClassification"
     collate = staticmethod(collate_recordings)
 
     def __init__(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.models.auto_classes import find_auto_class
 
 
 class Modality(ABC):
@@ -27,7 +28,7 @@ class Modality(ABC):
         processor_name: name of the processor in messages.
         pipeline_tag: its task on the Hub.
         card_template: file of its model card's template.
-        classifier: class that fine-tunes it with labels.
+        classifier_name: class that fine-tunes backbones of most kinds with labels.
     """
 
     noun: str
@@ -35,7 +36,7 @@ class Modality(ABC):
     processor_name: ClassVar[str]
     pipeline_tag: ClassVar[str]
     card_template: ClassVar[str]
-    classifier: ClassVar[str]
+    classifier_name: ClassVar[str]
 
     column: str
     model: PreTrainedModel
@@ -44,6 +45,11 @@ class Modality(ABC):
     @property
     def row_plural(self) -> str:
         return self.plural
+
+    @property
+    def classifier(self) -> str | None:
+        """Class of transformers that fine-tunes the backbone with labels; None if it has none for this kind."""
+        return self.classifier_name if find_auto_class(self.model, self.classifier_name) is not None else None
 
     @property
     @abstractmethod

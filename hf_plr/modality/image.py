@@ -69,7 +69,7 @@ class ImageModality(Modality):
     processor_name = "image processor"
     pipeline_tag = "image-feature-extraction"
     card_template = "image_backbone.md"
-    classifier = "AutoModelForImageClassification"
+    classifier_name = "AutoModelForImageClassification"
     collate = staticmethod(collate_images)
 
     def __init__(

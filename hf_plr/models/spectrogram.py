@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from hf_plr.models.auto_classes import find_auto_class
 from hf_plr.models.frozen import freeze
 from hf_plr.models.reached import find_reached
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs
@@ -272,7 +273,7 @@ def prepare_spectrogram_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def _put_into_whole(model: PreTrainedModel) -> PreTrainedModel:
     """Put an encoder, alone or with a head, into the model with a decoder that `AutoModel` makes of it."""
-    whole_class: Any = MODEL_MAPPING.get(type(model.config), type(model))
+    whole_class: Any = find_auto_class(model) or type(model)
     if type(model) is whole_class or not getattr(model.config, "is_encoder_decoder", False):
         return model
     encoder: Any = getattr(model, "encoder", model)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    MODEL_MAPPING,
     AutoImageProcessor,
     AutoModel,
     PreTrainedModel,
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from hf_plr.models.adapter_files import find_base_model, find_processor, load_adapter_of
+from hf_plr.models.auto_classes import find_auto_class
 from hf_plr.models.frozen import thaw
 from hf_plr.models.lora import claim_adapters, get_adapted_model, has_adapters
 from hf_plr.models.vision_backbone import NOT_LOADED
@@ -99,12 +99,6 @@ def _find_backbone(model: PreTrainedModel, main_inputs: tuple[str, ...]) -> PreT
         words = "Training %s, the backbone in the %s"
         logger.log(logging.WARNING if is_tower else logging.INFO, words, type(backbone).__name__, type(model).__name__)
     return backbone
-
-
-def find_auto_class(model: PreTrainedModel) -> type[PreTrainedModel] | None:
-    """Find the class that `AutoModel` loads a model's saved configuration as; None if it does not know it."""
-    loadable: Any = MODEL_MAPPING.get(type(model.config), None)
-    return loadable[0] if isinstance(loadable, tuple) else loadable
 
 
 def _complete(part: PreTrainedModel) -> PreTrainedModel | None:

@@ -179,7 +179,11 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         "",
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
-        f"  {modality.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier",
+        *(
+            [f"  {modality.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier"]
+            if modality.classifier
+            else []
+        ),
         f"  {next_command[0]}   {next_command[1]}",
         "",
     ]
