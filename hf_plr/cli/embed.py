@@ -5,8 +5,8 @@
 `out` is the output folder or Hub id of a run, or any backbone that `AutoModel` loads. DATA is a Hub id, a folder of
 images or recordings, or a folder of parquet files. The output has one row per sample: its index, its file if that is
 known, and its feature, a list of floats of the backbone's width; with --segment_seconds one row per segment of a
-recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if its
-metrics.json lies beside the model, unless they are given.
+recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if the model is
+its output folder or a checkpoint, unless they are given.
 """
 
 from __future__ import annotations
@@ -97,27 +97,42 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_run_settings(model: str) -> dict[str, Any]:
-    """Read how a backbone's run computed its features; empty if no `metrics.json` lies beside it."""
+    """Read how a backbone's run computed its features: from `metrics.json`, or from the state in a checkpoint.
+
+    Empty for a backbone without either.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
     from hf_plr.report.outputs import METRICS_FILE
+    from hf_plr.trainer.checkpointing import STATE_FILE, load_state
 
-    path = os.path.join(model, METRICS_FILE)
+    folder = os.path.dirname(os.path.normpath(model)) if _is_adapter_of_run(model) else model
+    path = os.path.join(folder, METRICS_FILE)
     if not os.path.isdir(model):
         try:
             path = hf_hub_download(model, METRICS_FILE)
         except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
             return {}
-    if not os.path.isfile(path):
-        return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            settings = json.load(file)["settings"]
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                settings = json.load(file)["settings"]
+        elif os.path.isfile(path := os.path.join(folder, STATE_FILE)):
+            settings = {name: value for name, value in load_state(folder)[1].items() if value is not None}
+        else:
+            return {}
         kinds = RUN_SETTINGS | SEGMENT_SETTINGS
         return {name: kind(settings[name]) for name, kind in kinds.items() if name in settings}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
+
+
+def _is_adapter_of_run(model: str) -> bool:
+    """True for the folder of adapters in the output folder of a run."""
+    from hf_plr.models.adapter_files import ADAPTER_FOLDER, is_adapter_folder
+
+    return os.path.basename(os.path.normpath(model)) == ADAPTER_FOLDER and is_adapter_folder(model)
 
 
 def write_features(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_dataset
-from helpers.tiny import deep_images, image_trainer
+from helpers.tiny import deep_images, image_trainer, tiny_vit
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
@@ -101,3 +101,22 @@ def test_sounds_have_the_features_of_the_run(make_sound_trainer, some_sounds, tm
     assert found["index"].tolist() == list(range(83))
     of_run = trainer.extract_features().numpy()[np.argsort(trainer.train_dataset.rows)]
     np.testing.assert_allclose(np.stack(found["feature"]), of_run, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_and_adapters_have_the_features_of_the_run(make_trainer, some_digits, tmp_path, lora):
+    (tmp_path / "start").mkdir()
+    tiny_vit().save_pretrained(tmp_path / "start")
+    small_vit_processor(16).save_pretrained(tmp_path / "start")
+    model = {"model": str(tmp_path / "start"), "processing_class": None}
+    trainer = make_trainer(model, num_train_epochs=1, pooling="mean", lora=lora)
+    trainer.train()
+    trainer.save_model()
+    out = tmp_path / "out"
+    write_metrics(out / "metrics.json", trainer.summary(), seconds=1.0)
+    data = write(some_digits, tmp_path / "data")
+    for number, folder in enumerate([*out.glob("checkpoint-*"), *([out / "adapter"] if lora else [])]):
+        file = tmp_path / f"{number}.parquet"
+        assert main(["embed", "--model", str(folder), "--dataset", data, "--output", str(file)]) == 0
+        found = np.stack(pd.read_parquet(file)["feature"])
+        np.testing.assert_allclose(found, trainer.extract_features().numpy(), atol=1e-5)
