@@ -109,8 +109,15 @@ def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers
             f"layer_decay={args.layer_decay} has no effect on an optimizer of your own: set its groups' rates instead"
         )
     trained = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
-    if not any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"]):
+    name = type(optimizer).__name__
+    if any(id(parameter) in trained for group in optimizer.param_groups for parameter in group["params"]):
+        return
+    if args.lora:
         raise ValueError(
-            f"optimizers: {type(optimizer).__name__} holds no trained parameter of this {type(backbone).__name__}: "
-            "load the model first, make the optimizer of its parameters(), and pass that model"
+            f"optimizers: {name} holds none of the adapters, which lora=True makes after it: pass a PeftModel and an "
+            "optimizer of its parameters(), without lora"
         )
+    raise ValueError(
+        f"optimizers: {name} holds no trained parameter of this {type(backbone).__name__}: load the model first, make "
+        "the optimizer of its parameters(), and pass that model"
+    )

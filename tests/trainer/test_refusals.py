@@ -126,3 +126,12 @@ def test_a_layer_of_a_model_that_returns_none_is_refused(make_trainer):
     model = NoHiddenStates(tiny.tiny_vit().config)
     with pytest.raises(ValueError, match="layer=1, but NoHiddenStates returns no hidden states: leave it out"):
         make_trainer({"model": model}, layer=1)
+
+
+def test_an_optimizer_made_before_the_adapters_is_refused(make_trainer):
+    model = tiny.tiny_vit()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(
+        ValueError, match="SGD holds none of the adapters, which lora=True makes after it: pass a PeftM"
+    ):
+        make_trainer({"model": model, "optimizers": (optimizer, None)}, lora=True)
