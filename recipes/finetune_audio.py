@@ -1,7 +1,8 @@
 """Fine-tune a classifier of recordings from a trained backbone, with few labels or many; stock classes only.
 
   python recipes/finetune_audio.py --model_name_or_path out --dataset_name DATA --output_dir classifier
-      DATA: a Hub id, a folder of wav, flac, ogg or mp3 files by class, or a folder with train.parquet and test.parquet
+      DATA: a Hub id, folders train/CLASS and test/CLASS of wav, flac, ogg or mp3 files, or a folder with
+      train.parquet and test.parquet
 
 --labels_per_class 10 takes few labels, --freeze_backbone trains the head alone.
 """
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from datasets import Dataset
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 from hf_plr.data.audio_decoding import decode_waveform
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import select_undecoded
+from hf_plr.models.classifiers import check_classifier
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
@@ -47,6 +49,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([AudioArguments, ClassifierArguments], __doc__, adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
+    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    check_classifier(config, "AutoModelForAudioClassification", recipe.model_name_or_path)
     data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)

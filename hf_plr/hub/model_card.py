@@ -116,6 +116,7 @@ def write_model_card(
         adapters=escape_markdown(summary.adapters),
         snippet=summary.modality.usage_snippet(name),
         usage_notes=summary.modality.usage_notes,
+        has_classifier=summary.modality.has_classifier,
         evidence=find_template(EVIDENCE).read_text(encoding="utf-8").strip(),
         settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],
     )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.models.classifiers import has_classifier
 
 
 class Modality(ABC):
@@ -21,6 +22,7 @@ class Modality(ABC):
     Attributes:
         column: column of the data set that holds the samples.
         model: the bare backbone, in float32.
+        backbone: how a feature is computed with it.
         processor: the image processor or feature extractor that is saved with the backbone.
         noun, plural: name of a sample in messages.
         row_plural: name of what the rows of the data set hold, in the plural: samples, or recordings of several.
@@ -39,11 +41,17 @@ class Modality(ABC):
 
     column: str
     model: PreTrainedModel
+    backbone: Any
     processor: Any
 
     @property
     def row_plural(self) -> str:
         return self.plural
+
+    @property
+    def has_classifier(self) -> bool:
+        """True if transformers has a classifier on backbones of this class."""
+        return has_classifier(self.model.config, self.classifier)
 
     @property
     @abstractmethod
