@@ -1,7 +1,8 @@
 """Fine-tune a classifier of recordings from a trained backbone, with few labels or many; stock classes only.
 
   python recipes/finetune_audio.py --model_name_or_path out --dataset_name DATA --output_dir classifier
-      DATA: a Hub id, a folder of wav, flac, ogg or mp3 files by class, or a folder with train.parquet and test.parquet
+      DATA: a Hub id, folders train/CLASS and test/CLASS of wav, flac, ogg or mp3 files, or a folder with
+      train.parquet and test.parquet
 
 --labels_per_class 10 takes few labels, --freeze_backbone trains the head alone.
 """
@@ -48,10 +49,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([AudioArguments, ClassifierArguments], __doc__, adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
-    data = load_labelled(recipe, args.seed, "audio")
-    column = find_audio_column(data.train)
     config = AutoConfig.from_pretrained(recipe.model_name_or_path)
     check_classifier(config, recipe.model_name_or_path, "AutoModelForAudioClassification")
+    data = load_labelled(recipe, args.seed, "audio")
+    column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
     rate, min_samples = extractor.sampling_rate, count_needed_samples(extractor)
     data = data.keep_readable(

@@ -1,7 +1,7 @@
 """Fine-tune a classifier of images from a trained backbone, with few labels or many; stock classes only.
 
   python recipes/finetune_image.py --model_name_or_path out --dataset_name DATA --output_dir classifier
-      DATA: a Hub id, a folder of images by class, or a folder with train.parquet and test.parquet
+      DATA: a Hub id, folders train/CLASS and test/CLASS of images, or a folder with train.parquet and test.parquet
 
 --labels_per_class 10 takes few labels, --freeze_backbone trains the head alone.
 """
@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([ImageArguments, ClassifierArguments], __doc__, adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
+    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
+    check_classifier(config, recipe.model_name_or_path, "AutoModelForImageClassification")
     data = load_labelled(recipe, args.seed, "image")
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)
-    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
-    check_classifier(config, recipe.model_name_or_path, "AutoModelForImageClassification")
     num_channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
     geometry = ImageGeometry(processor, num_channels, recipe.pixel_range, recipe.transparency_background)
     notes = geometry.fit(data.train, column)

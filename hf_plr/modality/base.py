@@ -22,6 +22,7 @@ class Modality(ABC):
     Attributes:
         column: column of the data set that holds the samples.
         model: the bare backbone, in float32.
+        backbone: how a feature is computed with it.
         processor: the image processor or feature extractor that is saved with the backbone.
         noun, plural: name of a sample in messages.
         row_plural: name of what the rows of the data set hold, in the plural: samples, or recordings of several.
@@ -40,6 +41,7 @@ class Modality(ABC):
 
     column: str
     model: PreTrainedModel
+    backbone: Any
     processor: Any
 
     @property

@@ -106,7 +106,9 @@ def add_lora(backbone: PreTrainedModel, args: BackboneArguments, forward: Callab
 def _choose_targets(backbone: PreTrainedModel, chosen: list[str] | None, forward: Callable[[], object]) -> list[str]:
     names = _list_called_linears(backbone, forward)
     if not any(isinstance(module, nn.Linear) for module in backbone.modules()):
-        raise ValueError(f"lora=True but {type(backbone).__name__} has no linear layers: leave lora out")
+        raise ValueError(
+            f"lora=True but {type(backbone).__name__} has no linear layer: train its weights, without lora"
+        )
     if not names:
         raise ValueError(f"lora=True but no linear layer of {type(backbone).__name__} is left to adapt: freeze fewer")
     if chosen is None:

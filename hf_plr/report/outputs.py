@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -169,6 +170,10 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     if summary.unreadable_rows:
         lines += [f"{len(summary.unreadable_rows)} {modality.row_plural} could not be read and were left out."]
     adapters = [("adapter/", "the adapters alone, for peft")] if summary.adapters else []
+    classifier = f"{modality.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier"
+    if modality.classifier is None:
+        features = f"hf-plr embed --model {shlex.quote(str(out))} --dataset DATA --output features.parquet"
+        classifier = f"{features}   features, for a classifier"
     report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
     lines += [
         "",
@@ -179,11 +184,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         "",
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
-        *(
-            [f"  {modality.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier"]
-            if modality.classifier
-            else []
-        ),
+        f"  {classifier}",
         f"  {next_command[0]}   {next_command[1]}",
         "",
     ]

@@ -13,6 +13,7 @@ from transformers import ProgressCallback
 
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch, count_samples_per_step
 from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS
+from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.utils.progress import describe_time, has_terminal
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class StepTimer:
 
 
 def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
-    """What a run is about to do, in five lines of a name and a value."""
+    """What a run is about to do, in lines of a name and a value."""
     args, state = trainer.args, trainer.state
     samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
     if trainer.train_dataset.segments is not None:
@@ -134,12 +135,30 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     threads = f", {n_threads} thread{'s' * (n_threads > 1)}" if args.device.type == "cpu" else ""
     stages = "each" if trainer.epochs_per_stage == 1 else f"every {trainer.epochs_per_stage}"
     return [
+        ("backbone", describe_backbone(trainer)),
         ("samples", samples),
         ("clusters", trainer.describe_clusters()),
         ("epochs", f"{state.num_train_epochs:g}, with a stage before {stages}"),
         ("steps", steps),
         ("device", f"{device}, {precision}{' (--bf16 false: float32)' * args.is_bf16_by_default}{threads}{processes}"),
     ]
+
+
+def describe_backbone(trainer: BaseTrainer) -> str:
+    """Class of the backbone, its feature, and how much of it is trained at which rate."""
+    args, model = trainer.args, trainer.modality.model
+    # A backbone of waveforms has the one pooling.
+    pooling = (
+        "frames" if isinstance(args, UnitTrainingArguments) else getattr(trainer.modality.backbone, "pooling", "mean")
+    )
+    layer = "" if args.layer is None else f" of layer {args.layer}"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    decay = "" if args.layer_decay == 1.0 else f", {args.layer_decay:g} of it from each layer to the one below"
+    return (
+        f"{type(model).__name__}, feature {pooling}{layer} of size {trainer.modality.feature_size}, "
+        f"{trained:,} of {total:,} parameters trained, learning rate {args.learning_rate:g}{decay}"
+    )
 
 
 def steps_per_epoch(trainer: BaseTrainer) -> int:

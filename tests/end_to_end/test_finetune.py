@@ -10,7 +10,7 @@ from helpers.launching import load_script
 from helpers.paths import RECIPES
 from helpers.spectrograms import MODELS, make_extractor, make_model
 from helpers.tiny import deep_images, image_trainer
-from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
+from transformers import AutoModelForAudioClassification, AutoModelForImageClassification, DINOv3ViTConfig
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
@@ -62,6 +62,15 @@ def test_deep_images_have_the_pixels_of_the_run(tmp_path, monkeypatch):
     expected = geometry.normalise(geometry.unit_range(trainer.train_dataset.pixels(torch.tensor(dark))))
     assert torch.equal(inputs["test"]["pixel_values"], expected)
     assert inputs["kept"] == [0, 4095]
+
+
+def test_a_family_without_a_classifier_is_refused_at_once(tmp_path):
+    config = DINOv3ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config.save_pretrained(tmp_path)
+    module = load_script(RECIPES / "finetune_image.py")
+    arguments = ["--model_name_or_path", tmp_path, "--dataset_name", "absent", "--output_dir", tmp_path / "c"]
+    with pytest.raises(ValueError, match=r"no classifier for dinov3_vit. Write the features with hf-plr embed"):
+        module.main([*map(str, arguments), "--use_cpu", "true", "--report_to", "none"])
 
 
 @pytest.mark.slow

@@ -100,7 +100,9 @@ def test_the_trial_takes_positions_beyond_float32(monkeypatch):
 def test_the_model_moves_to_its_batches_before_it_extracts(make_trainer):
     """FSDP and DeepSpeed leave it on the CPU until training begins; scores come before."""
     trainer = make_trainer()
-    extractor = dataclasses.replace(trainer.extractor, accelerator=SimpleNamespace(device=torch.device("meta")))
+    extractor = dataclasses.replace(
+        trainer.extractor, accelerator=SimpleNamespace(device=torch.device("meta"), num_processes=1)
+    )
     extractor._autocast = lambda dtype: contextlib.nullcontext()
     with extractor.evaluation_mode():
         assert {parameter.device.type for parameter in extractor.model.parameters()} == {"meta"}
@@ -143,7 +145,7 @@ class Counting(FeatureExtractor):
 
 
 def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):
-    monkeypatch.setattr("hf_plr.trainer.base_trainer.FeatureExtractor", Counting)
+    monkeypatch.setattr("hf_plr.trainer.feature_trainer.FeatureExtractor", Counting)
     Counting.images = 0
     once = {"cluster_space": "centered", "pair_weight": 0.0}  # no trial, and every sample in an epoch
     trainer = make_trainer(feature_source="epoch", feature_dtype="float32", save_strategy="no", **once)

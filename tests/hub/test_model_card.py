@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from helpers.paths import REPOSITORY
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hf_plr.modality import Modality
+from hf_plr.report.outputs import format_summary
 from hf_plr.report.summary import count_members
 
 
@@ -49,6 +52,19 @@ def test_without_labels_there_are_no_scores(make_trainer, some_digits, tmp_path)
     assert card.data.datasets is None
     assert "No label column was chosen" in card.text
     assert "clusters: the smallest has" in card.text
+
+
+@pytest.mark.parametrize(("has_classifier", "advice"), [(True, "with `AutoModelFor"), (False, "no classifier of this")])
+def test_only_backbones_with_a_classifier_promise_one(make_trainer, tmp_path, monkeypatch, has_classifier, advice):
+    trainer = make_trainer(num_train_epochs=1)
+    trainer.train()
+    classifier = "AutoModelForImageClassification" if has_classifier else None
+    monkeypatch.setattr(Modality, "classifier", classifier)
+    trainer.create_model_card()
+    assert advice in (tmp_path / "out" / "README.md").read_text()
+    text = format_summary(trainer.summary(), 1.0, ("", ""))
+    assert ("to fine-tune a classifier" in text) == has_classifier
+    assert ("hf-plr embed" in text) != has_classifier
 
 
 def test_what_refinement_did_where_targets_are_soft(make_trainer, tmp_path):

@@ -14,7 +14,16 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.runs import StopAt, assert_same_run
-from transformers import AutoModel, BertConfig, BertModel, ViTForImageClassification, WavLMConfig, WavLMModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTForImageClassification,
+    WavLMConfig,
+    WavLMModel,
+)
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer
 from hf_plr.cli import main as run_cli
@@ -329,6 +338,13 @@ def test_targets(make_lora):
     for target in ("query", "pooler.dense"):  # no such layer, and one that no feature depends on
         with pytest.raises(ValueError, match=rf"lora_targets: '{target}' names no linear layer of ViTModel .* q_proj"):
             make_lora(lora_targets=[target])
+
+
+def test_a_backbone_without_linear_layers():
+    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
+    arguments = PLRTrainingArguments("unused", lora=True, use_cpu=True)
+    with pytest.raises(ValueError, match=r"ResNetModel has no linear layer: train its weights, without lora"):
+        prepare_adapters(model, arguments, lambda: model(torch.zeros(1, 3, 32, 32)))
 
 
 def test_arguments_without_lora_are_refused(make_trainer):

@@ -91,7 +91,10 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     capsys.readouterr()
     trainer.train()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:5] == [
+    n = sum(parameter.numel() for parameter in trainer.model.parameters())
+    trained = n - sum(parameter.numel() for parameter in trainer.model.pooler.parameters())
+    assert lines[:6] == [
+        f"backbone  ViTModel, feature cls of size 32, {trained:,} of {n:,} parameters trained, learning rate 0.001",
         "samples   203 images",
         "clusters  12 by KMeans in a space that a trial finds, refinement slr",
         "epochs    2, with a stage before each",
