@@ -113,8 +113,11 @@ def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def summarise(records: dict[tuple[str, int], dict[str, Any]]) -> str:
-    """Write the table: means over seeds, and the mean of paired differences from all weights with its range."""
-    lines = ["| trained | kNN | linear | NMI | parameters | seconds | peak GiB |", "|---|---|---|---|---|---|---|"]
+    """Write the table: means over seeds, and the mean of paired differences from all weights with their range."""
+    lines = [
+        "| trained | seeds | kNN | linear | NMI | parameters | seconds | peak GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for way in WAYS:
         own = {seed: record for (other, seed), record in records.items() if other == way}
         if not own:
@@ -129,7 +132,7 @@ def summarise(records: dict[tuple[str, int], dict[str, Any]]) -> str:
                 cell += f" ({np.mean(differences):+.3f}: {min(differences):+.3f} to {max(differences):+.3f})"
             cells.append(cell)
         parameters, seconds, peak = (np.mean([record[name] for record in own.values()]) for name in COSTS)
-        lines.append(f"| {way} | {' | '.join(cells)} | {parameters:,.0f} | {seconds:.0f} | {peak:.2f} |")
+        lines.append(f"| {way} | {len(own)} | {' | '.join(cells)} | {parameters:,.0f} | {seconds:.0f} | {peak:.2f} |")
     return "\n".join(lines)
 
 

@@ -45,7 +45,7 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
-from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
+from hf_plr.training_args.defaults import ADAPTERS, FROM_SCRATCH, PRETRAINED
 from hf_plr.utils.distributed import run_main_first, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,9 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}={given[name]} must be at least 8")
     if given.get("source_epochs") is not None and given["source_epochs"] <= 0:
         raise ValueError(f"source_epochs={given['source_epochs']} must be above 0")
-    return DEFAULTS if given.get("model_name_or_path") is None else {**DEFAULTS, **PRETRAINED_DEFAULTS}
+    if given.get("model_name_or_path") is None:
+        return DEFAULTS
+    return {**DEFAULTS, **PRETRAINED_DEFAULTS, **(ADAPTERS if given.get("lora") else {})}
 
 
 def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.ndarray]:

@@ -12,10 +12,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from hf_plr.models.auto_classes import find_auto_class
 from hf_plr.models.frozen import freeze
+from hf_plr.models.loading import convert_to_float32
 from hf_plr.models.reached import find_reached
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs
-from hf_plr.models.trial import trial_of
-from hf_plr.models.vision import convert_to_float32
+from hf_plr.models.trial import describe_output, trial_of
 from hf_plr.utils.rng import isolate_rng
 
 logger = logging.getLogger(__name__)
@@ -195,8 +195,8 @@ class SpectrogramBackbone:
         hidden_states = getattr(output, "hidden_states", None)
         if not isinstance(last, torch.Tensor) or last.ndim != 3 or not hidden_states:
             raise ValueError(
-                f"{self._name} is not a backbone of tokens: for a spectrogram it returned {_describe(output)}; use a "
-                "model that returns last_hidden_state of shape (clips, tokens, size) and hidden_states"
+                f"{self._name} is not a backbone of tokens: for a spectrogram it returned {describe_output(output)}; "
+                "use a model that returns last_hidden_state of shape (clips, tokens, size) and hidden_states"
             )
         if layer is not None and not 0 <= layer < len(hidden_states):
             n_layers = len(hidden_states) - 1
@@ -316,12 +316,6 @@ def _switch_randomness_off(model: PreTrainedModel) -> None:
 def _skip_decoder(*_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
     """Stand for the `forward` of a decoder that no feature depends on."""
     return BaseModelOutputWithPastAndCrossAttentions()
-
-
-def _describe(output: Any) -> str:
-    """Describe what a model returned, by names and shapes."""
-    items = output.items() if hasattr(output, "items") else enumerate(output if isinstance(output, tuple) else [output])
-    return ", ".join(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in items) or "nothing"
 
 
 def _first_line(error: Exception) -> str:

@@ -21,9 +21,9 @@ from transformers import (
 
 from hf_plr.models.adapter_files import find_base_model, load_adapter_of
 from hf_plr.models.clip_norm import ClipLengths, ClipNorm
+from hf_plr.models.loading import convert_to_float32, describe_load_error, extract_backbone, load_processor
 from hf_plr.models.reached import freeze_unreached
 from hf_plr.models.trial import trial_of
-from hf_plr.models.vision import convert_to_float32, describe_load_error, extract_backbone, load_processor
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -21,3 +22,9 @@ def trial_of(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in modes.items():
             module.training = was_training
+
+
+def describe_output(output: Any) -> str:
+    """Describe what a model returned, by names and shapes."""
+    items = output.items() if hasattr(output, "items") else enumerate(output if isinstance(output, tuple) else [output])
+    return ", ".join(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in items) or "nothing"

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_plr.models.pooling import Layout
-from hf_plr.models.trial import trial_of
+from hf_plr.models.trial import describe_output, trial_of
 
 
 class Trial(NamedTuple):
@@ -67,7 +67,7 @@ def try_backbone(
         ) from error
     hidden = select_hidden(output, layer)
     if not isinstance(hidden, torch.Tensor) or hidden.dim() not in (3, 4) or len(hidden) != 2:
-        raise ValueError(f"{name} is no backbone of images: it returns {_describe(output)}")
+        raise ValueError(f"{name} is no backbone of images: it returns {describe_output(output)}")
     if not torch.allclose(hidden, select_hidden(again, layer), rtol=1e-2, atol=1e-3, equal_nan=True):
         raise ValueError(f"{name} returns other features each time, even in evaluation: such cannot be clustered")
     pooled = getattr(output, "pooler_output", None)
@@ -161,11 +161,3 @@ def _recorded(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _describe(output: Any) -> str:
-    """Describe a model's output by names and shapes."""
-    if not hasattr(output, "items"):
-        return type(output).__name__
-    parts = [f"{name} {tuple(value.shape)}" for name, value in output.items() if isinstance(value, torch.Tensor)]
-    return f"{', '.join(parts) or 'no tensor'}, and not last_hidden_state (images, tokens, size)"

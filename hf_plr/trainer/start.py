@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
+from hf_plr.models.lora import has_adapters
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
 
@@ -55,7 +56,8 @@ def adapt_to_start(args: Args, model: Any, modality: Modality) -> Args:
     """
     if not isinstance(model, (str, os.PathLike)) and is_untrained(modality.model):
         return args
-    return adapt_to_pretrained(args, "audio" if isinstance(modality, AudioModality) else "image")
+    kind: Literal["image", "audio"] = "audio" if isinstance(modality, AudioModality) else "image"
+    return adapt_to_pretrained(args, kind, args.lora or has_adapters(modality.model))
 
 
 def freeze_as_told(args: BaseTrainingArguments, backbone: nn.Module) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from hf_plr.models.adapter_files import fill_adapter, read_adapter
+from hf_plr.models.loading import describe_load_error
 from hf_plr.models.lora import adapter_state, has_adapters
-from hf_plr.models.vision import describe_load_error
 from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 

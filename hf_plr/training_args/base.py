@@ -41,8 +41,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it.
 
     With a backbone that is given by name or path, or that has been trained, a trainer takes a copy of the arguments
-    in which those of `by_default` have other values: `learning_rate` 3e-5, `num_train_epochs` 10 and
-    `per_device_train_batch_size` 64 (sounds: 16). Values that are given or assigned are never changed.
+    in which those of `by_default` have other values: `learning_rate` 3e-5 (with adapters 1e-3), `num_train_epochs` 10
+    and `per_device_train_batch_size` 64 (sounds: 16). Values that are given or assigned are never changed.
 
     Attributes:
         is_bf16_by_default: True if `bf16` was not given and the device decided.
@@ -73,7 +73,7 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     )
     learning_rate: float = field(
         default=None,  # type: ignore[assignment]
-        metadata={"help": "Peak learning rate. Default: 1e-3, from a pretrained backbone 3e-5."},
+        metadata={"help": "Peak learning rate. Default: 1e-3, from a pretrained backbone 3e-5, of its adapters 1e-3."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})

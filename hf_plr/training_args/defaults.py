@@ -25,6 +25,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
         "first_units": "layer",
     },
 }
+ADAPTERS = {"learning_rate": 1e-3}  # measured: docs/explanation/lora.md
 
 Args = TypeVar("Args", bound="BaseTrainingArguments")
 
@@ -41,12 +42,13 @@ def fill_from_scratch(args: BaseTrainingArguments) -> frozenset[str]:
     return names
 
 
-def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"]) -> Args:
+def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"], has_adapters: bool = False) -> Args:
     """Take the defaults of a pretrained backbone for the arguments that nobody gave.
 
     Args:
         args: the arguments; they stay as they are, also for a further trainer.
         kind: what the backbone is for.
+        has_adapters: whether adapters are trained in place of its weights.
 
     Returns:
         A copy, or `args` itself if all of them were given.
@@ -54,7 +56,8 @@ def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"]) -> Args:
     Raises:
         ValueError: with DeepSpeed, whose configuration was made from other values.
     """
-    changes = {name: value for name, value in PRETRAINED[kind].items() if name in args.by_default}
+    defaults = PRETRAINED[kind] | (ADAPTERS if has_adapters else {})
+    changes = {name: value for name, value in defaults.items() if name in args.by_default}
     if not changes:
         return args
     if args.deepspeed is not None:

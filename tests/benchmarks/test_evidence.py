@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.paths import REPOSITORY, SHARED_DATA
 
+from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import append_record, runs_of
@@ -175,3 +176,9 @@ def test_longer_runs_take_all_samples(tmp_path):
     trainer = TASKS["cifar-5-long"].make(PLRTrainer, args, 0, SHARED_DATA, tmp_path)
     assert len(trainer.train_dataset) == 10_000
     assert trainer.labelings[0].stage.clusterer.n_clusters == 150
+
+
+def test_the_page_on_adapters_has_the_table_of_its_records():
+    records = adaptation.read(REPOSITORY / "benchmarks" / "results" / "adaptation.jsonl")
+    page = (REPOSITORY / "docs" / "explanation" / "lora.md").read_text(encoding="utf-8")
+    assert adaptation.summarise(records) in page

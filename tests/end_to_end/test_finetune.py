@@ -69,7 +69,10 @@ def test_a_family_without_a_classifier_is_refused_at_once(tmp_path):
     config.save_pretrained(tmp_path)
     module = load_script(RECIPES / "finetune_image.py")
     arguments = ["--model_name_or_path", tmp_path, "--dataset_name", "absent", "--output_dir", tmp_path / "c"]
-    with pytest.raises(ValueError, match=r"no classifier for dinov3_vit. Write the features with hf-plr embed"):
+    with pytest.raises(
+        ValueError,
+        match=r"no classifier for .*\(model_type='dinov3_vit'\): train one",
+    ):
         module.main([*map(str, arguments), "--use_cpu", "true", "--report_to", "none"])
 
 

@@ -111,7 +111,7 @@ def test_a_model_that_is_frozen_is_refused(make_trainer, lora):
 
 def test_what_a_family_lacks_is_refused(make_trainer):
     model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"))
-    with pytest.raises(ValueError, match="ResNetModel has no linear layers: leave lora out"):
+    with pytest.raises(ValueError, match="ResNetModel has no linear layer: train its weights, without lora"):
         make_trainer({"model": model}, lora=True)
     with pytest.raises(ValueError, match="gradient_checkpointing=True but ResNetModel has none: leave it out"):
         make_trainer({"model": model}, gradient_checkpointing=True)

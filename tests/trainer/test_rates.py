@@ -233,6 +233,11 @@ def test_a_backbone_by_name_or_trained_has_defaults_of_its_own(make, tmp_path):
     assert values(make(trained_vit()).args) == TRAINED
 
 
+def test_adapters_have_a_rate_of_their_own(make):
+    assert make(trained_vit(), lora=True).args.learning_rate == 1e-3
+    assert make(trained_vit(), lora=True, learning_rate=3e-5).args.learning_rate == 3e-5
+
+
 @pytest.mark.parametrize(("name", "value"), [*zip(FIELDS, NEW, strict=True), *zip(FIELDS, (7.0, 7, 14), strict=True)])
 def test_what_is_given_stays_also_if_it_is_a_default(make, name, value):
     expected = {**dict(zip(FIELDS, TRAINED, strict=True)), name: value}
