@@ -17,6 +17,7 @@ recordings. A label column, where there is one, is used to score the features be
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -41,6 +42,7 @@ from hf_plr.recipe_tools.running import (
     run_recipe,
     score_and_train,
     set_cpu_threads,
+    suggest_push,
     write_results,
 )
 from hf_plr.utils.distributed import run_main_first
@@ -57,7 +59,7 @@ NEXT_COMMANDS = {
         "your own recordings",
     ),
     "frames": (
-        "hf-plr units --model {out} --dataset YOUR_RECORDINGS --output units.parquet",
+        "hf-plr units --model {out} --dataset {data} --output units.parquet",
         "the units of your own recordings",
     ),
 }
@@ -120,8 +122,16 @@ def main(argv: list[str] | None = None) -> None:
     trainer, rows = build_trainer(recipe, args)
     score_and_train(trainer, args, rows)
     card = {"dataset": recipe.dataset_name or "synthetic sounds", "tags": [trainer.backbone.config.model_type]}
+    write_results(trainer, rows, started, suggest_next(recipe, args), card)
+
+
+def suggest_next(recipe: RecipeArguments, args: Arguments) -> tuple[str, str]:
+    """The command to try after the run, and what it does."""
+    if recipe.objective == "utterance" and recipe.dataset_name is not None:
+        return suggest_push(args.output_dir)
     command, what = NEXT_COMMANDS[recipe.objective]
-    write_results(trainer, rows, started, (command.format(out=args.output_dir), what), card)
+    data = shlex.quote(recipe.dataset_name or "YOUR_RECORDINGS")
+    return command.format(out=shlex.quote(str(args.output_dir)), data=data), what
 
 
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, Arguments]:

@@ -35,6 +35,7 @@ from hf_plr.recipe_tools.running import (
     run_recipe,
     score_and_train,
     set_cpu_threads,
+    suggest_push,
     write_results,
 )
 from hf_plr.utils.distributed import run_main_first
@@ -81,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer, rows = build_trainer(recipe, args)
     score_and_train(trainer, args, rows)
     card = {"dataset": recipe.dataset_name or "handwritten digits", "tags": ["vit"]}
-    write_results(trainer, rows, started, NEXT_COMMAND, card)
+    next_command = NEXT_COMMAND if recipe.dataset_name is None else suggest_push(args.output_dir)
+    write_results(trainer, rows, started, next_command, card)
 
 
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, VitPLRArguments]:

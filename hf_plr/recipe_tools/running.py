@@ -214,6 +214,14 @@ def write_results(
         trainer.accelerator.end_training()
 
 
+def suggest_push(output_dir: str | None) -> tuple[str, str]:
+    """The command to try after a run on one's own data, and what it does."""
+    return (
+        f"hf-plr push {shlex.quote(str(output_dir))} --repo USER/NAME",
+        "all of it on the Hub",
+    )
+
+
 def push(trainer: BaseTrainer, card: dict[str, Any]) -> None:
     """Push the results to the Hub.
 

@@ -1,6 +1,10 @@
 """What recipes check before they run."""
 
+from types import SimpleNamespace
+
 import pytest
+from helpers.launching import load_script
+from helpers.paths import HUBERT_PLR
 
 from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, run_recipe
 
@@ -27,3 +31,16 @@ def test_packages_that_are_missing_are_named_in_one_line(error):
     with pytest.raises(SystemExit) as ended:
         run_recipe(main)
     assert ended.value.code == f"error: {error}"
+
+
+@pytest.mark.parametrize(
+    ("objective", "dataset_name", "command"),
+    [
+        ("utterance", None, "accelerate launch recipes/hubert_plr.py --dataset_name YOUR_RECORDINGS"),
+        ("utterance", "my sounds", "hf-plr push out --repo USER/NAME"),
+        ("frames", "my sounds", "hf-plr units --model out --dataset 'my sounds' --output units.parquet"),
+    ],
+)
+def test_what_comes_next_depends_on_the_data(objective, dataset_name, command):
+    recipe = SimpleNamespace(objective=objective, dataset_name=dataset_name)
+    assert load_script(HUBERT_PLR).suggest_next(recipe, SimpleNamespace(output_dir="out"))[0].startswith(command)
