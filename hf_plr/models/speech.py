@@ -265,10 +265,21 @@ def _keep_padding_out(model: PreTrainedModel, backbone: SpeechBackbone) -> None:
     if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
         first.layer_norm = ClipNorm(first.layer_norm, clips, model.config.conv_kernel[0], model.config.conv_stride[0])
     positions = module.encoder.pos_conv_embed
-    module_type: Any = type(positions)
-    positions.__class__ = _disable_autocast(module_type)
+    wide = [layer for layer in module.feature_extractor.conv_layers if _is_wide(layer.conv)]
+    for unsafe in (positions, *wide):
+        module_type: Any = type(unsafe)
+        unsafe.__class__ = _disable_autocast(module_type)
     for layer in getattr(positions, "layers", []):  # data2vec: each would see the last one's output behind the end
         layer.register_forward_hook(clips.zero_padding)
+
+
+def _is_wide(convolution: nn.Conv1d) -> bool:
+    """True for a convolution whose gradient in bfloat16 reads memory that nobody has written, in torch 2.13 on CPUs.
+
+    Seen at kernels of twice the stride or more; the gradient is then NaN at times. Those of published models are not
+    as wide, but for the first, of one channel, which is right.
+    """
+    return convolution.in_channels > 1 and convolution.kernel_size[0] >= 2 * convolution.stride[0]
 
 
 @functools.cache

@@ -211,7 +211,8 @@ def try_family(name: str, folder: Path, data: Dataset) -> Tried:
                     name, folder / str(number), data, num_train_epochs=1, save_strategy="no", **settings
                 )
                 other.train()
-                assert all(bool(torch.isfinite(value).all()) for value in weights(other).values())
+                not_finite = [key for key, value in weights(other).items() if not bool(torch.isfinite(value).all())]
+                assert not not_finite, f"{settings}: {not_finite} are not finite, {other.state.log_history}"
     except Exception:  # told by the test
         tried.failed = traceback.format_exc()[-1500:]
     return tried
