@@ -114,6 +114,7 @@ def carry_out(run: Run, data: Path, starts: Path, peer: Peer | None = None) -> d
             "all": round(ended - started, 1),
         },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "device": torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else "cpu",
         "commit": find_commit(),
     }
 

@@ -65,7 +65,8 @@ def run(
         for name, value in os.environ.items()
         if not name.startswith(LAUNCHERS_OWN) and name not in OF_A_LAUNCH
     }
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(CHECKOUT)}
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), inherited.get("PYTHONPATH")]))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": path}
     words = [str(word) for word in command]
     started = time.perf_counter()
     process = subprocess.Popen(
