@@ -24,6 +24,7 @@ from hf_plr.report.outputs import METRICS_FILE, PSEUDO_LABELS_FILE
 WATCHED_RECIPE = Path(__file__).with_name("watched_recipe.py")
 CONFIGS = CHECKOUT / "recipes" / "configs" / "accelerate"
 LAUNCHERS_OWN = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_")
+LAST_CHARACTERS = 4000  # of an output; a launcher's own traceback has 2,000
 OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 
 
@@ -83,13 +84,13 @@ def run(
     except subprocess.TimeoutExpired as error:
         end_tree(process.pid)
         output, _ = process.communicate()
-        raise LaunchError(f"no end after {timeout:.0f} s: {' '.join(words)}\n{output[-2000:]}") from error
+        raise LaunchError(f"no end after {timeout:.0f} s: {' '.join(words)}\n{output[-LAST_CHARACTERS:]}") from error
     except BaseException:
         end_tree(process.pid)
         raise
     ended = Ended(process.returncode, output, time.perf_counter() - started)
     if (ended.status != 0) != fails:
-        raise LaunchError(f"ended with {ended.status}: {' '.join(words)}\n{output[-2000:]}")
+        raise LaunchError(f"ended with {ended.status}: {' '.join(words)}\n{output[-LAST_CHARACTERS:]}")
     return ended
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check.findings import CHECKOUT, Bench, Findings
-from hf_plr.cli.env import find_version
+from hf_plr.utils.versions import find_version
 
 NVIDIA_SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "power.limit", "temperature.gpu")
 PACKAGES = ("transformers", "accelerate", "datasets", "kornia", "numpy", "scikit-learn", "hf-plr")

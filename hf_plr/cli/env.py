@@ -8,11 +8,11 @@ It prints nothing that identifies you: no token, no user, no address. Paths are 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 
 import hf_plr
+from hf_plr.utils.versions import find_version
 
 SUMMARY = "print versions, devices and settings for a bug report"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "scikit-learn", "numpy", "scipy", "huggingface_hub")
@@ -45,14 +45,6 @@ def list_versions() -> dict[str, str]:
     return {
         package: number or "not installed" for package, number in installed.items() if number or package in PACKAGES
     }
-
-
-def find_version(package: str) -> str | None:
-    """Find the version of a package; None if it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def list_devices() -> dict[str, str]:

@@ -14,13 +14,19 @@ from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.utils.distributed import sum_all
 from hf_plr.utils.threads import share_blocks
 
-BLOCK_ROWS = 1 << 12  # rows that a thread, or another device at once, adds
+BLOCK_ROWS = 1 << 12  # rows that a CPU's thread adds
 CACHED_ENTRIES = 1 << 17  # a CPU's thread converts so many at once, 1 MiB of float64
+DEVICE_ENTRIES = 1 << 25  # other devices so many, 256 MiB: the start of a kernel takes as long as 100,000 of them
 
 
 def get_exact_device(device: torch.device) -> torch.device:
     """Get the device for sums of what lies on `device`: the CPU where that has no float64, as Apple's GPUs."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def count_block_rows(device: torch.device, dimension: int) -> int:
+    """Count the rows (n, D) that are best added at once on a device."""
+    return BLOCK_ROWS if device.type == "cpu" else max(1, DEVICE_ENTRIES // max(dimension, 1))
 
 
 def to_exact(values: torch.Tensor) -> torch.Tensor:
@@ -69,9 +75,10 @@ class ClusterSums:
         Several threads may add at once.
         """
         device = self._sums.device
+        block_rows = count_block_rows(device, rows.shape[1])
 
         def add(spans: Iterator[slice]) -> None:
-            height = min(len(rows), BLOCK_ROWS)  # a training step sums one small batch
+            height = min(len(rows), block_rows)  # a training step sums one small batch
             if device.type == "cpu":
                 height = min(height, max(1, CACHED_ENTRIES // max(rows.shape[1], 1)))
             buffer = torch.empty(height, rows.shape[1], dtype=torch.float64, device=device)
@@ -80,7 +87,7 @@ class ClusterSums:
                     self._add_block(rows[span][part], labels[span][part], sign, buffer)
 
         shared_device = rows.device if device.type == "cpu" else device
-        share_blocks(iterate_rows(len(rows), BLOCK_ROWS), shared_device, add)
+        share_blocks(iterate_rows(len(rows), block_rows), shared_device, add)
 
     def _add_block(self, rows: torch.Tensor, labels: torch.Tensor, sign: int, buffer: torch.Tensor) -> None:
         device = self._sums.device

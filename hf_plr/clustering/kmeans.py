@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.exact_sums import BLOCK_ROWS, ClusterSums, to_exact
+from hf_plr.clustering.exact_sums import ClusterSums, count_block_rows, to_exact
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
@@ -20,7 +20,7 @@ from hf_plr.utils.threads import block_threads, share_blocks
 
 BLOCK_SCORES = {"cpu": 1 << 20}  # scores that a thread holds at once, 4 MiB: they stay in a CPU's cache
 OTHER_BLOCK_SCORES = 1 << 26
-LARGEST_BLOCK_ROWS = 1 << 14
+LARGEST_BLOCK_ROWS, LARGEST_DEVICE_BLOCK_ROWS = 1 << 14, 1 << 16
 UNPADDED_DEVICES = ("cpu",)  # elsewhere, the kernel of a product and so its rounding depend on the number of rows
 SEEDING_SAMPLES_PER_CLUSTER = 64
 SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
@@ -209,7 +209,8 @@ class KMeans(ClusterMixin, BaseEstimator):
 
 def compute_block_height(device: torch.device, n_columns: int) -> int:
     """Compute how many rows a device takes at once, where it needs memory for `n_columns` values per row."""
-    return max(1, min(LARGEST_BLOCK_ROWS, BLOCK_SCORES.get(device.type, OTHER_BLOCK_SCORES) // n_columns))
+    largest = LARGEST_BLOCK_ROWS if device.type == "cpu" else LARGEST_DEVICE_BLOCK_ROWS
+    return max(1, min(largest, BLOCK_SCORES.get(device.type, OTHER_BLOCK_SCORES) // n_columns))
 
 
 Blocks = Iterator[tuple[slice, torch.Tensor]]
@@ -316,7 +317,8 @@ def _update_sums(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_be
             sums.add(changed_rows, labels_before[changed[span]], sign=-1)
             sums.add(changed_rows, labels[changed[span]])
 
-    share_blocks(iterate_rows(len(changed), BLOCK_ROWS), rows.device, move)
+    height = count_block_rows(rows.device, rows.features.shape[1])
+    share_blocks(iterate_rows(len(changed), height), rows.device, move)
 
 
 def _refill_empty(

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from hf_plr.report.file_names import TRAINED_EPOCHS
 from hf_plr.report.html.report_file import PAGE_FILE, write_text
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.progress import describe_time
+from hf_plr.utils.versions import find_version
 
 PROTOTYPES_FILE = "prototypes.safetensors"
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
@@ -96,7 +96,7 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
         "epochs": summary.stages,
         "epoch_scores": summary.epoch_scores,
         "settings": {name: str(value) for name, value in summary.changed_settings()},
-        "versions": {name: version(name) for name in VERSIONED},
+        "versions": {name: number for name in VERSIONED if (number := find_version(name))},
     }
     write_text(Path(path), json.dumps(metrics, indent=2) + "\n")
 

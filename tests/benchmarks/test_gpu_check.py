@@ -220,6 +220,13 @@ def test_a_launch_that_takes_too_long_is_ended_with_all_its_processes(tmp_path):
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
+def test_a_launched_recipe_finds_what_the_caller_finds(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("FOUND = 'found it'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = "import hf_plr, only_here; print(only_here.FOUND)"
+    assert "found it" in run([sys.executable, "-c", words], timeout=100).output
+
+
 def test_the_list_has_all_checks_in_their_order(capsys):
     main(["--list"])
     lines = capsys.readouterr().out.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 import hf_plr
 from hf_plr.cli import env, main
+from hf_plr.utils.versions import find_version
 
 
 def test_versions_devices_and_settings(capsys, monkeypatch):
@@ -43,3 +45,16 @@ def test_packages_that_are_not_there(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "- nothing-of-this-name: not installed\n" in out
     assert "- Devices: unknown: " in out
+
+
+def test_version_is_known_in_a_checkout_that_is_not_installed(monkeypatch):
+    def is_missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", is_missing)
+    find_version.cache_clear()
+    try:
+        assert find_version("hf-plr") == hf_plr.__version__
+        assert find_version("torch") is None
+    finally:
+        find_version.cache_clear()

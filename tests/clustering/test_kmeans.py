@@ -38,7 +38,6 @@ def test_equals_sklearn_from_the_same_start(blobs):
 def test_chunks_change_nothing(blobs, monkeypatch):
     whole = KMeans(20, seed=1).fit_predict(blobs)
     monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {"cpu": 20 * 77})
-    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_ROWS", 40)
     monkeypatch.setattr("hf_plr.clustering.exact_sums.BLOCK_ROWS", 50)
     np.testing.assert_array_equal(KMeans(20, seed=1).fit_predict(blobs), whole)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import math
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_plr.report.html.curves import metric_curves
+from hf_plr.utils.versions import find_version
 
 if TYPE_CHECKING:
     from hf_plr.report.summary import RunSummary
@@ -54,7 +53,7 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
         "score_titles": dict(summary.score_titles),
         "curves": metric_curves(log),
         "settings": [[name, as_line(value)] for name, value in summary.changed_settings()],
-        "versions": {name: number for name in VERSIONED if (number := _version(name))},
+        "versions": {name: number for name in VERSIONED if (number := find_version(name))},
     }
 
 
@@ -80,11 +79,3 @@ def as_line(value: object) -> str:
 def current_time() -> str:
     """Format the time for people."""
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
-@functools.cache  # reading a package's metadata takes longer than writing the page
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
