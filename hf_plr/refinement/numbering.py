@@ -24,7 +24,6 @@ from hf_plr.refinement.cooccurrence import (
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, find_cluster_events, number_clusters
 from hf_plr.refinement.result import CellRefinement
 
-
 AddShards = Callable[[CooccurrenceTable], CooccurrenceTable]  # the sum of all shards' tables, from that of one
 
 

@@ -74,18 +74,20 @@ class Reporter:
 
     # ---- collecting --------------------------------------------------------------------------------------------
 
-    def note_stage(self, snapshot: Snapshot, features: torch.Tensor | None = None, part: slice | None = None) -> None:
+    def note_stage(
+        self, snapshot: Snapshot | None, features: torch.Tensor | None = None, part: slice | None = None
+    ) -> None:
         """Add a stage; called on every process.
 
         Args:
-            snapshot: its labels.
+            snapshot: its labels; the main process needs them alone, others may have None.
             features: this process's rows, shape (n, D), for a map; None for no map.
             part: positions of these rows.
         """
         if self.when == "no":
             return
         dots = None if features is None or part is None else self._features_of_dots(features, part)
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process or snapshot is None:
             return
         with _errors_as_warnings():
             self._features, self._map = dots, None
@@ -102,12 +104,12 @@ class Reporter:
         rows = features[torch.from_numpy(local).to(features.device)].float()
         return gather_rows(self.accelerator, rows).cpu().numpy()
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def resume(self, snapshot: Snapshot | None) -> None:
         """Resume the report of an interrupted run: take over its stages up to this one, whose labels the run resumes.
 
         A damaged report is a warning, and the report begins anew.
         """
-        if self.when == "no" or not self.accelerator.is_main_process:
+        if self.when == "no" or not self.accelerator.is_main_process or snapshot is None:
             return
         self._snapshot = snapshot
         try:
