@@ -218,7 +218,10 @@ class RefinementStage:
         )
         ids, cell_of = np.unique(refined.cells.labels, return_inverse=True)
         sizes = np.bincount(cell_of, refined.cells.table.counts).astype(np.int64)
-        confidence, targets, n_clusters, soft_targets = self._make_targets(refined, is_refined, part)
+        has_soft_targets = self.refiner.assignment == "soft" and is_refined
+        targets_per_cell = _soft_targets if has_soft_targets else _hard_targets
+        of_cells, n_clusters, soft = targets_per_cell(refined, self.min_confidence if is_refined else 0.0)
+        confidence, targets, soft_targets = self._spread_targets(refined, part, of_cells, soft)
         labels = PseudoLabels(
             epoch=epoch,
             labels=refined.labels,
@@ -231,25 +234,22 @@ class RefinementStage:
             n_samples=int(sizes.sum()),
             first=self.holder.first(part),
             soft_targets=soft_targets,
-            refinement=_refinement_metrics(refined.cells, targets, soft_targets is not None),
+            refinement=_refinement_metrics(refined.cells, of_cells, has_soft_targets),
         )
         self._check_clusters(labels)
         return labels
 
-    def _make_targets(
-        self, refined: RefinementResult, is_refined: bool, part: slice
-    ) -> tuple[np.ndarray, np.ndarray, int, SoftTargets | None]:
-        """Make confidence, targets, number of prototypes and soft targets; each process locates its own samples."""
-        has_soft_targets = self.refiner.assignment == "soft" and is_refined
-        targets_per_cell = _soft_targets if has_soft_targets else _hard_targets
-        targets, n_clusters, soft = targets_per_cell(refined, self.min_confidence if is_refined else 0.0)
+    def _spread_targets(
+        self, refined: RefinementResult, part: slice, targets: np.ndarray, soft: SoftCells | None
+    ) -> tuple[np.ndarray, np.ndarray, SoftTargets | None]:
+        """Spread confidence, targets and soft targets of cells to samples; each process locates its own."""
         values = [refined.cells.confidence.astype(np.float32), targets.astype(np.int32)]
         if soft is not None:
             values.append(np.arange(len(targets), dtype=np.int32))
-        confidence, targets, *cell = (
+        confidence, spread, *cell = (
             self.holder.hold(local) for local in _spread_to_samples(refined, self.holder.own(part), values)
         )
-        return confidence, targets, n_clusters, None if soft is None else SoftTargets(soft, cell[0])
+        return confidence, spread, None if soft is None else SoftTargets(soft, cell[0])
 
     def _check_clusters(self, labels: PseudoLabels) -> None:
         if labels.n_clusters == 0 and self.may_be_empty:
@@ -293,14 +293,14 @@ def default_num_clusters(n_samples: int) -> int:
 
 
 def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_targets: bool) -> dict[str, float]:
-    """Metrics of a refinement from its cells, which are not kept."""
+    """Metrics of a refinement from its cells, which are not kept, and their targets, shape (cells,)."""
     metrics = {
         "clusters_raw": float(len(cells.table.current_ids)),
         "changed_share": cells.changed_share,
         "mean_confidence": float(np.average(cells.confidence, weights=cells.table.counts)),
         **{kind: float(number) for kind, number in cells.events.counts().items()},
     }
-    is_trained = targets[cells.table.first_member] != NOISE
+    is_trained = targets != NOISE
     if has_soft_targets and is_trained.any():
         own_mass = np.average(cells.confidence[is_trained], weights=cells.table.counts[is_trained])
         metrics["soft_share"] = 1.0 - float(own_mass)
