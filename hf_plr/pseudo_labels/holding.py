@@ -14,13 +14,19 @@ from hf_plr.utils.distributed import collect_on_main, gather_objects, gather_row
 
 OF_SAMPLES = re.compile(
     r"(labeling\.\d+\.)?(labels|previous_labels|raw_labels|confidence|targets|soft\.cell|refiner\.refined"
-    r"|refiner\.history\.[\d.]+)|features\.(rows|seen)"
+    r"|refiner\.history\.[\d.]+)|features\.(rows|seen)|units|raw_units"
 )
 
 
 def is_of_samples(name: str) -> bool:
-    """True if an array of this name, in the state of a run, has an entry for each sample that a process holds."""
+    """True if an array of this name in the state of a run has an entry for each sample, or frame, of a process."""
     return OF_SAMPLES.fullmatch(name) is not None
+
+
+def add_tables(accelerator: Accelerator | None, table: CooccurrenceTable) -> CooccurrenceTable:
+    """Add the tables of all processes, on every process: their cells travel, and nothing per sample."""
+    total: CooccurrenceTable = sum(gather_objects(accelerator, table))
+    return total
 
 
 class AllLabels:
@@ -93,8 +99,7 @@ class OwnLabels(AllLabels):
         return slice(0, part.stop - part.start)
 
     def add_shards(self, table: CooccurrenceTable) -> CooccurrenceTable:
-        total: CooccurrenceTable = sum(gather_objects(self.accelerator, table))
-        return total
+        return add_tables(self.accelerator, table)
 
     def add(self, numbers: np.ndarray) -> np.ndarray:
         return np.sum(gather_objects(self.accelerator, numbers), axis=0)

@@ -6,10 +6,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_plr.evaluation.label_free import size_entropy
-from hf_plr.pseudo_labels.holding import AllLabels
+from hf_plr.pseudo_labels.holding import AllLabels, add_tables
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, ClusterEvents, CooccurrenceTable, adjusted_rand, cooccurrence
-from hf_plr.utils.distributed import gather_objects
 
 
 def compute_stage_metrics(
@@ -71,5 +70,4 @@ def compare_labelings(
 
 def count_pairs(one: np.ndarray, other: np.ndarray, part: slice, accelerator: Accelerator) -> CooccurrenceTable:
     """Count the co-occurrences of two labelings on every process; each counts its own part of those that it holds."""
-    table: CooccurrenceTable = sum(gather_objects(accelerator, cooccurrence(one[part], other[part])))
-    return table
+    return add_tables(accelerator, cooccurrence(one[part], other[part]))
