@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
-from hf_plr.refinement.cooccurrence import NOISE, cooccurrence
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, cooccurrence
 from hf_plr.refinement.correspondence import adjusted_rand
 
 CLUSTER_SCORES = {
@@ -51,11 +51,19 @@ def score_clusters(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, 
         TypeError: if clusters or labels are not integers.
         ValueError: if they differ in length, or no sample has both.
     """
-    co_occurrences = cooccurrence(labels, clusters)
+    return score_table(cooccurrence(labels, clusters))
+
+
+def score_table(co_occurrences: CooccurrenceTable) -> dict[str, float]:
+    """Score as `score_clusters` does, from the table of (labels, clusters); tables of shards add up.
+
+    Raises:
+        ValueError: if no sample has both a cluster and a label.
+    """
     table = co_occurrences.matrix()
     n_samples = int(table.sum())
     if n_samples == 0:
-        raise ValueError(f"none of {len(np.asanyarray(labels))} samples has both a cluster and a label")
+        raise ValueError(f"none of {co_occurrences.counts.sum()} samples has both a cluster and a label")
     cells = table.tocoo()
     label_sizes, cluster_sizes = (np.asarray(table.sum(axis=axis)).ravel() for axis in (1, 0))
     shared_pairs = _count_pairs(cells.data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_plr.refinement.cooccurrence import cooccurrence
+from hf_plr.refinement.cooccurrence import CooccurrenceTable, cooccurrence
 
 UNIT_SCORES = {
     "pnmi": "Phone-normalised mutual information",
@@ -34,10 +34,19 @@ def score_units(units: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         TypeError: if units or labels are not integers.
         ValueError: if they differ in length, or no frame has both.
     """
-    table = cooccurrence(labels, units).matrix()
+    return score_unit_table(cooccurrence(labels, units))
+
+
+def score_unit_table(counted: CooccurrenceTable) -> dict[str, float]:
+    """Score as `score_units` does, from the table of (labels, units); tables of parts of the frames add up.
+
+    Raises:
+        ValueError: if no frame has both a unit and a label.
+    """
+    table = counted.matrix()
     n_frames = int(table.sum())
     if n_frames == 0:
-        raise ValueError(f"none of {len(labels)} frames has both a unit and a label")
+        raise ValueError(f"none of {counted.counts.sum()} frames has both a unit and a label")
     joint = table.tocoo()
     p_joint = joint.data / n_frames
     p_label, p_unit = (np.asarray(table.sum(axis=axis)).ravel() / n_frames for axis in (1, 0))

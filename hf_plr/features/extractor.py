@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality
 from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights, share_running_statistics
+from hf_plr.utils.files import allocate_array
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 from hf_plr.utils.rng import uniform
@@ -38,6 +38,8 @@ class FeatureExtractor:
         batch_size: images per batch, or seconds of sound.
         num_workers: worker processes that decode samples which are not cached.
         progress: show a progress bar on the main process.
+        shards: parts that the samples are split into, a multiple of the processes, each of which has equally many
+            neighbouring ones; 1 for one part a process.
     """
 
     model: torch.nn.Module
@@ -46,6 +48,7 @@ class FeatureExtractor:
     batch_size: int
     num_workers: int = 0
     progress: bool = False
+    shards: int = 1
     _largest_part: int = field(default=sys.maxsize, init=False)  # samples of a batch that memory holds at once
 
     def extract_all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
@@ -161,27 +164,35 @@ class FeatureExtractor:
 
         It has whole batches, so that batches are equal for any number of processes. All slices are about equal work.
         """
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        bounds = self.split(store, max(self.shards, processes), positions)
+        per_process = (len(bounds) - 1) // processes
+        return slice(int(bounds[index * per_process]), int(bounds[(index + 1) * per_process]))
+
+    def split(self, store: SampleStore, n_parts: int, positions: torch.Tensor | None = None) -> np.ndarray:
+        """Split a store, or some positions in it, into parts of whole batches; returns their bounds (n_parts + 1,).
+
+        Parts are about equal work; with several shards about equally many samples.
+        """
         positions = torch.arange(len(store)) if positions is None else positions
         lengths = np.array([len(batch) for batch in self.modality.batches(store, positions, self.batch_size)], np.int64)
         stops = np.cumsum(lengths)
         costs = self.modality.costs(store)
-        if costs is None:
+        if self.shards > 1:
+            work_per_batch = lengths.astype(np.float64)
+        elif costs is None:
             work_per_batch = np.ones(len(stops))
         else:
             work_per_batch = (
                 np.add.reduceat(costs[positions.numpy()], stops - lengths).astype(np.float64) if len(stops) else costs
             )
         cumulative_work = np.concatenate([[0.0], np.cumsum(work_per_batch)])
-        batch_bounds = np.concatenate([[0], stops])
-        processes, index = self.accelerator.num_processes, self.accelerator.process_index
-        # A batch belongs to the process in whose part of the work it begins.
-        first_batch, last_batch = (
-            int(np.searchsorted(cumulative_work[:-1], cumulative_work[-1] * process / processes, "left"))
-            if process < processes
-            else len(stops)
-            for process in (index, index + 1)
-        )
-        return slice(int(batch_bounds[first_batch]), int(batch_bounds[last_batch]))
+        # A batch belongs to the part of the work in which it begins.
+        first_batches = [
+            int(np.searchsorted(cumulative_work[:-1], cumulative_work[-1] * part / n_parts, "left"))
+            for part in range(n_parts)
+        ]
+        return np.concatenate([[0], stops])[[*first_batches, len(stops)]]
 
     def _load(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
         if store.is_cached:
@@ -214,9 +225,4 @@ def allocate_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) ->
 
     The file is freed as soon as nothing refers to it, also if the process is killed.
     """
-    if n_rows == 0:
-        return torch.empty(0, width)
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder, prefix="features-") as file:
-        file.truncate(n_rows * width * 4)
-        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(n_rows, width)))
+    return torch.from_numpy(allocate_array((n_rows, width), np.float32, folder, "features-"))

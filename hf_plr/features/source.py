@@ -36,19 +36,23 @@ class FeatureSource:
         dtype: "auto", "float32" or "bfloat16".
         momentum: fraction of the old feature that stays when a sample is seen again, in [0, 1).
         folder: folder of a memory-mapped file for features; None keeps them on the device.
+        keeps_own: with source "epoch", True if a process trains on its own samples alone, and keeps features of these;
+            otherwise it keeps those of all.
 
     Attributes:
         dtype: as given, or the selection of "auto".
         moved_share: share of the trial's samples that moved to another cluster; None where there was no trial.
     """
 
-    def __init__(self, source: str, dtype: str, momentum: float, folder: str | None):
+    def __init__(self, source: str, dtype: str, momentum: float, folder: str | None, keeps_own: bool = False):
         self.source = source
         self.dtype = dtype
         self.momentum = momentum
         self.folder = folder
         self.moved_share: float | None = None
-        self._rows = torch.empty(0, 0)  # of all samples, where the source is "epoch"
+        self.keeps_own = keeps_own
+        self._first = 0  # position of the first sample that is kept
+        self._rows = torch.empty(0, 0)  # of the samples that are kept, where the source is "epoch"
         self._seen = torch.empty(0, dtype=torch.bool)
 
     def extract_local(self, extractor: FeatureExtractor, store: SampleStore) -> torch.Tensor:
@@ -63,13 +67,15 @@ class FeatureSource:
         else:
             device = extractor.accelerator.device
             features = torch.empty(len(positions), extractor.width, device=device) if buffer is None else buffer
-            features.copy_(self._rows[local_slice])
-            unseen = (~self._seen[local_slice]).nonzero().flatten().cpu()
+            kept = slice(local_slice.start - self._first, local_slice.stop - self._first)
+            features.copy_(self._rows[kept])
+            unseen = (~self._seen[kept]).nonzero().flatten().cpu()
             new_features = extractor.extract(store, positions[unseen], self._autocast_dtype)
             features[unseen.to(features.device)] = new_features.to(features.device)
         if self.source == "epoch":
-            self._rows = gather_rows(extractor.accelerator, features).clone()
-            self._seen = torch.zeros(len(store), dtype=torch.bool, device=self._rows.device)
+            self._first = local_slice.start if self.keeps_own else 0
+            self._rows = (features if self.keeps_own else gather_rows(extractor.accelerator, features)).clone()
+            self._seen = torch.zeros(len(self._rows), dtype=torch.bool, device=self._rows.device)
         return features
 
     def decide_dtype(
@@ -101,10 +107,10 @@ class FeatureSource:
         logger.info(words, self.dtype, 100 * self.moved_share, len(positions))
 
     def record(self, index: torch.Tensor, features: torch.Tensor) -> None:
-        """Record the features (B, D) of a step at positions (B,), the same on all processes."""
+        """Record the features (B, D) of a step at positions (B,): of all processes, or own ones if these are kept."""
         if self.source != "epoch":
             return
-        samples, row = torch.unique(index, return_inverse=True)
+        samples, row = torch.unique(index - self._first, return_inverse=True)
         largest = float(features.abs().max()) if len(features) else 0.0
         sums = ClusterSums(len(samples), features.shape[1], len(row), largest, features.device)
         sums.add(features, row)
@@ -119,19 +125,22 @@ class FeatureSource:
             state |= {"features.rows": self._rows.cpu().numpy(), "features.seen": self._seen.cpu().numpy()}
         return state
 
-    def load_state_dict(self, state: dict[str, np.ndarray], device: torch.device, shape: tuple[int, int]) -> None:
+    def load_state_dict(self, state: dict[str, np.ndarray], device: torch.device, held: slice, width: int) -> None:
         """Restore the output of `state_dict`; other entries are ignored.
 
         Args:
             state: arrays by name.
             device: device of the features.
-            shape: (N, D), number and size of the features.
+            held: positions of the samples whose features are kept.
+            width: size D of a feature.
 
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
         self.dtype = DTYPES[int(validate_array(state, "features.dtype", "integers", (1,), 0, len(DTYPES) - 1)[0])]
         if "features.rows" in state or "features.seen" in state:
+            shape = (held.stop - held.start, width)
+            self._first = held.start
             rows = validate_array(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
             self._seen = torch.from_numpy(validate_array(state, "features.seen", "booleans", shape[:1])).to(device)
             self._rows = torch.from_numpy(rows).to(device)

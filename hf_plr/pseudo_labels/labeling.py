@@ -44,7 +44,7 @@ class Labeling:
         return self._pseudo_labels
 
     def cluster(self, rows: torch.Tensor, epoch: int) -> np.ndarray:
-        """Cluster this process's rows (n, D); returns the labels of all samples, see `RefinementStage.cluster`."""
+        """Cluster this process's rows (n, D); returns labels of its held samples, see `RefinementStage.cluster`."""
         return self.stage.cluster(rows, epoch)
 
     def refine(self, clusters: np.ndarray, epoch: int, part: slice) -> PseudoLabels:
@@ -72,10 +72,13 @@ class Labeling:
         return label_free_scores(features.rows, self._local_targets(features), means, self.stage.accelerator)
 
     def _local_targets(self, features: CenteredFeatures) -> torch.Tensor:
-        return torch.from_numpy(self.pseudo_labels.targets[features.part]).to(features.rows.device)
+        own = self.stage.holder.own(features.part)
+        return torch.from_numpy(self.pseudo_labels.targets[own]).to(features.rows.device)
 
     def loss_weights(self) -> np.ndarray | None:
         """Compute the weights of the loss by confidence, float32 (N,), with a mean of one over samples with a target.
+
+        Called on every process, for the samples that each holds.
 
         Returns:
             None for equal weights.
@@ -84,7 +87,7 @@ class Labeling:
         if self.confidence_power == 0.0:
             return None
         weights = labels.confidence**self.confidence_power
-        mean = weights[labels.targets >= 0].mean() if labels.n_clusters else 0.0
+        mean = self.stage.holder.mean(weights[labels.targets >= 0])
         return (weights / mean if mean > 0 else np.ones_like(weights)).astype(np.float32)
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
@@ -93,12 +96,15 @@ class Labeling:
         """State for a resumed run, as arrays by name."""
         return self.stage.state_dict() | self.pseudo_labels.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any], n_samples: int) -> None:
-        """Restore the output of `state_dict`, for this number of samples; ignores other entries.
+    def load_state_dict(self, state: dict[str, Any], held: slice) -> None:
+        """Restore the output of `state_dict`, of the samples at these positions; ignores other entries.
 
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
-        validate_array(state, "labels", "integers", (n_samples,))
-        self.stage.load_state_dict(state, n_samples)
-        self._pseudo_labels = PseudoLabels.from_state(state, self.stage.may_be_empty)
+        n_held = held.stop - held.start
+        validate_array(state, "labels", "integers", (n_held,))
+        self.stage.load_state_dict(state, n_held)
+        self._pseudo_labels = PseudoLabels.from_state(
+            state, self.stage.may_be_empty, self.stage.holder, first=held.start
+        )

@@ -27,7 +27,8 @@ class ClusterObjective:
     def __init__(self, labelings: Sequence[Labeling], memory: PrototypeMemory):
         self.labelings = labelings
         self.memory = memory
-        self._targets = torch.empty(0, len(labelings), dtype=torch.int32)  # of all samples, on the training device
+        self._targets = torch.empty(0, len(labelings), dtype=torch.int32)  # of held samples, on the training device
+        self._first = 0  # position of the first of them
         self._soft_targets: SoftTargetTable | None = None
         self._weights: torch.Tensor | None = None
 
@@ -41,6 +42,7 @@ class ClusterObjective:
         """Move targets, weights and prototypes of this epoch to a device; the loss and the updates stay there."""
         self.memory.to(device)
         labels = [labeling.pseudo_labels for labeling in self.labelings]
+        self._first = labels[0].first
         self._targets = torch.from_numpy(np.stack([each.targets for each in labels], axis=1)).to(device)
         soft = [each.soft_targets for each in labels if each.soft_targets is not None]
         self._soft_targets = SoftTargetTable(soft, self.memory.starts, device) if soft else None
@@ -48,15 +50,20 @@ class ClusterObjective:
         self._weights = torch.from_numpy(np.stack(weights, axis=1)).to(device) if weights else None
 
     def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of features (B, D) of the samples at positions (B,): a scalar."""
-        targets = self._targets[index] if self._soft_targets is None else self._soft_targets.rows(index)
+        """Compute the loss of features (B, D) of the samples at positions (B,), which this process holds: a scalar."""
+        held = index - self._first
+        targets = self._targets[held] if self._soft_targets is None else self._soft_targets.rows(held)
         return self.memory.loss(
-            self.memory.embed(features), targets, None if self._weights is None else self._weights[index]
+            self.memory.embed(features), targets, None if self._weights is None else self._weights[held]
         )
 
-    def update_prototypes(self, features: torch.Tensor, index: torch.Tensor) -> None:
-        """Move the prototypes towards features (B, D) of the samples at positions (B,)."""
-        self.memory.update(self.memory.embed(features), self._targets[index])
+    def targets_of(self, index: torch.Tensor) -> torch.Tensor:
+        """Hard targets of the samples at positions (B,), which this process holds, in L labelings: int32 (B, L)."""
+        return self._targets[index - self._first]
+
+    def update_prototypes(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        """Move the prototypes towards features (B, D) of samples with these hard targets (B, L)."""
+        self.memory.update(self.memory.embed(features), targets)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State for a resumed run, as arrays by name: of the labelings and their prototypes."""
@@ -69,8 +76,13 @@ class ClusterObjective:
             state |= {f"{prefix}{name}": value for name, value in arrays.items()}
         return state
 
-    def load_state_dict(self, state: dict[str, Any], n_samples: int, width: int) -> None:
-        """Restore the output of `state_dict`, for this number of samples and size of features; ignores other entries.
+    def load_state_dict(self, state: dict[str, Any], held: slice, width: int) -> None:
+        """Restore the output of `state_dict`, of the samples at these positions; ignores other entries.
+
+        Args:
+            state: arrays by name.
+            held: positions of the samples that this process holds.
+            width: size of features.
 
         Raises:
             ValueError: if an array is missing or damaged, naming it.
@@ -78,7 +90,7 @@ class ClusterObjective:
         tables = []
         for prefix, labeling in zip(self._prefixes(), self.labelings, strict=True):
             own = select_prefix(prefix, state)
-            labeling.load_state_dict(own, n_samples)
+            labeling.load_state_dict(own, held)
             shape = (labeling.pseudo_labels.n_clusters, width)
             tables.append(_as_tensor(validate_array(own, "prototypes", "floats", shape)))
             center = _as_tensor(validate_array(own, "center", "floats", (width,)))

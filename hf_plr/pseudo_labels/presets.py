@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers, make_ensemble
 from hf_plr.clustering.reciprocal import share_neighborhoods
+from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
@@ -100,6 +101,7 @@ def make_labelings(
     refiner: PseudoLabelRefiner | None,
     accelerator: Accelerator,
     n_samples: int,
+    holder: AllLabels | None = None,
 ) -> list[Labeling]:
     """Make one labeling per clusterer, each with a refiner of its own.
 
@@ -109,6 +111,7 @@ def make_labelings(
         refiner: the user's own, which replaces the named preset; copies of it refine further labelings.
         accelerator: connects the processes.
         n_samples: number of training samples N.
+        holder: knows whose labels each process holds; None for those of all samples.
 
     Raises:
         ValueError: if there is one sample only, or the refiner's soft labels cannot be targets.
@@ -126,6 +129,7 @@ def make_labelings(
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,
             ensemble=make_ensemble(clusterer, n_samples, args.seed + i) if further.takes_members else None,
+            holder=holder,
         )
         labelings.append(Labeling(stage, args.confidence_power))
     share_neighborhoods([each for labeling in labelings for each in labeling.stage.clusterers])

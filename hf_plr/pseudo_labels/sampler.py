@@ -59,6 +59,10 @@ class EpochSampler(Sampler[int], ABC):
     def __len__(self) -> int:
         return self.samples_per_epoch
 
+    def set_steps(self, samples_per_epoch: int, batch_size: int, accumulation: int) -> None:
+        """Set the number of indices per epoch; the order depends on no size of batches."""
+        self.samples_per_epoch = samples_per_epoch
+
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self._epoch])
         passes: list[np.ndarray] = []
@@ -119,19 +123,33 @@ class ClusterSampler(EpochSampler):
     def _draw_pass(self, rng: np.random.Generator) -> np.ndarray:
         if self._targets is None:
             raise RuntimeError("the sampler has no targets yet: the stage sets them before the first epoch")
-        order = rng.permutation(self.n_samples)
-        order = order[self._targets[order] >= 0]
-        order = order[np.argsort(self._targets[order], kind="stable")]
-        bounds = np.flatnonzero(np.diff(self._targets[order])) + 1
-        groups: list[np.ndarray] = []
-        turns: list[np.ndarray] = []
-        for members in np.split(order, bounds):
-            cluster_groups = np.array_split(members, -(-len(members) // self.group_size))
-            groups.extend(cluster_groups)
-            # Evenly spaced turns with a random start spread a large cluster over the pass.
-            turns.append((np.arange(len(cluster_groups)) + rng.random()) / len(cluster_groups))
-        drawn = np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
+        drawn = draw_groups(self._targets, self.group_size, rng)
         return np.repeat(drawn, self.views)
+
+
+def draw_groups(targets: np.ndarray, group_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw every sample that has a target once, in groups of up to `group_size` of one cluster.
+
+    Args:
+        targets: cluster per sample, -1 = left out, shape (N,); at least one is not.
+        group_size: largest number of samples in a group.
+        rng: what the order depends on beside the targets.
+
+    Returns:
+        Positions, one after the other.
+    """
+    order = rng.permutation(len(targets))
+    order = order[targets[order] >= 0]
+    order = order[np.argsort(targets[order], kind="stable")]
+    bounds = np.flatnonzero(np.diff(targets[order])) + 1
+    groups: list[np.ndarray] = []
+    turns: list[np.ndarray] = []
+    for members in np.split(order, bounds):
+        cluster_groups = np.array_split(members, -(-len(members) // group_size))
+        groups.extend(cluster_groups)
+        # Evenly spaced turns with a random start spread a large cluster over the pass.
+        turns.append((np.arange(len(cluster_groups)) + rng.random()) / len(cluster_groups))
+    return np.concatenate([groups[turn] for turn in np.argsort(np.concatenate(turns), kind="stable")])
 
 
 class LengthSampler(EpochSampler):

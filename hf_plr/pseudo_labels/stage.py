@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from hf_plr.clustering import Clusterer
 from hf_plr.clustering.ensemble import Ensemble
 from hf_plr.clustering.protocol import validate_labels
+from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
 from hf_plr.refinement import NOISE, CellRefinement, PseudoLabelRefiner, RefinementResult
 from hf_plr.refinement.assignment import keep_current
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import iterate_chunks
-from hf_plr.utils.distributed import gather_rows
 from hf_plr.utils.serialization import select_prefix, validate_array
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ REFINER_LABELS = ("refiner.history.1", "refiner.refined")  # in the state of a s
 class PseudoLabels:
     """Pseudo-labels and targets of one labeling in one epoch.
 
-    Every process holds these arrays of all samples. Labels are int32; raw ones are int64 where the clusterer's ids need
-    it.
+    The arrays are of the samples that this process holds (see `hf_plr.pseudo_labels.holding`): as a rule all N, with
+    shards the n of its own. Labels are int32; raw ones are int64 where the clusterer's ids need it.
 
     Attributes:
         epoch: epoch that these labels train.
@@ -43,6 +43,9 @@ class PseudoLabels:
         targets: position of the prototype per sample, 0 to n_clusters - 1, -1 = none and, where targets are hard, no
             loss, shape (N,). Noise that projects onto two clusters alike has soft targets and -1 here.
         n_clusters: number of prototypes.
+        sizes: members of each refined cluster, ascending by its label, among all samples, shape (clusters,).
+        n_samples: number of all samples.
+        first: position of the first sample that this process holds.
         soft_targets: soft targets, or None where targets are hard.
         refinement: metrics of the refinement that made the labels, as in `compute_stage_metrics`; empty after resuming.
     """
@@ -54,8 +57,16 @@ class PseudoLabels:
     confidence: np.ndarray
     targets: np.ndarray
     n_clusters: int
+    sizes: np.ndarray
+    n_samples: int
+    first: int = 0
     soft_targets: SoftTargets | None = None
     refinement: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def noise_share(self) -> float:
+        """Fraction of all samples that are in no cluster."""
+        return (self.n_samples - int(self.sizes.sum())) / self.n_samples
 
     def for_epoch(self, epoch: int) -> PseudoLabels:
         """Copy the labels for another epoch."""
@@ -77,28 +88,43 @@ class PseudoLabels:
         return state
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray], may_be_empty: bool = False) -> PseudoLabels:
+    def from_state(
+        cls, state: dict[str, np.ndarray], may_be_empty: bool = False, holder: AllLabels | None = None, first: int = 0
+    ) -> PseudoLabels:
         """Restore the output of `state_dict`.
+
+        Args:
+            state: arrays by name.
+            may_be_empty: as for `RefinementStage`.
+            holder: adds up what the processes hold; None if each holds all.
+            first: position of the first sample that this process holds.
 
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
-        n_samples = len(validate_array(state, "labels", "integers", (None,)))
+        holder = AllLabels(None) if holder is None else holder
+        n_held = len(validate_array(state, "labels", "integers", (None,)))
+        n_samples = int(holder.add(np.array([n_held]))[0])
         n_clusters = int(validate_array(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
 
         def integers(name: str, highest: int | None = None) -> np.ndarray:
-            return validate_array(state, name, "integers", (n_samples,), NOISE, highest)
+            return validate_array(state, name, "integers", (n_held,), NOISE, highest)
 
         soft = select_prefix("soft.", state)
+        labels = integers("labels")
+        ids, sizes = holder.count(labels)
         return cls(
             epoch=int(validate_array(state, "epoch", "integers", (1,), 0)[0]),
-            labels=integers("labels"),
+            labels=labels,
             previous_labels=integers("previous_labels"),
             raw_labels=integers("raw_labels"),
-            confidence=validate_array(state, "confidence", "floats", (n_samples,), 0.0, 1.0),
+            confidence=validate_array(state, "confidence", "floats", (n_held,), 0.0, 1.0),
             targets=integers("targets", n_clusters - 1),
             n_clusters=n_clusters,
-            soft_targets=SoftTargets.from_state(soft, n_samples, n_clusters) if soft else None,
+            sizes=sizes[ids != NOISE],
+            n_samples=n_samples,
+            first=first,
+            soft_targets=SoftTargets.from_state(soft, n_held, n_clusters) if soft else None,
         )
 
 
@@ -110,10 +136,11 @@ class RefinementStage:
         refiner: projects, blends and re-clusters.
         refine_start_epoch: epochs before this one are not refined by those before them; a consensus of an epoch's own
             clusterings is made in each.
-        accelerator: shares the samples among processes; all of them have all labels.
+        accelerator: shares the samples among processes.
         min_confidence: samples of less confident labels keep these, but have no loss in this epoch.
         may_be_empty: True to allow epochs without clusters, as for a labeling beside others.
         ensemble: further clusterings of each epoch, which a refiner in the joint space takes too; None for none.
+        holder: knows whose labels each process holds; None for those of all samples.
 
     Raises:
         ValueError: if the refiner's soft labels cannot be targets.
@@ -128,6 +155,7 @@ class RefinementStage:
         min_confidence: float = 0.0,
         may_be_empty: bool = False,
         ensemble: Ensemble | None = None,
+        holder: AllLabels | None = None,
     ):
         if refiner.assignment == "soft" and refiner.space == "joint":
             raise ValueError(
@@ -140,6 +168,7 @@ class RefinementStage:
         self.refiner = refiner
         self.refine_start_epoch = refine_start_epoch
         self.accelerator = accelerator
+        self.holder = AllLabels(accelerator) if holder is None else holder
 
     @property
     def clusterers(self) -> list[Any]:
@@ -154,8 +183,8 @@ class RefinementStage:
             epoch: epoch that the labels will train; the ensemble's clusterings differ between epochs.
 
         Returns:
-            Labels of all samples on every process, -1 = noise, shape (N,). With an ensemble (N, M): the clusterer's,
-            then those of each of its members.
+            Labels of the samples that this process holds, -1 = noise, shape (N,). With an ensemble (N, M): the
+            clusterer's, then those of each of its members.
 
         Raises:
             ValueError: if the clusterer's labels are not one integer per sample.
@@ -164,7 +193,7 @@ class RefinementStage:
         local = validate_labels(labels, len(rows), self.accelerator)
         if self.ensemble is not None:
             local = np.stack([local, *self.ensemble.fit_predict_shard(rows, epoch, self.accelerator)], axis=1)
-        return gather_rows(self.accelerator, torch.from_numpy(local)).numpy()
+        return self.holder.hold(local)
 
     def refine(self, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
         """Refine clusters by those of the epochs before, and make targets of the refined labels.
@@ -181,8 +210,18 @@ class RefinementStage:
         is_refined = epoch >= self.refine_start_epoch
         if not is_refined:
             self.refiner.forget()
-        refined = self.refiner.refine(clusters, out=np.empty(len(clusters), np.int32))
-        confidence, targets, n_clusters, soft_targets = self._make_targets(refined, is_refined, part)
+        refined = self.refiner.refine(
+            clusters,
+            out=np.empty(len(clusters), np.int32),
+            offset=self.holder.first(part),
+            add_shards=self.holder.add_shards,
+        )
+        ids, cell_of = np.unique(refined.cells.labels, return_inverse=True)
+        sizes = np.bincount(cell_of, refined.cells.table.counts).astype(np.int64)
+        has_soft_targets = self.refiner.assignment == "soft" and is_refined
+        targets_per_cell = _soft_targets if has_soft_targets else _hard_targets
+        of_cells, n_clusters, soft = targets_per_cell(refined, self.min_confidence if is_refined else 0.0)
+        confidence, targets, soft_targets = self._spread_targets(refined, part, of_cells, soft)
         labels = PseudoLabels(
             epoch=epoch,
             labels=refined.labels,
@@ -191,27 +230,26 @@ class RefinementStage:
             confidence=confidence,
             targets=targets,
             n_clusters=n_clusters,
+            sizes=sizes[ids != NOISE],
+            n_samples=int(sizes.sum()),
+            first=self.holder.first(part),
             soft_targets=soft_targets,
-            refinement=_refinement_metrics(refined.cells, targets, soft_targets is not None),
+            refinement=_refinement_metrics(refined.cells, of_cells, has_soft_targets),
         )
         self._check_clusters(labels)
         return labels
 
-    def _make_targets(
-        self, refined: RefinementResult, is_refined: bool, part: slice
-    ) -> tuple[np.ndarray, np.ndarray, int, SoftTargets | None]:
-        """Make confidence, targets, number of prototypes and soft targets; each process locates its own samples."""
-        has_soft_targets = self.refiner.assignment == "soft" and is_refined
-        targets_per_cell = _soft_targets if has_soft_targets else _hard_targets
-        targets, n_clusters, soft = targets_per_cell(refined, self.min_confidence if is_refined else 0.0)
+    def _spread_targets(
+        self, refined: RefinementResult, part: slice, targets: np.ndarray, soft: SoftCells | None
+    ) -> tuple[np.ndarray, np.ndarray, SoftTargets | None]:
+        """Spread confidence, targets and soft targets of cells to samples; each process locates its own."""
         values = [refined.cells.confidence.astype(np.float32), targets.astype(np.int32)]
         if soft is not None:
             values.append(np.arange(len(targets), dtype=np.int32))
-        confidence, targets, *cell = (
-            gather_rows(self.accelerator, torch.from_numpy(local)).numpy()
-            for local in _spread_to_samples(refined, part, values)
+        confidence, spread, *cell = (
+            self.holder.hold(local) for local in _spread_to_samples(refined, self.holder.own(part), values)
         )
-        return confidence, targets, n_clusters, None if soft is None else SoftTargets(soft, cell[0])
+        return confidence, spread, None if soft is None else SoftTargets(soft, cell[0])
 
     def _check_clusters(self, labels: PseudoLabels) -> None:
         if labels.n_clusters == 0 and self.may_be_empty:
@@ -220,7 +258,7 @@ class RefinementStage:
             )
         elif labels.n_clusters == 0:
             raise ValueError(
-                f"epoch {labels.epoch}: all {len(labels.labels)} samples are noise, so there is nothing to train on. "
+                f"epoch {labels.epoch}: all {labels.n_samples} samples are noise, so there is nothing to train on. "
                 "Use fewer, larger clusters or a lower min_cluster_size or min_confidence; with dbscan, a larger eps."
             )
         elif labels.n_clusters == 1 and not self.may_be_empty:
@@ -238,7 +276,7 @@ class RefinementStage:
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray], n_samples: int) -> None:
-        """Restore the output of `state_dict` for this number of samples; other entries are ignored.
+        """Restore the output of `state_dict` for this number of held samples; other entries are ignored.
 
         Raises:
             ValueError: if an array is missing or damaged, naming it.
@@ -255,14 +293,14 @@ def default_num_clusters(n_samples: int) -> int:
 
 
 def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_targets: bool) -> dict[str, float]:
-    """Metrics of a refinement from its cells, which are not kept."""
+    """Metrics of a refinement from its cells, which are not kept, and their targets, shape (cells,)."""
     metrics = {
         "clusters_raw": float(len(cells.table.current_ids)),
         "changed_share": cells.changed_share,
         "mean_confidence": float(np.average(cells.confidence, weights=cells.table.counts)),
         **{kind: float(number) for kind, number in cells.events.counts().items()},
     }
-    is_trained = targets[cells.table.first_member] != NOISE
+    is_trained = targets != NOISE
     if has_soft_targets and is_trained.any():
         own_mass = np.average(cells.confidence[is_trained], weights=cells.table.counts[is_trained])
         metrics["soft_share"] = 1.0 - float(own_mass)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -96,6 +96,10 @@ class CooccurrenceTable:
             labels = tuple(int(array[int(np.argmin(cell))]) for array in arrays)
             raise ValueError(f"no counted sample has the labels {labels} (oldest first): locate counted samples only")
         return cell
+
+    def __getstate__(self) -> dict[str, object]:
+        """The cells alone: what locates samples is larger than they are, and made anew where it is needed."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __add__(self, other: CooccurrenceTable) -> CooccurrenceTable:
         if len(self.ids) != len(other.ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,8 @@ from hf_plr.refinement.cooccurrence import (
 )
 from hf_plr.refinement.correspondence import ClusterEvents, Overlaps, find_cluster_events, number_clusters
 from hf_plr.refinement.result import CellRefinement
+
+AddShards = Callable[[CooccurrenceTable], CooccurrenceTable]  # the sum of all shards' tables, from that of one
 
 
 def keep_numbers(
@@ -66,15 +69,18 @@ def keep_numbers(
     )
 
 
-def continue_numbers(cells: CellRefinement, last: np.ndarray, labels: np.ndarray) -> CellRefinement:
+def continue_numbers(
+    cells: CellRefinement, last: np.ndarray, labels: np.ndarray, add_shards: AddShards
+) -> CellRefinement:
     """Continue the numbers of refined labels that are not among the cells' labelings.
 
     Args:
         cells: a refinement.
         last: the last refined labels, shape (N,).
         labels: the new refined labels, shape (N,), renumbered in place.
+        add_shards: adds the tables of the shards, if these labels are one.
     """
-    table = cooccurrence(last, labels)
+    table = add_shards(cooccurrence(last, labels))
     ids = table.current_ids
     overlaps = Overlaps.from_cells(table.previous, table.current, table.counts, len(table.previous_ids), len(ids))
     position = Positions(ids)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hf_plr.refinement.agglomeration import LINKAGES, Cut
 from hf_plr.refinement.blending import blend
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence, iterate_chunks
-from hf_plr.refinement.numbering import continue_numbers, keep_numbers
+from hf_plr.refinement.numbering import AddShards, continue_numbers, keep_numbers
 from hf_plr.refinement.projection import project
 from hf_plr.refinement.reclustering import recluster
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -152,6 +152,8 @@ class PseudoLabelRefiner:
         *,
         out: np.ndarray | None = None,
         centroid_cosines: np.ndarray | None = None,
+        offset: int = 0,
+        add_shards: AddShards | None = None,
     ) -> RefinementResult:
         """Refine this epoch's labels by those of the last epochs and remember them for the next call.
 
@@ -166,19 +168,23 @@ class PseudoLabelRefiner:
             out: integer array of shape (N,) to write the refined labels to, such as a memory-mapped one; not the one
                 of the last call.
             centroid_cosines: see `refine_cells`.
+            offset: index of the first sample, where these labels are a shard.
+            add_shards: gives the sum of the tables of all shards for the table of this one, which may be empty. Every
+                shard makes the same calls, and gets the labels that one call for all samples would give it.
 
         Raises:
             TypeError: if the labels, or out, are not integers.
             ValueError: if the labels have another shape, are below -1, or differ in number from the last call's, or if
                 out does not fit or is in use.
         """
-        epoch = self._check_labels(labels)
+        epoch = self._check_labels(labels, may_be_empty=add_shards is not None)
         out = self._check_out(out, epoch)
         labelings = _arrange([*self._padded_history(epoch), epoch])
+        add_shards = _leave_alone if add_shards is None else add_shards
 
-        table = cooccurrence(*labelings)
+        table = add_shards(cooccurrence(*labelings, offset=offset))
         cells = self.refine_cells(table, centroid_cosines)
-        refined = self._spread_to_samples(cells, labelings, out)
+        refined = self._spread_to_samples(cells, labelings, out, add_shards)
         self._remember(refined, epoch)
         return refined
 
@@ -223,13 +229,13 @@ class PseudoLabelRefiner:
         return Cut(None if n_clusters is None else max(int(n_clusters), 1), self.distance_threshold)
 
     def _spread_to_samples(
-        self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray
+        self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray, add_shards: AddShards
     ) -> RefinementResult:
         """Write the refined label per sample to `out`; numbers continue those of the last refined labels."""
         for span in iterate_chunks(len(out)):
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
         if self._refined is not None and self._refined is not labelings[-2]:
-            cells = continue_numbers(cells, self._refined, out)
+            cells = continue_numbers(cells, self._refined, out, add_shards)
         return RefinementResult(_freeze(out), cells, labelings)
 
     def _remember(self, refined: RefinementResult, epoch: Epoch) -> None:
@@ -362,13 +368,13 @@ class PseudoLabelRefiner:
         if centroid_cosines is not None and self.space != "projected":
             raise ValueError("centroid_cosines need space='projected': the joint space has no projection")
 
-    def _check_labels(self, labels: npt.ArrayLike) -> Epoch:
+    def _check_labels(self, labels: npt.ArrayLike, may_be_empty: bool) -> Epoch:
         """Check the labels of an epoch; returns its labelings, copied unless they are memory-mapped."""
         is_memory_mapped = isinstance(labels, np.memmap)
         labels = np.asanyarray(labels)
         if labels.ndim not in (1, 2) or labels.shape[-1] == 0 < len(labels):
             raise ValueError(f"labels must have shape (N,), or (N, M) for M labelings, not {labels.shape}")
-        if len(labels) == 0:
+        if len(labels) == 0 and not may_be_empty:
             raise ValueError("labels are empty: at least one sample is needed")
         last_labels = self._history[-1][0] if self._history else self._refined
         if last_labels is not None and len(labels) != len(last_labels):
@@ -414,6 +420,11 @@ class PseudoLabelRefiner:
         if any(np.may_share_memory(out, labels) for labels in labels_in_use):
             raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
         return out
+
+
+def _leave_alone(table: CooccurrenceTable) -> CooccurrenceTable:
+    """The sum of one shard's table."""
+    return table
 
 
 def _arrange(epochs: list[Epoch]) -> tuple[np.ndarray, ...]:

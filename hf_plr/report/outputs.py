@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
-from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.report.file_names import METRICS_FILE as METRICS_FILE
 from hf_plr.report.file_names import TRAINED_EPOCHS
 from hf_plr.report.html.report_file import PAGE_FILE, write_text
@@ -24,6 +25,7 @@ from hf_plr.utils.progress import describe_time
 from hf_plr.utils.versions import find_version
 
 PROTOTYPES_FILE = "prototypes.safetensors"
+WRITTEN_ROWS = 1 << 20  # that are in memory at once
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
 INTERVALS = "95% intervals: bootstrap over the samples that were tested; the trained weights stay the same."
 VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "scikit-learn", "numpy")
@@ -32,7 +34,7 @@ VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "sciki
 def write_pseudo_labels(
     path: str | os.PathLike[str],
     rows: np.ndarray,
-    labels: PseudoLabels,
+    columns: dict[str, np.ndarray],
     files: list[str] | None = None,
     segments: np.ndarray | None = None,
 ) -> None:
@@ -41,22 +43,32 @@ def write_pseudo_labels(
     Args:
         path: path of the new file.
         rows: index per sample, (N,).
-        labels: the labels.
+        columns: label, previous_label and confidence per sample, each (N,), such as memory-mapped ones.
         files: file per sample, (N,); None leaves the column out.
         segments: start and end in seconds per sample, (N, 2), for the columns start and end; None leaves them out.
     """
-    frame = pd.DataFrame(
-        {
-            "index": rows,
-            **({} if files is None else {"file": files}),
-            **({} if segments is None else {"start": segments[:, 0], "end": segments[:, 1]}),
-            "label": labels.labels,
-            "previous_label": labels.previous_labels,
-            "confidence": labels.confidence.astype(np.float32),
-        }
-    )
-    by = "index" if segments is None else ["index", "start"]
-    frame.sort_values(by, ignore_index=True).to_parquet(path, index=False)  # sounds are stored by length
+    keys = (rows,) if segments is None else (segments[:, 0], rows)  # the last one counts most
+    order = np.lexsort(keys)  # sounds are stored by length
+    writer = None
+    try:
+        for start in range(0, max(len(order), 1), WRITTEN_ROWS):
+            part = order[start : start + WRITTEN_ROWS]
+            frame = pd.DataFrame(
+                {
+                    "index": rows[part],
+                    **({} if files is None else {"file": [files[position] for position in part.tolist()]}),
+                    **({} if segments is None else {"start": segments[part, 0], "end": segments[part, 1]}),
+                    "label": columns["label"][part],
+                    "previous_label": columns["previous_label"][part],
+                    "confidence": columns["confidence"][part].astype(np.float32),
+                }
+            )
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            writer = pq.ParquetWriter(path, table.schema) if writer is None else writer
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def write_prototypes(

@@ -187,14 +187,3 @@ def select_last_stage_metrics(log: list[dict[str, float]]) -> dict[str, float]:
     named = {name.removeprefix(STAGE_PREFIX): value for name, value in stages[-1].items()} if stages else {}
     excluded = ("epoch", "step", "seconds")
     return {name: value for name, value in named.items() if not name.startswith(excluded)}
-
-
-def count_members(labels: np.ndarray | None) -> np.ndarray:
-    """Count the members per cluster that has some, shape (K,); none for None.
-
-    Args:
-        labels: label per member, -1 = none, shape (N,).
-    """
-    if labels is None:
-        return np.empty(0, np.int64)
-    return np.unique(labels[labels >= 0], return_counts=True)[1]

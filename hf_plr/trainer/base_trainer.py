@@ -25,6 +25,7 @@ from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.models.adapter_files import ADAPTER_FOLDER, hash_frozen_weights, merge_adapters, save_adapter
 from hf_plr.models.frozen import hold_frozen_statistics
 from hf_plr.models.lora import check_lora_arguments, describe_adapters, describe_kind, has_adapters, prepare_adapters
+from hf_plr.pseudo_labels.holding import is_of_samples
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
@@ -34,6 +35,7 @@ from hf_plr.trainer.checkpointing import (
     find_checkpoint,
     load_state,
     refuse_nan_weights,
+    save_part,
     save_state,
     settings_of,
 )
@@ -164,6 +166,11 @@ class BaseTrainer(FeatureTrainer, ABC):
     def label_state(self) -> dict[str, np.ndarray]:
         """Labels, and what belongs to them, as arrays by name: what a resumed run needs of them."""
 
+    @property
+    def has_own_state(self) -> bool:
+        """True if a part of `label_state` is of this process's own samples, so that each process saves its own."""
+        return False
+
     @abstractmethod
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned; a ValueError names the checkpoint if it is of other data."""
@@ -242,7 +249,8 @@ class BaseTrainer(FeatureTrainer, ABC):
         checkpoint = None
         if resume_from_checkpoint:
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-            state, settings = load_state(checkpoint)
+            accelerator = self.accelerator
+            state, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
             check_same_settings(checkpoint, settings, self.run_settings())
             self.load_label_state(state, checkpoint)
             if self.ema_teacher is not None:
@@ -279,11 +287,23 @@ class BaseTrainer(FeatureTrainer, ABC):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as `Trainer` does, with the state of the run beside the weights."""
-        if self.args.should_save and self.has_labels:
-            directory = str(self.args.output_dir if output_dir is None else output_dir)
-            os.makedirs(directory, exist_ok=True)
-            save_state(directory, self.run_state() | self._log_continuation.losses, self.run_settings())
+        if self.has_labels:
+            self._save_run_state(str(self.args.output_dir if output_dir is None else output_dir))
         super().save_model(output_dir, _internal_call)
+
+    def _save_run_state(self, directory: str) -> None:
+        """Save what belongs to own samples on every process, if there is something, and the rest on the main one."""
+        if not (self.args.should_save or self.has_own_state):
+            return
+        os.makedirs(directory, exist_ok=True)
+        state, processes = self.run_state(), self.accelerator.num_processes
+        own = {name: value for name, value in state.items() if self.has_own_state and is_of_samples(name)}
+        if own:
+            save_part(directory, own, self.accelerator.process_index, processes)
+        if self.args.should_save:
+            shared = {name: value for name, value in state.items() if name not in own}
+            settings = self.run_settings()
+            save_state(directory, shared | self._log_continuation.losses, settings, processes if own else 1)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial))

@@ -29,6 +29,7 @@ FILE_LIST = "plr_files.json"
 STATE_FILE = "plr_state.safetensors"
 FORMAT = "hf-plr-state-2"
 SETTINGS = "settings"
+PARTS = "parts"
 
 SHARED = (
     "seed",
@@ -261,20 +262,46 @@ def resume_hint(run_dir: Path) -> str:
 # ---- the state of a run ----------------------------------------------------------------------------------------------
 
 
-def save_state(directory: str | os.PathLike[str], state: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
-    """Write arrays by name, and the settings of the run, to a file that is complete or not there at all."""
-    path = os.path.join(directory, STATE_FILE)
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+def name_part(process: int, processes: int) -> str:
+    """Name of the file with the state of a process's own samples, beside `STATE_FILE` with what all share."""
+    stem, ending = os.path.splitext(STATE_FILE)
+    return f"{stem}-{process + 1:05d}-of-{processes:05d}{ending}"
+
+
+def save_part(directory: str | os.PathLike[str], state: dict[str, np.ndarray], process: int, processes: int) -> None:
+    """Write arrays of a process's own samples, to a file that is complete or not there at all."""
+    _write_arrays(os.path.join(directory, name_part(process, processes)), state)
+
+
+def save_state(
+    directory: str | os.PathLike[str], state: dict[str, np.ndarray], settings: dict[str, Any], parts: int = 1
+) -> None:
+    """Write arrays by name, and the settings of the run, to a file that is complete or not there at all.
+
+    Args:
+        directory: where to.
+        state: what all processes share.
+        settings: settings of the run.
+        parts: number of files of `save_part` beside it; 1 for none.
+    """
+    arrays = state | ({PARTS: np.array([parts])} if parts > 1 else {})
     arrays[SETTINGS] = np.frombuffer(json.dumps(settings).encode(), np.uint8)  # metadata would lie in any order
-    save_file(arrays, path + ".tmp", metadata={"format": FORMAT})
+    _write_arrays(os.path.join(directory, STATE_FILE), arrays)
+
+
+def _write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    save_file(contiguous, path + ".tmp", metadata={"format": FORMAT})
     os.replace(path + ".tmp", path)
 
 
-def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_state` wrote.
+def load_state(
+    directory: str | os.PathLike[str], process: int = 0, processes: int = 1
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_state` wrote, and this process's part where there are as many as processes.
 
     Raises:
-        ValueError: if the file is missing, damaged or of another format, naming it.
+        ValueError: if a file is missing, damaged or of another format, naming it.
     """
     path = os.path.join(directory, STATE_FILE)
     if not os.path.isdir(directory):
@@ -287,7 +314,20 @@ def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
         settings = json.loads(text)
         if not isinstance(settings, dict):
             raise ValueError(f"{SETTINGS!r} holds no settings by name")
-    return {name: array for name, array in arrays.items() if name != SETTINGS}, settings
+        parts = int(validate_array(arrays, PARTS, "integers", (1,), 2)[0]) if PARTS in arrays else 1
+    state = {name: array for name, array in arrays.items() if name not in (SETTINGS, PARTS)}
+    if parts == processes > 1:  # with other processes the settings do not fit, which is told next
+        state |= _load_part(directory, process, processes)
+    return state, settings
+
+
+def _load_part(directory: str | os.PathLike[str], process: int, processes: int) -> dict[str, np.ndarray]:
+    path = os.path.join(directory, name_part(process, processes))
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"{directory} has no {name_part(process, processes)}, with the labels of one of the {processes} processes"
+        )
+    return read_tensors(path, FORMAT)
 
 
 # ---- the settings of a run, which a resumed one must share -----------------------------------------------------------

@@ -42,6 +42,7 @@ class FeatureTrainer(Trainer):
     scores: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, Interval]]
     ema_teacher: EMATeacher | None
+    n_label_shards = 1  # logical shards of the training samples, see `hf_plr.pseudo_labels.shards`
     _label_free: dict[str, float]
 
     def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -74,6 +75,7 @@ class FeatureTrainer(Trainer):
             self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             progress=not self.args.disable_tqdm,
+            shards=self.n_label_shards,
         )
 
     @property

@@ -18,22 +18,31 @@ from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.data.columns import check_dataset
-from hf_plr.evaluation.clusters import score_clusters
-from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
+from hf_plr.evaluation.label_free import LABEL_FREE_SCORES
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
+from hf_plr.pseudo_labels.holding import make_holder
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.pair_term import make_pair_term
 from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
-from hf_plr.pseudo_labels.sampler import ClusterSampler, count_samples_per_epoch, select_data_seed
+from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
+from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
 from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
-from hf_plr.refinement import NOISE, PseudoLabelRefiner
+from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
+from hf_plr.report.label_results import (
+    collect_columns,
+    describe_labels,
+    locate_prototypes,
+    score_labels,
+    take_snapshot,
+    warn_of_collapse,
+)
 from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
-from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary, count_members
+from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.trainer.start import check_arguments
@@ -126,24 +135,24 @@ class PLRTrainer(BaseTrainer):
         n_clusters = clusterers[0].get_params().get("n_clusters")
         if isinstance(n_clusters, int) and n_clusters > n_samples:
             raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
-        self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples)
+        has_views = augmentation is not None or args.augmentation != "none"
+        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
+        self.views = 1 if self.pair_term is None else 2
+        self.n_label_shards = select_label_shards(args, n_samples, self.views)
+        self._holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
+        self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples, self._holder)
         self.cluster_objective = ClusterObjective(
             self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
         )
         self._feature_source = FeatureSource(
-            args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
+            args.feature_source,
+            args.feature_dtype,
+            args.feature_momentum,
+            args.feature_dir,
+            keeps_own=self.n_label_shards > 1,
         )
-        has_views = augmentation is not None or args.augmentation != "none"
         self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
-        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
-        self.views = 1 if self.pair_term is None else 2
-        self._sampler = ClusterSampler(
-            n_samples,
-            args.samples_per_cluster,
-            select_data_seed(args),
-            count_samples_per_epoch(args, n_samples),
-            views=self.views,
-        )
+        self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
         self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
         self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
 
@@ -157,7 +166,7 @@ class PLRTrainer(BaseTrainer):
         clock = Stopwatch()
         with isolate_rng(self.args.seed + epoch):
             with clock("extract"):
-                features = self._features_of_evaluation() or self._extract_centered(epoch)
+                features = self._features_of_evaluation() or self._centered(self.extract_shard(), epoch)
             before = self.pseudo_labels
             with clock("cluster"):
                 self.cluster_space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
@@ -184,6 +193,8 @@ class PLRTrainer(BaseTrainer):
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
         self.cluster_objective.to(self.args.device)
+        if isinstance(self._sampler, ShardSampler):
+            self._sampler.set_bounds(self.extractor.split(self.train_dataset, self.n_label_shards))
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
         self._accumulated.clear()
 
@@ -193,10 +204,10 @@ class PLRTrainer(BaseTrainer):
         """Metrics of the new labels by their names in the log; the report takes the labels, too."""
         labels = [labeling.pseudo_labels for labeling in self.labelings]
         with clock("score"):
-            metrics = compute_stage_metrics(before, labels[0], features.part, self.accelerator)
+            metrics = compute_stage_metrics(before, labels[0], features.part, self.accelerator, self._holder)
             metrics |= self.labelings[0].score(features, means)
-            metrics |= compare_labelings(labels, features.part, self.accelerator)
-        self._warn_of_collapse(metrics)
+            metrics |= compare_labelings(labels, features.part, self.accelerator, self._holder)
+        warn_of_collapse(self._epoch, metrics, self.state.log_history)
         metrics |= clock.seconds()
         self.reporter.note_stage(self._snapshot(), features.rows, features.part)
         scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
@@ -222,7 +233,10 @@ class PLRTrainer(BaseTrainer):
 
     @property
     def pseudo_labels(self) -> PseudoLabels | None:
-        """The labels of the current epoch, None before the first stage; samples are in `train_dataset.rows`' order."""
+        """The labels of the current epoch, None before the first stage; samples are in `train_dataset.rows`' order.
+
+        With `label_shards` above 1 those of this process's samples alone, from `first` on.
+        """
         return self.labelings[0].pseudo_labels if self.has_labels else None
 
     @property
@@ -233,9 +247,6 @@ class PLRTrainer(BaseTrainer):
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
         return self._feature_source.extract_local(self.extractor, self.train_dataset)
-
-    def _extract_centered(self, epoch: int) -> CenteredFeatures:
-        return self._centered(self.extract_shard(), epoch)
 
     def _centered(self, features: torch.Tensor, epoch: int) -> CenteredFeatures:
         """Center this process's features (n, D) in place, if all of them are finite."""
@@ -253,34 +264,16 @@ class PLRTrainer(BaseTrainer):
         part = self.extractor.local_slice(self.train_dataset)
         return self.extractor.extract(self.train_dataset, torch.arange(part.start, part.stop))
 
-    def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
-        rank = f"{STAGE_PREFIX}effective_rank"
-        logged = (entry[rank] for entry in self.state.log_history if rank in entry)
-        sign = describe_collapse(metrics, next(logged, metrics["effective_rank"]))
-        if sign is not None:
-            logger.warning(
-                "Epoch %d: %s. The features may be collapsing: lower the learning rate, or use more clusters.",
-                self._epoch,
-                sign,
-            )
-
     def score_labels(self) -> dict[str, float]:
         """Agreement of the pseudo-labels with the true labels, by `score_clusters`; empty if either is not known."""
         truth = None if self.evaluator is None else self.evaluator.true_labels(self)
         if truth is None or not self.has_labels:
             return {}
-        labels = self.labelings[0].pseudo_labels.labels
-        if not ((truth != NOISE) & (labels != NOISE)).any():
-            return {}
-        if truth.min() < NOISE:  # classes may have any numbers
-            truth = np.where(truth == NOISE, NOISE, truth - truth.min())
-        return score_clusters(labels, truth)
+        return score_labels(self.labelings[0].pseudo_labels, truth, self._holder)
 
-    def _snapshot(self) -> Snapshot:
-        """The labels as the report shows them."""
-        labels = self.labelings[0].pseudo_labels
-        is_first = (labels.previous_labels == NOISE).all()
-        return Snapshot(labels.epoch, labels.labels, None if is_first else labels.previous_labels, labels.confidence)
+    def _snapshot(self) -> Snapshot | None:
+        """The labels as the report shows them, on the main process; called on every process."""
+        return None if self.args.report == "no" else take_snapshot(self.labelings[0].pseudo_labels, self._holder)
 
     # ---- the training loop ---------------------------------------------------------------------------------------
 
@@ -317,10 +310,14 @@ class PLRTrainer(BaseTrainer):
         """Let the prototypes follow the features of all processes since the last update, equally many of each."""
         features, index = (torch.cat(parts) for parts in zip(*self._accumulated, strict=True))
         self._accumulated.clear()
+        targets = self.cluster_objective.targets_of(index)
+        if self._feature_source.keeps_own:
+            self._feature_source.record(index, features)
         if self.accelerator.num_processes > 1:
-            features, index = self.accelerator.gather((features, index))
-        self.cluster_objective.update_prototypes(features, index)
-        self._feature_source.record(index, features)
+            features, targets, index = self.accelerator.gather((features, targets, index))
+        if not self._feature_source.keeps_own:
+            self._feature_source.record(index, features)
+        self.cluster_objective.update_prototypes(features, targets)
 
     def _make_trained_model(self) -> torch.nn.Module:
         self.modality.freeze_unused()
@@ -328,7 +325,8 @@ class PLRTrainer(BaseTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         n_samples, batch_size = len(self.train_dataset), self._train_batch_size
-        self._sampler.samples_per_epoch = count_samples_per_epoch(self.args, n_samples, batch_size)
+        samples_per_epoch = count_samples_per_epoch(self.args, n_samples, batch_size)
+        self._sampler.set_steps(samples_per_epoch, batch_size, self.args.gradient_accumulation_steps)
         return self._sampler
 
     def label_free_scores(self) -> dict[str, float]:
@@ -365,14 +363,24 @@ class PLRTrainer(BaseTrainer):
 
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
-        n_samples, width = len(self.train_dataset), self.extractor.width
+        held, width = self._held(), self.extractor.width
         with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
-            self.cluster_objective.load_state_dict(state, n_samples, width)
-            self._feature_source.load_state_dict(state, self.args.device, (n_samples, width))
+            self.cluster_objective.load_state_dict(state, held, width)
+            self._feature_source.load_state_dict(state, self.args.device, held, width)
             self.cluster_space.load_state_dict(state)
             if self.pair_term is not None:
                 self.pair_term.load_state_dict(select_prefix(PAIR_PREFIX, state))
         self.reporter.resume(self._snapshot())
+
+    def _held(self) -> slice:
+        """Positions of the samples whose labels this process holds."""
+        is_sharded = self.n_label_shards > 1
+        return self.extractor.local_slice(self.train_dataset) if is_sharded else slice(0, len(self.train_dataset))
+
+    @property
+    def has_own_state(self) -> bool:
+        """True with shards over several processes."""
+        return self.n_label_shards > 1 and self.accelerator.num_processes > 1
 
     def run_settings(self) -> dict[str, Any]:
         """Settings of the run with those of clusterer and refiner."""
@@ -382,6 +390,7 @@ class PLRTrainer(BaseTrainer):
             "refiner": self.labelings[0].stage.refiner.settings(),
             "refinement": resolve_preset(self.args),
             "num_labelings": len(self.labelings),
+            "label_shards": self.n_label_shards if self.n_label_shards > 1 else None,
         }
         return super().run_settings() | as_stored(parts)
 
@@ -393,15 +402,14 @@ class PLRTrainer(BaseTrainer):
             directory: where to.
             rows: as for `save_pseudo_labels`.
         """
-        labels = self.labelings[0].pseudo_labels.labels
+        self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
         extracted = self._extract_now()
         features = center_features(extracted, self.accelerator, out=extracted)
-        ids = np.unique(labels[labels != NOISE])
-        targets = np.where(labels != NOISE, np.searchsorted(ids, labels), NOISE)[features.part]
+        own = self._holder.own(features.part)
+        ids, targets = locate_prototypes(self.labelings[0].pseudo_labels.labels, own, self._holder)
         targets_on_device = torch.from_numpy(targets).to(features.rows.device)
         means = average_clusters(features.rows, targets_on_device, len(ids), self.accelerator)
         if self.is_world_process_zero():
-            self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
             prototypes, center = means.directions.cpu().numpy(), features.center.cpu().numpy()
             write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes, ids, center)
         self.publisher.note_labels(directory, rows)
@@ -409,14 +417,17 @@ class PLRTrainer(BaseTrainer):
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write a row per sample as parquet, in data order, with the columns of `write_pseudo_labels`.
 
+        Called on every process; the main one writes.
+
         Args:
             path: the file.
             rows: number of each row of `train_dataset` in the data that it was taken from, for `index`; by default the
                 row itself. Rows that could not be read are not in the file.
         """
-        store, labels = self.train_dataset, self.labelings[0].pseudo_labels
-        index = store.rows if rows is None else rows[store.rows]
-        write_pseudo_labels(path, index, labels, store.files(), store.segments)
+        store, columns = self.train_dataset, collect_columns(self.labelings[0].pseudo_labels, self._holder)
+        if columns is not None and self.is_world_process_zero():
+            index = store.rows if rows is None else rows[store.rows]
+            write_pseudo_labels(path, index, columns, store.files(), store.segments)
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
@@ -426,22 +437,12 @@ class PLRTrainer(BaseTrainer):
             (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
             (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
         )
-        summary = dataclasses.replace(
-            super().summary(),
-            label_files=files,
-            cluster_sizes=count_members(None if labels is None else labels.labels),
-            cluster_members=self.modality.plural,
-        )
-        return dataclasses.replace(summary, last_labels=self._describe_labels(summary.stages))
-
-    def _describe_labels(self, stages: list[dict[str, float]]) -> str:
-        labels = self.pseudo_labels
+        summary = dataclasses.replace(super().summary(), label_files=files, cluster_members=self.modality.plural)
         if labels is None:
-            return ""
-        noise = (labels.labels == NOISE).mean()
-        words = f"{labels.n_clusters} clusters, {noise:.1%} of the {self.modality.plural} in none"
-        agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
-        if agreement is not None:
-            words += f", adjusted Rand index {agreement:.2f} with the epoch before"
-        others = [f"{labeling.pseudo_labels.n_clusters}" for labeling in self.labelings[1:]]
-        return f"{words}; trained together with labelings of {' and '.join(others)} clusters" if others else words
+            return summary
+        of_all = [labeling.pseudo_labels for labeling in self.labelings]
+        return dataclasses.replace(
+            summary,
+            last_labels=describe_labels(of_all, self.modality.plural, summary.stages),
+            cluster_sizes=labels.sizes,
+        )

@@ -19,7 +19,6 @@ from transformers import EvalPrediction, PreTrainedModel
 from hf_plr.data.audio_store import AudioStore, collate_recordings
 from hf_plr.data.columns import check_column
 from hf_plr.data.sample_store import encode_labels
-from hf_plr.evaluation.units import score_units
 from hf_plr.modality import AudioModality
 from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
 from hf_plr.pseudo_labels.sampler import (
@@ -181,9 +180,9 @@ class UnitTrainer(BaseTrainer):
             with clock("assign"):
                 clusters = self.stage.assign(frames, round_)
             with clock("refine"):
-                units = self.stage.refine(clusters, round_)
+                units = self.stage.refine(clusters, round_, self.stage.own_frames(frames))
             before, self._frame_units = self._frame_units, units
-            metrics = unit_metrics(before, units) | clock.seconds() | self.score_labels()
+            metrics = unit_metrics(before, units, self.accelerator) | clock.seconds() | self.score_labels()
             self.reporter.note_stage(self._snapshot(None if before is None else before.labels))
         self.log({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()})
 
@@ -231,8 +230,7 @@ class UnitTrainer(BaseTrainer):
         """Agreement of the units with the true labels of their recordings, where there are some."""
         if self.label_column is None or not self.has_labels:
             return {}
-        labels = self.stage.spread_over_frames(self.train_dataset.true_labels(), self._bounds)
-        return score_units(self._units.labels, labels)
+        return self.stage.score(self._units, self.train_dataset.true_labels(), self._bounds)
 
     def _snapshot(self, previous: np.ndarray | None) -> Snapshot:
         """The units as the report shows them."""
@@ -338,12 +336,19 @@ class UnitTrainer(BaseTrainer):
         head = {f"{HEAD_PREFIX}{name}": value.float().cpu().numpy() for name, value in self._head().items()}
         return self.stage.state_dict(self._units) | head
 
+    @property
+    def has_own_state(self) -> bool:
+        """True with several processes, each of which has refined the frames of its own recordings."""
+        return self.accelerator.num_processes > 1
+
     def load_label_state(self, state: dict[str, np.ndarray], checkpoint: str) -> None:
         """Restore what `label_state` returned."""
         predictor: Any = self.model
         with name_file_in_errors(os.path.join(checkpoint, STATE_FILE)):
-            validate_array(state, "units", "integers", (self._bounds[-1],), highest=self._room_for_units - 1)
-            self._frame_units = self.stage.load_state_dict(state)
+            validate_array(state, "units", "integers", (None,), highest=self._room_for_units - 1)
+            recordings = self.extractor.local_slice(self.train_dataset)
+            own = slice(int(self._bounds[recordings.start]), int(self._bounds[recordings.stop]))
+            self._frame_units = self.stage.load_state_dict(state, own, int(self._bounds[-1]))
             head = {
                 name: torch.from_numpy(validate_array(state, f"{HEAD_PREFIX}{name}", "floats", tuple(value.shape)))
                 for name, value in self._head().items()

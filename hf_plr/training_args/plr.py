@@ -108,6 +108,15 @@ class PLRTrainingArguments(BaseTrainingArguments):
         },
     )
 
+    label_shards: Count | None = field(
+        default=None,
+        metadata={
+            "help": "Logical shards of the samples, a multiple of the processes: each process keeps the labels of its "
+            "own shards and trains on these, with equal parts of every batch from each. 1 keeps the labels of all "
+            "samples on every process. Default: 1, from 2^20 samples a power of two up to 64."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_values(self, PLRTrainingArguments)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch.distributed.fsdp import FSDPModule
 
+from hf_plr.utils.files import allocate_array
 from hf_plr.utils.progress import LINE_SECONDS, describe_time
 
 CPU = torch.device("cpu")
+SENT_ROWS = 1 << 20  # that travel at once
 PATIENCE = timedelta(days=7)  # the default groups of GPUs wait for half an hour
 
 
@@ -73,6 +77,49 @@ def locate_rows(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]
     lengths = gather_objects(accelerator, n_rows)
     index = 0 if accelerator is None else accelerator.process_index
     return sum(lengths[:index]), sum(lengths)
+
+
+def collect_on_main(
+    accelerator: Accelerator | None,
+    rows: np.ndarray,
+    start: int,
+    total: int,
+    folder: str | os.PathLike[str] | None = None,
+) -> np.ndarray | None:
+    """Collect the rows of all processes on the main one, process by process and part by part.
+
+    Args:
+        accelerator: connects the processes; called on all of them.
+        rows: this process's rows, shape (n, ...), of one type on every process; n may be 0.
+        start: number of the first of them.
+        total: number of all.
+        folder: folder of the file; None takes the system's temporary folder.
+
+    Returns:
+        On the main process rows of all, (total, ...), in a memory-mapped file without a name; None on the others.
+    """
+    if accelerator is None or is_single_process(accelerator):
+        return rows
+    parts = gather_objects(accelerator, (start, len(rows)))
+    group = get_patient_group()
+    rows = np.ascontiguousarray(rows)
+    if not accelerator.is_main_process:
+        for span in _iterate_parts(len(rows)):
+            dist.send(torch.from_numpy(rows[span].view(np.uint8)), dst=0, group=group)
+        return None
+    collected = allocate_array((total, *rows.shape[1:]), rows.dtype, folder)
+    collected[start : start + len(rows)] = rows
+    for source, (first, length) in enumerate(parts):
+        for span in _iterate_parts(length if source > 0 else 0):
+            part = np.empty((span.stop - span.start, *rows.shape[1:]), rows.dtype)
+            dist.recv(torch.from_numpy(part.view(np.uint8)), src=source, group=group)
+            collected[first + span.start : first + span.stop] = part
+    return collected
+
+
+def _iterate_parts(n_rows: int) -> Iterator[slice]:
+    for start in range(0, n_rows, SENT_ROWS):
+        yield slice(start, min(start + SENT_ROWS, n_rows))
 
 
 def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any], description: str) -> Any:

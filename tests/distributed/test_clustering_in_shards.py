@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from helpers.paths import HELPERS
 
+from hf_plr.refinement import PRESETS
+
 SCRIPT = HELPERS / "cluster_in_shards.py"
 
 
@@ -46,6 +48,8 @@ def test_any_number_of_processes_gives_the_same_bits(alone, processes, tmp_path)
             np.testing.assert_allclose(shared[name], alone[name], rtol=1e-12)
         else:
             np.testing.assert_array_equal(shared[name], alone[name], err_msg=name)
+    of_presets = {name: int(value) for name, value in shared.items() if name.endswith(".different")}
+    assert of_presets == {f"{name}.different": 0 for name in PRESETS}  # where each process holds its own labels
     assert len(shared["nan_errors"]) == processes
     assert set(shared["nan_errors"]) == {"features of 1 samples are NaN or infinite, the first is sample 0"}
     assert shared["main_errors"][0].startswith("ZeroDivisionError")

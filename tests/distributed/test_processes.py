@@ -263,8 +263,12 @@ def test_sigterm_in_one_of_two_processes_stops_both_and_they_go_on(tmp_path):
     run = launch(tmp_path, processes=2, script=INTERRUPTED_PROCESSES)
     assert run.returncode == 0, run.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
-    # The signal comes in steps 7, 10 and 6; processes read each other's answers one step later.
-    assert [entry["checkpoint"] for entry in report] == ["checkpoint-8", "checkpoint-11", "checkpoint-7"]
+    # The signal comes in steps 7, 10, 6 and 9; processes read each other's answers one step later.
+    expected = ["checkpoint-8", "checkpoint-11", "checkpoint-7", "checkpoint-10"]
+    assert [entry["checkpoint"] for entry in report] == expected
+    assert list((tmp_path / "0-part").glob("checkpoint-*/plr_state-*")) == []
+    of_samples = sorted({path.name for path in (tmp_path / "3-part").glob("checkpoint-*/plr_state-*")})
+    assert of_samples == [f"plr_state-0000{number}-of-00002.safetensors" for number in (1, 2)]
     for entry in report:
         assert entry["stopped"] == [143, 143]
         assert entry["differences"] == []

@@ -11,12 +11,57 @@ from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.clustering.ensemble import FreshKMeans
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.features.centering import center_features
+from hf_plr.pseudo_labels.holding import AllLabels, OwnLabels, is_of_samples
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
-from hf_plr.pseudo_labels.stage import RefinementStage
-from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.refinement import PRESETS, PseudoLabelRefiner
 from hf_plr.utils.distributed import gather_objects, gather_rows, run_on_main
+
+
+def refine_in_shards(features: np.ndarray, mine: slice, accelerator: Accelerator) -> dict[str, np.ndarray]:
+    """Labels of three epochs by every preset, and how many of their values differ where each process holds its own."""
+    results = {}
+    for name in PRESETS:
+        refiners = [PseudoLabelRefiner.from_preset(name) for _ in range(2)]
+        holders = [AllLabels(accelerator), OwnLabels(accelerator)]
+        kmeans = [KMeans(40, seed=3, max_iter=5) for _ in range(2)]
+        stages = [
+            RefinementStage(
+                *(kmeans[i], refiners[i], 1, accelerator, 0.6),
+                ensemble=FreshKMeans(kmeans[i], len(features), 3) if refiners[i].takes_members else None,
+                holder=holders[i],
+            )
+            for i in range(2)
+        ]
+        before: list[PseudoLabels | None] = [None, None]
+        n_different = 0
+        for epoch in range(3):
+            noise = np.random.default_rng(epoch).normal(size=features.shape).astype(np.float32)
+            rows = torch.from_numpy((features + noise)[mine])
+            now = [
+                stage.refine(stage.cluster(rows, epoch), epoch, mine, last)
+                for stage, last in zip(stages, before, strict=True)
+            ]
+            whole, own = (each.state_dict() for each in now)
+            for key, expected in whole.items():
+                found = own[key]
+                if is_of_samples(key):
+                    assert len(found) == mine.stop - mine.start
+                    found = gather_rows(accelerator, torch.from_numpy(found)).numpy()
+                n_different += int((found != expected).sum())
+            assert now[0].sizes.tolist() == now[1].sizes.tolist()
+            metrics = [
+                compute_stage_metrics(last, labels, mine, accelerator, holder)
+                for last, labels, holder in zip(before, now, holders, strict=True)
+            ]
+            assert metrics[0] == metrics[1]
+            before = [*now]
+            results[f"{name}.labels.{epoch}"] = now[0].labels
+        results[f"{name}.different"] = np.array(n_different)
+    return results
 
 
 def main(output: str) -> None:
@@ -59,6 +104,7 @@ def main(output: str) -> None:
         results |= {f"stage.{name}.{epoch}": value for name, value in state.items()}
     metrics = compute_stage_metrics(before, pseudo_labels, mine, accelerator)
     results["stage.agreement_ari"] = np.array(metrics["agreement_ari"])
+    results |= refine_in_shards(features, mine, accelerator)
     centered = center_features(torch.from_numpy(shard), accelerator)
     means = average_clusters(centered.rows, labels[mine] % 7, 7, accelerator)
     results |= {"center": centered.center.numpy(), "prototypes": means.directions.numpy()}

@@ -33,6 +33,7 @@ SETTINGS: list[tuple[int, dict[str, Any]]] = [
     (7, {}),
     (10, {"dataloader_num_workers": 2, "ema_decay": 0.9}),
     (6, {"gradient_accumulation_steps": 2, "refinement": "joint"}),
+    (9, {"label_shards": 2, "feature_source": "epoch", "per_device_eval_batch_size": 32}),
 ]
 
 

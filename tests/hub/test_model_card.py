@@ -10,7 +10,6 @@ from PIL import Image
 
 from hf_plr.modality import Modality
 from hf_plr.report.outputs import format_summary
-from hf_plr.report.summary import count_members
 
 
 def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
@@ -31,7 +30,7 @@ def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
     assert results["knn_accuracy"].dataset_type == "user/digits"
     assert results["knn_accuracy"].dataset_split == "test"
 
-    sizes = count_members(trainer.pseudo_labels.labels)
+    sizes = trainer.summary().cluster_sizes
     assert sizes.sum() == (trainer.pseudo_labels.labels >= 0).sum()
     assert f"{len(sizes)} clusters: the smallest has {sizes.min()} images" in card.text
     agreement = [entry["plr/agreement_ari"] for entry in trainer.state.log_history if "plr/agreement_ari" in entry]

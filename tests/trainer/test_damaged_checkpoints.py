@@ -44,7 +44,7 @@ def test_checkpoints_of_images(make_trainer, tmp_path):
         some = torch.arange(20)
         trainer.cluster_objective.to(torch.device("cpu"))
         trainer.cluster_objective.loss(features[some], some)
-        trainer.cluster_objective.update_prototypes(features[some], some)
+        trainer.cluster_objective.update_prototypes(features[some], trainer.cluster_objective.targets_of(some))
         trainer._feature_source.record(some, features[some])
         centered = CenteredFeatures(features, torch.zeros(32), slice(0, 203))
         labeling = trainer.labelings[0]

@@ -1,4 +1,4 @@
-"""Labels of all frames: counted, spread and gathered part by part, on CPUs alone."""
+"""Labels of all frames: counted, scored and kept part by part, on CPUs alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_plr.evaluation.units import score_units
+from hf_plr.pseudo_labels.holding import is_of_samples
+from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 from hf_plr.units import encoder, stage
 from hf_plr.units.encoder import write_units
 from hf_plr.units.frames import compute_frame_bounds
@@ -19,13 +22,19 @@ from hf_plr.units.stage import FrameStage, FrameUnits
 counting = importlib.import_module("hf_plr.refinement.cooccurrence")  # a function of the package has this name
 
 
-def make_stage(n_units=12, processes=1, folder=None):
-    """A stage that is asked for what needs no refiner; a stand-in counts the processes."""
+class Alone:
+    num_processes = 1
+    process_index = 0
+    is_main_process = is_local_main_process = True
 
-    class Processes:
-        num_processes = processes
 
-    return FrameStage(n_units, None, 100, 0, Processes(), folder)
+def make_stage(n_units=12, folder=None):
+    """A stage that is asked for what needs no recordings."""
+    return FrameStage(n_units, PseudoLabelRefiner(), 100, 0, Alone(), folder)
+
+
+def units_of(raw_labels, labels):
+    return FrameUnits(0, labels, raw_labels, slice(0, len(labels)), cooccurrence(raw_labels, labels))
 
 
 @given(st.lists(st.integers(-1, 30), max_size=60), st.integers(1, 9))
@@ -34,7 +43,8 @@ def test_units_are_counted_in_chunks(labels, chunk):
     units, counts = np.unique(labels[labels >= 0], return_counts=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "CHUNK", chunk)
-        found = FrameUnits(0, labels, labels)
+        patch.setattr(counting, "COUNT_CHUNK", chunk)
+        found = units_of(np.zeros_like(labels), labels)
         np.testing.assert_array_equal(found.list_units(), units)
         np.testing.assert_array_equal(found.count_frames(), counts)
         assert found.list_units().dtype == found.count_frames().dtype == np.int64
@@ -49,58 +59,64 @@ def test_nothing_of_a_memory_map_is_copied_as_a_whole(tmp_path, monkeypatch):
         def __getitem__(self, key):
             nonlocal largest
             part = np.memmap.__getitem__(self, key)
+            if part.size == len(self):  # the frames of one process, which are all
+                return part
             largest = max(largest, part.size)
             return np.asarray(part)
 
     monkeypatch.setattr(counting, "CHUNK", 64)
-    monkeypatch.setattr(np, "unique", None)
+    monkeypatch.setattr(counting, "COUNT_CHUNK", 64)
+    unique = np.unique
+
+    def unique_of_little(values, *args, **kwargs):
+        assert np.size(values) <= 64
+        return unique(values, *args, **kwargs)
+
+    monkeypatch.setattr(np, "unique", unique_of_little)
     watched = labels.view(Watched)
-    units = FrameUnits(0, watched, watched)
+    stage = make_stage()
+    units = stage.refine(watched, 0, slice(0, 1000))
     assert units.list_units().tolist() == list(range(7))
     assert units.count_frames().sum() == 1000
-    made = make_stage().apply_centroid_units(np.arange(7) * 2, watched)
+    made = stage.apply_centroid_units(np.arange(7) * 2, watched)
     np.testing.assert_array_equal(made, np.arange(1000) % 7 * 2)
+    assert isinstance(made, np.memmap)
     assert largest == 64
 
 
 @given(st.lists(st.tuples(st.integers(-1, 2**40), st.integers(1, 9)), min_size=1, max_size=30), st.integers(1, 7))
-def test_a_recordings_label_is_spread_over_its_frames(recordings, part):
-    labels, counts = map(np.array, zip(*recordings, strict=True))
+def test_units_are_scored_by_the_labels_of_their_recordings(recordings, part):
+    truth, counts = map(np.array, zip(*[*recordings, (3, 2)], strict=True))
     bounds = compute_frame_bounds(counts)
+    labels = np.random.default_rng(len(truth)).integers(0, 5, bounds[-1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "SPREAD_RECORDINGS", part)
-        spread = make_stage().spread_over_frames(labels, bounds)
-    np.testing.assert_array_equal(spread, np.repeat(labels, counts))
-    assert isinstance(spread, np.memmap)
-    assert spread.dtype == (np.int32 if labels.max() < 2**31 else np.int64)
+        found = make_stage().score(units_of(labels, labels), truth, bounds)
+    assert found == score_units(labels, np.repeat(truth, counts))
 
 
 @pytest.mark.parametrize("n_units", [12, 20_000])  # int16 and int32
-@pytest.mark.parametrize("lengths", [(10, 7, 12), (0, 5, 4), (9, 0, 0), (0, 0, 0)])
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_labels_of_all_processes_are_gathered_on_cpus(monkeypatch, tmp_path, n_units, lengths, rank):
+def test_a_state_is_taken_up_by_a_process_of_several_and_from_one_file_of_all(n_units):
     rng = np.random.default_rng(0)
-    of_stage = make_stage(n_units, processes=3, folder=tmp_path)
-    shares = [rng.integers(-1, n_units, length).astype(of_stage._allocate_labels(1).dtype) for length in lengths]
-    start = 0
-
-    def gather_rows(accelerator, rows):
-        """What arrives is that of all processes, for the frames whose turn it is."""
-        nonlocal start
-        assert rows.device.type == "cpu"
-        assert rows.dtype is torch.uint8  # gloo has no int16
-        parts = [torch.from_numpy(share[start : start + 4].view(np.uint8)) for share in shares]
-        assert torch.equal(rows, parts[rank])
-        start += 4
-        return torch.cat(parts)
-
-    monkeypatch.setattr(stage, "GATHERED_FRAMES", 4)
-    monkeypatch.setattr(stage, "gather_objects", lambda accelerator, item: list(lengths))
-    monkeypatch.setattr(stage, "gather_rows", gather_rows)
-    gathered = of_stage._gather_labels(shares[rank])
-    np.testing.assert_array_equal(gathered, np.concatenate(shares))
-    assert gathered.dtype == shares[0].dtype
-    assert isinstance(gathered, np.memmap) or sum(lengths) == 0
+    of_all, of_part = make_stage(n_units), make_stage(n_units)
+    centers = torch.zeros(n_units, 2)
+    for each in (of_all, of_part):
+        each.kmeans.load_state_dict({"cluster_centers": centers})
+    for round_ in range(2):
+        clusters = rng.integers(0, 9, 300).astype(np.int16)
+        units = of_all.refine(clusters, round_, slice(0, 300))
+    state = of_all.state_dict(units)
+    own = slice(100, 220)
+    restored = of_part.load_state_dict(state, own, 300)  # as older releases wrote it
+    np.testing.assert_array_equal(restored.labels[own], units.labels[own])
+    np.testing.assert_array_equal(restored.raw_labels[own], units.raw_labels[own])
+    assert restored.labels.shape == (300,)
+    again = of_part.state_dict(restored)
+    for name, array in state.items():
+        np.testing.assert_array_equal(again[name], array[own] if is_of_samples(name) else array, err_msg=name)
+    of_part.load_state_dict(again, own, 300)
+    with pytest.raises(ValueError, match=r"'units' holds .* of shape \(120,\), expected integers of shape \(130,\)"):
+        of_part.load_state_dict(again, slice(100, 230), 300)
 
 
 @pytest.mark.parametrize("files", [None, ["a.wav", "b.wav", "c.wav", "d.wav", "e.wav"]])

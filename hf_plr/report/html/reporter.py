@@ -16,13 +16,21 @@ from accelerate import Accelerator
 
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.refinement import NOISE
+from hf_plr.refinement.cooccurrence import iterate_chunks, list_cluster_ids
 from hf_plr.report.html.flows import cluster_flow
 from hf_plr.report.html.previews import MEDIA_TYPES, Previews
 from hf_plr.report.html.projection import layouts
 from hf_plr.report.html.report_file import DATA_FILE, FORMAT, read_report, write_report
 from hf_plr.report.html.run_facts import as_line, run_facts
-from hf_plr.report.html.sheets import Snapshot, cluster_sheets, map_positions, random_check, size_table, typical_members
+from hf_plr.report.html.sheets import (
+    Snapshot,
+    cluster_sheets,
+    cluster_table,
+    map_positions,
+    random_check,
+    size_table,
+    typical_members,
+)
 from hf_plr.report.html.unit_examples import unit_sheets
 from hf_plr.utils.distributed import gather_rows
 from hf_plr.utils.rng import isolate_rng
@@ -74,18 +82,20 @@ class Reporter:
 
     # ---- collecting --------------------------------------------------------------------------------------------
 
-    def note_stage(self, snapshot: Snapshot, features: torch.Tensor | None = None, part: slice | None = None) -> None:
+    def note_stage(
+        self, snapshot: Snapshot | None, features: torch.Tensor | None = None, part: slice | None = None
+    ) -> None:
         """Add a stage; called on every process.
 
         Args:
-            snapshot: its labels.
+            snapshot: its labels; the main process needs them alone, others may have None.
             features: this process's rows, shape (n, D), for a map; None for no map.
             part: positions of these rows.
         """
         if self.when == "no":
             return
         dots = None if features is None or part is None else self._features_of_dots(features, part)
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process or snapshot is None:
             return
         with _errors_as_warnings():
             self._features, self._map = dots, None
@@ -102,12 +112,12 @@ class Reporter:
         rows = features[torch.from_numpy(local).to(features.device)].float()
         return gather_rows(self.accelerator, rows).cpu().numpy()
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def resume(self, snapshot: Snapshot | None) -> None:
         """Resume the report of an interrupted run: take over its stages up to this one, whose labels the run resumes.
 
         A damaged report is a warning, and the report begins anew.
         """
-        if self.when == "no" or not self.accelerator.is_main_process:
+        if self.when == "no" or not self.accelerator.is_main_process or snapshot is None:
             return
         self._snapshot = snapshot
         try:
@@ -186,7 +196,7 @@ class Reporter:
             "random": _keys(check.tolist()),
             "clusters": sheets,
             "typical": {str(cluster): _keys(members) for cluster, members in typical.items()},
-            "of": _count(snapshot.labels),
+            "of": len(list_cluster_ids(snapshot.labels)),
         }
 
     def _unit_sheets(self, snapshot: Snapshot) -> dict[str, Any]:
@@ -194,7 +204,7 @@ class Reporter:
         assert isinstance(self.store, AudioStore)
         seconds = self.store.lengths / self.store.audio_format.sampling_rate
         sheets = unit_sheets(snapshot.labels, snapshot.bounds, seconds)
-        return {"random": [], "clusters": sheets, "typical": {}, "of": _count(snapshot.labels)}
+        return {"random": [], "clusters": sheets, "typical": {}, "of": len(list_cluster_ids(snapshot.labels))}
 
     def _layout(self, with_umap: bool) -> dict[str, Any] | None:
         if self._features is not None and (self._map is None or with_umap):
@@ -230,18 +240,17 @@ def _stage(snapshot: Snapshot, examples: int) -> dict[str, Any]:
     for event in flow["events"] if flow is not None and snapshot.bounds is None else ():
         typical = typical_members(snapshot, np.array(event["new"][:MAX_NEW], np.int64), examples)
         event["examples"] = {str(cluster): _keys(members) for cluster, members in typical.items()}
-    noise = int(np.count_nonzero(snapshot.labels == NOISE))
-    return {"epoch": int(snapshot.epoch), "clusters": _count(snapshot.labels), "noise": noise, "flow": flow}
-
-
-def _count(labels: np.ndarray) -> int:
-    """Count the clusters that have members."""
-    return len(np.unique(labels[labels != NOISE]))
+    ids, sizes, _ = cluster_table(snapshot)
+    noise = len(snapshot.labels) - int(sizes.sum())
+    return {"epoch": int(snapshot.epoch), "clusters": len(ids), "noise": noise, "flow": flow}
 
 
 def _labels_id(labels: np.ndarray) -> str:
     """Identify labels whatever their integer type; the browser keeps the marks of an auditor under this name."""
-    return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()[:16]
+    total = hashlib.sha256()
+    for span in iterate_chunks(len(labels)):
+        total.update(labels[span].astype("<i8").tobytes())
+    return total.hexdigest()[:16]
 
 
 def _shown_keys(data: dict[str, Any]) -> Iterable[str]:

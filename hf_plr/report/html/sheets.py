@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_plr.refinement import NOISE
+from hf_plr.refinement.cooccurrence import Positions, as_int64, iterate_chunks, list_cluster_ids
 
 MAX_SIZES = 2_000  # clusters whose size is shown
 MAX_DOTS = 1_500
@@ -59,12 +60,16 @@ def random_check(labels: np.ndarray, seed: int, size: int = RANDOM_CHECK) -> np.
 
 def cluster_table(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tabulate the clusters: ids (K,), ascending, sizes (K,) and mean confidence (K,), 1 if there is none."""
-    inside = snapshot.labels != NOISE
-    ids, code, sizes = np.unique(snapshot.labels[inside], return_inverse=True, return_counts=True)
-    if snapshot.confidence is None:
-        return ids, sizes, np.ones(len(ids))
-    sums = np.bincount(code, snapshot.confidence[inside], len(ids))
-    return ids, sizes, sums / np.maximum(sizes, 1)
+    ids = list_cluster_ids(snapshot.labels)
+    position = Positions(ids)
+    sizes, sums = np.zeros(len(ids) + 1, np.int64), np.zeros(len(ids) + 1)
+    for span in iterate_chunks(len(snapshot.labels)):  # memory-mapped labels are never copied as a whole
+        code = position(as_int64(snapshot.labels[span]))
+        sizes += np.bincount(code + 1, minlength=len(sizes))
+        if snapshot.confidence is not None:
+            sums += np.bincount(code + 1, snapshot.confidence[span], len(sums))
+    mean = np.ones(len(ids)) if snapshot.confidence is None else sums[1:] / np.maximum(sizes[1:], 1)
+    return ids, sizes[1:], mean
 
 
 def size_table(snapshot: Snapshot) -> dict[str, Any]:
@@ -77,12 +82,11 @@ def size_table(snapshot: Snapshot) -> dict[str, Any]:
     ids, sizes, confidence = cluster_table(snapshot)
     order = np.argsort(-sizes, kind="stable")[:MAX_SIZES]
     rows = zip(ids[order].tolist(), sizes[order].tolist(), np.round(confidence[order], 4).tolist(), strict=True)
-    noise = int(np.count_nonzero(snapshot.labels == NOISE))
     return {
         "clusters": [list(row) for row in rows],
         "of": len(ids),
         "median": round(float(np.median(sizes))) if len(sizes) else 0,
-        "noise": noise,
+        "noise": len(snapshot.labels) - int(sizes.sum()),
         "samples": len(snapshot.labels),
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_plr.refinement import NOISE
+from hf_plr.report.html.sheets import Snapshot, cluster_table
 
 MAX_UNITS = 24
 RECORDINGS = 4  # of each unit
@@ -25,7 +25,7 @@ def unit_sheets(labels: np.ndarray, bounds: np.ndarray, seconds: np.ndarray) -> 
         One dictionary per unit: "id", "size" (frames), and "most", the keys of clips. A key is a recording's position
         and a second just before the unit.
     """
-    units, sizes = np.unique(labels[labels != NOISE], return_counts=True)
+    units, sizes, _ = cluster_table(Snapshot(0, labels))
     largest = np.argsort(-sizes, kind="stable")[:MAX_UNITS]
     sheets = []
     for unit, size in zip(units[largest].tolist(), sizes[largest].tolist(), strict=True):

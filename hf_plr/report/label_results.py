@@ -1,0 +1,102 @@
+"""What a run tells of its labels: scores, a snapshot for the report, columns of a file, a sentence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from hf_plr.evaluation.clusters import score_table
+from hf_plr.evaluation.label_free import describe_collapse
+from hf_plr.pseudo_labels.holding import AllLabels
+from hf_plr.pseudo_labels.stage import PseudoLabels
+from hf_plr.refinement import NOISE, cooccurrence
+from hf_plr.report.html.sheets import Snapshot
+from hf_plr.report.summary import STAGE_PREFIX
+
+logger = logging.getLogger(__name__)
+
+
+def score_labels(labels: PseudoLabels, truth: np.ndarray, holder: AllLabels) -> dict[str, float]:
+    """Score labels by `score_clusters`; called on every process.
+
+    Args:
+        labels: the labels that this process holds.
+        truth: true labels of all samples, integers of shape (N,), -1 = unknown; classes may have any other numbers.
+        holder: adds up what the processes hold.
+
+    Returns:
+        The scores, on every process; empty where no sample has both.
+    """
+    if truth.min() < NOISE:
+        truth = np.where(truth == NOISE, NOISE, truth - truth.min())
+    own_truth = truth[labels.first : labels.first + len(labels.labels)]
+    table = holder.add_shards(cooccurrence(own_truth, labels.labels))
+    return score_table(table) if table.matrix().nnz else {}
+
+
+def collect_columns(labels: PseudoLabels, holder: AllLabels) -> dict[str, np.ndarray] | None:
+    """Collect label, previous_label and confidence of all samples on the main process, (N,) each; None on others.
+
+    Called on every process.
+    """
+    columns = {
+        "label": holder.collect(labels.labels),
+        "previous_label": holder.collect(labels.previous_labels),
+        "confidence": holder.collect(labels.confidence),
+    }
+    collected = {name: column for name, column in columns.items() if column is not None}
+    return collected if len(collected) == len(columns) else None
+
+
+def take_snapshot(labels: PseudoLabels, holder: AllLabels) -> Snapshot | None:
+    """The labels as the report shows them, on the main process; None on others. Called on every process."""
+    columns = collect_columns(labels, holder)
+    if columns is None:
+        return None
+    is_first = (columns["previous_label"] == NOISE).all()
+    return Snapshot(
+        labels.epoch, columns["label"], None if is_first else columns["previous_label"], columns["confidence"]
+    )
+
+
+def locate_prototypes(labels: np.ndarray, own: slice, holder: AllLabels) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the clusters of all samples, ascending, and the place among them of each own sample's, -1 = noise.
+
+    Args:
+        labels: label of each sample that this process holds.
+        own: where its own ones are among them.
+        holder: adds up what the processes hold; called on every process.
+    """
+    ids = holder.count(labels)[0]
+    ids, of_own = ids[ids != NOISE], labels[own]
+    return ids, np.where(of_own != NOISE, np.searchsorted(ids, of_own), NOISE)
+
+
+def describe_labels(labelings: Sequence[PseudoLabels], plural: str, stages: list[dict[str, float]]) -> str:
+    """Describe the last labels in a line.
+
+    Args:
+        labelings: the labels of each labeling, the reported one first.
+        plural: what samples are called.
+        stages: metrics of the stages so far.
+    """
+    labels, *others = labelings
+    words = f"{labels.n_clusters} clusters, {labels.noise_share:.1%} of the {plural} in none"
+    agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
+    if agreement is not None:
+        words += f", adjusted Rand index {agreement:.2f} with the epoch before"
+    numbers = " and ".join(f"{other.n_clusters}" for other in others)
+    return f"{words}; trained together with labelings of {numbers} clusters" if others else words
+
+
+def warn_of_collapse(epoch: int, metrics: dict[str, float], log: list[dict[str, float]]) -> None:
+    """Warn where metrics of a stage look as if the features were collapsing, beside the first stage's in the log."""
+    rank = f"{STAGE_PREFIX}effective_rank"
+    first = next((entry[rank] for entry in log if rank in entry), metrics["effective_rank"])
+    sign = describe_collapse(metrics, first)
+    if sign is not None:
+        logger.warning(
+            "Epoch %d: %s. The features may be collapsing: lower the learning rate, or use more clusters.", epoch, sign
+        )
