@@ -108,6 +108,11 @@ class ImageGeometry:
             raise RuntimeError("the size of the images is known after fit(dataset, image_column)")
         return self._image_size
 
+    @property
+    def decoded_size(self) -> tuple[int, int]:
+        """Height and width of the images as they are decoded."""
+        return self.image_size
+
     def fit(self, dataset: Dataset, image_column: str) -> list[str]:
         """Find the size of the images and the range of their pixels, from up to 256 images, evenly spaced.
 
@@ -134,7 +139,11 @@ class ImageGeometry:
     def describe(self) -> str:
         """Describe all settings that change a decoded image, as text."""
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
-        return f"{type(self.processor).__name__}|{self.num_channels}|{self.settings}|{self.smallest_edge}|{settings}"
+        return f"{type(self.processor).__name__}|{self.describe_decoding()}|{settings}"
+
+    def describe_decoding(self) -> str:
+        """Describe the settings that decide whether an image can be decoded, as text."""
+        return f"{self.num_channels}|{self.settings}|{self.smallest_edge}"
 
     def decode(self, decoder: ImageDecoder, rows: Sequence[int] | np.ndarray, values: Iterable[Any]) -> np.ndarray:
         """Decode and resize stored images, a few at a time: uint8 array of shape (B, C, H, W).

@@ -53,24 +53,28 @@ class FeatureSource:
 
     def extract_local(self, extractor: FeatureExtractor, store: SampleStore) -> torch.Tensor:
         """Extract features of this process's samples, float32 of shape (n, D), which the caller may overwrite."""
-        if self.dtype == "auto" and extractor.accelerator.mixed_precision == "bf16":
-            self.dtype = "bfloat16"
+        self.note_precision(extractor.accelerator.mixed_precision)
         local_slice = extractor.local_slice(store)
         positions = torch.arange(local_slice.start, local_slice.stop)
         buffer = None if self.folder is None else allocate_in_file(len(positions), extractor.width, self.folder)
         if self.source == "extract" or len(self._rows) == 0:
-            features = extractor.extract(store, positions, self._autocast_dtype, buffer)
+            features = extractor.extract(store, positions, self.autocast_dtype, buffer)
         else:
             device = extractor.accelerator.device
             features = torch.empty(len(positions), extractor.width, device=device) if buffer is None else buffer
             features.copy_(self._rows[local_slice])
             unseen = (~self._seen[local_slice]).nonzero().flatten().cpu()
-            new_features = extractor.extract(store, positions[unseen], self._autocast_dtype)
+            new_features = extractor.extract(store, positions[unseen], self.autocast_dtype)
             features[unseen.to(features.device)] = new_features.to(features.device)
         if self.source == "epoch":
             self._rows = gather_rows(extractor.accelerator, features).clone()
             self._seen = torch.zeros(len(store), dtype=torch.bool, device=self._rows.device)
         return features
+
+    def note_precision(self, mixed_precision: str) -> None:
+        """Take the precision of training where it decides that of the features."""
+        if self.dtype == "auto" and mixed_precision == "bf16":
+            self.dtype = "bfloat16"
 
     def decide_dtype(
         self, extractor: FeatureExtractor, store: SampleStore, features: CenteredFeatures, prototypes: torch.Tensor
@@ -137,7 +141,8 @@ class FeatureSource:
             self._rows = torch.from_numpy(rows).to(device)
 
     @property
-    def _autocast_dtype(self) -> torch.dtype | None:
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The `dtype` that features are extracted with, see `FeatureExtractor.extract`."""
         return torch.bfloat16 if self.dtype == "bfloat16" else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 from collections.abc import Sequence
@@ -17,11 +16,11 @@ from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore, collate_images
+from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.vision import load_backbone, load_image_processor
 from hf_plr.models.vision_backbone import VisionBackbone, count_channels
-from hf_plr.utils.distributed import run_main_first
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -101,20 +100,18 @@ class ImageModality(Modality):
 
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
         args = self.args
-        # With a file for the decoded images, one process of a machine writes it and the others wait for it.
-        is_shared = args.image_cache_dir is not None and args.world_size > 1
-        with run_main_first(args.distributed_state, "reading images") if is_shared else contextlib.nullcontext():
-            return ImageStore(
-                dataset,
-                find_image_column(dataset, self.column),
-                self.geometry,
-                label_column=label_column,
-                label_names=label_names,
-                cache_bytes=int(args.image_cache_gib * 2**30),
-                cache_dir=args.image_cache_dir,
-                skip_unreadable=args.skip_unreadable,
-                progress=not args.disable_tqdm and args.process_index == 0,
-            )
+        return ImageStore(
+            dataset,
+            find_image_column(dataset, self.column),
+            self.geometry,
+            label_column=label_column,
+            label_names=label_names,
+            cache_bytes=int(args.image_cache_gib * 2**30),
+            cache_dir=args.image_cache_dir,
+            skip_unreadable=args.skip_unreadable,
+            manifest_dir=find_manifest_folder(args.image_cache_dir),
+            state=args.distributed_state,
+        )
 
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None

@@ -121,7 +121,23 @@ class PLRTrainer(BaseTrainer):
         )
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
-        n_samples = len(self.train_dataset)
+        self._chosen = clusterers, clusterer, refiner
+        has_views = augmentation is not None or args.augmentation != "none"
+        self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
+        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
+        self.views = 1 if self.pair_term is None else 2
+        self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
+        self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
+        self._feature_source = FeatureSource(
+            args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
+        )
+        self.adapt_to_samples()
+
+    def adapt_to_samples(self) -> None:
+        """Make the labelings, their prototypes and the sampler, for as many samples as there are."""
+        super().adapt_to_samples()
+        args, n_samples = self.args, len(self.train_dataset)
+        clusterers, clusterer, refiner = self._chosen
         clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
         n_clusters = clusterers[0].get_params().get("n_clusters")
         if isinstance(n_clusters, int) and n_clusters > n_samples:
@@ -130,13 +146,6 @@ class PLRTrainer(BaseTrainer):
         self.cluster_objective = ClusterObjective(
             self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
         )
-        self._feature_source = FeatureSource(
-            args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
-        )
-        has_views = augmentation is not None or args.augmentation != "none"
-        self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
-        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
-        self.views = 1 if self.pair_term is None else 2
         self._sampler = ClusterSampler(
             n_samples,
             args.samples_per_cluster,
@@ -144,8 +153,12 @@ class PLRTrainer(BaseTrainer):
             count_samples_per_epoch(args, n_samples),
             views=self.views,
         )
-        self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
-        self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
+
+    @property
+    def stage_dtype(self) -> torch.dtype | None:
+        """Of the features that the first stage extracts, see `FeatureExtractor.extract`."""
+        self._feature_source.note_precision(self.accelerator.mixed_precision)
+        return self._feature_source.autocast_dtype
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 

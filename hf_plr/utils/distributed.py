@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 PATIENCE = timedelta(days=7)  # the default groups of GPUs wait for half an hour
 
 
-def is_single_process(accelerator: Accelerator | None) -> bool:
+def is_single_process(accelerator: Accelerator | PartialState | None) -> bool:
     """True if no other process takes part."""
     return accelerator is None or accelerator.num_processes == 1
 
@@ -42,7 +42,7 @@ def max_all(accelerator: Accelerator | None, value: float) -> float:
     return max(gather_objects(accelerator, value))
 
 
-def gather_objects(accelerator: Accelerator | None, item: Any) -> list[Any]:
+def gather_objects(accelerator: Accelerator | PartialState | None, item: Any) -> list[Any]:
     """Gather a small object of each process, in process order, on every process."""
     if accelerator is None or is_single_process(accelerator):
         return [item]
@@ -75,7 +75,7 @@ def locate_rows(accelerator: Accelerator | None, n_rows: int) -> tuple[int, int]
     return sum(lengths[:index]), sum(lengths)
 
 
-def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any], description: str) -> Any:
+def run_on_main(accelerator: Accelerator | PartialState | None, work: Callable[[], Any], description: str) -> Any:
     """Run `work` on the main process; returns its result on every process.
 
     The others wait for days if need be, and the second process says every 30 s what for.
