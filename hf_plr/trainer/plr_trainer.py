@@ -121,7 +121,7 @@ class PLRTrainer(BaseTrainer):
         )
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
-        self._chosen = clusterers, clusterer, refiner
+        self._given = clusterers, clusterer, refiner
         has_views = augmentation is not None or args.augmentation != "none"
         self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
@@ -137,7 +137,7 @@ class PLRTrainer(BaseTrainer):
         """Make the labelings, their prototypes and the sampler, for as many samples as there are."""
         super().adapt_to_samples()
         args, n_samples = self.args, len(self.train_dataset)
-        clusterers, clusterer, refiner = self._chosen
+        clusterers, clusterer, refiner = self._given
         clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
         n_clusters = clusterers[0].get_params().get("n_clusters")
         if isinstance(n_clusters, int) and n_clusters > n_samples:
