@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
-from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, SAMPLING_AUGMENTATIONS, ImageAugmentation
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.manifest import find_manifest_folder
@@ -86,7 +86,11 @@ class ImageModality(Modality):
         # Copied: what is found of these images is stored with it.
         self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
         self.geometry = ImageGeometry(
-            self.processor, count_channels(self.model), args.pixel_range, args.transparency_background
+            self.processor,
+            count_channels(self.model),
+            args.pixel_range,
+            args.transparency_background,
+            args.decoded_size,
         )
         for note in self.geometry.fit(dataset, column):
             if args.process_index == 0:
@@ -117,8 +121,12 @@ class ImageModality(Modality):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
         images = self.geometry.unit_range(batch["pixel_values"])
-        if numbers is not None:
-            images = self.augmentation(images, numbers)
+        if numbers is None:
+            images = self.geometry.reduce(images)
+        elif self.augmentation in SAMPLING_AUGMENTATIONS and images.shape[2:] != self.geometry.image_size:
+            images = self.augmentation(images, numbers, self.geometry.image_size)
+        else:
+            images = self.augmentation(self.geometry.reduce(images), numbers)
         return self.backbone.features(model, self.geometry.normalise(images))
 
     def example(self) -> dict[str, torch.Tensor]:

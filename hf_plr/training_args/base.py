@@ -184,6 +184,13 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             "as they decode, and later runs share it. Default: in memory, up to image_cache_gib."
         },
     )
+    decoded_size: Count | None = field(
+        default=None,
+        metadata={
+            "help": "Images: pixels of the shorter edge of decoded images, such as 288 for a model of 224, so that "
+            "zoomed crops have detail. Costs memory by its square. Default: the model's size."
+        },
+    )
     pixel_range: NumberRange | None = field(
         default=None,
         metadata={
