@@ -63,3 +63,20 @@ def count_pairs(one: np.ndarray, other: np.ndarray, part: slice, accelerator: Ac
     """Count the co-occurrences of two labelings (N,), on every process; each counts its own part."""
     table: CooccurrenceTable = sum(gather_objects(accelerator, cooccurrence(one[part], other[part])))
     return table
+
+
+def describe_labels(labels: PseudoLabels, samples: str, agreement: float | None, further: list[int]) -> str:
+    """Describe the labels of a stage in words.
+
+    Args:
+        labels: the labels.
+        samples: what samples are called, in the plural.
+        agreement: adjusted Rand index with the epoch before; None in the first.
+        further: numbers of clusters of the other labelings.
+    """
+    words = f"{labels.n_clusters} clusters, {(labels.labels == NOISE).mean():.1%} of the {samples} in none"
+    if agreement is not None:
+        words += f", adjusted Rand index {agreement:.2f} with the epoch before"
+    return (
+        f"{words}; trained together with labelings of {' and '.join(map(str, further))} clusters" if further else words
+    )

@@ -23,7 +23,7 @@ from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
-from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
+from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics, describe_labels
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.pair_term import make_pair_term
 from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
@@ -128,14 +128,12 @@ class PLRTrainer(BaseTrainer):
         self.views = 1 if self.pair_term is None else 2
         self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
         self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
-        self._feature_source = FeatureSource(
-            args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
-        )
+        settings = args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
+        self._feature_source = FeatureSource(*settings)
         self.adapt_to_samples()
 
     def adapt_to_samples(self) -> None:
         """Make the labelings, their prototypes and the sampler, for as many samples as there are."""
-        super().adapt_to_samples()
         args, n_samples = self.args, len(self.train_dataset)
         clusterers, clusterer, refiner = self._given
         clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
@@ -143,9 +141,8 @@ class PLRTrainer(BaseTrainer):
         if isinstance(n_clusters, int) and n_clusters > n_samples:
             raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
         self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples)
-        self.cluster_objective = ClusterObjective(
-            self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
-        )
+        memory = PrototypeMemory(args.temperature, args.prototype_momentum)
+        self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = ClusterSampler(
             n_samples,
             args.samples_per_cluster,
@@ -157,8 +154,7 @@ class PLRTrainer(BaseTrainer):
     @property
     def stage_dtype(self) -> torch.dtype | None:
         """Of the features that the first stage extracts, see `FeatureExtractor.extract`."""
-        self._feature_source.note_precision(self.accelerator.mixed_precision)
-        return self._feature_source.autocast_dtype
+        return self._feature_source.decide_autocast(self.accelerator.mixed_precision)
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 
@@ -445,16 +441,10 @@ class PLRTrainer(BaseTrainer):
             cluster_sizes=count_members(None if labels is None else labels.labels),
             cluster_members=self.modality.plural,
         )
-        return dataclasses.replace(summary, last_labels=self._describe_labels(summary.stages))
-
-    def _describe_labels(self, stages: list[dict[str, float]]) -> str:
-        labels = self.pseudo_labels
         if labels is None:
-            return ""
-        noise = (labels.labels == NOISE).mean()
-        words = f"{labels.n_clusters} clusters, {noise:.1%} of the {self.modality.plural} in none"
-        agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
-        if agreement is not None:
-            words += f", adjusted Rand index {agreement:.2f} with the epoch before"
-        others = [f"{labeling.pseudo_labels.n_clusters}" for labeling in self.labelings[1:]]
-        return f"{words}; trained together with labelings of {' and '.join(others)} clusters" if others else words
+            return summary
+        agreement = summary.stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if summary.stages else None
+        others = [each.pseudo_labels.n_clusters for each in self.labelings[1:]]
+        return dataclasses.replace(
+            summary, last_labels=describe_labels(labels, self.modality.plural, agreement, others)
+        )

@@ -134,7 +134,6 @@ class UnitTrainer(BaseTrainer):
 
     def adapt_to_samples(self) -> None:
         """Make the stage and the sampler, for as many frames as there are."""
-        super().adapt_to_samples()
         args, store = self.args, self.train_dataset
         counts = count_frames(self.modality, store)
         if self._n_units > counts.sum():

@@ -48,15 +48,20 @@ def measure_sharpness(images: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("processor", "size", "kept"),
+    ("processor", "size", "kept", "tolerance"),
     [
-        (small_vit_processor(SIZE), (32, 32), (48, 48)),
-        (ViTImageProcessorPil(size={"height": 32, "width": 64}), (32, 64), (48, 96)),
-        (CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}), (32, 32), (48, 48)),
+        (small_vit_processor(SIZE), (32, 32), (48, 48), 0.1),
+        (ViTImageProcessorPil(size={"height": 32, "width": 64}), (32, 64), (48, 96), 0.1),
+        (
+            CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+            (32, 32),
+            (48, 48),
+            0.25,
+        ),
     ],
     ids=["square", "wide", "cropped"],
 )
-def test_sizes_grow_together_and_the_processor_stays_as_it_is(processor, size, kept):
+def test_sizes_grow_together_and_the_processor_stays_as_it_is(processor, size, kept, tolerance):
     photos = make_photos(16, 20)  # without detail that the model's size cannot hold
     before = processor.to_dict()
     geometry = ImageGeometry(processor, 3, decoded_size=48)
@@ -70,7 +75,7 @@ def test_sizes_grow_together_and_the_processor_stays_as_it_is(processor, size, k
     direct = ImageStore(photos, "image", ImageGeometry(processor, 3)).pixels(torch.arange(8)).float()
     reduced = geometry.reduce(geometry.unit_range(pixels)) / geometry.rescale
     assert reduced.shape == direct.shape
-    assert float((reduced - direct).square().mean().sqrt()) < 0.1 * float(direct.std())
+    assert float((reduced - direct).square().mean().sqrt()) < tolerance * float(direct.std())
 
 
 def test_images_of_the_right_size_are_not_touched(photos):
