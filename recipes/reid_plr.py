@@ -278,6 +278,7 @@ def train_on_source(
         evaluator=RetrievalEvaluator(target, is_trained_on=False) if can_score(target) else None,
     )
     trainer.source = name
+    trainer.check_samples()
     known.labels = source.identities[trainer.train_dataset.rows]  # of the images that can be read
     if trainer.is_world_process_zero():
         metrics.unlink(missing_ok=True)  # its presence means that this stage is finished

@@ -41,7 +41,14 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
-SOUND_ARGUMENTS = ("audio_column", "max_seconds", "segment_seconds", "segment_overlap", "sound_cache_gib")
+SOUND_ARGUMENTS = (
+    "audio_column",
+    "max_seconds",
+    "segment_seconds",
+    "segment_overlap",
+    "sound_cache_gib",
+    "sound_cache_dir",
+)
 NEXT_COMMAND = (
     "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",
     "your own images",

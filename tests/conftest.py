@@ -42,6 +42,14 @@ def quiet() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def manifests(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of this test's manifests: what other tests found out about their data is not known in it."""
+    folder = tmp_path_factory.mktemp("manifests")
+    monkeypatch.setattr("hf_plr.data.manifest.FOLDER", str(folder))  # an absolute path stays as it is
+    return folder
+
+
 @pytest.fixture(scope="session")
 def all_digits() -> Dataset:
     return digits()

@@ -69,6 +69,7 @@ def open_samples(
     find_modality: Callable[[Dataset, str, PLRTrainingArguments], Modality],
     settings: dict[str, Any],
     kind: Kind | None = None,
+    extract: bool = True,
 ) -> tuple[FeatureExtractor, SampleStore]:
     """Open the samples, and load the backbone; returns the extractor and the store.
 
@@ -77,11 +78,13 @@ def open_samples(
         find_modality: makes the modality from (data set, name of the model, arguments).
         settings: further training arguments.
         kind: "image" or "audio", where a folder may hold both; None for what is more.
+        extract: features of all samples are asked for next; False only decodes samples that nobody has decoded yet.
     """
     from accelerate import Accelerator
 
     from hf_plr.data.loading import choose_split, load_splits
     from hf_plr.features.extractor import FeatureExtractor
+    from hf_plr.features.first_pass import KeptFeatures, check_samples
     from hf_plr.training_args import PLRTrainingArguments
 
     dataset = choose_split(load_splits(args.dataset, args.dataset_config_name, kind), args.dataset, args.split)
@@ -92,4 +95,7 @@ def open_samples(
     store = modality.open(dataset, label_column=None, label_names={})
     accelerator = Accelerator()
     model = modality.model.to(accelerator.device)
-    return FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True), store
+    kept = KeptFeatures()
+    extractor = FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True, kept=kept)
+    check_samples(extractor, store, extract=extract)
+    return extractor, store

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         return modality
 
     settings = segment_settings(args) | {"max_seconds": args.max_seconds}
-    extractor, store = open_samples(args, find_modality, settings, "audio")
+    extractor, store = open_samples(args, find_modality, settings, "audio", extract=False)
     assert isinstance(store, AudioStore)
     start = time.perf_counter()
     if is_by_speaker and not speakers:

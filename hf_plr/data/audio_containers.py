@@ -94,6 +94,7 @@ class ContainerReader:
 
     Attributes:
         rate: frames per second (Hz).
+        frames: None: what headers tell is not exact.
         can_seek: False: after a jump, lossy decoders give other samples than from the beginning.
 
     Raises:
@@ -101,6 +102,7 @@ class ContainerReader:
     """
 
     can_seek = False
+    frames: int | None = None
 
     def __init__(self, container: Any):
         if not container.streams.audio:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -20,6 +21,8 @@ from hf_plr.data.audio_containers import HEAD_BYTES, name_container, open_contai
 from hf_plr.data.audio_containers import describe_unreadable as describe_unreadable
 from hf_plr.data.sample_store import UnreadableSample
 
+COUNTED_FRAMES = 1 << 16  # that are read at a time to count them
+MOST_FRAMES = 1 << 32  # more are a header's way to say that it does not know, or damage
 MIN_RATE = 100  # samples per second (Hz) of a file
 FORMATS = "wav, flac, ogg or mp3"
 # Files in which libsndfile jumps to the very frame. In Ogg and MP3 it lands beside some, or decodes others.
@@ -63,6 +66,41 @@ def decode_waveform(
     return np.pad(waveform[:max_samples], (0, max(0, min_samples - len(waveform))))
 
 
+def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | None = None) -> int:
+    """Count the samples of a recording at a rate by its header, at least 1; one whose header tells none is decoded.
+
+    Args:
+        value, row, sampling_rate, max_samples: as for `decode_waveform`.
+
+    Returns:
+        Length of what `decode_waveform` gives without `min_samples`. A damaged file may have less.
+
+    Raises:
+        UnreadableRecording, ValueError: as `decode_waveform`, for what the header tells.
+    """
+    with open_recording(value, row) as reader:
+        rate, frames = reader.rate, reader.frames
+        limit = count_stored_samples(max_samples, sampling_rate, rate)
+        if frames is None:
+            frames = 0
+            while len(block := reader.read(COUNTED_FRAMES)):
+                frames += len(block)
+                if limit is not None and frames >= limit:
+                    break
+    frames = frames if limit is None else min(frames, limit)
+    if frames == 0:
+        raise UnreadableRecording(f"recording {row} has no samples")
+    total = count_resampled(frames, rate, sampling_rate)
+    return total if max_samples is None else min(total, max_samples)
+
+
+def count_resampled(frames: int, rate: int, sampling_rate: int) -> int:
+    """Count the samples that soxr makes of `frames` at another rate, at least 1 for any."""
+    divisor = math.gcd(rate, sampling_rate)
+    down, up = rate // divisor, sampling_rate // divisor
+    return (2 * frames * up + down) // (2 * down)
+
+
 def check_waveform(waveform: np.ndarray, row: int) -> None:
     """Refuse a waveform (T,) without samples, or with NaN or infinite ones.
 
@@ -86,10 +124,12 @@ class Reader(Protocol):
 
     Attributes:
         rate: frames per second (Hz).
+        frames: frames in all, by the header; None if it does not tell.
         can_seek: True if `seek` leads to the very frames that reading up to there would.
     """
 
     rate: int
+    frames: int | None
     can_seek: bool
 
     def read(self, frames: int | None) -> np.ndarray:
@@ -164,6 +204,7 @@ class _FileReader:
     def __init__(self, file: soundfile.SoundFile):
         self._file = file
         self.rate = int(file.samplerate)
+        self.frames = int(file.frames) if file.frames <= MOST_FRAMES else None
         self.can_seek = file.seekable() and file.format != "OGG" and file.subtype.startswith(SEEKABLE)
 
     def read(self, frames: int | None) -> np.ndarray:
@@ -183,6 +224,7 @@ class _ArrayReader:
     def __init__(self, value: Any, row: int):
         self.rate = _check_rate(value, row)
         self._array, self._row, self._position = value["array"], row, 0
+        self.frames: int | None = None  # one of its axes, if it has two
 
     def read(self, frames: int | None) -> np.ndarray:
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from hf_plr.data.audio_decoding import Reader, check_waveform, count_stored_samples, open_recording
+from hf_plr.data.audio_decoding import Reader, check_waveform, count_resampled, count_stored_samples, open_recording
 
 BLOCK_FRAMES = 1 << 16  # that are read at a time where seeking is not exact; always the same, as MP3 depends on it
 MARGIN = 256  # samples of the lower rate beside a segment, which the resampler needs for the samples at its border
@@ -61,6 +61,15 @@ class Segmentation:
         rest = total - start - self.length
         is_last = rest <= 0 or 2 * rest < self.hop
         return (total - start if is_last else self.length), is_last
+
+    def split(self, total: int) -> list[tuple[int, int]]:
+        """Start and length of each segment of a recording of `total` samples, at least 1."""
+        spans, start, is_last = [], 0, False
+        while not is_last:
+            length, is_last = self.find_length(start, total)
+            spans.append((start, length))
+            start += self.hop
+        return spans
 
 
 def iterate_segments(
@@ -130,7 +139,7 @@ class _Cutter:
         self._window.fill(self._find_first(start), -(-enough * self._down // self._up))
         if not self._window.has_ended:
             return enough
-        total = (2 * self._window.stop * self._up + self._down) // (2 * self._down)  # as many as soxr gives
+        total = count_resampled(self._window.stop, *self._rates)
         return total if self._max_samples is None else min(total, self._max_samples)
 
     def cut(self, start: int, length: int) -> np.ndarray:

@@ -1,20 +1,27 @@
-"""Recordings of a data set as waveforms at one sampling rate, decoded once and ordered by length."""
+"""Recordings of a data set as waveforms at one sampling rate, ordered by length."""
 
 from __future__ import annotations
 
-from array import array
+import hashlib
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform, read_sampling_rate
+from hf_plr.data.audio_decoding import UnreadableRecording, count_samples, decode_waveform, read_sampling_rate
 from hf_plr.data.audio_segments import Segmentation, decode_segments, iterate_segments
-from hf_plr.data.sample_store import SKIP_HINT, SampleStore, select_undecoded, spread_rows
+from hf_plr.data.decoded_cache import DecodedCache
+from hf_plr.data.manifest import Manifest
+from hf_plr.data.sample_store import Finding, SampleStore, collate_notes, select_undecoded, spread_rows
+from hf_plr.utils.distributed import gather_objects
 from hf_plr.utils.progress import track
 
+HEADERS_READ = 32  # recordings whose files are in memory together
+SCALE, SAMPLE = np.dtype(np.float32), np.dtype(np.int16)  # of a clip in the cache
 MUCH_LONGER = 10  # times the median length, from where on a recording is warned of
 
 
@@ -90,9 +97,12 @@ class AudioFormat:
 class AudioStore(SampleStore):
     """Recordings of a data set by position: `{"index": int, "input_values": float32 (T,)}`, optionally with a label.
 
-    Positions ascend by length, so that neighbours make batches with little padding. Every recording is decoded when the
-    store is built, so an unreadable one stops the run before any long work. Waveforms are kept in memory, in 16 bits,
-    if they fit into `cache_bytes`. Otherwise they are decoded again when needed, with the same values.
+    Positions ascend by length, so that neighbours make batches with little padding. When the store is built, lengths
+    are read from the headers of the files, each process those of its own rows; a recording whose header tells none is
+    decoded. One that turns out to be shorter than its header says, as a truncated MP3, has its true length when the
+    store is checked, see `SampleStore`. Waveforms are kept in 16 bits when they are decoded for the first time: in
+    memory if all of them fit into `cache_bytes`, or in a file (see `DecodedCache`). Otherwise they are decoded again
+    when needed, with the same values.
 
     Where `audio_format` has a segmentation, every segment of a recording is a sample, with the label of the recording.
     Recordings are then read segment by segment. One that turns out to be damaged is left out as a whole.
@@ -102,7 +112,7 @@ class AudioStore(SampleStore):
         >>> from hf_plr.data.example_data import make_synthetic_recordings
         >>> audio_format = AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=8000), min_samples=400)
         >>> store = AudioStore(make_synthetic_recordings(n_per_class=1), "audio", audio_format)
-        >>> len(store), sorted(store[0])
+        >>> len(store), sorted(store.check()[0])
         (8, ['index', 'input_values'])
 
     Args:
@@ -112,7 +122,10 @@ class AudioStore(SampleStore):
         label_column: column of true labels for scoring, returned as "labels"; None leaves them out.
         label_names: see `encode_labels`.
         cache_bytes: memory for decoded waveforms; they are kept if all of them fit.
+        cache_dir: folder for a file with them in place of memory, of any size that fits on the disk.
         skip_unreadable: leave unreadable recordings out with a warning, rather than raise.
+        manifest_dir: folder for what is found out about the rows, for later runs; None leaves no trace.
+        state: the processes that open the data set together; None for one alone.
         progress: show a progress bar.
 
     Attributes:
@@ -122,8 +135,9 @@ class AudioStore(SampleStore):
         unreadable: rows that were left out.
 
     Raises:
-        ValueError: if the data set is empty, no recording is readable, or an array has no sampling rate.
-        UnreadableRecording: if a recording cannot be decoded, naming its row.
+        ValueError: if the data set is empty, no recording is readable, an array has no sampling rate, or the disk has
+            no room for the file.
+        UnreadableRecording: if the header of a recording cannot be read, naming its row.
     """
 
     noun = "recording"
@@ -139,26 +153,23 @@ class AudioStore(SampleStore):
         label_column: str | None = None,
         label_names: dict[str, int] | None = None,
         cache_bytes: int = 2**31,
+        cache_dir: str | os.PathLike[str] | None = None,
         skip_unreadable: bool = False,
+        manifest_dir: str | os.PathLike[str] | None = None,
+        state: PartialState | None = None,
         progress: bool = False,
     ):
-        super().__init__(dataset, audio_column, label_column, label_names)
+        super().__init__(dataset, audio_column, label_column, label_names, skip_unreadable, state)
         self.audio_format = audio_format
-        clips = _ClipCache(cache_bytes)
-        is_cut = audio_format.segmentation is not None
-        self.unreadable = (
-            self._cut_all(clips, skip_unreadable, progress)
-            if is_cut
-            else self._decode_all(clips.add, skip_unreadable, progress)
-        )
-        self._list_readable_rows(skip_unreadable)
-        lengths, rows = np.array(clips.lengths, np.int64), np.array(clips.rows, np.int64)
-        self._clips = np.argsort(lengths, kind="stable")  # number of the clip at each position
-        self.rows, self.lengths = rows[self._clips], lengths[self._clips]
-        if is_cut:
-            self._spans = np.array(clips.spans, np.int64).reshape(-1, 2)[self._clips]  # start and length, in samples
-            self.segments = np.cumsum(self._spans, axis=1) / audio_format.sampling_rate
-        self._cache = clips if clips.concatenate() else None
+        self._cache_limits = cache_bytes, cache_dir
+        manifest = self._open_manifest(manifest_dir, f"{audio_format.sampling_rate}|{audio_format.max_samples}")
+        if manifest is None or manifest.totals is None:
+            self.is_checked = False
+            self._totals, found = self._read_totals(progress)
+        else:
+            self._totals, found = manifest.totals, self._known
+        self._cut()
+        self._adopt(found)
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Load the recordings at these positions (B,).
@@ -167,11 +178,6 @@ class AudioStore(SampleStore):
             "index" (B,), "input_values" (B, T), float32 with zeros behind a recording's end, and "lengths" (B,), int64.
         """
         return {"index": positions} | _pad(self._load_inputs(positions.numpy()))
-
-    @property
-    def is_cached(self) -> bool:
-        """True if the decoded waveforms are kept in memory."""
-        return self._cache is not None
 
     def describe_long(self) -> str | None:
         """Describe recordings that are much longer than the rest, and the arguments that help; None without any."""
@@ -187,66 +193,149 @@ class AudioStore(SampleStore):
             "--max_seconds S takes their beginnings"
         )
 
-    def _load_inputs(self, positions: np.ndarray) -> list[torch.Tensor]:
-        if self._cache is not None:
-            clips = [self._cache.read(int(clip)) for clip in self._clips[positions]]
-        elif self.segments is None:
-            clips = self._decode_rows(self.rows[positions])
-        else:
-            clips = self._decode_segments(positions)
-        return [clip.to_waveform() for clip in clips]
+    # ---- lengths and clips: a clip is a recording, or a segment of it ---------------------------------------------
 
-    def _decode_rows(self, rows: np.ndarray) -> list[_Clip]:
-        audio_format = self.audio_format
-        bounds = (audio_format.sampling_rate, audio_format.min_samples, audio_format.max_samples)
-        return [
-            _Clip.from_waveform(decode_waveform(value, int(row), *bounds))
-            for value, row in zip(self._read_column(rows), rows, strict=True)
-        ]
+    def _read_totals(self, progress: bool) -> tuple[np.ndarray, dict[int, Finding]]:
+        """Read the samples of each row (N,) from the headers, on all processes together, and why some have none."""
+        form, n = self.audio_format, len(self._column)
+        processes, index = (1, 0) if self._state is None else (self._state.num_processes, self._state.process_index)
+        totals, reasons, failure = np.full(n, -1, np.int64), dict[int, Finding](), None
+        own = np.array_split(np.arange(n), processes)[index]
+        starts = range(0, len(own), HEADERS_READ)
+        try:
+            for start in track(starts, "Reading the lengths of recordings", len(starts), progress):
+                rows = own[start : start + HEADERS_READ]
+                for row, value in zip(rows.tolist(), self._read_column(rows), strict=True):
+                    try:
+                        totals[row] = count_samples(value, row, form.sampling_rate, form.max_samples)
+                    except UnreadableRecording as error:
+                        reasons[row] = str(error)
+        except ValueError as error:  # of all arrays: the other processes wait
+            failure = str(error)
+        parts = gather_objects(self._state, (totals[own], reasons, failure))
+        for _, _, each in parts:
+            if each is not None:
+                raise ValueError(each)
+        found = {row: reason for _, each, _ in parts for row, reason in each.items()}
+        return np.concatenate([part for part, _, _ in parts]), found
 
-    def _decode_segments(self, positions: np.ndarray) -> list[_Clip]:
-        """Decode segments, all of a recording while it is open."""
+    def _cut(self) -> None:
+        """List the clips of all rows, also of those that may turn out to be unreadable, and open their cache."""
         form = self.audio_format
+        rows = np.flatnonzero(self._totals >= 0)
+        if form.segmentation is None:
+            self._clip_rows, lengths = rows, self._totals[rows]
+        else:
+            spans = [form.segmentation.split(total) for total in self._totals[rows].tolist()]
+            self._clip_rows = np.repeat(rows, [len(each) for each in spans])
+            self._clip_spans = np.array([span for each in spans for span in each], np.int64).reshape(-1, 2)
+            lengths = self._clip_spans[:, 1]
+        self._clip_lengths = np.maximum(lengths, form.min_samples)
+        self._cache = self._make_cache(*self._cache_limits)
+
+    def _make_cache(self, cache_bytes: int, cache_dir: str | os.PathLike[str] | None) -> DecodedCache | None:
+        offsets = np.concatenate([[0], np.cumsum(SCALE.itemsize + SAMPLE.itemsize * self._clip_lengths)])
+        if cache_dir is not None:
+            form, lengths = self.audio_format, hashlib.sha256(self._clip_lengths.tobytes()).hexdigest()
+            settings = f"{form.sampling_rate}|{form.max_samples}|{form.segmentation}|{lengths}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+            return DecodedCache.in_file(cache_dir, "sounds", key, offsets)
+        is_small = SAMPLE.itemsize * int(self._clip_lengths.sum()) <= cache_bytes
+        return DecodedCache.in_memory(offsets) if is_small else None
+
+    def _order(self, sizes: dict[int, int]) -> None:
+        if sizes:
+            self._totals[list(sizes)] = list(sizes.values())
+            if self._cache is not None:
+                self._cache.remove()  # later runs know the true lengths
+            self._cut()
+        is_kept = ~np.isin(self._clip_rows, self.unreadable)
+        self._clips = np.flatnonzero(is_kept)  # number of the clip at each position
+        self._clips = self._clips[np.argsort(self._clip_lengths[is_kept], kind="stable")]
+        self.rows, self.lengths = self._clip_rows[self._clips], self._clip_lengths[self._clips]
+        if self.audio_format.segmentation is not None:
+            self._spans = self._clip_spans[self._clips]  # start and length, in samples
+            self.segments = np.cumsum(self._spans, axis=1) / self.audio_format.sampling_rate
+
+    def _make_manifest(self) -> Manifest:
+        return Manifest(np.asarray(self.unreadable, np.int64), self._totals)
+
+    def _examine(self, row: int) -> Finding:
+        form = self.audio_format
+        (value,) = self._read_column(np.array([row]))
+        try:
+            if form.segmentation is None:
+                total = len(decode_waveform(value, row, form.sampling_rate, max_samples=form.max_samples))
+            else:
+                cut = iterate_segments(value, row, form.sampling_rate, form.segmentation, form.max_samples)
+                total = max(start + len(waveform) for start, waveform in cut)
+        except UnreadableRecording as error:
+            return str(error)
+        return None if total == self._totals[row] else total
+
+    # ---- decoding ------------------------------------------------------------------------------------------------
+
+    def _number(self, positions: np.ndarray) -> np.ndarray:
+        return self._clips[positions]
+
+    def _make_placeholder(self, position: int) -> torch.Tensor:
+        return torch.zeros(self.audio_format.min_samples)  # a damaged header may promise hours
+
+    def _load_inputs(self, positions: np.ndarray) -> list[torch.Tensor]:
+        cache, numbers = self._cache, self._clips[positions]
+        if cache is None:
+            return [clip.to_waveform() for clip in self._decode(positions)]
+        is_kept = cache.find(numbers)
+        decoded = iter(self._decode(positions[~is_kept]))
+        waveforms = []
+        for number, is_known in zip(numbers.tolist(), is_kept.tolist(), strict=True):
+            clip = _Clip.from_bytes(cache.read(number)) if is_known else next(decoded)
+            if not is_known:
+                cache.write(number, clip.to_bytes())
+            waveforms.append(clip.to_waveform())
+        return waveforms
+
+    def _decode(self, positions: np.ndarray) -> list[_Clip]:
+        """Decode the clips at these positions, all segments of a recording while it is open.
+
+        Raises:
+            UnreadableRecording: also if a recording has fewer samples than is known of it.
+        """
         clips: dict[int, _Clip] = {}
-        for row in np.unique(self.rows[positions]):
+        rows = np.unique(self.rows[positions])
+        # The files of long recordings are not in memory together.
+        values = (
+            self._read_column(rows)
+            if self.segments is None
+            else (self._read_column(rows[[i]])[0] for i in range(len(rows)))
+        )
+        for row, value in zip(rows.tolist(), values, strict=True):
             chosen = positions[self.rows[positions] == row]
-            (value,) = self._read_column(np.array([row]))
-            spans = [tuple(span) for span in self._spans[chosen].tolist()]
-            waveforms = decode_segments(value, int(row), form.sampling_rate, spans, form.max_samples)
-            clips |= dict(zip(chosen.tolist(), map(self._make_clip, waveforms), strict=True))
+            clips |= dict(
+                zip(chosen.tolist(), map(_Clip.from_waveform, self._decode_row(row, value, chosen)), strict=True)
+            )
         return [clips[position] for position in positions.tolist()]
 
-    def _cut_all(self, clips: _ClipCache, skip_unreadable: bool, progress: bool) -> list[int]:
-        """Read every recording, segment by segment, into `clips`; returns the unreadable rows."""
-        form, unreadable = self.audio_format, []
-        assert form.segmentation is not None
-        n = len(self._column)
-        for row in track(range(n), f"Reading {self.noun}s", n, progress):
-            before = clips.mark()
-            (value,) = self._read_column(np.array([row]))
-            try:
-                for start, waveform in iterate_segments(
-                    value, row, form.sampling_rate, form.segmentation, form.max_samples
-                ):
-                    clips.add(np.array([row]), [self._make_clip(waveform)])
-                    clips.spans.extend((start, len(waveform)))
-            except UnreadableRecording as error:
-                if not skip_unreadable:
-                    raise UnreadableRecording(f"{error}{self._locate(row, str(error))}. {SKIP_HINT}") from error
-                clips.return_to(before)
-                unreadable.append(row)
-        return unreadable
-
-    def _make_clip(self, waveform: np.ndarray) -> _Clip:
-        return _Clip.from_waveform(np.pad(waveform, (0, max(0, self.audio_format.min_samples - len(waveform)))))
+    def _decode_row(self, row: int, value: Any, positions: np.ndarray) -> list[np.ndarray]:
+        """Decode the clips of a recording at these positions."""
+        form = self.audio_format
+        if self.segments is None:
+            waveforms = [decode_waveform(value, row, form.sampling_rate, max_samples=form.max_samples)]
+            lengths = self._totals[[row]].tolist()
+        else:
+            spans = [(int(start), int(length)) for start, length in self._spans[positions]]
+            waveforms = decode_segments(value, row, form.sampling_rate, spans, form.max_samples)
+            lengths = [length for _, length in spans]
+        if [len(waveform) for waveform in waveforms] != lengths:
+            raise UnreadableRecording(f"recording {row} is shorter than its header says, or has changed")
+        waveforms *= len(positions) if self.segments is None else 1  # a position may be asked for twice
+        return [np.pad(waveform, (0, max(0, form.min_samples - len(waveform)))) for waveform in waveforms]
 
 
 def collate_recordings(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack items of an `AudioStore` to a batch: the keys of `AudioStore.batch`, and "labels" if items have them."""
-    batch = {"index": torch.tensor([item["index"] for item in items])} | _pad([item["input_values"] for item in items])
-    if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-    return batch
+    """Stack items of an `AudioStore` to a batch: the keys of `AudioStore.batch`, and what items have beside them."""
+    index = torch.tensor([item["index"] for item in items])
+    return {"index": index} | _pad([item["input_values"] for item in items]) | collate_notes(items)
 
 
 def read_sampling_rates(dataset: Dataset, audio_column: str, n_samples: int = 256) -> list[int]:
@@ -283,67 +372,16 @@ class _Clip(NamedTuple):
             return cls(torch.zeros(len(waveform), dtype=torch.int16), 0.0)
         return cls(torch.from_numpy(np.rint(waveform / scale).astype(np.int16)), float(scale))
 
+    @classmethod
+    def from_bytes(cls, content: np.ndarray) -> _Clip:
+        samples = content[SCALE.itemsize :].view(SAMPLE).copy()  # torch refuses memory that cannot be written to
+        return cls(torch.from_numpy(samples), float(content[: SCALE.itemsize].view(SCALE)[0]))
+
+    def to_bytes(self) -> np.ndarray:
+        return np.concatenate([np.array([self.scale], SCALE).view(np.uint8), self.samples.numpy().view(np.uint8)])
+
     def to_waveform(self) -> torch.Tensor:
         return self.samples.float() * self.scale
-
-
-class _ClipCache:
-    """Cache of clips by their number, in one tensor, while they fit into `max_bytes`.
-
-    Attributes:
-        rows: row of the data set of each clip.
-        lengths: samples of each clip.
-        spans: start and length in its recording of each clip that is a segment, one after the other, without padding.
-    """
-
-    def __init__(self, max_bytes: int):
-        self.rows, self.lengths, self.spans = array("q"), array("q"), array("q")
-        self._scales, self._starts = array("f"), array("q")
-        self._capacity = max_bytes // 2
-        self._used = 0
-        self._is_full = False
-        self._chunks: list[torch.Tensor] = []
-        self._samples = torch.empty(0, dtype=torch.int16)
-
-    def add(self, rows: np.ndarray, clips: list[_Clip]) -> None:
-        for row, (samples, scale) in zip(rows, clips, strict=True):
-            self.rows.append(int(row))
-            self.lengths.append(len(samples))
-            self._scales.append(scale)
-            self._starts.append(self._used)
-            self._used += len(samples)
-        self._is_full = self._is_full or self._used > self._capacity
-        if self._is_full:
-            self._chunks.clear()
-        else:
-            self._chunks.append(torch.cat([clip.samples for clip in clips]))
-
-    def mark(self) -> tuple[int, int, int]:
-        """Return what `return_to` takes to forget the clips that follow."""
-        return len(self.rows), len(self._chunks), self._used
-
-    def return_to(self, mark: tuple[int, int, int]) -> None:
-        """Forget the clips that were added since `mark`."""
-        n_clips, n_chunks, self._used = mark
-        del self._chunks[n_chunks:], self.spans[2 * n_clips :]
-        for values in (self.rows, self.lengths, self._scales, self._starts):
-            del values[n_clips:]
-
-    def concatenate(self) -> bool:
-        """Join all clips, so that they can be read; returns False if they do not fit."""
-        if self._is_full:
-            return False
-        self._samples = torch.empty(self._used, dtype=torch.int16)
-        end = self._used
-        while self._chunks:  # from the end, freeing each: all of it in memory twice might be too much
-            chunk = self._chunks.pop()
-            self._samples[end - len(chunk) : end] = chunk
-            end -= len(chunk)
-        return True
-
-    def read(self, clip: int) -> _Clip:
-        start = self._starts[clip]
-        return _Clip(self._samples[start : start + self.lengths[clip]], self._scales[clip])
 
 
 def _pad(waveforms: list[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -17,11 +17,10 @@ class BatchBuffers:
     def __init__(self) -> None:
         self._buffers: list[np.ndarray] = []
 
-    def take(self, source: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        """Copy these rows (B,) of a tensor (N, ...) on the CPU: shape (B, ...)."""
-        array = source.numpy()
-        batch = self._find(len(rows), array)[: len(rows)]
-        np.take(array, rows, axis=0, out=batch, mode="clip")  # checking rows would copy through another buffer
+    def take(self, source: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """Copy these rows (B,) of an array (N, ...): shape (B, ...)."""
+        batch = self._find(len(rows), source)[: len(rows)]
+        np.take(source, rows, axis=0, out=batch, mode="clip")  # checking rows would copy through another buffer
         return torch.from_numpy(batch)
 
     def _find(self, height: int, array: np.ndarray) -> np.ndarray:

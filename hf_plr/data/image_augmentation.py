@@ -23,6 +23,15 @@ class ImageAugmentation(Protocol):
         """Augment images (B, C, H, W), in [0, 1], with random numbers (B, 16), uniform in [0, 1)."""
 
 
+class SamplingAugmentation(ImageAugmentation, Protocol):
+    """Interface of those that can draw their images from larger ones, see `SAMPLING_AUGMENTATIONS`."""
+
+    def __call__(
+        self, images: torch.Tensor, numbers: torch.Tensor, size: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Augment images to (B, C, *size); None is their own size."""
+
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
@@ -31,18 +40,22 @@ def no_augmentation(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor
     return images
 
 
-def affine_augmentation(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def affine_augmentation(
+    images: torch.Tensor, numbers: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Rotate (12 degrees), shear (8 degrees), shift (10%) and scale (10%) a little, and change contrast (20%).
 
     Writing and drawings stay readable: nothing is mirrored and no colour changes.
     """
-    images = _warp(images, numbers, degrees=12.0, shear=8.0, shift=0.10, scale=(0.9, 1.1), mirror=False)
+    images = _warp(images, numbers, degrees=12.0, shear=8.0, shift=0.10, scale=(0.9, 1.1), mirror=False, size=size)
     return enhance.adjust_contrast(images, 0.8 + 0.4 * numbers[:, 6]).clamp(0.0, 1.0)
 
 
-def photo_augmentation(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def photo_augmentation(
+    images: torch.Tensor, numbers: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Zoom and crop (to half the side), mirror, and change brightness (30%), contrast and saturation (40%)."""
-    images = _warp(images, numbers, degrees=5.0, shear=0.0, shift=0.15, scale=(1.0, 1.8), mirror=True)
+    images = _warp(images, numbers, degrees=5.0, shear=0.0, shift=0.15, scale=(1.0, 1.8), mirror=True, size=size)
     images = enhance.adjust_brightness(images, 0.6 * (numbers[:, 6] - 0.5), clip_output=True)
     images = enhance.adjust_contrast(images, 0.6 + 0.8 * numbers[:, 7], clip_output=True)
     if images.shape[1] == 3:
@@ -67,6 +80,7 @@ IMAGE_AUGMENTATIONS: dict[str, ImageAugmentation] = {
     "reid": reid_augmentation,
     "none": no_augmentation,
 }
+SAMPLING_AUGMENTATIONS: tuple[SamplingAugmentation, ...] = (affine_augmentation, photo_augmentation)
 
 
 def _warp(
@@ -77,8 +91,12 @@ def _warp(
     shift: float,
     scale: tuple[float, float],
     mirror: bool,
+    size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Rotate, shear, shift, scale and mirror each image by its own random numbers 0 to 5; edges are repeated."""
+    """Rotate, shear, shift, scale and mirror each image by its own random numbers 0 to 5; edges are repeated.
+
+    Images are sampled to `size`, if it is given: what is zoomed in larger images has detail.
+    """
     height, width = images.shape[2:]
     signed = 2.0 * numbers - 1.0
     shift_pixels = signed[:, 2:4] * shift * make_constant((width, height), images.device)
@@ -86,13 +104,23 @@ def _warp(
     scales = (scale[0] + (scale[1] - scale[0]) * numbers[:, 4:5]).expand(-1, 2).clone()
     matrix = transform.get_affine_matrix2d(
         shift_pixels, center, scales, signed[:, 0] * degrees, sx=torch.deg2rad(signed[:, 1] * shear)
-    )[:, :2]
+    )
+    if size is not None and size != (height, width):
+        matrix = _make_scaling((height, width), size, images.device).to(matrix) @ matrix
     warped = transform.warp_affine(
-        images, matrix, dsize=(height, width), mode="bilinear", padding_mode="border", align_corners=True
+        images, matrix[:, :2], dsize=size or (height, width), mode="bilinear", padding_mode="border", align_corners=True
     )
     if mirror:
         warped = torch.where(numbers[:, 5, None, None, None] < 0.5, warped.flip(3), warped)
     return warped
+
+
+def _make_scaling(size: tuple[int, int], new_size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Matrix (3, 3) from pixels (x, y) of images of one size to those of another; edges lie half a pixel outside."""
+    (down, right), (new_down, new_right) = size, new_size
+    across, along = new_right / right, new_down / down
+    rows = ((across, 0.0, (across - 1) / 2), (0.0, along, (along - 1) / 2), (0.0, 0.0, 1.0))
+    return make_constant(tuple(value for row in rows for value in row), device).reshape(3, 3)
 
 
 def _shift_pixels(images: torch.Tensor, numbers: torch.Tensor, max_shift: float) -> torch.Tensor:

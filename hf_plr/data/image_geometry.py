@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image as PILImage
 
@@ -58,6 +59,8 @@ class ImageGeometry:
         pixel_range: lowest and highest pixel of images of more than 8 bits, which become 0 and 255. None takes what is
             kept with the processor, otherwise what `fit` finds.
         background: colour behind transparent pixels; None takes what is kept with the processor, otherwise white.
+        decoded_size: pixels of the shorter edge of the images as they are decoded and kept, more than the processor's:
+            zoomed crops then have detail, see `reduce`. None decodes to the processor's size.
 
     Attributes:
         settings: pixel range and background.
@@ -73,6 +76,7 @@ class ImageGeometry:
         num_channels: int,
         pixel_range: Sequence[float] | None = None,
         background: str | None = None,
+        decoded_size: int | None = None,
     ):
         self.processor = processor
         self.num_channels = num_channels
@@ -91,6 +95,9 @@ class ImageGeometry:
         )
         self.smallest_edge = find_smallest_edge(processor)
         self._image_size: tuple[int, int] | None = None
+        self._decoded_edge = decoded_size
+        self._decoded_size: tuple[int, int] | None = None
+        self._larger: dict[str, dict[str, int]] = {}  # sizes in place of the processor's own
 
     @property
     def is_fitted(self) -> bool:
@@ -107,6 +114,11 @@ class ImageGeometry:
         if self._image_size is None:
             raise RuntimeError("the size of the images is known after fit(dataset, image_column)")
         return self._image_size
+
+    @property
+    def decoded_size(self) -> tuple[int, int]:
+        """Height and width of the images as they are decoded: those of `image_size` without `decoded_size`."""
+        return self.image_size if self._decoded_size is None else self._decoded_size
 
     def fit(self, dataset: Dataset, image_column: str) -> list[str]:
         """Find the size of the images and the range of their pixels, from up to 256 images, evenly spaced.
@@ -125,6 +137,8 @@ class ImageGeometry:
         notes = self._take_settings(survey)
         self._image_size = self._find_image_size(column, image_column, survey, feature)
         self._check_sizes(survey)
+        if self._decoded_edge is not None:
+            self._enlarge(self._decoded_edge)
         return notes
 
     def make_decoder(self, feature: Any = None) -> ImageDecoder:
@@ -134,7 +148,11 @@ class ImageGeometry:
     def describe(self) -> str:
         """Describe all settings that change a decoded image, as text."""
         settings = json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
-        return f"{type(self.processor).__name__}|{self.num_channels}|{self.settings}|{self.smallest_edge}|{settings}"
+        return f"{type(self.processor).__name__}|{self.describe_decoding()}|{settings}"
+
+    def describe_decoding(self) -> str:
+        """Describe the settings that decide whether an image can be decoded, as text."""
+        return f"{self.num_channels}|{self.settings}|{self.smallest_edge}"
 
     def decode(self, decoder: ImageDecoder, rows: Sequence[int] | np.ndarray, values: Iterable[Any]) -> np.ndarray:
         """Decode and resize stored images, a few at a time: uint8 array of shape (B, C, H, W).
@@ -148,7 +166,7 @@ class ImageGeometry:
             UnreadableImage: naming the row.
             ValueError: if the processor leaves an image at another size than the first of the data, naming its row.
         """
-        pixels = np.empty((len(rows), self.num_channels, *self.image_size), np.uint8)
+        pixels = np.empty((len(rows), self.num_channels, *self.decoded_size), np.uint8)
         decoded: list[PILImage.Image | np.ndarray] = []
         paths: list[str] = []
         n_resized = 0
@@ -158,10 +176,10 @@ class ImageGeometry:
             is_last = n_resized + len(decoded) == len(rows)
             if is_last or len(decoded) == IMAGES_RESIZED or sum(map(_count_pixels, decoded)) >= PIXELS_RESIZED:
                 for array, path in zip(self.resize(decoded), paths, strict=True):
-                    if array.shape[1:] != self.image_size:
+                    if array.shape[1:] != self.decoded_size:
                         image = f"image {rows[n_resized]} ({path})" if path else f"image {rows[n_resized]}"
                         size = (array.shape[1], array.shape[2])
-                        raise ValueError(describe_other_size(image, size, self.image_size))
+                        raise ValueError(describe_other_size(image, size, self.decoded_size))
                     pixels[n_resized] = array
                     n_resized += 1
                 decoded.clear()
@@ -178,13 +196,24 @@ class ImageGeometry:
         """Convert uint8 pixels to float32 in the processor's range before normalisation, usually [0, 1]."""
         return pixels.float() * self.rescale
 
+    def reduce(self, images: torch.Tensor) -> torch.Tensor:
+        """Reduce images (B, C, H, W) of `unit_range` to `image_size` on their device; others stay as they are.
+
+        The filter is the processor's if that is bicubic, otherwise bilinear; both are antialiased.
+        """
+        if images.shape[2:] == self.image_size:
+            return images
+        is_bicubic = getattr(self.processor, "resample", None) == PILImage.Resampling.BICUBIC
+        reduced = F.interpolate(images, self.image_size, mode="bicubic" if is_bicubic else "bilinear", antialias=True)
+        return reduced.clamp(0.0, 255 * self.rescale)
+
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Subtract the processor's mean and divide by its standard deviation, by channel."""
         mean, std = (make_constant(values, images.device).to(images.dtype) for values in (self.mean, self.std))
         return (images - mean[:, None, None]) / std[:, None, None]
 
     def _process(self, images: Sequence[Any]) -> list[np.ndarray]:
-        processed = self.processor(list(images), do_rescale=False, do_normalize=False)["pixel_values"]
+        processed = self.processor(list(images), do_rescale=False, do_normalize=False, **self._larger)["pixel_values"]
         arrays = [np.asarray(array) for array in processed]
         for array in arrays:
             if array.ndim != 3 or (array.dtype != np.uint8 and not 0 <= array.min() <= array.max() <= 255):
@@ -194,6 +223,30 @@ class ImageGeometry:
                     "as ViTImageProcessor"
                 )
         return arrays
+
+    def _enlarge(self, edge: int) -> None:
+        """Let the processor leave images whose shorter edge has so many pixels.
+
+        Raises:
+            ValueError: if that is not more than it leaves by itself, or it does not resize.
+        """
+        if edge <= min(self.image_size):
+            raise ValueError(
+                f"decoded_size={edge} must be above {min(self.image_size)}, the size of the model's images"
+            )
+        scale = edge / min(self.image_size)
+        for name in ("size", "crop_size"):
+            sizes = read_sizes(getattr(self.processor, name, None))
+            if sizes:
+                self._larger[name] = {key: round(value * scale) for key, value in sizes.items()}
+        self._decoded_size = self._processed_size(self._make_blank(*self.image_size))
+        if min(self._decoded_size) != edge:
+            raise ValueError(
+                f"decoded_size={edge} has no effect: {type(self.processor).__name__} does not resize to one size. "
+                'Leave it out, or let it resize (in preprocessor_config.json: "do_resize": true)'
+            )
+        if self.smallest_edge is not None:
+            self.smallest_edge = math.ceil(self.smallest_edge * scale)
 
     def _resize_bands(self, bands: np.ndarray) -> np.ndarray:
         """Resize an image (H, W, C) of any number of channels, three at a time as a colour image: (C, H, W)."""
@@ -269,10 +322,16 @@ def find_smallest_edge(processor: Any) -> int | None:
     size = getattr(processor, "size", None)
     if not getattr(processor, "do_resize", False) or size is None:
         return None
+    edges = read_sizes(size)
+    if "height" in edges and "width" in edges:
+        return DRAFT_MARGIN * max(edges["height"], edges["width"])
+    return DRAFT_MARGIN * edges["shortest_edge"] if "shortest_edge" in edges else None
+
+
+def read_sizes(size: Any) -> dict[str, int]:
+    """Read the pixels by name that a processor's `size` or `crop_size` holds, a dictionary or an object."""
     edges = {name: size.get(name) if isinstance(size, dict) else getattr(size, name, None) for name in SIZE_NAMES}
-    if edges["height"] and edges["width"]:
-        return DRAFT_MARGIN * int(max(edges["height"], edges["width"]))
-    return DRAFT_MARGIN * int(edges["shortest_edge"]) if edges["shortest_edge"] else None
+    return {name: int(edge) for name, edge in edges.items() if edge}
 
 
 def read_kept_settings(processor: Any) -> DecodingSettings:

@@ -1,4 +1,4 @@
-"""Images of a data set as uint8 tensors of one size, decoded once."""
+"""Images of a data set as uint8 tensors of one size."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 
-from hf_plr.data.batch_buffers import BatchBuffers
+from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.image_decoding import DECODING_ERRORS, ImageDecoder, UnreadableImage, describe_error
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_survey import SURVEY_IMAGES, read_size
-from hf_plr.data.pixel_cache import PixelCache
-from hf_plr.data.sample_store import Items, SampleStore, select_undecoded, spread_rows
+from hf_plr.data.manifest import Manifest
+from hf_plr.data.sample_store import Finding, Items, SampleStore, collate_notes, select_undecoded, spread_rows
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,10 @@ ROWS_READ = 8  # whose files are in memory together
 class ImageStore(SampleStore):
     """Images of a data set by position: `{"index": int, "pixel_values": uint8 (C, H, W)}`, optionally with a label.
 
-    Every image is decoded when the store is built, so an unreadable one stops the run before any long work. Each is
-    resized as soon as it is decoded: photos of any size take the memory of a few at a time. Resized images are kept as
-    uint8, in memory or in a memory-mapped file, if they fit into `cache_bytes`. Otherwise they are
-    decoded again when needed.
+    Nothing is read when the store is built, see `SampleStore`. Each image is resized as soon as it is decoded: photos
+    of any size take the memory of a few at a time. Resized images are kept as uint8 when they are decoded for the first
+    time: in memory if all of them fit into `cache_bytes`, or in a file (see `DecodedCache`). Otherwise they are decoded
+    again when needed.
 
     Example:
         >>> from hf_plr.data.example_data import digits
@@ -45,17 +46,18 @@ class ImageStore(SampleStore):
         label_column: column of true labels for scoring, returned as "labels"; None leaves them out.
         label_names: see `encode_labels`.
         cache_bytes: memory for decoded images; they are kept if all of them fit.
-        cache_dir: folder for a memory-mapped file with them (see `PixelCache`); None keeps them in memory.
+        cache_dir: folder for a file with them in place of memory, of any size that fits on the disk.
         skip_unreadable: leave unreadable images out with a warning, rather than raise.
-        progress: show a progress bar.
+        manifest_dir: folder for what is found out about the rows, for later runs; None leaves no trace.
+        state: the processes that open the data set together; None for one alone.
 
     Attributes:
         rows: row of the data set at each position, ascending; shape (len(self),).
         unreadable: rows that were left out.
 
     Raises:
-        ValueError: if the data set is empty, no image is readable, or the images do not fit the geometry.
-        UnreadableImage: if an image cannot be decoded, naming its row.
+        ValueError: if the data set is empty, the images do not fit the geometry, or the disk has no room for them.
+        UnreadableImage: if an earlier run found an image that cannot be decoded, naming its row.
     """
 
     noun = "image"
@@ -73,25 +75,19 @@ class ImageStore(SampleStore):
         cache_bytes: int = 2**31,
         cache_dir: str | os.PathLike[str] | None = None,
         skip_unreadable: bool = False,
-        progress: bool = False,
+        manifest_dir: str | os.PathLike[str] | None = None,
+        state: PartialState | None = None,
     ):
-        super().__init__(dataset, image_column, label_column, label_names)
+        super().__init__(dataset, image_column, label_column, label_names, skip_unreadable, state)
         self.geometry = geometry
         if not geometry.is_fitted:
             for note in geometry.fit(dataset, image_column):
                 logger.warning("%s.", note)
         self._decoder = geometry.make_decoder(dataset.features[image_column])
-        shape = (len(dataset), geometry.num_channels, *geometry.image_size)
-        is_cacheable = int(np.prod(shape)) <= cache_bytes
-        pixel_cache = None
-        if is_cacheable and cache_dir is not None:
-            settings = f"{geometry.describe()}|{self._decoder.column_mode}"
-            pixel_cache = PixelCache(cache_dir, f"{dataset._fingerprint}|{image_column}|{settings}", shape)
-        self._cache, self.unreadable = self._decode_or_read(
-            pixel_cache, shape if is_cacheable else None, skip_unreadable, progress
-        )
-        self.rows = self._list_readable_rows(skip_unreadable)
-        self._buffers = BatchBuffers()
+        self._open_manifest(manifest_dir, f"{geometry.describe_decoding()}|{self._decoder.column_mode}")
+        self._adopt(self._known)
+        self._shape = (geometry.num_channels, *geometry.decoded_size)
+        self._cache = self._make_cache(cache_bytes, cache_dir)
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
         """Load the images at these positions (B,): "index" and "pixel_values", uint8 of shape (B, C, H, W)."""
@@ -101,46 +97,59 @@ class ImageStore(SampleStore):
         """Load the images at these positions (B,): uint8 of shape (B, C, H, W)."""
         return self._load_inputs(positions.numpy())
 
-    @property
-    def is_cached(self) -> bool:
-        """True if the decoded images are kept, in memory or in a memory-mapped file."""
-        return self._cache is not None
+    def _make_cache(self, cache_bytes: int, cache_dir: str | os.PathLike[str] | None) -> DecodedCache | None:
+        size = int(np.prod(self._shape))
+        offsets = range(0, (len(self._column) + 1) * size, size)
+        if cache_dir is not None:
+            settings = f"{self.geometry.describe()}|{self._decoder.column_mode}|{self._shape}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+            return DecodedCache.in_file(cache_dir, "images", key, offsets)
+        return DecodedCache.in_memory(offsets) if offsets[-1] <= cache_bytes else None
+
+    def _order(self, sizes: dict[int, int]) -> None:
+        self.rows = np.setdiff1d(np.arange(len(self._column)), self.unreadable)
+
+    def _make_manifest(self) -> Manifest:
+        return Manifest(np.asarray(self.unreadable, np.int64))
+
+    def _examine(self, row: int) -> Finding:
+        try:
+            self._decode_rows(np.array([row]))
+        except UnreadableImage as error:
+            return str(error)
+        return None
+
+    def _number(self, positions: np.ndarray) -> np.ndarray:
+        return self.rows[positions]
+
+    def _make_placeholder(self, position: int) -> torch.Tensor:
+        return torch.zeros(self._shape, dtype=torch.uint8)
 
     def _load_inputs(self, positions: np.ndarray) -> torch.Tensor:
-        rows = self.rows[positions]
-        return self._decode_rows(rows) if self._cache is None else self._buffers.take(self._cache, rows)
+        rows, cache = self.rows[positions], self._cache
+        if cache is None:
+            return self._decode_rows(rows)
+        is_kept = cache.find(rows)
+        if is_kept.all():
+            return self._buffers.take(cache.content.reshape(-1, *self._shape), rows)
+        decoded = self._decode_rows(rows[~is_kept])
+        for row, pixels in zip(rows[~is_kept].tolist(), decoded.numpy(), strict=True):
+            cache.write(row, pixels.reshape(-1))
+        if not is_kept.any():
+            return decoded
+        images = torch.empty(len(rows), *self._shape, dtype=torch.uint8)
+        images.numpy()[~is_kept] = decoded.numpy()
+        images.numpy()[is_kept] = cache.content.reshape(-1, *self._shape)[rows[is_kept]]
+        return images
 
     def _decode_rows(self, rows: np.ndarray) -> torch.Tensor:
+        """Decode these rows of the data set from the stored files; raises an `UnreadableImage`."""
         return torch.from_numpy(self.geometry.decode(self._decoder, rows, self._read_in_parts(rows)))
 
     def _read_in_parts(self, rows: np.ndarray) -> Iterator[Any]:
         """Read the column's values in these rows, a few at a time: they may be the bytes of large photos."""
         for start in range(0, len(rows), ROWS_READ):
             yield from self._read_column(rows[start : start + ROWS_READ])
-
-    def _decode_or_read(
-        self, pixel_cache: PixelCache | None, shape: tuple[int, ...] | None, skip_unreadable: bool, progress: bool
-    ) -> tuple[torch.Tensor | None, list[int]]:
-        """Return the decoded images, None if they are not kept, and the unreadable rows."""
-        if pixel_cache is None:
-            buffer = None if shape is None else torch.empty(shape, dtype=torch.uint8)
-            return buffer, self._decode_into(buffer, skip_unreadable, progress)
-        cached = pixel_cache.read()
-        if cached is not None:
-            return cached
-        with pixel_cache.create() as buffer:
-            unreadable = self._decode_into(buffer, skip_unreadable, progress)
-            pixel_cache.write_note(unreadable)
-        return buffer, unreadable
-
-    def _decode_into(self, buffer: torch.Tensor | None, skip_unreadable: bool, progress: bool) -> list[int]:
-        """Decode every image, into `buffer` (N, C, H, W) if given; returns the unreadable rows."""
-
-        def keep(rows: np.ndarray, pixels: torch.Tensor) -> None:
-            if buffer is not None:
-                buffer[torch.from_numpy(rows)] = pixels
-
-        return self._decode_all(keep, skip_unreadable, progress)
 
 
 def collate_images(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -150,9 +159,7 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "index": torch.tensor([item["index"] for item in items]),
         "pixel_values": torch.stack([item["pixel_values"] for item in items]) if inputs is None else inputs,
     }
-    if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-    return batch
+    return batch | collate_notes(items)
 
 
 def read_image_sizes(

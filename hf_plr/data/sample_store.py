@@ -6,16 +6,22 @@ import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Audio, ClassLabel, Dataset, Image
+from accelerate import PartialState
+from datasets import Audio, Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_plr.data.archives import open_binary
+from hf_plr.data.batch_buffers import BatchBuffers
+from hf_plr.data.decoded_cache import DecodedCache
+from hf_plr.data.manifest import STAMPED_FILES, Manifest, ManifestFile, stamp_files
+from hf_plr.data.true_labels import encode_labels as encode_labels
+from hf_plr.utils.distributed import run_on_main
 from hf_plr.utils.progress import track
 
 logger = logging.getLogger(__name__)
@@ -40,27 +46,40 @@ class Items(list[dict[str, Any]]):
     inputs: torch.Tensor | None = None
 
 
+Finding = str | int | None  # why a row is unreadable, or its true size; None where nothing is wrong with it
+
+
 class SampleStore(TorchDataset, ABC):
     """Base of the stores of images and recordings: `{"index": int, input_name: tensor}`, optionally with a label.
 
-    A store decodes every row when it is built, by `_decode_all`, and sets `rows` and `unreadable`.
+    A store decodes nothing when it is built. Until every row has been decoded once, in this run or in an earlier one
+    that left a manifest, it is not checked: a sample that cannot be decoded is then zeros, and its item has "fault" 1
+    (others 0), which `collate` and workers pass on. Whoever goes through the samples first, each process through its
+    own part, gives the batches to `note_faults`; then `examine` and `settle` name what is wrong, or leave it out. See
+    `hf_plr.features.first_pass.check_samples`, or `check` for one process alone. Afterwards a sample that cannot be
+    decoded is an error.
 
     Args:
         dataset: the data set; it is not changed.
         column: its column of images or recordings.
         label_column: column of true labels for scoring, returned as "labels"; None leaves them out.
         label_names: see `encode_labels`.
+        skip_unreadable: leave unreadable samples out with a warning, rather than raise.
+        state: the processes that open the data set together; None for one alone.
 
     Attributes:
         noun: name of a sample in messages.
         input_name: key of an item's tensor.
         unreadable_error: class of the error if a sample cannot be decoded.
-        decode_batch: rows that are decoded together when the store is built.
+        decode_batch: samples that `check` decodes together.
+        is_checked: True if all samples are known to be readable.
+        revision: number of changes of the samples so far; workers that were started before such a change know an older
+            state.
         labels: true label of each row of the data set, -1 = unknown; None without a label column.
         rows: row of the data set at each position; shape (len(self),). A recording that is cut into segments has as
             many positions.
         segments: start and end in seconds of each position, float64 (len(self), 2); None where samples are whole.
-        unreadable: rows that were left out.
+        unreadable: rows that were left out, ascending.
 
     Raises:
         ValueError: if the data set is empty.
@@ -73,28 +92,58 @@ class SampleStore(TorchDataset, ABC):
 
     rows: np.ndarray
     segments: np.ndarray | None = None
-    unreadable: list[int]
 
-    def __init__(self, dataset: Dataset, column: str, label_column: str | None, label_names: dict[str, int] | None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        column: str,
+        label_column: str | None,
+        label_names: dict[str, int] | None,
+        skip_unreadable: bool = False,
+        state: PartialState | None = None,
+    ):
         if len(dataset) == 0:
             raise ValueError("the data set is empty: give one with at least one row")
         self.labels = None if label_column is None else encode_labels(dataset, label_column, label_names)
+        self.is_checked = False
+        self.revision = 0
+        self.unreadable: list[int] = []
         self._column = select_undecoded(dataset, column)
         self._column_name = column
+        self._fingerprint = str(dataset._fingerprint)
+        self._skip_unreadable = skip_unreadable
+        self._state = state
+        self._suspects: set[int] = set()
+        self._manifest: ManifestFile | None = None
+        self._cache: DecodedCache | None = None
+        self._is_complete = False
+        self._buffers = BatchBuffers()
+        self._known: dict[int, Finding] = {}  # of unreadable rows, from a manifest
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but a cache in memory, for workers that are not forked."""
+        state = vars(self) | {"_state": None, "_buffers": BatchBuffers()}
+        if self._cache is not None and self._cache.path is None:
+            state["_cache"] = None
+        return state
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> Items:
-        inputs = self._load_inputs(np.asarray(positions))
+        chosen = np.asarray(positions)
+        inputs, faults = (self._load_inputs(chosen), None) if self.is_checked else self._load_suspects(chosen)
         items = Items(
             {"index": int(position), self.input_name: tensor}
             for position, tensor in zip(positions, inputs, strict=True)
         )
         items.inputs = inputs if isinstance(inputs, torch.Tensor) else None
+        if faults is not None:
+            for item, fault in zip(items, faults, strict=True):
+                item["fault"] = fault
         if self.labels is not None:
             for item in items:
                 item["labels"] = int(self.labels[self.rows[item["index"]]])
@@ -105,14 +154,171 @@ class SampleStore(TorchDataset, ABC):
         """Load the model's input at these positions, int64 of shape (B,), returned as "index"; no labels."""
 
     @property
-    @abstractmethod
     def is_cached(self) -> bool:
-        """True if the decoded samples are kept."""
+        """True if all decoded samples are kept."""
+        if self._cache is None:
+            return False
+        self._is_complete = self._is_complete or self._cache.seems_complete(self._number(np.arange(len(self))))
+        return self._is_complete
 
     @property
     def undecoded_column(self) -> Dataset:
         """Column of images or recordings as it is stored; its rows are those that `rows` names."""
         return self._column
+
+    # ---- the first pass ------------------------------------------------------------------------------------------
+
+    def note_faults(self, batch: dict[str, torch.Tensor]) -> None:
+        """Take the faults out of a batch, and remember its samples that have one."""
+        faults = batch.pop("fault", None)
+        if faults is not None and faults.any():
+            self._suspects.update(self.rows[batch["index"][faults != 0].numpy()].tolist())
+
+    def examine(self) -> dict[int, Finding]:
+        """Find out what is wrong with the rows that had a fault on this process, each by itself; forgets them."""
+        suspects, self._suspects = sorted(self._suspects), set()
+        return {row: self._examine(row) for row in suspects}
+
+    def settle(self, found: dict[int, Finding]) -> None:
+        """Take over what a pass over all samples has found; all processes give the same, and the main one notes it.
+
+        Args:
+            found: what is wrong with rows, from `examine` of all processes. None is a fault that did not come again.
+
+        Raises:
+            UnreadableSample: naming the first unreadable row, unless these are left out.
+            ValueError: if none is left.
+        """
+        self._adopt(found)
+        self.is_checked = True
+        self.revision += 1
+        if self._manifest is not None and (self._state is None or self._state.is_main_process):
+            self._manifest.write(self._make_manifest())
+
+    def check(self, progress: bool = False) -> SampleStore:
+        """Decode every sample once on this process alone, unless that is known of them, and settle; returns itself.
+
+        Raises:
+            UnreadableSample, ValueError: as `settle`.
+        """
+        if not self.is_checked:
+            starts = range(0, len(self), self.decode_batch)
+            for start in track(starts, f"Reading {self.noun}s", len(starts), progress):
+                for item in self.__getitems__(range(start, min(start + self.decode_batch, len(self)))):
+                    if item["fault"]:
+                        self._suspects.add(int(self.rows[item["index"]]))
+            self.settle(self.examine())
+        return self
+
+    def _open_manifest(self, folder: str | os.PathLike[str] | None, settings: str) -> Manifest | None:
+        """Read the manifest of these rows, the same for all processes; None if there is none, or it is out of date."""
+        if folder is None:
+            return None
+        key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+        self._manifest = ManifestFile(folder, key, len(self._column))
+
+        def read() -> tuple[Manifest | None, dict[int, Finding]]:
+            assert self._manifest is not None
+            manifest = self._manifest.read()
+            reasons: dict[int, Finding] = {}
+            if manifest is not None and len(manifest.unreadable):
+                first = int(manifest.unreadable[0])
+                reasons.update(dict.fromkeys(manifest.unreadable.tolist(), ""))
+                reasons[first] = self._examine(first)
+                if not isinstance(reasons[first], str):  # with another library, or another file
+                    return None, {}
+            return manifest, reasons
+
+        manifest, reasons = run_on_main(self._state, read, f"reading what is known of the {self.noun}s")
+        if manifest is not None:
+            self.is_checked = True
+            self._known = reasons
+        return manifest
+
+    def _stamp(self) -> str:
+        """Text that changes with the files of the column, of which the data set may know the names alone."""
+        values = self._read_column(spread_rows(len(self._column), STAMPED_FILES)) if self._names_files() else []
+        return stamp_files([value.get("path") if isinstance(value, dict) else value for value in values])
+
+    def _names_files(self) -> bool:
+        """True if the column holds paths without bytes, by its first row."""
+        value = self._column[0][self._column_name]
+        return isinstance(value, str) or (isinstance(value, dict) and "path" in value and value.get("bytes") is None)
+
+    def _adopt(self, found: dict[int, Finding]) -> None:
+        """Leave unreadable rows out, correct sizes, and order the positions anew."""
+        unreadable = {row: finding for row, finding in sorted(found.items()) if isinstance(finding, str)}
+        for row, reason in unreadable.items():
+            if not self._skip_unreadable:
+                raise self.unreadable_error(f"{reason}{self._locate(row, reason)}. {SKIP_HINT}")
+        self.unreadable = sorted({*self.unreadable, *unreadable})
+        n = len(self._column)
+        if len(self.unreadable) == n:
+            raise ValueError(f"none of the {n} {self.noun}s can be read: check the files")
+        self._order({row: finding for row, finding in found.items() if isinstance(finding, int)})
+        self._is_complete = False
+        if unreadable:
+            shown = [f"row {row}{self._locate(row)}" for row in list(unreadable)[:10]]
+            shown += ["..."] if len(unreadable) > 10 else []
+            words = "%d of %d %ss cannot be read and are left out: %s"
+            logger.warning(words, len(unreadable), n, self.noun, ", ".join(shown))
+
+    @abstractmethod
+    def _order(self, sizes: dict[int, int]) -> None:
+        """Set what belongs to positions, without unreadable rows; `sizes` corrects what was assumed of some rows."""
+
+    @abstractmethod
+    def _make_manifest(self) -> Manifest:
+        """What is known when all rows are checked."""
+
+    @abstractmethod
+    def _examine(self, row: int) -> Finding:
+        """Decode a row by itself and say what is wrong with it."""
+
+    # ---- decoding ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _load_inputs(self, positions: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
+        """Load one tensor per position, decoded now or before; raises an `UnreadableSample`."""
+
+    @abstractmethod
+    def _make_placeholder(self, position: int) -> torch.Tensor:
+        """Zeros in place of a sample."""
+
+    @abstractmethod
+    def _number(self, positions: np.ndarray) -> np.ndarray:
+        """Numbers in the cache of the samples at these positions (B,)."""
+
+    def _load_suspects(self, positions: np.ndarray) -> tuple[Sequence[torch.Tensor] | torch.Tensor, list[int]]:
+        """Load as `_load_inputs`, with zeros where that fails; also returns 1 for each of these, and 0 for others."""
+        try:
+            return self._load_inputs(positions), [0] * len(positions)
+        except UnreadableSample:
+            inputs, faults = [], []
+        for position in positions:
+            try:
+                inputs.append(self._load_inputs(np.array([position]))[0])
+                faults.append(0)
+            except UnreadableSample:
+                inputs.append(self._make_placeholder(int(position)))
+                faults.append(1)
+        return inputs, faults
+
+    def _read_column(self, rows: np.ndarray) -> list[Any]:
+        """Read the column's values in these rows."""
+        return self._column[[int(row) for row in rows]][self._column_name]
+
+    def _locate(self, row: int, said: str = "") -> str:
+        """Tell the file of a row, if it is known and not said already, and its row in the whole data set, if this is a
+        part of it."""
+        stored = self._column[row][self._column_name]
+        path = stored.get("path") if isinstance(stored, dict) else stored
+        words = [path] if isinstance(path, str) and path not in said else []
+        if self._column._indices is not None:
+            words.append(f"row {self._column._indices.column(0)[row].as_py()} of the whole data set")
+        return f" ({', '.join(words)})" if words else ""
+
+    # ---- what is known of the samples ----------------------------------------------------------------------------
 
     def true_labels(self) -> np.ndarray:
         """Return the true label of each position, -1 = unknown, shape (len(self),).
@@ -143,72 +349,11 @@ class SampleStore(TorchDataset, ABC):
             _add_content(digest, value)
         return digest.hexdigest()[:16]
 
-    @abstractmethod
-    def _load_inputs(self, positions: np.ndarray) -> Sequence[torch.Tensor] | torch.Tensor:
-        """Load one tensor per position, decoded now or before."""
 
-    @abstractmethod
-    def _decode_rows(self, rows: np.ndarray) -> Any:
-        """Decode these rows of the data set, from the stored files each time; raises an `UnreadableSample`."""
-
-    def _read_column(self, rows: np.ndarray) -> list[Any]:
-        """Read the column's values in these rows."""
-        return self._column[[int(row) for row in rows]][self._column_name]
-
-    def _decode_all(self, keep: Callable[[np.ndarray, Any], None], skip_unreadable: bool, progress: bool) -> list[int]:
-        """Decode every row and call `keep(rows, decoded)` per batch; returns the unreadable rows."""
-        n = len(self._column)
-        unreadable: list[int] = []
-        starts = range(0, n, self.decode_batch)
-        for start in track(starts, f"Reading {self.noun}s", len(starts), progress):
-            rows = np.arange(start, min(start + self.decode_batch, n))
-            try:
-                decoded = self._decode_rows(rows)
-            except UnreadableSample as error:
-                if not skip_unreadable:
-                    bad = next((int(row) for row in rows if not self._is_readable(int(row))), int(rows[0]))
-                    raise self.unreadable_error(f"{error}{self._locate(bad, str(error))}. {SKIP_HINT}") from error
-                readable = [row for row in rows if self._is_readable(int(row))]
-                unreadable.extend(sorted(set(rows.tolist()) - set(readable)))
-                rows = np.asarray(readable, dtype=np.int64)
-                if len(rows) == 0:
-                    continue
-                decoded = self._decode_rows(rows)
-            keep(rows, decoded)
-        return unreadable
-
-    def _list_readable_rows(self, skip_unreadable: bool) -> np.ndarray:
-        """List the rows that are not in `self.unreadable`, ascending."""
-        n = len(self._column)
-        if self.unreadable and not skip_unreadable:  # known from an earlier run that left them out
-            row = self.unreadable[0]
-            raise self.unreadable_error(f"{self.noun} {row} cannot be read{self._locate(row)}. {SKIP_HINT}")
-        kept = np.setdiff1d(np.arange(n), self.unreadable)
-        if len(kept) == 0:
-            raise ValueError(f"none of the {n} {self.noun}s can be read: check the files")
-        if self.unreadable:
-            shown = [f"row {row}{self._locate(row)}" for row in self.unreadable[:10]]
-            shown += ["..."] if len(self.unreadable) > 10 else []
-            left_out = n - len(kept)
-            logger.warning("%d of %d %ss cannot be read and are left out: %s", left_out, n, self.noun, ", ".join(shown))
-        return kept
-
-    def _locate(self, row: int, said: str = "") -> str:
-        """Tell the file of a row, if it is known and not said already, and its row in the whole data set, if this is a
-        part of it."""
-        stored = self._column[row][self._column_name]
-        path = stored.get("path") if isinstance(stored, dict) else stored
-        words = [path] if isinstance(path, str) and path not in said else []
-        if self._column._indices is not None:
-            words.append(f"row {self._column._indices.column(0)[row].as_py()} of the whole data set")
-        return f" ({', '.join(words)})" if words else ""
-
-    def _is_readable(self, row: int) -> bool:
-        try:
-            self._decode_rows(np.asarray([row]))
-        except UnreadableSample:
-            return False
-        return True
+def collate_notes(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack what items have beside their inputs, (B,): "labels", and "fault" before the store is checked."""
+    names = [name for name in ("labels", "fault") if name in items[0]]
+    return {name: torch.tensor([item[name] for item in items]) for name in names}
 
 
 def select_undecoded(dataset: Dataset, column: str) -> Dataset:
@@ -261,45 +406,3 @@ def _add_content(digest: Any, stored: Any) -> None:
 def spread_rows(n_rows: int, n_samples: int) -> np.ndarray:
     """Select up to `n_samples` of `n_rows` rows, evenly spaced, ascending."""
     return np.unique(np.linspace(0, n_rows - 1, min(n_samples, n_rows)).astype(np.int64))
-
-
-def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | None = None) -> np.ndarray:
-    """Encode true labels as integers.
-
-    Args:
-        dataset: the data set.
-        label_column: column of class labels, integers, whole numbers among floats, truth values or text.
-        names: numbers of class names so far. New names are added, so that a class has the same number in every split
-            that is encoded with the same dictionary.
-
-    Returns:
-        int64 array of shape (N,); -1 where a label is missing.
-
-    Raises:
-        ValueError: if a label is a fraction, or of another kind such as a list.
-    """
-    names = {} if names is None else names
-    values = dataset.with_format(None).select_columns([label_column])[:][label_column]
-    feature = dataset.features[label_column]
-    if isinstance(feature, ClassLabel):
-        values = [None if value is None or value < 0 else feature.names[value] for value in values]
-        new_names = feature.names
-    else:
-        new_names = sorted({value for value in values if isinstance(value, str)})
-    for name in new_names:
-        names.setdefault(name, len(names))
-    labels = np.full(len(values), -1, dtype=np.int64)
-    for i, value in enumerate(values):
-        if isinstance(value, str):
-            labels[i] = names[value]
-        elif value is not None and value == value:  # not NaN, which stands for a missing number
-            labels[i] = _to_class(value, label_column)
-    return labels
-
-
-def _to_class(value: Any, label_column: str) -> int:
-    if not isinstance(value, (bool, int, float)) or not float(value).is_integer():
-        raise ValueError(
-            f"label_column={label_column!r} holds {str(value)[:40]!r}: classes are whole numbers or text, one a sample"
-        )
-    return int(value)

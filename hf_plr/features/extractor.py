@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.utils.data import DataLoader
 
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.features.first_pass import KeptFeatures
 from hf_plr.modality.base import Modality
 from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights, share_running_statistics
 from hf_plr.utils.files import allocate_array
@@ -40,6 +41,7 @@ class FeatureExtractor:
         progress: show a progress bar on the main process.
         shards: parts that the samples are split into, a multiple of the processes, each of which has equally many
             neighbouring ones; 1 for one part a process.
+        kept: features that were just extracted, so that they need not be again; None keeps none.
     """
 
     model: torch.nn.Module
@@ -49,6 +51,7 @@ class FeatureExtractor:
     num_workers: int = 0
     progress: bool = False
     shards: int = 1
+    kept: KeptFeatures | None = None
     _largest_part: int = field(default=sys.maxsize, init=False)  # samples of a batch that memory holds at once
 
     def extract_all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,6 +90,9 @@ class FeatureExtractor:
         features = torch.empty(len(positions), self.width, device=self.accelerator.device) if out is None else out
         start = 0
         with self.evaluation_mode(dtype):
+            kept = None if self.kept is None or view is not None else self.kept.find(self, store, positions, dtype)
+            if kept is not None:
+                return features.copy_(kept)
             for batch in self.batches(store, positions):
                 numbers = None if view is None else uniform(batch["index"], *view)
                 rows = self._compute(batch, numbers)
@@ -152,7 +158,25 @@ class FeatureExtractor:
         """Iterate over batches of the samples at these positions, in their order, on the device."""
         batches = self.modality.batches(store, positions, self.batch_size)
         for batch in self._show_progress(self._load(store, batches), len(batches)):
+            store.note_faults(batch)
             yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
+
+    def read(self, store: SampleStore, positions: torch.Tensor) -> None:
+        """Load the samples at these positions, so that what is wrong with them is noted, and do nothing with them."""
+        batches = self.modality.batches(store, positions, self.batch_size)
+        for batch in self._show_progress(self._load(store, batches), len(batches)):
+            store.note_faults(batch)
+
+    def allocate_kept(self, n_rows: int) -> torch.Tensor | None:
+        """Allocate features of n samples to be kept: float32 (n, D) on the CPU; None if they are not."""
+        if self.kept is None:
+            return None
+        folder = self.kept.folder
+        return torch.empty(n_rows, self.width) if folder is None else allocate_in_file(n_rows, self.width, folder)
+
+    def name_precision(self, dtype: torch.dtype | None) -> str:
+        """Name of the precision of products with this `dtype`, see `extract`."""
+        return "bf16" if dtype is torch.bfloat16 else str(self.accelerator.mixed_precision)
 
     @property
     def width(self) -> int:

@@ -57,26 +57,31 @@ class FeatureSource:
 
     def extract_local(self, extractor: FeatureExtractor, store: SampleStore) -> torch.Tensor:
         """Extract features of this process's samples, float32 of shape (n, D), which the caller may overwrite."""
-        if self.dtype == "auto" and extractor.accelerator.mixed_precision == "bf16":
-            self.dtype = "bfloat16"
+        dtype = self.decide_autocast(extractor.accelerator.mixed_precision)
         local_slice = extractor.local_slice(store)
         positions = torch.arange(local_slice.start, local_slice.stop)
         buffer = None if self.folder is None else allocate_in_file(len(positions), extractor.width, self.folder)
         if self.source == "extract" or len(self._rows) == 0:
-            features = extractor.extract(store, positions, self._autocast_dtype, buffer)
+            features = extractor.extract(store, positions, dtype, buffer)
         else:
             device = extractor.accelerator.device
             features = torch.empty(len(positions), extractor.width, device=device) if buffer is None else buffer
             kept = slice(local_slice.start - self._first, local_slice.stop - self._first)
             features.copy_(self._rows[kept])
             unseen = (~self._seen[kept]).nonzero().flatten().cpu()
-            new_features = extractor.extract(store, positions[unseen], self._autocast_dtype)
+            new_features = extractor.extract(store, positions[unseen], dtype)
             features[unseen.to(features.device)] = new_features.to(features.device)
         if self.source == "epoch":
             self._first = local_slice.start if self.keeps_own else 0
             self._rows = (features if self.keeps_own else gather_rows(extractor.accelerator, features)).clone()
             self._seen = torch.zeros(len(self._rows), dtype=torch.bool, device=self._rows.device)
         return features
+
+    def decide_autocast(self, mixed_precision: str) -> torch.dtype | None:
+        """Decide the `dtype` of the next extraction, see `FeatureExtractor.extract`, by the precision of training."""
+        if self.dtype == "auto" and mixed_precision == "bf16":
+            self.dtype = "bfloat16"
+        return torch.bfloat16 if self.dtype == "bfloat16" else None
 
     def decide_dtype(
         self, extractor: FeatureExtractor, store: SampleStore, features: CenteredFeatures, prototypes: torch.Tensor
@@ -144,10 +149,6 @@ class FeatureSource:
             rows = validate_array(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
             self._seen = torch.from_numpy(validate_array(state, "features.seen", "booleans", shape[:1])).to(device)
             self._rows = torch.from_numpy(rows).to(device)
-
-    @property
-    def _autocast_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.dtype == "bfloat16" else None
 
 
 def count_moved(exact: torch.Tensor, fast: torch.Tensor, prototypes: torch.Tensor) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, AudioAugmentation
 from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings
 from hf_plr.data.columns import find_audio_column
+from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.sound import load_sound_backbone
@@ -119,7 +120,10 @@ class AudioModality(Modality):
             label_column=label_column,
             label_names=label_names,
             cache_bytes=int(self.args.sound_cache_gib * 2**30),
+            cache_dir=self.args.sound_cache_dir,
             skip_unreadable=self.args.skip_unreadable,
+            manifest_dir=find_manifest_folder(self.args.sound_cache_dir),
+            state=self.args.distributed_state,
             progress=not self.args.disable_tqdm and self.args.process_index == 0,
         )
         long = store.describe_long() if store.segments is None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class Modality(ABC):
 
     @abstractmethod
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SampleStore:
-        """Open the samples of a data set; each is read once."""
+        """Open the samples of a data set; called on every process."""
 
     @staticmethod
     @abstractmethod
@@ -121,9 +121,11 @@ class SampleOpener:
 
     Attributes:
         latest: the store that it returned last.
+        check: called with every store that is returned and not checked; None for nothing.
     """
 
     latest: SampleStore
+    check: Callable[[SampleStore], None] | None = None
 
     def __init__(self, modality: Modality, label_column: str | None):
         self.modality = modality
@@ -135,13 +137,16 @@ class SampleOpener:
         """Open a data set, with true labels if it has the label column; a store is returned as it is."""
         if isinstance(dataset, SampleStore):
             self.latest = dataset
-            return dataset
-        if id(dataset) not in self._stores:
+        elif id(dataset) not in self._stores:
             flat = flatten_nested(dataset)
             has_labels = self.label_column is not None and self.label_column in flat.column_names
             store = self.modality.open(flat, self.label_column if has_labels else None, self._label_numbers)
             self._stores[id(dataset)] = dataset, store
-        self.latest = self._stores[id(dataset)][1]
+            self.latest = store
+        else:
+            self.latest = self._stores[id(dataset)][1]
+        if self.check is not None and not self.latest.is_checked:
+            self.check(self.latest)
         return self.latest
 
 

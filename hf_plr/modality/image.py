@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 from collections.abc import Sequence
@@ -14,14 +13,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
-from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
+from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, SAMPLING_AUGMENTATIONS, ImageAugmentation
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore, collate_images
+from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, quote_python
 from hf_plr.models.vision import load_backbone, load_image_processor
 from hf_plr.models.vision_backbone import VisionBackbone, count_channels
-from hf_plr.utils.distributed import run_main_first
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -87,7 +86,11 @@ class ImageModality(Modality):
         # Copied: what is found of these images is stored with it.
         self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
         self.geometry = ImageGeometry(
-            self.processor, count_channels(self.model), args.pixel_range, args.transparency_background
+            self.processor,
+            count_channels(self.model),
+            args.pixel_range,
+            args.transparency_background,
+            args.decoded_size,
         )
         for note in self.geometry.fit(dataset, column):
             if args.process_index == 0:
@@ -101,27 +104,29 @@ class ImageModality(Modality):
 
     def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
         args = self.args
-        # With a file for the decoded images, one process of a machine writes it and the others wait for it.
-        is_shared = args.image_cache_dir is not None and args.world_size > 1
-        with run_main_first(args.distributed_state, "reading images") if is_shared else contextlib.nullcontext():
-            return ImageStore(
-                dataset,
-                find_image_column(dataset, self.column),
-                self.geometry,
-                label_column=label_column,
-                label_names=label_names,
-                cache_bytes=int(args.image_cache_gib * 2**30),
-                cache_dir=args.image_cache_dir,
-                skip_unreadable=args.skip_unreadable,
-                progress=not args.disable_tqdm and args.process_index == 0,
-            )
+        return ImageStore(
+            dataset,
+            find_image_column(dataset, self.column),
+            self.geometry,
+            label_column=label_column,
+            label_names=label_names,
+            cache_bytes=int(args.image_cache_gib * 2**30),
+            cache_dir=args.image_cache_dir,
+            skip_unreadable=args.skip_unreadable,
+            manifest_dir=find_manifest_folder(args.image_cache_dir),
+            state=args.distributed_state,
+        )
 
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
         images = self.geometry.unit_range(batch["pixel_values"])
-        if numbers is not None:
-            images = self.augmentation(images, numbers)
+        if numbers is None:
+            images = self.geometry.reduce(images)
+        elif self.augmentation in SAMPLING_AUGMENTATIONS and images.shape[2:] != self.geometry.image_size:
+            images = self.augmentation(images, numbers, self.geometry.image_size)
+        else:
+            images = self.augmentation(self.geometry.reduce(images), numbers)
         return self.backbone.features(model, self.geometry.normalise(images))
 
     def example(self) -> dict[str, torch.Tensor]:

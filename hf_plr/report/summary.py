@@ -30,7 +30,12 @@ STAGE_SECONDS = f"{STAGE_PREFIX}seconds"
 SCORE_PREFIX = "score/"  # of scores by true labels in the log
 LABEL_SCORE_PREFIX = f"{SCORE_PREFIX}pseudo_label_"
 AGREEMENT, CHANGED, SOFT = "plr/agreement_ari", "plr/changed_share", "plr/soft_share"
-LOCAL_SETTINGS = ("image_cache_dir", "feature_dir", "report")  # folders of one machine, and what changes no result
+LOCAL_SETTINGS = (
+    "image_cache_dir",
+    "sound_cache_dir",
+    "feature_dir",
+    "report",
+)  # folders of one machine, and what changes no result
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.columns import check_dataset, find_scoring_column
 from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
+from hf_plr.features.first_pass import KeptFeatures
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
@@ -46,6 +47,7 @@ from hf_plr.trainer.start import ONE_MODEL, adapt_to_start, check_optimizer, che
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
+from hf_plr.utils.rng import isolate_rng
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,10 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         self._epoch = 0
         self._is_resumed = False
+        # Weights that are sharded or compiled in training are not those that features came of before it.
+        is_changed = self.is_fsdp_enabled or self.is_deepspeed_enabled or bool(args.torch_compile)
+        self._kept_features = None if is_changed else KeptFeatures(args.feature_dir)
+        self.open_samples.check = self._check_store
         self._label_free = {}
         self._checkpoint_writer = CheckpointWriter(self)
         self._stop_signal = StopSignal()
@@ -136,6 +142,13 @@ class BaseTrainer(FeatureTrainer, ABC):
             self.add_callback(callback)
 
     # ---- what an objective adds ----------------------------------------------------------------------------------
+
+    stage_extracts = True  # features of samples, which a pass before training may do for the first stage
+
+    @property
+    def stage_dtype(self) -> torch.dtype | None:
+        """Of the features that the first stage extracts, see `FeatureExtractor.extract`."""
+        return None
 
     @property
     @abstractmethod
@@ -204,6 +217,8 @@ class BaseTrainer(FeatureTrainer, ABC):
                     raise
                 logger.warning("%s This epoch keeps the labels of the last one.", error)
                 self.keep_labels(epoch)
+        if self._kept_features is not None:
+            self._kept_features.close()
         self._is_resumed = False
         self.begin_epoch(epoch)
 
@@ -247,6 +262,9 @@ class BaseTrainer(FeatureTrainer, ABC):
             TrainingStopped: after SIGTERM.
         """
         checkpoint = None
+        with isolate_rng(self.args.seed):
+            keeps = self._kept_features is not None and self.stage_extracts and not resume_from_checkpoint
+            self.check_samples(self.stage_dtype, extract=keeps)
         if resume_from_checkpoint:
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             accelerator = self.accelerator

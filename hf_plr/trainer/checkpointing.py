@@ -58,6 +58,7 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "image_cache_gib",
     "image_cache_dir",
     "sound_cache_gib",
+    "sound_cache_dir",
     "feature_dir",
     "skip_unreadable",
     "on_nan",

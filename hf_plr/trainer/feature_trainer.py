@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.features.first_pass import KeptFeatures, check_samples
 from hf_plr.modality import Modality, SampleOpener
 from hf_plr.report.summary import STAGE_PREFIX, select_last_stage_metrics
 from hf_plr.trainer.ema import EMATeacher
@@ -44,6 +45,7 @@ class FeatureTrainer(Trainer):
     ema_teacher: EMATeacher | None
     n_label_shards = 1  # logical shards of the training samples, see `hf_plr.pseudo_labels.shards`
     _label_free: dict[str, float]
+    _kept_features: KeptFeatures | None
 
     def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         """The backbone in the module that is trained."""
@@ -61,9 +63,30 @@ class FeatureTrainer(Trainer):
                 set for images, by length for sounds.
             positions: positions of some of them, shape (N,); None takes all.
         """
+        self.check_samples()
         return self.extractor.extract_all(
             self.train_dataset if dataset is None else self.open_samples(dataset), positions
         )
+
+    def check_samples(self, dtype: torch.dtype | None = None, extract: bool = True) -> None:
+        """Decode every training sample once, so that unreadable ones are known, unless an earlier run did; called on
+        every process. `train`, `score` and `evaluate` call it.
+
+        Args:
+            dtype: as for `FeatureExtractor.extract`, of features that are extracted on the way.
+            extract: extract features on the way, for those who ask for them next.
+
+        Raises:
+            UnreadableSample: naming a sample that cannot be read, unless these are left out.
+        """
+        self._check_store(self.train_dataset, dtype, extract)
+
+    def _check_store(self, store: SampleStore, dtype: torch.dtype | None = None, extract: bool = True) -> None:
+        if check_samples(self.extractor, store, dtype, extract) and store is self.train_dataset:
+            self.adapt_to_samples()
+
+    def adapt_to_samples(self) -> None:
+        """Adapt what depends on the training samples, after some have turned out to be unreadable."""
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -76,6 +99,7 @@ class FeatureTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             progress=not self.args.disable_tqdm,
             shards=self.n_label_shards,
+            kept=self._kept_features,
         )
 
     @property
@@ -114,6 +138,7 @@ class FeatureTrainer(Trainer):
 
         They are in the metrics of the first evaluation set where there are several, and alone where there is none.
         """
+        self.check_samples()
         if metric_key_prefix == "eval":
             scores = self.label_free_scores()
             self._label_free = {f"eval_{STAGE_PREFIX}{name}": value for name, value in scores.items()}
@@ -167,4 +192,5 @@ class FeatureTrainer(Trainer):
         if self.evaluator is None:
             return Scored({})
         with isolate_rng(self.args.seed):
+            self.check_samples()
             return self.evaluator(self)

@@ -130,31 +130,37 @@ class PLRTrainer(BaseTrainer):
         )
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
-        n_samples = len(self.train_dataset)
+        self._given = clusterers, clusterer, refiner
+        has_views = augmentation is not None or args.augmentation != "none"
+        self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
+        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
+        self.views = 1 if self.pair_term is None else 2
+        self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
+        self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
+        settings = args.feature_source, args.feature_dtype, args.feature_momentum, args.feature_dir
+        self._feature_source = FeatureSource(*settings)
+        self.adapt_to_samples()
+
+    def adapt_to_samples(self) -> None:
+        """Make the labelings, their prototypes and the sampler, for as many samples as there are."""
+        args, n_samples = self.args, len(self.train_dataset)
+        clusterers, clusterer, refiner = self._given
         clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
         n_clusters = clusterers[0].get_params().get("n_clusters")
         if isinstance(n_clusters, int) and n_clusters > n_samples:
             raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
-        has_views = augmentation is not None or args.augmentation != "none"
-        self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
-        self.views = 1 if self.pair_term is None else 2
         self.n_label_shards = select_label_shards(args, n_samples, self.views)
         self._holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
+        self._feature_source.keeps_own = self.n_label_shards > 1
         self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples, self._holder)
-        self.cluster_objective = ClusterObjective(
-            self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
-        )
-        self._feature_source = FeatureSource(
-            args.feature_source,
-            args.feature_dtype,
-            args.feature_momentum,
-            args.feature_dir,
-            keeps_own=self.n_label_shards > 1,
-        )
-        self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
+        memory = PrototypeMemory(args.temperature, args.prototype_momentum)
+        self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
-        self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update
-        self._ahead: tuple[int, CenteredFeatures] | None = None  # step of an evaluation, and what it extracted
+
+    @property
+    def stage_dtype(self) -> torch.dtype | None:
+        """Of the features that the first stage extracts, see `FeatureExtractor.extract`."""
+        return self._feature_source.decide_autocast(self.accelerator.mixed_precision)
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ class UnitTrainer(BaseTrainer):
     """
 
     arguments_class = UnitTrainingArguments
+    stage_extracts = False  # frames, not features
     args: UnitTrainingArguments
     train_dataset: AudioStore
     modality: AudioModality
@@ -120,21 +121,9 @@ class UnitTrainer(BaseTrainer):
         check_sharding(self.accelerator, self.modality.model)
         if self.is_fsdp_enabled:
             raise ValueError("units of frames need whole weights on every process: no FSDP")
-        counts = count_frames(self.modality, self.train_dataset)
-        if self._n_units > counts.sum():
-            raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
-        self._bounds = compute_frame_bounds(counts)
-        self._n_spans = count_spans(int(counts.max()), args.mask_probability, args.mask_length)
-        self._speakers = self._read_speakers(train_dataset)
-        if self.train_dataset.segments is not None and args.frame_scaling in ("recording", "speaker"):
-            self._speakers = number_recordings(self.train_dataset.rows, self._speakers)
-        fitter = FrameSpaceFitter(args.frame_scaling, args.whitening_shrinkage, self._speakers)
-        self.stage = FrameStage(
-            self._n_units, refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir, fitter
-        )
-        n_samples = len(counts)
-        an_epoch = count_samples_per_epoch(args, n_samples)
-        self._sampler = LengthSampler(n_samples, count_samples_per_step(args), select_data_seed(args), an_epoch)
+        self._refiner = refiner
+        self._row_speakers = self._read_speakers(train_dataset)
+        self.adapt_to_samples()
         self._present = torch.empty(0, dtype=torch.bool)
         self._frame_units: FrameUnits | None = None
         n_layers = int(self.modality.model.config.num_hidden_layers)
@@ -142,11 +131,31 @@ class UnitTrainer(BaseTrainer):
         if not 0 <= self.unit_layer <= n_layers:
             raise ValueError(f"unit_layer={args.unit_layer} is outside 0 to {n_layers}, the layers of the backbone")
 
+    def adapt_to_samples(self) -> None:
+        """Make the stage and the sampler, for as many frames as there are."""
+        args, store = self.args, self.train_dataset
+        counts = count_frames(self.modality, store)
+        if self._n_units > counts.sum():
+            raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
+        self._bounds = compute_frame_bounds(counts)
+        self._n_spans = count_spans(int(counts.max()), args.mask_probability, args.mask_length)
+        self._speakers = None if self._row_speakers is None else number_speakers(self._row_speakers[store.rows])
+        if self._speakers is not None and self._speakers.max() < 0:
+            raise ValueError(f"speaker_column={args.speaker_column!r} names no speaker: use frame_scaling='recording'")
+        if store.segments is not None and args.frame_scaling in ("recording", "speaker"):
+            self._speakers = number_recordings(store.rows, self._speakers)
+        fitter = FrameSpaceFitter(args.frame_scaling, args.whitening_shrinkage, self._speakers)
+        self.stage = FrameStage(
+            self._n_units, self._refiner, args.fit_frames, args.seed, self.accelerator, args.feature_dir, fitter
+        )
+        an_epoch = count_samples_per_epoch(args, len(counts))
+        self._sampler = LengthSampler(len(counts), count_samples_per_step(args), select_data_seed(args), an_epoch)
+
     def _read_speakers(self, dataset: Any) -> np.ndarray | None:
-        """Number the speakers of the recordings, int64 (N,), -1 = unknown; None if frames are not scaled by speaker.
+        """Read the speaker of each row, integers (rows,), -1 = unknown; None if frames are not scaled by speaker.
 
         Raises:
-            ValueError: if column and scaling do not fit together, or no speaker is known.
+            ValueError: if column and scaling do not fit together.
         """
         column = self.args.speaker_column
         if self.args.frame_scaling != "speaker":
@@ -158,10 +167,7 @@ class UnitTrainer(BaseTrainer):
         if column is None:
             raise ValueError("frame_scaling='speaker' needs the speakers: name their column with speaker_column")
         check_column(dataset, "speaker_column", column)
-        speakers = number_speakers(encode_labels(dataset, column)[self.train_dataset.rows])
-        if speakers.max() < 0:
-            raise ValueError(f"speaker_column={column!r} names no speaker: use frame_scaling='recording'")
-        return speakers
+        return encode_labels(dataset, column)
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 

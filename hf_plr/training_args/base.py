@@ -175,13 +175,20 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     )
     image_cache_gib: AtLeastZero = field(
         default=2.0,
-        metadata={"help": "GiB of decoded images to keep per process; further images are decoded at every use."},
+        metadata={"help": "GiB of decoded images to keep in memory per process; more are decoded at every use."},
     )
     image_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for decoded images in memory-mapped files, up to image_cache_gib per data set; all "
-            "processes of a machine and later runs share them. Default: in memory."
+            "help": "Folder for decoded images in a memory-mapped file of any size; all processes of a machine fill it "
+            "as they decode, and later runs share it. Default: in memory, up to image_cache_gib."
+        },
+    )
+    decoded_size: Count | None = field(
+        default=None,
+        metadata={
+            "help": "Images: pixels of the shorter edge of decoded images, such as 288 for a model of 224, so that "
+            "zoomed crops have detail. Costs memory by its square. Default: the model's size."
         },
     )
     pixel_range: NumberRange | None = field(
@@ -200,8 +207,15 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     sound_cache_gib: AtLeastZero = field(
         default=2.0,
         metadata={
-            "help": "GiB of decoded sounds to keep per process, 2 for 18 hours at 16 kHz; further sounds are decoded "
+            "help": "GiB of decoded sounds to keep in memory per process, 2 for 18 hours at 16 kHz; more are decoded "
             "at every use."
+        },
+    )
+    sound_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for decoded sounds in a memory-mapped file of any size; all processes of a machine fill it "
+            "as they decode, and later runs share it. Default: in memory, up to sound_cache_gib."
         },
     )
     feature_dir: str | None = field(

@@ -27,7 +27,7 @@ SENT_ROWS = 1 << 20  # that travel at once
 PATIENCE = timedelta(days=7)  # the default groups of GPUs wait for half an hour
 
 
-def is_single_process(accelerator: Accelerator | None) -> bool:
+def is_single_process(accelerator: Accelerator | PartialState | None) -> bool:
     """True if no other process takes part."""
     return accelerator is None or accelerator.num_processes == 1
 
@@ -46,7 +46,7 @@ def max_all(accelerator: Accelerator | None, value: float) -> float:
     return max(gather_objects(accelerator, value))
 
 
-def gather_objects(accelerator: Accelerator | None, item: Any) -> list[Any]:
+def gather_objects(accelerator: Accelerator | PartialState | None, item: Any) -> list[Any]:
     """Gather a small object of each process, in process order, on every process."""
     if accelerator is None or is_single_process(accelerator):
         return [item]
@@ -122,7 +122,7 @@ def _iterate_parts(n_rows: int) -> Iterator[slice]:
         yield slice(start, min(start + SENT_ROWS, n_rows))
 
 
-def run_on_main(accelerator: Accelerator | None, work: Callable[[], Any], description: str) -> Any:
+def run_on_main(accelerator: Accelerator | PartialState | None, work: Callable[[], Any], description: str) -> Any:
     """Run `work` on the main process; returns its result on every process.
 
     The others wait for days if need be, and the second process says every 30 s what for.

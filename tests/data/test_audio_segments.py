@@ -135,8 +135,10 @@ def test_decoded_again_they_are_the_same_bit_for_bit(tmp_path, workers):
         path.write_bytes(encode(sweep(2.6 + 0.3 * i, rate), rate, kind))
         files += [{"bytes": None, "path": str(path)}, encode(sweep(0.4, rate), rate, kind)]
     rows = data_set(files, label=list(range(8)))
-    cached = AudioStore(rows, "audio", audio_format(0.5, 0.1), "label")
-    decoded = AudioStore(rows, "audio", audio_format(0.5, 0.1), "label", cache_bytes=2 * int(cached.lengths.sum()) - 1)
+    cached = AudioStore(rows, "audio", audio_format(0.5, 0.1), "label").check()
+    decoded = AudioStore(
+        rows, "audio", audio_format(0.5, 0.1), "label", cache_bytes=2 * int(cached.lengths.sum()) - 1
+    ).check()
     assert (cached.is_cached, decoded.is_cached) == (True, False)
     assert spans_of(cached) == spans_of(decoded)
     assert cached.digest() == decoded.digest()
@@ -189,7 +191,7 @@ def test_arrays_are_cut_too():
 def test_a_segment_is_read_by_seeking(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "long.wav", sweep(60.0), RATE)
     rows = data_set([{"bytes": None, "path": str(tmp_path / "long.wav")}])
-    store = AudioStore(rows, "audio", audio_format(), cache_bytes=0)
+    store = AudioStore(rows, "audio", audio_format(), cache_bytes=0).check()
     frames_read = []
     read = soundfile.SoundFile.read
 
@@ -202,7 +204,7 @@ def test_a_segment_is_read_by_seeking(tmp_path, monkeypatch):
     np.testing.assert_allclose(store[41]["input_values"], sweep(60.0)[41 * RATE : 42 * RATE], atol=2**-14)
     assert frames_read == [RATE]
     frames_read.clear()
-    AudioStore(rows, "audio", audio_format(), cache_bytes=0)
+    AudioStore(rows, "audio", audio_format(), cache_bytes=0).check()
     assert sum(frames_read) == 60 * RATE
     assert max(frames_read) <= 1.5 * RATE
 
@@ -235,9 +237,15 @@ def test_a_recording_that_turns_out_to_be_damaged_is_left_out_as_a_whole(cache_b
     whole = [encode(sweep(2.0)), encode(sweep(0.5))]
     bad = [encode(broken, subtype="FLOAT"), flac[: len(flac) // 2], encode(np.zeros(0)), None, b"no sound" * 99]
     rows = data_set([whole[0], *bad, whole[1]])
-    with pytest.raises(UnreadableRecording, match=r"recording 1 holds samples that are NaN .*--skip_unreadable"):
+    with pytest.raises(
+        UnreadableRecording, match=r"recording 3 has no samples.*--skip_unreadable"
+    ):  # its header says so
         AudioStore(rows, "audio", audio_format(), cache_bytes=cache_bytes)
+    with pytest.raises(UnreadableRecording, match=r"recording 1 holds samples that are NaN .*--skip_unreadable"):
+        AudioStore(rows.select([0, 1, 2]), "audio", audio_format(), cache_bytes=cache_bytes).check()
     store = AudioStore(rows, "audio", audio_format(), cache_bytes=cache_bytes, skip_unreadable=True)
+    assert store.unreadable == [3, 4, 5]
+    assert store.check() is store
     assert store.unreadable == [1, 2, 3, 4, 5]
     assert spans_of(store) == [(0, 0.0, 1.0), (0, 1.0, 2.0), (6, 0.0, 0.5)]
     np.testing.assert_allclose(store[2]["input_values"], sweep(2.0)[RATE:], atol=2**-14)

@@ -127,6 +127,8 @@ def test_the_rest_of_an_hour_is_not_decoded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
     store = AudioStore(data_set([{"bytes": None, "path": str(tmp_path / "hour.wav")}]), "audio", audio_format(400, 2.5))
+    assert frames_read == []  # the header tells
+    store.check()
     assert frames_read == [20_000]
     assert store.lengths.tolist() == [40_000]
     assert pitch_of(store[0]["input_values"].numpy()) == pytest.approx(440, abs=1)
@@ -159,18 +161,20 @@ def test_what_cannot_be_read_is_named_or_left_out(bad, caplog):
     with pytest.raises(
         UnreadableRecording, match=message + r".*\. --skip_unreadable \(skip_unreadable=True\) leaves it out"
     ):
-        AudioStore(rows, "audio", audio_format())
+        AudioStore(rows, "audio", audio_format()).check()
     for cache_bytes in (0, 2**20):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            store = AudioStore(rows, "audio", audio_format(), "digit", cache_bytes=cache_bytes, skip_unreadable=True)
+            store = AudioStore(
+                rows, "audio", audio_format(), "digit", cache_bytes=cache_bytes, skip_unreadable=True
+            ).check()
         assert "2 of 4 recordings cannot be read and are left out: row 1" in caplog.text
         assert store.unreadable == [1, 3]
         assert store.rows.tolist() == [2, 0]
         assert store.true_labels().tolist() == [7, 5]
         assert len(store[1]["input_values"]) == 4800
     with pytest.raises(ValueError, match="none of the 1 recordings can be read"):
-        AudioStore(rows.select([1]), "audio", audio_format(), skip_unreadable=True)
+        AudioStore(rows.select([1]), "audio", audio_format(), skip_unreadable=True).check()
 
 
 def test_a_header_that_promises_too_much_is_unreadable():
@@ -221,11 +225,11 @@ def test_positions_ascend_by_length_and_labels_follow(tones):
 
 def test_without_cache_the_same_bit_for_bit(tones):
     rows = data_set([*tones.cast_column("audio", Audio(decode=False))["audio"], encode(tone(0.3, 8000), 8000)])
-    cached = AudioStore(rows, "audio", audio_format())
-    decoded = AudioStore(rows, "audio", audio_format(), cache_bytes=int(2 * cached.lengths.sum()) - 1)
+    cached = AudioStore(rows, "audio", audio_format()).check()
+    decoded = AudioStore(rows, "audio", audio_format(), cache_bytes=int(2 * cached.lengths.sum()) - 1).check()
     assert cached.is_cached
     assert not decoded.is_cached
-    assert AudioStore(rows, "audio", audio_format(), cache_bytes=int(2 * cached.lengths.sum())).is_cached
+    assert AudioStore(rows, "audio", audio_format(), cache_bytes=int(2 * cached.lengths.sum())).check().is_cached
     assert cached.rows.tolist() == decoded.rows.tolist()
     for position in range(len(rows)):
         assert torch.equal(cached[position]["input_values"], decoded[position]["input_values"])

@@ -17,7 +17,7 @@ def test_memory_is_used_again_once_nothing_refers_to_the_batch():
     buffers = BatchBuffers()
     addresses = set()
     for start in range(30):
-        batch = buffers.take(SOURCE, np.arange(start, start + 8))
+        batch = buffers.take(SOURCE.numpy(), np.arange(start, start + 8))
         assert torch.equal(batch, SOURCE[start : start + 8])
         addresses.add(batch.data_ptr())
     assert len(addresses) <= 2  # the last one is held while the next is made
@@ -25,7 +25,9 @@ def test_memory_is_used_again_once_nothing_refers_to_the_batch():
 
 def test_a_batch_that_is_held_keeps_its_values():
     buffers = BatchBuffers()
-    held = [buffers.take(SOURCE, np.arange(start, start + 8))[2:5] for start in range(3 * MOST_BUFFERS)]  # views too
+    held = [
+        buffers.take(SOURCE.numpy(), np.arange(start, start + 8))[2:5] for start in range(3 * MOST_BUFFERS)
+    ]  # views too
     for start, part in enumerate(held):
         assert torch.equal(part, SOURCE[start + 2 : start + 5])
     assert len(buffers._buffers) == MOST_BUFFERS
@@ -34,7 +36,7 @@ def test_a_batch_that_is_held_keeps_its_values():
 def test_a_smaller_batch_fits_and_a_larger_one_gets_more():
     buffers = BatchBuffers()
     for size in (8, 3, 20, 1):
-        assert torch.equal(buffers.take(SOURCE, np.arange(size)), SOURCE[:size])
+        assert torch.equal(buffers.take(SOURCE.numpy(), np.arange(size)), SOURCE[:size])
 
 
 def test_images_reach_a_loader_without_another_copy(some_digits):

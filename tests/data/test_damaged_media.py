@@ -5,39 +5,49 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import soundfile
-import torch
 from helpers.damaged import check_damaged
 from PIL import Image
 
 from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
+from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.image_decoding import ImageDecoder, UnreadableImage
-from hf_plr.data.pixel_cache import PixelCache
+from hf_plr.data.manifest import Manifest, ManifestFile
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_pixel_cache(tmp_path):
-    cache = PixelCache(tmp_path, "key", (6, 3, 2, 2))
-    with cache.create() as room:
-        room.fill_(7)
-        cache.write_note([1, 4])
+def test_decoded_samples(tmp_path):
+    offsets = range(0, 7 * 12, 12)
+    samples = np.random.default_rng(0).integers(0, 256, (6, 12), np.uint8)
+    cache = DecodedCache.in_file(tmp_path, "images", "key", offsets)
+    for number in (0, 1, 2, 4, 5):
+        cache.write(number, samples[number])
 
     def read():
-        found = cache.read()
-        if found is not None:
-            pixels, unreadable = found
-            assert (pixels.shape, pixels.dtype) == ((6, 3, 2, 2), torch.uint8)
-            assert unreadable == sorted(set(unreadable))
-            assert all(0 <= row < 6 for row in unreadable)
+        again = DecodedCache.in_file(tmp_path, "images", "key", offsets)
+        is_kept = again.find(np.arange(6))
+        assert not is_kept[3]
+        for number in np.flatnonzero(is_kept):  # damaged ones count as not there
+            assert np.array_equal(again.read(number), samples[number])
 
-    pixels, unreadable = cache.read()
-    assert (pixels == 7).all()
-    assert unreadable == [1, 4]
-    for path in (cache.path, cache._note_path):  # damaged ones count as not there
+    read()
+    for path in sorted(tmp_path.iterdir()):
         check_damaged(path, read, errors=())
-    for note in ('{"unreadable": [6]}', '{"unreadable": [true]}', '{"unreadable": "1"}', "[1]", "3", "[" * 10**5):
-        cache._note_path.write_text(note)
-        assert cache.read() is None
+
+
+@pytest.mark.parametrize("totals", [None, np.array([5, -1, 0, 7, 9, 3])], ids=["images", "sounds"])
+def test_manifests(tmp_path, totals):
+    file = ManifestFile(tmp_path, "key", 6)
+    file.write(Manifest(np.array([1, 4]), totals))
+
+    def read():
+        manifest = file.read()
+        if manifest is not None:
+            assert all(0 <= row < 6 for row in manifest.unreadable)
+            assert manifest.totals is None or (manifest.totals.shape == (6,) and manifest.totals.min() >= -1)
+
+    assert file.read().unreadable.tolist() == [1, 4]
+    check_damaged(file.path, read, errors=())
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "webp"])

@@ -83,9 +83,9 @@ def test_an_unreadable_image_is_named_or_left_out(colour):
     rows[4] = None
     geometry = ImageGeometry(small_vit_processor(16), 3)
     with pytest.raises(UnreadableImage, match=r"image 2 cannot be read .*--skip_unreadable"):
-        ImageStore(data_set(rows), "image", geometry)
+        ImageStore(data_set(rows), "image", geometry).check()
     for cache_bytes in (0, 2**20):
-        store = ImageStore(data_set(rows), "image", geometry, cache_bytes=cache_bytes, skip_unreadable=True)
+        store = ImageStore(data_set(rows), "image", geometry, cache_bytes=cache_bytes, skip_unreadable=True).check()
         assert store.unreadable == [2, 4]
         assert store.rows.tolist() == [0, 1, 3, 5]
         assert store[2]["pixel_values"].unique().tolist() == [3]
@@ -100,8 +100,8 @@ def test_an_unreadable_image_is_located_in_the_whole_data_set(colour, tmp_path, 
     drawn = data_set([{"bytes": None, "path": path} for path in paths]).select([0, 2, 3, 5])
     geometry = ImageGeometry(small_vit_processor(16), 3)
     with pytest.raises(UnreadableImage, match=r"image 2 cannot be read .*3\.png, row 3 of the whole data set\)"):
-        ImageStore(drawn, "image", geometry)
-    ImageStore(drawn, "image", geometry, skip_unreadable=True)
+        ImageStore(drawn, "image", geometry).check()
+    ImageStore(drawn, "image", geometry, skip_unreadable=True).check()
     assert "left out: row 2 (" in caplog.text
     assert "3.png, row 3 of the whole data set)" in caplog.text
 
@@ -111,7 +111,7 @@ def test_empty_data_and_all_bad_data_are_refused():
     with pytest.raises(ValueError, match="empty"):
         ImageStore(data_set([]), "image", geometry)
     with pytest.raises(ValueError, match="none of the 2 images"):
-        ImageStore(data_set([None, {"bytes": b"no", "path": None}]), "image", geometry, skip_unreadable=True)
+        ImageStore(data_set([None, {"bytes": b"no", "path": None}]), "image", geometry, skip_unreadable=True).check()
 
 
 def test_sixteen_bit_and_turned_images():
@@ -132,7 +132,7 @@ def test_a_fitted_geometry_refuses_deep_images_without_a_range():
     geometry.fit(data_set([png(np.full((9, 9), 5, dtype=np.uint8))]), "image")
     deep = Dataset.from_dict({"image": [tiff(np.zeros((4, 4), dtype=np.float32))]})
     with pytest.raises(UnreadableImage, match=r"image 0 cannot be read .*set pixel_range"):
-        ImageStore(deep, "image", geometry)
+        ImageStore(deep, "image", geometry).check()
 
 
 def test_columns_of_bytes_and_of_paths(tmp_path):
@@ -178,7 +178,7 @@ def test_processors_that_keep_the_shape_take_images_of_one_size(processor, tmp_p
     assert store[0]["pixel_values"].shape == (3, 28, 42)
     PILImage.new("RGB", (20, 50)).save(tmp_path / "tall.png")
     with pytest.raises(ValueError, match=r"image 0 \(.*tall.png\) becomes .*, others 28 x 42"):
-        ImageStore(data_set([{"bytes": None, "path": str(tmp_path / "tall.png")}]), "image", geometry)
+        ImageStore(data_set([{"bytes": None, "path": str(tmp_path / "tall.png")}]), "image", geometry).check()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_a_size_beyond_the_sample_is_refused_by_row():
     unseen = next(row for row in range(300) if row not in spread_rows(300, 256))
     rows[unseen] = png(np.zeros((8, 8), dtype=np.uint8))
     with pytest.raises(ValueError, match=f"image {unseen} becomes 8 x 8, others 6 x 8"):
-        ImageStore(data_set(rows), "image", ImageGeometry(ViTImageProcessorPil(do_resize=False), 3))
+        ImageStore(data_set(rows), "image", ImageGeometry(ViTImageProcessorPil(do_resize=False), 3)).check()
 
 
 def test_many_large_images_are_resized_a_few_at_a_time(monkeypatch):
@@ -212,11 +212,11 @@ def test_many_large_images_are_resized_a_few_at_a_time(monkeypatch):
     resize = ImageGeometry.resize
     monkeypatch.setattr(ImageGeometry, "resize", lambda self, images: alive.append(len(images)) or resize(self, images))
     large = data_set([png(np.zeros((2048, 1024), dtype=np.uint8))] * 5)
-    ImageStore(large, "image", ImageGeometry(small_vit_processor(8), 3))
+    ImageStore(large, "image", ImageGeometry(small_vit_processor(8), 3)).check()
     assert max(alive) == 2  # of 2 megapixels each
     alive.clear()
     small = data_set([png(np.zeros((9, 9), dtype=np.uint8))] * 20)
-    ImageStore(small, "image", ImageGeometry(small_vit_processor(8), 3))
+    ImageStore(small, "image", ImageGeometry(small_vit_processor(8), 3)).check()
     assert max(alive) == 8
 
 

@@ -277,7 +277,7 @@ def test_a_damaged_member_of_an_archive_is_left_out(tmp_path):
     (tmp_path / "w.zip").write_bytes(content)
     dataset = Dataset.from_dict({"image": [f"zip://{name}::{tmp_path / 'w.zip'}" for name in ("0.png", "1.png")]})
     geometry = ImageGeometry(small_vit_processor(32), num_channels=3)
-    store = ImageStore(dataset.cast_column("image", Image()), "image", geometry, skip_unreadable=True)
+    store = ImageStore(dataset.cast_column("image", Image()), "image", geometry, skip_unreadable=True).check()
     assert store.rows.tolist() == [1]
 
 

@@ -139,9 +139,9 @@ def test_features_larger_than_a_block_are_clustered_from_a_file(tmp_path):
 class Counting(FeatureExtractor):
     images = 0
 
-    def extract(self, images, positions, *args, **kwargs):
-        Counting.images += len(positions)
-        return super().extract(images, positions, *args, **kwargs)
+    def _compute(self, batch, numbers):
+        Counting.images += len(batch["index"])
+        return super()._compute(batch, numbers)
 
 
 def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(make_trainer, monkeypatch):

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hf_plr.data.pixel_cache import PixelCache
+from hf_plr.data.decoded_cache import DecodedCache
+from hf_plr.data.manifest import Manifest, ManifestFile
 from hf_plr.hub.model_card import escape_markdown
 from hf_plr.modality.base import quote_python
 from hf_plr.units.encoder import write_units
@@ -46,14 +47,15 @@ MARKUP = [
 
 
 @pytest.mark.parametrize("name", [*NAMES, "a\0b"])
-def test_the_pixel_cache_stays_in_its_folder(tmp_path, name):
-    cache = PixelCache(tmp_path / "cache", name, (1, 3, 2, 2))
-    with cache.create() as room:
-        room.zero_()
-        cache.write_note([])
-    assert cache.read() is not None
+def test_decoded_samples_and_manifests_stay_in_their_folder(tmp_path, name):
+    folder = tmp_path / "cache"
+    DecodedCache.in_file(folder, "images", name, range(0, 24, 12)).write(0, np.zeros(12, np.uint8))
+    file = ManifestFile(folder, name, 2)
+    file.write(Manifest(np.array([1])))
+    assert file.read() is not None
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    assert all(re.fullmatch(r"images-[0-9a-f]{24}\.(json|uint8)", path.name) for path in cache.path.parent.iterdir())
+    patterns = r"images-[0-9a-f]{24}\.(bytes|marks)", r"manifest-[0-9a-f]{24}\.safetensors"
+    assert all(re.fullmatch("|".join(patterns), path.name) for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("name", NAMES)

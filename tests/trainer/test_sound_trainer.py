@@ -93,7 +93,7 @@ def test_unreadable_recordings_are_named_or_left_out(make_sound_trainer, some_so
     damaged = some_sounds.cast_column("audio", some_sounds.features["audio"].__class__(decode=False))
     damaged = damaged.map(damage, with_indices=True)
     with pytest.raises(UnreadableRecording, match=r"recording 7 .*--skip_unreadable"):
-        make_sound_trainer(PLRTrainer, {"train_dataset": damaged})
+        make_sound_trainer(PLRTrainer, {"train_dataset": damaged})  # its header
     trainer = make_sound_trainer(PLRTrainer, {"train_dataset": damaged}, skip_unreadable=True, num_train_epochs=1)
     trainer.train()
     trainer.save_labels(tmp_path)

@@ -372,7 +372,7 @@ def test_unreadable_images_are_named_or_left_out(make_trainer, some_digits, tmp_
     features = Features({**some_digits.features, "image": Image(decode=False)})
     damaged = Dataset.from_list(raw, features=features).cast_column("image", Image())
     with pytest.raises(ValueError, match="image 5 cannot be read"):
-        make_trainer({"train_dataset": damaged})
+        make_trainer({"train_dataset": damaged}).train()
     trainer = make_trainer({"train_dataset": damaged}, skip_unreadable=True, num_train_epochs=1)
     trainer.train()
     trainer.save_pseudo_labels(tmp_path / "labels.parquet")

@@ -74,7 +74,6 @@ class Reporter:
         self.previews = Previews(store)
         self._stages: list[dict[str, Any]] = []
         self._snapshot: Snapshot | None = None
-        self._dots = map_positions(len(store), seed)
         self._features: np.ndarray | None = None
         self._map: dict[str, Any] | None = None
         self._written = time.perf_counter()
@@ -106,9 +105,15 @@ class Reporter:
                 if old["flow"]:
                     old["flow"]["events"] = []
 
+    @property
+    def _dots(self) -> np.ndarray:
+        """Positions of the samples on the map, (M,)."""
+        return map_positions(len(self.store), self.seed)
+
     def _features_of_dots(self, features: torch.Tensor, part: slice) -> np.ndarray:
         """Gather the features of the samples on the map on every process, shape (M, D)."""
-        local = self._dots[(self._dots >= part.start) & (self._dots < part.stop)] - part.start
+        dots = self._dots
+        local = dots[(dots >= part.start) & (dots < part.stop)] - part.start
         rows = features[torch.from_numpy(local).to(features.device)].float()
         return gather_rows(self.accelerator, rows).cpu().numpy()
 
