@@ -136,7 +136,8 @@ def bare_extract(trainer: PLRTrainer, workers: int) -> None:
 def bare_train(trainer: PLRTrainer, workers: int) -> float:
     """Images a second of a plain loop that trains a linear classifier above the backbone."""
     device = trainer.args.device
-    model = small_vit(IMAGE_SIZE, PATCH_SIZE).to(device).train()
+    model: torch.nn.Module = small_vit(IMAGE_SIZE, PATCH_SIZE)
+    model = model.to(device).train()
     head = torch.nn.Linear(trainer.modality.feature_size, 50).to(device)
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3)
     ends: list[float] = []

@@ -80,6 +80,7 @@ def open_samples(
     """
     from accelerate import Accelerator
 
+    from hf_plr.data.loader import StoreLoader
     from hf_plr.data.loading import choose_split, load_splits
     from hf_plr.features.extractor import FeatureExtractor
     from hf_plr.training_args import PLRTrainingArguments
@@ -92,4 +93,5 @@ def open_samples(
     store = modality.open(dataset, label_column=None, label_names={})
     accelerator = Accelerator()
     model = modality.model.to(accelerator.device)
-    return FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True), store
+    loader = StoreLoader(training, modality.collate)
+    return FeatureExtractor(model, modality, accelerator, args.batch_size, loader, progress=True), store

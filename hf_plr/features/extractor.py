@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch.utils.data import DataLoader
 
+from hf_plr.data.loader import StoreLoader
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality
 from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights, share_running_statistics
@@ -36,7 +36,7 @@ class FeatureExtractor:
         modality: turns samples into features.
         accelerator: places batches and shares them among processes.
         batch_size: images per batch, or seconds of sound.
-        num_workers: worker processes that decode samples which are not cached.
+        loader: loads batches of samples.
         progress: show a progress bar on the main process.
     """
 
@@ -44,7 +44,7 @@ class FeatureExtractor:
     modality: Modality
     accelerator: Accelerator
     batch_size: int
-    num_workers: int = 0
+    loader: StoreLoader
     progress: bool = False
     _largest_part: int = field(default=sys.maxsize, init=False)  # samples of a batch that memory holds at once
 
@@ -148,7 +148,7 @@ class FeatureExtractor:
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         """Iterate over batches of the samples at these positions, in their order, on the device."""
         batches = self.modality.batches(store, positions, self.batch_size)
-        for batch in self._show_progress(self._load(store, batches), len(batches)):
+        for batch in self._show_progress(self.loader.load(store, batches), len(batches)):
             yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 
     @property
@@ -182,20 +182,6 @@ class FeatureExtractor:
             for process in (index, index + 1)
         )
         return slice(int(batch_bounds[first_batch]), int(batch_bounds[last_batch]))
-
-    def _load(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-        if store.is_cached:
-            for batch in batches:
-                yield store.batch(batch)
-            return
-        loader = DataLoader(
-            store,
-            batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=self.num_workers,
-            collate_fn=self.modality.collate,
-            generator=torch.Generator(),  # a separate one: opening a loader draws a number
-        )
-        yield from loader
 
     def _show_progress(
         self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int
