@@ -103,7 +103,7 @@ class FeatureTrainer(Trainer):
         batch_size: int,
         sampler_fn: Any = None,
         is_training: bool = False,
-        **_: Any,
+        dataloader_key: str | None = None,
     ) -> DataLoader:
         """Make a loader as `Trainer` does, with workers as `worker_settings` says."""
         settings = worker_settings(self.args, dataset)

@@ -16,7 +16,7 @@ import torch
 from helpers import tiny
 from helpers.launching import environment_of
 from helpers.paths import HELPERS
-from helpers.runs import assert_same_weights, logged, weights
+from helpers.runs import StopAt, assert_same_weights, logged, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -102,6 +102,18 @@ def test_workers_change_no_bit(tmp_path, some_digits, without_workers, way):
     assert [name for name in state if not np.array_equal(state[name], without_workers[1][name])] == []
     assert log == without_workers[2]
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_goes_on_within_an_epoch_with_other_workers(tmp_path, some_digits, without_workers):
+    def make(callbacks=(), **way):
+        parts = {"model": model_with_dropout(), "callbacks": list(callbacks)}
+        return tiny.image_trainer(tmp_path, some_digits, parts, **way)
+
+    make([StopAt(16)], **DECODED_EACH_TIME, **WAYS["kept"]).train()
+    resumed = make(dataloader_num_workers=0)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert_same_weights(weights(resumed), without_workers[0])
+    assert logged(resumed) == without_workers[2]
 
 
 @pytest.mark.slow
