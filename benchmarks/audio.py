@@ -29,6 +29,7 @@ from datasets import Audio, Dataset
 
 from hf_plr import PLRTrainingArguments
 from hf_plr.data.audio_store import AudioStore
+from hf_plr.data.loader import StoreLoader
 from hf_plr.data.loading import load_train_and_test
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.modality import AudioModality
@@ -72,7 +73,9 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     column = next(name for name, feature in dataset.features.items() if isinstance(feature, Audio))
     sounds = AudioModality(model, settings, column, small_hubert_extractor(RATE))
     store = sounds.open(dataset, label_column=None, label_names={})
-    extractor = FeatureExtractor(sounds.model, sounds, Accelerator(), args.batch_size)
+    extractor = FeatureExtractor(
+        sounds.model, sounds, Accelerator(), args.batch_size, StoreLoader(settings, sounds.collate)
+    )
     extractor.model.to(extractor.accelerator.device)
     in_order = torch.arange(len(store))
     at_random = torch.from_numpy(np.random.default_rng(0).permutation(len(store)))

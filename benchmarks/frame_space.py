@@ -24,6 +24,7 @@ from datasets import Audio, Dataset, Features, Value, load_dataset
 
 from hf_plr.clustering import KMeans
 from hf_plr.data.audio_store import AudioStore
+from hf_plr.data.loader import StoreLoader
 from hf_plr.data.sample_store import encode_labels
 from hf_plr.evaluation.units import score_units
 from hf_plr.features.extractor import FeatureExtractor
@@ -92,7 +93,8 @@ def open_backbone(model: str | None, layer: int | None, is_mfcc: bool) -> tuple[
     modality = AudioModality(small_hubert(RATE) if model is None else model, training, "audio", processor)
     if not is_mfcc and layer is None:
         layer = -(-2 * int(modality.model.config.num_hidden_layers) // 3)
-    return FeatureExtractor(modality.model, modality, Accelerator(cpu=True), SECONDS), layer
+    loader = StoreLoader(training, modality.collate)
+    return FeatureExtractor(modality.model, modality, Accelerator(cpu=True), SECONDS, loader), layer
 
 
 def make_frames(

@@ -85,3 +85,59 @@ def busy_cores(n_processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+class TreeMemory:
+    """Watches the resident memory of a process and of all its descendants, several times a second; Linux only.
+
+    Args:
+        pid: the process.
+
+    Attributes:
+        peaks: highest MiB so far: `process` and `children` resident, where pages that processes share count in each,
+            and `anonymous` of all together, which leaves files out.
+    """
+
+    def __init__(self, pid: int):
+        self.pid = pid
+        self.peaks = {"process": 0.0, "children": 0.0, "anonymous": 0.0}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> TreeMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            own, children = _memory_kib(self.pid), [_memory_kib(pid) for pid in descendants(self.pid)]
+            now = {
+                "process": own[0],
+                "children": sum(resident for resident, _ in children),
+                "anonymous": own[1] + sum(anonymous for _, anonymous in children),
+            }
+            self.peaks = {name: max(peak, round(now[name] / 1024, 1)) for name, peak in self.peaks.items()}
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    children = [int(word) for word in text.split()]
+    return children + [each for child in children for each in descendants(child)]
+
+
+def _memory_kib(pid: int) -> tuple[int, int]:
+    """Resident and anonymous memory of a process in KiB; zeros if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    found = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS:", "RssAnon:"))}
+    return found.get("VmRSS:", 0), found.get("RssAnon:", 0)

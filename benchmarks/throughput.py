@@ -229,6 +229,7 @@ def trainers(args: argparse.Namespace, images: Dataset, folder: str) -> tuple[Wi
             image_cache_gib=1024,
             image_cache_dir=f"{folder}/images",  # decoded once for all turns
             report="no",
+            dataloader_num_workers=0,  # decoded images are kept
             **settings,
         ),
         images,

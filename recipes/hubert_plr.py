@@ -31,6 +31,7 @@ from hf_plr.data.audio_store import read_sampling_rates
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.loading import draw_rows, load_train_and_test
+from hf_plr.data.streaming import load_stream
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
@@ -195,8 +196,13 @@ def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer 
 def load(recipe: RecipeArguments, args: Arguments) -> tuple[Dataset, Dataset | None]:
     """Load training recordings and test split."""
     if recipe.dataset_name is None:
+        if recipe.streaming:
+            raise ValueError("streaming=True needs a dataset_name")
         return make_synthetic_recordings(), None
     with run_main_first(args.distributed_state, "loading the data set"):
+        if recipe.streaming:
+            config, split = recipe.dataset_config_name, recipe.train_split
+            return load_stream(recipe.dataset_name, config, split, recipe.max_samples), None
         return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split, "audio")
 
 

@@ -24,6 +24,7 @@ from hf_plr.data.columns import find_image_column
 from hf_plr.data.example_data import digits
 from hf_plr.data.image_store import read_image_sizes
 from hf_plr.data.loading import draw_rows, load_train_and_test
+from hf_plr.data.streaming import load_stream
 from hf_plr.models.vision import choose_vit_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
@@ -133,8 +134,13 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
 def load(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[Dataset, Dataset | None]:
     """Load training images and test split."""
     if recipe.dataset_name is None:
+        if recipe.streaming:
+            raise ValueError("streaming=True needs a dataset_name")
         return digits(), None
     with run_main_first(args.distributed_state, "loading the data set"):
+        if recipe.streaming:
+            config, split = recipe.dataset_config_name, recipe.train_split
+            return load_stream(recipe.dataset_name, config, split, recipe.max_samples), None
         return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split, "image")
 
 

@@ -82,6 +82,7 @@ def open_samples(
     """
     from accelerate import Accelerator
 
+    from hf_plr.data.loader import StoreLoader
     from hf_plr.data.loading import choose_split, load_splits
     from hf_plr.features.extractor import FeatureExtractor
     from hf_plr.features.first_pass import KeptFeatures, check_samples
@@ -95,7 +96,7 @@ def open_samples(
     store = modality.open(dataset, label_column=None, label_names={})
     accelerator = Accelerator()
     model = modality.model.to(accelerator.device)
-    kept = KeptFeatures()
-    extractor = FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True, kept=kept)
+    loader, kept = StoreLoader(training, modality.collate), KeptFeatures()
+    extractor = FeatureExtractor(model, modality, accelerator, args.batch_size, loader, progress=True, kept=kept)
     check_samples(extractor, store, extract=extract)
     return extractor, store

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch.utils.data import DataLoader
 
+from hf_plr.data.loader import StoreLoader
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.features.first_pass import KeptFeatures
 from hf_plr.modality.base import Modality
@@ -37,7 +37,7 @@ class FeatureExtractor:
         modality: turns samples into features.
         accelerator: places batches and shares them among processes.
         batch_size: images per batch, or seconds of sound.
-        num_workers: worker processes that decode samples which are not cached.
+        loader: loads batches of samples.
         progress: show a progress bar on the main process.
         shards: parts that the samples are split into, a multiple of the processes, each of which has equally many
             neighbouring ones; 1 for one part a process.
@@ -48,7 +48,7 @@ class FeatureExtractor:
     modality: Modality
     accelerator: Accelerator
     batch_size: int
-    num_workers: int = 0
+    loader: StoreLoader
     progress: bool = False
     shards: int = 1
     kept: KeptFeatures | None = None
@@ -157,14 +157,14 @@ class FeatureExtractor:
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         """Iterate over batches of the samples at these positions, in their order, on the device."""
         batches = self.modality.batches(store, positions, self.batch_size)
-        for batch in self._show_progress(self._load(store, batches), len(batches)):
+        for batch in self._show_progress(self.loader.load(store, batches), len(batches)):
             store.note_faults(batch)
             yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 
     def read(self, store: SampleStore, positions: torch.Tensor) -> None:
         """Load the samples at these positions, so that what is wrong with them is noted, and do nothing with them."""
         batches = self.modality.batches(store, positions, self.batch_size)
-        for batch in self._show_progress(self._load(store, batches), len(batches)):
+        for batch in self._show_progress(self.loader.load(store, batches), len(batches)):
             store.note_faults(batch)
 
     def allocate_kept(self, n_rows: int) -> torch.Tensor | None:
@@ -217,20 +217,6 @@ class FeatureExtractor:
             for part in range(n_parts)
         ]
         return np.concatenate([[0], stops])[[*first_batches, len(stops)]]
-
-    def _load(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-        if store.is_cached:
-            for batch in batches:
-                yield store.batch(batch)
-            return
-        loader = DataLoader(
-            store,
-            batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=self.num_workers,
-            collate_fn=self.modality.collate,
-            generator=torch.Generator(),  # a separate one: opening a loader draws a number
-        )
-        yield from loader
 
     def _show_progress(
         self, batches: Iterator[dict[str, torch.Tensor]], n_batches: int

@@ -30,6 +30,7 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
 from hf_plr.training_args import BaseTrainingArguments
+from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
 
 
@@ -41,6 +42,13 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     max_samples: int | None = field(
         default=None, metadata={"help": "Train on at most this many samples, drawn at random: a first try."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the data set as it comes, and of it only the first max_samples; no test split. They are kept "
+            "in the cache of datasets for the next start."
+        },
     )
     cpu_threads: int | None = field(
         default=None,
@@ -113,7 +121,7 @@ def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     elif args.device.type == "cpu" and args.world_size == 1:
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.set_num_threads(count_cores())
 
 
 def check_output_dir(args: OutputArguments) -> None:

@@ -18,6 +18,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.columns import check_dataset, find_scoring_column
+from hf_plr.data.loader import Collator
+from hf_plr.data.streaming import open_stream
 from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
 from hf_plr.features.first_pass import KeptFeatures
 from hf_plr.hub.model_card import write_model_card
@@ -85,7 +87,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ):
-        train_dataset = check_dataset(train_dataset)
+        train_dataset = check_dataset(open_stream(train_dataset, args))
         if args.is_exact_gpu:
             require_determinism()
         check_lora_arguments(args)
@@ -109,7 +111,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         super().__init__(
             model=trained,
             args=args,
-            data_collator=kwargs.pop("data_collator", self.modality.collate),
+            data_collator=Collator(kwargs.pop("data_collator", self.modality.collate)),
             train_dataset=self.open_samples(train_dataset),
             eval_dataset={} if eval_dataset is None else eval_dataset,  # None would be refused: see `evaluate`
             processing_class=self.modality.processor,
@@ -275,8 +277,11 @@ class BaseTrainer(FeatureTrainer, ABC):
                 load_student(self._backbone_of(self.model), state, checkpoint)
             self._log_continuation.take(state)
         self._is_resumed = checkpoint is not None
-        with self._stop_signal.watched():
-            result = super().train(checkpoint, *args, **kwargs)
+        try:
+            with self._stop_signal.watched():
+                result = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.end_workers()
         if self._stop_signal.stopped:
             raise TrainingStopped(self.state.global_step, self.state.max_steps)
         return result

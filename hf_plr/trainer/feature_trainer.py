@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
+from hf_plr.data.loader import EpochOrder, StoreLoader, end_workers, trainer_settings, worker_settings
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.features.extractor import FeatureExtractor
@@ -46,6 +48,7 @@ class FeatureTrainer(Trainer):
     n_label_shards = 1  # logical shards of the training samples, see `hf_plr.pseudo_labels.shards`
     _label_free: dict[str, float]
     _kept_features: KeptFeatures | None
+    _training_loader: DataLoader | None = None
 
     def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         """The backbone in the module that is trained."""
@@ -96,11 +99,15 @@ class FeatureTrainer(Trainer):
             self.modality,
             self.accelerator,
             self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
+            self._store_loader,
             progress=not self.args.disable_tqdm,
             shards=self.n_label_shards,
             kept=self._kept_features,
         )
+
+    @functools.cached_property
+    def _store_loader(self) -> StoreLoader:
+        return StoreLoader(self.args, self.modality.collate)
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -112,6 +119,36 @@ class FeatureTrainer(Trainer):
     def student(self) -> torch.nn.Module:
         """The bare backbone whose weights are trained."""
         return self._backbone_of(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
+    # ---- loaders -------------------------------------------------------------------------------------------------
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        """Make a loader as `Trainer` does, with workers as `worker_settings` says."""
+        settings = worker_settings(self.args, dataset)
+        if not is_training:  # Trainer would take the loader of the first evaluation set for all others
+            settings["persistent_workers"] = False
+        order = (lambda samples: EpochOrder(sampler_fn(samples))) if is_training and sampler_fn else sampler_fn
+        with trainer_settings(self.args, settings):
+            loader = super()._get_dataloader(dataset, description, batch_size, order, is_training)
+        if is_training:
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # see `EpochOrder`
+            self._training_loader = loader
+        return loader
+
+    def end_workers(self) -> None:
+        """End the processes that load samples, if any have stayed."""
+        self._store_loader.close()
+        if self._training_loader is not None:
+            end_workers(self._training_loader)
+            self._training_loader = None
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.data.columns import check_dataset
+from hf_plr.data.streaming import open_stream
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import make_cluster_space
@@ -70,7 +71,8 @@ class PLRTrainer(BaseTrainer):
             data2vec) that `AutoModel` loads, its name, or its path.
         args: the arguments.
         train_dataset: a `datasets.Dataset` with a column of images or sounds. It needs no other column, and no label
-            is used for training.
+            is used for training. The samples of an `IterableDataset` are written to this machine first, see
+            `hf_plr.data.streaming.materialise`.
         processing_class: the image processor or feature extractor; by default the one saved with the model.
         eval_dataset: a data set with true labels (or a dict of such) that is scored by `evaluate`:
             nearest-neighbour and linear-probe accuracy with labelled training samples as the gallery, NMI and
@@ -115,6 +117,7 @@ class PLRTrainer(BaseTrainer):
         **kwargs: Any,
     ):
         args = check_arguments(PLRTrainingArguments, args, model, kwargs)
+        train_dataset = open_stream(train_dataset, args)
         is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
         clusterers = [] if is_cut else select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
         super().__init__(

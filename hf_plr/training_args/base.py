@@ -24,6 +24,7 @@ from hf_plr.utils.argument_checks import (
     check_segments,
     check_values,
 )
+from hf_plr.utils.cores import count_default_workers
 from hf_plr.utils.unsupported_args import refuse_unsupported
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     `warmup_steps` 0.1 (a fraction), `logging_strategy` "epoch", `save_strategy` "epoch", `save_total_limit` 2,
     `remove_unused_columns` False. With `load_best_model_at_end`, the default of `metric_for_best_model` is
     "knn_accuracy"; without labels it takes a score that needs none, such as "plr/effective_rank", see
-    `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it.
+    `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it. `dataloader_num_workers` is the number of cores
+    for this process without its own, up to 16, and 0 for samples that are kept decoded; each worker decodes 4 batches
+    in advance.
 
     With a backbone that is given by name or path, or that has been trained, a trainer takes a copy of the arguments
     in which those of `by_default` have other values: `learning_rate` 3e-5 (with adapters 1e-3), `num_train_epochs` 10
@@ -46,8 +49,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
 
     Attributes:
         is_bf16_by_default: True if `bf16` was not given and the device decided.
-        by_default: names of the arguments that depend on the start, see `hf_plr.training_args.defaults`, and that were
-            not given.
+        by_default: names of the arguments that depend on the start, see `hf_plr.training_args.defaults`, or on the
+            cores and the samples (`dataloader_num_workers`), and that were not given.
 
     Raises:
         ValueError: if a value is outside its range, naming the argument.
@@ -92,6 +95,25 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             "nargs": "?",
             "const": True,
         },
+    )
+    dataloader_num_workers: CountOrZero = field(
+        default=None,  # type: ignore[assignment]  # None only until __post_init__
+        metadata={
+            "help": "Processes that decode samples for this one, in the stage and in training. Default: as many as "
+            "there are cores for this process, without its own, up to 16; none where decoded samples are kept."
+        },
+    )
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Keep the workers of training from epoch to epoch. Default: where they are not forked, since "
+            "starting them takes seconds there.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    dataloader_prefetch_factor: Count | None = field(
+        default=None, metadata={"help": "Batches that each worker decodes in advance. Default: 4."}
     )
     exact_resume: bool = field(
         default=False,
@@ -242,6 +264,9 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.by_default = fill_from_scratch(self)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = count_default_workers()
+            self.by_default |= {"dataloader_num_workers"}
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
         metric = (self.metric_for_best_model or "").removeprefix("eval_")

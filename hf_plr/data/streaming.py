@@ -1,0 +1,236 @@
+"""Streams: their samples are written to this machine once, as they come, and are then a data set like any other."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pyarrow as pa
+from datasets import Audio, Dataset, Features, Image, IterableDataset, concatenate_datasets, load_dataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.exceptions import DatasetNotFoundError
+from datasets.fingerprint import Hasher
+
+from hf_plr.data.loading import TABLE_READERS
+from hf_plr.data.media_columns import expose_media
+from hf_plr.utils.distributed import run_main_first
+from hf_plr.utils.progress import track
+
+if TYPE_CHECKING:
+    from hf_plr.training_args import BaseTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SHARD_ROWS = 1000
+SHARD_BYTES = 1 << 28
+ROWS_WRITTEN = 32  # together, from memory
+LEAST_FREE = 1 << 30  # bytes of the disk that are left to others
+CACHE_FOLDER = "hf_plr_streams"  # in the cache of `datasets`
+WHOLE = "whole.json"
+# Iterables that go on exactly where they were: a shuffling buffer, for one, does not.
+EXACT = {"ArrowExamplesIterable", "ExamplesIterable", "SelectColumnsIterable", "TakeExamplesIterable"}
+
+
+def load_stream(name: str, config_name: str | None, split: str, max_samples: int | None) -> Dataset:
+    """Read the first samples of a data set, without the rest of it; see `materialise`.
+
+    Args:
+        name: a Hub id, a folder of tables or of files, or a table.
+        config_name: configuration of a Hub data set.
+        split: the split.
+        max_samples: number of samples; None for all.
+
+    Raises:
+        ValueError: if there is no such data set, configuration or split.
+    """
+    path = os.path.expanduser(name)
+    is_local = os.path.exists(path)
+    ending = os.path.splitext(path)[1].lower()
+    try:
+        if os.path.isfile(path) and ending in TABLE_READERS:
+            stream = load_dataset(TABLE_READERS[ending], data_files={"train": path}, split=split, streaming=True)
+        else:
+            stream = load_dataset(path if is_local else name, config_name, split=split, streaming=True)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise ValueError(f"dataset_name={name!r} cannot be streamed: {error}") from error
+    dataset = materialise(stream, max_samples)
+    return expose_media(dataset, path if os.path.isdir(path) else os.path.dirname(path)) if is_local else dataset
+
+
+def materialise(
+    stream: IterableDataset, max_samples: int | None = None, folder: str | os.PathLike[str] | None = None
+) -> Dataset:
+    """Write the samples of a stream to files, as they come and undecoded, and open these as a data set.
+
+    What a killed process has written is kept, shard by shard, and the next call goes on behind it. A call with the same
+    stream and number of samples reads nothing of the stream once it is whole. Streams are equal if what makes them is:
+    functions, arguments, and the sizes and times of local files; data sets of the Hub if their revision is.
+
+    Args:
+        stream: the stream, finite unless `max_samples` is given. It must give the same samples whenever it is read.
+        max_samples: samples to take from its beginning, at least 1; None takes all.
+        folder: folder for the files, of this stream alone; by default one in the cache of `datasets`, by the stream.
+
+    Raises:
+        ValueError: if the stream is empty, or cannot be recognised and there is no folder.
+        OSError: if the disk is full but for a GiB.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples={max_samples} must be at least 1")
+    key = None if folder is not None else _fingerprint(stream, max_samples)
+    place = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / str(key) if folder is None else Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    shards = _finished_shards(place)
+    if not (place / WHOLE).exists():
+        _write(stream, max_samples, place, shards)
+        shards = _finished_shards(place)
+    if not shards:
+        raise ValueError("the stream is empty: give one with at least one sample")
+    dataset = concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
+    for name, feature in dataset.features.items():
+        if isinstance(feature, (Image, Audio)):
+            restored = dict(vars(feature), decode=True)
+            restored.pop("_type", None), restored.pop("id", None)
+            dataset = dataset.cast_column(name, type(feature)(**restored))
+    if key is not None:
+        dataset._fingerprint = key  # of what it holds, and not of the times of its files
+    return dataset
+
+
+def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
+    """Return a data set as it is, and of a stream the data set of all its samples; called on every process."""
+    if not isinstance(dataset, IterableDataset):
+        return dataset
+    with run_main_first(args.distributed_state, "reading the stream"):
+        return materialise(dataset)
+
+
+def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards: list[Path]) -> None:
+    """Write the shards that are missing, and the note that all are there."""
+    n_done = sum(len(Dataset.from_file(str(shard))) for shard in shards)
+    features = Dataset.from_file(str(shards[0])).features if shards else None
+    if stream.features is not None:
+        stream = stream.decode(False)
+        features = features or stream.features
+    if shards:
+        logger.info("%d samples of the stream have been read before: %s", n_done, place)
+    is_exact = _is_exact(stream)
+    state = _read_state(shards[-1], n_done) if shards and is_exact else None
+    if state is not None:
+        stream.load_state_dict(state)
+    rows: Iterator[Any] = iter(stream if state is not None or not n_done else stream.skip(n_done))
+    rows = itertools.islice(rows, None if max_samples is None else max(0, max_samples - n_done))
+    rows = track(rows, "Reading samples of the stream", max_samples or 0, max_samples is not None)
+    number = len(shards)
+    while True:
+        written, features = _write_shard(rows, place / f"shard-{number:06d}.arrow", features)
+        if written == 0:
+            break
+        n_done += written
+        if is_exact:
+            note = {"rows": n_done, "state": stream.state_dict()}
+            _write_whole(place / f"shard-{number:06d}.json", json.dumps(note))
+        number += 1
+    _write_whole(place / WHOLE, json.dumps({"rows": n_done}))
+
+
+def _write_shard(rows: Iterator[Any], path: Path, features: Features | None) -> tuple[int, Features | None]:
+    """Write rows to a shard, until it is large; returns their number, and the features of them all."""
+    if shutil.disk_usage(path.parent).free < LEAST_FREE:
+        raise OSError(f"{path.parent}: the disk is full; give max_samples, or a folder on another disk")
+    first = next(rows, None)
+    if first is None:
+        return 0, features
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    n_written = 0
+    try:
+        with ArrowWriter(features=features, path=str(temporary), writer_batch_size=ROWS_WRITTEN) as writer:
+            for row in itertools.chain([first], rows):
+                writer.write(row)
+                n_written += 1
+                if n_written >= SHARD_ROWS or temporary.stat().st_size >= SHARD_BYTES:
+                    break
+            writer.finalize()
+        os.replace(temporary, path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise ValueError(f"sample {n_written} of a shard of the stream differs from those before: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return n_written, Dataset.from_file(str(path)).features
+
+
+def _finished_shards(place: Path) -> list[Path]:
+    """Shards from the first one on, without a gap."""
+    found = (place / f"shard-{number:06d}.arrow" for number in itertools.count())
+    return list(itertools.takewhile(Path.exists, found))
+
+
+def _read_state(shard: Path, n_rows: int) -> dict[str, Any] | None:
+    """Where a stream was behind a shard; None if that is not known."""
+    try:
+        note = json.loads(shard.with_suffix(".json").read_bytes())
+        return dict(note["state"]) if note["rows"] == n_rows else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _fingerprint(stream: IterableDataset, max_samples: int | None) -> str:
+    """Text that is the same for streams of the same samples, in every process."""
+    parts = list(_parts(stream._ex_iterable))
+    described = [(type(part).__name__, {k: v for k, v in vars(part).items() if not _is_passing(k)}) for part in parts]
+    files = sorted({path for part in parts for path in _local_files(vars(part).get("kwargs"))})
+    stamps = [(path, os.path.getsize(path), os.stat(path).st_mtime_ns) for path in files]
+    whole = [described, stamps, str(stream.features), stream.epoch, max_samples]
+    try:
+        return str(Hasher.hash(whole))
+    except Exception as error:  # dill raises whatever an object raises that it cannot pickle
+        raise ValueError(
+            f"the next start would not know this stream again ({type(error).__name__}: {error}): name a folder for its "
+            "samples by hf_plr.data.streaming.materialise(stream, max_samples, folder), and pass what that returns"
+        ) from error
+
+
+def _is_passing(name: str) -> bool:
+    """Whether an attribute of an iterable is another iterable, or how far it was read."""
+    return name in ("ex_iterable", "ex_iterables") or name.endswith("state_dict")
+
+
+def _parts(iterable: Any) -> Iterator[Any]:
+    """An iterable and those that it reads."""
+    yield iterable
+    for inner in [*vars(iterable).get("ex_iterables", ()), vars(iterable).get("ex_iterable")]:
+        if inner is not None:
+            yield from _parts(inner)
+
+
+def _is_exact(stream: IterableDataset) -> bool:
+    return {type(part).__name__ for part in _parts(stream._ex_iterable)} <= EXACT
+
+
+def _local_files(value: Any) -> Iterator[str]:
+    """Paths of files among the arguments of an iterable."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # a null byte
+            if os.path.isfile(value):
+                yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _local_files(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _local_files(inner)
