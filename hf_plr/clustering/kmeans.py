@@ -158,9 +158,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.inertia_ = float(sum_all(accelerator, to_exact(all_rows.distances(scores)).sum()))
         return self
 
-    def iterate_rows(
-        self, rows: Rows, centers: torch.Tensor, accelerator: Accelerator | None = None
-    ) -> torch.Tensor:
+    def iterate_rows(self, rows: Rows, centers: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
         """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
         total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)

@@ -26,6 +26,7 @@ class FeatureFile:
     Attributes:
         n_rows: rows N.
         width: columns D.
+        identity: columns of a parquet file that tell which samples the rows are: index, and of segments start and end.
         record: what the file tells of the data set that it is a part of; None where it tells nothing.
 
     Raises:
@@ -35,6 +36,7 @@ class FeatureFile:
     def __init__(self, path: str):
         self.path = path
         self.is_parquet = Path(path).suffix.lower() == ".parquet"
+        self.identity = pa.schema([])
         self.record: DataRecord | None = None
         try:
             if self.is_parquet:
@@ -62,6 +64,7 @@ class FeatureFile:
                 width = 0 if first is None else len(first.column(0)[0])
             else:
                 raise ValueError(f"its column {FEATURE_COLUMN!r} holds {kind}, not lists of numbers")
+            self.identity = pa.schema([field for field in schema if field.name in (INDEX_COLUMN, *SPAN_COLUMNS)])
             return file.metadata.num_rows, width, read_record(schema)
 
     @property
@@ -75,36 +78,41 @@ class FeatureFile:
         Args:
             chosen: ascending positions; parts of the file without any of them are passed over. None reads all.
         """
-        if not self.is_parquet:
-            array = np.lib.format.open_memmap(self.path, mode="r")
-            for start in range(0, self.n_rows, self.height):
-                if _has_any(chosen, start, start + self.height):
-                    yield start, np.array(array[start : start + self.height], np.float32)
+        if self.is_parquet:
+            for start, batch in self._batches([FEATURE_COLUMN], chosen):
+                yield start, self._to_array(batch.column(FEATURE_COLUMN))
             return
+        array = np.lib.format.open_memmap(self.path, mode="r")
+        for start in range(0, self.n_rows, self.height):
+            if _has_any(chosen, start, start + self.height):
+                yield start, np.array(array[start : start + self.height], np.float32)
+
+    def blocks_with_identity(self) -> Iterator[tuple[list[pa.Array], np.ndarray]]:
+        """Iterate over blocks of a parquet file: its columns of `identity`, and the features."""
+        names = self.identity.names
+        for _, batch in self._batches([*names, FEATURE_COLUMN]):
+            yield [batch.column(name) for name in names], self._to_array(batch.column(FEATURE_COLUMN))
+
+    def _batches(self, columns: list[str], chosen: np.ndarray | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         with pq.ParquetFile(self.path, memory_map=True) as file:
             start = 0
             for group in range(file.num_row_groups):
                 stop = start + file.metadata.row_group(group).num_rows
                 if _has_any(chosen, start, stop):
-                    for batch in file.iter_batches(self.height, row_groups=[group], columns=[FEATURE_COLUMN]):
-                        yield start, self._to_array(batch.column(0))
-                        start += len(batch)
+                    position = start
+                    for batch in file.iter_batches(self.height, row_groups=[group], columns=columns):
+                        yield position, batch
+                        position += len(batch)
                 start = stop
 
     def _to_array(self, column: pa.Array) -> np.ndarray:
         if column.null_count:
             raise ValueError(f"{self.path}: features are missing in some rows")
         values = column.flatten()
-        if len(values) != len(column) * self.width or values.null_count:
+        if len(values) != len(column) * self.width:
             raise ValueError(f"{self.path}: features differ in length, the first has {self.width} numbers")
         array: np.ndarray = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         return array.reshape(len(column), self.width)
-
-    def identify(self) -> Iterator[pa.RecordBatch]:
-        """Iterate over the columns that tell which samples the rows are: index, and of segments start and end."""
-        names = [INDEX_COLUMN, *SPAN_COLUMNS]
-        with pq.ParquetFile(self.path, memory_map=True) as file:
-            yield from file.iter_batches(self.height, columns=[n for n in file.schema_arrow.names if n in names])
 
 
 class FeatureFiles:
@@ -126,7 +134,7 @@ class FeatureFiles:
                     "they must be of one backbone"
                 )
         self.width = filled[0].width
-        merge_records({file.path: file.record for file in self.files})
+        merge_records({file.path: file.record for file in self.files})  # raises if they are of different data
 
     def __len__(self) -> int:
         return sum(file.n_rows for file in self.files)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_plr.clustering.blocks import find_largest_entry
-from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
+from hf_plr.clustering.checks import NotFiniteError, as_features, find_nonfinite_rows
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.clustering.whitening import Whitening, draw_positions_to_fit, map_rows
 from hf_plr.features.centering import compute_directions
@@ -46,7 +46,7 @@ class FeatureSpace:
         largest = _find_largest(features)
         sums = ClusterSums(1, features.width, len(features), largest, device)
         for block in features:
-            sums.add(torch.from_numpy(block).to(device), torch.zeros(len(block), dtype=torch.int64, device=device))
+            sums.add(as_features(block).to(device), torch.zeros(len(block), dtype=torch.int64, device=device))
         space = cls(sums.means()[0].float().to(device))
         if shrinkage is None:
             return space
@@ -83,7 +83,7 @@ class MappedFeatures:
     def map(self, blocks: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         """Map blocks (n, D) of features into the space."""
         for block in blocks:
-            yield self._space.map(torch.from_numpy(block).to(self.device))
+            yield self._space.map(as_features(block).to(self.device))
 
     def take(self, positions: torch.Tensor) -> torch.Tensor:
         """Read the rows at these ascending positions."""
@@ -95,7 +95,7 @@ def _find_largest(features: FeatureFiles) -> float:
     largest = 0.0
     for file in features.files:
         for start, block in file.blocks():
-            rows = torch.from_numpy(block)
+            rows = as_features(block)
             bad = find_nonfinite_rows(rows)
             if len(bad):
                 raise NotFiniteError(f"{file.path}: the feature in row {start + int(bad[0])} is NaN or infinite")

@@ -42,7 +42,9 @@ class Shard:
             raise ValueError(f"--shard {text}: write I/N, such as 0/16 for the first of 16 shards")
         number, count = map(int, match.groups())
         if number >= count:
-            raise ValueError(f"--shard {text}: shards are counted from 0, so the last of {count} is {count - 1}/{count}")
+            raise ValueError(
+                f"--shard {text}: shards are counted from 0, so the last of {count} is {count - 1}/{count}"
+            )
         return cls(number, count)
 
     def rows(self, n_rows: int) -> range:

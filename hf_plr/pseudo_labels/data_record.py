@@ -57,7 +57,5 @@ def merge_records(records: Mapping[str, DataRecord | None]) -> DataRecord | None
     first_name = next(iter(known), "")
     for name, record in known.items():
         if record != known[first_name]:
-            raise ValueError(
-                f"{first_name} and {name} are of different data sets: {known[first_name]}, and {record}"
-            )
+            raise ValueError(f"{first_name} and {name} are of different data sets: {known[first_name]}, and {record}")
     return known.get(first_name)
