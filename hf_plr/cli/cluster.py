@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--fit_only", action="store_true", help="write the centroids alone")
-    parts.add_argument("--assign_only", action="store_true", help="write labels by the centroids in the output folder")
+    parts.add_argument(
+        "--assign_only", action="store_true", help="write the labels, by the centroids in the output folder"
+    )
     parser.add_argument("--shard", metavar="I/N", help="with --assign_only: the I-th of N parts of the files, from 0")
     parser.add_argument("--skip_existing", action="store_true", help="leave files alone that are there already")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
