@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--fit_only", action="store_true", help="write the centroids alone")
     parts.add_argument(
-        "--assign_only", action="store_true", help="write the labels, by the centroids in the output folder"
+        "--assign_only", action="store_true", help="write the labels alone, by the centroids of the output"
     )
     parser.add_argument("--shard", metavar="I/N", help="with --assign_only: the I-th of N parts of the files, from 0")
     parser.add_argument("--skip_existing", action="store_true", help="leave files alone that are there already")
@@ -85,16 +85,15 @@ def run(args: argparse.Namespace) -> None:
     paths = list_files(args.features, ENDINGS, "features")
     outputs = name_by_file(paths, args.output)
     centroids_path = os.path.join(args.output, CENTROIDS_FILE)
-    if not args.assign_only:
-        if not _is_done(centroids_path, args):
-            start = time.perf_counter()
-            features = FeatureFiles(paths)
-            centroids = _fit(args, features, device)
-            centroids.save(args.output)
-            print(
-                f"Wrote {centroids_path}: {len(centroids.centers):,} centroids of {len(features):,} samples after "
-                f"{centroids.iterations} iterations in {time.perf_counter() - start:.1f} s"
-            )
+    if not args.assign_only and not _is_done(centroids_path, args):
+        start = time.perf_counter()
+        features = FeatureFiles(paths)
+        centroids = _fit(args, features, device)
+        centroids.save(args.output)
+        print(
+            f"Wrote {centroids_path}: {len(centroids.centers):,} centroids of {len(features):,} samples after "
+            f"{centroids.iterations} iterations in {time.perf_counter() - start:.1f} s"
+        )
     if args.fit_only:
         return
     centroids = Centroids.load(args.output, device)

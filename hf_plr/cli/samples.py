@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_plr.data.media_kinds import Kind
-    from hf_plr.data.sample_store import SampleStore
     from hf_plr.features.extractor import FeatureExtractor
     from hf_plr.modality import Modality
     from hf_plr.training_args import PLRTrainingArguments
@@ -64,13 +63,13 @@ def check_output(args: argparse.Namespace, content: str) -> None:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
 
 
-def open_samples(
+def load_samples(
     args: argparse.Namespace,
     find_modality: Callable[[Dataset, str, PLRTrainingArguments], Modality],
     settings: dict[str, Any],
     kind: Kind | None = None,
-) -> tuple[FeatureExtractor, SampleStore]:
-    """Open the samples, and load the backbone; returns the extractor and the store.
+) -> tuple[FeatureExtractor, Dataset]:
+    """Load the data set and the backbone; returns the extractor and the data set.
 
     Args:
         args: the arguments of `add_sample_arguments`, and batch_size.
@@ -89,7 +88,6 @@ def open_samples(
         output_dir=".", skip_unreadable=args.skip_unreadable, report_to="none", **settings
     )
     modality = find_modality(dataset, args.model, training)
-    store = modality.open(dataset, label_column=None, label_names={})
     accelerator = Accelerator()
     model = modality.model.to(accelerator.device)
-    return FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True), store
+    return FeatureExtractor(model, modality, accelerator, args.batch_size, progress=True), dataset

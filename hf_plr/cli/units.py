@@ -24,7 +24,7 @@ from hf_plr.cli.samples import (
     add_sample_arguments,
     add_segment_arguments,
     check_output,
-    open_samples,
+    load_samples,
     segment_settings,
 )
 
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
         return modality
 
     settings = segment_settings(args) | {"max_seconds": args.max_seconds}
-    extractor, store = open_samples(args, find_modality, settings, "audio")
+    extractor, dataset = load_samples(args, find_modality, settings, "audio")
+    store = extractor.modality.open(dataset, label_column=None, label_names={})
     assert isinstance(store, AudioStore)
     start = time.perf_counter()
     if is_by_speaker and not speakers:

@@ -69,7 +69,8 @@ class Centroids:
             matrix = validate_array(arrays, "matrix", "floats", (width, width)) if "matrix" in arrays else None
             iterations = int(validate_array(arrays, "iterations", "integers", (1,), 0)[0])
         as_tensor = [None if each is None else torch.from_numpy(each).to(device) for each in (centers, center, matrix)]
-        assert as_tensor[0] is not None and as_tensor[1] is not None
+        assert as_tensor[0] is not None
+        assert as_tensor[1] is not None
         return cls(as_tensor[0], FeatureSpace(as_tensor[1], as_tensor[2]), iterations)
 
 

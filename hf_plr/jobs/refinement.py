@@ -90,7 +90,7 @@ def refine_shards(
 
 
 def sum_tables(tables: Iterator[CooccurrenceTable]) -> CooccurrenceTable:
-    """Sum the tables of shards in pairs of about equal size: each cell is sorted a few times, and not for each shard."""
+    """Sum the tables of shards in pairs of about equal size, so that a cell is not sorted once for each shard."""
     pending: list[tuple[int, CooccurrenceTable]] = []  # number of shards in each sum, descending
     for table in tables:
         size = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -40,7 +41,7 @@ def write(features, folder, kind=".parquet", record=None):
     """Write the features as shards; row groups and blocks do not end at the same rows."""
     folder.mkdir()
     bounds = np.cumsum((0, *SIZES))
-    for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         path = folder / f"{number}{kind}"
         if kind == ".npy":
             np.save(path, features[start:stop])
