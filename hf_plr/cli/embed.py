@@ -110,10 +110,10 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     try:
         table = embed(extractor, dataset.select(rows), rows.start, record, folder)
-    except ValueError as error:  # whose rows are those of the part
-        raise (
-            error if shard is None else ValueError(f"shard {shard}, which begins at row {rows.start}: {error}")
-        ) from error
+    except ValueError as error:
+        if shard is None:
+            raise
+        raise ValueError(f"shard {shard}, which begins at row {rows.start}: {error}") from error
     seconds = time.perf_counter() - start
     write_table(table, args.output)
     width = table.schema.field("feature").type.list_size

@@ -191,7 +191,8 @@ def test_an_embedder_maps_tables(make_trainer, some_digits, tmp_path):
     trainer = make_trainer(num_train_epochs=1, pooling="mean")
     trainer.save_model()
     write_metrics(tmp_path / "out" / "metrics.json", trainer.summary(), seconds=1.0)
-    table = some_digits.data.table.append_column("index", pa.array(range(1000, 1203)))
+    digits = some_digits.flatten_indices().data.table
+    table = digits.append_column("index", pa.array(range(1000, 1203)))
     embedder = Embedder(trainer.args.output_dir, batch_size=64)
     parts = [embedder(table.slice(50, 20)), embedder(table.slice(7, 3))]
     assert parts[0]["index"].to_pylist() == list(range(1050, 1070))
@@ -199,4 +200,4 @@ def test_an_embedder_maps_tables(make_trainer, some_digits, tmp_path):
     found = np.stack(parts[0]["feature"].to_pylist())
     np.testing.assert_allclose(found, trainer.extract_features().numpy()[50:70], atol=1e-5)
     with pytest.raises(ValueError, match="needs a column 'index'"):
-        embedder(some_digits.data.table)
+        embedder(digits)
