@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import Any
@@ -15,10 +14,11 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from hf_plr.data.media_columns import flatten_nested
-from hf_plr.data.sample_store import DIGEST_ROWS, add_content, list_stored_paths, select_undecoded, spread_rows
+from hf_plr.data.sample_store import list_stored_paths, select_undecoded
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.jobs.feature_files import BLOCK_BYTES, FEATURE_COLUMN
 from hf_plr.modality import find_modality
+from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord
 from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, SPAN_COLUMNS
 from hf_plr.training_args import PLRTrainingArguments
@@ -125,10 +125,7 @@ def describe_data(dataset: Dataset, column: str) -> tuple[DataRecord, str | None
         column: its column of images or recordings.
     """
     undecoded = select_undecoded(flatten_nested(dataset), column)
-    digest = hashlib.sha256()
-    for value in undecoded[spread_rows(len(dataset), DIGEST_ROWS).tolist()][column]:
-        add_content(digest, value)
-    return DataRecord(len(dataset), digest.hexdigest()[:16]), _find_folder(undecoded, column)
+    return record_data(undecoded, column), _find_folder(undecoded, column)
 
 
 def _find_folder(undecoded: Dataset, column: str) -> str | None:

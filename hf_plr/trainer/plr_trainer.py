@@ -23,10 +23,11 @@ from hf_plr.evaluation.label_free import LABEL_FREE_SCORES, describe_collapse
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
+from hf_plr.pseudo_labels import presets
+from hf_plr.pseudo_labels.given_labels import open_given_stage
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.pair_term import make_pair_term
-from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler, count_samples_per_epoch, select_data_seed
 from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
@@ -107,7 +108,9 @@ class PLRTrainer(BaseTrainer):
     ):
         args = check_arguments(PLRTrainingArguments, args, model, kwargs)
         is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
-        clusterers = [] if is_cut else select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
+        clusterers = (
+            [] if is_cut else presets.select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
+        )
         super().__init__(
             model,
             args,
@@ -122,11 +125,9 @@ class PLRTrainer(BaseTrainer):
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
         n_samples = len(self.train_dataset)
-        clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
-        n_clusters = clusterers[0].get_params().get("n_clusters")
-        if isinstance(n_clusters, int) and n_clusters > n_samples:
-            raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
-        self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples)
+        clusterers = clusterers or presets.select_clusterers(args, n_samples, clusterer, refiner)
+        self._given = open_given_stage(args, self.train_dataset, self.modality.column, self.accelerator)
+        self.labelings = presets.make_labelings(args, clusterers, refiner, self.accelerator, n_samples, self._given)
         self.cluster_objective = ClusterObjective(
             self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
         )
@@ -183,6 +184,8 @@ class PLRTrainer(BaseTrainer):
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
+        if self._given is not None:
+            self.keep_labels(epoch)
         self.cluster_objective.to(self.args.device)
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
         self._accumulated.clear()
@@ -204,16 +207,12 @@ class PLRTrainer(BaseTrainer):
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
-        parameters = [labeling.stage.clusterer.get_params() for labeling in self.labelings]
-        numbers = [each.get("n_clusters") for each in parameters]
-        sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
-        words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(self.labelings)} labelings"
-        kind = describe_clusterer(self.labelings[0].stage.clusterer)["class"]
-        return f"{words} by {kind} in {self.cluster_space.describe()}, refinement {resolve_preset(self.args)}"
+        return presets.describe_labelings(self.labelings, self.cluster_space.describe(), self.args)
 
     def needs_new_labels(self, epoch: int) -> bool:
-        """True but for a resumed epoch, which keeps the labels that it had."""
-        return not (self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch)
+        """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
+        is_resumed = self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch
+        return not (is_resumed if self._given is None else self.has_labels)
 
     def keep_labels(self, epoch: int) -> None:
         """Let this epoch train on the labels of the one before."""
@@ -349,7 +348,8 @@ class PLRTrainer(BaseTrainer):
                     raise
                 return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
             step, epoch = self.state.global_step, self.state.epoch or 0.0
-            if not is_of_training and epoch % 1 == 0 and step < self.state.max_steps:
+            has_next = not is_of_training and self._given is None  # a stage that takes the features over
+            if has_next and epoch % 1 == 0 and step < self.state.max_steps:
                 self._ahead = step, features
             return super().label_free_scores() | self.labelings[0].score(features)
 
@@ -380,7 +380,7 @@ class PLRTrainer(BaseTrainer):
         parts = {
             "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
             "refiner": self.labelings[0].stage.refiner.settings(),
-            "refinement": resolve_preset(self.args),
+            "refinement": presets.resolve_preset(self.args),
             "num_labelings": len(self.labelings),
         }
         return super().run_settings() | as_stored(parts)
@@ -440,6 +440,8 @@ class PLRTrainer(BaseTrainer):
             return ""
         noise = (labels.labels == NOISE).mean()
         words = f"{labels.n_clusters} clusters, {noise:.1%} of the {self.modality.plural} in none"
+        if self._given is not None:
+            return f"{words}; given by {self._given.source}, the same in all epochs"
         agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
         if agreement is not None:
             words += f", adjusted Rand index {agreement:.2f} with the epoch before"
