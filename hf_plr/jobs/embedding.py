@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import Dataset
 
-from hf_plr.data.media_columns import flatten_nested
+from hf_plr.data.media_columns import expose_media, flatten_nested
 from hf_plr.data.sample_store import list_stored_paths, select_undecoded
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.jobs.feature_files import BLOCK_BYTES, FEATURE_COLUMN
@@ -52,8 +52,8 @@ class Embedder:
         """Compute features.
 
         Args:
-            table: a column of images or recordings, as files of a data set have it, and a column index of their rows in
-                the whole data set.
+            table: a column of images or recordings, as `datasets` stores it, or of bytes or paths; and a column index of
+                their rows in the whole data set.
 
         Returns:
             One row per sample with the columns that `hf-plr embed` writes.
@@ -64,7 +64,7 @@ class Embedder:
         if INDEX_COLUMN not in table.column_names or not pa.types.is_integer(table.schema.field(INDEX_COLUMN).type):
             raise ValueError(f"the table needs a column {INDEX_COLUMN!r}: the row of each sample in the whole data set")
         rows = table[INDEX_COLUMN].to_numpy()
-        dataset = Dataset(table.drop_columns([INDEX_COLUMN]))
+        dataset = expose_media(Dataset(table.drop_columns([INDEX_COLUMN])), os.getcwd())
         if self._extractor is None:
             args = PLRTrainingArguments(output_dir=".", report_to="none", disable_tqdm=True, **self.settings)
             modality = find_modality(dataset, self.model, args)

@@ -122,7 +122,7 @@ def make_labelings(
         given: stage of given labels; None where clusterers make them.
 
     Raises:
-        ValueError: if there are fewer samples than clusters or than two, or the refiner's soft labels cannot be targets.
+        ValueError: if there are fewer samples than clusters, or than two, or the refiner's soft labels are no targets.
     """
     if n_samples < 2:
         raise ValueError(f"{n_samples} sample cannot be clustered: give two or more, better hundreds")
