@@ -1,7 +1,7 @@
 """The method as jobs, with Ray for the part that reads and computes most: the features.
 
-Ray's workers map over parquet files of images, each with a backbone of its own, and write a file of features per file of
-images. Clusters, refinement and training are commands, as in any other pipeline. Needs `pip install "ray[data]"`.
+Ray's workers map over parquet files of images, each with a backbone of its own, and write a file of features per file
+of images. Clusters, refinement and training are commands, as in any other pipeline. Needs `pip install "ray[data]"`.
 
   python examples/jobs_with_ray/run.py --output out            # digits, a small ViT and two rounds
   python examples/jobs_with_ray/run.py --images FOLDER --model MODEL --rounds 10 --workers 64 --output out
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import ray
 from hf_plr.jobs.embedding import Embedder, write_table
 
 SHARDS = 4
+HF_PLR = shutil.which("hf-plr") or "hf-plr"
 
 
 class EmbedFile:
@@ -55,7 +57,7 @@ def embed(model: str, images: list[Path], folder: Path, workers: int) -> int:
 
 def run(*words: str | Path) -> None:
     """Run a command of hf-plr."""
-    subprocess.run(["hf-plr", *map(str, words)], check=True)
+    subprocess.run([HF_PLR, *map(str, words)], check=True)
 
 
 def main(argv: list[str] | None = None) -> None:

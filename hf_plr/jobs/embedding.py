@@ -52,8 +52,8 @@ class Embedder:
         """Compute features.
 
         Args:
-            table: a column of images or recordings, as `datasets` stores it, or of bytes or paths; and a column index of
-                their rows in the whole data set.
+            table: a column of images or recordings, as `datasets` stores it, or of bytes or paths; and a column index
+                of their rows in the whole data set.
 
         Returns:
             One row per sample with the columns that `hf-plr embed` writes.
