@@ -39,6 +39,7 @@ from hf_plr.recipe_tools.running import (
     DataArguments,
     OutputArguments,
     adjust_output_dir,
+    check_given_labels,
     check_output_dir,
     run_recipe,
     score_and_train,
@@ -177,6 +178,8 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
 def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer | UnitTrainer, np.ndarray]:
     """Load and check recordings and model; returns the trainer and the rows that it trains on."""
     check_output_dir(args)
+    if isinstance(args, UtteranceArguments):
+        check_given_labels(recipe, args)
     sounds, test = load(recipe, args)
     rows = draw_rows(len(sounds), recipe.max_samples, args.seed)
     sounds = sounds.select(rows)

@@ -32,6 +32,7 @@ from hf_plr.recipe_tools.running import (
     DataArguments,
     OutputArguments,
     adjust_output_dir,
+    check_given_labels,
     check_output_dir,
     run_recipe,
     score_and_train,
@@ -116,6 +117,7 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
 def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTrainer, np.ndarray]:
     """Load and check images and model; returns the trainer and the rows that it trains on."""
     check_output_dir(args)
+    check_given_labels(recipe, args)
     images, test = load(recipe, args)
     rows = draw_rows(len(images), recipe.max_samples, args.seed)
     images = images.select(rows)

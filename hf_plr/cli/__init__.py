@@ -8,13 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_plr.cli import audit, embed, env, push, push_labels, refine, report, train, units
+from hf_plr.cli import audit, cluster, embed, env, push, push_labels, refine, report, train, units
 from hf_plr.hub.push import HubError
 
 COMMANDS = {
     "refine": refine,
     "units": units,
     "embed": embed,
+    "cluster": cluster,
     "report": report,
     "audit": audit,
     "push": push,

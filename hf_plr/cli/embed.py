@@ -7,25 +7,30 @@ images or recordings, or a folder of parquet files. The output has one row per s
 known, and its feature, a list of floats of the backbone's width; with --segment_seconds one row per segment of a
 recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if the model is
 its output folder or a checkpoint, unless they are given.
+
+A large data set is embedded by many processes, on any machines. Each writes one file into a folder, of rows that are
+numbered in the whole data set:
+
+  hf-plr embed --model out --dataset DATA --shard 3/16 --output features/    # for 0/16 to 15/16
+
+A file is complete or does not exist, so that a job array is repeated with --skip_existing until all files are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from hf_plr.cli.samples import (
     add_sample_arguments,
     add_segment_arguments,
     check_output,
-    open_samples,
+    load_samples,
     segment_settings,
 )
+from hf_plr.jobs.shards import Shard
 
 if TYPE_CHECKING:
     from hf_plr.data.media_kinds import Kind
@@ -33,8 +38,6 @@ if TYPE_CHECKING:
 SUMMARY = "write the features of images or recordings"
 POOLINGS = ("cls", "mean", "cls+mean", "pooler")  # of hf_plr.models.pooling, which imports torch
 DATA_SETTINGS = ("image_column", "audio_column", "pixel_range", "transparency_background")
-RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
-SEGMENT_SETTINGS: dict[str, type] = {"segment_seconds": float, "segment_overlap": float}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_seconds", type=float, metavar="S", help="use only the first so many seconds (default: as in the run)"
     )
     add_segment_arguments(parser, "as in the run", "as in the run")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="only the I-th of N parts of the rows, from 0; the output is then a folder"
+    )
+    parser.add_argument("--skip_existing", action="store_true", help="with --shard: do nothing if its file is there")
     parser.add_argument(
         "--pixel_range",
         type=float,
@@ -73,95 +80,44 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: if the arguments, the model or the data do not fit.
     """
+    shard = None if args.shard is None else Shard.parse(args.shard)
+    if args.skip_existing and shard is None:
+        raise ValueError("--skip_existing needs --shard: it is for job arrays that are repeated")
+    if shard is not None:
+        os.makedirs(args.output, exist_ok=True)
+        args.output = os.path.join(args.output, shard.name(".parquet"))
+        if args.skip_existing and os.path.exists(args.output):
+            print(f"Kept {args.output}")
+            return
     check_output(args, "features")
 
     # Imported here: `hf-plr refine` needs no torch.
+    from hf_plr.jobs.embedding import SEGMENT_SETTINGS, describe_data, embed, read_run_settings, write_table
     from hf_plr.modality import find_modality
 
     settings = {name: getattr(args, name) for name in DATA_SETTINGS}
     run_settings = read_run_settings(args.model)
-    for name in RUN_SETTINGS:
+    for name in ("pooling", "layer", "max_seconds"):
         value = getattr(args, name)
         settings[name] = run_settings.get(name) if value is None else value
     settings |= {name: run_settings[name] for name in SEGMENT_SETTINGS if name in run_settings} | segment_settings(args)
     kind: Kind | None = "image" if args.image_column else "audio" if args.audio_column else None
-    extractor, store = open_samples(args, find_modality, settings, kind)
+    extractor, dataset = load_samples(args, find_modality, settings, kind)
+    rows = range(len(dataset)) if shard is None else shard.rows(len(dataset))
+    if len(rows) == 0:
+        raise ValueError(f"--shard {shard} has no rows: {args.dataset} has {len(dataset)}")
+    record, folder = describe_data(dataset, extractor.modality.column)
     start = time.perf_counter()
-    features = extractor.extract_all(store).cpu().numpy()
-    seconds = time.perf_counter() - start
-    write_features(args.output, store.rows, features, store.files(), store.segments)
-    print(
-        f"Wrote {args.output}: {len(features):,} features of {features.shape[1]} numbers in {seconds:.1f} s "
-        f"({len(features) / seconds:.0f} {extractor.modality.plural} per second)"
-    )
-
-
-def read_run_settings(model: str) -> dict[str, Any]:
-    """Read how a backbone's run computed its features: from `metrics.json`, or from the state in a checkpoint.
-
-    Empty for a backbone without either.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
-
-    from hf_plr.report.outputs import METRICS_FILE
-    from hf_plr.trainer.checkpointing import STATE_FILE, load_state
-
-    folder = os.path.dirname(os.path.normpath(model)) if _is_adapter_of_run(model) else model
-    path = os.path.join(folder, METRICS_FILE)
-    if not os.path.isdir(model):
-        try:
-            path = hf_hub_download(model, METRICS_FILE)
-        except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
-            return {}
     try:
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                settings = json.load(file)["settings"]
-        elif os.path.isfile(path := os.path.join(folder, STATE_FILE)):
-            settings = {name: value for name, value in load_state(folder)[1].items() if value is not None}
-        else:
-            return {}
-        kinds = RUN_SETTINGS | SEGMENT_SETTINGS
-        return {name: kind(settings[name]) for name, kind in kinds.items() if name in settings}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
-
-
-def _is_adapter_of_run(model: str) -> bool:
-    """True for the folder of adapters in the output folder of a run."""
-    from hf_plr.models.adapter_files import ADAPTER_FOLDER, is_adapter_folder
-
-    return os.path.basename(os.path.normpath(model)) == ADAPTER_FOLDER and is_adapter_folder(model)
-
-
-def write_features(
-    path: str | os.PathLike[str],
-    rows: np.ndarray,
-    features: np.ndarray,
-    files: list[str] | None = None,
-    segments: np.ndarray | None = None,
-) -> None:
-    """Write one row per sample: index, file and feature (D floats), by index, and for segments by start.
-
-    Args:
-        path: a parquet file; it is complete or does not exist.
-        rows: index of each sample, (N,).
-        features: float32 (N, D).
-        files: file of each sample, (N,); None leaves the column out.
-        segments: start and end in seconds of each sample, (N, 2); None leaves the columns out.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    starts = np.zeros(len(rows)) if segments is None else segments[:, 0]
-    order = np.lexsort((starts, rows))  # a store of recordings is ordered by length
-    columns = {"index": pa.array(rows[order], pa.int64())}
-    if files is not None:
-        columns["file"] = pa.array([files[i] for i in order])
-    if segments is not None:
-        columns["start"], columns["end"] = (pa.array(column, pa.float64()) for column in segments[order].T)
-    flat = pa.array(np.ascontiguousarray(features[order]).reshape(-1), pa.float32())
-    columns["feature"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
-    pq.write_table(pa.table(columns), f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+        table = embed(extractor, dataset.select(rows), rows.start, record, folder)
+    except ValueError as error:
+        if shard is None:
+            raise
+        raise ValueError(f"shard {shard}, which begins at row {rows.start}: {error}") from error
+    seconds = time.perf_counter() - start
+    write_table(table, args.output)
+    width = table.schema.field("feature").type.list_size
+    print(
+        f"Wrote {args.output}: {len(table):,} features of {width} numbers in {seconds:.1f} s "
+        f"({len(table) / seconds:.0f} {extractor.modality.plural} per second)"
+    )

@@ -4,15 +4,23 @@ For clusters of other tools: give the labels of the last epoch and of this one, 
 be in the same order in all files; -1 is noise. A .npy file is memory-mapped, so that its size does not matter.
 
   hf-plr refine --previous epoch1.npy --current epoch2.npy --output refined.parquet
+
+Labels of many samples may lie in folders of shard files, as `hf-plr cluster` writes them; what is shard by shard in the
+order of the names must label the same samples. The output is then a folder with a .parquet file per shard, and the
+refined labels are those of one file with all samples, while memory holds one shard and the occupied cells:
+
+  hf-plr refine --previous refined/1 --current clusters/2 --output refined/2
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import numpy as np
 
+from hf_plr.jobs.refinement import LabelShards, check_same_samples, refine_shards
 from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
 from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner, adjusted_rand, cooccurrence
 
@@ -22,7 +30,7 @@ SHOWN_EVENTS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `hf-plr refine`."""
-    files = parser.add_argument_group("files (.npy, .csv or .parquet)")
+    files = parser.add_argument_group("files (.npy, .csv or .parquet), or folders of such files")
     files.add_argument(
         "--previous", required=True, nargs="+", metavar="FILE",
         help="labels of the epoch before; of several epochs for --space joint, oldest first",
@@ -58,15 +66,18 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, TypeError, OSError: if the files or the options do not fit.
     """
-    check_output(args.output, args.overwrite)  # before the work
-    files = [LabelFile.open(path, args.column) for path in (*args.previous, args.current)]
-    _check_same_samples(files)
-    refiner = PseudoLabelRefiner.from_preset(args.preset, **_collect_options(args, len(files)))
-    labelings = [file.labels for file in files]
-    table = cooccurrence(*labelings)
-    cells = refiner.refine_cells(table)
-    write_labels(args.output, files, cells, overwrite=args.overwrite)
-    print(describe_refinement(cells))
+    epochs = [*args.previous, args.current]
+    refiner = PseudoLabelRefiner.from_preset(args.preset, **_collect_options(args, len(epochs)))
+    if any(os.path.isdir(epoch) for epoch in epochs):
+        shards = LabelShards(epochs, args.column)
+        print(describe_refinement(refine_shards(shards, refiner, args.output, args.overwrite)))
+    else:
+        check_output(args.output, args.overwrite)  # before the work
+        files = [LabelFile.open(path, args.column) for path in epochs]
+        check_same_samples(files)
+        cells = refiner.refine_cells(cooccurrence(*(file.labels for file in files)))
+        write_labels(args.output, files, cells, overwrite=args.overwrite)
+        print(describe_refinement(cells))
     print(f"\nWrote {args.output}")
 
 
@@ -81,29 +92,6 @@ def _collect_options(args: argparse.Namespace, generations: int) -> dict[str, An
     elif "n_clusters" in options and "distance_threshold" not in options:
         options["distance_threshold"] = None
     return {**options, "generations": generations}
-
-
-def _check_same_samples(files: list[LabelFile]) -> None:
-    current = files[-1]
-    for file in files[:-1]:
-        if len(file.labels) != len(current.labels):
-            raise ValueError(
-                f"{file.path} has {len(file.labels):,} labels but {current.path} has {len(current.labels):,}: "
-                "they must label the same samples in the same order"
-            )
-        if file.index is not None and current.index is not None and not np.array_equal(file.index, current.index):
-            row = int(np.argmax(file.index != current.index))
-            raise ValueError(
-                f"{file.path} and {current.path} are not in the same order: in row {row} their index is "
-                f"{file.index[row]} and {current.index[row]}"
-            )
-        if file.spans is not None and current.spans is not None and not np.array_equal(file.spans, current.spans):
-            row = int(np.argmax((file.spans != current.spans).any(axis=1)))
-            raise ValueError(
-                f"{file.path} and {current.path} label other segments: in row {row} they start at "
-                f"{file.spans[row, 0]:g} and {current.spans[row, 0]:g} s, and end at {file.spans[row, 1]:g} and "
-                f"{current.spans[row, 1]:g} s"
-            )
 
 
 def describe_refinement(cells: CellRefinement) -> str:

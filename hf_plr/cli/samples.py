@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_plr.data.media_kinds import Kind
-    from hf_plr.data.sample_store import SampleStore
     from hf_plr.features.extractor import FeatureExtractor
     from hf_plr.modality import Modality
     from hf_plr.training_args import PLRTrainingArguments
@@ -64,28 +63,25 @@ def check_output(args: argparse.Namespace, content: str) -> None:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
 
 
-def open_samples(
+def load_samples(
     args: argparse.Namespace,
     find_modality: Callable[[Dataset, str, PLRTrainingArguments], Modality],
     settings: dict[str, Any],
     kind: Kind | None = None,
-    extract: bool = True,
-) -> tuple[FeatureExtractor, SampleStore]:
-    """Open the samples, and load the backbone; returns the extractor and the store.
+) -> tuple[FeatureExtractor, Dataset]:
+    """Load the data set and the backbone; returns the extractor and the data set.
 
     Args:
         args: the arguments of `add_sample_arguments`, and batch_size.
         find_modality: makes the modality from (data set, name of the model, arguments).
         settings: further training arguments.
         kind: "image" or "audio", where a folder may hold both; None for what is more.
-        extract: features of all samples are asked for next; False only decodes samples that nobody has decoded yet.
     """
     from accelerate import Accelerator
 
     from hf_plr.data.loader import StoreLoader
     from hf_plr.data.loading import choose_split, load_splits
     from hf_plr.features.extractor import FeatureExtractor
-    from hf_plr.features.first_pass import KeptFeatures, check_samples
     from hf_plr.training_args import PLRTrainingArguments
 
     dataset = choose_split(load_splits(args.dataset, args.dataset_config_name, kind), args.dataset, args.split)
@@ -93,10 +89,7 @@ def open_samples(
         output_dir=".", skip_unreadable=args.skip_unreadable, report_to="none", **settings
     )
     modality = find_modality(dataset, args.model, training)
-    store = modality.open(dataset, label_column=None, label_names={})
     accelerator = Accelerator()
     model = modality.model.to(accelerator.device)
-    loader, kept = StoreLoader(training, modality.collate), KeptFeatures()
-    extractor = FeatureExtractor(model, modality, accelerator, args.batch_size, loader, progress=True, kept=kept)
-    check_samples(extractor, store, extract=extract)
-    return extractor, store
+    loader = StoreLoader(training, modality.collate)
+    return FeatureExtractor(model, modality, accelerator, args.batch_size, loader, progress=True), dataset

@@ -24,7 +24,7 @@ from hf_plr.cli.samples import (
     add_sample_arguments,
     add_segment_arguments,
     check_output,
-    open_samples,
+    load_samples,
     segment_settings,
 )
 
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_plr.data.audio_store import AudioStore
     from hf_plr.data.columns import check_column, find_audio_column
     from hf_plr.data.sample_store import encode_labels
+    from hf_plr.features.first_pass import check_samples
     from hf_plr.modality import AudioModality
     from hf_plr.units.encoder import UnitEncoder, write_units
 
@@ -91,7 +92,9 @@ def run(args: argparse.Namespace) -> None:
         return modality
 
     settings = segment_settings(args) | {"max_seconds": args.max_seconds}
-    extractor, store = open_samples(args, find_modality, settings, "audio", extract=False)
+    extractor, dataset = load_samples(args, find_modality, settings, "audio")
+    store = extractor.modality.open(dataset, label_column=None, label_names={})
+    check_samples(extractor, store, extract=False)
     assert isinstance(store, AudioStore)
     start = time.perf_counter()
     if is_by_speaker and not speakers:

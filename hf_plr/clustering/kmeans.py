@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -107,9 +108,9 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
         """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
-        rows = _Rows(as_features(features), self.spherical, self.device)
+        rows = Rows(as_features(features), self.spherical, self.device)
         with block_threads(rows.device), exact_products(rows.device):
-            labels, _ = _assign(rows, self.cluster_centers_)
+            labels, _ = assign_rows(rows, self.cluster_centers_)
         return labels.cpu().numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -133,50 +134,67 @@ class KMeans(ClusterMixin, BaseEstimator):
             self.cluster_centers_ = centers
 
     def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
-        all_rows = _Rows(as_features(features), self.spherical, self.device)
+        all_rows = Rows(as_features(features), self.spherical, self.device)
         with block_threads(all_rows.device):
             return self._fit_rows(all_rows, accelerator)
 
-    def _fit_rows(self, all_rows: _Rows, accelerator: Accelerator | None) -> KMeans:
+    def _fit_rows(self, all_rows: Rows, accelerator: Accelerator | None) -> KMeans:
         start, total = locate_rows(accelerator, len(all_rows))
         if not 1 <= self.n_clusters <= total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
         fit_rows = all_rows
-        if self.fit_samples is not None and self.fit_samples < total:
-            if self.fit_samples < self.n_clusters:
-                raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
-            positions = _draw_sample(total, self.fit_samples, self.seed + 1)
+        positions = self.draw_fit_positions(total)
+        if positions is not None:
             local = positions[(positions >= start) & (positions < start + len(all_rows))] - start
-            fit_rows = _Rows(all_rows.take(local), self.spherical, self.device)
-        centers = self._init_centers(all_rows, start, total, accelerator)
+            fit_rows = Rows(all_rows.take(local), self.spherical, self.device)
+        centers = self.init_centers(all_rows, start, total, accelerator)
         with exact_products(all_rows.device):
-            centers = self._iterate(fit_rows, centers, accelerator)
-            labels, scores = _assign(all_rows, centers)
+            centers = self.iterate_rows(fit_rows, centers, accelerator)
+            labels, scores = assign_rows(all_rows, centers)
         self.cluster_centers_ = centers
         self.labels_ = labels.cpu().numpy()
         self.inertia_ = float(sum_all(accelerator, to_exact(all_rows.distances(scores)).sum()))
         return self
 
-    def _iterate(self, rows: _Rows, centers: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
+    def iterate_rows(self, rows: Rows, centers: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
         """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
         total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
         squares = float(sum_all(accelerator, to_exact(rows.lengths()).square().sum()))
         sums = ClusterSums(self.n_clusters, centers.shape[1], total, largest, centers.device)
         labels: torch.Tensor | None = None
+
+        def sum_clusters(centers: torch.Tensor) -> ClusterSums:
+            nonlocal labels
+            labels_before = labels
+            labels, scores = assign_rows(rows, centers)
+            update_sums(sums, rows, labels, labels_before)
+            all_sums = sums.all_reduce(accelerator)
+            _refill_empty(all_sums, rows, labels, scores, accelerator)
+            return all_sums
+
+        return self.iterate_centers(sum_clusters, centers, squares, total)
+
+    def iterate_centers(
+        self, sum_clusters: Callable[[torch.Tensor], ClusterSums], centers: torch.Tensor, squares: float, total: int
+    ) -> torch.Tensor:
+        """Iterate Lloyd's algorithm over rows that lie anywhere; returns the last centers.
+
+        Args:
+            sum_clusters: sums all rows by their nearest of the centers (K, D), none of which is left empty.
+            centers: the first centers, float32 of shape (K, D).
+            squares: sum of the squared lengths of all rows.
+            total: number of rows.
+        """
         steps = range(1, self.max_iter + 1)
         for step in track(steps, "Clustering", len(steps), self.verbose):
             self.n_iter_ = step
-            labels_before = labels
-            labels, scores = _assign(rows, centers)
-            _update_sums(sums, rows, labels, labels_before)
-            all_sums = sums.all_reduce(accelerator)
-            mean = all_sums.sums.sum(dim=0) / total
+            sums = sum_clusters(centers)
+            mean = sums.sums.sum(dim=0) / total
             threshold = self.tol * max(squares / total - float(mean.square().sum()), 0.0) / len(mean)
-            _refill_empty(all_sums, rows, labels, scores, accelerator)
-            new_centers = all_sums.means()
+            new_centers = sums.means()
             if self.spherical:
                 new_centers = torch.nn.functional.normalize(new_centers, dim=1)
             shift = (new_centers - to_exact(centers)).square().sum(dim=1).mean().item()
@@ -185,21 +203,46 @@ class KMeans(ClusterMixin, BaseEstimator):
                 break
         return centers
 
-    def _init_centers(self, rows: _Rows, start: int, total: int, accelerator: Accelerator | None) -> torch.Tensor:
-        shape = (self.n_clusters, rows.features.shape[1])
+    def init_centers(
+        self, rows: Sliceable, start: int, total: int, accelerator: Accelerator | None = None
+    ) -> torch.Tensor:
+        """Initialise the centers: float32 of shape (K, D), on the device of the products.
+
+        Args:
+            rows: this process's rows.
+            start: position of the first of them among all.
+            total: number of rows of all processes.
+            accelerator: connects the processes.
+
+        Raises:
+            ValueError: if `init` does not fit.
+        """
+        shape = (self.n_clusters, rows.width)
         if isinstance(self.init, str):
             if self.init not in ("warm", "k-means++"):
                 raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
             last_centers = getattr(self, "cluster_centers_", None)
             if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
                 return last_centers.to(rows.device, torch.float32)
-            positions = _draw_sample(total, min(total, self._seeding_samples()), self.seed)
+            positions = draw_positions(total, min(total, self._seeding_samples()), self.seed)
             local = positions[(positions >= start) & (positions < start + len(rows))] - start
             return draw_seeds(rows.take(local), self.n_clusters, self.seed, accelerator)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != shape:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
+
+    def draw_fit_positions(self, total: int) -> torch.Tensor | None:
+        """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all.
+
+        Raises:
+            ValueError: if there are fewer than clusters.
+        """
+        if self.fit_samples is None or self.fit_samples >= total:
+            return None
+        if self.fit_samples < self.n_clusters:
+            raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
+        return draw_positions(total, self.fit_samples, self.seed + 1)
 
     def _seeding_samples(self) -> int:
         """Size of the sample for k-means++, at least K; the work grows with its product with K."""
@@ -216,12 +259,30 @@ def compute_block_height(device: torch.device, n_columns: int) -> int:
 Blocks = Iterator[tuple[slice, torch.Tensor]]
 
 
-class _Rows:
+class Sliceable(Protocol):
+    """Rows (N, D) of which some can be taken into memory.
+
+    Attributes:
+        width: columns D.
+        device: device of the products.
+    """
+
+    width: int
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def take(self, positions: torch.Tensor) -> torch.Tensor:
+        """Take the rows at these ascending positions into memory, divided by their norms if clusters are spherical."""
+
+
+class Rows:
     """Features (N, D) in blocks of float32, divided by their norms where `unit` is True."""
 
     def __init__(self, features: torch.Tensor, unit: bool, device: str | torch.device | None):
         self.features = features
         self.unit = unit
+        self.width = features.shape[1]
         self.device = features.device if device is None else torch.device(device)
         self.norms = torch.empty(len(features), device=self.device)
         self.share_blocks(self._compute_norms)
@@ -271,7 +332,7 @@ class _Rows:
         return (self.lengths().square() - 2.0 * scores).clamp_(min=0.0)
 
 
-def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def assign_rows(rows: Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Assign each row to its nearest center, with the score x c - |c|^2 / 2.
 
     Returns:
@@ -299,7 +360,7 @@ def _assign(rows: _Rows, centers: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return labels, best
 
 
-def _update_sums(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_before: torch.Tensor | None) -> None:
+def update_sums(sums: ClusterSums, rows: Rows, labels: torch.Tensor, labels_before: torch.Tensor | None) -> None:
     """Update sums of clusters: add all rows the first time, later move those whose label has changed."""
     if labels_before is None:
 
@@ -322,37 +383,56 @@ def _update_sums(sums: ClusterSums, rows: _Rows, labels: torch.Tensor, labels_be
 
 
 def _refill_empty(
-    sums: ClusterSums, rows: _Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
+    sums: ClusterSums, rows: Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
 ) -> None:
     """Refill every empty cluster with the farthest sample that the largest clusters can spare."""
-    counts = sums.counts.cpu().numpy().copy()
-    empties = np.flatnonzero(counts == 0)
+    empties, wanted = find_empty_clusters(sums)
     if not len(empties):
         return
+    start, _ = locate_rows(accelerator, len(rows))
+    clusters = labels.cpu().numpy()
+    offered = np.flatnonzero(wanted[clusters])
+    distances = rows.distances(scores).cpu().numpy()
+    own = take_farthest(clusters[offered], distances[offered], start + offered, wanted)
+    columns = [np.concatenate(parts) for parts in zip(*gather_objects(accelerator, own), strict=True)]
+    from_clusters, _, positions = take_farthest(columns[0], columns[1], columns[2], wanted)
+    local = positions - start
+    is_own = (local >= 0) & (local < len(rows))
+    moved_rows = torch.zeros(len(local), rows.width, device=rows.device)
+    moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
+    moved_rows = sum_all(accelerator, moved_rows)
+    move_to_empty(sums, moved_rows, from_clusters, empties)
+
+
+def find_empty_clusters(sums: ClusterSums) -> tuple[np.ndarray, np.ndarray]:
+    """Find the empty clusters, and how many rows of each cluster are wanted for them, shape (K,): of the largest.
+
+    The empty clusters are in the order in which they get rows that are ordered by their clusters.
+    """
+    counts = sums.counts.cpu().numpy().copy()
+    empties = np.flatnonzero(counts == 0)
     donors = np.empty_like(empties)
     for i, empty in enumerate(empties):
         donors[i] = counts.argmax()
         counts[donors[i]] -= 1
         counts[empty] += 1
-    wanted = np.bincount(donors, minlength=len(counts))
-
-    start, _ = locate_rows(accelerator, len(rows))
-    clusters = labels.cpu().numpy()
-    offered = np.flatnonzero(wanted[clusters])
-    distances = rows.distances(scores).cpu().numpy()
-    own = _take_farthest(clusters[offered], distances[offered], start + offered, wanted)
-    columns = [np.concatenate(parts) for parts in zip(*gather_objects(accelerator, own), strict=True)]
-    from_clusters, _, positions = _take_farthest(columns[0], columns[1], columns[2], wanted)
-    local = positions - start
-    is_own = (local >= 0) & (local < len(rows))
-    moved_rows = torch.zeros(len(local), rows.features.shape[1], device=rows.device)
-    moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
-    moved_rows = sum_all(accelerator, moved_rows)
-    sums.add(moved_rows, torch.from_numpy(from_clusters), sign=-1)
-    sums.add(moved_rows, torch.from_numpy(empties[donors.argsort(kind="stable")]))
+    return empties[donors.argsort(kind="stable")], np.bincount(donors, minlength=len(counts))
 
 
-def _take_farthest(
+def move_to_empty(sums: ClusterSums, rows: torch.Tensor, from_clusters: np.ndarray, empties: np.ndarray) -> None:
+    """Move one row to each empty cluster.
+
+    Args:
+        sums: of all rows, changed in place.
+        rows: the moved rows, shape (n, D), ordered by their clusters.
+        from_clusters: their clusters, shape (n,).
+        empties: the empty clusters, as `find_empty_clusters` orders them.
+    """
+    sums.add(rows, torch.from_numpy(from_clusters), sign=-1)
+    sums.add(rows, torch.from_numpy(empties))
+
+
+def take_farthest(
     clusters: np.ndarray, distances: np.ndarray, positions: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the farthest samples of each cluster, `wanted` (K,) of them, ordered by cluster and from far to near."""
@@ -363,6 +443,6 @@ def _take_farthest(
     return clusters[taken], distances[taken], positions[taken]
 
 
-def _draw_sample(total: int, size: int, seed: int) -> torch.Tensor:
+def draw_positions(total: int, size: int, seed: int) -> torch.Tensor:
     """Draw positions without replacement, ascending."""
     return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(total, size, replace=False)))

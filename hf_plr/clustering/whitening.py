@@ -57,10 +57,16 @@ def draw_rows_to_fit(rows: torch.Tensor, accelerator: Accelerator | None = None,
         float64 of shape (m, D) on the CPU of every process, m at most 16,384 or 16 D.
     """
     start, total = locate_rows(accelerator, len(rows))
-    size = min(total, max(FIT_ROWS, FIT_ROWS_PER_DIMENSION * rows.shape[1]))
-    positions = np.sort(np.random.default_rng(seed).choice(total, size, replace=False))
+    positions = draw_positions_to_fit(total, rows.shape[1], seed)
     local = positions[(positions >= start) & (positions < start + len(rows))] - start
     return gather_rows(accelerator, rows[torch.from_numpy(local).to(rows.device)]).cpu().double()
+
+
+def draw_positions_to_fit(total: int, width: int, seed: int = 0) -> np.ndarray:
+    """Draw the ascending positions of the rows, of `total` rows with `width` columns, that a whitening is fitted on."""
+    size = min(total, max(FIT_ROWS, FIT_ROWS_PER_DIMENSION * width))
+    positions: np.ndarray = np.sort(np.random.default_rng(seed).choice(total, size, replace=False))
+    return positions
 
 
 @torch.no_grad()

@@ -346,7 +346,7 @@ class SampleStore(TorchDataset, ABC):
         if self.segments is not None:
             digest.update(np.ascontiguousarray(self.segments).tobytes())
         for value in self._read_column(spread_rows(len(self._column), DIGEST_ROWS)):
-            _add_content(digest, value)
+            add_content(digest, value)
         return digest.hexdigest()[:16]
 
 
@@ -389,7 +389,7 @@ def list_stored_paths(column: Dataset, name: str) -> list[str] | None:
     return paths
 
 
-def _add_content(digest: Any, stored: Any) -> None:
+def add_content(digest: Any, stored: Any) -> None:
     """Add the bytes of a stored image or recording to a digest, from the column or block by block from its file."""
     if not isinstance(stored, dict):
         digest.update(np.asarray(stored).tobytes())

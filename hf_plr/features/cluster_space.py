@@ -138,7 +138,8 @@ def make_cluster_space(args: PLRTrainingArguments, has_views: bool, model: torch
     """
     if not has_views and args.cluster_space == "white" and args.whitening_shrinkage is None:
         raise ValueError("cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by")
-    name = args.cluster_space if has_views or args.cluster_space == "white" else "centered"
+    is_sought = args.labels is None and (has_views or args.cluster_space == "white")
+    name = args.cluster_space if is_sought else "centered"
     return ClusterSpace(name, args.whitening_shrinkage, args.feature_dir, args.seed, is_untrained(model))
 
 

@@ -105,6 +105,7 @@ def write_model_card(
         dataset=escape_markdown(Path(dataset).name if dataset and os.path.exists(dataset) else dataset or ""),
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
+        given_labels=escape_markdown(getattr(args, "labels", None) or ""),
         last_labels=summary.last_labels,
         clusters=summary.cluster_facts(),
         plot=PLOT_FILE if len(summary.cluster_sizes) else None,

@@ -14,19 +14,32 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_plr.pseudo_labels.data_record import DataRecord, read_record
 from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
 
-READERS: dict[str, Callable[[str], Any]] = {
-    ".npy": lambda path: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too
-    ".csv": pd.read_csv,
-    ".parquet": pd.read_parquet,
-}
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
 INDEX_COLUMN = "index"
 SPAN_COLUMNS = ("start", "end")
+CELL_COLUMN = "cell"
 BLOCK_ROWS = 1 << 18  # rows that are written together
+
+
+def _read_parquet(path: str, column: str | None) -> pd.DataFrame:
+    """Read the columns that are needed, and all of them where the labels have no known name."""
+    names = pq.read_schema(path).names
+    labels = LABEL_COLUMN if column is None else column
+    if labels not in names:
+        return pd.read_parquet(path)
+    return pd.read_parquet(path, columns=[n for n in names if n in (INDEX_COLUMN, *SPAN_COLUMNS, labels)])
+
+
+READERS: dict[str, Callable[[str, str | None], Any]] = {  # of a path and the name of the column of labels
+    ".npy": lambda path, _: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too
+    ".csv": lambda path, _: pd.read_csv(path),
+    ".parquet": _read_parquet,
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +51,14 @@ class LabelFile:
         labels: integers, -1 = noise, shape (N,); memory-mapped if the file is a .npy.
         index: column "index" if it exists: row of the data set per sample, shape (N,).
         spans: columns "start" and "end" if they exist beside "index": seconds of segments, float64 (N, 2).
+        record: what a .parquet file tells of the data set of its samples, if it does.
     """
 
     path: str
     labels: np.ndarray
     index: np.ndarray | None
     spans: np.ndarray | None = None
+    record: DataRecord | None = None
 
     @classmethod
     def open(cls, path: str, column: str | None = None) -> LabelFile:
@@ -62,8 +77,11 @@ class LabelFile:
         kind = _validate_kind(path)
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist")
+        record = None
         try:
-            content: Any = READERS[kind](path)
+            content: Any = READERS[kind](path, column)
+            if kind == ".parquet":
+                record = read_record(pq.read_schema(path))
         except Exception as error:  # numpy, pandas and pyarrow raise a dozen kinds for damaged files
             raise ValueError(f"{path} cannot be read as {kind[1:]}: {error}") from error
         if kind == ".npy":
@@ -81,7 +99,7 @@ class LabelFile:
             raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
         labels = _validate_labels(path, f"column {name!r}", frame[name].to_numpy())
         index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
-        return cls(path, labels, index, None if index is None else _find_spans(frame))
+        return cls(path, labels, index, None if index is None else _find_spans(frame), record)
 
 
 def _validate_kind(path: str) -> str:
@@ -146,7 +164,14 @@ def check_output(path: str, overwrite: bool = False) -> None:
         raise FileNotFoundError(f"the folder of {path} does not exist")
 
 
-def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overwrite: bool = False) -> None:
+def write_labels(
+    path: str,
+    files: list[LabelFile],
+    cells: CellRefinement,
+    overwrite: bool = False,
+    first_row: int | None = None,
+    has_cells: bool = False,
+) -> None:
     """Write refined labels, a block of samples at a time.
 
     A .npy gets the labels; a .csv or .parquet the columns index, start and end (if the input has them), label,
@@ -157,6 +182,9 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
         files: labels before refinement, oldest first.
         cells: refinement of their cells.
         overwrite: True to replace an existing file.
+        first_row: row of the first sample in the data set, for the column index where the input has none; None leaves
+            it out then.
+        has_cells: True for a column cell, the position of each sample's cell in `cells`.
 
     Raises:
         OSError, ValueError: as `check_output`.
@@ -164,22 +192,26 @@ def write_labels(path: str, files: list[LabelFile], cells: CellRefinement, overw
     check_output(path, overwrite)
     kind = _validate_kind(path)
     temporary = f"{path}.tmp{kind}"
+
+    def build(rows: slice) -> pd.DataFrame:
+        return _build_frame(files, cells, rows, first_row, has_cells)
+
     try:
         if kind == ".npy":
             _write_npy(temporary, files, cells)
         elif kind == ".csv":
             for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
                 is_first = rows.start == 0
-                _build_frame(files, cells, rows).to_csv(
-                    temporary, mode="w" if is_first else "a", header=is_first, index=False
-                )
+                build(rows).to_csv(temporary, mode="w" if is_first else "a", header=is_first, index=False)
         else:
-            schema = pa.Schema.from_pandas(_build_frame(files, cells, slice(0, 0)), preserve_index=False)
+            schema = pa.Schema.from_pandas(build(slice(0, 0)), preserve_index=False)
             if files[-1].index is not None:  # empty rows do not show its type
                 schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
+            if files[-1].record is not None:
+                schema = schema.with_metadata({**(schema.metadata or {}), **files[-1].record.metadata()})
             with pq.ParquetWriter(temporary, schema) as writer:
                 for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
-                    table = pa.Table.from_pandas(_build_frame(files, cells, rows), schema=schema, preserve_index=False)
+                    table = pa.Table.from_pandas(build(rows), schema=schema, preserve_index=False)
                     writer.write_table(table)
         os.replace(temporary, path)
     finally:
@@ -194,10 +226,15 @@ def _write_npy(path: str, files: list[LabelFile], cells: CellRefinement) -> None
     output.flush()
 
 
-def _build_frame(files: list[LabelFile], cells: CellRefinement, rows: slice) -> pd.DataFrame:
+def _build_frame(
+    files: list[LabelFile], cells: CellRefinement, rows: slice, first_row: int | None, has_cells: bool
+) -> pd.DataFrame:
     cell = cells.table.locate(*(file.labels[rows] for file in files))
-    index = files[-1].index
-    columns = {} if index is None else {INDEX_COLUMN: index[rows]}
+    index, columns = files[-1].index, {}
+    if index is not None:
+        columns[INDEX_COLUMN] = index[rows]
+    elif first_row is not None:
+        columns[INDEX_COLUMN] = np.arange(first_row + rows.start, first_row + rows.stop)
     if files[-1].spans is not None:
         columns |= dict(zip(SPAN_COLUMNS, files[-1].spans[rows].T, strict=True))
     return pd.DataFrame(
@@ -207,5 +244,6 @@ def _build_frame(files: list[LabelFile], cells: CellRefinement, rows: slice) -> 
             "previous_label": np.asarray(files[-2].labels[rows]).astype(np.int64),
             "current_label": np.asarray(files[-1].labels[rows]).astype(np.int64),
             "confidence": cells.confidence[cell].astype(np.float32),
+            **({CELL_COLUMN: cell.astype(np.int32)} if has_cells else {}),
         }
     )

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate import Accelerator
-
 from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers, make_ensemble
+from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.clustering.reciprocal import share_neighborhoods
+from hf_plr.pseudo_labels.given_labels import GivenStage
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
@@ -65,10 +65,17 @@ def select_clusterers(
         clusterer: the user's own, which replaces the named one; gives a single labeling.
         refiner: the user's own, which replaces the named preset; "auto" then gives a single labeling.
 
+    Returns:
+        The clusterers; none where the labels are given.
+
     Raises:
         ValueError: if there are fewer samples than clusters, or the clusterer cannot be made finer.
         TypeError: if the user's own has no `fit_predict`.
     """
+    if args.labels is not None:
+        if clusterer is not None or refiner is not None:
+            raise ValueError(f"labels={args.labels!r} are neither clustered nor refined: pass no clusterer or refiner")
+        return []
     if clusterer is not None:
         if (args.num_labelings or 1) != 1:
             raise ValueError(f"num_labelings={args.num_labelings} needs a clusterer by name, not one of your own")
@@ -99,25 +106,30 @@ def make_labelings(
     args: PLRTrainingArguments,
     clusterers: Sequence[Clusterer],
     refiner: PseudoLabelRefiner | None,
-    accelerator: Accelerator,
     n_samples: int,
-    holder: AllLabels | None = None,
+    holder: AllLabels,
+    given: GivenStage | None = None,
 ) -> list[Labeling]:
-    """Make one labeling per clusterer, each with a refiner of its own.
+    """Make one labeling per clusterer, each with a refiner of its own; or one of given labels.
 
     Args:
         args: settings of refinement and objective.
         clusterers: output of `select_clusterers`.
         refiner: the user's own, which replaces the named preset; copies of it refine further labelings.
-        accelerator: connects the processes.
         n_samples: number of training samples N.
-        holder: knows whose labels each process holds; None for those of all samples.
+        holder: knows whose labels each process holds, and connects the processes.
+        given: stage of given labels; None where clusterers make them.
 
     Raises:
-        ValueError: if there is one sample only, or the refiner's soft labels cannot be targets.
+        ValueError: if there are fewer samples than clusters, or than two, or the refiner's soft labels are no targets.
     """
     if n_samples < 2:
         raise ValueError(f"{n_samples} sample cannot be clustered: give two or more, better hundreds")
+    if given is not None:
+        return [Labeling(given, args.confidence_power)]
+    n_clusters = clusterers[0].get_params().get("n_clusters")
+    if isinstance(n_clusters, int) and n_clusters > n_samples:
+        raise ValueError(f"num_clusters={n_clusters} but only {n_samples} samples can be read")
     labelings = []
     for i, clusterer in enumerate(clusterers):
         further = _make_further_refiner(args, i) if refiner is None else copy.deepcopy(refiner)
@@ -125,7 +137,7 @@ def make_labelings(
             clusterer,
             refiner if refiner is not None and i == 0 else further,
             refine_start_epoch=args.refine_start_epoch,
-            accelerator=accelerator,
+            accelerator=holder.accelerator,
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,
             ensemble=make_ensemble(clusterer, n_samples, args.seed + i) if further.takes_members else None,
@@ -134,3 +146,21 @@ def make_labelings(
         labelings.append(Labeling(stage, args.confidence_power))
     share_neighborhoods([each for labeling in labelings for each in labeling.stage.clusterers])
     return labelings
+
+
+def describe_labelings(labelings: Sequence[Labeling], space: str, args: PLRTrainingArguments) -> str:
+    """Describe what is clustered into what, and how it is refined, in a line.
+
+    Args:
+        labelings: the labelings.
+        space: the space in which clusters are sought, in words.
+        args: the arguments, with the refinement.
+    """
+    stage = labelings[0].stage
+    if isinstance(stage, GivenStage):
+        return stage.describe()
+    numbers = [labeling.stage.clusterer.get_params().get("n_clusters") for labeling in labelings]
+    sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
+    words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(labelings)} labelings"
+    kind = describe_clusterer(stage.clusterer)["class"]
+    return f"{words} by {kind} in {space}, refinement {resolve_preset(args)}"

@@ -29,7 +29,7 @@ from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
-from hf_plr.training_args import BaseTrainingArguments
+from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
 
@@ -142,6 +142,19 @@ def check_output_dir(args: OutputArguments) -> None:
     if list_checkpoints(folder):
         raise ValueError(
             f"{folder} holds an unfinished run: --resume_from_checkpoint resumes it, --overwrite starts anew"
+        )
+
+
+def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> None:
+    """Reject labels of all rows of the data for a part of the rows.
+
+    Raises:
+        ValueError: if both `labels` and `max_samples` are given.
+    """
+    if args.labels is not None and recipe.max_samples is not None:
+        raise ValueError(
+            f"--max_samples {recipe.max_samples} draws some rows, but --labels tells of all by their numbers: leave it "
+            "out; rows without a label are in no cluster"
         )
 
 

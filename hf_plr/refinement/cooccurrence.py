@@ -45,6 +45,36 @@ class CooccurrenceTable:
     counts: np.ndarray
     first_member: np.ndarray
 
+    @classmethod
+    def from_cells(cls, labels: npt.ArrayLike, counts: npt.ArrayLike, first_member: npt.ArrayLike) -> CooccurrenceTable:
+        """Make the table that `cooccurrence` gives from its cells, as a database counts them.
+
+        Args:
+            labels: integer labels of each cell, oldest labeling first, -1 = noise, shape (cells, labelings); each cell
+                once, in any order.
+            counts: samples per cell, at least 1, shape (cells,).
+            first_member: smallest sample index per cell, shape (cells,).
+
+        Raises:
+            TypeError: if labels are not integers.
+            ValueError: if shapes do not fit, a label is below -1, a count below 1, or a cell occurs again.
+        """
+        cells, counts, first = np.asarray(labels), np.asarray(counts), np.asarray(first_member)
+        if cells.ndim != 2 or cells.shape[1] < 2 or counts.shape != first.shape or counts.shape != cells.shape[:1]:
+            raise ValueError(
+                f"labels of shape {cells.shape} need shape (cells, labelings), counts {counts.shape} and first_member "
+                f"{first.shape} as many"
+            )
+        if len(counts) and counts.min() < 1:
+            raise ValueError(f"counts must be at least 1, but {counts.min()} is among them")
+        ids = tuple(list_cluster_ids(column) for column in cells.T)
+        codes = [np.where(c == NOISE, NOISE, np.searchsorted(i, c)) for i, c in zip(ids, cells.T, strict=True)]
+        order = np.lexsort(codes[::-1])
+        table = cls(ids, np.stack(codes, axis=1)[order].astype(np.int32), counts[order], first[order])
+        if not (np.diff(table.codes, axis=0) != 0).any(axis=1).all():
+            raise ValueError("a cell occurs more than once: count all its samples together")
+        return table
+
     def __len__(self) -> int:
         return len(self.counts)
 

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
+from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.clusters import score_table
 from hf_plr.evaluation.label_free import describe_collapse
+from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, cooccurrence
@@ -61,29 +64,37 @@ def take_snapshot(labels: PseudoLabels, holder: AllLabels) -> Snapshot | None:
     )
 
 
-def locate_prototypes(labels: np.ndarray, own: slice, holder: AllLabels) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the clusters of all samples, ascending, and the place among them of each own sample's, -1 = noise.
+def average_labels(
+    labels: PseudoLabels, features: CenteredFeatures, holder: AllLabels
+) -> tuple[np.ndarray, ClusterMeans]:
+    """Ids of the clusters of all samples, ascending, and the mean features of their members.
 
     Args:
-        labels: label of each sample that this process holds.
-        own: where its own ones are among them.
+        labels: the labels that this process holds.
+        features: features of its own samples.
         holder: adds up what the processes hold; called on every process.
     """
-    ids = holder.count(labels)[0]
-    ids, of_own = ids[ids != NOISE], labels[own]
-    return ids, np.where(of_own != NOISE, np.searchsorted(ids, of_own), NOISE)
+    ids, own = holder.count(labels.labels)[0], labels.labels[holder.own(features.part)]
+    ids = ids[ids != NOISE]
+    places = torch.from_numpy(np.where(own != NOISE, np.searchsorted(ids, own), NOISE))
+    return ids, average_clusters(features.rows, places.to(features.rows.device), len(ids), holder.accelerator)
 
 
-def describe_labels(labelings: Sequence[PseudoLabels], plural: str, stages: list[dict[str, float]]) -> str:
+def describe_labels(
+    labelings: Sequence[PseudoLabels], plural: str, stages: list[dict[str, float]], source: str | None = None
+) -> str:
     """Describe the last labels in a line.
 
     Args:
         labelings: the labels of each labeling, the reported one first.
         plural: what samples are called.
         stages: metrics of the stages so far.
+        source: file or folder of labels that were given; None for those of stages.
     """
     labels, *others = labelings
     words = f"{labels.n_clusters} clusters, {labels.noise_share:.1%} of the {plural} in none"
+    if source is not None:
+        return f"{words}; given by {source}, the same in all epochs"
     agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
     if agreement is not None:
         words += f", adjusted Rand index {agreement:.2f} with the epoch before"

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.clustering.checks import NotFiniteError
-from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
+from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.data.columns import check_dataset
 from hf_plr.data.streaming import open_stream
@@ -23,11 +23,12 @@ from hf_plr.evaluation.label_free import LABEL_FREE_SCORES
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
+from hf_plr.pseudo_labels import presets
+from hf_plr.pseudo_labels.given_labels import open_given_stage
 from hf_plr.pseudo_labels.holding import make_holder
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.pair_term import make_pair_term
-from hf_plr.pseudo_labels.presets import make_labelings, resolve_preset, select_clusterers
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
@@ -35,9 +36,9 @@ from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.label_results import (
+    average_labels,
     collect_columns,
     describe_labels,
-    locate_prototypes,
     score_labels,
     take_snapshot,
     warn_of_collapse,
@@ -118,8 +119,11 @@ class PLRTrainer(BaseTrainer):
     ):
         args = check_arguments(PLRTrainingArguments, args, model, kwargs)
         train_dataset = open_stream(train_dataset, args)
-        is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
-        clusterers = [] if is_cut else select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
+        clusterers = []
+        if (
+            args.segment_seconds is None or clusterer is not None
+        ):  # else reading tells into how many samples they are cut
+            clusterers = presets.select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
         super().__init__(
             model,
             args,
@@ -133,7 +137,7 @@ class PLRTrainer(BaseTrainer):
         )
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
-        self._given = clusterers, clusterer, refiner
+        self._chosen = clusterers, clusterer, refiner
         has_views = augmentation is not None or args.augmentation != "none"
         self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
@@ -147,15 +151,13 @@ class PLRTrainer(BaseTrainer):
     def adapt_to_samples(self) -> None:
         """Make the labelings, their prototypes and the sampler, for as many samples as there are."""
         args, n_samples = self.args, len(self.train_dataset)
-        clusterers, clusterer, refiner = self._given
-        clusterers = clusterers or select_clusterers(args, n_samples, clusterer, refiner)
-        n_clusters = clusterers[0].get_params().get("n_clusters")
-        if isinstance(n_clusters, int) and n_clusters > n_samples:
-            raise ValueError(f"num_clusters={n_clusters} but only {n_samples} {self.modality.plural} can be read")
+        clusterers, clusterer, refiner = self._chosen
+        clusterers = clusterers or presets.select_clusterers(args, n_samples, clusterer, refiner)
         self.n_label_shards = select_label_shards(args, n_samples, self.views)
         self._holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
         self._feature_source.keeps_own = self.n_label_shards > 1
-        self.labelings = make_labelings(args, clusterers, refiner, self.accelerator, n_samples, self._holder)
+        self._given = open_given_stage(args, self.train_dataset, self.modality.column, self._holder)
+        self.labelings = presets.make_labelings(args, clusterers, refiner, n_samples, self._holder, self._given)
         memory = PrototypeMemory(args.temperature, args.prototype_momentum)
         self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
@@ -201,6 +203,8 @@ class PLRTrainer(BaseTrainer):
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
+        if self._given is not None:
+            self.keep_labels(epoch)
         self.cluster_objective.to(self.args.device)
         if isinstance(self._sampler, ShardSampler):
             self._sampler.set_bounds(self.extractor.split(self.train_dataset, self.n_label_shards))
@@ -224,16 +228,12 @@ class PLRTrainer(BaseTrainer):
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
-        parameters = [labeling.stage.clusterer.get_params() for labeling in self.labelings]
-        numbers = [each.get("n_clusters") for each in parameters]
-        sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
-        words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(self.labelings)} labelings"
-        kind = describe_clusterer(self.labelings[0].stage.clusterer)["class"]
-        return f"{words} by {kind} in {self.cluster_space.describe()}, refinement {resolve_preset(self.args)}"
+        return presets.describe_labelings(self.labelings, self.cluster_space.describe(), self.args)
 
     def needs_new_labels(self, epoch: int) -> bool:
-        """True but for a resumed epoch, which keeps the labels that it had."""
-        return not (self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch)
+        """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
+        is_resumed = self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch
+        return not (is_resumed if self._given is None else self.has_labels)
 
     def keep_labels(self, epoch: int) -> None:
         """Let this epoch train on the labels of the one before."""
@@ -356,7 +356,8 @@ class PLRTrainer(BaseTrainer):
                     raise
                 return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
             step, epoch = self.state.global_step, self.state.epoch or 0.0
-            if not is_of_training and epoch % 1 == 0 and step < self.state.max_steps:
+            has_next = not is_of_training and self._given is None  # a stage that takes the features over
+            if has_next and epoch % 1 == 0 and step < self.state.max_steps:
                 self._ahead = step, features
             return super().label_free_scores() | self.labelings[0].score(features)
 
@@ -397,7 +398,7 @@ class PLRTrainer(BaseTrainer):
         parts = {
             "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
             "refiner": self.labelings[0].stage.refiner.settings(),
-            "refinement": resolve_preset(self.args),
+            "refinement": presets.resolve_preset(self.args),
             "num_labelings": len(self.labelings),
             "label_shards": self.n_label_shards if self.n_label_shards > 1 else None,
         }
@@ -414,10 +415,7 @@ class PLRTrainer(BaseTrainer):
         self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
         extracted = self._extract_now()
         features = center_features(extracted, self.accelerator, out=extracted)
-        own = self._holder.own(features.part)
-        ids, targets = locate_prototypes(self.labelings[0].pseudo_labels.labels, own, self._holder)
-        targets_on_device = torch.from_numpy(targets).to(features.rows.device)
-        means = average_clusters(features.rows, targets_on_device, len(ids), self.accelerator)
+        ids, means = average_labels(self.labelings[0].pseudo_labels, features, self._holder)
         if self.is_world_process_zero():
             prototypes, center = means.directions.cpu().numpy(), features.center.cpu().numpy()
             write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes, ids, center)
@@ -450,8 +448,9 @@ class PLRTrainer(BaseTrainer):
         if labels is None:
             return summary
         of_all = [labeling.pseudo_labels for labeling in self.labelings]
+        source = None if self._given is None else self._given.source
         return dataclasses.replace(
             summary,
-            last_labels=describe_labels(of_all, self.modality.plural, summary.stages),
+            last_labels=describe_labels(of_all, self.modality.plural, summary.stages, source),
             cluster_sizes=labels.sizes,
         )

@@ -26,6 +26,13 @@ class PLRTrainingArguments(BaseTrainingArguments):
         ValueError: if a value is outside its range, naming the argument.
     """
 
+    labels: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on the labels in this file or folder, as hf-plr cluster and hf-plr refine write them, in "
+            "all epochs, and neither cluster nor refine. Samples without a label there are in no cluster."
+        },
+    )
     clusterer: Clusterer = field(
         default="kmeans",
         metadata={
@@ -124,3 +131,5 @@ class PLRTrainingArguments(BaseTrainingArguments):
         if self.whitening_shrinkage is not None and self.cluster_space != "white":
             value, space = self.whitening_shrinkage, self.cluster_space
             raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
+        if self.labels is not None and (self.num_labelings or 1) != 1:
+            raise ValueError(f"num_labelings={self.num_labelings} has no effect on given labels: leave it out")

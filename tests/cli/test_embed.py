@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from helpers.tiny import deep_images, image_trainer, tiny_vit
@@ -11,7 +13,9 @@ from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
+from hf_plr.jobs.embedding import Embedder
 from hf_plr.models.vision import small_vit_processor
+from hf_plr.pseudo_labels.data_record import read_record
 from hf_plr.report.outputs import write_metrics
 
 
@@ -120,3 +124,80 @@ def test_a_checkpoint_and_adapters_have_the_features_of_the_run(make_trainer, so
         assert main(["embed", "--model", str(folder), "--dataset", data, "--output", str(file)]) == 0
         found = np.stack(pd.read_parquet(file)["feature"])
         np.testing.assert_allclose(found, trainer.extract_features().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["images", "files", "sounds"])
+def test_shards_together_are_the_whole(
+    make_trainer, make_sound_trainer, some_digits, some_sounds, tmp_path, kind, capsys
+):
+    if kind == "sounds":
+        trainer = make_sound_trainer(PLRTrainer, num_train_epochs=1)
+        data, options, n = write(some_sounds, tmp_path / "data"), ["--batch_size", "8", "--segment_seconds", "0.4"], 83
+    elif kind == "images":
+        trainer, data, options, n = make_trainer(num_train_epochs=1), write(some_digits, tmp_path / "data"), [], 203
+    else:  # whose names are relative to the folder of all, also where a shard has one folder alone
+        trainer, data, options, n = make_trainer(num_train_epochs=1), str(tmp_path / "data"), [], 40
+        for row in range(n):
+            folder = tmp_path / "data" / ("b" if row % 2 else "a")
+            folder.mkdir(parents=True, exist_ok=True)
+            some_digits[row]["image"].save(folder / f"{row:03d}.png")
+    trainer.save_model()
+    out, shards = tmp_path / "whole.parquet", tmp_path / "shards"
+    command = ["embed", "--model", trainer.args.output_dir, "--dataset", data, *options]
+    assert main([*command, "--output", str(out)]) == 0
+    for shard in (2, 0, 1):
+        assert main([*command, "--shard", f"{shard}/3", "--output", str(shards)]) == 0
+    whole = pd.read_parquet(out)
+    files = sorted(shards.iterdir())
+    assert [file.name for file in files] == [f"shard-0000{i}-of-00003.parquet" for i in range(3)]
+    parts = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    np.testing.assert_allclose(np.stack(parts.pop("feature")), np.stack(whole.pop("feature")), atol=1e-5)
+    pd.testing.assert_frame_equal(parts, whole)
+    assert parts["index"].nunique() == n
+    assert ("start" in parts) == (kind == "sounds")
+    assert (kind != "files") or parts["file"][0] == "a/000.png"
+    records = {read_record(pq.read_schema(file)) for file in (out, *files)}
+    assert {record.rows for record in records} == {n}
+    assert len(records) == 1
+
+    files[1].unlink()
+    before = files[0].stat().st_mtime_ns
+    capsys.readouterr()
+    for shard in range(3):
+        assert main([*command, "--shard", f"{shard}/3", "--skip_existing", "--output", str(shards)]) == 0
+    assert capsys.readouterr().out.count("Kept") == 2
+    assert files[0].stat().st_mtime_ns == before
+    assert files[1].exists()
+    assert main([*command, "--shard", "0/3", "--output", str(shards)]) == 2
+    assert "give --overwrite to replace it" in capsys.readouterr().err
+
+
+def test_shards_that_do_not_fit_are_named(some_digits, tmp_path, capsys):
+    tiny_vit().save_pretrained(tmp_path / "model")
+    small_vit_processor(16).save_pretrained(tmp_path / "model")
+    command = ["embed", "--model", str(tmp_path / "model"), "--dataset", write(some_digits, tmp_path / "data")]
+    command += ["--output", str(tmp_path / "out")]
+    for options, message in (
+        (["--shard", "0/300"], "--shard 0/300 has no rows"),
+        (["--shard", "3/3"], "so the last of 3 is 2/3"),
+        (["--skip_existing"], "--skip_existing needs --shard"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_an_embedder_maps_tables(make_trainer, some_digits, tmp_path):
+    trainer = make_trainer(num_train_epochs=1, pooling="mean")
+    trainer.save_model()
+    write_metrics(tmp_path / "out" / "metrics.json", trainer.summary(), seconds=1.0)
+    digits = some_digits.flatten_indices().data.table
+    table = digits.append_column("index", pa.array(range(1000, 1203)))
+    embedder = Embedder(trainer.args.output_dir, batch_size=64)
+    parts = [embedder(table.slice(50, 20)), embedder(table.slice(7, 3))]
+    assert parts[0]["index"].to_pylist() == list(range(1050, 1070))
+    assert parts[1]["index"].to_pylist() == [1007, 1008, 1009]
+    found = np.stack(parts[0]["feature"].to_pylist())
+    np.testing.assert_allclose(found, trainer.extract_features().numpy()[50:70], atol=1e-5)
+    with pytest.raises(ValueError, match="needs a column 'index'"):
+        embedder(digits)

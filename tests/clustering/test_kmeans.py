@@ -142,14 +142,14 @@ def test_blocks_of_one_height_give_the_same(blobs, monkeypatch, spherical):
     monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {})
     monkeypatch.setattr("hf_plr.clustering.kmeans.LARGEST_BLOCK_ROWS", 300)
     heights = set()
-    read = kmeans_module._Rows._read
+    read = kmeans_module.Rows._read
 
     def record(self, span, height):
         block = read(self, span, height)
         heights.add(len(block))
         return block
 
-    monkeypatch.setattr(kmeans_module._Rows, "_read", record)
+    monkeypatch.setattr(kmeans_module.Rows, "_read", record)
     padded = KMeans(20, spherical=spherical).fit(blobs)
     assert heights == {300}  # 2,000 is no multiple
     np.testing.assert_array_equal(padded.labels_, expected.labels_)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import adjusted_rand_score
 
-from hf_plr.refinement import adjusted_rand, cooccurrence
+from hf_plr.refinement import CooccurrenceTable, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import Positions
 
 generations = st.tuples(st.integers(1, 50), st.integers(2, 4)).flatmap(
@@ -122,3 +122,33 @@ def test_positions_of_keys(keys, by_table):
     asked = np.arange(-3, 50)
     expected = [int(np.searchsorted(ascending, key)) if key in keys else -1 for key in asked]
     assert position(asked).tolist() == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4))
+def test_a_table_of_counted_cells_is_that_of_the_samples(seed, n_labelings):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([-1, 0, 3, 4, 900], (n_labelings, 40))
+    expected = cooccurrence(*labels)
+    with_noise = [np.append(ids, -1) for ids in expected.ids]  # a code of -1 is the last
+    cells = np.stack([ids[column] for ids, column in zip(with_noise, expected.codes.T, strict=True)], axis=1)
+    order = rng.permutation(len(cells))
+    table = CooccurrenceTable.from_cells(cells[order], expected.counts[order], expected.first_member[order])
+    for name in ("codes", "counts", "first_member"):
+        np.testing.assert_array_equal(getattr(table, name), getattr(expected, name))
+        assert getattr(table, name).dtype == getattr(expected, name).dtype
+    np.testing.assert_array_equal(table.locate(*labels), expected.locate(*labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts", "message"),
+    [
+        ([[0, 1], [0, 1]], [1, 2], "a cell occurs more than once"),
+        ([[0, 1], [1, 1]], [1, 0], "counts must be at least 1"),
+        ([[0, -2]], [1], "must be -1"),
+        ([[0], [1]], [1, 1], "need shape"),
+        ([[0, 1]], [1, 1], "need shape"),
+    ],
+)
+def test_cells_that_do_not_fit_are_refused(labels, counts, message):
+    with pytest.raises(ValueError, match=message):
+        CooccurrenceTable.from_cells(labels, counts, np.zeros(len(counts), int))

@@ -1,0 +1,197 @@
+"""Features of parts of a data set, as tables whose rows are numbered in the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from datasets import Dataset
+
+from hf_plr.data.loader import StoreLoader
+from hf_plr.data.media_columns import expose_media, flatten_nested
+from hf_plr.data.sample_store import list_stored_paths, select_undecoded
+from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.features.first_pass import KeptFeatures, check_samples
+from hf_plr.jobs.feature_files import BLOCK_BYTES, FEATURE_COLUMN
+from hf_plr.modality import find_modality
+from hf_plr.pseudo_labels.data_digest import record_data
+from hf_plr.pseudo_labels.data_record import DataRecord
+from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, SPAN_COLUMNS
+from hf_plr.training_args import PLRTrainingArguments
+
+RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
+PATH_ROWS = 1 << 16  # rows whose paths are in memory together
+SEGMENT_SETTINGS: dict[str, type] = {"segment_seconds": float, "segment_overlap": float}
+
+
+class Embedder:
+    """Function of tables of samples to tables of their features, for engines that map over tables.
+
+    The backbone is loaded at the first table and held, so that a worker makes one embedder and calls it many times:
+    `ray.data.read_parquet(files).map_batches(Embedder, fn_constructor_args=["out"], batch_format="pyarrow",
+    concurrency=8)`.
+
+    Args:
+        model: folder or Hub id of the backbone; of a run, its pooling, layer and segments are those of the run.
+        batch_size: images, or seconds of sound, that are computed together.
+        **settings: arguments of `PLRTrainingArguments`, such as `pooling` or `skip_unreadable`. Give `pixel_range` for
+            images of more than 8 bits where the backbone does not keep one: else each worker finds its own.
+    """
+
+    def __init__(self, model: str, batch_size: int = 256, **settings: Any):
+        self.model = model
+        self.batch_size = batch_size
+        self.settings = read_run_settings(model) | settings
+        self._extractor: FeatureExtractor | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Compute features.
+
+        Args:
+            table: a column of images or recordings, as `datasets` stores it, or of bytes or paths; and a column index
+                of their rows in the whole data set.
+
+        Returns:
+            One row per sample with the columns that `hf-plr embed` writes.
+
+        Raises:
+            ValueError: if there is no column index of integers, or samples cannot be read.
+        """
+        if INDEX_COLUMN not in table.column_names or not pa.types.is_integer(table.schema.field(INDEX_COLUMN).type):
+            raise ValueError(f"the table needs a column {INDEX_COLUMN!r}: the row of each sample in the whole data set")
+        rows = table[INDEX_COLUMN].to_numpy()
+        dataset = expose_media(Dataset(table.drop_columns([INDEX_COLUMN])), os.getcwd())
+        if self._extractor is None:
+            args = PLRTrainingArguments(output_dir=".", report_to="none", disable_tqdm=True, **self.settings)
+            modality = find_modality(dataset, self.model, args)
+            accelerator = Accelerator()
+            backbone = modality.model.to(accelerator.device)
+            loader = StoreLoader(args, modality.collate)
+            self._extractor = FeatureExtractor(backbone, modality, accelerator, self.batch_size, loader)
+        features = embed(self._extractor, dataset)
+        position = features.schema.get_field_index(INDEX_COLUMN)
+        index = pa.array(rows[features[INDEX_COLUMN].to_numpy()], pa.int64())
+        return features.set_column(position, INDEX_COLUMN, index)
+
+
+def embed(
+    extractor: FeatureExtractor,
+    dataset: Dataset,
+    first_row: int = 0,
+    record: DataRecord | None = None,
+    folder: str | None = None,
+) -> pa.Table:
+    """Compute the features of a data set, or of a contiguous part of one.
+
+    Args:
+        extractor: holds the backbone.
+        dataset: the samples.
+        first_row: row of the first of them in the whole data set.
+        record: the whole data set, for the metadata of the table.
+        folder: folder that files are named relative to; None names them as the data set does.
+
+    Returns:
+        One row per sample, by index and for segments by start: index (row of the whole data set), file if that is
+        known, start and end in seconds for segments, and feature, a list of D floats.
+
+    Raises:
+        ValueError: if samples cannot be read.
+    """
+    store = extractor.modality.open(dataset, label_column=None, label_names={})
+    extractor = dataclasses.replace(extractor, kept=KeptFeatures())
+    check_samples(extractor, store)
+    features = extractor.extract_all(store).cpu().numpy()
+    rows, segments = store.rows + first_row, store.segments
+    paths = list_stored_paths(store.undecoded_column, extractor.modality.column)
+    starts = np.zeros(len(rows)) if segments is None else segments[:, 0]
+    order = np.lexsort((starts, rows))  # a store of recordings is ordered by length
+    columns: dict[str, pa.Array] = {INDEX_COLUMN: pa.array(rows[order], pa.int64())}
+    if paths is not None:
+        files = (paths[store.rows[position]] for position in order)
+        columns["file"] = pa.array([file if folder is None else os.path.relpath(file, folder) for file in files])
+    if segments is not None:
+        columns |= dict(zip(SPAN_COLUMNS, (pa.array(each, pa.float64()) for each in segments[order].T), strict=True))
+    flat = pa.array(np.ascontiguousarray(features[order]).reshape(-1), pa.float32())
+    columns[FEATURE_COLUMN] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    return pa.table(columns).replace_schema_metadata(None if record is None else record.metadata())
+
+
+def describe_data(dataset: Dataset, column: str) -> tuple[DataRecord, str | None]:
+    """Describe a whole data set: its record, and the folder around all its files, None where paths are not absolute.
+
+    Args:
+        dataset: the data set.
+        column: its column of images or recordings.
+    """
+    undecoded = select_undecoded(flatten_nested(dataset), column)
+    return record_data(undecoded, column), _find_folder(undecoded, column)
+
+
+def _find_folder(undecoded: Dataset, column: str) -> str | None:
+    """Find the innermost folder that holds the files of all rows: that of the first and the last path by alphabet."""
+    bounds: list[str] = []
+    arrow = undecoded.with_format("arrow")
+    for start in range(0, len(undecoded), PATH_ROWS):
+        values = arrow[start : start + PATH_ROWS][column]
+        if not pa.types.is_struct(values.type) or values.type.get_field_index("path") < 0:
+            return None
+        for chunk in values.chunks:
+            paths = chunk.field("path")
+            found = pc.min_max(paths).as_py()
+            if paths.null_count or not (os.path.isabs(found["min"]) and os.path.isabs(found["max"])):
+                return None
+            bounds = [min([*bounds, found["min"]]), max([*bounds, found["max"]])]
+    return os.path.commonpath([os.path.dirname(path) for path in bounds])
+
+
+def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
+    """Write the table of `embed` as parquet; the file is complete or does not exist."""
+    width = table.schema.field(FEATURE_COLUMN).type.list_size
+    pq.write_table(table, f"{path}.tmp", row_group_size=max(1, BLOCK_BYTES // (4 * width)))
+    os.replace(f"{path}.tmp", path)
+
+
+def read_run_settings(model: str) -> dict[str, Any]:
+    """Read how a backbone's run computed its features: from `metrics.json`, or from the state in a checkpoint.
+
+    Empty for a backbone without either.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    from hf_plr.report.outputs import METRICS_FILE
+    from hf_plr.trainer.checkpointing import STATE_FILE, load_state
+
+    folder = os.path.dirname(os.path.normpath(model)) if _is_adapter_of_run(model) else model
+    path = os.path.join(folder, METRICS_FILE)
+    if not os.path.isdir(model):
+        try:
+            path = hf_hub_download(model, METRICS_FILE)
+        except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError):
+            return {}
+    try:
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                settings = json.load(file)["settings"]
+        elif os.path.isfile(path := os.path.join(folder, STATE_FILE)):
+            settings = {name: value for name, value in load_state(folder)[1].items() if value is not None}
+        else:
+            return {}
+        kinds = RUN_SETTINGS | SEGMENT_SETTINGS
+        return {name: kind(settings[name]) for name, kind in kinds.items() if name in settings}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
+
+
+def _is_adapter_of_run(model: str) -> bool:
+    """True for the folder of adapters in the output folder of a run."""
+    from hf_plr.models.adapter_files import ADAPTER_FOLDER, is_adapter_folder
+
+    return os.path.basename(os.path.normpath(model)) == ADAPTER_FOLDER and is_adapter_folder(model)

@@ -1,0 +1,132 @@
+"""Refine labels in shard files: tables of shards add up, and each sample's label depends on its cell alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hf_plr.jobs.shards import list_files, name_by_file
+from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, write_cell_targets
+from hf_plr.pseudo_labels.data_record import merge_records
+from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
+from hf_plr.refinement import CellRefinement, CooccurrenceTable, PseudoLabelRefiner, cooccurrence
+
+ENDINGS = (".npy", ".csv", ".parquet")
+
+
+class LabelShards:
+    """Labels of two or more epochs in shard files, of which one shard is in memory at a time.
+
+    Args:
+        epochs: a folder of shard files, or one file, per epoch, oldest first. The shards of all epochs label the same
+            samples in the same order, one by one in the order of their names.
+        column: column with the labels, see `LabelFile.open`.
+
+    Attributes:
+        paths: the files of each shard, oldest epoch first.
+
+    Raises:
+        ValueError, FileNotFoundError: if epochs differ in the number of their shards, or have none.
+    """
+
+    def __init__(self, epochs: Sequence[str], column: str | None = None):
+        files = [list_files([epoch], ENDINGS, "labels") for epoch in epochs]
+        for epoch, of_epoch in zip(epochs[:-1], files[:-1], strict=True):
+            if len(of_epoch) != len(files[-1]):
+                raise ValueError(
+                    f"{epoch} has {len(of_epoch)} files of labels and {epochs[-1]} has {len(files[-1])}: shards must "
+                    "label the same samples, one by one"
+                )
+        self.paths = list(zip(*files, strict=True))
+        self._column = column
+
+    def __iter__(self) -> Iterator[tuple[int, list[LabelFile]]]:
+        """Iterate over shards: the number of samples before it, and its labels, oldest epoch first."""
+        first = 0
+        for paths in self.paths:
+            files = [LabelFile.open(path, self._column) for path in paths]
+            check_same_samples(files)
+            merge_records({file.path: file.record for file in files})
+            yield first, files
+            first += len(files[-1].labels)
+
+
+def refine_shards(
+    shards: LabelShards, refiner: PseudoLabelRefiner, folder: str, overwrite: bool = False
+) -> CellRefinement:
+    """Refine the labels of all shards together, and write a .parquet file per shard.
+
+    The files have the columns of `write_labels`, always with an index. Where targets are soft (assignment "soft"), they
+    have the column cell too, and the file of `write_cell_targets` is beside them.
+
+    Args:
+        shards: labels before refinement.
+        refiner: the refinement.
+        folder: folder of the output, which is made; its files are named as those of the current epoch.
+        overwrite: True to replace files.
+
+    Raises:
+        ValueError, TypeError, OSError: if files do not fit, naming them.
+    """
+    outputs = name_by_file([paths[-1] for paths in shards.paths], folder, ".parquet")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--output {folder} is a file: name a folder for labels in folders")
+    os.makedirs(folder, exist_ok=True)
+    for output in outputs:
+        check_output(output, overwrite)
+    tables = (cooccurrence(*(file.labels for file in files), offset=first) for first, files in shards)
+    cells = refiner.refine_cells(sum_tables(tables))
+    is_soft = refiner.assignment == "soft"
+    if is_soft:
+        write_cell_targets(folder, cells)
+    else:  # of an output that is replaced
+        Path(folder, CELL_TARGETS_FILE).unlink(missing_ok=True)
+    for output, (first, files) in zip(outputs, shards, strict=True):
+        write_labels(output, files, cells, overwrite, first_row=first, has_cells=is_soft)
+    return cells
+
+
+def sum_tables(tables: Iterator[CooccurrenceTable]) -> CooccurrenceTable:
+    """Sum the tables of shards in pairs of about equal size, so that a cell is not sorted once for each shard."""
+    pending: list[tuple[int, CooccurrenceTable]] = []  # number of shards in each sum, descending
+    for table in tables:
+        size = 1
+        while pending and pending[-1][0] == size:
+            table = pending.pop()[1] + table
+            size *= 2
+        pending.append((size, table))
+    total = pending.pop()[1]
+    while pending:
+        total = pending.pop()[1] + total
+    return total
+
+
+def check_same_samples(files: list[LabelFile]) -> None:
+    """Reject files of labels that are of other samples, or in another order.
+
+    Raises:
+        ValueError: naming two files and what differs.
+    """
+    current = files[-1]
+    for file in files[:-1]:
+        if len(file.labels) != len(current.labels):
+            raise ValueError(
+                f"{file.path} has {len(file.labels):,} labels but {current.path} has {len(current.labels):,}: "
+                "they must label the same samples in the same order"
+            )
+        if file.index is not None and current.index is not None and not np.array_equal(file.index, current.index):
+            row = int(np.argmax(file.index != current.index))
+            raise ValueError(
+                f"{file.path} and {current.path} are not in the same order: in row {row} their index is "
+                f"{file.index[row]} and {current.index[row]}"
+            )
+        if file.spans is not None and current.spans is not None and not np.array_equal(file.spans, current.spans):
+            row = int(np.argmax((file.spans != current.spans).any(axis=1)))
+            raise ValueError(
+                f"{file.path} and {current.path} label other segments: in row {row} they start at "
+                f"{file.spans[row, 0]:g} and {current.spans[row, 0]:g} s, and end at {file.spans[row, 1]:g} and "
+                f"{current.spans[row, 1]:g} s"
+            )

@@ -1,0 +1,290 @@
+"""Labels that jobs made beforehand, for a run without a stage of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.pseudo_labels.cell_targets import read_cell_targets
+from hf_plr.pseudo_labels.data_digest import record_data
+from hf_plr.pseudo_labels.data_record import DataRecord, merge_records
+from hf_plr.pseudo_labels.holding import AllLabels
+from hf_plr.pseudo_labels.label_files import CELL_COLUMN, INDEX_COLUMN, SPAN_COLUMNS, LabelFile
+from hf_plr.pseudo_labels.soft_targets import SoftTargets
+from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.refinement import NOISE, PseudoLabelRefiner
+from hf_plr.refinement.blending import SoftCells
+from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.utils.distributed import locate_rows
+
+CONFIDENCE_COLUMN = "confidence"
+COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN)  # beside those of `LabelFile`
+
+
+class GivenLabels:
+    """Labels, confidences and soft targets per sample; a clusterer that gives each sample its label.
+
+    Args:
+        labels: label per sample, -1 = noise, int64 of shape (N,).
+        confidence: confidence of each label in [0, 1], float32 of shape (N,).
+        source: file or folder that they are of.
+        soft: soft targets, or None where targets are hard.
+        target: with soft targets, the column of each sample's own cluster, -1 = none, shape (N,).
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        confidence: np.ndarray,
+        source: str,
+        soft: SoftTargets | None = None,
+        target: np.ndarray | None = None,
+    ):
+        self.labels = labels
+        self.confidence = confidence
+        self.source = source
+        self.soft = soft
+        self.target = target
+
+    @classmethod
+    def read(
+        cls, path: str, rows: np.ndarray, segments: np.ndarray | None, n_rows: int, record: DataRecord | None = None
+    ) -> GivenLabels:
+        """Read the labels of some samples; samples that the files do not tell of are noise.
+
+        Args:
+            path: a file of labels, or a folder of such files, of which only .parquet, .npy and .csv files are read. The
+                column index tells the row of the data set; a .npy file, and files without this column, count the rows
+                one after another.
+            rows: row of the data set of each sample, shape (N,).
+            segments: start and end in seconds of each sample, (N, 2); None where samples are whole.
+            n_rows: number of rows of the data set.
+            record: what is known of the data set; files that name another one are refused.
+
+        Raises:
+            FileNotFoundError: if nothing is there.
+            ValueError, TypeError: if files are damaged, or label other samples, naming them.
+        """
+        columns, with_index = _read_columns(path, record)
+        labels = columns["label"].to_numpy(np.int64)
+        if not with_index and len(labels) != (len(rows) if segments is not None else n_rows):
+            raise ValueError(f"{path} has {len(labels):,} labels, but the data set has {n_rows:,} rows")
+        index = columns[INDEX_COLUMN].to_numpy()
+        outside = (index < 0) | (index >= n_rows)
+        if outside.any():
+            raise ValueError(
+                f"{path} has a label of row {index[outside][0]}, but the data set has {n_rows:,} rows: the labels are "
+                "of other data"
+            )
+        position = _match(path, columns, rows, segments)
+        is_known = position >= 0
+        if not is_known.any():
+            raise ValueError(f"{path} has no label of any of the {len(rows):,} samples")
+
+        def spread(values: np.ndarray, missing: float) -> np.ndarray:
+            return np.where(is_known, values[position], missing).astype(values.dtype)
+
+        confidence = np.where(labels == NOISE, 0.0, 1.0)
+        if CONFIDENCE_COLUMN in columns:
+            confidence = columns[CONFIDENCE_COLUMN].to_numpy()
+            if not ((confidence >= 0) & (confidence <= 1)).all():
+                raise ValueError(f"{path}: confidences must be in [0, 1]")
+        given = cls(spread(labels, NOISE), spread(confidence.astype(np.float32), 0.0), path)
+        arrays = read_cell_targets(path) if os.path.isdir(path) else None
+        if arrays is not None:
+            if CELL_COLUMN not in columns:
+                raise ValueError(f"{path} has soft targets by cell, but its labels have no column {CELL_COLUMN!r}")
+            cell = spread(columns[CELL_COLUMN].to_numpy(np.int64), -1)
+            given.soft, given.target = _read_soft_targets(path, arrays, cell)
+        return given
+
+    def digest(self) -> str:
+        """Compute a text that differs between labels, for the settings of a run."""
+        digest = hashlib.sha256()
+        for array in (self.labels, self.confidence):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        if self.soft is not None:
+            for name, values in sorted(self.soft.state_dict().items()):
+                digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
+    def make_targets(self, min_confidence: float) -> tuple[np.ndarray, int, SoftTargets | None]:
+        """Make the targets of all samples.
+
+        Args:
+            min_confidence: samples of less confident labels have no loss.
+
+        Returns:
+            Position of each sample's prototype, -1 = none, int32 of shape (N,); the number of prototypes; and soft
+            targets, None where targets are hard.
+        """
+        is_doubtful = self.confidence < min_confidence
+        own = self.labels if self.target is None else self.target
+        own = np.where(is_doubtful, NOISE, own)
+        ids = np.unique(own[own != NOISE])
+        targets = np.where(own != NOISE, np.searchsorted(ids, own), NOISE).astype(np.int32)
+        if self.soft is None:
+            return targets, len(ids), None
+        cell = np.where(is_doubtful, len(self.soft.cells) - 1, self.soft.cell)  # the last one is empty
+        return targets, len(ids), SoftTargets(self.soft.cells.select_columns(ids), cell.astype(np.int32))
+
+    # ---- as a clusterer ----------------------------------------------------------------------------------------------
+
+    def fit_predict_shard(self, features: torch.Tensor, accelerator: Accelerator) -> np.ndarray:
+        """Return the labels of this process's samples, whatever their features (n, D)."""
+        start, _ = locate_rows(accelerator, len(features))
+        return self.labels[start : start + len(features)]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """A digest of the labels, by which a resumed run knows that they are the same."""
+        return {"digest": self.digest()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the labels are read again."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing."""
+
+
+class GivenStage(RefinementStage):
+    """Stage that hands out given labels as they are.
+
+    Args:
+        given: the labels.
+        holder: knows whose labels each process holds, and connects the processes.
+        min_confidence: samples of less confident labels keep these, but have no loss.
+    """
+
+    def __init__(self, given: GivenLabels, holder: AllLabels, min_confidence: float = 0.0):
+        super().__init__(given, PseudoLabelRefiner.from_preset("none"), 1, holder.accelerator, holder=holder)
+        self.given = given
+        self.targets, self.n_clusters, self.soft_targets = given.make_targets(min_confidence)
+        if self.n_clusters == 0:
+            raise ValueError(f"{given.source}: no sample has a label (min_confidence={min_confidence:g})")
+
+    def refine(self, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
+        """Make targets of the labels, which keep their numbers."""
+        self.refiner.load_state_dict(self.refiner.state_dict() | {"refined": clusters})  # whose numbers are continued
+        labels = super().refine(clusters, epoch, part, previous)
+        soft = self.soft_targets
+        return dataclasses.replace(
+            labels,
+            confidence=self.holder.hold(self.given.confidence[part]),
+            targets=self.holder.hold(self.targets[part]),
+            n_clusters=self.n_clusters,
+            soft_targets=None if soft is None else SoftTargets(soft.cells, self.holder.hold(soft.cell[part])),
+        )
+
+    @property
+    def source(self) -> str:
+        """File or folder of the labels."""
+        return self.given.source
+
+    def describe(self) -> str:
+        """Describe the labels in a line."""
+        return f"{self.n_clusters:,} as given by {self.source}"
+
+
+def open_given_stage(
+    args: PLRTrainingArguments, store: SampleStore, column: str, holder: AllLabels
+) -> GivenStage | None:
+    """Open the labels that the arguments name.
+
+    Args:
+        args: arguments with `labels` and `min_confidence`.
+        store: the samples to train on.
+        column: their column in the data set.
+        holder: knows whose labels each process holds, and connects the processes.
+
+    Returns:
+        None where the arguments name none.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: if the labels do not fit, naming their files.
+    """
+    if args.labels is None:
+        return None
+    data = store.undecoded_column
+    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record_data(data, column))
+    return GivenStage(given, holder, args.min_confidence)
+
+
+def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, bool]:
+    """Read index, label and what else is needed of all files; and whether they have an index of their own."""
+    if os.path.isdir(path):
+        files = sorted(str(each) for each in Path(path).iterdir() if each.suffix in (".parquet", ".npy", ".csv"))
+        if not files:
+            raise FileNotFoundError(f"the folder {path} has no files of labels (.parquet, .npy, .csv)")
+    elif os.path.isfile(path):
+        files = [path]
+    else:
+        raise FileNotFoundError(f"labels={path!r}: there is no such file or folder")
+    opened = [LabelFile.open(file) for file in files]
+    merge_records({"the data set": record} | {file.path: file.record for file in opened})
+    with_index = all(file.index is not None for file in opened)
+    if not with_index and any(file.index is not None for file in opened):
+        raise ValueError(f"{path}: some files have a column {INDEX_COLUMN!r}, and some have none")
+    frames = []
+    for file in opened:
+        frame = pd.DataFrame({"label": np.asarray(file.labels)})
+        if file.index is not None:
+            if file.index.dtype.kind not in "iu":
+                raise TypeError(f"{file.path}: column {INDEX_COLUMN!r} holds {file.index.dtype}, not rows of the data")
+            frame[INDEX_COLUMN] = file.index
+        if file.spans is not None:
+            frame[list(SPAN_COLUMNS)] = file.spans
+        if file.path.endswith(".parquet"):
+            names = [name for name in COLUMNS if name in pq.read_schema(file.path).names]
+            frame[names] = pq.read_table(file.path, columns=names).to_pandas()
+        frames.append(frame)
+    columns = pd.concat(frames, ignore_index=True)
+    if not with_index:
+        columns[INDEX_COLUMN] = np.arange(len(columns))
+    return columns, with_index
+
+
+def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndarray | None) -> np.ndarray:
+    """Find the position of each sample in the files, -1 where they do not tell of it, shape (N,)."""
+    has_spans = SPAN_COLUMNS[0] in columns
+    if has_spans != (segments is not None):
+        of_files, of_run = ("segments", "whole samples") if has_spans else ("whole samples", "segments")
+        raise ValueError(f"{path} has labels of {of_files}, but this run trains on {of_run}")
+    if segments is None:
+        keys, wanted = pd.Index(columns[INDEX_COLUMN]), pd.Index(rows)
+    else:
+        keys = pd.MultiIndex.from_arrays([columns[INDEX_COLUMN], columns[SPAN_COLUMNS[0]]])
+        wanted = pd.MultiIndex.from_arrays([rows, segments[:, 0]])
+    if not keys.is_unique:
+        raise ValueError(f"{path} has more than one label of row {keys[keys.duplicated()][0]}")
+    position: np.ndarray = keys.get_indexer(wanted)
+    return position
+
+
+def _read_soft_targets(path: str, arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:
+    """Make soft targets from the arrays of `write_cell_targets`; an empty cell is added for cells of -1."""
+    n_cells = len(arrays["codes"])
+    if cell.max() >= n_cells:
+        raise ValueError(f"{path} has a label of cell {cell.max()}, but soft targets of {n_cells} cells")
+    known = np.where(cell < 0, 0, cell).astype(np.int32)
+    soft = SoftTargets.from_state({**arrays, "cell": known}, len(cell), int(arrays["n_columns"][0])).cells
+    n_cases, n_parts = soft.shares_of_case.shape
+    cells = SoftCells(
+        np.vstack([soft.codes, np.zeros((1, n_parts), soft.codes.dtype)]),
+        np.append(soft.case, n_cases),
+        np.vstack([soft.shares_of_case, np.zeros(n_parts)]),
+        soft.bases,
+    )
+    target = np.append(arrays["target"], NOISE)
+    position = np.where(cell < 0, n_cells, cell).astype(np.int32)
+    return SoftTargets(cells, position), target[position]
