@@ -148,6 +148,17 @@ def make_labelings(
     return labelings
 
 
+def describe_settings(labelings: Sequence[Labeling], args: PLRTrainingArguments) -> dict[str, Any]:
+    """Describe clusterers and refiner, for the settings that a resumed run must share."""
+    clusterers = [describe_clusterer(labeling.stage.clusterer) for labeling in labelings]
+    return {
+        "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
+        "refiner": labelings[0].stage.refiner.settings(),
+        "refinement": resolve_preset(args),
+        "num_labelings": len(labelings),
+    }
+
+
 def describe_labelings(labelings: Sequence[Labeling], space: str, args: PLRTrainingArguments) -> str:
     """Describe what is clustered into what, and how it is refined, in a line.
 

@@ -16,7 +16,6 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.clustering.cluster_means import ClusterMeans
-from hf_plr.clustering.protocol import describe_clusterer
 from hf_plr.data.columns import check_dataset
 from hf_plr.data.streaming import open_stream
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES
@@ -394,14 +393,8 @@ class PLRTrainer(BaseTrainer):
 
     def run_settings(self) -> dict[str, Any]:
         """Settings of the run with those of clusterer and refiner."""
-        clusterers = [describe_clusterer(labeling.stage.clusterer) for labeling in self.labelings]
-        parts = {
-            "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
-            "refiner": self.labelings[0].stage.refiner.settings(),
-            "refinement": presets.resolve_preset(self.args),
-            "num_labelings": len(self.labelings),
-            "label_shards": self.n_label_shards if self.n_label_shards > 1 else None,
-        }
+        parts = presets.describe_settings(self.labelings, self.args)
+        parts |= {"label_shards": self.n_label_shards if self.n_label_shards > 1 else None}
         return super().run_settings() | as_stored(parts)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
