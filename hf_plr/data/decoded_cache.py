@@ -27,30 +27,36 @@ class DecodedCache:
     a sample after it has compared the two, once: so a kill at any moment, a crash of the machine or a damaged file
     leave samples that are decoded again, and never bytes that nobody has written.
 
-    Use `in_memory` or `in_file`. Memory is shared with workers that are forked, and written in no file.
+    Use `in_memory` or `in_file`. Memory is shared with workers, forked or not where the system has files in memory
+    (Linux), and written in no other file.
 
     Args:
         offsets: byte at which each of n samples begins, and behind them the end: n + 1 numbers, ascending.
-        path: the file of the bytes; None for memory.
+        paths: files of the bytes and of the marks; None for memory.
 
     Attributes:
+        paths: as given.
         content: all bytes, uint8 (size,), not to be written to.
     """
 
-    def __init__(self, offsets: Sequence[int] | np.ndarray, path: Path | None):
+    def __init__(self, offsets: Sequence[int] | np.ndarray, paths: tuple[str, str] | None):
         self.offsets = offsets
-        self.path = path
+        self.paths = paths
         size, n = int(offsets[-1]), len(offsets) - 1
-        self._files: tuple[int, int] | None = None
-        if path is None:
-            self._memory = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)
-            self._marks = np.frombuffer(mmap.mmap(-1, max(n, 1) * MARK.itemsize), MARK)[:n]
-            self.content = self._memory[:size]
+        sizes = max(size, 1), max(n, 1) * MARK.itemsize
+        self._files: list[int] | None = None  # of the bytes and of the marks
+        if paths is not None:
+            self._files = [_open(path, length) for path, length in zip(paths, sizes, strict=True)]
+        elif hasattr(os, "memfd_create"):
+            self._files = [os.memfd_create("decoded") for _ in sizes]
+            for file, length in zip(self._files, sizes, strict=True):
+                os.ftruncate(file, length)
+        if self._files is None:
+            maps = [mmap.mmap(-1, length) for length in sizes]
         else:
-            self._files = _open(path, size), _open(_name_marks(path), n * MARK.itemsize)
-            data, marks = (mmap.mmap(file, 0, access=mmap.ACCESS_READ) for file in self._files)
-            self.content = np.frombuffer(data, np.uint8)[:size]
-            self._marks = np.frombuffer(marks, MARK)[:n]
+            maps = [mmap.mmap(file, 0, access=mmap.ACCESS_READ) for file in self._files]
+        self.content = np.frombuffer(maps[0], np.uint8)[:size]
+        self._marks = np.frombuffer(maps[1], MARK)[:n]
         self._trusted = np.zeros(n, np.bool_)
         self._is_full = False  # the disk
 
@@ -79,13 +85,23 @@ class DecodedCache:
         path = Path(folder) / f"{name}-{digest}.bytes"
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_room(path, size)
-        return cls(offsets, path)
+        return cls(offsets, (str(path), str(path.with_suffix(".marks"))))
+
+    @property
+    def can_be_sent(self) -> bool:
+        """True if processes that are not forked can open it."""
+        return self._files is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Open the file again in a process that is not forked."""
-        if self.path is None:
-            raise TypeError("a cache in memory cannot be sent to another process")
-        return DecodedCache, (self.offsets, self.path)
+        """Open the same files in a process that is not forked, while this one lives.
+
+        Raises:
+            TypeError: if it is in memory that has no file.
+        """
+        if self._files is None:
+            raise TypeError("a cache in memory cannot be sent to another process here")
+        first, second = self.paths or (f"/proc/{os.getpid()}/fd/{file}" for file in self._files)
+        return DecodedCache, (self.offsets, (first, second))
 
     def __del__(self) -> None:
         for file in getattr(self, "_files", None) or ():
@@ -113,7 +129,7 @@ class DecodedCache:
             raise ValueError(f"sample {number} has {len(sample)} bytes, not {stop - start}")
         mark = _checksum(sample)
         if self._files is None:
-            self._memory[start:stop] = sample
+            self.content[start:stop] = sample
             self._marks[number] = mark
         elif not self._is_full:
             try:  # a memory map would end the process where the disk is full
@@ -121,28 +137,23 @@ class DecodedCache:
                 _write(self._files[1], memoryview(MARK.type(mark).tobytes()), number * MARK.itemsize)
             except OSError as error:
                 self._is_full = True
-                logger.warning("No more decoded samples are kept: %s cannot be written (%s).", self.path, error)
+                logger.warning("No more decoded samples are kept: %s.", error)
 
     def remove(self) -> None:
         """Remove the files; processes that have them open go on."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            _name_marks(self.path).unlink(missing_ok=True)
+        for path in self.paths or ():
+            Path(path).unlink(missing_ok=True)
 
 
 def _checksum(sample: np.ndarray) -> int:
     return zlib.crc32(sample.data) or 1  # zero is for what is not written
 
 
-def _name_marks(path: Path) -> Path:
-    return path.with_suffix(".marks")
-
-
-def _open(path: Path, size: int) -> int:
-    """Open a file of this many bytes, at least one; what is missing is zeros that take no room."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    if os.fstat(file).st_size != max(size, 1):
-        os.ftruncate(file, max(size, 1))
+def _open(path: str, size: int) -> int:
+    """Open a file of this many bytes; what is missing is zeros that take no room."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if os.fstat(file).st_size != size:
+        os.ftruncate(file, size)
     return file
 
 

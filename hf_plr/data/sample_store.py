@@ -124,9 +124,9 @@ class SampleStore(TorchDataset, ABC):
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but a cache in memory, for workers that are not forked."""
+        """Everything that a worker needs that is not forked."""
         state = vars(self) | {"_state": None, "_buffers": BatchBuffers()}
-        if self._cache is not None and self._cache.path is None:
+        if self._cache is not None and not self._cache.can_be_sent:
             state["_cache"] = None
         return state
 

@@ -60,6 +60,8 @@ def test_kept_samples_need_no_workers_unless_a_number_is_given(make_trainer, tmp
     monkeypatch.setattr("hf_plr.training_args.base.count_default_workers", lambda: 3)
     cached = make_trainer()
     assert cached.args.dataloader_num_workers == 3
+    assert loader.worker_settings(cached.args, cached.train_dataset)["num_workers"] == 3  # nothing is decoded yet
+    cached.check_samples()
     assert loader.worker_settings(cached.args, cached.train_dataset)["num_workers"] == 0
     assert cached.get_train_dataloader().num_workers == 0
     decoding = make_trainer(**DECODED_EACH_TIME)
