@@ -126,8 +126,10 @@ class PLRTrainer(BaseTrainer):
         check_sharding(self.accelerator, self.modality.model)
         n_samples = len(self.train_dataset)
         clusterers = clusterers or presets.select_clusterers(args, n_samples, clusterer, refiner)
-        self._given = open_given_stage(args, self.train_dataset, self.modality.column, self.accelerator)
-        self.labelings = presets.make_labelings(args, clusterers, refiner, self.accelerator, n_samples, self._given)
+        self._given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self.accelerator)
+        self.labelings = presets.make_labelings(
+            args, clusterers, refiner, self.accelerator, n_samples, self._given_stage
+        )
         self.cluster_objective = ClusterObjective(
             self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
         )
@@ -184,7 +186,7 @@ class PLRTrainer(BaseTrainer):
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
-        if self._given is not None:
+        if self._given_stage is not None:
             self.keep_labels(epoch)
         self.cluster_objective.to(self.args.device)
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
@@ -212,7 +214,7 @@ class PLRTrainer(BaseTrainer):
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
         is_resumed = self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch
-        return not (is_resumed if self._given is None else self.has_labels)
+        return not (is_resumed if self._given_stage is None else self.has_labels)
 
     def keep_labels(self, epoch: int) -> None:
         """Let this epoch train on the labels of the one before."""
@@ -348,7 +350,7 @@ class PLRTrainer(BaseTrainer):
                     raise
                 return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
             step, epoch = self.state.global_step, self.state.epoch or 0.0
-            has_next = not is_of_training and self._given is None  # a stage that takes the features over
+            has_next = not is_of_training and self._given_stage is None  # a stage that takes the features over
             if has_next and epoch % 1 == 0 and step < self.state.max_steps:
                 self._ahead = step, features
             return super().label_free_scores() | self.labelings[0].score(features)
@@ -440,8 +442,8 @@ class PLRTrainer(BaseTrainer):
             return ""
         noise = (labels.labels == NOISE).mean()
         words = f"{labels.n_clusters} clusters, {noise:.1%} of the {self.modality.plural} in none"
-        if self._given is not None:
-            return f"{words}; given by {self._given.source}, the same in all epochs"
+        if self._given_stage is not None:
+            return f"{words}; given by {self._given_stage.source}, the same in all epochs"
         agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
         if agreement is not None:
             words += f", adjusted Rand index {agreement:.2f} with the epoch before"
