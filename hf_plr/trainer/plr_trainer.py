@@ -126,10 +126,8 @@ class PLRTrainer(BaseTrainer):
         check_sharding(self.accelerator, self.modality.model)
         n_samples = len(self.train_dataset)
         clusterers = clusterers or presets.select_clusterers(args, n_samples, clusterer, refiner)
-        self._given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self.accelerator)
-        self.labelings = presets.make_labelings(
-            args, clusterers, refiner, self.accelerator, n_samples, self._given_stage
-        )
+        given = self._given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self.accelerator)
+        self.labelings = presets.make_labelings(args, clusterers, refiner, self.accelerator, n_samples, given)
         self.cluster_objective = ClusterObjective(
             self.labelings, PrototypeMemory(args.temperature, args.prototype_momentum)
         )
