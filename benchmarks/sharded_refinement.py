@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from hf_plr.jobs.shards import Shard
+from hf_plr.utils.shards import Shard
 
 CHURN = 0.3
 ANYWHERE = 0.25  # of the churn

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_images(folder: Path) -> Path:
     """Write scikit-learn's digits as parquet files of about 450 rows."""
     from hf_plr.data.example_data import digits
-    from hf_plr.jobs.shards import Shard
+    from hf_plr.utils.shards import Shard
 
     folder.mkdir(parents=True, exist_ok=True)
     table = digits().data.table

@@ -21,7 +21,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from hf_plr.jobs.shards import Shard, list_files, name_by_file
+from hf_plr.utils.shards import Shard, list_files, name_by_file
 
 if TYPE_CHECKING:
     import torch

@@ -30,7 +30,7 @@ from hf_plr.cli.samples import (
     load_samples,
     segment_settings,
 )
-from hf_plr.jobs.shards import Shard
+from hf_plr.utils.shards import Shard
 
 if TYPE_CHECKING:
     from hf_plr.data.media_kinds import Kind

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_plr.jobs.shards import list_files, name_by_file
 from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, write_cell_targets
 from hf_plr.pseudo_labels.data_record import merge_records
 from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
 from hf_plr.refinement import CellRefinement, CooccurrenceTable, PseudoLabelRefiner, cooccurrence
+from hf_plr.utils.shards import list_files, name_by_file
 
 ENDINGS = (".npy", ".csv", ".parquet")
 

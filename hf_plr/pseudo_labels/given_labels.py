@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.pseudo_labels.cell_targets import read_cell_targets
+from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, read_cell_targets
 from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord, merge_records
 from hf_plr.pseudo_labels.holding import AllLabels
@@ -26,7 +25,10 @@ from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import locate_rows
+from hf_plr.utils.serialization import name_file_in_errors, validate_array
+from hf_plr.utils.shards import list_files
 
+ENDINGS = (".parquet", ".npy", ".csv")
 CONFIDENCE_COLUMN = "confidence"
 COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN)  # beside those of `LabelFile`
 
@@ -73,7 +75,7 @@ class GivenLabels:
 
         Raises:
             FileNotFoundError: if nothing is there.
-            ValueError, TypeError: if files are damaged, or label other samples, naming them.
+            ValueError, TypeError: if files are damaged, shards are missing, or they label other samples, naming them.
         """
         columns, with_index = _read_columns(path, record)
         labels = columns["label"].to_numpy(np.int64)
@@ -105,7 +107,8 @@ class GivenLabels:
             if CELL_COLUMN not in columns:
                 raise ValueError(f"{path} has soft targets by cell, but its labels have no column {CELL_COLUMN!r}")
             cell = spread(columns[CELL_COLUMN].to_numpy(np.int64), -1)
-            given.soft, given.target = _read_soft_targets(path, arrays, cell)
+            with name_file_in_errors(os.path.join(path, CELL_TARGETS_FILE)):
+                given.soft, given.target = _make_soft_targets(arrays, cell)
         return given
 
     def digest(self) -> str:
@@ -222,14 +225,7 @@ def open_given_stage(
 
 def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, bool]:
     """Read index, label and what else is needed of all files; and whether they have an index of their own."""
-    if os.path.isdir(path):
-        files = sorted(str(each) for each in Path(path).iterdir() if each.suffix in (".parquet", ".npy", ".csv"))
-        if not files:
-            raise FileNotFoundError(f"the folder {path} has no files of labels (.parquet, .npy, .csv)")
-    elif os.path.isfile(path):
-        files = [path]
-    else:
-        raise FileNotFoundError(f"labels={path!r}: there is no such file or folder")
+    files = list_files([path], ENDINGS, "labels")
     opened = [LabelFile.open(file) for file in files]
     merge_records({"the data set": record} | {file.path: file.record for file in opened})
     with_index = all(file.index is not None for file in opened)
@@ -271,13 +267,16 @@ def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndar
     return position
 
 
-def _read_soft_targets(path: str, arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:
+def _make_soft_targets(arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:
     """Make soft targets from the arrays of `write_cell_targets`; an empty cell is added for cells of -1."""
-    n_cells = len(arrays["codes"])
+    n_columns = int(validate_array(arrays, "n_columns", "integers", (1,), 1)[0])
+    target = validate_array(arrays, "target", "integers", (None,), NOISE, n_columns - 1)
+    n_cells = len(target)
     if cell.max() >= n_cells:
-        raise ValueError(f"{path} has a label of cell {cell.max()}, but soft targets of {n_cells} cells")
+        raise ValueError(f"it has {n_cells} cells, but a label is of cell {cell.max()}")
+    validate_array(arrays, "codes", "integers", (n_cells, None), NOISE)
     known = np.where(cell < 0, 0, cell).astype(np.int32)
-    soft = SoftTargets.from_state({**arrays, "cell": known}, len(cell), int(arrays["n_columns"][0])).cells
+    soft = SoftTargets.from_state({**arrays, "cell": known}, len(cell), n_columns).cells
     n_cases, n_parts = soft.shares_of_case.shape
     cells = SoftCells(
         np.vstack([soft.codes, np.zeros((1, n_parts), soft.codes.dtype)]),
@@ -285,6 +284,5 @@ def _read_soft_targets(path: str, arrays: dict[str, np.ndarray], cell: np.ndarra
         np.vstack([soft.shares_of_case, np.zeros(n_parts)]),
         soft.bases,
     )
-    target = np.append(arrays["target"], NOISE)
     position = np.where(cell < 0, n_cells, cell).astype(np.int32)
-    return SoftTargets(cells, position), target[position]
+    return SoftTargets(cells, position), np.append(target, NOISE)[position]

@@ -155,8 +155,8 @@ class PLRTrainer(BaseTrainer):
         self.n_label_shards = select_label_shards(args, n_samples, self.views)
         self._holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
         self._feature_source.keeps_own = self.n_label_shards > 1
-        self._given = open_given_stage(args, self.train_dataset, self.modality.column, self._holder)
-        self.labelings = presets.make_labelings(args, clusterers, refiner, n_samples, self._holder, self._given)
+        self._given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self._holder)
+        self.labelings = presets.make_labelings(args, clusterers, refiner, n_samples, self._holder, self._given_stage)
         memory = PrototypeMemory(args.temperature, args.prototype_momentum)
         self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
@@ -202,7 +202,7 @@ class PLRTrainer(BaseTrainer):
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
-        if self._given is not None:
+        if self._given_stage is not None:
             self.keep_labels(epoch)
         self.cluster_objective.to(self.args.device)
         if isinstance(self._sampler, ShardSampler):
@@ -232,7 +232,7 @@ class PLRTrainer(BaseTrainer):
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
         is_resumed = self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch
-        return not (is_resumed if self._given is None else self.has_labels)
+        return not (is_resumed if self._given_stage is None else self.has_labels)
 
     def keep_labels(self, epoch: int) -> None:
         """Let this epoch train on the labels of the one before."""
@@ -355,7 +355,7 @@ class PLRTrainer(BaseTrainer):
                     raise
                 return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
             step, epoch = self.state.global_step, self.state.epoch or 0.0
-            has_next = not is_of_training and self._given is None  # a stage that takes the features over
+            has_next = not is_of_training and self._given_stage is None  # a stage that takes the features over
             if has_next and epoch % 1 == 0 and step < self.state.max_steps:
                 self._ahead = step, features
             return super().label_free_scores() | self.labelings[0].score(features)
@@ -441,7 +441,7 @@ class PLRTrainer(BaseTrainer):
         if labels is None:
             return summary
         of_all = [labeling.pseudo_labels for labeling in self.labelings]
-        source = None if self._given is None else self._given.source
+        source = None if self._given_stage is None else self._given_stage.source
         return dataclasses.replace(
             summary,
             last_labels=describe_labels(of_all, self.modality.plural, summary.stages, source),

@@ -151,3 +151,13 @@ def test_parts_of_a_stage(run_benchmark):
     assert list(found["parts"]) == ["whitening", "k-means", "ensemble", "2K and 4K", "consensus", "means"]
     assert all(part["seconds"] >= 0 and part["processor_seconds"] >= 0 for part in found["parts"].values())
     assert found["passes"] >= 1
+
+
+def test_refinement_over_shards_gives_the_labels_of_one_process(run_benchmark, tmp_path):
+    result = run_benchmark(
+        "sharded_refinement", "--samples", "5000", "--clusters", "20", "--shards", "3", "--directory", str(tmp_path)
+    )
+    assert result["same_labels"] is True
+    assert result["shards_summary"] == result["one_summary"]
+    assert result["shards_summary"].startswith("5,000 samples in")
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from hf_plr.models.vision import small_vit_processor
 TRAINING = ["--use_cpu", "true", "--disable_tqdm", "true", "--report", "no", "--per_device_train_batch_size", "32"]
 N = 120
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # some twenty programs, one after another
 
 
 @pytest.fixture

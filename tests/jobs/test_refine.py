@@ -115,6 +115,13 @@ def test_it_needs_no_torch_and_replaces_nothing_unasked(folders, tmp_path):
     assert read_cell_targets(tmp_path / "out") is None
 
 
+def test_what_a_killed_process_left_is_no_shard(folders, tmp_path):
+    (tmp_path / "1" / "shard-00001-of-00003.parquet.tmp.parquet").write_bytes(b"incomplete")
+    command = ["refine", "--previous", folders[0], "--current", folders[1], "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
 def test_the_data_set_that_the_files_name_is_passed_on(folders, tmp_path):
     record = DataRecord(900, "abc")
     for path in (tmp_path / "1").iterdir():

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.runs import StopAt, assert_same_run, weights
+from safetensors.numpy import load_file, save_file
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
@@ -126,6 +127,28 @@ def test_soft_targets_of_the_refinement_are_trained_on(make_trainer, labels, tmp
     assert (stage.targets[is_doubtful] == -1).all()
 
 
+def test_damaged_soft_targets_are_named(make_trainer, labels, tmp_path):
+    folder = write_shards(tmp_path / "labels", label=labels)
+    out = tmp_path / "refined"
+    command = ["refine", "--previous", folder, "--current", folder, "--preset", "soft", "--output", str(out)]
+    assert main(command) == 0
+    path = out / "cell_targets.safetensors"
+    whole = load_file(path)
+    for changes, message in (
+        ({"target": whole["target"][:3]}, "it has 3 cells, but a label is of cell"),
+        ({"target": whole["target"] + 100}, "'target' holds values from"),
+        ({"codes": whole["codes"][:-1]}, "'codes' holds"),
+        ({"shares_of_case": -whole["shares_of_case"]}, "'shares_of_case' holds values"),
+    ):
+        save_file({**whole, **changes}, path, {"format": "hf-plr-cell-targets-1"})
+        with pytest.raises(ValueError, match=message) as raised:
+            make_trainer(labels=str(out))
+        assert str(path) in str(raised.value)
+    path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        make_trainer(labels=str(out))
+
+
 def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, labels, tmp_path):
     folder = write_shards(tmp_path / "labels", label=labels)
     moved = write_shards(tmp_path / "moved", bounds=(0, 203), label=labels)
@@ -196,11 +219,14 @@ def test_what_has_no_effect_is_refused(make_trainer, labels, tmp_path):
         make_trainer(labels=folder, num_labelings=3)
     with pytest.raises(ValueError, match="pass no clusterer or refiner"):
         make_trainer({"refiner": PseudoLabelRefiner()}, labels=folder)
-    with pytest.raises(FileNotFoundError, match="labels='nowhere': there is no such file"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         GivenLabels.read("nowhere", np.arange(3), None, 3)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="has no files of labels"):
+    with pytest.raises(ValueError, match="has no labels"):
         make_trainer(labels=str(tmp_path / "empty"))
+    (tmp_path / "labels" / "shard-00000-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match="lacks 1 of 2 shards: 0"):
+        make_trainer(labels=folder)
     np.save(tmp_path / "short.npy", labels[:50])
     with pytest.raises(ValueError, match="has 50 labels, but the data set has 203 rows"):
         make_trainer(labels=str(tmp_path / "short.npy"))

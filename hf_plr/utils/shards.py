@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
+TEMPORARY = ".tmp"  # in the names of files that are being written
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def list_files(names: Iterable[str], endings: Sequence[str], content: str) -> li
     files: list[str] = []
     for name in names:
         if os.path.isdir(name):
-            found = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in endings)
+            found = sorted(str(path) for path in Path(name).iterdir() if _is_whole(path) and path.suffix in endings)
             if not found:
                 raise ValueError(f"the folder {name} has no {content} ({', '.join(endings)})")
             _check_complete(name, found)
@@ -90,6 +91,11 @@ def list_files(names: Iterable[str], endings: Sequence[str], content: str) -> li
         else:
             raise FileNotFoundError(f"{name} does not exist")
     return files
+
+
+def _is_whole(path: Path) -> bool:
+    """False for a file that was left under its temporary name by a process that was killed."""
+    return TEMPORARY not in path.name
 
 
 def _check_complete(folder: str, files: list[str]) -> None:
