@@ -24,7 +24,7 @@ class Adder:
 
     def of(self, shard):
         def add(table):
-            self.tables[shard] = pickle.loads(pickle.dumps(table))  # it travels
+            self.tables[shard] = pickle.loads(pickle.dumps(table))  # noqa: S301  # it travels, as between processes
             self.barrier.wait()
             total = sum(self.tables)
             self.barrier.wait()
@@ -88,5 +88,5 @@ def test_a_table_travels_without_what_locates_samples():
     labels = np.arange(5000) % 70
     table = cooccurrence(labels, labels[::-1])
     assert len(pickle.dumps(table)) < 40 * len(table) + 4000
-    copied = pickle.loads(pickle.dumps(table))
+    copied = pickle.loads(pickle.dumps(table))  # noqa: S301
     np.testing.assert_array_equal(copied.locate(labels, labels[::-1]), table.locate(labels, labels[::-1]))
