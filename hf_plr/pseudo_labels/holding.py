@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hf_plr.refinement import CooccurrenceTable
+from hf_plr.refinement import NOISE, CooccurrenceTable
 from hf_plr.utils.distributed import collect_on_main, gather_objects, gather_rows, locate_rows
 
 OF_SAMPLES = re.compile(
@@ -90,7 +90,11 @@ class OwnLabels(AllLabels):
         self.folder = folder
 
     def hold(self, values: np.ndarray) -> np.ndarray:
-        return values
+        """Values as they are, but small integers in two bytes."""
+        if not np.issubdtype(values.dtype, np.signedinteger) or values.dtype.itemsize <= 2:
+            return values
+        fits = values.max(initial=0) < 2**15 and values.min(initial=0) >= NOISE
+        return values.astype(np.int16) if fits else values
 
     def first(self, part: slice) -> int:
         return part.start

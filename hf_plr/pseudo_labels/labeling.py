@@ -73,7 +73,7 @@ class Labeling:
 
     def _local_targets(self, features: CenteredFeatures) -> torch.Tensor:
         own = self.stage.holder.own(features.part)
-        return torch.from_numpy(self.pseudo_labels.targets[own]).to(features.rows.device)
+        return torch.from_numpy(self.pseudo_labels.targets[own].astype(np.int32, copy=False)).to(features.rows.device)
 
     def loss_weights(self) -> np.ndarray | None:
         """Compute the weights of the loss by confidence, float32 (N,), with a mean of one over samples with a target.

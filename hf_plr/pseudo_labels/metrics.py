@@ -36,7 +36,7 @@ def compute_stage_metrics(
     """
     holder = AllLabels(accelerator) if holder is None else holder
     n_samples = after.n_samples
-    counts = holder.add(np.bincount(after.targets + 1, minlength=after.n_clusters + 1))
+    counts = holder.add(np.bincount(after.targets.astype(np.int64) + 1, minlength=after.n_clusters + 1))
     left_out, sizes = counts[0], counts[1:]
     metrics = {
         "clusters": float(after.n_clusters),

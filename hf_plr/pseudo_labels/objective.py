@@ -43,7 +43,8 @@ class ClusterObjective:
         self.memory.to(device)
         labels = [labeling.pseudo_labels for labeling in self.labelings]
         self._first = labels[0].first
-        self._targets = torch.from_numpy(np.stack([each.targets for each in labels], axis=1)).to(device)
+        targets = np.stack([each.targets for each in labels], axis=1).astype(np.int32, copy=False)  # as backends take
+        self._targets = torch.from_numpy(targets).to(device)
         soft = [each.soft_targets for each in labels if each.soft_targets is not None]
         self._soft_targets = SoftTargetTable(soft, self.memory.starts, device) if soft else None
         weights = [each for each in (labeling.loss_weights() for labeling in self.labelings) if each is not None]

@@ -393,7 +393,7 @@ class PseudoLabelRefiner:
             )
         if is_memory_mapped:
             return tuple(members)
-        keeps_dtype = len(members) > 1 and labels.dtype == np.int32  # three epochs of several labelings are remembered
+        keeps_dtype = labels.dtype in (np.int16, np.int32)  # up to three epochs of several labelings are remembered
         return tuple(_freeze(np.array(member if keeps_dtype else as_int64(member))) for member in members)
 
     @property

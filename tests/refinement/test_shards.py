@@ -24,7 +24,7 @@ class Adder:
 
     def of(self, shard):
         def add(table):
-            self.tables[shard] = pickle.loads(pickle.dumps(table))  # noqa: S301  # it travels
+            self.tables[shard] = pickle.loads(pickle.dumps(table))  # noqa: S301  # it travels, as between processes
             self.barrier.wait()
             total = sum(self.tables)
             self.barrier.wait()

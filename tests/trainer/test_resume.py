@@ -23,10 +23,13 @@ from hf_plr.trainer.checkpointing import (
     FILE_LIST,
     STATE_FILE,
     CheckpointError,
+    _write_file_list,
     find_defect,
     last_complete_checkpoint,
     list_checkpoints,
     load_state,
+    name_part,
+    save_part,
     save_state,
 )
 
@@ -131,6 +134,41 @@ def test_a_resumption_that_is_refused_leaves_no_losses_behind(make_trainer, whol
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3
     assert losses[0] == next(entry["loss"] for entry in whole.state.log_history if "loss" in entry)
+
+
+def test_parts_of_processes_are_read_by_their_own_and_missed(tmp_path):
+    save_state(tmp_path, {"prototypes": np.ones(3)}, {"processes": 2}, parts=2)
+    for process in range(2):
+        save_part(tmp_path, {"labels": np.full(4, process)}, process, 2)
+    _write_file_list(tmp_path)
+    for process in range(2):
+        state, settings = load_state(tmp_path, process, 2)
+        assert state["labels"].tolist() == [process] * 4
+        assert state.keys() == {"prototypes", "labels"}
+        assert settings == {"processes": 2}
+    assert load_state(tmp_path, 0, 4)[0].keys() == {"prototypes"}  # that there are four is refused by the settings
+    assert find_defect(tmp_path) is None
+    (tmp_path / name_part(1, 2)).unlink()
+    assert find_defect(tmp_path) == "plr_state-00002-of-00002.safetensors is missing"
+    load_state(tmp_path, 0, 2)
+    with pytest.raises(
+        ValueError, match=r"has no plr_state-00002-of-00002\.safetensors, with the labels of one of the 2"
+    ):
+        load_state(tmp_path, 1, 2)
+
+
+def test_shards_resume_bit_for_bit(tmp_path, some_digits):
+    settings = {"label_shards": 4, "per_device_eval_batch_size": 32, "refinement": "auto", "feature_source": "epoch"}
+    whole = tiny.image_trainer(tmp_path / "whole", some_digits, **settings)
+    whole.train()
+    tiny.image_trainer(tmp_path / "out", some_digits, {"callbacks": [StopAt(10)]}, **settings).train()  # in an epoch
+    unsharded = tiny.image_trainer(tmp_path / "out", some_digits, **{**settings, "label_shards": 1})
+    with pytest.raises(ValueError, match="label_shards was 4 and is None"):
+        unsharded.train(resume_from_checkpoint=True)
+    resumed = tiny.image_trainer(tmp_path / "out", some_digits, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+    assert list((tmp_path / "out").glob("checkpoint-*/plr_state-*")) == []  # one process has one file
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
