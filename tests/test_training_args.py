@@ -49,7 +49,8 @@ def test_scores_that_are_better_low_are_those_of_label_free():
 def test_the_module_imports_nothing_of_ours_but_checks():
     code = "import sys, hf_plr.training_args; print(*(name for name in sys.modules if name.startswith('hf_plr')))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    allowed = {"hf_plr", "hf_plr.utils", "hf_plr.utils.argument_checks", "hf_plr.utils.unsupported_args"}
+    utils = {f"hf_plr.utils.{name}" for name in ("argument_checks", "cores", "unsupported_args")}
+    allowed = {"hf_plr", "hf_plr.utils", *utils}
     assert {name for name in run.stdout.split() if not name.startswith("hf_plr.training_args")} == allowed
 
 

@@ -70,10 +70,10 @@ class StoreLoader:
     def _open(self, store: SampleStore, settings: dict[str, Any]) -> tuple[DataLoader, _Batches]:
         if self._kept is not None:
             kept_settings, loader, order = self._kept
-            if kept_settings == settings and loader.dataset is store:
+            if kept_settings == settings and loader.dataset is store and order.revision == store.revision:
                 return loader, order
             self.close()
-        order = _Batches()
+        order = _Batches(store.revision)
         loader = DataLoader(
             store,
             batch_sampler=order,
@@ -87,9 +87,16 @@ class StoreLoader:
 
 
 class _Batches(Sampler[list[int]]):
-    """The batches of the present pass."""
+    """The batches of the present pass.
+
+    Args:
+        revision: the store's when workers got their copy of it.
+    """
 
     batches: Sequence[torch.Tensor] = ()
+
+    def __init__(self, revision: int):
+        self.revision = revision
 
     def __iter__(self) -> Iterator[list[int]]:
         return (batch.tolist() for batch in self.batches)

@@ -28,7 +28,6 @@ FACTORS = (
     "log",
 )
 # Every refinement stops both ways, and every two values of the other columns meet in a row; all rows would be 3,456.
-# Workers that are kept are tried once: torch waits five seconds for each of them when their loader is collected.
 ROWS = [
     ("joint", BETWEEN_EPOCHS, 2, "none", 0.9, 1.0, 2, "file", "dbscan", "epoch"),
     ("joint", WITHIN_EPOCH, 1, "two", 0.9, 1.0, 1, "pass", "kmeans", "steps"),
@@ -69,9 +68,7 @@ def arguments_of(row, features_dir):
     return arguments, 2 * epoch if value["stop"] == BETWEEN_EPOCHS else epoch + 2
 
 
-@pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=[pytest.mark.slow] * ("kept" in row), id="-".join(map(str, row))) for row in ROWS]
-)
+@pytest.mark.parametrize("row", [pytest.param(row, id="-".join(map(str, row))) for row in ROWS])
 def test_runs_resume_bit_for_bit(make_trainer, tmp_path, row):
     arguments, stop_at = arguments_of(row, tmp_path / "features")
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **arguments)
