@@ -165,6 +165,7 @@ def tiny_trainer(tiny_vit, tmp_path, data, source=None, **arguments):
         evaluator=RetrievalEvaluator(data, is_trained_on=source is None),
     )
     if source is not None:
+        trainer.check_samples()
         known.labels = source.identities[trainer.train_dataset.rows]
     return trainer
 
@@ -174,7 +175,7 @@ def test_the_trainer_of_a_target_is_given_images_alone(tiny_vit, target, tmp_pat
     trainer = tiny_trainer(tiny_vit, tmp_path, data)
     assert trainer.label_column is None
     assert trainer.train_dataset.labels is None
-    assert trainer.train_dataset[0].keys() == {"index", "pixel_values"}
+    assert trainer.train_dataset.check()[0].keys() == {"index", "pixel_values"}
 
 
 def test_a_source_is_trained_on_its_identities(tiny_vit, target, source, tmp_path):
