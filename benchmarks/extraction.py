@@ -122,6 +122,7 @@ def make_trainer(args: argparse.Namespace, images: Dataset, folder: str) -> PLRT
         processing_class=small_vit_processor(args.image_size),
     )
     trainer.remove_callback(ProgressDisplay)
+    trainer.check_samples(extract=False)  # decodes them; features that are kept would not be computed
     return trainer
 
 

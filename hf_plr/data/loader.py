@@ -8,7 +8,9 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PREFETCHED = 4  # batches per worker
+PREFETCHED = 4  # batches per worker, and of the thread that collects decoded samples
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where Linux keeps what processes share; nothing is written by name
 NUMBER = "dataloader_num_workers"
 
@@ -51,8 +53,10 @@ class StoreLoader:
     def load(self, store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
         """Iterate over batches of the samples at these positions, in their order, on the CPU."""
         if store.is_cached:
-            for batch in batches:
-                yield store.batch(batch)
+            if self.args.dataloader_pin_memory and self.args.device.type != "cpu":
+                yield from read_ahead(store, batches)
+            else:
+                yield from map(store.batch, batches)
             return
         settings = worker_settings(self.args, store)
         is_kept = settings["num_workers"] > 0 and start_method(self.args) != "fork"
@@ -84,6 +88,25 @@ class StoreLoader:
         if settings["persistent_workers"]:
             self._kept = settings, loader, order
         return loader, order
+
+
+def read_ahead(store: SampleStore, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Iterate over batches of decoded samples in pinned memory; a thread collects the next ones in the meantime."""
+
+    def collect(positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: values.pin_memory() for name, values in store.batch(positions).items()}
+
+    executor = ThreadPoolExecutor(1)
+    try:
+        ahead: deque[Future[dict[str, torch.Tensor]]] = deque()
+        for positions in batches:
+            ahead.append(executor.submit(collect, positions))
+            if len(ahead) > PREFETCHED:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 class _Batches(Sampler[list[int]]):

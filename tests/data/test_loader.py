@@ -249,3 +249,25 @@ def test_default_of_the_arguments(tmp_path):
     assert args.dataloader_num_workers == cores.count_default_workers()
     assert "dataloader_num_workers" in args.by_default
     assert "dataloader_num_workers" not in PLRTrainingArguments(str(tmp_path), dataloader_num_workers=1).by_default
+
+
+def test_decoded_samples_are_read_ahead_in_order(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    trainer.check_samples()
+    store = trainer.train_dataset
+    collected = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: collected.append(len(values)) or values.clone())
+    batches = torch.arange(len(store)).flip(0).split(5)
+    found = loader.read_ahead(store, batches)
+    first = next(found)
+    assert len(collected) <= 2 * (loader.PREFETCHED + 1)  # index and pixels of each
+    for batch, positions in zip([first, *found], batches, strict=True):
+        torch.testing.assert_close(batch["index"], positions)
+        torch.testing.assert_close(batch["pixel_values"], store.batch(positions)["pixel_values"])
+
+
+def test_an_error_of_reading_ahead_is_raised(make_trainer, monkeypatch):
+    store = make_trainer().train_dataset
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
+    with pytest.raises(IndexError):
+        list(loader.read_ahead(store, [torch.tensor([0]), torch.tensor([len(store)])]))
