@@ -6,7 +6,8 @@
 
 Each start is a process of its own, as a user's script is: it loads the folder, makes a trainer and trains until the
 first step is done. Its parts follow each other: imports, loading the data set, making the trainer (which opens the
-samples), extraction, clustering, the rest of the stage, and the first batch with its step. A second start finds what
+samples), what comes before the first stage (the pass over samples that nobody has decoded yet, whose features the stage
+takes over), extraction, clustering, the rest of the stage, and the first batch with its step. A second start finds what
 the first one has left in the caches of the output folder and of `datasets`; both find the files in the page cache.
 
 The model is a small ViT at 64 px with patches of 16, so small that decoding takes most of the time; no decoded image
@@ -161,6 +162,7 @@ def start(args: argparse.Namespace, started: float) -> dict[str, Any]:
         "imports": imported - started,
         "load_data": loaded - imported,
         "make_trainer": made - loaded,
+        "until_first_stage": moments.stage - made,  # samples that nobody has decoded yet are, and their features kept
         "extract": stage["plr/seconds_extract"],
         "cluster": stage["plr/seconds_cluster"],
         "rest_of_stage": stage["plr/seconds"] - stage["plr/seconds_extract"] - stage["plr/seconds_cluster"],
