@@ -37,6 +37,7 @@ class PeerTrainer(BaseTrainer):
     """
 
     arguments_class = PLRTrainingArguments
+    stage_extracts = False  # there is no stage
     args: PLRTrainingArguments
 
     def __init__(

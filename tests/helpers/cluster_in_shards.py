@@ -50,7 +50,7 @@ def refine_in_shards(features: np.ndarray, mine: slice, accelerator: Accelerator
                 found = own[key]
                 if is_of_samples(key):
                     assert len(found) == mine.stop - mine.start
-                    found = gather_rows(accelerator, torch.from_numpy(found)).numpy()
+                    found = gather_rows(accelerator, torch.from_numpy(found.astype(expected.dtype))).numpy()
                 n_different += int((found != expected).sum())
             assert now[0].sizes.tolist() == now[1].sizes.tolist()
             metrics = [
