@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hf_plr.utils.serialization import read_tensors, validate_array
@@ -76,7 +77,7 @@ class ManifestFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(arrays, temporary, metadata={"format": FORMAT})
             os.replace(temporary, self.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the second one: a full disk, or a folder without permission
             logger.warning("The next run checks all samples again: %s cannot be written (%s).", self.path, error)
         finally:
             _remove(temporary)

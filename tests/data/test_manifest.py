@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +81,23 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, geometry, some_d
     store = ImageStore(some_digits, "image", geometry, manifest_dir=tmp_path / "file" / "folder").check()
     assert store.is_checked
     assert "The next run checks all samples again" in caplog.text
+
+
+def test_a_disk_that_fills_up_is_a_warning(tmp_path):
+    """In a process of its own, whose files may have a thousand bytes."""
+    lines = (
+        "import resource, signal, sys",
+        "import numpy as np",
+        "from hf_plr.data.manifest import Manifest, ManifestFile",
+        "file = ManifestFile(sys.argv[1], 'key', 10_000)",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))",
+        "file.write(Manifest(np.array([1]), np.zeros(10_000, np.int64)))",
+    )
+    run = subprocess.run([sys.executable, "-c", "\n".join(lines), str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "The next run checks all samples again" in run.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_are_not_decoded_again_to_be_checked(pictures, geometry, tmp_path, monkeypatch, caplog):
