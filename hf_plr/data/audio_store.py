@@ -193,6 +193,14 @@ class AudioStore(SampleStore):
             "--max_seconds S takes their beginnings"
         )
 
+    def examine(self) -> dict[int, Finding]:
+        """As in `SampleStore`: true lengths are findings where headers tell others."""
+        found = super().examine()
+        return {
+            row: None if isinstance(finding, int) and finding == self._totals[row] else finding
+            for row, finding in found.items()
+        }
+
     # ---- lengths and clips: a clip is a recording, or a segment of it ---------------------------------------------
 
     def _read_totals(self, progress: bool) -> tuple[np.ndarray, dict[int, Finding]]:
@@ -265,13 +273,11 @@ class AudioStore(SampleStore):
         (value,) = self._read_column(np.array([row]))
         try:
             if form.segmentation is None:
-                total = len(decode_waveform(value, row, form.sampling_rate, max_samples=form.max_samples))
-            else:
-                cut = iterate_segments(value, row, form.sampling_rate, form.segmentation, form.max_samples)
-                total = max(start + len(waveform) for start, waveform in cut)
+                return len(decode_waveform(value, row, form.sampling_rate, max_samples=form.max_samples))
+            cut = iterate_segments(value, row, form.sampling_rate, form.segmentation, form.max_samples)
+            return max(start + len(waveform) for start, waveform in cut)
         except UnreadableRecording as error:
             return str(error)
-        return None if total == self._totals[row] else total
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 

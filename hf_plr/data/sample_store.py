@@ -46,7 +46,7 @@ class Items(list[dict[str, Any]]):
     inputs: torch.Tensor | None = None
 
 
-Finding = str | int | None  # why a row is unreadable, or its true size; None where nothing is wrong with it
+Finding = str | int | None  # why a row is unreadable, or its size; None where there is nothing to say
 
 
 class SampleStore(TorchDataset, ABC):
@@ -273,7 +273,7 @@ class SampleStore(TorchDataset, ABC):
 
     @abstractmethod
     def _examine(self, row: int) -> Finding:
-        """Decode a row by itself and say what is wrong with it."""
+        """Decode a row by itself: why that fails, or its size if rows have sizes of their own, known or not."""
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from datasets import Dataset, Image
+from datasets import Audio, Dataset, Image
 from PIL import Image as PILImage
 from safetensors.numpy import save_file
 from transformers import Wav2Vec2FeatureExtractor
@@ -132,6 +132,25 @@ def test_an_image_that_can_be_read_meanwhile_is_taken_again(pictures, geometry, 
     store = ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests")
     assert not store.is_checked
     assert store.check().unreadable == []
+
+
+@pytest.mark.parametrize("seconds", [None, 0.25])
+def test_a_recording_that_can_be_read_meanwhile_is_taken_again(tmp_path, monkeypatch, seconds):
+    rows = make_synthetic_recordings(n_per_class=1).cast_column("audio", Audio(decode=False)).to_list()
+    data = [[row["audio"] for row in rows], [row["audio"] for row in rows]]
+    data[0][2] = {"bytes": b"no sound", "path": None}
+
+    def make(column: list[dict]) -> AudioStore:
+        dataset = Dataset.from_dict({"audio": column})
+        dataset._fingerprint = "the same"
+        return AudioStore(dataset, "audio", audio_format(seconds), skip_unreadable=True, manifest_dir=tmp_path)
+
+    assert make(data[0]).check().unreadable == [2]
+    assert make(data[0]).is_checked
+    again = make(data[1])
+    assert not again.is_checked
+    assert again.check().unreadable == []
+    assert set(again.rows.tolist()) == set(range(8))
 
 
 def test_files_that_have_changed_are_checked_again(pictures, geometry, tmp_path):
