@@ -246,7 +246,7 @@ class AudioStore(SampleStore):
         if cache_dir is not None:
             form, lengths = self.audio_format, hashlib.sha256(self._clip_lengths.tobytes()).hexdigest()
             settings = f"{form.sampling_rate}|{form.max_samples}|{form.segmentation}|{lengths}"
-            key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
             return DecodedCache.in_file(cache_dir, "sounds", key, offsets)
         is_small = SAMPLE.itemsize * int(self._clip_lengths.sum()) <= cache_bytes
         return DecodedCache.in_memory(offsets) if is_small else None

@@ -102,7 +102,7 @@ class ImageStore(SampleStore):
         offsets = range(0, (len(self._column) + 1) * size, size)
         if cache_dir is not None:
             settings = f"{self.geometry.describe()}|{self._decoder.column_mode}|{self._shape}"
-            key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
             return DecodedCache.in_file(cache_dir, "images", key, offsets)
         return DecodedCache.in_memory(offsets) if offsets[-1] <= cache_bytes else None
 

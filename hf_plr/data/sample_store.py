@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -19,7 +20,8 @@ from torch.utils.data import Dataset as TorchDataset
 from hf_plr.data.archives import open_binary
 from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.decoded_cache import DecodedCache
-from hf_plr.data.manifest import STAMPED_FILES, Manifest, ManifestFile, stamp_files
+from hf_plr.data.file_stamps import stamp_column
+from hf_plr.data.manifest import Manifest, ManifestFile
 from hf_plr.data.true_labels import encode_labels as encode_labels
 from hf_plr.utils.distributed import run_on_main
 from hf_plr.utils.progress import track
@@ -214,7 +216,7 @@ class SampleStore(TorchDataset, ABC):
         """Read the manifest of these rows, the same for all processes; None if there is none, or it is out of date."""
         if folder is None:
             return None
-        key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+        key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
         self._manifest = ManifestFile(folder, key, len(self._column))
 
         def read() -> tuple[Manifest | None, dict[int, Finding]]:
@@ -235,15 +237,10 @@ class SampleStore(TorchDataset, ABC):
             self._known = reasons
         return manifest
 
+    @functools.cached_property
     def _stamp(self) -> str:
-        """Text that changes with the files of the column, of which the data set may know the names alone."""
-        values = self._read_column(spread_rows(len(self._column), STAMPED_FILES)) if self._names_files() else []
-        return stamp_files([value.get("path") if isinstance(value, dict) else value for value in values])
-
-    def _names_files(self) -> bool:
-        """True if the column holds paths without bytes, by its first row."""
-        value = self._column[0][self._column_name]
-        return isinstance(value, str) or (isinstance(value, dict) and "path" in value and value.get("bytes") is None)
+        """Text that changes with the files of the column; asked for on all processes together."""
+        return stamp_column(self._column, self._column_name, self._state)
 
     def _adopt(self, found: dict[int, Finding]) -> None:
         """Leave unreadable rows out, correct sizes, and order the positions anew."""

@@ -19,7 +19,7 @@ from hf_plr.data.audio_store import AudioFormat, AudioStore
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.image_decoding import UnreadableImage
 from hf_plr.data.image_store import ImageGeometry, ImageStore
-from hf_plr.data.manifest import FORMAT, Manifest, ManifestFile, stamp_files
+from hf_plr.data.manifest import FORMAT, Manifest, ManifestFile
 from hf_plr.models.vision import small_vit_processor
 
 
@@ -125,7 +125,7 @@ def test_images_are_not_decoded_again_to_be_checked(pictures, geometry, tmp_path
 def test_an_image_that_can_be_read_meanwhile_is_taken_again(pictures, geometry, tmp_path, monkeypatch):
     """With another library, say: what decodes is not in the key."""
     ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests").check()
-    monkeypatch.setattr("hf_plr.data.sample_store.stamp_files", lambda paths: "the same")
+    monkeypatch.setattr("hf_plr.data.sample_store.stamp_column", lambda *_: "the same")
     ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests").check()
     for row in (3, 8):
         PILImage.new("L", (9, 9)).save(tmp_path / f"{row}.png")
@@ -163,19 +163,6 @@ def test_files_that_have_changed_are_checked_again(pictures, geometry, tmp_path)
     changed = make()
     assert not changed.is_checked
     assert changed.check().unreadable == [3, 5, 8]
-
-
-def test_stamps_know_sizes_times_and_what_is_missing(tmp_path):
-    path = tmp_path / "a"
-    stamps = [stamp_files([str(path), "zip://a::b.zip", None])]
-    path.write_bytes(b"1")
-    stamps.append(stamp_files([str(path), "zip://a::b.zip", None]))
-    os.utime(path, ns=(1, 1))
-    stamps.append(stamp_files([str(path), "zip://a::b.zip", None]))
-    path.write_bytes(b"12")
-    os.utime(path, ns=(1, 1))
-    stamps.append(stamp_files([str(path), "zip://a::b.zip", None]))
-    assert len(set(stamps)) == 4
 
 
 def test_other_data_and_other_ways_to_decode_have_manifests_of_their_own(some_digits, geometry, tmp_path):
