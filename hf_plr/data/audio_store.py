@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -265,8 +266,10 @@ class AudioStore(SampleStore):
             self._spans = self._clip_spans[self._clips]  # start and length, in samples
             self.segments = np.cumsum(self._spans, axis=1) / self.audio_format.sampling_rate
 
-    def _make_manifest(self) -> Manifest:
-        return Manifest(np.asarray(self.unreadable, np.int64), self._totals)
+    def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
+        totals = self._totals.copy()
+        totals[list(sizes)] = list(sizes.values())
+        return Manifest(np.unique(np.asarray(unreadable, np.int64)), totals)
 
     def _examine(self, row: int) -> Finding:
         form = self.audio_format

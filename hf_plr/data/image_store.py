@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,8 @@ class ImageStore(SampleStore):
     def _order(self, sizes: dict[int, int]) -> None:
         self.rows = np.setdiff1d(np.arange(len(self._column)), self.unreadable)
 
-    def _make_manifest(self) -> Manifest:
-        return Manifest(np.asarray(self.unreadable, np.int64))
+    def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
+        return Manifest(np.unique(np.asarray(unreadable, np.int64)))
 
     def _examine(self, row: int) -> Finding:
         try:

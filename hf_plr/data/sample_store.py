@@ -182,7 +182,8 @@ class SampleStore(TorchDataset, ABC):
         return {row: self._examine(row) for row in suspects}
 
     def settle(self, found: dict[int, Finding]) -> None:
-        """Take over what a pass over all samples has found; all processes give the same, and the main one notes it.
+        """Take over what a pass over all samples has found; all processes give the same, and the main one notes it,
+        also where that ends the run: the next one knows at its start.
 
         Args:
             found: what is wrong with rows, from `examine` of all processes. None is a fault that did not come again.
@@ -191,11 +192,12 @@ class SampleStore(TorchDataset, ABC):
             UnreadableSample: naming the first unreadable row, unless these are left out.
             ValueError: if none is left.
         """
+        if self._manifest is not None and (self._state is None or self._state.is_main_process):
+            unreadable, sizes = split_findings(found)
+            self._manifest.write(self._make_manifest([*self.unreadable, *unreadable], sizes))  # also if the run ends now
         self._adopt(found)
         self.is_checked = True
         self.revision += 1
-        if self._manifest is not None and (self._state is None or self._state.is_main_process):
-            self._manifest.write(self._make_manifest())
 
     def check(self, progress: bool = False) -> SampleStore:
         """Decode every sample once on this process alone, unless that is known of them, and settle; returns itself.
@@ -244,7 +246,7 @@ class SampleStore(TorchDataset, ABC):
 
     def _adopt(self, found: dict[int, Finding]) -> None:
         """Leave unreadable rows out, correct sizes, and order the positions anew."""
-        unreadable = {row: finding for row, finding in sorted(found.items()) if isinstance(finding, str)}
+        unreadable, sizes = split_findings(found)
         for row, reason in unreadable.items():
             if not self._skip_unreadable:
                 raise self.unreadable_error(f"{reason}{self._locate(row, reason)}. {SKIP_HINT}")
@@ -252,7 +254,7 @@ class SampleStore(TorchDataset, ABC):
         n = len(self._column)
         if len(self.unreadable) == n:
             raise ValueError(f"none of the {n} {self.noun}s can be read: check the files")
-        self._order({row: finding for row, finding in found.items() if isinstance(finding, int)})
+        self._order(sizes)
         self._is_complete = False
         if unreadable:
             shown = [f"row {row}{self._locate(row)}" for row in list(unreadable)[:10]]
@@ -265,8 +267,8 @@ class SampleStore(TorchDataset, ABC):
         """Set what belongs to positions, without unreadable rows; `sizes` corrects what was assumed of some rows."""
 
     @abstractmethod
-    def _make_manifest(self) -> Manifest:
-        """What is known when all rows are checked."""
+    def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
+        """What is known when all rows are checked: `sizes` as for `_order`."""
 
     @abstractmethod
     def _examine(self, row: int) -> Finding:
@@ -345,6 +347,12 @@ class SampleStore(TorchDataset, ABC):
         for value in self._read_column(spread_rows(len(self._column), DIGEST_ROWS)):
             add_content(digest, value)
         return digest.hexdigest()[:16]
+
+
+def split_findings(found: dict[int, Finding]) -> tuple[dict[int, str], dict[int, int]]:
+    """Why rows are unreadable, by ascending row, and the true sizes of others."""
+    unreadable = {row: finding for row, finding in sorted(found.items()) if isinstance(finding, str)}
+    return unreadable, {row: finding for row, finding in found.items() if isinstance(finding, int)}
 
 
 def collate_notes(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from safetensors.numpy import save_file
 from transformers import Wav2Vec2FeatureExtractor
 
+from hf_plr.data.audio_decoding import UnreadableRecording
 from hf_plr.data.audio_store import AudioFormat, AudioStore
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.image_decoding import UnreadableImage
@@ -132,6 +133,39 @@ def test_an_image_that_can_be_read_meanwhile_is_taken_again(pictures, geometry, 
     store = ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests")
     assert not store.is_checked
     assert store.check().unreadable == []
+
+
+def test_a_run_that_ends_for_a_bad_file_leaves_what_it_has_found(pictures, geometry, tmp_path, monkeypatch):
+    folder = tmp_path / "manifests"
+    with pytest.raises(UnreadableImage, match="image 3 cannot be read"):
+        ImageStore(pictures, "image", geometry, manifest_dir=folder).check()
+    decoded = []
+    decode = ImageStore._decode_rows
+    monkeypatch.setattr(
+        ImageStore, "_decode_rows", lambda self, rows: decoded.extend(rows.tolist()) or decode(self, rows)
+    )
+    store = ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=folder)
+    assert store.is_checked
+    assert store.unreadable == [3, 8]
+    assert decoded == [3]
+
+
+@pytest.mark.parametrize("seconds", [None, 0.25])
+def test_true_lengths_are_left_too(tmp_path, seconds):
+    """Also those that were found beside a recording that ended the run."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(24_000) / 9), 8000, format="MP3")
+    broken = io.BytesIO()
+    soundfile.write(broken, np.full(6000, np.nan, np.float32), 8000, format="WAV", subtype="FLOAT")
+    files = [buffer.getvalue()[: len(buffer.getvalue()) // 2], broken.getvalue(), buffer.getvalue()]
+    rows = Dataset.from_dict({"audio": [{"bytes": file, "path": None} for file in files]})
+    with pytest.raises(UnreadableRecording, match="recording 1 holds samples that are NaN"):
+        AudioStore(rows, "audio", audio_format(seconds), manifest_dir=tmp_path).check()
+    second = AudioStore(rows, "audio", audio_format(seconds), skip_unreadable=True, manifest_dir=tmp_path)
+    assert second.is_checked
+    assert second.unreadable == [1]
+    assert 400 < second.lengths[second.rows == 0].sum() < 20_000 < second.lengths[second.rows == 2].sum()
+    assert [len(second[i]["input_values"]) for i in range(len(second))] == second.lengths.tolist()
 
 
 @pytest.mark.parametrize("seconds", [None, 0.25])
