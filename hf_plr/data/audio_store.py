@@ -18,7 +18,7 @@ from hf_plr.data.audio_segments import Segmentation, decode_segments, iterate_se
 from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.manifest import Manifest
 from hf_plr.data.sample_store import Finding, SampleStore, collate_notes, select_undecoded, spread_rows
-from hf_plr.utils.distributed import gather_objects
+from hf_plr.utils.distributed import gather_results
 from hf_plr.utils.progress import track
 
 HEADERS_READ = 32  # recordings whose files are in memory together
@@ -169,7 +169,7 @@ class AudioStore(SampleStore):
             self._totals, found = self._read_totals(progress)
         else:
             self._totals, found = manifest.totals, self._known
-        self._cut()
+        self._cut_rows: np.ndarray | None = None
         self._adopt(found)
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -208,7 +208,8 @@ class AudioStore(SampleStore):
         """Read the samples of each row (N,) from the headers, on all processes together, and why some have none."""
         form, n = self.audio_format, len(self._column)
         processes, index = (1, 0) if self._state is None else (self._state.num_processes, self._state.process_index)
-        totals, reasons, failure = np.full(n, -1, np.int64), dict[int, Finding](), None
+        totals, reasons = np.full(n, -1, np.int64), dict[int, Finding]()
+        failure: Exception | None = None
         own = np.array_split(np.arange(n), processes)[index]
         starts = range(0, len(own), HEADERS_READ)
         try:
@@ -219,19 +220,16 @@ class AudioStore(SampleStore):
                         totals[row] = count_samples(value, row, form.sampling_rate, form.max_samples)
                     except UnreadableRecording as error:
                         reasons[row] = str(error)
-        except ValueError as error:  # of all arrays: the other processes wait
-            failure = str(error)
-        parts = gather_objects(self._state, (totals[own], reasons, failure))
-        for _, _, each in parts:
-            if each is not None:
-                raise ValueError(each)
-        found = {row: reason for _, each, _ in parts for row, reason in each.items()}
-        return np.concatenate([part for part, _, _ in parts]), found
+        except Exception as error:  # the other processes wait: tell them before raising
+            failure = error
+        parts = gather_results(self._state, (totals[own], reasons), failure)
+        found = {row: reason for _, each in parts for row, reason in each.items()}
+        return np.concatenate([part for part, _ in parts]), found
 
-    def _cut(self) -> None:
-        """List the clips of all rows, also of those that may turn out to be unreadable, and open their cache."""
+    def _cut(self, rows: np.ndarray) -> None:
+        """List the clips of these rows, also of those that may turn out to be unreadable, and open their cache."""
         form = self.audio_format
-        rows = np.flatnonzero(self._totals >= 0)
+        self._cut_rows = rows
         if form.segmentation is None:
             self._clip_rows, lengths = rows, self._totals[rows]
         else:
@@ -253,14 +251,13 @@ class AudioStore(SampleStore):
         return DecodedCache.in_memory(offsets) if is_small else None
 
     def _order(self, sizes: dict[int, int]) -> None:
-        if sizes:
-            self._totals[list(sizes)] = list(sizes.values())
+        self._totals[list(sizes)] = list(sizes.values())
+        rows = np.setdiff1d(np.flatnonzero(self._totals >= 0), self.unreadable)
+        if sizes or self._cut_rows is None or len(rows) != len(self._cut_rows):
             if self._cache is not None:
-                self._cache.remove()  # later runs know the true lengths
-            self._cut()
-        is_kept = ~np.isin(self._clip_rows, self.unreadable)
-        self._clips = np.flatnonzero(is_kept)  # number of the clip at each position
-        self._clips = self._clips[np.argsort(self._clip_lengths[is_kept], kind="stable")]
+                self._cache.remove()  # later runs know the true lengths, and what is unreadable
+            self._cut(rows)
+        self._clips = np.argsort(self._clip_lengths, kind="stable")  # number of the clip at each position
         self.rows, self.lengths = self._clip_rows[self._clips], self._clip_lengths[self._clips]
         if self.audio_format.segmentation is not None:
             self._spans = self._clip_spans[self._clips]  # start and length, in samples

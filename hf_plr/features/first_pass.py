@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.utils.distributed import gather_objects
+from hf_plr.utils.distributed import gather_results
 
 if TYPE_CHECKING:
     from hf_plr.features.extractor import FeatureExtractor
@@ -127,15 +127,8 @@ def check_samples(
         found = store.examine()
     except Exception as error:  # the other processes wait: tell them before raising
         failure = error
-    parts = gather_objects(
-        accelerator, (found, None if failure is None else (isinstance(failure, ValueError), str(failure)))
-    )
-    if failure is not None:
-        raise failure
-    for _, told in parts:
-        if told is not None:
-            raise (ValueError if told[0] else RuntimeError)(told[1])
-    found = {row: finding for each, _ in parts for row, finding in each.items()}
+    parts = gather_results(accelerator, found, failure)
+    found = {row: finding for each in parts for row, finding in each.items()}
     store.settle(found)
     if features is not None and extractor.kept is not None and not found:  # else some are of zeros
         extractor.kept.keep(extractor, store, positions, dtype, features)
