@@ -22,7 +22,7 @@ from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.file_stamps import stamp_column
 from hf_plr.data.manifest import Manifest, ManifestFile
-from hf_plr.data.true_labels import encode_labels as encode_labels
+from hf_plr.data.true_labels import encode_labels
 from hf_plr.utils.distributed import run_on_main
 from hf_plr.utils.progress import track
 
@@ -194,7 +194,9 @@ class SampleStore(TorchDataset, ABC):
         """
         if self._manifest is not None and (self._state is None or self._state.is_main_process):
             unreadable, sizes = split_findings(found)
-            self._manifest.write(self._make_manifest([*self.unreadable, *unreadable], sizes))  # also if the run ends now
+            self._manifest.write(
+                self._make_manifest([*self.unreadable, *unreadable], sizes)
+            )  # also if the run ends now
         self._adopt(found)
         self.is_checked = True
         self.revision += 1
