@@ -63,15 +63,23 @@ def open_binary(path: str) -> IO[bytes]:
     inner, *outer = path.split("::")
     protocol, _, member = inner.partition("://")
     if protocol in ("zip", "tar") and len(outer) == 1:
-        file: IO[bytes] = _open_archive(protocol, outer[0], os.getpid()).open(member, "rb")
+        file: IO[bytes] = _open_archive(protocol, outer[0], os.getpid(), _when_changed(outer[0])).open(member, "rb")
         return file
     opened: IO[bytes] = xopen(path, "rb")
     return opened
 
 
+def _when_changed(path: str) -> int | None:
+    """Time of change of a file of this machine in ns; None for others."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
 @functools.lru_cache(maxsize=4)
-def _open_archive(protocol: str, path: str, process: int) -> Any:
-    """The files of an archive; kept open, since each opening reads the list of all of them.
+def _open_archive(protocol: str, path: str, process: int, changed: int | None) -> Any:
+    """The files of an archive; kept open until it changes, since each opening reads the list of all of them.
 
     Each process has its own: those that were forked would share one position in the file.
     """

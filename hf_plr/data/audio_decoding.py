@@ -23,6 +23,7 @@ from hf_plr.data.sample_store import UnreadableSample
 
 COUNTED_FRAMES = 1 << 16  # that are read at a time to count them
 MOST_FRAMES = 1 << 32  # more are a header's way to say that it does not know, or damage
+MOST_FRAMES_PER_BYTE = 128  # of a file: more is silence, or damage to the header, so that they are counted
 MIN_RATE = 100  # samples per second (Hz) of a file
 FORMATS = "wav, flac, ogg or mp3"
 # Files in which libsndfile jumps to the very frame. In Ogg and MP3 it lands beside some, or decodes others.
@@ -67,7 +68,10 @@ def decode_waveform(
 
 
 def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | None = None) -> int:
-    """Count the samples of a recording at a rate by its header, at least 1; one whose header tells none is decoded.
+    """Count the samples of a recording at a rate by its header, at least 1.
+
+    One whose header tells none, or many more than a file of its size should hold, is decoded: nobody should make room
+    for what a damaged header promises.
 
     Args:
         value, row, sampling_rate, max_samples: as for `decode_waveform`.
@@ -81,7 +85,8 @@ def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | N
     with open_recording(value, row) as reader:
         rate, frames = reader.rate, reader.frames
         limit = count_stored_samples(max_samples, sampling_rate, rate)
-        if frames is None:
+        promised = frames if limit is None or frames is None else min(frames, limit)
+        if promised is None or promised > MOST_FRAMES_PER_BYTE * count_bytes(value):
             frames = 0
             while len(block := reader.read(COUNTED_FRAMES)):
                 frames += len(block)
@@ -92,6 +97,17 @@ def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | N
         raise UnreadableRecording(f"recording {row} has no samples")
     total = count_resampled(frames, rate, sampling_rate)
     return total if max_samples is None else min(total, max_samples)
+
+
+def count_bytes(value: Any) -> float:
+    """Count the bytes of a stored recording; infinite for arrays, and for files elsewhere."""
+    stored = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+    if isinstance(stored, bytes):
+        return len(stored)
+    try:
+        return os.stat(stored).st_size if isinstance(stored, (str, os.PathLike)) else math.inf
+    except (OSError, ValueError):
+        return math.inf
 
 
 def count_resampled(frames: int, rate: int, sampling_rate: int) -> int:

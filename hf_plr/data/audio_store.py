@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from hf_plr.data.audio_segments import Segmentation, decode_segments, iterate_se
 from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.manifest import Manifest
 from hf_plr.data.sample_store import Finding, SampleStore, collate_notes, select_undecoded, spread_rows
-from hf_plr.utils.distributed import gather_objects
+from hf_plr.utils.distributed import gather_results
 from hf_plr.utils.progress import track
 
 HEADERS_READ = 32  # recordings whose files are in memory together
@@ -168,7 +169,7 @@ class AudioStore(SampleStore):
             self._totals, found = self._read_totals(progress)
         else:
             self._totals, found = manifest.totals, self._known
-        self._cut()
+        self._cut_rows: np.ndarray | None = None
         self._adopt(found)
 
     def batch(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -193,13 +194,22 @@ class AudioStore(SampleStore):
             "--max_seconds S takes their beginnings"
         )
 
+    def examine(self) -> dict[int, Finding]:
+        """As in `SampleStore`: true lengths are findings where headers tell others."""
+        found = super().examine()
+        return {
+            row: None if isinstance(finding, int) and finding == self._totals[row] else finding
+            for row, finding in found.items()
+        }
+
     # ---- lengths and clips: a clip is a recording, or a segment of it ---------------------------------------------
 
     def _read_totals(self, progress: bool) -> tuple[np.ndarray, dict[int, Finding]]:
         """Read the samples of each row (N,) from the headers, on all processes together, and why some have none."""
         form, n = self.audio_format, len(self._column)
         processes, index = (1, 0) if self._state is None else (self._state.num_processes, self._state.process_index)
-        totals, reasons, failure = np.full(n, -1, np.int64), dict[int, Finding](), None
+        totals, reasons = np.full(n, -1, np.int64), dict[int, Finding]()
+        failure: Exception | None = None
         own = np.array_split(np.arange(n), processes)[index]
         starts = range(0, len(own), HEADERS_READ)
         try:
@@ -210,19 +220,16 @@ class AudioStore(SampleStore):
                         totals[row] = count_samples(value, row, form.sampling_rate, form.max_samples)
                     except UnreadableRecording as error:
                         reasons[row] = str(error)
-        except ValueError as error:  # of all arrays: the other processes wait
-            failure = str(error)
-        parts = gather_objects(self._state, (totals[own], reasons, failure))
-        for _, _, each in parts:
-            if each is not None:
-                raise ValueError(each)
-        found = {row: reason for _, each, _ in parts for row, reason in each.items()}
-        return np.concatenate([part for part, _, _ in parts]), found
+        except Exception as error:  # the other processes wait: tell them before raising
+            failure = error
+        parts = gather_results(self._state, (totals[own], reasons), failure)
+        found = {row: reason for _, each in parts for row, reason in each.items()}
+        return np.concatenate([part for part, _ in parts]), found
 
-    def _cut(self) -> None:
-        """List the clips of all rows, also of those that may turn out to be unreadable, and open their cache."""
+    def _cut(self, rows: np.ndarray) -> None:
+        """List the clips of these rows, also of those that may turn out to be unreadable, and open their cache."""
         form = self.audio_format
-        rows = np.flatnonzero(self._totals >= 0)
+        self._cut_rows = rows
         if form.segmentation is None:
             self._clip_rows, lengths = rows, self._totals[rows]
         else:
@@ -238,40 +245,39 @@ class AudioStore(SampleStore):
         if cache_dir is not None:
             form, lengths = self.audio_format, hashlib.sha256(self._clip_lengths.tobytes()).hexdigest()
             settings = f"{form.sampling_rate}|{form.max_samples}|{form.segmentation}|{lengths}"
-            key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
             return DecodedCache.in_file(cache_dir, "sounds", key, offsets)
         is_small = SAMPLE.itemsize * int(self._clip_lengths.sum()) <= cache_bytes
         return DecodedCache.in_memory(offsets) if is_small else None
 
     def _order(self, sizes: dict[int, int]) -> None:
-        if sizes:
-            self._totals[list(sizes)] = list(sizes.values())
+        self._totals[list(sizes)] = list(sizes.values())
+        rows = np.setdiff1d(np.flatnonzero(self._totals >= 0), self.unreadable)
+        if sizes or self._cut_rows is None or len(rows) != len(self._cut_rows):
             if self._cache is not None:
-                self._cache.remove()  # later runs know the true lengths
-            self._cut()
-        is_kept = ~np.isin(self._clip_rows, self.unreadable)
-        self._clips = np.flatnonzero(is_kept)  # number of the clip at each position
-        self._clips = self._clips[np.argsort(self._clip_lengths[is_kept], kind="stable")]
+                self._cache.remove()  # later runs know the true lengths, and what is unreadable
+            self._cut(rows)
+        self._clips = np.argsort(self._clip_lengths, kind="stable")  # number of the clip at each position
         self.rows, self.lengths = self._clip_rows[self._clips], self._clip_lengths[self._clips]
         if self.audio_format.segmentation is not None:
             self._spans = self._clip_spans[self._clips]  # start and length, in samples
             self.segments = np.cumsum(self._spans, axis=1) / self.audio_format.sampling_rate
 
-    def _make_manifest(self) -> Manifest:
-        return Manifest(np.asarray(self.unreadable, np.int64), self._totals)
+    def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
+        totals = self._totals.copy()
+        totals[list(sizes)] = list(sizes.values())
+        return Manifest(np.unique(np.asarray(unreadable, np.int64)), totals)
 
     def _examine(self, row: int) -> Finding:
         form = self.audio_format
         (value,) = self._read_column(np.array([row]))
         try:
             if form.segmentation is None:
-                total = len(decode_waveform(value, row, form.sampling_rate, max_samples=form.max_samples))
-            else:
-                cut = iterate_segments(value, row, form.sampling_rate, form.segmentation, form.max_samples)
-                total = max(start + len(waveform) for start, waveform in cut)
+                return len(decode_waveform(value, row, form.sampling_rate, max_samples=form.max_samples))
+            cut = iterate_segments(value, row, form.sampling_rate, form.segmentation, form.max_samples)
+            return max(start + len(waveform) for start, waveform in cut)
         except UnreadableRecording as error:
             return str(error)
-        return None if total == self._totals[row] else total
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,9 @@ class DecodedCache:
         first, second = self.paths or (f"/proc/{os.getpid()}/fd/{file}" for file in self._files)
         return DecodedCache, (self.offsets, (first, second))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the end of Python, `os` may be gone
         for file in getattr(self, "_files", None) or ():
-            os.close(file)
+            close(file)
 
     def find(self, numbers: np.ndarray) -> np.ndarray:
         """Find which of these samples (B,) are written: booleans (B,)."""

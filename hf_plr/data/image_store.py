@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,15 +102,15 @@ class ImageStore(SampleStore):
         offsets = range(0, (len(self._column) + 1) * size, size)
         if cache_dir is not None:
             settings = f"{self.geometry.describe()}|{self._decoder.column_mode}|{self._shape}"
-            key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
             return DecodedCache.in_file(cache_dir, "images", key, offsets)
         return DecodedCache.in_memory(offsets) if offsets[-1] <= cache_bytes else None
 
     def _order(self, sizes: dict[int, int]) -> None:
         self.rows = np.setdiff1d(np.arange(len(self._column)), self.unreadable)
 
-    def _make_manifest(self) -> Manifest:
-        return Manifest(np.asarray(self.unreadable, np.int64))
+    def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
+        return Manifest(np.unique(np.asarray(unreadable, np.int64)))
 
     def _examine(self, row: int) -> Finding:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hf_plr.utils.serialization import read_tensors, validate_array
@@ -19,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "hf-plr-manifest-1"
 FOLDER = "hf_plr_manifests"  # in the cache of `datasets`
-STAMPED_FILES = 4096  # whose sizes and times of change are compared, evenly spaced
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ManifestFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(arrays, temporary, metadata={"format": FORMAT})
             os.replace(temporary, self.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the second one: a full disk, or a folder without permission
             logger.warning("The next run checks all samples again: %s cannot be written (%s).", self.path, error)
         finally:
             _remove(temporary)
@@ -93,17 +93,3 @@ def _remove(path: Path) -> None:
 def find_manifest_folder(cache_dir: str | None) -> Path:
     """Folder of the manifests: that of the decoded samples if there is one, else one in the cache of `datasets`."""
     return Path(datasets.config.HF_DATASETS_CACHE) / FOLDER if cache_dir is None else Path(cache_dir)
-
-
-def stamp_files(paths: list[str | None]) -> str:
-    """Compute a text that changes with the sizes and times of change of files; of missing ones it knows that."""
-    stamps = np.full((len(paths), 2), -1, np.int64)
-    for i, path in enumerate(paths):
-        if path is None or "://" in path:
-            continue
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue
-        stamps[i] = status.st_size, status.st_mtime_ns
-    return hashlib.sha256(stamps.tobytes()).hexdigest()[:16]

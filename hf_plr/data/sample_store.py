@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -19,8 +20,9 @@ from torch.utils.data import Dataset as TorchDataset
 from hf_plr.data.archives import open_binary
 from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.decoded_cache import DecodedCache
-from hf_plr.data.manifest import STAMPED_FILES, Manifest, ManifestFile, stamp_files
-from hf_plr.data.true_labels import encode_labels as encode_labels
+from hf_plr.data.file_stamps import stamp_column
+from hf_plr.data.manifest import Manifest, ManifestFile
+from hf_plr.data.true_labels import encode_labels
 from hf_plr.utils.distributed import run_on_main
 from hf_plr.utils.progress import track
 
@@ -46,7 +48,7 @@ class Items(list[dict[str, Any]]):
     inputs: torch.Tensor | None = None
 
 
-Finding = str | int | None  # why a row is unreadable, or its true size; None where nothing is wrong with it
+Finding = str | int | None  # why a row is unreadable, or its size; None where there is nothing to say
 
 
 class SampleStore(TorchDataset, ABC):
@@ -180,7 +182,8 @@ class SampleStore(TorchDataset, ABC):
         return {row: self._examine(row) for row in suspects}
 
     def settle(self, found: dict[int, Finding]) -> None:
-        """Take over what a pass over all samples has found; all processes give the same, and the main one notes it.
+        """Take over what a pass over all samples has found; all processes give the same, and the main one notes it,
+        also where that ends the run: the next one knows at its start.
 
         Args:
             found: what is wrong with rows, from `examine` of all processes. None is a fault that did not come again.
@@ -189,11 +192,14 @@ class SampleStore(TorchDataset, ABC):
             UnreadableSample: naming the first unreadable row, unless these are left out.
             ValueError: if none is left.
         """
+        if self._manifest is not None and (self._state is None or self._state.is_main_process):
+            unreadable, sizes = split_findings(found)
+            self._manifest.write(
+                self._make_manifest([*self.unreadable, *unreadable], sizes)
+            )  # also if the run ends now
         self._adopt(found)
         self.is_checked = True
         self.revision += 1
-        if self._manifest is not None and (self._state is None or self._state.is_main_process):
-            self._manifest.write(self._make_manifest())
 
     def check(self, progress: bool = False) -> SampleStore:
         """Decode every sample once on this process alone, unless that is known of them, and settle; returns itself.
@@ -214,7 +220,7 @@ class SampleStore(TorchDataset, ABC):
         """Read the manifest of these rows, the same for all processes; None if there is none, or it is out of date."""
         if folder is None:
             return None
-        key = f"{self._fingerprint}|{self._column_name}|{self._stamp()}|{settings}"
+        key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
         self._manifest = ManifestFile(folder, key, len(self._column))
 
         def read() -> tuple[Manifest | None, dict[int, Finding]]:
@@ -235,19 +241,14 @@ class SampleStore(TorchDataset, ABC):
             self._known = reasons
         return manifest
 
+    @functools.cached_property
     def _stamp(self) -> str:
-        """Text that changes with the files of the column, of which the data set may know the names alone."""
-        values = self._read_column(spread_rows(len(self._column), STAMPED_FILES)) if self._names_files() else []
-        return stamp_files([value.get("path") if isinstance(value, dict) else value for value in values])
-
-    def _names_files(self) -> bool:
-        """True if the column holds paths without bytes, by its first row."""
-        value = self._column[0][self._column_name]
-        return isinstance(value, str) or (isinstance(value, dict) and "path" in value and value.get("bytes") is None)
+        """Text that changes with the files of the column; asked for on all processes together."""
+        return stamp_column(self._column, self._column_name, self._state)
 
     def _adopt(self, found: dict[int, Finding]) -> None:
         """Leave unreadable rows out, correct sizes, and order the positions anew."""
-        unreadable = {row: finding for row, finding in sorted(found.items()) if isinstance(finding, str)}
+        unreadable, sizes = split_findings(found)
         for row, reason in unreadable.items():
             if not self._skip_unreadable:
                 raise self.unreadable_error(f"{reason}{self._locate(row, reason)}. {SKIP_HINT}")
@@ -255,7 +256,7 @@ class SampleStore(TorchDataset, ABC):
         n = len(self._column)
         if len(self.unreadable) == n:
             raise ValueError(f"none of the {n} {self.noun}s can be read: check the files")
-        self._order({row: finding for row, finding in found.items() if isinstance(finding, int)})
+        self._order(sizes)
         self._is_complete = False
         if unreadable:
             shown = [f"row {row}{self._locate(row)}" for row in list(unreadable)[:10]]
@@ -268,12 +269,12 @@ class SampleStore(TorchDataset, ABC):
         """Set what belongs to positions, without unreadable rows; `sizes` corrects what was assumed of some rows."""
 
     @abstractmethod
-    def _make_manifest(self) -> Manifest:
-        """What is known when all rows are checked."""
+    def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
+        """What is known when all rows are checked: `sizes` as for `_order`."""
 
     @abstractmethod
     def _examine(self, row: int) -> Finding:
-        """Decode a row by itself and say what is wrong with it."""
+        """Decode a row by itself: why that fails, or its size if rows have sizes of their own, known or not."""
 
     # ---- decoding ------------------------------------------------------------------------------------------------
 
@@ -348,6 +349,12 @@ class SampleStore(TorchDataset, ABC):
         for value in self._read_column(spread_rows(len(self._column), DIGEST_ROWS)):
             add_content(digest, value)
         return digest.hexdigest()[:16]
+
+
+def split_findings(found: dict[int, Finding]) -> tuple[dict[int, str], dict[int, int]]:
+    """Why rows are unreadable, by ascending row, and the true sizes of others."""
+    unreadable = {row: finding for row, finding in sorted(found.items()) if isinstance(finding, str)}
+    return unreadable, {row: finding for row, finding in found.items() if isinstance(finding, int)}
 
 
 def collate_notes(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

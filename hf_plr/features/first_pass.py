@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.utils.distributed import gather_objects
+from hf_plr.utils.distributed import gather_results
 
 if TYPE_CHECKING:
     from hf_plr.features.extractor import FeatureExtractor
@@ -35,17 +35,20 @@ class KeptFeatures:
 
     Args:
         folder: folder of a memory-mapped file without a name for them; None keeps them in memory.
+
+    Attributes:
+        is_open: True until `close`.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = folder
         self._kept: dict[int, _Kept] = {}
-        self._is_open = True
+        self.is_open = True
 
     def close(self) -> None:
         """Forget the features, and keep none from now on: training begins."""
         self._kept.clear()
-        self._is_open = False
+        self.is_open = False
 
     def keep(
         self,
@@ -56,7 +59,7 @@ class KeptFeatures:
         features: torch.Tensor,
     ) -> None:
         """Keep the features (n, D) of samples at these positions (n,), extracted with `dtype`."""
-        if self._is_open:
+        if self.is_open:
             self._kept[id(store)] = _Kept(
                 store,
                 store.revision,
@@ -100,7 +103,7 @@ def check_samples(
         extractor: shares the samples among processes, and loads them.
         store: the samples.
         dtype: as for `FeatureExtractor.extract`, of the features that are kept.
-        extract: also extract features, which `FeatureExtractor.extract` then finds where it keeps some.
+        extract: also extract features where the extractor keeps some, so that `FeatureExtractor.extract` finds them.
 
     Returns:
         True if samples were left out, or their lengths corrected: positions are then others.
@@ -115,23 +118,17 @@ def check_samples(
     part = extractor.local_slice(store)
     positions = torch.arange(part.start, part.stop)
     features, found, failure = None, {}, None
+    keeps = extract and extractor.kept is not None and extractor.kept.is_open
     try:
-        if extract:
+        if keeps:
             features = extractor.extract(store, positions, dtype, extractor.allocate_kept(len(positions)))
         else:
             extractor.read(store, positions)
         found = store.examine()
     except Exception as error:  # the other processes wait: tell them before raising
         failure = error
-    parts = gather_objects(
-        accelerator, (found, None if failure is None else (isinstance(failure, ValueError), str(failure)))
-    )
-    if failure is not None:
-        raise failure
-    for _, told in parts:
-        if told is not None:
-            raise (ValueError if told[0] else RuntimeError)(told[1])
-    found = {row: finding for each, _ in parts for row, finding in each.items()}
+    parts = gather_results(accelerator, found, failure)
+    found = {row: finding for each in parts for row, finding in each.items()}
     store.settle(found)
     if features is not None and extractor.kept is not None and not found:  # else some are of zeros
         extractor.kept.keep(extractor, store, positions, dtype, features)

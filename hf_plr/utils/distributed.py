@@ -55,6 +55,23 @@ def gather_objects(accelerator: Accelerator | PartialState | None, item: Any) ->
     return items
 
 
+def gather_results(accelerator: Accelerator | PartialState | None, item: Any, failure: Exception | None) -> list[Any]:
+    """Gather as `gather_objects` what each process's own work has given, unless it failed on one: none waits then.
+
+    Raises:
+        Exception: `failure`, where there is one.
+        ValueError, RuntimeError: on the other processes, with its message; the first for a ValueError.
+    """
+    told = None if failure is None else (isinstance(failure, ValueError), str(failure) or type(failure).__name__)
+    parts = gather_objects(accelerator, (item, told))
+    if failure is not None:
+        raise failure
+    for _, other in parts:
+        if other is not None:
+            raise (ValueError if other[0] else RuntimeError)(other[1])
+    return [result for result, _ in parts]
+
+
 def gather_rows(accelerator: Accelerator | None, rows: torch.Tensor) -> torch.Tensor:
     """Gather the rows (n, ...) of all processes, in process order, on every process and on their device; n may differ.
 

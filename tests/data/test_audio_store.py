@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from datasets import Audio, Dataset, Features, Value
 from helpers.paths import SHARED_DATA
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
+from hf_plr.data import audio_store
 from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
 from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings, read_sampling_rates
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.loading import load_train_and_test
 from hf_plr.models.vision import small_vit_processor
+from hf_plr.utils import distributed
 
 RATE = 16_000
 FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -182,6 +185,76 @@ def test_a_header_that_promises_too_much_is_unreadable():
     damaged[21:26] = bytes([damaged[21] | 0x0F]) + b"\xff" * 4  # the number of samples
     with pytest.raises(UnreadableRecording, match="recording 3 cannot be read"):
         decode_waveform(bytes(damaged), 3, RATE)
+
+
+@pytest.mark.parametrize("form", ["bytes", "paths"])
+def test_no_room_is_made_for_what_a_damaged_header_promises(tmp_path, monkeypatch, form):
+    files = [encode(tone(0.2 + 0.1 * row), kind="FLAC") for row in range(3)]
+    damaged = bytearray(files[1])
+    damaged[22:26] = (0xF0000000).to_bytes(4, "big")  # the low bits of its number of samples
+    files[1] = bytes(damaged)
+    if form == "bytes":
+        data = data_set(files)
+    else:
+        for row, file in enumerate(files):
+            (tmp_path / f"{row}.flac").write_bytes(file)
+        data = Dataset.from_dict({"audio": [str(tmp_path / f"{row}.flac") for row in range(3)]})
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    for limits in ({"cache_dir": tmp_path / "cache"}, {"cache_bytes": 2**20}):
+        store = AudioStore(data, "audio", audio_format(), skip_unreadable=True, **limits).check()
+        assert store.unreadable == [1]
+        assert store.is_cached
+        with pytest.raises(UnreadableRecording, match="recording 1 cannot be read"):
+            AudioStore(data, "audio", audio_format(), **limits).check()
+
+
+@pytest.mark.parametrize("seconds", [None, 0.3])
+def test_unreadable_recordings_take_no_room_in_the_cache(tmp_path, monkeypatch, seconds):
+    """They have a plausible header: that they are unreadable is known after the first pass."""
+    broken = encode(np.full(5 * RATE, np.nan, np.float32), subtype="FLOAT")
+    data = data_set([encode(tone(0.5)), broken, encode(tone(1.0))])
+    form = AudioFormat(Wav2Vec2FeatureExtractor(sampling_rate=RATE), 400, segment_seconds=seconds)
+    store = AudioStore(data, "audio", form, skip_unreadable=True, cache_bytes=2 * 2 * RATE)
+    expected = [item["input_values"] for item in store.check().__getitems__(range(len(store)))]
+    assert store.is_cached
+
+    def open_file() -> AudioStore:
+        folders = {"cache_dir": tmp_path / "cache", "manifest_dir": tmp_path / "manifests"}
+        return AudioStore(data, "audio", form, skip_unreadable=True, **folders)
+
+    first = open_file().check()
+    kept = [item["input_values"] for item in first.__getitems__(range(len(first)))]
+    assert first.is_cached
+    assert len(list((tmp_path / "cache").glob("*.bytes"))) == 1
+    second = open_file()
+    monkeypatch.setattr(AudioStore, "_decode_row", lambda *_: pytest.fail("decoded again"))
+    again = [item["input_values"] for item in second.__getitems__(range(len(second)))]
+    for waveforms in (kept, again):
+        assert all(map(torch.equal, waveforms, expected))
+    assert sorted(set(second.rows.tolist())) == [0, 2]
+
+
+@pytest.mark.parametrize("error", [PermissionError("no"), MemoryError(), ValueError("no")])
+def test_any_failure_to_read_lengths_is_told_to_all_processes(tones, monkeypatch, error):
+    """Of two processes: the one that fails raises its error, and the other one does not wait for it."""
+
+    class State:
+        num_processes, process_index, is_main_process = 2, 0, True
+
+    def fail(*_):
+        raise error
+
+    sent: list[tuple] = []
+    monkeypatch.setattr(distributed, "gather_objects", lambda state, item: sent.append(item) or sent)
+    with monkeypatch.context() as patch, pytest.raises(type(error)) as raised:
+        patch.setattr(audio_store, "count_samples", fail)
+        AudioStore(tones, "audio", audio_format(), state=State)
+    assert raised.value is error
+    State.process_index, State.is_main_process = 1, False
+    with pytest.raises(ValueError if isinstance(error, ValueError) else RuntimeError, match="no|MemoryError"):
+        AudioStore(tones, "audio", audio_format(), state=State)
+    assert len(sent) == 2
 
 
 def test_values_that_are_no_recordings_are_named():

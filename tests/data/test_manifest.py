@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
-from datasets import Dataset, Image
+from datasets import Audio, Dataset, Image
 from PIL import Image as PILImage
 from safetensors.numpy import save_file
 from transformers import Wav2Vec2FeatureExtractor
 
+from hf_plr.data.audio_decoding import UnreadableRecording
 from hf_plr.data.audio_store import AudioFormat, AudioStore
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.image_decoding import UnreadableImage
 from hf_plr.data.image_store import ImageGeometry, ImageStore
-from hf_plr.data.manifest import FORMAT, Manifest, ManifestFile, stamp_files
+from hf_plr.data.manifest import FORMAT, Manifest, ManifestFile
 from hf_plr.models.vision import small_vit_processor
 
 
@@ -81,6 +84,23 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, geometry, some_d
     assert "The next run checks all samples again" in caplog.text
 
 
+def test_a_disk_that_fills_up_is_a_warning(tmp_path):
+    """In a process of its own, whose files may have a thousand bytes."""
+    lines = (
+        "import resource, signal, sys",
+        "import numpy as np",
+        "from hf_plr.data.manifest import Manifest, ManifestFile",
+        "file = ManifestFile(sys.argv[1], 'key', 10_000)",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))",
+        "file.write(Manifest(np.array([1]), np.zeros(10_000, np.int64)))",
+    )
+    run = subprocess.run([sys.executable, "-c", "\n".join(lines), str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "The next run checks all samples again" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_are_not_decoded_again_to_be_checked(pictures, geometry, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "manifests"
     first = ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=folder)
@@ -106,13 +126,65 @@ def test_images_are_not_decoded_again_to_be_checked(pictures, geometry, tmp_path
 def test_an_image_that_can_be_read_meanwhile_is_taken_again(pictures, geometry, tmp_path, monkeypatch):
     """With another library, say: what decodes is not in the key."""
     ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests").check()
-    monkeypatch.setattr("hf_plr.data.sample_store.stamp_files", lambda paths: "the same")
+    monkeypatch.setattr("hf_plr.data.sample_store.stamp_column", lambda *_: "the same")
     ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests").check()
     for row in (3, 8):
         PILImage.new("L", (9, 9)).save(tmp_path / f"{row}.png")
     store = ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=tmp_path / "manifests")
     assert not store.is_checked
     assert store.check().unreadable == []
+
+
+def test_a_run_that_ends_for_a_bad_file_leaves_what_it_has_found(pictures, geometry, tmp_path, monkeypatch):
+    folder = tmp_path / "manifests"
+    with pytest.raises(UnreadableImage, match="image 3 cannot be read"):
+        ImageStore(pictures, "image", geometry, manifest_dir=folder).check()
+    decoded = []
+    decode = ImageStore._decode_rows
+    monkeypatch.setattr(
+        ImageStore, "_decode_rows", lambda self, rows: decoded.extend(rows.tolist()) or decode(self, rows)
+    )
+    store = ImageStore(pictures, "image", geometry, skip_unreadable=True, manifest_dir=folder)
+    assert store.is_checked
+    assert store.unreadable == [3, 8]
+    assert decoded == [3]
+
+
+@pytest.mark.parametrize("seconds", [None, 0.25])
+def test_true_lengths_are_left_too(tmp_path, seconds):
+    """Also those that were found beside a recording that ended the run."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(24_000) / 9), 8000, format="MP3")
+    broken = io.BytesIO()
+    soundfile.write(broken, np.full(6000, np.nan, np.float32), 8000, format="WAV", subtype="FLOAT")
+    files = [buffer.getvalue()[: len(buffer.getvalue()) // 2], broken.getvalue(), buffer.getvalue()]
+    rows = Dataset.from_dict({"audio": [{"bytes": file, "path": None} for file in files]})
+    with pytest.raises(UnreadableRecording, match="recording 1 holds samples that are NaN"):
+        AudioStore(rows, "audio", audio_format(seconds), manifest_dir=tmp_path).check()
+    second = AudioStore(rows, "audio", audio_format(seconds), skip_unreadable=True, manifest_dir=tmp_path)
+    assert second.is_checked
+    assert second.unreadable == [1]
+    assert 400 < second.lengths[second.rows == 0].sum() < 20_000 < second.lengths[second.rows == 2].sum()
+    assert [len(second[i]["input_values"]) for i in range(len(second))] == second.lengths.tolist()
+
+
+@pytest.mark.parametrize("seconds", [None, 0.25])
+def test_a_recording_that_can_be_read_meanwhile_is_taken_again(tmp_path, monkeypatch, seconds):
+    rows = make_synthetic_recordings(n_per_class=1).cast_column("audio", Audio(decode=False)).to_list()
+    data = [[row["audio"] for row in rows], [row["audio"] for row in rows]]
+    data[0][2] = {"bytes": b"no sound", "path": None}
+
+    def make(column: list[dict]) -> AudioStore:
+        dataset = Dataset.from_dict({"audio": column})
+        dataset._fingerprint = "the same"
+        return AudioStore(dataset, "audio", audio_format(seconds), skip_unreadable=True, manifest_dir=tmp_path)
+
+    assert make(data[0]).check().unreadable == [2]
+    assert make(data[0]).is_checked
+    again = make(data[1])
+    assert not again.is_checked
+    assert again.check().unreadable == []
+    assert set(again.rows.tolist()) == set(range(8))
 
 
 def test_files_that_have_changed_are_checked_again(pictures, geometry, tmp_path):
@@ -125,19 +197,6 @@ def test_files_that_have_changed_are_checked_again(pictures, geometry, tmp_path)
     changed = make()
     assert not changed.is_checked
     assert changed.check().unreadable == [3, 5, 8]
-
-
-def test_stamps_know_sizes_times_and_what_is_missing(tmp_path):
-    path = tmp_path / "a"
-    stamps = [stamp_files([str(path), "zip://a::b.zip", None])]
-    path.write_bytes(b"1")
-    stamps.append(stamp_files([str(path), "zip://a::b.zip", None]))
-    os.utime(path, ns=(1, 1))
-    stamps.append(stamp_files([str(path), "zip://a::b.zip", None]))
-    path.write_bytes(b"12")
-    os.utime(path, ns=(1, 1))
-    stamps.append(stamp_files([str(path), "zip://a::b.zip", None]))
-    assert len(set(stamps)) == 4
 
 
 def test_other_data_and_other_ways_to_decode_have_manifests_of_their_own(some_digits, geometry, tmp_path):

@@ -33,6 +33,7 @@ def main(folder: str, output: str) -> None:
             message = str(error)
         said = gather_objects(state, message)
         results["images: same error"] = np.array([each == said[0] and "image 5 cannot" in each for each in said])
+        manifest.FOLDER = f"{gather_objects(state, own)[0]}/others"  # that run left what it has found
         rows: list[int] = []
         decode = ImageStore._decode_rows
 
