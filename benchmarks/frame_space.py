@@ -25,7 +25,7 @@ from datasets import Audio, Dataset, Features, Value, load_dataset
 from hf_plr.clustering import KMeans
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.loader import StoreLoader
-from hf_plr.data.sample_store import encode_labels
+from hf_plr.data.true_labels import encode_labels
 from hf_plr.evaluation.units import score_units
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.modality import AudioModality

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     # Imported here: `hf-plr refine` needs no torch.
     from hf_plr.data.audio_store import AudioStore
     from hf_plr.data.columns import check_column, find_audio_column
-    from hf_plr.data.sample_store import encode_labels
+    from hf_plr.data.true_labels import encode_labels
     from hf_plr.features.first_pass import check_samples
     from hf_plr.modality import AudioModality
     from hf_plr.units.encoder import UnitEncoder, write_units

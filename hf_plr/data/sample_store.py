@@ -20,7 +20,8 @@ from hf_plr.data.archives import open_binary
 from hf_plr.data.batch_buffers import BatchBuffers
 from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.manifest import STAMPED_FILES, Manifest, ManifestFile, stamp_files
-from hf_plr.data.true_labels import encode_labels as encode_labels
+from hf_plr.data.true_labels import encode_labels
+from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.utils.distributed import run_on_main
 from hf_plr.utils.progress import track
 
@@ -30,10 +31,6 @@ DIGEST_ROWS = 16
 DIGEST_BLOCK = 1 << 20  # bytes of a file that are in memory together
 PATH_ROWS = 256  # whose bytes are in memory together
 SKIP_HINT = "--skip_unreadable (skip_unreadable=True) leaves it out."
-
-
-class UnreadableSample(ValueError):
-    """A sample that cannot be decoded."""
 
 
 class Items(list[dict[str, Any]]):

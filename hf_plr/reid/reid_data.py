@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from hf_plr.data.columns import check_column, find_image_column
 from hf_plr.data.loading import choose_split, load_splits, load_tables
 from hf_plr.data.media_kinds import identify_name
-from hf_plr.data.sample_store import encode_labels
+from hf_plr.data.true_labels import encode_labels
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.data.audio_store import AudioStore, collate_recordings
 from hf_plr.data.columns import check_column
-from hf_plr.data.sample_store import encode_labels
+from hf_plr.data.true_labels import encode_labels
 from hf_plr.modality import AudioModality
 from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
 from hf_plr.pseudo_labels.sampler import (

@@ -13,7 +13,7 @@ from hf_plr.data.columns import (
     find_label_column,
     find_modality_column,
 )
-from hf_plr.data.sample_store import encode_labels
+from hf_plr.data.true_labels import encode_labels
 
 
 def empty(**features):

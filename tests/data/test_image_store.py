@@ -14,7 +14,8 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from hf_plr.data.image_decoding import ImageDecoder
 from hf_plr.data.image_store import ImageGeometry, ImageStore, UnreadableImage, collate_images, read_image_sizes
-from hf_plr.data.sample_store import encode_labels, spread_rows
+from hf_plr.data.sample_store import spread_rows
+from hf_plr.data.true_labels import encode_labels
 from hf_plr.models.vision import small_vit_processor
 
 

@@ -21,7 +21,7 @@ from hf_plr.data import audio_containers, media_kinds
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.loading import choose_split, load_train_and_test
-from hf_plr.data.sample_store import encode_labels
+from hf_plr.data.true_labels import encode_labels
 from hf_plr.models.vision import small_vit_processor
 
 HEIC = b"\0\0\0\x18ftypheic" + b"\0" * 100
