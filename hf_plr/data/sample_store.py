@@ -63,6 +63,7 @@ class SampleStore(TorchDataset, ABC):
         label_names: see `encode_labels`.
         skip_unreadable: leave unreadable samples out with a warning, rather than raise.
         state: the processes that open the data set together; None for one alone.
+        numbers: number of each row in the whole data set, for messages, (N,); None where this is the whole.
 
     Attributes:
         noun: name of a sample in messages.
@@ -98,6 +99,7 @@ class SampleStore(TorchDataset, ABC):
         label_names: dict[str, int] | None,
         skip_unreadable: bool = False,
         state: PartialState | None = None,
+        numbers: np.ndarray | None = None,
     ):
         if len(dataset) == 0:
             raise ValueError("the data set is empty: give one with at least one row")
@@ -110,6 +112,7 @@ class SampleStore(TorchDataset, ABC):
         self._fingerprint = str(dataset._fingerprint)
         self._skip_unreadable = skip_unreadable
         self._state = state
+        self._numbers = numbers
         self._suspects: set[int] = set()
         self._manifest: ManifestFile | None = None
         self._cache: DecodedCache | None = None
@@ -311,7 +314,9 @@ class SampleStore(TorchDataset, ABC):
         stored = self._column[row][self._column_name]
         path = stored.get("path") if isinstance(stored, dict) else stored
         words = [path] if isinstance(path, str) and path not in said else []
-        if self._column._indices is not None:
+        if self._numbers is not None:
+            words.append(f"row {self._numbers[row]} of the whole data set")
+        elif self._column._indices is not None:
             words.append(f"row {self._column._indices.column(0)[row].as_py()} of the whole data set")
         return f" ({', '.join(words)})" if words else ""
 
