@@ -111,6 +111,11 @@ class GivenLabels:
         given = cls(spread(labels, NOISE), spread(confidence.astype(np.float32), 0.0), path)
         given.n_missing = int((~is_known).sum())
         arrays = read_cell_targets(path) if os.path.isdir(path) else None
+        if arrays is None and os.path.isdir(path) and CELL_COLUMN in columns:
+            raise ValueError(
+                f"{path} has labels with a column {CELL_COLUMN!r}, but no {CELL_TARGETS_FILE}, which is written last: "
+                "refine them again"
+            )
         if arrays is not None:
             if CELL_COLUMN not in columns:
                 raise ValueError(f"{path} has soft targets by cell, but its labels have no column {CELL_COLUMN!r}")
