@@ -23,6 +23,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_plr.cli.samples import (
     add_sample_arguments,
     add_segment_arguments,
@@ -109,11 +111,12 @@ def run(args: argparse.Namespace) -> None:
     record, folder = describe_data(dataset, extractor.modality.column)
     start = time.perf_counter()
     try:
-        table = embed(extractor, dataset.select(rows), rows.start, record, folder)
+        numbers = None if shard is None else np.arange(rows.start, rows.stop)
+        table = embed(extractor, dataset.select(rows), numbers, record, folder)
     except ValueError as error:
         if shard is None:
             raise
-        raise ValueError(f"shard {shard}, which begins at row {rows.start}: {error}") from error
+        raise ValueError(f"shard {shard}: {error}") from error
     seconds = time.perf_counter() - start
     write_table(table, args.output)
     width = table.schema.field("feature").type.list_size

@@ -19,7 +19,7 @@ import soxr
 from hf_plr.data.archives import open_binary
 from hf_plr.data.audio_containers import HEAD_BYTES, name_container, open_container
 from hf_plr.data.audio_containers import describe_unreadable as describe_unreadable
-from hf_plr.data.sample_store import UnreadableSample
+from hf_plr.data.unreadable import UnreadableSample
 
 COUNTED_FRAMES = 1 << 16  # that are read at a time to count them
 MOST_FRAMES = 1 << 32  # more are a header's way to say that it does not know, or damage

@@ -127,6 +127,7 @@ class AudioStore(SampleStore):
         skip_unreadable: leave unreadable recordings out with a warning, rather than raise.
         manifest_dir: folder for what is found out about the rows, for later runs; None leaves no trace.
         state: the processes that open the data set together; None for one alone.
+        numbers: see `SampleStore`.
         progress: show a progress bar.
 
     Attributes:
@@ -158,9 +159,10 @@ class AudioStore(SampleStore):
         skip_unreadable: bool = False,
         manifest_dir: str | os.PathLike[str] | None = None,
         state: PartialState | None = None,
+        numbers: np.ndarray | None = None,
         progress: bool = False,
     ):
-        super().__init__(dataset, audio_column, label_column, label_names, skip_unreadable, state)
+        super().__init__(dataset, audio_column, label_column, label_names, skip_unreadable, state, numbers)
         self.audio_format = audio_format
         self._cache_limits = cache_bytes, cache_dir
         manifest = self._open_manifest(manifest_dir, f"{audio_format.sampling_rate}|{audio_format.max_samples}")

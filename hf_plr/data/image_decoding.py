@@ -18,7 +18,7 @@ from PIL import ImageColor, ImageOps, UnidentifiedImageError
 from PIL import features as pillow_features
 
 from hf_plr.data.archives import open_binary
-from hf_plr.data.sample_store import UnreadableSample
+from hf_plr.data.unreadable import UnreadableSample
 
 with contextlib.suppress(ImportError):
     import pillow_heif

@@ -50,6 +50,7 @@ class ImageStore(SampleStore):
         skip_unreadable: leave unreadable images out with a warning, rather than raise.
         manifest_dir: folder for what is found out about the rows, for later runs; None leaves no trace.
         state: the processes that open the data set together; None for one alone.
+        numbers: see `SampleStore`.
 
     Attributes:
         rows: row of the data set at each position, ascending; shape (len(self),).
@@ -77,8 +78,9 @@ class ImageStore(SampleStore):
         skip_unreadable: bool = False,
         manifest_dir: str | os.PathLike[str] | None = None,
         state: PartialState | None = None,
+        numbers: np.ndarray | None = None,
     ):
-        super().__init__(dataset, image_column, label_column, label_names, skip_unreadable, state)
+        super().__init__(dataset, image_column, label_column, label_names, skip_unreadable, state, numbers)
         self.geometry = geometry
         if not geometry.is_fitted:
             for note in geometry.fit(dataset, image_column):

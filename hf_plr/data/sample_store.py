@@ -23,6 +23,7 @@ from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.file_stamps import stamp_column
 from hf_plr.data.manifest import Manifest, ManifestFile
 from hf_plr.data.true_labels import encode_labels
+from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.utils.distributed import run_on_main
 from hf_plr.utils.progress import track
 
@@ -32,10 +33,6 @@ DIGEST_ROWS = 16
 DIGEST_BLOCK = 1 << 20  # bytes of a file that are in memory together
 PATH_ROWS = 256  # whose bytes are in memory together
 SKIP_HINT = "--skip_unreadable (skip_unreadable=True) leaves it out."
-
-
-class UnreadableSample(ValueError):
-    """A sample that cannot be decoded."""
 
 
 class Items(list[dict[str, Any]]):
@@ -68,6 +65,7 @@ class SampleStore(TorchDataset, ABC):
         label_names: see `encode_labels`.
         skip_unreadable: leave unreadable samples out with a warning, rather than raise.
         state: the processes that open the data set together; None for one alone.
+        numbers: number of each row in the whole data set, for messages, (N,); None where this is the whole.
 
     Attributes:
         noun: name of a sample in messages.
@@ -103,6 +101,7 @@ class SampleStore(TorchDataset, ABC):
         label_names: dict[str, int] | None,
         skip_unreadable: bool = False,
         state: PartialState | None = None,
+        numbers: np.ndarray | None = None,
     ):
         if len(dataset) == 0:
             raise ValueError("the data set is empty: give one with at least one row")
@@ -115,6 +114,7 @@ class SampleStore(TorchDataset, ABC):
         self._fingerprint = str(dataset._fingerprint)
         self._skip_unreadable = skip_unreadable
         self._state = state
+        self._numbers = numbers
         self._suspects: set[int] = set()
         self._manifest: ManifestFile | None = None
         self._cache: DecodedCache | None = None
@@ -315,7 +315,9 @@ class SampleStore(TorchDataset, ABC):
         stored = self._column[row][self._column_name]
         path = stored.get("path") if isinstance(stored, dict) else stored
         words = [path] if isinstance(path, str) and path not in said else []
-        if self._column._indices is not None:
+        if self._numbers is not None:
+            words.append(f"row {self._numbers[row]} of the whole data set")
+        elif self._column._indices is not None:
             words.append(f"row {self._column._indices.column(0)[row].as_py()} of the whole data set")
         return f" ({', '.join(words)})" if words else ""
 

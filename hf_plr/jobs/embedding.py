@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import uuid
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, SPAN_COLUMNS
 from hf_plr.training_args import PLRTrainingArguments
 
 RUN_SETTINGS: dict[str, type] = {"pooling": str, "layer": int, "max_seconds": float}
+KEEPS_NOTHING: dict[str, Any] = {"dataloader_num_workers": 0, "image_cache_gib": 0.0, "sound_cache_gib": 0.0}
 PATH_ROWS = 1 << 16  # rows whose paths are in memory together
 SEGMENT_SETTINGS: dict[str, type] = {"segment_seconds": float, "segment_overlap": float}
 
@@ -42,13 +44,14 @@ class Embedder:
         model: folder or Hub id of the backbone; of a run, its pooling, layer and segments are those of the run.
         batch_size: images, or seconds of sound, that are computed together.
         **settings: arguments of `PLRTrainingArguments`, such as `pooling` or `skip_unreadable`. Give `pixel_range` for
-            images of more than 8 bits where the backbone does not keep one: else each worker finds its own.
+            images of more than 8 bits where the backbone does not keep one: else each worker finds its own. By default
+            tables are decoded in this process, and nothing is kept of them.
     """
 
     def __init__(self, model: str, batch_size: int = 256, **settings: Any):
         self.model = model
         self.batch_size = batch_size
-        self.settings = read_run_settings(model) | settings
+        self.settings = KEEPS_NOTHING | read_run_settings(model) | settings
         self._extractor: FeatureExtractor | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -67,7 +70,9 @@ class Embedder:
         if INDEX_COLUMN not in table.column_names or not pa.types.is_integer(table.schema.field(INDEX_COLUMN).type):
             raise ValueError(f"the table needs a column {INDEX_COLUMN!r}: the row of each sample in the whole data set")
         rows = table[INDEX_COLUMN].to_numpy()
-        dataset = expose_media(Dataset(table.drop_columns([INDEX_COLUMN])), os.getcwd())
+        # Without a name of its own, all bytes of the table would be hashed for one.
+        dataset = Dataset(table.drop_columns([INDEX_COLUMN]), fingerprint=uuid.uuid4().hex)
+        dataset = expose_media(dataset, os.getcwd())
         if self._extractor is None:
             args = PLRTrainingArguments(output_dir=".", report_to="none", disable_tqdm=True, **self.settings)
             modality = find_modality(dataset, self.model, args)
@@ -75,46 +80,46 @@ class Embedder:
             backbone = modality.model.to(accelerator.device)
             loader = StoreLoader(args, modality.collate)
             self._extractor = FeatureExtractor(backbone, modality, accelerator, self.batch_size, loader)
-        features = embed(self._extractor, dataset)
-        position = features.schema.get_field_index(INDEX_COLUMN)
-        index = pa.array(rows[features[INDEX_COLUMN].to_numpy()], pa.int64())
-        return features.set_column(position, INDEX_COLUMN, index)
+        return embed(self._extractor, dataset, rows, has_manifest=False)
 
 
 def embed(
     extractor: FeatureExtractor,
     dataset: Dataset,
-    first_row: int = 0,
+    numbers: np.ndarray | None = None,
     record: DataRecord | None = None,
     folder: str | None = None,
+    has_manifest: bool = True,
 ) -> pa.Table:
-    """Compute the features of a data set, or of a contiguous part of one.
+    """Compute the features of a data set, or of a part of one.
 
     Args:
         extractor: holds the backbone.
         dataset: the samples.
-        first_row: row of the first of them in the whole data set.
+        numbers: their rows in the whole data set, (N,); None where this is the whole.
         record: the whole data set, for the metadata of the table.
         folder: folder that files are named relative to; None names them as the data set does.
+        has_manifest: see `Modality.open`.
 
     Returns:
-        One row per sample, by index and for segments by start: index (row of the whole data set), file if that is
-        known, start and end in seconds for segments, and feature, a list of D floats.
+        One row per sample, in the order of the data set and for segments by start: index (row of the whole data set),
+        file if that is known, start and end in seconds for segments, and feature, a list of D floats.
 
     Raises:
         ValueError: if samples cannot be read.
     """
-    store = extractor.modality.open(dataset, label_column=None, label_names={})
+    store = extractor.modality.open(dataset, None, {}, numbers, has_manifest)
     extractor = dataclasses.replace(extractor, kept=KeptFeatures())
     check_samples(extractor, store)
     features = extractor.extract_all(store).cpu().numpy()
-    rows, segments = store.rows + first_row, store.segments
+    rows, segments = store.rows, store.segments
+    index = rows if numbers is None else numbers[rows]
     paths = list_stored_paths(store.undecoded_column, extractor.modality.column)
     starts = np.zeros(len(rows)) if segments is None else segments[:, 0]
     order = np.lexsort((starts, rows))  # a store of recordings is ordered by length
-    columns: dict[str, pa.Array] = {INDEX_COLUMN: pa.array(rows[order], pa.int64())}
+    columns: dict[str, pa.Array] = {INDEX_COLUMN: pa.array(index[order], pa.int64())}
     if paths is not None:
-        files = (paths[store.rows[position]] for position in order)
+        files = (paths[row] for row in rows[order])
         columns["file"] = pa.array([file if folder is None else os.path.relpath(file, folder) for file in files])
     if segments is not None:
         columns |= dict(zip(SPAN_COLUMNS, (pa.array(each, pa.float64()) for each in segments[order].T), strict=True))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from hf_plr.refinement import CellRefinement, CooccurrenceTable, PseudoLabelRefi
 from hf_plr.utils.shards import list_files, name_by_file
 
 ENDINGS = (".npy", ".csv", ".parquet")
+ASIDE = "unfinished.tmp"  # folder of files that are being written, below that of the output
 
 
 class LabelShards:
@@ -80,13 +81,35 @@ def refine_shards(
     tables = (cooccurrence(*(file.labels for file in files), offset=first) for first, files in shards)
     cells = refiner.refine_cells(sum_tables(tables))
     is_soft = refiner.assignment == "soft"
-    if is_soft:
-        write_cell_targets(folder, cells)
-    else:  # of an output that is replaced
-        Path(folder, CELL_TARGETS_FILE).unlink(missing_ok=True)
-    for output, (first, files) in zip(outputs, shards, strict=True):
-        write_labels(output, files, cells, overwrite, first_row=first, has_cells=is_soft)
+    aside = os.path.join(folder, ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    os.mkdir(aside)
+    try:
+        for output, (first, files) in zip(outputs, shards, strict=True):
+            written = os.path.join(aside, os.path.basename(output))
+            write_labels(written, files, cells, first_row=first, has_cells=is_soft)
+        if is_soft:
+            write_cell_targets(aside, cells)
+        _move_into_place(aside, folder, outputs)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return cells
+
+
+def _move_into_place(aside: str, folder: str, outputs: list[str]) -> None:
+    """Move files into a folder in place of others, so that whoever is interrupted never leaves old beside new ones.
+
+    A folder without some of its shards is refused by `list_files`, and labels of cells without `CELL_TARGETS_FILE` by
+    `GivenLabels`.
+    """
+    targets = os.path.join(folder, CELL_TARGETS_FILE)
+    for output in (targets, *outputs):
+        if os.path.exists(output):
+            os.remove(output)
+    for output in (*outputs, targets):
+        written = os.path.join(aside, os.path.basename(output))
+        if os.path.exists(written):
+            os.replace(written, output)
 
 
 def sum_tables(tables: Iterator[CooccurrenceTable]) -> CooccurrenceTable:

@@ -112,7 +112,14 @@ class AudioModality(Modality):
             return self.backbone
         raise ValueError(f"{type(self.model).__name__} {NO_FRAMES}")
 
-    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> AudioStore:
+    def open(
+        self,
+        dataset: Dataset,
+        label_column: str | None,
+        label_names: dict[str, int],
+        numbers: np.ndarray | None = None,
+        has_manifest: bool = True,
+    ) -> AudioStore:
         store = AudioStore(
             dataset,
             find_audio_column(dataset, self.column),
@@ -122,8 +129,9 @@ class AudioModality(Modality):
             cache_bytes=int(self.args.sound_cache_gib * 2**30),
             cache_dir=self.args.sound_cache_dir,
             skip_unreadable=self.args.skip_unreadable,
-            manifest_dir=find_manifest_folder(self.args.sound_cache_dir),
+            manifest_dir=find_manifest_folder(self.args.sound_cache_dir) if has_manifest else None,
             state=self.args.distributed_state,
+            numbers=numbers,
             progress=not self.args.disable_tqdm and self.args.process_index == 0,
         )
         long = store.describe_long() if store.segments is None else None

@@ -59,8 +59,21 @@ class Modality(ABC):
         """Size D of a feature."""
 
     @abstractmethod
-    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> SampleStore:
-        """Open the samples of a data set; called on every process."""
+    def open(
+        self,
+        dataset: Dataset,
+        label_column: str | None,
+        label_names: dict[str, int],
+        numbers: np.ndarray | None = None,
+        has_manifest: bool = True,
+    ) -> SampleStore:
+        """Open the samples of a data set; called on every process.
+
+        Args:
+            dataset: the data set.
+            label_column, label_names, numbers: see `SampleStore`.
+            has_manifest: know the rows by the manifest of an earlier run, and leave one.
+        """
 
     @staticmethod
     @abstractmethod

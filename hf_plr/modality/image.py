@@ -102,7 +102,14 @@ class ImageModality(Modality):
     def feature_size(self) -> int:
         return self.backbone.feature_size
 
-    def open(self, dataset: Dataset, label_column: str | None, label_names: dict[str, int]) -> ImageStore:
+    def open(
+        self,
+        dataset: Dataset,
+        label_column: str | None,
+        label_names: dict[str, int],
+        numbers: np.ndarray | None = None,
+        has_manifest: bool = True,
+    ) -> ImageStore:
         args = self.args
         return ImageStore(
             dataset,
@@ -113,8 +120,9 @@ class ImageModality(Modality):
             cache_bytes=int(args.image_cache_gib * 2**30),
             cache_dir=args.image_cache_dir,
             skip_unreadable=args.skip_unreadable,
-            manifest_dir=find_manifest_folder(args.image_cache_dir),
+            manifest_dir=find_manifest_folder(args.image_cache_dir) if has_manifest else None,
             state=args.distributed_state,
+            numbers=numbers,
         )
 
     def features(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 from typing import Any
 
@@ -28,6 +29,8 @@ from hf_plr.utils.distributed import locate_rows
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.shards import list_files
 
+logger = logging.getLogger(__name__)
+
 ENDINGS = (".parquet", ".npy", ".csv")
 CONFIDENCE_COLUMN = "confidence"
 COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN)  # beside those of `LabelFile`
@@ -42,6 +45,9 @@ class GivenLabels:
         source: file or folder that they are of.
         soft: soft targets, or None where targets are hard.
         target: with soft targets, the column of each sample's own cluster, -1 = none, shape (N,).
+
+    Attributes:
+        n_missing: samples that the files which were read do not tell of; these are noise.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class GivenLabels:
         self.source = source
         self.soft = soft
         self.target = target
+        self.n_missing = 0
 
     @classmethod
     def read(
@@ -79,7 +86,7 @@ class GivenLabels:
         """
         columns, with_index = _read_columns(path, record)
         labels = columns["label"].to_numpy(np.int64)
-        if not with_index and len(labels) != (len(rows) if segments is not None else n_rows):
+        if not with_index and len(labels) != n_rows:
             raise ValueError(f"{path} has {len(labels):,} labels, but the data set has {n_rows:,} rows")
         index = columns[INDEX_COLUMN].to_numpy()
         outside = (index < 0) | (index >= n_rows)
@@ -102,7 +109,13 @@ class GivenLabels:
             if not ((confidence >= 0) & (confidence <= 1)).all():
                 raise ValueError(f"{path}: confidences must be in [0, 1]")
         given = cls(spread(labels, NOISE), spread(confidence.astype(np.float32), 0.0), path)
+        given.n_missing = int((~is_known).sum())
         arrays = read_cell_targets(path) if os.path.isdir(path) else None
+        if arrays is None and os.path.isdir(path) and CELL_COLUMN in columns:
+            raise ValueError(
+                f"{path} has labels with a column {CELL_COLUMN!r}, but no {CELL_TARGETS_FILE}, which is written last: "
+                "refine them again"
+            )
         if arrays is not None:
             if CELL_COLUMN not in columns:
                 raise ValueError(f"{path} has soft targets by cell, but its labels have no column {CELL_COLUMN!r}")
@@ -220,6 +233,9 @@ def open_given_stage(
         return None
     data = store.undecoded_column
     given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record_data(data, column))
+    if given.n_missing and args.process_index == 0:
+        counts = f"{given.n_missing:,} of the {len(store):,}"
+        logger.warning("%s has no label of %s samples, which have no loss.", args.labels, counts)
     return GivenStage(given, holder, args.min_confidence)
 
 

@@ -16,8 +16,9 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 from hf_plr.data.columns import find_label_column
 from hf_plr.data.loading import load_train_and_test
 from hf_plr.data.media_kinds import Kind
-from hf_plr.data.sample_store import SKIP_HINT, UnreadableSample, select_undecoded
+from hf_plr.data.sample_store import SKIP_HINT, select_undecoded
 from hf_plr.data.true_labels import encode_labels
+from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
 
 logger = logging.getLogger(__name__)

@@ -160,6 +160,8 @@ class PLRTrainer(BaseTrainer):
         memory = PrototypeMemory(args.temperature, args.prototype_momentum)
         self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
+        if isinstance(self._sampler, ShardSampler):
+            self._sampler.set_bounds(self.extractor.split(self.train_dataset, self.n_label_shards))
 
     @property
     def stage_dtype(self) -> torch.dtype | None:
@@ -205,8 +207,6 @@ class PLRTrainer(BaseTrainer):
         if self._given_stage is not None:
             self.keep_labels(epoch)
         self.cluster_objective.to(self.args.device)
-        if isinstance(self._sampler, ShardSampler):
-            self._sampler.set_bounds(self.extractor.split(self.train_dataset, self.n_label_shards))
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
         self._accumulated.clear()
 

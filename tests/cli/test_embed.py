@@ -201,3 +201,31 @@ def test_an_embedder_maps_tables(make_trainer, some_digits, tmp_path):
     np.testing.assert_allclose(found, trainer.extract_features().numpy()[50:70], atol=1e-5)
     with pytest.raises(ValueError, match="needs a column 'index'"):
         embedder(digits)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_embedder_names_rows_of_the_whole_and_leaves_no_trace(some_digits, tmp_path, monkeypatch, caplog, skip):
+    def fail(*args, **kwargs):
+        raise AssertionError("of a table that comes once")
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__", fail)
+    monkeypatch.setattr("hf_plr.data.decoded_cache.DecodedCache.__init__", fail)
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", fail)
+    monkeypatch.setattr("hf_plr.training_args.base.count_default_workers", lambda: 2)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    tiny_vit().save_pretrained(tmp_path / "model")
+    small_vit_processor(16).save_pretrained(tmp_path / "model")
+    table = some_digits.select_columns("image").flatten_indices().data.table.slice(0, 10)
+    images = table["image"].to_pylist()
+    images[3] = {"bytes": b"damaged", "path": None}
+    numbers = [1200 + 7 * i for i in range(10)]
+    table = table.set_column(0, table.schema.field(0), pa.array(images, table.schema.field(0).type))
+    table = table.append_column("index", pa.array(numbers))
+    embedder = Embedder(str(tmp_path / "model"), skip_unreadable=skip)
+    if skip:
+        assert embedder(table)["index"].to_pylist() == [number for number in numbers if number != 1221]
+        assert "left out: row 3 (row 1221 of the whole data set)" in caplog.text
+    else:
+        with pytest.raises(ValueError, match=r"image 3 cannot be read .*\(row 1221 of the whole data set\)"):
+            embedder(table)
+    assert not (tmp_path / "cache").exists()

@@ -14,7 +14,7 @@ from transformers import AutoModelForAudioClassification, AutoModelForImageClass
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
-from hf_plr.data.sample_store import UnreadableSample
+from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.recipe_tools.finetuning import LabelledData, draw_per_class, number_classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 from hf_plr import PLRTrainer, UnitTrainer
 from hf_plr.data.image_decoding import ImageDecoder, UnreadableImage
 from hf_plr.data.image_store import ImageStore
-from hf_plr.data.sample_store import UnreadableSample
+from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.features.extractor import FeatureExtractor
 
 BAD_IMAGES = (5, 40, 177, 202)
@@ -242,17 +243,26 @@ def test_a_fault_that_does_not_come_again_leaves_nothing_out(some_digits, tmp_pa
     assert len(trainer.train_dataset) == 203
 
 
-def test_what_cannot_be_read_after_the_first_pass_is_named(some_digits, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_read_after_the_first_pass_is_named(some_digits, tmp_path, workers):
     folder = tmp_path / "images"
     folder.mkdir()
     for row, image in enumerate(some_digits["image"][:40]):
         image.save(folder / f"{row}.png")
     data = Dataset.from_dict({"image": [str(folder / f"{row}.png") for row in range(40)]}).cast_column("image", Image())
-    trainer = image_trainer(tmp_path / "out", data, num_clusters=3, image_cache_gib=0.0)
+    settings = {"num_clusters": 3, "image_cache_gib": 0.0, "dataloader_num_workers": workers}
+    trainer = image_trainer(tmp_path / "out", data, **settings)
     trainer.check_samples()
     (folder / "7.png").write_bytes(b"gone")
-    with pytest.raises(UnreadableImage, match="image 7 cannot be read"):
-        trainer.train()
+    for load in (lambda: trainer.extract_features(positions=torch.arange(4, 9)), trainer.train):
+        with pytest.raises(UnreadableImage, match=r"^image 7 cannot be read[^\n]*$"):  # a line also from workers
+            load()
+
+
+def test_a_message_of_an_error_is_kept_as_it_is():
+    for message in ("image 3 cannot be read", "Caught in the act", "Caught X: a\nb\n"):
+        assert str(UnreadableSample(message)) == message
+        assert str(copy.copy(UnreadableImage(message))) == message
 
 
 def test_an_evaluation_set_is_checked_too(some_digits, tmp_path, computed):

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_plr.data.sample_store import UnreadableSample
+from hf_plr.data.unreadable import UnreadableSample
 
 ROOM = 1 << 30  # bytes that a reader of a few kilobytes may not ask for
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_plr.cli import main
-from hf_plr.jobs.refinement import sum_tables
+from hf_plr.jobs.refinement import ASIDE, sum_tables
 from hf_plr.pseudo_labels.cell_targets import read_cell_targets
 from hf_plr.pseudo_labels.data_record import DataRecord
+from hf_plr.pseudo_labels.given_labels import GivenLabels
 from hf_plr.refinement import cooccurrence
 
 OPTIONS = {
@@ -120,6 +123,59 @@ def test_what_a_killed_process_left_is_no_shard(folders, tmp_path):
     command = ["refine", "--previous", folders[0], "--current", folders[1], "--output", str(tmp_path / "out")]
     assert main(command) == 0
     assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(("before", "after"), [("soft", "rlcc"), ("soft", "slr"), ("slr", "soft")])
+def test_an_output_is_never_half_replaced(folders, tmp_path, monkeypatch, before, after):
+    n = len(pd.concat([pd.read_parquet(path) for path in (tmp_path / "1").iterdir()]))
+    command = ["refine", "--previous", folders[0], "--current", folders[1], "--overwrite", "--preset"]
+
+    def read(folder):
+        found = GivenLabels.read(str(folder), np.arange(n), None, n)
+        assert found.n_missing == 0
+        return found.digest()
+
+    for preset in (before, after):
+        assert main([*command, preset, "--output", str(tmp_path / preset)]) == 0
+    old, new = read(tmp_path / before), read(tmp_path / after)
+    assert old != new
+    seen, steps, out = [], itertools.count(), tmp_path / "out"
+    for last in range(40):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / before, out)
+        (out / ASIDE).mkdir()
+        (out / ASIDE / "shard-00000-of-00003.parquet").write_bytes(b"of another process that was killed")
+        with monkeypatch.context() as patch:
+            steps = itertools.count()
+            for name in ("remove", "replace"):
+                patch.setattr(os, name, stop_at(last, steps, getattr(os, name)))
+            try:
+                main([*command, after, "--output", str(out)])
+            except KilledError:
+                pass
+            else:
+                break
+        try:
+            seen.append(read(out))
+        except ValueError as error:
+            told = any(words in str(error) for words in ("refine them again", "lacks", "has no labels"))
+            seen.append("refused" if told else str(error))
+    assert list(dict.fromkeys(seen)) in ([old, "refused", new], [old, "refused"])
+    assert read(out) == new
+    assert list(out.glob("*tmp*")) == []
+
+
+def stop_at(last, steps, function):
+    def step(*args, **kwargs):
+        if next(steps) == last:
+            raise KilledError
+        return function(*args, **kwargs)
+
+    return step
 
 
 def test_the_data_set_that_the_files_name_is_passed_on(folders, tmp_path):

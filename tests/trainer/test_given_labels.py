@@ -75,21 +75,26 @@ def test_labels_of_a_run_train_another_one_alike(make_trainer, some_digits, tmp_
     np.testing.assert_array_equal(second.pseudo_labels.targets, first.pseudo_labels.targets)
 
 
-def test_files_without_an_index_count_the_rows_one_after_another(make_trainer, labels, tmp_path):
+def test_files_without_an_index_count_the_rows_one_after_another(make_trainer, labels, tmp_path, caplog):
     folder = tmp_path / "labels"
     folder.mkdir()
     np.save(folder / "0.npy", labels[:100].astype(np.int32))
     np.save(folder / "1.npy", labels[100:].astype(np.int32))
     trainer = make_trainer(labels=str(folder))
     np.testing.assert_array_equal(trainer.labelings[0].stage.given.labels, labels)
+    assert "has no label" not in caplog.text
+    np.save(folder / "1.npy", labels[101:].astype(np.int32))
+    with pytest.raises(ValueError, match="has 202 labels, but the data set has 203 rows"):
+        make_trainer(labels=str(folder))
 
 
-def test_rows_without_a_label_are_noise_and_doubtful_ones_have_no_loss(make_trainer, labels, tmp_path):
+def test_rows_without_a_label_are_noise_and_doubtful_ones_have_no_loss(make_trainer, labels, tmp_path, caplog):
     confidence = np.linspace(0, 1, 203)
     path = tmp_path / "labels.parquet"
     frame = pd.DataFrame({"index": np.arange(203), "label": labels, "confidence": confidence})
     frame[40:].sample(frac=1, random_state=0).to_parquet(path)
     trainer = make_trainer(labels=str(path), num_train_epochs=1, min_confidence=0.5)
+    assert caplog.text.count(f"{path} has no label of 40 of the 203 samples, which have no loss.") == 1
     trainer.train()
     found = trainer.pseudo_labels
     np.testing.assert_array_equal(found.labels, np.where(np.arange(203) < 40, -1, labels))

@@ -135,3 +135,11 @@ def test_an_optimizer_made_before_the_adapters_is_refused(make_trainer):
         ValueError, match="SGD holds none of the adapters, which lora=True makes after it: pass a PeftM"
     ):
         make_trainer({"model": model, "optimizers": (optimizer, None)}, lora=True)
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_that_batches_of_features_do_not_fill_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="label_shards=4 but the 203 samples are extracted in fewer batches"):
+        make_trainer(label_shards=4, per_device_eval_batch_size=256)

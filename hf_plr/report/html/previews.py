@@ -14,7 +14,8 @@ import soxr
 from PIL import Image
 
 from hf_plr.data.audio_store import AudioStore
-from hf_plr.data.sample_store import SampleStore, UnreadableSample
+from hf_plr.data.sample_store import SampleStore
+from hf_plr.data.unreadable import UnreadableSample
 
 logger = logging.getLogger(__name__)
 
