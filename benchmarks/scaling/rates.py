@@ -1,4 +1,4 @@
-"""What this machine does in a second, of one process and one thread, on one block of features and on drawn labels."""
+"""What this machine does in a second, of one process and one thread, on blocks of features and on drawn labels."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.scaling.model import Size
+from benchmarks.scaling.model import EPOCHS, Size
+from benchmarks.scaling.seconds import count_trials
 from hf_plr.clustering.checks import find_nonfinite_rows
-from hf_plr.clustering.cluster_means import average_clusters
+from hf_plr.clustering.ensemble import FINER, MEMBERS
 from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.clustering.whitening import map_rows
 from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
-from hf_plr.refinement.cooccurrence import iterate_chunks
+from hf_plr.refinement.cooccurrence import CooccurrenceTable, iterate_chunks
 from hf_plr.utils.precision import exact_products
 
 GROUP_SIZE = 16  # samples of one cluster in a row, in the order of training
+SEEDS = 64  # of a k-means++ that is timed
+PARTED = 8  # directions by which members part the samples of a cluster
+
+
+def measure_rates(size: Size) -> dict[str, float]:
+    """All fields of `Rates` but `sending`."""
+    return feature_rates(size) | label_rates(size.clusters) | consensus_rates(size.clusters)
 
 
 def feature_rates(size: Size) -> dict[str, float]:
@@ -31,10 +41,12 @@ def feature_rates(size: Size) -> dict[str, float]:
     best, labels = torch.empty(height), torch.empty(height, dtype=torch.int64)
     labels_of_sums = torch.randint(size.clusters, (height,))
     sums = ClusterSums(size.clusters, size.columns, height, 1.0, features.device)
+    matrix, mapped = torch.randn(size.columns, size.columns), torch.empty_like(features)
+    sample = torch.randn(64 * SEEDS, size.columns)
 
     def embed() -> None:
         find_nonfinite_rows(features)
-        average_clusters(center_features(features, out=features).rows, labels_of_sums, size.clusters)
+        center_features(features, out=features)
 
     with exact_products(features.device):
         of_products = cpu_seconds(lambda: torch.mm(features, centers, out=scores))
@@ -50,28 +62,64 @@ def feature_rates(size: Size) -> dict[str, float]:
         "products": 2.0 * height * size.columns * size.clusters / of_products,
         "scores": of_scores / scores.numel(),
         "entries": cpu_seconds(embed) / features.numel(),
+        "mapped": cpu_seconds(lambda: map_rows(features, matrix, mapped)) / features.numel(),
         "sums": cpu_seconds(lambda: sums.add(features, labels_of_sums)) / features.numel(),
         "new_memory": max(first_touch, 0.0) / n_bytes,
+        "trials": cpu_seconds(lambda: draw_seeds(sample, SEEDS, 0, None)) / (len(sample) * count_trials(SEEDS)),
     }
 
 
 def label_rates(n_clusters: int, n_samples: int = 1 << 20) -> dict[str, float]:
-    """Rates of refinement, on labels of which a tenth moves to one of the clusters beside."""
+    """Rates of refinement by projection, on labels of which a tenth moves to one of the clusters beside."""
     rng = np.random.default_rng(0)
     previous = rng.integers(0, n_clusters, n_samples, dtype=np.int32)
     moved = (previous + rng.integers(-3, 4, n_samples, dtype=np.int32)) % n_clusters
     current = np.where(rng.random(n_samples) < 0.1, moved, previous)
     table = cooccurrence(previous, current)
-
-    def locate() -> None:
-        for part in iterate_chunks(n_samples):
-            table.locate(previous[part], current[part])
-
     return {
         "counting": cpu_seconds(lambda: cooccurrence(previous, current)) / n_samples,
-        "locating": cpu_seconds(locate) / n_samples,
+        "locating": cpu_seconds(lambda: locate_all(table, previous, current)) / n_samples,
         "cells": cpu_seconds(lambda: PseudoLabelRefiner().refine_cells(table), turns=1) / len(table),
     }
+
+
+def consensus_rates(n_clusters: int, n_samples: int = 1 << 16) -> dict[str, float]:
+    """Rates of a consensus of as many labelings as the default has; each member parts all clusters in its own way."""
+    rng = np.random.default_rng(0)
+    n_clusters = min(n_clusters, n_samples // 256)  # so that a cluster has cells to agglomerate
+    cluster = rng.integers(0, n_clusters, n_samples, dtype=np.int32)
+    position = rng.normal(size=(n_samples, PARTED))
+    members = []
+    for _ in range(EPOCHS * MEMBERS):
+        direction = rng.normal(size=(n_clusters, PARTED))
+        side = np.einsum("ij,ij->i", position, direction[cluster]) > 0
+        members.append((FINER * cluster + side).astype(np.int32))
+    labelings = [*members, *[cluster] * EPOCHS]
+    table = cooccurrence(*labelings)
+    refiner = PseudoLabelRefiner.from_preset("consensus")
+    n_labels = n_samples * len(labelings)
+    # A cell of a cluster of its own has no pair but with itself.
+    alone = np.arange(n_samples // 4, dtype=np.int32)
+    apart = cooccurrence(*[alone] * len(labelings))
+    of_cells = cpu_seconds(lambda: refiner.refine_cells(apart), turns=1) / len(apart)
+    found = cpu_seconds(lambda: refiner.refine_cells(table), turns=1)
+    return {
+        "counting_votes": cpu_seconds(lambda: cooccurrence(*labelings), turns=1) / n_labels,
+        "locating_votes": cpu_seconds(lambda: locate_all(table, *labelings), turns=1) / n_labels,
+        "cells_of_votes": of_cells,
+        "pairs": max(found - of_cells * len(table), 0.0) / count_pairs(table),
+    }
+
+
+def count_pairs(table: CooccurrenceTable) -> int:
+    """Count pairs of cells that are together in the current clustering, each cell with itself among them."""
+    return int((np.bincount(table.current).astype(np.int64) ** 2).sum())
+
+
+def locate_all(table: CooccurrenceTable, *labelings: np.ndarray) -> None:
+    """Locate the cells of all samples as refinement does, chunk by chunk."""
+    for part in iterate_chunks(len(labelings[0])):
+        table.locate(*(labels[part] for labels in labelings))
 
 
 def order_seconds(n_clusters: int, n_samples: int = 1 << 20) -> float:

@@ -12,13 +12,14 @@ average linkage: Bruynooghe 1978.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from hf_plr.refinement.agglomeration.merges import Cut, Merges
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.refinement.cooccurrence import NOISE, iterate_blocks
 
-MAX_PAIRS = 64_000_000  # stored pairs of cells: 0.7 GiB, and up to 1.7 GiB while they are contracted
+MAX_PAIRS = 64_000_000  # stored pairs of cells: 0.7 GiB, and up to 1.4 GiB while they are contracted
 DRAWN = 1_024  # cells whose pairs are counted, to estimate those of all
 BLOCK = 1 << 22  # pairs that are compared together
 CELLS = 1 << 14  # cells that join clusters together
@@ -50,7 +51,9 @@ def agglomerate_coassociation(soft: SoftCells, weights: np.ndarray, cut: Cut) ->
     present = np.flatnonzero(_find_present(soft, votes, cut))
     if len(present) == 0:
         return cluster, True
-    soft, weights = soft.select(present), np.asarray(weights, dtype=np.float64)[present]
+    weights = np.asarray(weights, dtype=np.float64)[present]
+    if len(present) < len(soft):
+        soft = soft.select(present)
     chosen = _choose_cells(soft, weights, votes, MAX_PAIRS)
     is_exact = len(chosen) == len(present)
     # A light cell that was chosen stands for its neighbours too.
@@ -137,9 +140,8 @@ class CoassociatedClusters:
         self._nearness = np.zeros(len(weights))  # mean co-association with it
         rows = _make_one_hot(soft, votes)
         votes_of_column = np.repeat(votes, [basis.shape[0] for basis in soft.bases])
-        voted = rows.copy()
-        voted.data = votes_of_column[rows.indices] * np.repeat(weights, np.diff(rows.indptr))
         rows.data = np.repeat(weights, np.diff(rows.indptr))
+        voted = sp.csr_array((votes_of_column[rows.indices] * rows.data, rows.indices, rows.indptr), shape=rows.shape)
         self._sums = sp.csr_array(voted @ sp.csr_array(rows.T))
 
     def merge_until(self, cut: Cut) -> None:
@@ -201,9 +203,11 @@ class CoassociatedClusters:
 
         # Both columns of a pair get one number; the product with the rows then adds up what has the same number.
         sums = self._sums
-        renamed = group.astype(sums.indices.dtype)[sums.indices]
-        sums = sp.csr_array((sums.data, renamed, sums.indptr), shape=(n, n - len(first)))
-        contraction = sp.csr_array((np.ones(n), group, np.arange(n + 1)), shape=(n, n - len(first)))
+        names = group.astype(sums.indices.dtype)
+        for block in iterate_blocks(sums.nnz, BLOCK):  # in place: a copy would take a third of the sums
+            sums.indices[block] = names[sums.indices[block]]
+        sums = sp.csr_array((sums.data, sums.indices, sums.indptr), shape=(n, n - len(first)))
+        contraction = sp.csr_array((np.ones(n), names, np.arange(n + 1, dtype=names.dtype)), shape=(n, n - len(first)))
         self._sums = sp.csr_array(sp.csr_array(contraction.T) @ sums)
 
         is_stale = is_merged | ((self._neighbor >= 0) & is_merged[self._neighbor])
@@ -221,14 +225,16 @@ def _find_present(soft: SoftCells, votes: np.ndarray, cut: Cut) -> np.ndarray:
     return present
 
 
-def _make_one_hot(soft: SoftCells, votes: np.ndarray) -> sp.csr_array:
+def _make_one_hot(soft: SoftCells, votes: np.ndarray, dtype: npt.DTypeLike = np.float64) -> sp.csr_array:
     """Make a row per cell with 1 at its cluster in each labeling that votes."""
     sizes = [basis.shape[0] for basis in soft.bases]
     starts = np.cumsum([0, *sizes]).astype(np.int32)
     is_labelled = ((soft.shares_of_case > 0) & (votes > 0))[soft.case]
-    indptr = np.concatenate([[0], np.cumsum(is_labelled.sum(axis=1))])
     indices = (soft.codes + starts[:-1])[is_labelled]
-    return sp.csr_array((np.ones(len(indices)), indices, indptr), shape=(len(soft), starts[-1]))
+    indptr = np.concatenate([[0], np.cumsum(is_labelled.sum(axis=1))])
+    if len(indices) < 2**31:  # else all that comes of it has int64 too, four bytes more for each pair of cells
+        indptr = indptr.astype(np.int32)
+    return sp.csr_array((np.ones(len(indices), dtype), indices, indptr), shape=(len(soft), starts[-1]))
 
 
 def _choose_cells(soft: SoftCells, weights: np.ndarray, votes: np.ndarray, max_pairs: int) -> np.ndarray:
@@ -256,25 +262,30 @@ def _choose_cells(soft: SoftCells, weights: np.ndarray, votes: np.ndarray, max_p
 
 def _estimate_pairs(soft: SoftCells, votes: np.ndarray) -> float:
     """Estimate the number of ordered pairs of cells that are together in a labeling from those of some cells."""
-    rows = _make_one_hot(soft, votes)
+    rows = _make_one_hot(soft, votes, np.int16)  # sums are of labelings at most
     drawn = np.unique(np.arange(DRAWN) * 2_654_435_761 % len(soft)) if len(soft) > DRAWN else np.arange(len(soft))
     return (rows[drawn] @ sp.csr_array(rows.T)).nnz * (len(soft) / len(drawn))
 
 
 def _join_clusters(soft: SoftCells, weights: np.ndarray, votes: np.ndarray, cluster: np.ndarray, cut: Cut) -> None:
     """Let each cell without a cluster join the one with the largest mean co-association, if the cut allows it."""
-    rows = _make_one_hot(soft, votes)
     members = np.flatnonzero(cluster != NOISE)
     sizes = np.bincount(cluster[members], weights[members])
-    membership = sp.csr_array((weights[members], (members, cluster[members])), shape=(len(cluster), len(sizes)))
-    table = sp.csr_array(sp.csr_array(rows.T) @ membership)  # samples by cluster of a labeling and refined cluster
+    # Samples by cluster of a labeling and refined cluster; whole numbers, so that sums of blocks are exact.
+    table = sp.csr_array((sum(basis.shape[0] for basis in soft.bases), len(sizes)))
+    for block in iterate_blocks(len(members), CELLS):
+        cells = members[block]
+        place = np.arange(len(cells)), cluster[cells]
+        membership = sp.csr_array((weights[cells], place), shape=(len(cells), len(sizes)))
+        table = table + sp.csr_array(_make_one_hot(soft.select(cells), votes).T) @ membership
+    table = sp.csr_array(table)
     row_votes = np.repeat(np.repeat(votes, [basis.shape[0] for basis in soft.bases]), np.diff(table.indptr))
     table.data *= row_votes
     lowest = 0.0 if cut.n_clusters is not None else 1.0 - cut.limit(Merges(0))
     waiting = np.flatnonzero(cluster == NOISE)
     for block in iterate_blocks(len(waiting), CELLS):
         cells = waiting[block]
-        sums = sp.csr_array(rows[cells] @ table)
+        sums = sp.csr_array(_make_one_hot(soft.select(cells), votes) @ table)
         sums.sort_indices()
         has_entries = np.flatnonzero(np.diff(sums.indptr))
         row = np.repeat(np.arange(len(cells)), np.diff(sums.indptr))
