@@ -85,8 +85,9 @@ def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | N
     with open_recording(value, row) as reader:
         rate, frames = reader.rate, reader.frames
         limit = count_stored_samples(max_samples, sampling_rate, rate)
-        promised = frames if limit is None or frames is None else min(frames, limit)
-        if promised is None or promised > MOST_FRAMES_PER_BYTE * count_bytes(value):
+        if frames is not None and limit is not None:
+            frames = min(frames, limit)
+        if frames is None or frames > MOST_FRAMES_PER_BYTE * count_bytes(value):
             frames = 0
             while len(block := reader.read(COUNTED_FRAMES)):
                 frames += len(block)

@@ -64,7 +64,6 @@ class ImageGeometry:
 
     Attributes:
         settings: pixel range and background.
-        smallest_edge: pixels of the shorter edge that a JPEG file is decoded at, at least; None decodes all.
 
     Raises:
         ValueError: if the processor and the model have different numbers of channels, or a setting is not valid.
@@ -93,10 +92,11 @@ class ImageGeometry:
             kept.pixel_range if pixel_range is None else check_pixel_range(pixel_range),
             background or kept.background,
         )
-        self.smallest_edge = find_smallest_edge(processor)
+        self._draft_edge = find_smallest_edge(processor)
         self._image_size: tuple[int, int] | None = None
         self._decoded_edge = decoded_size
         self._decoded_size: tuple[int, int] | None = None
+        self._scale = 1.0  # of what is decoded, to the processor's size
         self._larger: dict[str, dict[str, int]] = {}  # sizes in place of the processor's own
 
     @property
@@ -116,6 +116,11 @@ class ImageGeometry:
         return self._image_size
 
     @property
+    def smallest_edge(self) -> int | None:
+        """Pixels of the shorter edge that a JPEG file is decoded at, at least; None decodes all."""
+        return None if self._draft_edge is None else math.ceil(self._draft_edge * self._scale)
+
+    @property
     def decoded_size(self) -> tuple[int, int]:
         """Height and width of the images as they are decoded: those of `image_size` without `decoded_size`."""
         return self.image_size if self._decoded_size is None else self._decoded_size
@@ -131,6 +136,7 @@ class ImageGeometry:
         Raises:
             ValueError: if images do not have the channels of the model, or the processor gives several sizes.
         """
+        self._scale, self._decoded_size, self._larger = 1.0, None, {}  # the processor's own sizes, at first
         column = select_undecoded(dataset, image_column)
         feature = dataset.features[image_column]
         survey = survey_images(column, image_column, self.make_decoder(feature))
@@ -234,19 +240,17 @@ class ImageGeometry:
             raise ValueError(
                 f"decoded_size={edge} must be above {min(self.image_size)}, the size of the model's images"
             )
-        scale = edge / min(self.image_size)
+        self._scale = edge / min(self.image_size)
         for name in ("size", "crop_size"):
             sizes = read_sizes(getattr(self.processor, name, None))
             if sizes:
-                self._larger[name] = {key: round(value * scale) for key, value in sizes.items()}
+                self._larger[name] = {key: round(value * self._scale) for key, value in sizes.items()}
         self._decoded_size = self._processed_size(self._make_blank(*self.image_size))
         if min(self._decoded_size) != edge:
             raise ValueError(
                 f"decoded_size={edge} has no effect: {type(self.processor).__name__} does not resize to one size. "
                 'Leave it out, or let it resize (in preprocessor_config.json: "do_resize": true)'
             )
-        if self.smallest_edge is not None:
-            self.smallest_edge = math.ceil(self.smallest_edge * scale)
 
     def _resize_bands(self, bands: np.ndarray) -> np.ndarray:
         """Resize an image (H, W, C) of any number of channels, three at a time as a colour image: (C, H, W)."""

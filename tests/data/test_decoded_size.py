@@ -47,6 +47,16 @@ def measure_sharpness(images: torch.Tensor) -> float:
     return float((images.diff(dim=2).square().mean() + images.diff(dim=3).square().mean()).sqrt())
 
 
+def test_a_geometry_that_is_fitted_again_is_that_of_the_last_data(photos):
+    geometry = ImageGeometry(small_vit_processor(SIZE), 3, decoded_size=KEPT)
+    found = []
+    for _ in range(2):
+        geometry.fit(photos, "image")
+        found.append((geometry.image_size, geometry.decoded_size, geometry.smallest_edge, geometry.describe()))
+    assert found[0] == found[1]
+    assert found[0][:3] == ((SIZE, SIZE), (KEPT, KEPT), 2 * KEPT)
+
+
 @pytest.mark.parametrize(
     ("processor", "size", "kept", "tolerance"),
     [

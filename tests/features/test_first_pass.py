@@ -265,11 +265,13 @@ def test_a_message_of_an_error_is_kept_as_it_is():
         assert str(copy.copy(UnreadableImage(message))) == message
 
 
-def test_an_evaluation_set_is_checked_too(some_digits, tmp_path, computed):
+def test_an_evaluation_set_is_checked_too(some_digits, tmp_path, computed, manifests):
     damaged = damage_images(some_digits)
     parts = {"eval_dataset": damaged}
     with pytest.raises(UnreadableSample, match="image 5 cannot be read"):
         image_trainer(tmp_path / "out", some_digits, parts).evaluate()
+    for path in manifests.iterdir():
+        path.unlink()
     trainer = image_trainer(tmp_path / "out", some_digits, parts, skip_unreadable=True)
     computed.clear()
     metrics = trainer.evaluate()
