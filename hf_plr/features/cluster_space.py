@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from hf_plr.clustering import KMeans
 from hf_plr.clustering.whitening import Whitening, draw_rows_to_fit, map_rows, whiten
 from hf_plr.features.centering import CenteredFeatures, compute_directions
-from hf_plr.features.extractor import allocate_in_file
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
+from hf_plr.utils.files import allocate_array
 from hf_plr.utils.serialization import validate_array
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,9 @@ class ClusterSpace:
         assert self.shrinkage is not None
         if self.shrinkage == CENTERED:
             return features.rows
-        out = None if self.folder is None else allocate_in_file(len(features.rows), features.rows.shape[1], self.folder)
+        out = None
+        if self.folder is not None:
+            out = torch.from_numpy(allocate_array(tuple(features.rows.shape), np.float32, self.folder))
         return whiten(features.rows, self.shrinkage, accelerator, out)
 
     def describe(self) -> str:

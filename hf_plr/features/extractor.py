@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -156,23 +155,26 @@ class FeatureExtractor:
 
     def batches(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         """Iterate over batches of the samples at these positions, in their order, on the device."""
-        batches = self.modality.batches(store, positions, self.batch_size)
-        for batch in self._show_progress(self.loader.load(store, batches), len(batches)):
-            store.note_faults(batch)
+        for batch in self._load(store, positions):
             yield {name: values.to(self.accelerator.device, non_blocking=True) for name, values in batch.items()}
 
     def read(self, store: SampleStore, positions: torch.Tensor) -> None:
         """Load the samples at these positions, so that what is wrong with them is noted, and do nothing with them."""
+        for _ in self._load(store, positions):
+            pass
+
+    def _load(self, store: SampleStore, positions: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
         batches = self.modality.batches(store, positions, self.batch_size)
         for batch in self._show_progress(self.loader.load(store, batches), len(batches)):
             store.note_faults(batch)
+            yield batch
 
     def allocate_kept(self, n_rows: int) -> torch.Tensor | None:
         """Allocate features of n samples to be kept: float32 (n, D) on the CPU; None if they are not."""
         if self.kept is None:
             return None
-        folder = self.kept.folder
-        return torch.empty(n_rows, self.width) if folder is None else allocate_in_file(n_rows, self.width, folder)
+        shape, folder = (n_rows, self.width), self.kept.folder
+        return torch.empty(shape) if folder is None else torch.from_numpy(allocate_array(shape, np.float32, folder))
 
     def name_precision(self, dtype: torch.dtype | None) -> str:
         """Name of the precision of products with this `dtype`, see `extract`."""
@@ -228,11 +230,3 @@ class FeatureExtractor:
         if dtype is None:
             return self.accelerator.autocast()
         return torch.autocast(self.accelerator.device.type, dtype)  # one context for all batches casts weights once
-
-
-def allocate_in_file(n_rows: int, width: int, folder: str | os.PathLike[str]) -> torch.Tensor:
-    """Allocate features, float32 of shape (n_rows, width), in a memory-mapped file without a name.
-
-    The file is freed as soon as nothing refers to it, also if the process is killed.
-    """
-    return torch.from_numpy(allocate_array((n_rows, width), np.float32, folder, "features-"))

@@ -10,8 +10,9 @@ import torch
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.features.centering import CenteredFeatures, compute_directions
-from hf_plr.features.extractor import FeatureExtractor, allocate_in_file
+from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.utils.distributed import gather_objects, gather_rows
+from hf_plr.utils.files import allocate_array
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.serialization import validate_array
 
@@ -60,7 +61,9 @@ class FeatureSource:
         dtype = self.decide_autocast(extractor.accelerator.mixed_precision)
         local_slice = extractor.local_slice(store)
         positions = torch.arange(local_slice.start, local_slice.stop)
-        buffer = None if self.folder is None else allocate_in_file(len(positions), extractor.width, self.folder)
+        buffer = None
+        if self.folder is not None:
+            buffer = torch.from_numpy(allocate_array((len(positions), extractor.width), np.float32, self.folder))
         if self.source == "extract" or len(self._rows) == 0:
             features = extractor.extract(store, positions, dtype, buffer)
         else:

@@ -115,6 +115,8 @@ class CheckpointWriter:
             wait_for_all(accelerator, "writing a checkpoint")  # each process writes its random state
             if should_save:
                 self._name_best_checkpoint(written, checkpoint)
+                if not self.trainer.args.save_on_each_node:
+                    check_parts(written)
                 _write_file_list(written)
                 _move_into_place(written, checkpoint)
                 shutil.rmtree(written.parent, ignore_errors=True)
@@ -289,6 +291,23 @@ def save_state(
     arrays = state | ({PARTS: np.array([parts])} if parts > 1 else {})
     arrays[SETTINGS] = np.frombuffer(json.dumps(settings).encode(), np.uint8)  # metadata would lie in any order
     _write_arrays(os.path.join(directory, STATE_FILE), arrays)
+
+
+def check_parts(directory: str | os.PathLike[str]) -> None:
+    """Check that the parts of all processes are there, where there are parts.
+
+    Raises:
+        FileNotFoundError: naming one that is missing, as where machines write to disks of their own.
+    """
+    for path in Path(directory).glob(name_part(0, 1).replace("00001", "*")):
+        processes = int(path.stem.rpartition("-")[2])
+        names = [name_part(process, processes) for process in range(processes)]
+        for process, name in enumerate(names):
+            if not (path.parent / name).is_file():
+                raise FileNotFoundError(
+                    f"{name} is missing, which process {process} has written elsewhere: output_dir must be a folder "
+                    "that all machines share"
+                )
 
 
 def _write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:

@@ -12,9 +12,8 @@ from accelerate import Accelerator
 
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.utils.distributed import gather_objects, gather_rows, is_single_process, wait_for_all
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.files import PREFIX, allocate_array, reserve
 
-PREFIX = "units-"
 SENT_FRAMES = 1 << 22  # of each process at a time, where there are several machines
 
 
@@ -39,7 +38,7 @@ class SharedLabels:
             RuntimeError: if a process cannot make or open the file, on every process.
         """
         if is_single_process(self.accelerator) or n_frames == 0:
-            return allocate_array((n_frames,), dtype, self.folder, PREFIX)
+            return allocate_array((n_frames,), dtype, self.folder)
         with contextlib.ExitStack() as stack:
             path: str | OSError | None = None
             if self.accelerator.is_local_main_process:
@@ -89,11 +88,11 @@ class SharedLabels:
                     whole[:] = values
 
     def _make_file(self, n_bytes: int) -> str:
-        if self.folder is not None:
-            os.makedirs(self.folder, exist_ok=True)
-        descriptor, path = tempfile.mkstemp(dir=self.folder, prefix=PREFIX)
+        folder = tempfile.gettempdir() if self.folder is None else self.folder
+        os.makedirs(folder, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(dir=folder, prefix=PREFIX)
         try:
-            os.truncate(descriptor, n_bytes)
+            reserve(descriptor, n_bytes, folder)
         except OSError:
             os.unlink(path)
             raise

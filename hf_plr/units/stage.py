@@ -17,7 +17,7 @@ from hf_plr.pseudo_labels.holding import add_tables, is_of_samples
 from hf_plr.pseudo_labels.stage import REFINER_LABELS
 from hf_plr.refinement import NOISE, CooccurrenceTable, PseudoLabelRefiner, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import iterate_blocks, iterate_chunks
-from hf_plr.units.frame_labels import PREFIX, SharedLabels
+from hf_plr.units.frame_labels import SharedLabels
 from hf_plr.units.frames import Frames, compute_frame_bounds
 from hf_plr.units.space import FrameSpace, FrameSpaceFitter
 from hf_plr.utils.distributed import gather_objects
@@ -242,7 +242,7 @@ class FrameStage:
             units: output of `FrameUnits.map_centroids_to_units`, (K,).
             raw_labels: centroid per frame, (F,).
         """
-        labels = allocate_array((len(raw_labels),), self._label_type, self.files.folder, PREFIX)
+        labels = allocate_array((len(raw_labels),), self._label_type, self.files.folder)
         for span in iterate_chunks(len(raw_labels)):
             labels[span] = units[raw_labels[span]]
         return labels

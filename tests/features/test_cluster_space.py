@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_plr.clustering.whitening import Whitening, whiten
 from hf_plr.features.centering import center_features
 from hf_plr.features.cluster_space import CENTERED, SHRINKAGES, ClusterSpace, find_stable_shrinkage
-from hf_plr.features.extractor import allocate_in_file
+from hf_plr.utils.files import allocate_array
 
 
 def draw(loud: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,11 +92,11 @@ def test_centered_features_are_not_copied():
 def test_whitened_features_may_lie_in_a_file(tmp_path, monkeypatch):
     folders = []
 
-    def allocate(n_rows, width, folder):
+    def allocate(shape, dtype, folder):
         folders.append(folder)
-        return allocate_in_file(n_rows, width, folder)
+        return allocate_array(shape, dtype, folder)
 
-    monkeypatch.setattr("hf_plr.features.cluster_space.allocate_in_file", allocate)
+    monkeypatch.setattr("hf_plr.features.cluster_space.allocate_array", allocate)
     features = center_features(draw(1.0, 0)[0])
     in_memory, in_file = (ClusterSpace("white", 0.1, folder, seed=0) for folder in (None, str(tmp_path)))
     mapped = in_file.map(features, Accelerator(cpu=True))

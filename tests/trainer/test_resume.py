@@ -17,6 +17,7 @@ from helpers import tiny
 from helpers.runs import StopAt, assert_same_run
 from transformers import TrainerCallback
 
+from hf_plr import PLRTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import (
     ASIDE,
@@ -155,6 +156,27 @@ def test_parts_of_processes_are_read_by_their_own_and_missed(tmp_path):
         ValueError, match=r"has no plr_state-00002-of-00002\.safetensors, with the labels of one of the 2"
     ):
         load_state(tmp_path, 1, 2)
+
+
+def test_a_checkpoint_without_the_part_of_a_process_is_an_error(tmp_path, some_digits, monkeypatch):
+    """As where machines share no folder: what others have written is not there."""
+
+    def save_without_others(self, directory):
+        save(self, directory)
+        save_part(directory, {"labels": np.zeros(3)}, 0, 2)
+        for process in there:
+            save_part(directory, {"labels": np.zeros(3)}, process, 2)
+
+    save = PLRTrainer._save_run_state
+    monkeypatch.setattr(PLRTrainer, "_save_run_state", save_without_others)
+    trainer = tiny.image_trainer(tmp_path / "out", some_digits, num_train_epochs=1)
+    there = [1]
+    trainer.train()
+    assert find_defect(list_checkpoints(tmp_path / "out")[0]) is None
+    there = []
+    with pytest.raises(CheckpointError, match=r"00002-of-00002.safetensors is missing, .* all machines share"):
+        tiny.image_trainer(tmp_path / "other", some_digits, num_train_epochs=1).train()
+    assert list_checkpoints(tmp_path / "other") == []
 
 
 def test_shards_resume_bit_for_bit(tmp_path, some_digits):
