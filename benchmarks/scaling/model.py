@@ -18,13 +18,14 @@ from hf_plr.clustering.exact_sums import BLOCK_ROWS
 from hf_plr.clustering.kmeans import BLOCK_SCORES
 from hf_plr.clustering.whitening import FIT_ROWS, FIT_ROWS_PER_DIMENSION
 from hf_plr.pseudo_labels.sampler import BLOCK as ORDER_BLOCK
-from hf_plr.refinement.agglomeration import SMALL
+from hf_plr.refinement.agglomeration import MAX_RELATED_PAIRS, SMALL
 from hf_plr.refinement.agglomeration.coassociation import BLOCK, MAX_PAIRS
 from hf_plr.refinement.cooccurrence import COUNT_CHUNK, TABLE_SIZE
 from hf_plr.refinement.refiner import PRESETS
 from hf_plr.training_args import AUTO, AUTO_LABELINGS
 
 INT16, INT32, INT64, FLOAT32, FLOAT64 = 2, 4, 8, 4, 8
+RELATED = 24  # pairs a cell, where each cluster projects onto itself and six beside it
 LEFT_BY_A_ROUND = 0.6  # of the pairs, after the first round of merges: measured
 EPOCHS = PRESETS["consensus"]["generations"]
 
@@ -42,7 +43,7 @@ class Size:
             consensus, whose fifteen labelings part nearly all samples, for one a sample.
         level_cells: cells of the first two labelings, of the first three and so on, all together; None for the most.
         chosen: cells that a consensus agglomerates, where all have too many pairs; None for all.
-        pairs: pairs of these; None for the most.
+        pairs: pairs of related cells; None for the most that a consensus takes, and for 24 a cell without one.
         block_scores: scores that a thread of k-means holds at once.
     """
 
@@ -110,8 +111,12 @@ class Size:
 
     @property
     def n_pairs(self) -> int:
-        """Pairs of cells, as many as there are if all cells of a cluster are, or as many as a consensus takes."""
-        return self.pairs or min(MAX_PAIRS, self.n_cells**2 // self.clusters)
+        """Pairs of related cells: for a consensus of all in a cluster, or as many as it takes."""
+        if self.pairs is not None:
+            return self.pairs
+        if self.is_consensus:
+            return min(MAX_PAIRS, self.n_cells**2 // self.clusters)
+        return min(MAX_RELATED_PAIRS, RELATED * self.n_cells)
 
     def label_bytes(self, clusters: int) -> int:
         """Bytes of a label that comes from a clusterer, or of a target: shards keep small numbers in two."""
@@ -256,13 +261,20 @@ def while_refining(size: Size) -> Parts:
     if not size.is_consensus:
         return _while_refining_first(size) | {
             "table": _table(size),
-            "agglomeration": 11 * min(size.n_cells, SMALL) ** 2,
+            "agglomeration": _linkage(size),
         }
     return _while_refining_first(size) | {
         "table": _table(size),
         "cells in order": (INT32 * size.votes + 5 * INT64) * size.n_cells,
         "agglomeration": max(_agglomeration(size).values()),
     }
+
+
+def _linkage(size: Size) -> int:
+    """What average linkage needs: a matrix of distances, or where there are more cells their related pairs."""
+    # Both ends of a pair and its distance; these from either end; the lowest of each end, and what counts as equal.
+    related = (2 * INT64 + FLOAT64 + 2 * (3 * 8 + 5 * FLOAT64)) * size.n_pairs
+    return related if size.n_cells > SMALL else 11 * size.n_cells**2
 
 
 def _agglomeration(size: Size) -> Parts:

@@ -39,6 +39,7 @@ from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import CooccurrenceTable
 from hf_plr.refinement.agglomeration.coassociation import CoassociatedClusters
+from hf_plr.refinement.agglomeration.related import RelatedClusters
 from hf_plr.utils.rng import isolate_rng
 
 DRAWN_TOGETHER = 100  # samples are drawn and shared in such batches
@@ -153,18 +154,22 @@ def counted_passes(found: list[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted_cells(found: dict[str, int]) -> Iterator[None]:
-    """Count the cells of the first table that is refined in the context, and for a consensus what comes of them.
+    """Count the cells of the first table that is refined in the context, and what is agglomerated.
 
     Args:
-        found: where the numbers go: `cells`, `level_cells` summed over the labelings in turn, and for a consensus
-            `chosen` cells that are agglomerated and `pairs` of them.
+        found: where the numbers go: `cells`, `level_cells` summed over the labelings in turn, `pairs` of related cells
+            and for a consensus the `chosen` cells.
     """
     found.clear()
-    make, locate = CoassociatedClusters.__init__, CooccurrenceTable.locate
+    make, relate, locate = CoassociatedClusters.__init__, RelatedClusters.__init__, CooccurrenceTable.locate
 
     def count_pairs(clusters: CoassociatedClusters, *args: Any) -> None:
         make(clusters, *args)
         found.update(chosen=len(clusters.weights), pairs=clusters._sums.nnz)
+
+    def count_related_pairs(clusters: RelatedClusters, *args: Any) -> None:
+        relate(clusters, *args)
+        found.update(pairs=len(clusters._first))
 
     def count_cells(table: CooccurrenceTable, *labelings: Any) -> np.ndarray:
         if "cells" not in found:
@@ -173,6 +178,7 @@ def counted_cells(found: dict[str, int]) -> Iterator[None]:
 
     with (
         mock.patch.object(CoassociatedClusters, "__init__", count_pairs),
+        mock.patch.object(RelatedClusters, "__init__", count_related_pairs),
         mock.patch.object(CooccurrenceTable, "locate", count_cells),
     ):
         yield

@@ -82,7 +82,7 @@ class PseudoLabelRefiner:
             result has exact=False. Cells that are related to few others, as in training, are agglomerated exactly
             whatever their number. Otherwise "average", "complete" and "single" need a matrix of 8 bytes per pair of
             cells, 3 GiB for the default. Not used by metric="coassociation", which agglomerates as many cells as have
-            64 million related pairs (some 2 GiB) and lets the others join the clusters of these.
+            64 million related pairs (some 1.4 GiB) and lets the others join the clusters of these.
 
     Raises:
         ValueError: for a value outside these ranges, naming the argument.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -367,6 +368,27 @@ def test_too_many_pairs_are_agglomerated_in_part(monkeypatch, cut):
     np.testing.assert_array_equal(consensus(epochs, **cut).labels, bounded.labels)
     names = np.random.default_rng(0).permutation(12)
     assert same_partition(consensus([names[labels] for labels in epochs], **cut).labels, bounded.labels)
+
+
+def test_pairs_of_cells_take_twelve_bytes_each_and_merging_as_much_again_at_most(monkeypatch):
+    """Pairs are what a large consensus' memory goes for: their sums in float64, and their names in int32."""
+    monkeypatch.setattr(coassociation, "BLOCK", 1 << 14)  # what is looked at together does not count here
+    _, epochs = noisy_copies(1500, 3, 4, 0.3, seed=0)
+    table = cooccurrence(*np.concatenate(epochs, axis=1).T)
+    soft = blend_joint(table, None, "project")
+    tracemalloc.start()
+    try:
+        clusters = coassociation.CoassociatedClusters(soft, table.counts.astype(float), coassociation.count_votes(soft))
+        n_pairs = clusters._sums.nnz
+        assert n_pairs > 500_000
+        assert clusters._sums.data.nbytes + clusters._sums.indices.nbytes == 12 * n_pairs
+        tracemalloc.reset_peak()
+        clusters.merge_until(Cut(3, None))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(clusters.merges) > 0
+    assert peak < 24 * n_pairs
 
 
 def test_a_cell_beside_the_chosen_ones_joins_as_far_as_the_threshold_allows(monkeypatch):
