@@ -104,7 +104,7 @@ def assert_same(first, second) -> None:
 
 
 def test_scoring_and_the_first_stage_take_the_features_of_the_first_pass(make_trainer, computed, decoded):
-    trainer = make_trainer({"callbacks": [Stop()]}, **ONE_PRECISION)
+    trainer = make_trainer({"callbacks": [Stop()]}, **ONE_PRECISION, dataloader_num_workers=0)
     assert decoded == computed == []
     trainer.score("before")
     assert sorted(decoded) == list(range(203))
@@ -210,7 +210,7 @@ def test_a_fault_that_does_not_come_again_leaves_nothing_out(some_digits, tmp_pa
     expected = image_trainer(tmp_path / "expected", some_digits).extract_features()
     for path in manifests.iterdir():
         path.unlink()
-    trainer = image_trainer(tmp_path / "out", some_digits)
+    trainer = image_trainer(tmp_path / "out", some_digits, dataloader_num_workers=0)
     faults = [17] * n_faults  # in a batch, and by itself; then it is examined
     decode = ImageDecoder.decode
 
