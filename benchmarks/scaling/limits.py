@@ -196,16 +196,16 @@ def meaning(found: dict[str, Any], hardware: Hardware) -> Iterator[str]:
             'unless --clusterer_kwargs \'{"device": "cuda"}\' brings each block to the GPU.'
         )
     yield (
-        f"A machine {'has room' if found['fits']['machine'] else 'HAS NO ROOM'} for what its processes hold of labels, "
-        f"{of_machine / 1e9:,.0f} GB at most."
-        + (" They shrink with more GPUs." if size["label_shards"] > 1 else " They do not shrink with more GPUs.")
+        f"A machine {'has room' if found['fits']['machine'] else 'HAS NO ROOM'} for what its processes hold of labels "
+        f"and cells, {of_machine / 1e9:,.0f} GB at most. Labels "
+        + ("shrink with more GPUs." if size["label_shards"] > 1 else "do not shrink with more GPUs.")
     )
     if "consensus, cells" in stage:
         refining = sum(seconds for name, seconds in stage.items() if name.startswith("consensus"))
         yield (
-            "The table of a consensus, which every process has in full, is counted with a cell for each sample, the "
-            f"most that there can be; of {MAX_PAIRS:,} pairs of cells at most it is agglomerated. {refining:,.0f} s on "
-            "every process; --refinement slr has a few cells a cluster."
+            "Every process has the whole table of a consensus. It is counted here with a cell for each sample, the "
+            f"most that there can be, and {MAX_PAIRS:,} pairs of cells. Refinement then takes {refining:,.0f} s "
+            "whatever the number of GPUs; --refinement slr has a few cells a cluster."
         )
     else:
         refining = sum(stage[name] for name in ("refinement, samples", "refinement, cells"))

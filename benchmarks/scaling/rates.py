@@ -19,11 +19,13 @@ from hf_plr.clustering.whitening import map_rows
 from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
+from hf_plr.refinement.agglomeration.related import RelatedClusters
 from hf_plr.refinement.cooccurrence import CooccurrenceTable, iterate_chunks
 from hf_plr.utils.precision import exact_products
 
 GROUP_SIZE = 16  # samples of one cluster in a row, in the order of training
 SEEDS = 512  # of a k-means++ that is timed: with few of them, starting takes most of the time
+LARGE = 1_000  # clusters, so that the distances of their cells fit into no matrix
 PARTED = 8  # directions by which members part the samples of a cluster
 
 
@@ -72,16 +74,26 @@ def feature_rates(size: Size) -> dict[str, float]:
 
 def label_rates(n_clusters: int, n_samples: int = 1 << 20) -> dict[str, float]:
     """Rates of refinement by projection, on labels of which a tenth moves to one of the clusters beside."""
-    rng = np.random.default_rng(0)
-    previous = rng.integers(0, n_clusters, n_samples, dtype=np.int32)
-    moved = (previous + rng.integers(-3, 4, n_samples, dtype=np.int32)) % n_clusters
-    current = np.where(rng.random(n_samples) < 0.1, moved, previous)
+    previous, current = draw_moved(n_clusters, n_samples)
     table = cooccurrence(previous, current)
+    larger = cooccurrence(*draw_moved(LARGE, n_samples // 4))
+    refiner = PseudoLabelRefiner()
+    soft = refiner.refine_cells(larger).soft
+    related = len(RelatedClusters(soft, larger.counts, "average")._first)
     return {
         "counting": cpu_seconds(lambda: cooccurrence(previous, current)) / n_samples,
         "locating": cpu_seconds(lambda: locate_all(table, previous, current)) / n_samples,
-        "cells": cpu_seconds(lambda: PseudoLabelRefiner().refine_cells(table), turns=1) / len(table),
+        "cells": cpu_seconds(lambda: refiner.refine_cells(table), turns=1) / len(table),
+        "related": cpu_seconds(lambda: refiner.refine_cells(larger), turns=1) / max(related, 1),
     }
+
+
+def draw_moved(n_clusters: int, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw previous and current labels, of which a tenth moves to one of the clusters beside."""
+    rng = np.random.default_rng(0)
+    previous = rng.integers(0, n_clusters, n_samples, dtype=np.int32)
+    moved = (previous + rng.integers(-3, 4, n_samples, dtype=np.int32)) % n_clusters
+    return previous, np.where(rng.random(n_samples) < 0.1, moved, previous)
 
 
 def consensus_rates(n_clusters: int, n_samples: int = 1 << 16) -> dict[str, float]:

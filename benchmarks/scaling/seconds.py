@@ -10,6 +10,7 @@ from benchmarks.scaling.model import FLOAT32, FLOAT64, INT32, INT64, Size, block
 from hf_plr import KMeans
 from hf_plr.clustering.whitening import FIT_ROWS, FIT_ROWS_PER_DIMENSION
 from hf_plr.evaluation.scores import MAX_SAMPLES, RESTARTS
+from hf_plr.refinement.agglomeration import SMALL
 
 MAX_PASSES = KMeans(2).max_iter
 STEPS_OF_PROBE = 300  # of its solver, at most
@@ -31,7 +32,8 @@ class Rates:
         trials: seconds of k-means++ for one sample and one candidate.
         counting: seconds to count one label of one sample, in a table of two labelings.
         locating: seconds to look up the cell of one label of one sample.
-        cells: seconds to refine one cell by projection.
+        cells: seconds to refine one cell by projection, where their distances fit into a matrix.
+        related: seconds to refine one pair of related cells, where they do not.
         counting_votes, locating_votes: as counting and locating, in a table of a consensus, whose keys are bisected.
         cells_of_votes: seconds of a consensus for one cell, beside its pairs.
         pairs: seconds to agglomerate one pair of cells.
@@ -48,6 +50,7 @@ class Rates:
     counting: float
     locating: float
     cells: float
+    related: float
     counting_votes: float
     locating_votes: float
     cells_of_votes: float
@@ -115,7 +118,7 @@ def _refinement_seconds(size: Size, rates: Rates) -> Seconds:
     if not size.is_consensus:
         return {
             "refinement, samples": (held + n) * pair + others,
-            "refinement, cells": size.n_cells * rates.cells,
+            "refinement, cells": (size.n_pairs * rates.related if size.n_cells > SMALL else size.n_cells * rates.cells),
         }
     # Labels that continue are counted once more, to keep their numbers.
     votes = size.votes * (held * rates.counting_votes + (held + n) * rates.locating_votes)

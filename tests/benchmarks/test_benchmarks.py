@@ -14,7 +14,7 @@ from helpers.paths import REPOSITORY
 
 from benchmarks import throughput
 from benchmarks.measuring import busy_cores
-from benchmarks.scaling.model import Size, peak_bytes
+from benchmarks.scaling.model import MEASURED, Size, peak_bytes
 
 
 @pytest.fixture
@@ -131,19 +131,34 @@ def test_scaling_measures_real_processes_beside_the_model(tmp_path):
     output = tmp_path / "scaling.json"
     size = ["--samples", "2000", "--growth", "1", "--columns", "8", "--clusters", "10", "--processes", "2"]
     command = [sys.executable, "-m", "benchmarks.scaling", "--json", str(output), *size]
-    command += ["--paper", "1e6", "8", "100", "4"]
-    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    command += ["--refinements", "auto", "--label_shards", "2", "--paper", "1e6", "8", "100", "4"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
-    assert "| 2,000 | 2 |" in run.stdout
+    assert "| auto | 2,000 | 2 | 2 |" in run.stdout
     assert "what that means" in run.stdout
     line = json.loads(output.read_text())
     assert line["same_labels"]
     (found,) = line["runs"]
-    assert (found["samples"], found["processes"]) == (2000, 2)
-    expected = peak_bytes(Size(2000, 8, 10, 2, cells=found["cells"]), "clustering") / 2**20
-    assert found["clustering_mib_model"] == pytest.approx(expected, abs=0.01)
+    assert (found["samples"], found["processes"], found["label_shards"]) == (2000, 2, 2)
+    model = Size(2000, 8, 10, 2, "auto", 2, **found["counted"])
+    for moment, of_model in MEASURED.items():
+        assert found[f"{moment}_mib_model"] == pytest.approx(peak_bytes(model, *of_model) / 2**20, abs=0.01)
+    assert found["counted"]["cells"] >= 10
+    assert len(found["passes"]) == 7
     assert found["seconds_model"] == pytest.approx(sum(found["parts_model"].values()), abs=1e-4)
-    assert line["limits"]["fits"] == {"gpu": True, "machine": True}
+    (calculated,) = line["limits"]
+    assert calculated["fits"] == {"gpu": True, "machine": True}
+
+
+def test_scaling_calculates_the_seconds_of_a_stage():
+    command = [sys.executable, "-m", "benchmarks.scaling", "--stage", "2e5", "16", "100", "2"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    lines = [line.rsplit(maxsplit=1) for line in run.stdout.splitlines() if line.startswith("  ")]
+    parts = {name.strip(): float(seconds.replace(",", "")) for name, seconds in lines}
+    assert {"whitening", "members, products", "consensus, cells", "k-means++, 400 clusters"} < set(parts)
+    together = list(parts).index("together")
+    assert sum(list(parts.values())[:together]) == pytest.approx(parts["together"], abs=0.6)
 
 
 def test_parts_of_a_stage(run_benchmark):

@@ -24,7 +24,8 @@ from hf_plr.refinement import PseudoLabelRefiner, cooccurrence
 
 RATES = Rates(
     products=1e12, scores=1e-12, entries=1e-10, mapped=1e-10, sums=1e-10, new_memory=0.0, trials=1e-9, counting=1e-8,
-    locating=1e-8, cells=1e-5, counting_votes=1e-7, locating_votes=1e-8, cells_of_votes=1e-6, pairs=1e-7, sending=1e-9,
+    locating=1e-8, cells=1e-5, related=1e-6, counting_votes=1e-7, locating_votes=1e-8, cells_of_votes=1e-6, pairs=1e-7,
+    sending=1e-9,
 )  # fmt: skip
 
 
@@ -243,7 +244,7 @@ def test_rates_of_a_consensus_are_found():
 
 
 def test_what_does_not_fit_is_said(monkeypatch):
-    of_labels = {"counting": 1e-8, "locating": 1e-8, "cells": 1e-5}
+    of_labels = {"counting": 1e-8, "locating": 1e-8, "cells": 1e-5, "related": 1e-6}
     of_consensus = {"counting_votes": 1e-7, "locating_votes": 1e-8, "cells_of_votes": 1e-6, "pairs": 1e-7}
     for name, value in (("label_rates", of_labels), ("consensus_rates", of_consensus), ("order_seconds", 1e-7)):
         monkeypatch.setattr(f"benchmarks.scaling.limits.{name}", lambda *_, value=value: value)
