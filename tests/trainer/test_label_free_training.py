@@ -60,6 +60,7 @@ def test_every_stage_logs_scores_without_labels(make_trainer):
 
 
 def test_evaluation_takes_no_pass_of_its_own_and_changes_nothing(make_trainer, unlabelled, passes):
+    make_trainer({"train_dataset": unlabelled}).check_samples(extract=False)  # so that both know of all samples
     plain = make_trainer({"train_dataset": unlabelled}, num_train_epochs=3)
     plain.train()
     without = list(passes)
