@@ -22,6 +22,7 @@ class Refusing:
 
 def test_extraction_halves_its_own_batch(make_trainer, monkeypatch, caplog):
     trainer = make_trainer(per_device_eval_batch_size=64)
+    trainer.check_samples(extract=False)  # which keeps no features
     whole = trainer.extract_features()
     refusing = Refusing(trainer.modality.features, limit=20)
     monkeypatch.setattr(trainer.modality, "features", refusing)

@@ -266,10 +266,10 @@ def test_arguments_are_numbers_before_there_is_a_model(tmp_path):
     assert args.train_batch_size == 128
     assert args.to_sanitized_dict()["num_train_epochs"] == 30
     again = copy.copy(args)
-    assert again.by_default == args.by_default == set(FIELDS)
+    assert again.by_default == args.by_default == {*FIELDS, "dataloader_num_workers"}
     args.set_training(learning_rate=0.5, batch_size=2, num_epochs=1)
     assert values(args) == (0.5, 1, 2)
-    assert args.by_default == set()
+    assert args.by_default == {"dataloader_num_workers"}
 
 
 def test_sounds_have_defaults_of_their_own(some_sounds, tmp_path):
