@@ -190,7 +190,7 @@ def test_a_script_without_a_guard_decodes_by_itself_and_says_why(make_trainer, m
     monkeypatch.setattr("hf_plr.training_args.base.count_default_workers", lambda: 2)
     monkeypatch.setattr(loader, "_said", set())
     (tmp_path / "script.py").write_text("print(1)")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
     trainer = make_trainer(**DECODED_EACH_TIME)
     assert loader.worker_settings(trainer.args, trainer.train_dataset)["num_workers"] == 2  # a fork imports nothing
     trainer.args.dataloader_multiprocessing_context = "spawn"
@@ -229,7 +229,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path, sent):
     workers = [int(word) for word in process.stdout.readline().split()]
     assert len(workers) == 2
     process.send_signal(sent)
-    process.communicate()
+    process.communicate(timeout=300)
     until = time.monotonic() + 120
     while any(map(is_running, workers)) and time.monotonic() < until:
         time.sleep(0.1)
