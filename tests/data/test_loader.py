@@ -121,6 +121,7 @@ def test_a_run_goes_on_within_an_epoch_with_other_workers(tmp_path, some_digits,
 @pytest.mark.slow
 def test_the_stage_keeps_workers_that_have_to_import_everything(make_trainer):
     trainer = make_trainer(**DECODED_EACH_TIME, **WAYS["spawned"])
+    trainer.check_samples(extract=False)  # after which workers begin anew
     first = trainer.extract_features()
     (worker,) = multiprocessing.active_children()
     part = trainer.extract_features(positions=torch.tensor([5, 180, 7]))

@@ -19,7 +19,8 @@ _connect = socket.socket.connect
 
 
 def _connect_there_alone(self: socket.socket, address: Any) -> None:
-    assert address == (ENDPOINT.hostname, ENDPOINT.port), f"a connection to {address}"
+    is_inside = self.family == socket.AF_UNIX  # as between a loader and its workers
+    assert is_inside or address == (ENDPOINT.hostname, ENDPOINT.port), f"a connection to {address}"
     _connect(self, address)
 
 
