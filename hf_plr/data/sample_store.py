@@ -194,9 +194,7 @@ class SampleStore(TorchDataset, ABC):
         """
         if self._manifest is not None and (self._state is None or self._state.is_main_process):
             unreadable, sizes = split_findings(found)
-            self._manifest.write(
-                self._make_manifest([*self.unreadable, *unreadable], sizes)
-            )  # also if the run ends now
+            self._manifest.write(self._make_manifest([*self.unreadable, *unreadable], sizes))
         self._adopt(found)
         self.is_checked = True
         self.revision += 1

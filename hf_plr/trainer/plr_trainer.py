@@ -118,11 +118,9 @@ class PLRTrainer(BaseTrainer):
     ):
         args = check_arguments(PLRTrainingArguments, args, model, kwargs)
         train_dataset = open_stream(train_dataset, args)
-        clusterers = []
-        if (
-            args.segment_seconds is None or clusterer is not None
-        ):  # else reading tells into how many samples they are cut
-            clusterers = presets.select_clusterers(args, len(check_dataset(train_dataset)), clusterer, refiner)
+        n_rows = len(check_dataset(train_dataset))
+        is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
+        clusterers = [] if is_cut else presets.select_clusterers(args, n_rows, clusterer, refiner)
         super().__init__(
             model,
             args,
@@ -254,6 +252,7 @@ class PLRTrainer(BaseTrainer):
 
     def extract_shard(self) -> torch.Tensor:
         """Features that the stage clusters: this process's training samples, float32 of shape (n, D)."""
+        self.check_samples(self.stage_dtype)  # as `train` has done: zeros stand for samples that nobody could read
         return self._feature_source.extract_local(self.extractor, self.train_dataset)
 
     def _centered(self, features: torch.Tensor, epoch: int) -> CenteredFeatures:

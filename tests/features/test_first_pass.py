@@ -299,3 +299,12 @@ def test_processes_check_their_own_parts_and_agree(tmp_path, some_digits, some_s
         assert np.array_equal(found[1][name], value), name
     assert found[2]["images: unreadable"].tolist() == list(BAD_IMAGES)
     assert found[2]["sounds: unreadable"].tolist() == [3, 20, 60]
+
+
+def test_features_for_the_stage_are_never_those_of_zeros(tmp_path, some_digits):
+    """Also where they are asked for before training."""
+    damaged = damage_images(some_digits)
+    with pytest.raises(UnreadableImage, match="image 5 cannot be read"):
+        image_trainer(tmp_path / "stops", damaged).extract_shard()
+    trainer = image_trainer(tmp_path / "skips", damaged, skip_unreadable=True)
+    assert len(trainer.extract_shard()) == len(some_digits) - len(BAD_IMAGES)
