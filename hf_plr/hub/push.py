@@ -35,6 +35,7 @@ PUBLISHED = (
     "*.png",
     "pseudo_labels.parquet",
     "prototypes.safetensors",
+    "known_clusters.safetensors",
     "units.parquet",
     "centroids.safetensors",
 )
