@@ -23,8 +23,8 @@ from helpers.paths import HELPERS, REPOSITORY
 from safetensors.numpy import load_file
 
 from hf_plr.cli import main
-from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.clustering.novelty import KnownClusters
+from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.hub.push import PUBLISHED, HubError, list_published_files, push_folder
 
 TOKEN = "hf_alicesOwnSecretToken"
