@@ -405,9 +405,7 @@ class PLRTrainer(BaseTrainer):
             rows: as for `save_pseudo_labels`.
         """
         self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
-        extracted = self._extract_now()
-        features = center_features(extracted, self.accelerator, out=extracted)
-        write_cluster_files(directory, self.labelings[0].pseudo_labels, features, self._holder)
+        write_cluster_files(directory, self.labelings[0].pseudo_labels, self._extract_now(), self._holder)
         self.publisher.note_labels(directory, rows)
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
