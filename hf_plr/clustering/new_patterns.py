@@ -7,17 +7,20 @@ import math
 import numpy as np
 import torch
 
+from hf_plr.clustering.jaccard import find_near_pairs
+from hf_plr.clustering.neighborhoods import find_neighborhoods
 from hf_plr.clustering.neighbors import search_gallery
-from hf_plr.clustering.reciprocal import NOISE, ReciprocalHDBSCAN
+from hf_plr.clustering.reciprocal import NOISE, cluster_by_density
 
 MAX_GROUPED = 20_000  # new samples that are clustered; others join the nearest of them
 BACKGROUND = 4_000  # known samples beside them, at most
 LEAST_SIZE, LARGEST_LEAST_SIZE = 5, 50  # bounds of the size of the smallest pattern
+EPS, MIN_SAMPLES, K1, K2 = 0.5, 4, 30, 6  # of the clustering, see `ReciprocalDBSCAN`
 
 
 def smallest_pattern(n_new: int) -> int:
-    """Size of the smallest pattern among n new samples: their square root, between 5 and 50."""
-    return min(max(LEAST_SIZE, math.isqrt(n_new)), LARGEST_LEAST_SIZE)
+    """Size of the smallest pattern among n new samples: half of their square root, between 5 and 50."""
+    return min(max(LEAST_SIZE, math.isqrt(n_new) // 2), LARGEST_LEAST_SIZE)
 
 
 def group_new_samples(
@@ -25,10 +28,9 @@ def group_new_samples(
 ) -> np.ndarray:
     """Group samples that fit no known cluster.
 
-    They are clustered by `ReciprocalHDBSCAN` together with samples that do fit, which have two tasks. Density
-    clustering finds clusters by what is between them: new samples of one kind alone would be cut into pieces, or be one
-    cluster with everything else. And a known sample that was flagged by chance lies among others like it, so that its
-    cluster is not one of new samples. A group is the new samples of a cluster most of whose members are new, where each
+    They are clustered as by `ReciprocalDBSCAN` with an eps of 0.5, together with samples that do fit. A known sample
+    that was flagged by chance lies among others like it, so that its cluster is not one of new samples; and a pattern
+    stands out against something, also where it is the only one. A group is the new samples of a cluster most of whose members are new, where each
     known sample that was drawn counts as many as it stands for.
 
     Of more than 20,000 new samples as many are drawn and clustered; each other one has the group of the most similar.
@@ -53,9 +55,9 @@ def group_new_samples(
     if n_new > MAX_GROUPED:
         drawn = np.sort(rng.choice(n_new, MAX_GROUPED, replace=False))
     rows = torch.from_numpy(drawn)
-    clusterer = ReciprocalHDBSCAN(min_cluster_size=min_size)
     known = known[:BACKGROUND]
-    labels = clusterer.fit(torch.cat([new[rows], known])).labels_
+    neighborhoods = find_neighborhoods(torch.cat([new[rows], known]), K1, K2, "torch")
+    labels, _ = cluster_by_density(find_near_pairs(neighborhoods.overlaps(EPS), EPS), MIN_SAMPLES)
     own, beside = labels[: len(drawn)], labels[len(drawn) :]
     n_clusters = int(labels.max()) + 1
     sizes, others = (np.bincount(part[part != NOISE], minlength=n_clusters) for part in (own, beside))

@@ -91,12 +91,9 @@ def _bin_dates(column: str, dates: pd.Series) -> TimeBins:
     if not known.any():
         raise ValueError(f"time_column={column!r} is empty in every row")
     moments = dates[known].dt.tz_localize(None)
-    for name, code in UNITS:
-        periods = moments.dt.to_period(code)
-        first, last = periods.min(), periods.max()
-        span = last.ordinal - first.ordinal + 1
-        if span <= MAX_BINS or code == UNITS[-1][1]:
-            break
+    name, code = next(unit for unit in UNITS if _count_periods(moments, unit[1]) <= MAX_BINS or unit is UNITS[-1])
+    periods = moments.dt.to_period(code)
+    first, span = periods.min(), _count_periods(moments, code)
     width = -(-span // MAX_BINS)
     ordinals = pd.PeriodIndex(periods).asi8 - first.ordinal
     starts = [first + width * i for i in range(-(-span // width))]
@@ -104,6 +101,11 @@ def _bin_dates(column: str, dates: pd.Series) -> TimeBins:
         str(start) if code == "Q" else start.start_time.strftime(FORMATS.get(code, "%Y-%m-%d")) for start in starts
     ]
     return TimeBins(column, _place(known, ordinals // width), labels, name if width == 1 else f"{width} {name}s")
+
+
+def _count_periods(moments: pd.Series, code: str) -> int:
+    first, last = (moment.to_period(code).ordinal for moment in (moments.min(), moments.max()))
+    return int(last - first + 1)
 
 
 def _bin_numbers(column: str, numbers: np.ndarray) -> TimeBins:

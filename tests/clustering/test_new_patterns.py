@@ -63,6 +63,6 @@ def test_more_than_are_clustered_join_the_nearest(monkeypatch):
         assert (groups[kind[kind < 2] == number] == number).mean() > 0.9
 
 
-@pytest.mark.parametrize(("n_new", "size"), [(3, 5), (100, 10), (90_000, 50)])
+@pytest.mark.parametrize(("n_new", "size"), [(3, 5), (400, 10), (90_000, 50)])
 def test_the_smallest_pattern_grows_with_the_new_samples(n_new, size):
     assert smallest_pattern(n_new) == size
