@@ -30,8 +30,8 @@ def group_new_samples(
 
     They are clustered as by `ReciprocalDBSCAN` with an eps of 0.5, together with samples that do fit. A known sample
     that was flagged by chance lies among others like it, so that its cluster is not one of new samples; and a pattern
-    stands out against something, also where it is the only one. A group is the new samples of a cluster most of whose members are new, where each
-    known sample that was drawn counts as many as it stands for.
+    stands out against something, also where it is the only one. A group is the new samples of a cluster most of whose
+    members are new, where each known sample that was drawn counts as many as it stands for.
 
     Of more than 20,000 new samples as many are drawn and clustered; each other one has the group of the most similar.
 

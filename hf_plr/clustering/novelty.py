@@ -68,6 +68,8 @@ class KnownClusters:
     Attributes:
         labels: the clusters' labels, ascending, int64 of shape (K,).
         sizes: their members in training, int64 of shape (K,).
+        nearest_counts: references that are nearest to each cluster's prototype, int64 of shape (K,): what shares in
+            other data are compared with, since the refined label is not always the nearest cluster.
         center: mean feature, float32 of shape (D,).
         prototypes: mean direction of each cluster from the center, unit length, float32 of shape (K, D).
         whitening: float32 of shape (D, D).
@@ -78,6 +80,7 @@ class KnownClusters:
 
     labels: np.ndarray
     sizes: np.ndarray
+    nearest_counts: np.ndarray
     center: torch.Tensor
     prototypes: torch.Tensor
     whitening: torch.Tensor
@@ -122,6 +125,7 @@ class KnownClusters:
         return cls(
             np.asarray(labels, np.int64),
             np.asarray(sizes, np.int64),
+            np.bincount(nearest.numpy(), minlength=len(labels)),
             center.float().cpu(),
             prototypes,
             whitening,
@@ -211,6 +215,7 @@ class KnownClusters:
             return cls(
                 arrays["labels"],
                 validate_array(arrays, "sizes", "integers", (n_clusters,), 0),
+                validate_array(arrays, "nearest_counts", "integers", (n_clusters,), 0),
                 floats("center", width),
                 floats("prototypes", n_clusters, width),
                 floats("whitening", width, width),

@@ -132,11 +132,12 @@ def assign(
     store = modality.open(dataset, None, {}, has_manifest=False)
     known = known.to(extractor.accelerator.device)
     samples = SampleAssigner(known, false_alarms, store, bool(settings.get("skip_unreadable"))).run(extractor)
-    shown = choose_shown(samples, known.labels, known.sizes, isinstance(store, AudioStore))
+    # Of both sides the nearest cluster: refined labels, which sizes count, are not always that.
+    shown = choose_shown(samples, known.labels, known.nearest_counts, isinstance(store, AudioStore))
     report = assigned_report(
         samples,
         known.labels,
-        known.sizes,
+        known.nearest_counts,
         shown=shown,
         media=_make_previews(modality, dataset, samples, shown.list_keys()),
         media_types=MEDIA_TYPES[store.noun],

@@ -62,7 +62,7 @@ def compare_shares(sizes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]
     level of each is 1 - 0.05 / K (Bonferroni).
 
     Args:
-        sizes: members in training, (K,).
+        sizes: training samples nearest to each, (K,): all, or drawn ones.
         counts: members in the other data, (K,).
 
     Returns:

@@ -57,7 +57,7 @@ def choose_shown(samples: AssignedSamples, labels: np.ndarray, sizes: np.ndarray
     Args:
         samples: the samples.
         labels: labels of the known clusters, ascending, (K,).
-        sizes: their members in training, (K,).
+        sizes: training samples that are nearest to each of them, (K,): all, or drawn ones.
         has_sounds: True for sounds, of which half as many are shown.
     """
     part = SOUNDS if has_sounds else 1
@@ -115,7 +115,7 @@ def assigned_report(
     Args:
         samples: the samples.
         labels: labels of the known clusters, ascending, (K,).
-        sizes: their members in training, (K,).
+        sizes: training samples that are nearest to each of them, (K,): all, or drawn ones.
         shown: samples that are shown.
         media: previews by position, as text; those that could not be made are missing.
         media_types: types of their parts.
