@@ -51,7 +51,8 @@ function histogram() {
   const even = run.samples / data.p_values.length;
   const largest = Math.max(even, ...data.p_values);
   onResize(() => {
-    const width = Math.min(holder.clientWidth || 700, 620), height = 120, left = 44, bottom = 20;
+    if (!holder.clientWidth) return; // not in the page yet
+    const width = Math.min(holder.clientWidth, 620), height = 120, left = 44, bottom = 20;
     const step = (width - left) / data.p_values.length;
     const y = (number) => 6 + (1 - number / largest) * (height - 6 - bottom);
     holder.replaceChildren(svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Number of ${run.plural} by p-value` },

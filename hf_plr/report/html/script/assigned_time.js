@@ -12,7 +12,7 @@ function overTime() {
     "Point at a curve, or move along it with the arrow keys, for its values.",
   ];
   section("time", "Over time", notes.filter(Boolean).join(" "),
-    timeChart(`New ${run.plural}`, drift.new.counts, drift.totals, { low: drift.new.low, high: drift.new.high, wide: true, changes: drift.new.changes }),
+    timeChart(`New ${run.plural}`, drift.new.counts, drift.totals, { low: drift.new.low, high: drift.new.high, changes: drift.new.changes }),
     el("h3", {}, "Known clusters, among those that fit"),
     el("div", { class: "curves" }, drift.clusters.map((cluster) => timeChart(clusterName(cluster.id), cluster.counts, fits, { id: cluster.id, changes: cluster.changes }))),
     el("details", {}, el("summary", {}, "Table"), table([`from (${drift.unit})`, run.plural, "that fit", "new", ...drift.clusters.map((cluster) => clusterName(cluster.id))],
@@ -33,8 +33,9 @@ function timeChart(title, counts, totals, options) {
     mark(isPointed);
   }
   onResize(() => {
+    if (!holder.clientWidth) return; // not in the page yet
     const { height, left, right, top: above, bottom } = PLOT;
-    const width = Math.max(220, holder.clientWidth || (options.wide ? 1000 : 300));
+    const width = holder.clientWidth;
     const x = (i) => left + (counts.length > 1 ? i / (counts.length - 1) : 0.5) * (width - left - right);
     const y = (fraction) => above + (1 - Math.min(fraction, top) / top) * (height - above - bottom);
     const known = counts.map((_, i) => i).filter((i) => fractions[i] !== null);
