@@ -12,9 +12,11 @@ The score is the mean distance to the nearest samples, as in Angiulli and Pizzut
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,8 +139,8 @@ class KnownClusters:
 
     def to(self, device: torch.device | str) -> KnownClusters:
         """Move what features are compared with to a device."""
-        values = {name: value.to(device) if torch.is_tensor(value) else value for name, value in vars(self).items()}
-        return KnownClusters(**values)
+        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
+        return dataclasses.replace(self, **moved)
 
     @torch.no_grad()
     def assign(self, features: torch.Tensor) -> Assignment:

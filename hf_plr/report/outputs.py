@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
 
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
@@ -24,9 +23,7 @@ from hf_plr.report.summary import RunSummary
 from hf_plr.utils.progress import describe_time
 from hf_plr.utils.versions import find_version
 
-PROTOTYPES_FILE = "prototypes.safetensors"
 WRITTEN_ROWS = 1 << 20  # that are in memory at once
-PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
 INTERVALS = "95% intervals: bootstrap over the samples that were tested; the trained weights stay the same."
 VERSIONED = ("hf-plr", "transformers", "torch", "datasets", "accelerate", "scikit-learn", "numpy")
 
@@ -69,29 +66,6 @@ def write_pseudo_labels(
     finally:
         if writer is not None:
             writer.close()
-
-
-def write_prototypes(
-    path: str | os.PathLike[str], prototypes: np.ndarray, labels: np.ndarray, center: np.ndarray
-) -> None:
-    """Write the prototypes of the clusters of `pseudo_labels.parquet`, as the backbone beside it sees them.
-
-    A sample's feature minus `center` is compared with the rows of `prototypes` by cosine; the most similar row stands
-    for the cluster of the same row of `labels`.
-
-    Args:
-        path: a safetensors file, written atomically.
-        prototypes: mean feature per cluster relative to the center, of unit length, (K, D).
-        labels: the clusters' labels, (K,).
-        center: mean feature of all samples, (D,).
-    """
-    arrays: dict[str, np.ndarray] = {
-        "prototypes": np.ascontiguousarray(prototypes, np.float32),
-        "labels": np.ascontiguousarray(labels, np.int64),
-        "center": np.ascontiguousarray(center, np.float32),
-    }
-    save_file(arrays, f"{path}.tmp", metadata={"format": PROTOTYPES_FORMAT})
-    os.replace(f"{path}.tmp", path)
 
 
 def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: float) -> None:

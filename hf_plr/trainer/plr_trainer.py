@@ -33,16 +33,16 @@ from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
 from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.label_results import (
-    average_labels,
     collect_columns,
     describe_labels,
     score_labels,
     take_snapshot,
     warn_of_collapse,
 )
-from hf_plr.report.outputs import PROTOTYPES_FILE, PSEUDO_LABELS_FILE, write_prototypes, write_pseudo_labels
+from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
@@ -398,7 +398,7 @@ class PLRTrainer(BaseTrainer):
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, and what their clusters look like to the backbone as it is
-        now to `prototypes.safetensors`.
+        now to `prototypes.safetensors` and `known_clusters.safetensors`.
 
         Args:
             directory: where to.
@@ -407,10 +407,7 @@ class PLRTrainer(BaseTrainer):
         self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
         extracted = self._extract_now()
         features = center_features(extracted, self.accelerator, out=extracted)
-        ids, means = average_labels(self.labelings[0].pseudo_labels, features, self._holder)
-        if self.is_world_process_zero():
-            prototypes, center = means.directions.cpu().numpy(), features.center.cpu().numpy()
-            write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes, ids, center)
+        write_cluster_files(directory, self.labelings[0].pseudo_labels, features, self._holder)
         self.publisher.note_labels(directory, rows)
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
@@ -434,7 +431,7 @@ class PLRTrainer(BaseTrainer):
         noun, span = self.modality.noun, "" if self.train_dataset.segments is None else " start, end,"
         files = (
             (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
-            (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
+            *CLUSTER_FILES,
         )
         summary = dataclasses.replace(super().summary(), label_files=files, cluster_members=self.modality.plural)
         if labels is None:

@@ -23,12 +23,13 @@ from helpers.paths import HELPERS, REPOSITORY
 from safetensors.numpy import load_file
 
 from hf_plr.cli import main
+from hf_plr.clustering.novelty import KnownClusters
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.hub.push import PUBLISHED, HubError, list_published_files, push_folder
 
 TOKEN = "hf_alicesOwnSecretToken"
 BACKBONE = {"README.md", "clusters.png", "config.json", "model.safetensors", "preprocessor_config.json"}
-CLUSTERS = {"metrics.json", "pseudo_labels.parquet", "prototypes.safetensors"}
+CLUSTERS = {"metrics.json", "pseudo_labels.parquet", "prototypes.safetensors", "known_clusters.safetensors"}
 UNITS = {"metrics.json", "units.parquet", "centroids.safetensors"}
 MODELS = {
     "alice/vit": ("AutoImageProcessor", "AutoModelForImageClassification", "epoch-2"),
@@ -400,5 +401,10 @@ def test_prototypes_and_epochs(make_trainer, tmp_path):
     means = np.stack([embedded[labels == label].mean(axis=0) for label in arrays["labels"]])
     expected = means / np.linalg.norm(means, axis=1, keepdims=True)
     np.testing.assert_allclose(arrays["prototypes"], expected, atol=1e-5)
+    known = KnownClusters.load(tmp_path / "known_clusters.safetensors")
+    np.testing.assert_array_equal(known.sizes, np.bincount(labels[labels >= 0])[known.labels])
+    found = known.assign(trainer.extract_features().cpu())
+    np.testing.assert_array_equal(found.label, known.labels[(embedded @ expected.T).argmax(axis=1)])
+    assert (found.p_value > 0.01).all()  # as members that are compared with themselves, too
     trainer.publisher.write_metrics(1.0)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["trained_epochs"] == 1.0

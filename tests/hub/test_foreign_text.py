@@ -82,7 +82,13 @@ def test_a_run_writes_into_its_own_folders_whatever_names_the_data_have(
     assert outside == []
     assert {path.name for path in out.iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.bin"),
-        *("plr_state.safetensors", "pseudo_labels.parquet", "prototypes.safetensors", "clusters.png"),
+        *(
+            "plr_state.safetensors",
+            "pseudo_labels.parquet",
+            "prototypes.safetensors",
+            "known_clusters.safetensors",
+            "clusters.png",
+        ),
         *("report.html", "report.json"),
         *("images", "features", "checkpoint-2"),
     }

@@ -1,0 +1,65 @@
+"""Files that tell what the last clusters look like to the backbone beside them."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters, draw_references
+from hf_plr.features.centering import CenteredFeatures
+from hf_plr.pseudo_labels.holding import AllLabels
+from hf_plr.pseudo_labels.stage import PseudoLabels
+from hf_plr.report.label_results import average_labels
+
+PROTOTYPES_FILE = "prototypes.safetensors"
+PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
+CLUSTER_FILES = (
+    (PROTOTYPES_FILE, "mean feature of every cluster, its label, and the mean that features are relative to"),
+    (KNOWN_CLUSTERS_FILE, "what hf-plr assign compares new samples with"),
+)
+
+
+def write_cluster_files(
+    directory: str | os.PathLike[str], labels: PseudoLabels, features: CenteredFeatures, holder: AllLabels
+) -> None:
+    """Write prototypes and known clusters; called on every process, of which the main one writes.
+
+    Args:
+        directory: where to.
+        labels: the labels that this process holds.
+        features: features of its own samples.
+        holder: adds up what the processes hold.
+    """
+    ids, means = average_labels(labels, features, holder)
+    drawn = draw_references(features.rows, holder.accelerator)
+    if not (holder.accelerator is None or holder.accelerator.is_main_process):
+        return
+    prototypes, center = means.directions.cpu(), features.center.cpu()
+    write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes.numpy(), ids, center.numpy())
+    known = KnownClusters.fit(drawn, center, prototypes, ids, means.sizes.numpy())
+    known.save(os.path.join(directory, KNOWN_CLUSTERS_FILE))
+
+
+def write_prototypes(
+    path: str | os.PathLike[str], prototypes: np.ndarray, labels: np.ndarray, center: np.ndarray
+) -> None:
+    """Write the prototypes of the clusters of `pseudo_labels.parquet`, as the backbone beside it sees them.
+
+    A sample's feature minus `center` is compared with the rows of `prototypes` by cosine; the most similar row stands
+    for the cluster of the same row of `labels`.
+
+    Args:
+        path: a safetensors file, written atomically.
+        prototypes: mean feature per cluster relative to the center, of unit length, (K, D).
+        labels: the clusters' labels, (K,).
+        center: mean feature of all samples, (D,).
+    """
+    arrays: dict[str, np.ndarray] = {
+        "prototypes": np.ascontiguousarray(prototypes, np.float32),
+        "labels": np.ascontiguousarray(labels, np.int64),
+        "center": np.ascontiguousarray(center, np.float32),
+    }
+    save_file(arrays, f"{path}.tmp", metadata={"format": PROTOTYPES_FORMAT})
+    os.replace(f"{path}.tmp", path)
