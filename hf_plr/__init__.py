@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_plr.clustering import KMeans, ReciprocalDBSCAN, ReciprocalHDBSCAN
+    from hf_plr.jobs.assignment import assign
     from hf_plr.refinement import PseudoLabelRefiner
     from hf_plr.trainer.plr_trainer import PLRTrainer
     from hf_plr.trainer.unit_trainer import UnitTrainer
@@ -22,6 +23,7 @@ __all__ = [
     "ReciprocalHDBSCAN",
     "UnitTrainer",
     "UnitTrainingArguments",
+    "assign",
 ]
 
 # The refiner must be importable where there is no torch, so each name is imported when it is first used.
@@ -34,6 +36,7 @@ _HOME = {
     "ReciprocalHDBSCAN": "hf_plr.clustering",
     "UnitTrainer": "hf_plr.trainer.unit_trainer",
     "UnitTrainingArguments": "hf_plr.training_args",
+    "assign": "hf_plr.jobs.assignment",
 }
 
 

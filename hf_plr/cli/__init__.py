@@ -8,16 +8,18 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_plr.cli import audit, cluster, embed, env, push, push_labels, refine, report, train, units
+from hf_plr.cli import assign, audit, cluster, embed, env, name, push, push_labels, refine, report, train, units
 from hf_plr.hub.push import HubError
 
 COMMANDS = {
     "refine": refine,
     "units": units,
     "embed": embed,
+    "assign": assign,
     "cluster": cluster,
     "report": report,
     "audit": audit,
+    "name": name,
     "push": push,
     "push-labels": push_labels,
     "env": env,
@@ -25,16 +27,19 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `hf-plr`; returns the exit status: 0, 1 if the Hub fails, or 2 if arguments or files do not fit."""
+    """Run `hf-plr`; returns the exit status.
+
+    It is 0, 1 if the Hub fails, 2 if arguments or files do not fit, or 3 for an alarm that was asked for.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
         return train.main(argv[1:])
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     subparsers.add_parser("train", help=train.SUMMARY)
-    for name, module in COMMANDS.items():
+    for command, module in COMMANDS.items():
         subparser = subparsers.add_parser(
-            name,
+            command,
             help=module.SUMMARY,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(subparser)
     args = parser.parse_args(argv)
     try:
-        COMMANDS[args.command].run(args)
+        status = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,4 +59,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HubError as error:
         print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0

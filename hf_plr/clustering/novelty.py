@@ -74,6 +74,8 @@ class KnownClusters:
     Attributes:
         labels: the clusters' labels, ascending, int64 of shape (K,).
         sizes: their members in training, int64 of shape (K,).
+        nearest_counts: references that are nearest to each cluster's prototype, int64 of shape (K,): what shares in
+            other data are compared with, since the refined label is not always the nearest cluster.
         center: mean feature, float32 of shape (D,).
         prototypes: mean direction of each cluster from the center, unit length, float32 of shape (K, D).
         whitening: float32 of shape (D, D).
@@ -83,6 +85,7 @@ class KnownClusters:
 
     labels: np.ndarray
     sizes: np.ndarray
+    nearest_counts: np.ndarray
     center: torch.Tensor
     prototypes: torch.Tensor
     whitening: torch.Tensor
@@ -113,14 +116,16 @@ class KnownClusters:
         """
         if len(labels) == 0 or len(drawn) < 2:
             raise ValueError(f"{len(labels)} clusters and {len(drawn)} samples are too few to compare new samples with")
-        center = center.float().cpu()
+        center, prototypes = center.float().cpu(), prototypes.float().cpu()
         rows = drawn.float().cpu() - center
+        nearest = _multiply(F.normalize(rows, dim=1), prototypes.T).argmax(dim=1)
         whitening = Whitening(rows.double()).metric(SHRINKAGE)
         return cls(
             labels=np.asarray(labels, np.int64),
             sizes=np.asarray(sizes, np.int64),
+            nearest_counts=np.bincount(nearest.numpy(), minlength=len(labels)),
             center=center,
-            prototypes=prototypes.float().cpu(),
+            prototypes=prototypes,
             whitening=whitening,
             references=_multiply(rows, whitening).half().float(),  # as they are stored
             known_scores=np.sort(_score_folds(rows)),
@@ -209,6 +214,7 @@ class KnownClusters:
             return cls(
                 arrays["labels"],
                 validate_array(arrays, "sizes", "integers", (n_clusters,), 0),
+                validate_array(arrays, "nearest_counts", "integers", (n_clusters,), 0),
                 floats("center", width),
                 floats("prototypes", n_clusters, width),
                 floats("whitening", width, width),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,16 +88,46 @@ class FeatureExtractor:
         """
         features = torch.empty(len(positions), self.width, device=self.accelerator.device) if out is None else out
         start = 0
+
+        def collect(rows: torch.Tensor) -> None:
+            nonlocal start
+            features[start : start + len(rows)] = rows.to(features.device)
+            start += len(rows)
+
         with self.evaluation_mode(dtype):
             kept = None if self.kept is None or view is not None else self.kept.find(self, store, positions, dtype)
             if kept is not None:
                 return features.copy_(kept)
-            for batch in self.batches(store, positions):
-                numbers = None if view is None else uniform(batch["index"], *view)
-                rows = self._compute(batch, numbers)
-                features[start : start + len(rows)] = rows.to(features.device)
-                start += len(rows)
+            self._stream(store, positions, collect, view)
         return features
+
+    def stream(
+        self,
+        store: SampleStore,
+        positions: torch.Tensor,
+        consume: Callable[[torch.Tensor], None],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Extract features of these samples on this process, and keep none of them.
+
+        Args:
+            store: the samples.
+            positions: positions in the store, shape (n,).
+            consume: called with the features of each batch, float32 (B, D) on the accelerator's device, in order.
+            dtype: as for `extract`.
+        """
+        with self.evaluation_mode(dtype):
+            self._stream(store, positions, consume)
+
+    def _stream(
+        self,
+        store: SampleStore,
+        positions: torch.Tensor,
+        consume: Callable[[torch.Tensor], None],
+        view: tuple[int, int] | None = None,
+    ) -> None:
+        for batch in self.batches(store, positions):
+            consume(self._compute(batch, None if view is None else uniform(batch["index"], *view)))
 
     def _compute(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None) -> torch.Tensor:
         """Compute the features of a batch, in parts of half the size where the memory does not hold the whole.

@@ -74,13 +74,31 @@ class Embedder:
         dataset = Dataset(table.drop_columns([INDEX_COLUMN]), fingerprint=uuid.uuid4().hex)
         dataset = expose_media(dataset, os.getcwd())
         if self._extractor is None:
-            args = PLRTrainingArguments(output_dir=".", report_to="none", disable_tqdm=True, **self.settings)
-            modality = find_modality(dataset, self.model, args)
-            accelerator = Accelerator()
-            backbone = modality.model.to(accelerator.device)
-            loader = StoreLoader(args, modality.collate)
-            self._extractor = FeatureExtractor(backbone, modality, accelerator, self.batch_size, loader)
+            self._extractor = make_extractor(dataset, self.model, self.batch_size, self.settings)
         return embed(self._extractor, dataset, rows, has_manifest=False)
+
+
+def make_extractor(
+    dataset: Dataset, model: str, batch_size: int, settings: dict[str, Any], progress: bool = False
+) -> FeatureExtractor:
+    """Load a backbone, and make an extractor for samples like those of a data set.
+
+    Args:
+        dataset: samples that tell the modality, and what becomes of their pixels where the backbone does not.
+        model: folder or Hub id of the backbone.
+        batch_size: images, or seconds of sound, that are computed together.
+        settings: arguments of `PLRTrainingArguments`.
+        progress: show progress.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
+    args = PLRTrainingArguments(output_dir=".", report_to="none", disable_tqdm=not progress, **settings)
+    modality = find_modality(dataset, model, args)
+    accelerator = Accelerator()
+    backbone = modality.model.to(accelerator.device)
+    loader = StoreLoader(args, modality.collate)
+    return FeatureExtractor(backbone, modality, accelerator, batch_size, loader, progress=progress)
 
 
 def embed(
@@ -174,7 +192,7 @@ def read_run_settings(model: str) -> dict[str, Any]:
     from hf_plr.report.outputs import METRICS_FILE
     from hf_plr.trainer.checkpointing import STATE_FILE, load_state
 
-    folder = os.path.dirname(os.path.normpath(model)) if _is_adapter_of_run(model) else model
+    folder = os.path.dirname(os.path.normpath(model)) if is_adapter_of_run(model) else model
     path = os.path.join(folder, METRICS_FILE)
     if not os.path.isdir(model):
         try:
@@ -195,7 +213,7 @@ def read_run_settings(model: str) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
 
 
-def _is_adapter_of_run(model: str) -> bool:
+def is_adapter_of_run(model: str) -> bool:
     """True for the folder of adapters in the output folder of a run."""
     from hf_plr.models.adapter_files import ADAPTER_FOLDER, is_adapter_folder
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parent
-SCRIPTS = ("base", "overview", "curves", "flow", "sizes", "map", "sheets", "marks", "page")
+SCRIPTS = ("base", "overview", "curves", "flow", "runs", "sizes", "map", "sheets", "marks", "page")
+REPORT, ASSIGNED = "report", "assigned"  # pages
+SCRIPTS_BY_PAGE = {REPORT: SCRIPTS, ASSIGNED: ("base", "assigned", "assigned_shares", "assigned_time", "assigned_page")}
+STYLES_BY_PAGE = {REPORT: ("style.css",), ASSIGNED: ("style.css", "assigned.css")}
 MIB = 2**20
 LIMIT = 20 * MIB
 CONTENT_POLICY = (
@@ -18,8 +21,8 @@ CONTENT_POLICY = (
 )
 
 
-def render(data: dict[str, Any], text: str | None = None) -> str:
-    """Render the page that shows a report's data, under 20 MiB.
+def render(data: dict[str, Any], text: str | None = None, page: str = REPORT) -> str:
+    """Render a page that shows a report's data, under 20 MiB.
 
     Names in the data are foreign text: here they are JSON without a single angle bracket, and the script only ever
     makes them the text of elements. The page's policy allows no request and no script but its own.
@@ -27,9 +30,11 @@ def render(data: dict[str, Any], text: str | None = None) -> str:
     Args:
         data: the data.
         text: the data as JSON, if `as_json` was called before.
+        page: "report" of a run, or "assigned" of a data set that has been assigned to a run's clusters.
     """
-    style, template = ((SOURCE / name).read_text(encoding="utf-8") for name in ("style.css", "template.html"))
-    parts_of_script = [(SOURCE / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    style = "\n".join((SOURCE / name).read_text(encoding="utf-8") for name in STYLES_BY_PAGE[page])
+    template = (SOURCE / "template.html").read_text(encoding="utf-8")
+    parts_of_script = [(SOURCE / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS_BY_PAGE[page]]
     script = "\n".join(["(() => {", '"use strict";', *parts_of_script, "})();"])
     policy = CONTENT_POLICY.format(script=_hash(script), style=_hash(style))
     shell = len(style) + len(script) + len(template) + len(policy)
@@ -37,7 +42,7 @@ def render(data: dict[str, Any], text: str | None = None) -> str:
     if len(text) > LIMIT - 2 * shell:
         text = _fit(data, LIMIT - 2 * shell)
     size = f"{(shell + len(text)) / MIB:.1f}"
-    parts = {"policy": policy, "style": style, "script": script, "size": size, "limit": f"{LIMIT // MIB}"}
+    parts = {"page": page, "policy": policy, "style": style, "script": script, "size": size, "limit": f"{LIMIT // MIB}"}
     before, _, after = template.partition("{{data}}")
     for name, part in parts.items():
         before, after = (half.replace(f"{{{{{name}}}}}", part) for half in (before, after))

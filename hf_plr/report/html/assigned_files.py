@@ -1,0 +1,72 @@
+"""Files of an assigned data set: the table, `assigned.json` with what its page shows, and `assigned.html`, the page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_plr.pseudo_labels.label_files import check_output
+from hf_plr.report.html.render import ASSIGNED, as_json, render
+
+ROW_GROUP = 1 << 18
+
+
+def list_outputs(path: str | os.PathLike[str]) -> list[Path]:
+    """List the files that belong together: the page, its data, and the table, which is written last.
+
+    Raises:
+        ValueError: if the path does not name a .parquet file.
+    """
+    table = Path(path)
+    if table.suffix.lower() != ".parquet":
+        raise ValueError(f"{path}: assigned samples are written as .parquet; name such a file")
+    return [table.with_suffix(".html"), table.with_suffix(".json"), table]
+
+
+def check_outputs(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Reject a path that `write_assigned` could not write, before any work.
+
+    Raises:
+        ValueError, OSError: naming the file.
+    """
+    files = list_outputs(path)
+    check_output(str(files[-1]), overwrite)
+    for file in files:
+        if file.exists() and not overwrite:
+            raise FileExistsError(f"{file} exists already: give --overwrite to replace it")
+
+
+def write_assigned(
+    path: str | os.PathLike[str], table: pa.Table, report: dict[str, Any], overwrite: bool = False
+) -> None:
+    """Write a table, and page and data of the same name beside it.
+
+    All are complete under temporary names before the first of them is renamed, so that an interruption leaves whole
+    files.
+
+    Args:
+        path: a .parquet file.
+        table: the table.
+        report: what the page shows.
+        overwrite: True to replace what exists.
+
+    Raises:
+        ValueError, OSError: if they cannot be written.
+    """
+    check_outputs(path, overwrite)
+    files = list_outputs(path)
+    temporary = [file.with_name(f"{file.name}.tmp") for file in files]
+    try:
+        text = as_json(report)
+        temporary[0].write_text(render(report, text, ASSIGNED), encoding="utf-8")
+        temporary[1].write_text(text, encoding="utf-8")
+        pq.write_table(table, temporary[2], row_group_size=ROW_GROUP)
+        for unnamed, file in zip(temporary, files, strict=True):
+            os.replace(unnamed, file)
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,265 @@
+"""`run_history.json`: the runs that led to an output folder, each continued from the one before, the last its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_plr.refinement.correspondence import ClusterEvents
+from hf_plr.utils.text_files import write_text
+
+HISTORY_FILE = "run_history.json"
+FORMAT = "hf-plr-history-1"
+Labels = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DataChange:
+    """Samples of a continued run against those of the run before.
+
+    Attributes:
+        known: samples that both runs have.
+        new: samples that only this run has.
+        removed: samples that only the run before had.
+    """
+
+    known: int
+    new: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class RunEvents:
+    """What became of the clusters of the run before, over the samples that both runs have.
+
+    Attributes:
+        kept: (number,) per cluster that goes on as one, or (number before, number now) where these differ.
+        split: (previous cluster, its current ones) each.
+        merged: (previous clusters, the current one) each.
+        reshaped: (previous clusters, current ones) each.
+        born: current clusters that continue none.
+        died: previous clusters that none continues.
+    """
+
+    kept: tuple[Labels, ...] = ()
+    split: tuple[tuple[int, Labels], ...] = ()
+    merged: tuple[tuple[Labels, int], ...] = ()
+    reshaped: tuple[tuple[Labels, Labels], ...] = ()
+    born: Labels = ()
+    died: Labels = ()
+
+    @classmethod
+    def from_cluster_events(cls, events: ClusterEvents) -> RunEvents:
+        """Convert the events between the labels of two runs, as `find_cluster_events` finds them."""
+        return cls(
+            kept=tuple(tuple(dict.fromkeys(e.previous + e.current)) for e in events.of_kind("kept")),
+            split=tuple((e.previous[0], tuple(e.current)) for e in events.of_kind("split")),
+            merged=tuple((tuple(e.previous), e.current[0]) for e in events.of_kind("merged")),
+            reshaped=tuple((tuple(e.previous), tuple(e.current)) for e in events.of_kind("reshaped")),
+            born=tuple(e.current[0] for e in events.of_kind("born")),
+            died=tuple(e.previous[0] for e in events.of_kind("died")),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Number of events by kind."""
+        return {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class RunAudit:
+    """An audit of a run's labels, of the samples that were drawn at random.
+
+    Attributes:
+        marked: marked samples.
+        wrong: those of them with a wrong label.
+        low, high: bounds of the exact 95% interval of the share of wrong ones, in [0, 1].
+        population: samples in clusters, which it is an estimate for.
+        written: time of the audit, ISO 8601.
+        clusters: (marked, wrong) by cluster, of clusters with a mark.
+    """
+
+    marked: int
+    wrong: int
+    low: float
+    high: float
+    population: int
+    written: str
+    clusters: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run.
+
+    Attributes:
+        id: differs between all runs.
+        name: base name of its output folder.
+        written: time of its end, ISO 8601.
+        samples: samples that it was trained on.
+        noise: those of them in no cluster at the end.
+        clusters: size by cluster, at the end.
+        data: its samples against those of the run before; None for a first run.
+        events: what became of the clusters of the run before; None for a first run.
+        audit: the last audit of its labels; None without one.
+    """
+
+    id: str
+    name: str
+    written: str
+    samples: int
+    noise: int
+    clusters: dict[int, int]
+    data: DataChange | None = None
+    events: RunEvents | None = None
+    audit: RunAudit | None = None
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """The runs up to that of an output folder.
+
+    Attributes:
+        next_number: the smallest number that no cluster of these runs has ever had.
+        runs: the runs, oldest first, the folder's own last; at least one.
+    """
+
+    next_number: int
+    runs: tuple[RunEntry, ...]
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> RunHistory | None:
+        """Read the history in an output folder; None where there is none, as in folders of older releases.
+
+        Raises:
+            ValueError: if the file is damaged, naming it and the fault.
+        """
+        path = Path(folder) / HISTORY_FILE
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read as a history of runs: {error}") from error
+        try:
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
+            return _history(content)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = f"{str(error)!s} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} cannot be read as a history of runs: {reason}") from error
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Write the history into an output folder; the file is complete or as it was before.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        content = {"format": FORMAT, **dataclasses.asdict(self)}  # json makes lists of tuples, strings of numbers
+        write_text(Path(folder) / HISTORY_FILE, json.dumps(content, allow_nan=False) + "\n")
+
+
+def _history(content: dict[str, Any]) -> RunHistory:
+    runs = tuple(_run(run) for run in _list(content["runs"], "runs"))
+    if not runs:
+        raise ValueError("it holds no run")
+    if len({run.id for run in runs}) < len(runs):
+        raise ValueError("two of its runs have the same id")
+    next_number = _count(content["next_number"], "next_number")
+    largest = max((label for run in runs for label in run.clusters), default=-1)
+    if largest >= next_number:
+        raise ValueError(f"next_number is {next_number}, but a run has a cluster {largest}")
+    return RunHistory(next_number, runs)
+
+
+def _run(run: dict[str, Any]) -> RunEntry:
+    return RunEntry(
+        id=_text(run["id"], "id"),
+        name=_text(run["name"], "name"),
+        written=_text(run["written"], "written"),
+        samples=_count(run["samples"], "samples"),
+        noise=_count(run["noise"], "noise"),
+        clusters={_label(label): _count(size, "a size") for label, size in run["clusters"].items()},
+        data=_optional(run.get("data"), _data),
+        events=_optional(run.get("events"), _events),
+        audit=_optional(run.get("audit"), _audit),
+    )
+
+
+def _data(data: dict[str, Any]) -> DataChange:
+    return DataChange(*(_count(data[name], name) for name in ("known", "new", "removed")))
+
+
+def _events(events: dict[str, Any]) -> RunEvents:
+    return RunEvents(
+        kept=tuple(_labels(kept) for kept in _list(events["kept"], "kept")),
+        split=tuple((_label(before), _labels(now)) for before, now in _list(events["split"], "split")),
+        merged=tuple((_labels(before), _label(now)) for before, now in _list(events["merged"], "merged")),
+        reshaped=tuple((_labels(before), _labels(now)) for before, now in _list(events["reshaped"], "reshaped")),
+        born=_labels(events["born"]),
+        died=_labels(events["died"]),
+    )
+
+
+def _audit(audit: dict[str, Any]) -> RunAudit:
+    clusters = {}
+    for label, (marked, wrong) in audit.get("clusters", {}).items():
+        clusters[_label(label)] = _marked(marked, wrong)
+    marked, wrong = _marked(audit["marked"], audit["wrong"])
+    return RunAudit(
+        marked=marked,
+        wrong=wrong,
+        low=_fraction(audit["low"], "low"),
+        high=_fraction(audit["high"], "high"),
+        population=_count(audit["population"], "population"),
+        written=_text(audit["written"], "written"),
+        clusters=clusters,
+    )
+
+
+def _optional(value: Any, read: Callable[[dict[str, Any]], Any]) -> Any:
+    return None if value is None else read(value)
+
+
+def _marked(marked: Any, wrong: Any) -> tuple[int, int]:
+    marked, wrong = _count(marked, "marked"), _count(wrong, "wrong")
+    if not 0 <= wrong <= marked or marked == 0:
+        raise ValueError(f"an audit has {wrong} wrong of {marked} marked samples")
+    return marked, wrong
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name!r} is not a list")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} is not text")
+    return value
+
+
+def _count(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name!r} is not a number of at least 0")
+    return value
+
+
+def _label(value: Any) -> int:
+    """A cluster's number; keys of JSON are strings."""
+    return _count(int(value) if isinstance(value, str) and value.isdecimal() else value, "a cluster")
+
+
+def _labels(value: Any) -> Labels:
+    return tuple(_label(label) for label in _list(value, "clusters"))
+
+
+def _fraction(value: Any, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{name!r} is not between 0 and 1")
+    return float(value)
