@@ -101,7 +101,7 @@ def carry_out(name: str, left_out: int, seed: int, data: Path, starts: Path) -> 
         (filtered / "dinov2-small-saliency").symlink_to((data / "dinov2-small-saliency").absolute())
         task = TASKS[name]
         args = arguments_of(task, str(out), seed, {})
-        trainer = task.make(PLRTrainer, args, seed, filtered, starts)
+        trainer: Any = task.make(PLRTrainer, args, seed, filtered, starts)
         trainer.remove_callback(ProgressDisplay)
         trainer.train()
         trainer.save_model()
