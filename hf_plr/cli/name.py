@@ -101,7 +101,11 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
         agreement = f"{vote.counts[0][1]:,} of {vote.labelled:,}"
         lines.append(f"{vote.cluster:>8}{vote.members:>11,}{agreement:>18}  {vote.name}")
     if contested:
-        lines += ["", "Contested: no label has more than half.", f"{'cluster':>8}{'members':>11}  labels"]
+        lines += [
+            "",
+            "Contested, left as they are: no label has more than half.",
+            f"{'cluster':>8}{'members':>11}  labels",
+        ]
     for vote in contested:
         counts = ", ".join(f"{label} {count:,}" for label, count in vote.counts[:SHOWN_COUNTS])
         more = ", ..." if len(vote.counts) > SHOWN_COUNTS else ""
