@@ -79,13 +79,17 @@ def test_the_history_over_runs(tmp_path, n_runs, n_clusters, width):
             await page.run(rows_of(f'#runs [aria-label="{name}"]'))
             for name in ("Runs", "Sizes by run", "Changes from run to run")
         ]
-        assert [row[0] for row in table] == [run.name for run in history.runs]
-        assert [row[5] for row in table] == [str(len(run.clusters)) for run in history.runs]
-        counts = events.counts()
-        assert table[-1][6:12] == [str(count) for count in counts.values()]
-        assert table[-1][2:5] == [f"{n:,}" for n in (last.samples, last.data.new, last.data.removed)]
+        heads = await page.run("[...document.querySelectorAll('#runs table.runs th')].map((head) => head.textContent)")
+        rows = [dict(zip(heads, row, strict=True)) for row in table]
+        assert [row["run"] for row in rows] == [run.name for run in history.runs]
+        assert [row["clusters"] for row in rows] == [str(len(run.clusters)) for run in history.runs]
+        counts = {kind: count for kind, count in events.counts().items() if count or kind in heads}
+        assert {kind: int(rows[-1][kind]) for kind in counts} == counts
+        assert "reshaped" not in counts
+        numbers = {"samples": last.samples, "new": last.data.new, "gone": last.data.removed}
+        assert {name: rows[-1][name] for name in numbers} == {name: f"{number:,}" for name, number in numbers.items()}
         if last.audit is not None:
-            assert table[-1][13].startswith(f"{last.audit.wrong / 120:.1%} (")
+            assert rows[-1]["wrong (95%)"].startswith(f"{last.audit.wrong / 120:.1%} (")
             said = await page.run("document.getElementById('overview').innerText")
             assert f"{last.audit.wrong / 120:.1%} of the labels are wrong" in said
         assert len(changes) == sum(counts.values()) - counts["kept"]
