@@ -9,6 +9,7 @@ import re
 
 import pytest
 from helpers.run_lines import make_history, write_run
+from helpers.runs import StopAt
 
 from hf_plr.recipe_tools.running import prepare_output_dir
 from hf_plr.report.html.earlier_runs import render_again, report_of
@@ -97,15 +98,32 @@ def test_a_run_writes_them_into_its_report_and_warns_of_damaged_ones(make_traine
 def test_a_replaced_run_leaves_neither(make_trainer, tmp_path):
     trainer = make_trainer(num_train_epochs=1)
     out = tmp_path / "out"
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     make_history(2, 6).write(out)
     write_cluster_names(out, {1: "crack"})
     trainer.args.overwrite, trainer.args.resume_from_checkpoint = False, None
     prepare_output_dir(trainer.args, is_main_process=True)
-    assert len(list(out.iterdir())) == 2
+    assert {path.name for path in out.iterdir()} == {"cluster_names.json", "run_history.json"}
     trainer.args.overwrite = True
     prepare_output_dir(trainer.args, is_main_process=True)
     assert list(out.iterdir()) == []
+
+
+def test_a_run_that_begins_anew_drops_them_and_one_that_resumes_keeps_them(make_trainer, tmp_path, caplog):
+    out = tmp_path / "out"
+    trainer = make_trainer({"callbacks": [StopAt(3)]}, num_train_epochs=2)
+    trainer.train()
+    make_history(2, 6).write(out)
+    write_cluster_names(out, {1: "crack"})
+    with caplog.at_level(logging.WARNING):
+        make_trainer(num_train_epochs=2).train(resume_from_checkpoint=True)
+        assert (out / "cluster_names.json").exists()
+        assert (out / "run_history.json").exists()
+        assert "earlier run removed" not in caplog.text
+        make_trainer(num_train_epochs=1).train()
+    assert not (out / "cluster_names.json").exists()
+    assert not (out / "run_history.json").exists()
+    assert f"{out / 'cluster_names.json'} and {out / 'run_history.json'} of an earlier run removed" in caplog.text
 
 
 @pytest.mark.parametrize("written", ["2026-11-01T10:00:00Z", "2026-11-01T10:00:00.5", "2026-11-01", "yesterday"])
