@@ -93,8 +93,11 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
         labels: pseudo-label of every sample, -1 = in no cluster, shape (N,).
     """
     inside = sum(vote.labelled for vote in votes)
-    lines = [f"{_plural(len(few.label), 'labelled sample')}, {inside:,} of them in {_plural(len(votes), 'cluster')}."]
     named, contested = ([vote for vote in votes if (vote.name is None) is none] for none in (False, True))
+    lines = [
+        f"{_plural(len(few.label), 'labelled sample')}, {inside:,} of them in {_plural(len(votes), 'cluster')}: "
+        f"{len(named):,} named, {len(contested):,} contested."
+    ]
     if named:
         lines += ["", f"{'cluster':>8}{'members':>11}{'agreement':>18}  name"]
     for vote in named:

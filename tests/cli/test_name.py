@@ -120,7 +120,7 @@ def test_labels_of_a_few_samples_name_clusters_by_majority(out, name):
     write_cluster_names(out, {second: "old", third: "scratch"})
     status, said = name("--labels", "index,label\n" + "".join(f"{row},{label}\n" for row, label in rows))
     assert status == 0
-    assert "9 labelled samples, 8 of them in 3 clusters." in said
+    assert "9 labelled samples, 8 of them in 3 clusters: 2 named, 1 contested." in said
     assert re.search(rf"^ *{largest} +{len(members[largest]):,} +4 of 5  crack$", said, re.MULTILINE)
     assert re.search(rf"^ *{third} +{len(members[third]):,} +1 of 1  dent$", said, re.MULTILINE)
     contested = said.split("Contested, left as they are")[1]

@@ -62,10 +62,10 @@ function columns(width, n) {
 }
 
 function runNames(all, x, y, narrow, width) {
-  const room = Math.max(3, Math.floor((x(1) - x(0)) / 6.5));
+  const room = x(1) - x(0) - 6;
   const every = Math.max(1, Math.ceil((narrow ? 42 : 26) / (x(1) - x(0))));
   return all.map((each, i) => ((all.length - 1 - i) % every ? null : svg("text", { x: x(i), y, "text-anchor": "middle" },
-    svg("title", {}, each.name), shorten(each.name, Math.min(i === all.length - 1 ? Math.floor((2 * (width - x(i))) / 6.5) : 40, room * every)))));
+    svg("title", {}, each.name), fitted(each.name, Math.min(room * every, 2 * Math.min(x(i), width - x(i)) - 4), "", 11))));
 }
 
 function lives(history, drawings) {
@@ -133,8 +133,7 @@ function lives(history, drawings) {
       if (span[0] > 0) group.append(svg("circle", { class: "mark born", cx: x(span[0]), cy: y, r: 4 }, svg("title", {}, `${clusterName(id)} began in ${all[span[0]].name}`)));
       if (span.at(-1) < last) group.append(svg("path", { class: "mark died", d: `M${x(span.at(-1)) + 9} ${y - 4}l8 8m0 -8l-8 8` }, svg("title", {}, `${clusterName(id)} was gone after ${all[span.at(-1)].name}`)));
     }
-    const room = Math.floor((left - 24) / 7);
-    const words = clusterNames[id] ? `${shorten(clusterNames[id], room - String(id).length - 3)} (${id})` : narrow ? String(id) : clusterName(id);
+    const words = clusterNames[id] ? fitted(clusterNames[id], left - 18, ` (${id})`) : narrow ? String(id) : clusterName(id);
     group.append(svg("text", { class: "name", x: left - 16, y: y + 4, "text-anchor": "end" }, svg("title", {}, clusterName(id)), words),
       svg("text", { class: "size", x: x(last) + 12, y: y + 4 }, sizes[last] ? count(sizes[last]) : "gone"));
     return group;
