@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_plr.refinement.correspondence import ClusterEvents
+from hf_plr.report.names import NAMES_FILE
 from hf_plr.utils.text_files import write_text
 
 HISTORY_FILE = "run_history.json"
 FORMAT = "hf-plr-history-1"
 Labels = tuple[int, ...]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,19 @@ class RunHistory:
         """
         content = {"format": FORMAT, **dataclasses.asdict(self)}  # json makes lists of tuples, strings of numbers
         write_text(Path(folder) / HISTORY_FILE, json.dumps(content, allow_nan=False) + "\n")
+
+
+def remove_earlier_run(folder: str | os.PathLike[str]) -> None:
+    """Remove the names and the history of an earlier run, whose numbers are those of other clusters; warns if it does.
+
+    Args:
+        folder: output folder of a run that begins anew.
+    """
+    found = [path for name in (NAMES_FILE, HISTORY_FILE) if (path := Path(folder) / name).is_file()]
+    for path in found:
+        path.unlink()
+    if found:
+        logger.warning("%s of an earlier run removed: this run begins anew.", " and ".join(map(str, found)))
 
 
 def _history(content: dict[str, Any]) -> RunHistory:
