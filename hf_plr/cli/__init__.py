@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_plr.cli import audit, cluster, embed, env, push, push_labels, refine, report, train, units
+from hf_plr.cli import audit, cluster, embed, env, name, push, push_labels, refine, report, train, units
 from hf_plr.hub.push import HubError
 
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "cluster": cluster,
     "report": report,
     "audit": audit,
+    "name": name,
     "push": push,
     "push-labels": push_labels,
     "env": env,
@@ -32,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     subparsers.add_parser("train", help=train.SUMMARY)
-    for name, module in COMMANDS.items():
+    for command, module in COMMANDS.items():
         subparser = subparsers.add_parser(
-            name,
+            command,
             help=module.SUMMARY,
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,

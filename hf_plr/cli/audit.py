@@ -10,6 +10,11 @@ The error rate comes only from samples that were drawn at random: the report's r
 --random. Mark every sample of that draw, also the right ones. A draw with only some samples marked may not be fair, and
 the command says so. A sample has one mark, wherever the report shows it. The 95% interval is exact (Clopper-Pearson).
 
+The estimate is kept in run_history.json, and shown by report.html and README.md. Where the run continues another one
+that was audited too, the error rates are compared: their difference with a 95% interval (Newcombe, 1998, hybrid score),
+for all labels and for clusters that have random marks in both audits; clusters of one name count together. Of twenty
+such intervals, one misses by chance alone.
+
 All marks rank the clusters: a cluster counts its wrong members, and (w + 2 p) / (m + 2) per member without a mark. Here
 w of m marked members are wrong, and p is the rate of all clusters. This number is for ranking. It is not an estimate,
 since sheets of doubtful members have more wrong ones than others.
@@ -19,6 +24,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -27,6 +35,9 @@ from hf_plr.pseudo_labels.label_files import check_output
 from hf_plr.refinement import NOISE
 from hf_plr.report.audit import ErrorRate, Marks, RankedClusters, estimate_error_rate, rank_clusters
 from hf_plr.report.marks import read_labels, read_marks
+from hf_plr.report.names import read_cluster_names
+from hf_plr.report.rate_change import RateChange, find_rate_change, find_rate_changes_by_cluster, note_audit
+from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 
 SUMMARY = "estimate the error rate of pseudo-labels from an auditor's marks"
 SHOWN_CLUSTERS = 10
@@ -57,15 +68,74 @@ def run(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite)
     labels = read_labels(args.folder)
     marks = read_marks(args.marks, labels, args.random)
-    pseudo_labels = np.asarray(labels.labels)
-    clusters = rank_clusters(marks, pseudo_labels)
-    print(describe_audit(marks, pseudo_labels, estimate_error_rate(marks, pseudo_labels), clusters))
+    pseudo_labels, names = np.asarray(labels.labels), read_cluster_names(args.folder)
+    clusters, estimate = rank_clusters(marks, pseudo_labels), estimate_error_rate(marks, pseudo_labels)
+    print(describe_audit(marks, pseudo_labels, estimate, clusters, names))
+    if estimate is not None:
+        _keep_estimate(Path(args.folder), marks, estimate, names)
     if args.output is not None:
-        _write_clusters(args.output, clusters)
+        _write_clusters(args.output, clusters, names)
         print(f"\nWrote {args.output}")
 
 
-def describe_audit(marks: Marks, labels: np.ndarray, estimate: ErrorRate | None, clusters: RankedClusters) -> str:
+def _keep_estimate(folder: Path, marks: Marks, estimate: ErrorRate, names: Mapping[int, str]) -> None:
+    """Keep the estimate in the history, compare it with the one before, and show both on the page."""
+    from hf_plr.hub.people_card import write_people_into_card
+    from hf_plr.report.html.earlier_runs import render_again
+
+    try:
+        history = note_audit(folder, marks, estimate)
+        if history is None:
+            print(f"\nNot kept for later runs: {folder} has no {HISTORY_FILE}, as runs of older releases.")
+            return
+        shown = [path for path in (render_again(folder), write_people_into_card(folder)) if path is not None]
+    except OSError as error:  # such as a folder that is read alone: what was printed holds
+        print(f"hf-plr audit: the error rate is not kept: {error}", file=sys.stderr)
+        return
+    comparison = describe_changes(history, names)
+    print(f"\n{comparison}" if comparison else "")
+    print(f"Wrote {', '.join(map(str, (folder / HISTORY_FILE, *shown)))}")
+
+
+def describe_changes(history: RunHistory, names: Mapping[int, str]) -> str:
+    """Describe the error rate of the last run against that of the run before that was audited; empty without one."""
+    change = find_rate_change(history)
+    if change is None:
+        return ""
+    lines = [f"Error rate against {change.since}: {_format_change(change)}"]
+    changes = find_rate_changes_by_cluster(history, names)
+    if changes:
+        width = max(7, *(len(key) for key in changes))
+        lines += ["", f"{'cluster':<{width}}{'before':>12}{'now':>12}{'difference':>12}  95% interval"]
+    for key, each in list(changes.items())[:SHOWN_CLUSTERS]:
+        before, now = (f"{wrong:,} of {marked:,}" for wrong, marked in (each.before, each.now))
+        interval = f"{100 * each.low:+.1f} to {100 * each.high:+.1f}"
+        lines.append(f"{key:<{width}}{before:>12}{now:>12}{100 * each.difference:>+12.1f}  {interval}")
+    if len(changes) > SHOWN_CLUSTERS:
+        lines.append(f"... and {len(changes) - SHOWN_CLUSTERS:,} more with fewer marks")
+    return "\n".join([*lines, ""])
+
+
+def _format_change(change: RateChange) -> str:
+    verdict = "no change can be told from these marks"
+    if change.low > 0:
+        verdict = "more labels are wrong now"
+    elif change.high < 0:
+        verdict = "fewer labels are wrong now"
+    before, now = (wrong / marked for wrong, marked in (change.before, change.now))
+    return (
+        f"{before:.1%} then, {now:.1%} now, {100 * change.difference:+.1f} points, 95% interval "
+        f"{100 * change.low:+.1f} to {100 * change.high:+.1f}: {verdict}."
+    )
+
+
+def describe_audit(
+    marks: Marks,
+    labels: np.ndarray,
+    estimate: ErrorRate | None,
+    clusters: RankedClusters,
+    names: Mapping[int, str] | None = None,
+) -> str:
     """Describe an audit for people.
 
     Args:
@@ -73,7 +143,9 @@ def describe_audit(marks: Marks, labels: np.ndarray, estimate: ErrorRate | None,
         labels: pseudo-label of every sample, shape (N,).
         estimate: the estimated error rate, None without one.
         clusters: the ranked clusters.
+        names: name by cluster, of those that have one.
     """
+    names = {} if names is None else names
     lines = [f"{_format_count(len(marks.index), 'sample')} marked, {marks.wrong.sum():,} of them wrong.", ""]
     if estimate is None:
         lines += [
@@ -100,19 +172,22 @@ def describe_audit(marks: Marks, labels: np.ndarray, estimate: ErrorRate | None,
             f"{_format_count(n_noise, 'sample')} in no cluster: without a label, they are neither right nor wrong."
         ]
     lines += ["", "Clusters to check first:", ""]
-    lines += [f"{'cluster':>8}{'members':>9}{'marked':>8}{'wrong':>7}{'expected wrong':>16}"]
+    heading = f"{'cluster':>8}{'members':>9}{'marked':>8}{'wrong':>7}{'expected wrong':>16}"
+    lines += [f"{heading}  name" if names else heading]
     columns = (clusters.label, clusters.members, clusters.marked, clusters.wrong, clusters.expected_wrong)
     for label, members, marked, wrong, expected in list(zip(*columns, strict=True))[:SHOWN_CLUSTERS]:
-        lines.append(f"{label:>8}{members:>9,}{marked:>8,}{wrong:>7,}{expected:>16,.1f}")
+        line = f"{label:>8}{members:>9,}{marked:>8,}{wrong:>7,}{expected:>16,.1f}  {names.get(label, '')}"
+        lines.append(line.rstrip())
     if len(clusters.label) > SHOWN_CLUSTERS:
         lines.append(f"... and {len(clusters.label) - SHOWN_CLUSTERS:,} more; --output FILE.csv takes all")
     return "\n".join(lines)
 
 
-def _write_clusters(path: str, clusters: RankedClusters) -> None:
+def _write_clusters(path: str, clusters: RankedClusters, names: Mapping[int, str]) -> None:
     frame = pd.DataFrame(
         {
             "cluster": clusters.label,
+            **({"name": [names.get(label, "") for label in clusters.label.tolist()]} if names else {}),
             "members": clusters.members,
             "marked": clusters.marked,
             "wrong": clusters.wrong,

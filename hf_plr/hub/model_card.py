@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from matplotlib.figure import Figure
 
 import hf_plr
+from hf_plr.hub.markdown import escape_markdown
+from hf_plr.hub.people_card import describe_folder
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.shipped_files import find_shipped
 
@@ -54,8 +54,6 @@ def plot_clusters(path: str | os.PathLike[str], sizes: np.ndarray, stages: list[
 
 
 EVIDENCE = "evidence.md"
-LONGEST_TEXT = 200
-MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is not markup
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
 
 
@@ -94,6 +92,7 @@ def write_model_card(
     out.mkdir(parents=True, exist_ok=True)
     if len(summary.cluster_sizes):
         plot_clusters(out / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
+    lineage, people = describe_folder(out, summary.modality.plural)
     card = ModelCard.from_template(
         card_data,
         template_path=str(find_template(summary.modality.card_template)),
@@ -107,6 +106,8 @@ def write_model_card(
         steps=f"{summary.steps:,}",
         given_labels=escape_markdown(getattr(args, "labels", None) or ""),
         last_labels=summary.last_labels,
+        lineage=lineage,
+        people=people,
         clusters=summary.cluster_facts(),
         plot=PLOT_FILE if len(summary.cluster_sizes) else None,
         label_files=summary.label_files,
@@ -146,16 +147,6 @@ def _list_results(summary: RunSummary, dataset: str | None) -> list[EvalResult] 
         for key, title in summary.score_titles.items()
         if key in scores
     ]
-
-
-def escape_markdown(value: object) -> str:
-    """Escape a value for Markdown: one line of bounded length, without markup and HTML.
-
-    Names of data sets, columns and models are untrusted text. A URL in them may still become a link to itself.
-    """
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
-    line = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return html.escape(MARKUP.sub(r"\\\g<0>", line), quote=False)
 
 
 def _is_hub_id(name: str) -> bool:

@@ -35,6 +35,8 @@ PUBLISHED = (
     "*.png",
     "pseudo_labels.parquet",
     "prototypes.safetensors",
+    "cluster_names.json",
+    "run_history.json",
     "units.parquet",
     "centroids.safetensors",
 )

@@ -25,7 +25,9 @@ from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
 from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
+from hf_plr.report.names import NAMES_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
+from hf_plr.report.run_history import HISTORY_FILE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
@@ -159,13 +161,13 @@ def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> Non
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, adapters, metrics and report, if --overwrite is set."""
+    """Remove an earlier run's checkpoints, adapters, metrics, report, names and history, if --overwrite is set."""
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE):
+    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

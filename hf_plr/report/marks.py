@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pandas as pd
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE, LabelFile
 from hf_plr.refinement.cooccurrence import NOISE
 from hf_plr.report.audit import Marks
+from hf_plr.report.csv_rows import LARGEST_SECOND, parse_choice, parse_integer, parse_second, read_rows
 
 RANDOM_SHEET = "random"
 SHEETS = (RANDOM_SHEET, "most_confident", "least_confident", "changed")
@@ -23,9 +21,6 @@ NOT_MARKED = ""
 COLUMNS = ("index", "label", "sheet", "mark", "start", "end")
 REQUIRED_COLUMNS = ("index", "mark")
 UNITS_PER_SECOND = 1_000  # segments of a recording are told apart by the millisecond that they start at
-LARGEST_SECOND = 1e9
-INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-MAX_QUOTED = 40  # characters of foreign text in a message
 
 
 @dataclass(frozen=True)
@@ -85,8 +80,12 @@ def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool
     return marks
 
 
-def read_labels(folder: str | os.PathLike[str]) -> LabelFile:
+def read_labels(folder: str | os.PathLike[str], purpose: str = "an audit") -> LabelFile:
     """Read the labels in a run's output folder, with their index.
+
+    Args:
+        folder: the folder.
+        purpose: what they are for, in words for the message where there are none.
 
     Raises:
         FileNotFoundError: if it has none.
@@ -95,24 +94,25 @@ def read_labels(folder: str | os.PathLike[str]) -> LabelFile:
     path = Path(folder) / PSEUDO_LABELS_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {PSEUDO_LABELS_FILE}: an audit needs the output folder of a run that labels samples"
+            f"{folder} holds no {PSEUDO_LABELS_FILE}: {purpose} needs the output folder of a run that labels samples"
         )
     labels = LabelFile.open(str(path), "label")
     index = labels.index
     is_integer = index is not None and np.issubdtype(index.dtype, np.integer)
-    if not is_integer or pd.DataFrame({"index": index, "start": _list_starts(labels)}).duplicated().any():
+    if not is_integer or pd.DataFrame({"index": index, "start": list_starts(labels)}).duplicated().any():
         raise ValueError(f"{path} has no column 'index' with a different integer for every sample")
     return labels
 
 
-def _list_starts(labels: LabelFile) -> np.ndarray:
+def list_starts(labels: LabelFile) -> np.ndarray:
     """List the millisecond that each sample starts at, int64 (N,); zeros where samples are whole."""
     if labels.spans is None:
         return np.zeros(len(labels.labels), np.int64)
-    return _round_to_units(labels.spans[:, 0])
+    return round_to_units(labels.spans[:, 0])
 
 
-def _round_to_units(seconds: np.ndarray) -> np.ndarray:
+def round_to_units(seconds: np.ndarray) -> np.ndarray:
+    """Round seconds to milliseconds, int64; -1 for unknown ones."""
     bounded = np.clip(np.nan_to_num(seconds, nan=-1.0), -1.0, LARGEST_SECOND)
     rounded: np.ndarray = np.rint(bounded * UNITS_PER_SECOND).astype(np.int64)
     return rounded
@@ -120,51 +120,20 @@ def _round_to_units(seconds: np.ndarray) -> np.ndarray:
 
 def _parse(path: str | os.PathLike[str], all_random: bool) -> _Rows:
     lines, index, start, seen, random, mark = [], [], [], [], [], []
-    for line, fields in _read_fields(path):
+    for line, fields in read_rows(path, COLUMNS, REQUIRED_COLUMNS):
         where = f"{path}, line {line}"
         if "sheet" in fields and all_random:
             raise ValueError(f"{path} has a column 'sheet', which says what is random: leave --random out")
         lines.append(line)
-        index.append(_integer(where, "index", fields["index"]))
-        start.append(_second(where, fields["start"]) if "start" in fields else -1.0)
-        seen.append(_integer(where, "label", fields["label"]) if "label" in fields else None)
-        sheet = _choice(where, "sheet", fields["sheet"], SHEETS) if "sheet" in fields else None
+        index.append(parse_integer(where, "index", fields["index"]))
+        start.append(parse_second(where, fields["start"]) if "start" in fields else -1.0)
+        seen.append(parse_integer(where, "label", fields["label"]) if "label" in fields else None)
+        sheet = parse_choice(where, "sheet", fields["sheet"], SHEETS) if "sheet" in fields else None
         random.append(all_random if sheet is None else sheet == RANDOM_SHEET)
-        mark.append(_choice(where, "mark", fields["mark"], MARKS) if fields["mark"] else NOT_MARKED)
-    starts = _round_to_units(np.array(start, np.float64))
+        mark.append(parse_choice(where, "mark", fields["mark"], MARKS) if fields["mark"] else NOT_MARKED)
+    starts = round_to_units(np.array(start, np.float64))
     random_rows, marks = np.array(random, bool), np.array(mark, object)
     return _Rows(str(path), lines, np.array(index, np.int64), starts, seen, random_rows, marks)
-
-
-def _read_fields(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line and the fields of every row."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header)
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields under a header of {len(header)}"
-                    )
-                yield reader.line_num, dict(zip(header, (field.strip() for field in fields), strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as csv: {error}") from error
-
-
-def _check_header(path: str | os.PathLike[str], header: list[str]) -> None:
-    expected = f"the header must be {','.join(COLUMNS)}, or at least {','.join(REQUIRED_COLUMNS)}"
-    unknown = [name for name in header if name not in COLUMNS]
-    if unknown:
-        raise ValueError(f"{path}, line 1: unknown column {_quote(unknown[0])}; {expected}")
-    missing = [name for name in REQUIRED_COLUMNS if name not in header]
-    if missing:
-        raise ValueError(f"{path}, line 1: no column {missing[0]!r}; {expected}")
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}, line 1: a column is there twice; {expected}")
 
 
 def _look_up_samples(rows: _Rows, labels: LabelFile) -> np.ndarray:
@@ -174,7 +143,7 @@ def _look_up_samples(rows: _Rows, labels: LabelFile) -> np.ndarray:
         ValueError: if a sample is unknown, or the row does not say which segment of a recording is meant.
     """
     assert labels.index is not None
-    starts = _list_starts(labels)
+    starts = list_starts(labels)
     by_name: dict[tuple[int, int], int] = {}
     by_index: dict[int, list[int]] = {}
     for i in np.flatnonzero(np.isin(labels.index, rows.index)).tolist():
@@ -229,33 +198,3 @@ def _merge_rows(rows: _Rows, label: np.ndarray, sample: np.ndarray) -> Marks:
         random=np.isin(merged, sample[rows.random]),
         unmarked=len(np.setdiff1d(drawn, merged)),
     )
-
-
-def _second(where: str, text: str) -> float:
-    """Read a number of seconds; -1 for an empty field."""
-    if not text:
-        return -1.0
-    try:
-        second = float(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: start {_quote(text)} is not a number of seconds") from error
-    if not 0 <= second <= LARGEST_SECOND:
-        raise ValueError(f"{where}: start {_quote(text)} is not a number of seconds")
-    return second
-
-
-def _integer(where: str, column: str, text: str) -> int:
-    if not INTEGER.fullmatch(text):
-        raise ValueError(f"{where}: {column} {_quote(text)} is not an integer")
-    return int(text)
-
-
-def _choice(where: str, column: str, text: str, allowed: tuple[str, ...]) -> str:
-    if text not in allowed:
-        raise ValueError(f"{where}: {column} {_quote(text)} is unknown: use one of {', '.join(allowed)}")
-    return text
-
-
-def _quote(text: str) -> str:
-    """Escape and shorten foreign text."""
-    return ascii(text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 3] + "...")

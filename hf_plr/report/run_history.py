@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_plr.refinement.correspondence import ClusterEvents
-from hf_plr.report.html.report_file import write_text
+from hf_plr.utils.text_files import write_text
 
 HISTORY_FILE = "run_history.json"
 FORMAT = "hf-plr-history-1"

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from hf_plr.report.html.curves import metric_curves
-from hf_plr.report.html.report_file import DATA_FILE, FORMAT, read_report
+from hf_plr.report.html.folder_facts import collect_folder_facts
+from hf_plr.report.html.render import render
+from hf_plr.report.html.report_file import DATA_FILE, FORMAT, PAGE_FILE, read_report, write_text
 from hf_plr.report.html.run_facts import as_line, current_time, finite_scores
 from hf_plr.report.html.sheets import Snapshot, size_table
 
@@ -21,7 +23,7 @@ NO_DATA = (
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """Read the data of a run's report, with the scores of its `metrics.json`.
+    """Read the data of a run's report, with the scores of its `metrics.json`, and names and history as they are now.
 
     Args:
         folder: output folder of a run.
@@ -36,8 +38,22 @@ def report_of(folder: Path) -> dict[str, Any]:
     if has_data:
         data = read_report(folder / DATA_FILE)
         data["scores"] = finite_scores(metrics["scores"]) if has_metrics else data["scores"]
-        return data
-    return _from_metrics(folder, metrics)
+    else:
+        data = _from_metrics(folder, metrics)
+    return data | collect_folder_facts(folder)
+
+
+def render_again(folder: Path) -> Path | None:
+    """Write the page of a run again, as after a change of names; None if the run has no `report.json` and so no page.
+
+    Raises:
+        ValueError: if a file is damaged, naming it.
+        OSError: if the page cannot be written.
+    """
+    if not (folder / DATA_FILE).is_file():
+        return None
+    write_text(folder / PAGE_FILE, render(report_of(folder)))
+    return folder / PAGE_FILE
 
 
 def _from_metrics(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:

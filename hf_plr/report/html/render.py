@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parent
-SCRIPTS = ("base", "overview", "curves", "flow", "sizes", "map", "sheets", "marks", "page")
+SCRIPTS = ("base", "overview", "curves", "flow", "runs", "sizes", "map", "sheets", "marks", "page")
 MIB = 2**20
 LIMIT = 20 * MIB
 CONTENT_POLICY = (

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hf_plr.report.html.folder_facts import collect_folder_facts
 from hf_plr.report.html.render import as_json, render
+from hf_plr.utils.text_files import write_text as write_text
 
 DATA_FILE = "report.json"
 PAGE_FILE = "report.html"
@@ -52,26 +54,20 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_report(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """Write a report's data and its page; each file is complete or as it was before.
+    """Write a report's data and its page, with the names and the history in the folder.
+
+    Each file is complete or as it was before.
 
     Raises:
         OSError: if they cannot be written.
+        ValueError: if names or history are damaged.
     """
+    data = data | collect_folder_facts(folder)
     text = as_json(data)
     page = render(data, text)
     os.makedirs(folder, exist_ok=True)
     write_text(Path(folder) / DATA_FILE, text)
     write_text(Path(folder) / PAGE_FILE, page)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _find_fault(value: Any, shape: Any, place: str) -> str | None:

@@ -21,7 +21,10 @@ const count = (number) => (number === null || number === undefined ? "?" : Numbe
 const share = (number) => `${(100 * number).toFixed(1)}%`;
 const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many || one + "s"}`;
 const clusterWord = run.stage === "round" ? "unit" : "cluster";
-const clusterName = (id) => (id === NOISE ? `no ${clusterWord}` : `${clusterWord} ${id}`);
+const clusterNames = data.names || {}; // by number, those that people gave
+const nameOfNumber = (id) => (clusterNames[id] ? `${clusterNames[id]} (${id})` : String(id));
+const clusterName = (id) => (id === NOISE ? `no ${clusterWord}` : clusterNames[id] ? nameOfNumber(id) : `${clusterWord} ${id}`);
+const shorten = (text, length) => (text.length > length ? `${text.slice(0, Math.max(1, length - 1))}\u2026` : text);
 
 function value(number) {
   if (Number.isInteger(number)) return count(number);

@@ -41,7 +41,8 @@ function sankey(stage, width) {
   const { events } = stage.flow;
   if (!events.length) return el("p", { class: "soft" }, "The changes of this stage are no longer listed one by one: only those of the last stages are.");
   const narrow = width < 560;
-  const margin = narrow ? 74 : 150, bar = 12, gap = 5, least = 15;
+  const isNamed = events.some((event) => [...event.previous, ...event.current].some(([id]) => clusterNames[id]));
+  const margin = isNamed ? (narrow ? 96 : 210) : narrow ? 74 : 150, bar = 12, gap = 5, least = 15;
   const from = margin, to = width - margin - bar;
   const largest = Math.max(...events.flatMap((event) => [...event.previous, ...event.current].map(([, size]) => size)));
   const heightOf = (size) => Math.max(least, (size / largest) * 60);
@@ -86,7 +87,7 @@ function sankey(stage, width) {
       for (const [id, node] of nodes) {
         const isNew = nodes === right && event.kind !== "born" && event.new.includes(id);
         group.append(svg("rect", { class: "node", x, y: node.y, width: bar, height: node.height, rx: 2 }, svg("title", {}, `${clusterName(id)}: ${count(node.size)} ${run.members}`)),
-          svg("text", { class: "name", x: label, y: node.y + node.height / 2 + 4, "text-anchor": anchor }, narrow ? `${id} (${count(node.size)})` : `${clusterName(id)}${isNew ? " (new)" : ""}: ${count(node.size)}`));
+          svg("text", { class: "name", x: label, y: node.y + node.height / 2 + 4, "text-anchor": anchor }, inDiagram(id, node.size, isNew, narrow)));
       }
     }
     parts.push(group);
@@ -97,15 +98,21 @@ function sankey(stage, width) {
   return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Largest changes; the table below lists them" }, names, parts);
 }
 
+function inDiagram(id, size, isNew, narrow) {
+  if (narrow) return clusterNames[id] ? `${shorten(clusterNames[id], 13 - count(size).length)}: ${count(size)}` : `${id} (${count(size)})`;
+  const words = clusterNames[id] ? `${shorten(clusterNames[id], isNew ? 14 : 19)} (${id})` : clusterName(id);
+  return `${words}${isNew ? " (new)" : ""}: ${count(size)}`;
+}
+
 function appeared(stage) {
   const fresh = stage.flow.events.flatMap((event) => event.new.map((id) => ({ id, event })));
-  const rows = stage.flow.events.map((event) => [event.kind, event.previous.map(([id]) => id).join(", ") || "-", event.current.map(([id]) => id).join(", ") || "-", event.samples]);
+  const rows = stage.flow.events.map((event) => [event.kind, event.previous.map(([id]) => nameOfNumber(id)).join(", ") || "-", event.current.map(([id]) => nameOfNumber(id)).join(", ") || "-", event.samples]);
   const inWords = el("details", {}, el("summary", {}, "The changes in a table"), table(["what", "before", "after", run.members], rows, { label: "Changes" }));
   const more = stage.flow.left_out ? el("p", { class: "soft" }, `${plural(stage.flow.left_out, "smaller change")} not shown.`) : null;
   if (!fresh.length) return [el("h3", {}, "What appeared this time"), el("p", { class: "soft" }, `No ${clusterWord} was born or split off.`), more, inWords].filter(Boolean);
   const cards = fresh.slice(0, 24).map(({ id, event }) => {
     const size = (event.current.find(([cluster]) => cluster === id) || [0, 0])[1];
-    const origin = event.previous.length ? `from ${event.previous.map(([cluster]) => cluster).join(", ")}` : originOf(event, id);
+    const origin = event.previous.length ? `from ${event.previous.map(([cluster]) => nameOfNumber(cluster)).join(", ")}` : originOf(event, id);
     const keys = (event.examples && event.examples[id]) || [];
     return el("div", { class: event.kind }, el("h4", {}, `${clusterName(id)} `, el("span", { class: "soft" }, `${count(size)} ${run.members}`)),
       el("p", {}, `${event.kind}, ${origin}`), strip(keys, id));

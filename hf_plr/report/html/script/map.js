@@ -102,8 +102,8 @@ function drawDot(pen, [x, y], label, r) {
 
 function described(key, openSheet) {
   const [row, label, before, confidence, file] = sampleOf(key);
-  const lines = [["row", String(row)], ...(spanOf(key) ? [["seconds", spanOf(key)]] : []), [clusterWord, label === NOISE ? "none" : String(label)]];
-  if (before !== null) lines.push(["before", before === NOISE ? "none" : String(before)]);
+  const lines = [["row", String(row)], ...(spanOf(key) ? [["seconds", spanOf(key)]] : []), [clusterWord, label === NOISE ? "none" : nameOfNumber(label)]];
+  if (before !== null) lines.push(["before", before === NOISE ? "none" : nameOfNumber(before)]);
   if (confidence !== null) lines.push(["confidence", confidence.toFixed(2)]);
   if (file) lines.push(["file", file]);
   const dl = el("dl", {}, lines.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));

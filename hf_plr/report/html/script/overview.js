@@ -65,6 +65,10 @@ function facts() {
   if (largest && data.sizes.samples && largest[1] > data.sizes.samples / 2) {
     lines.push(`Caution: ${clusterName(largest[0])} holds ${share(largest[1] / data.sizes.samples)} of the ${run.members}. This may be a collapse.`);
   }
+  const named = data.sizes.clusters.filter(([id]) => clusterNames[id]).length;
+  if (named) lines.push(`${count(named)} of the ${plural(data.sizes.of, clusterWord)} ${named === 1 ? "has" : "have"} a name.`);
+  const { audit } = data.history ? data.history.runs[data.history.runs.length - 1] : {};
+  if (audit) lines.push(`Audited ${audit.written}: ${rateInWords(audit)}.`);
   if (run.source) lines.push(`Before this run, the backbone was trained on ${run.source}.`);
   if (run.unreadable) lines.push(`${plural(run.unreadable, run.noun, run.plural)} could not be read and were left out.`);
   return lines;

@@ -7,6 +7,7 @@ function settings() {
 }
 
 overview();
+runs();
 curves();
 flow();
 let openSheet = () => {};

@@ -66,7 +66,7 @@ function card(key, sheet, cluster, markable, first) {
   const image = preview(key, { alt: name }) || el("span", { class: "nothing" }, "no preview");
   const picture = el("button", { type: "button", class: "picture", tabindex: -1, title: [file, spanOf(key) && `${spanOf(key)} s`].filter(Boolean).join(", ") || name, "aria-label": isSound ? `Play ${name}` : `${name}: mark as wrong` },
     image, soundOf(key) ? el("span", { class: "play", "aria-hidden": "true" }, "\u25b6") : null);
-  const facts = [`${row}`, spanOf(key) && `${spanOf(key)} s`, confidence === null ? null : confidence.toFixed(2), sheet === "changed" ? `was ${before === NOISE ? "none" : before}` : null];
+  const facts = [`${row}`, spanOf(key) && `${spanOf(key)} s`, confidence === null ? null : confidence.toFixed(2), sheet === "changed" ? `was ${before === NOISE ? "none" : nameOfNumber(before)}` : null];
   const node = el("div", { class: "card", tabindex: first ? 0 : -1, role: "group" }, picture, el("div", { class: "meta" }, facts.filter(Boolean).join(" \u00b7 ")));
   const toggle = (mark) => { if (markable) marks.toggle(key, mark); };
   if (markable) {

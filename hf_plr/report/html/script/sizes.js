@@ -30,6 +30,7 @@ function sizes(openSheet) {
     holder.replaceChildren(picture);
     show(at);
   });
+  const isNamed = bars.some(([id]) => clusterNames[id]);
   document.getElementById("sizes").append(el("details", {}, el("summary", {}, "Table"),
-    table([clusterWord, run.members, ...(run.stage === "epoch" ? ["mean confidence"] : [])], bars.slice(0, 500).map(([id, size, confidence]) => (run.stage === "epoch" ? [String(id), size, confidence] : [String(id), size])), { label: "Sizes" })));
+    table([clusterWord, ...(isNamed ? ["name"] : []), run.members, ...(run.stage === "epoch" ? ["mean confidence"] : [])], bars.slice(0, 500).map(([id, size, confidence]) => [String(id), ...(isNamed ? [clusterNames[id] || "-"] : []), size, ...(run.stage === "epoch" ? [confidence] : [])]), { label: "Sizes" })));
 }

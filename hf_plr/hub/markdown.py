@@ -1,0 +1,19 @@
+"""Foreign text in Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+
+LONGEST_TEXT = 200
+MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is not markup
+
+
+def escape_markdown(value: object) -> str:
+    """Escape a value for Markdown: one line of bounded length, without markup and HTML.
+
+    Names of data sets, columns and models are untrusted text. A URL in them may still become a link to itself.
+    """
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
+    line = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return html.escape(MARKUP.sub(r"\\\g<0>", line), quote=False)

@@ -1,0 +1,101 @@
+"""Reading of CSV files that people write: every fault is told with its line, and foreign text is escaped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+LARGEST_SECOND = 1e9
+MAX_QUOTED = 40  # characters of foreign text in a message
+
+
+def read_rows(
+    path: str | os.PathLike[str], columns: Sequence[str], required: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the line and the fields by column of every row, stripped of spaces; empty lines are skipped.
+
+    Args:
+        path: a CSV file with a header, UTF-8.
+        columns: columns that are known.
+        required: those of them that must be there.
+
+    Raises:
+        ValueError: naming file and line, if it is no CSV file, or has another header or rows of another length.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, columns, required)
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {len(fields)} fields under a header of {len(header)}"
+                    )
+                yield reader.line_num, dict(zip(header, (field.strip() for field in fields), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as csv: {error}") from error
+
+
+def _check_header(
+    path: str | os.PathLike[str], header: list[str], columns: Sequence[str], required: Sequence[str]
+) -> None:
+    least = "" if set(required) == set(columns) else f", or at least {','.join(required)}"
+    expected = f"the header must be {','.join(columns)}{least}"
+    unknown = [name for name in header if name not in columns]
+    if unknown:
+        raise ValueError(f"{path}, line 1: unknown column {quote(unknown[0])}; {expected}")
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise ValueError(f"{path}, line 1: no column {missing[0]!r}; {expected}")
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}, line 1: a column is there twice; {expected}")
+
+
+def parse_second(where: str, text: str) -> float:
+    """Parse a number of seconds; -1 for an empty field.
+
+    Raises:
+        ValueError: if it is not one in [0, 1e9], saying where.
+    """
+    if not text:
+        return -1.0
+    try:
+        second = float(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: start {quote(text)} is not a number of seconds") from error
+    if not 0 <= second <= LARGEST_SECOND:
+        raise ValueError(f"{where}: start {quote(text)} is not a number of seconds")
+    return second
+
+
+def parse_integer(where: str, column: str, text: str) -> int:
+    """Parse an integer.
+
+    Raises:
+        ValueError: if it is not one, saying where.
+    """
+    if not INTEGER.fullmatch(text):
+        raise ValueError(f"{where}: {column} {quote(text)} is not an integer")
+    return int(text)
+
+
+def parse_choice(where: str, column: str, text: str, allowed: Sequence[str]) -> str:
+    """Return a text that is one of those allowed.
+
+    Raises:
+        ValueError: if it is not, saying where.
+    """
+    if text not in allowed:
+        raise ValueError(f"{where}: {column} {quote(text)} is unknown: use one of {', '.join(allowed)}")
+    return text
+
+
+def quote(text: str) -> str:
+    """Escape and shorten foreign text."""
+    return ascii(text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 3] + "...")

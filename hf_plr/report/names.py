@@ -1,0 +1,87 @@
+"""`cluster_names.json`: names that people gave to clusters, by number."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from hf_plr.utils.text_files import write_text
+
+NAMES_FILE = "cluster_names.json"
+FORMAT = "hf-plr-names-1"
+LONGEST_NAME = 60  # characters
+
+
+def read_cluster_names(folder: str | os.PathLike[str]) -> dict[int, str]:
+    """Read the names in a run's output folder, by cluster, ascending; empty where there are none.
+
+    Clusters that an earlier run had and this one has no more may have names too.
+
+    Raises:
+        ValueError: if the file is damaged, naming it and the fault.
+    """
+    path = Path(folder) / NAMES_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as names of clusters: {error}") from error
+    try:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        names = content.get("names")
+        if not isinstance(names, dict):
+            raise ValueError("it holds no names")
+        return dict(sorted((_parse_label(label), validate_name(name)) for label, name in names.items()))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as names of clusters: {error}") from error
+
+
+def write_cluster_names(folder: str | os.PathLike[str], names: Mapping[int, str]) -> None:
+    """Write the names into a run's output folder in place of those there; without names there is no file afterwards.
+
+    Args:
+        folder: the folder.
+        names: name by cluster.
+
+    Raises:
+        ValueError: if a name is not valid, see `validate_name`.
+        OSError: if the file cannot be written; what was there stays.
+    """
+    path = Path(folder) / NAMES_FILE
+    content = {str(int(label)): validate_name(name) for label, name in sorted(names.items())}
+    if not content:
+        path.unlink(missing_ok=True)
+        return
+    write_text(path, json.dumps({"format": FORMAT, "names": content}, indent=1, ensure_ascii=False) + "\n")
+
+
+def validate_name(name: object) -> str:
+    """Return a name of a cluster: one line of 1 to 60 printable characters, without spaces around it.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a name is text, not {type(name).__name__}")
+    if not name.strip():
+        raise ValueError("a name is empty")
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(f"the name {name[:LONGEST_NAME]!a} is not one line of printable characters")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"the name {name[:20] + '...'!a} has {len(name)} characters, more than {LONGEST_NAME}")
+    return name
+
+
+def format_cluster(label: int, names: Mapping[int, str]) -> str:
+    """Format a cluster for people: "crack (3)", or "3" without a name."""
+    return f"{names[label]} ({label})" if label in names else str(label)
+
+
+def _parse_label(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text[:LONGEST_NAME]!a} is not the number of a cluster")
+    return int(text)

@@ -1,0 +1,196 @@
+"""Names for clusters from tables that people write: of names, or of labels of a few samples."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from hf_plr.pseudo_labels.label_files import LabelFile
+from hf_plr.refinement.cooccurrence import NOISE
+from hf_plr.report.csv_rows import parse_integer, parse_second, quote, read_rows
+from hf_plr.report.marks import list_starts, round_to_units
+from hf_plr.report.names import validate_name
+
+FILE_COLUMN = "file"
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """Labels that people gave to some samples, each sample once.
+
+    Attributes:
+        sample: position of the sample in the run's labels, shape (n,).
+        label: its label, shape (n,).
+    """
+
+    sample: np.ndarray
+    label: list[str]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Labels of the members of one cluster.
+
+    Attributes:
+        cluster: the cluster.
+        members: number of its members.
+        counts: (label, labelled members that have it), the most frequent first.
+    """
+
+    cluster: int
+    members: int
+    counts: tuple[tuple[str, int], ...]
+
+    @property
+    def labelled(self) -> int:
+        """Members that have a label."""
+        return sum(count for _, count in self.counts)
+
+    @property
+    def name(self) -> str | None:
+        """The label of more than half of the labelled members; None if there is none, and the cluster is contested."""
+        label, count = self.counts[0]
+        return label if 2 * count > self.labelled else None
+
+
+def read_names_table(path: str | os.PathLike[str]) -> dict[int, str | None]:
+    """Read a table of names: columns cluster and name; an empty name, which takes a name away, is None.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file and the line, if it is not such a table, or a cluster has two names.
+    """
+    _check_exists(path)
+    names: dict[int, str | None] = {}
+    for line, fields in read_rows(path, ("cluster", "name"), ("cluster", "name")):
+        where = f"{path}, line {line}"
+        cluster = parse_integer(where, "cluster", fields["cluster"])
+        name = _parse_name(where, fields["name"]) if fields["name"] else None
+        if cluster < 0:
+            raise ValueError(f"{where}: {cluster} is not a cluster, and has no name")
+        if cluster in names and names[cluster] != name:
+            raise ValueError(f"{where}: cluster {cluster} has another name in a line before: settle on one")
+        names[cluster] = name
+    if not names:
+        raise ValueError(f"{path} holds no names: nothing follows its header")
+    return names
+
+
+def read_few_labels(path: str | os.PathLike[str], labels: LabelFile) -> FewLabels:
+    """Read labels of a few samples and look the samples up.
+
+    The columns are label, and index (row of the data set) or file (as in `pseudo_labels.parquet`). Where the run's
+    samples are segments of recordings, a column start (in seconds, to the millisecond) says which one is meant; without
+    it a label is of all segments of the recording. Rows without a label are skipped.
+
+    Args:
+        path: a CSV file with a header.
+        labels: the run's labels, as `read_labels` gives them.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file and the line, if it is not such a table, a sample is unknown, or has two labels.
+    """
+    _check_exists(path)
+    found: dict[int, tuple[str, int]] = {}
+    rows = list(read_rows(path, ("index", FILE_COLUMN, "start", "label"), ("label",)))
+    if rows and ("index" in rows[0][1]) == (FILE_COLUMN in rows[0][1]):
+        raise ValueError(f"{path}, line 1: one of the columns 'index' and 'file' must name the samples")
+    for line, sample, label in _look_up(path, rows, labels):
+        if found.setdefault(sample, (label, line))[0] != label:
+            other, before = found[sample]
+            raise ValueError(
+                f"{path}, line {line}: this sample is {quote(label)} here and {quote(other)} in line {before}: "
+                "settle on one"
+            )
+    if not found:
+        raise ValueError(f"{path} holds no labels: its column 'label' is empty in every row")
+    samples = sorted(found)
+    return FewLabels(np.array(samples, np.int64), [found[sample][0] for sample in samples])
+
+
+def count_votes(few: FewLabels, labels: np.ndarray) -> list[Vote]:
+    """Count the labels of the members of each cluster that has a labelled member, the largest cluster first.
+
+    Args:
+        few: labels of a few samples.
+        labels: pseudo-label of every sample, -1 = in no cluster, shape (N,).
+    """
+    clusters, sizes = np.unique(labels[labels != NOISE], return_counts=True)
+    members = dict(zip(clusters.tolist(), sizes.tolist(), strict=True))
+    by_cluster: dict[int, Counter[str]] = {}
+    for cluster, label in zip(labels[few.sample].tolist(), few.label, strict=True):
+        if cluster != NOISE:
+            by_cluster.setdefault(cluster, Counter())[label] += 1
+    votes = [
+        Vote(cluster, members[cluster], tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
+        for cluster, counts in by_cluster.items()
+    ]
+    return sorted(votes, key=lambda vote: (-vote.members, vote.cluster))
+
+
+def _look_up(
+    path: str | os.PathLike[str], rows: list[tuple[int, dict[str, str]]], labels: LabelFile
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (line, position of a sample, label), of a recording without a start for each of its segments."""
+    column = "index" if rows and "index" in rows[0][1] else FILE_COLUMN
+    parsed = []
+    for line, fields in rows:
+        where = f"{path}, line {line}"
+        key = parse_integer(where, "index", fields["index"]) if column == "index" else fields[FILE_COLUMN]
+        start = parse_second(where, fields.get("start", ""))
+        if fields["label"]:
+            parsed.append((line, where, key, start, _parse_name(where, fields["label"])))
+    positions = _find_positions({key for _, _, key, _, _ in parsed}, column, labels)
+    starts = list_starts(labels)
+    for line, where, key, start, label in parsed:
+        samples = positions.get(key, [])
+        if labels.spans is not None and start >= 0:
+            samples = [sample for sample in samples if starts[sample] == round_to_units(np.array([start]))[0]]
+        if not samples:
+            segment = f" with a segment at {start:g} s" if labels.spans is not None and start >= 0 else ""
+            shown = key if isinstance(key, int) else quote(key)
+            raise ValueError(f"{where}: sample {shown}{segment} is not in {labels.path}")
+        for sample in samples:
+            yield line, sample, label
+
+
+def _find_positions(keys: set[int] | set[str] | set[int | str], column: str, labels: LabelFile) -> dict:
+    """Find the positions of rows of the data set, or of files, in the labels."""
+    if column == "index":
+        assert labels.index is not None
+        wanted = np.flatnonzero(np.isin(labels.index, np.array(sorted(keys), np.int64)))
+        names = labels.index[wanted].tolist()
+    else:
+        if FILE_COLUMN not in pq.read_schema(labels.path).names:
+            raise ValueError(f"{labels.path} has no column 'file': name the samples by 'index', the row of the data")
+        files = pq.read_table(labels.path, columns=[FILE_COLUMN])[FILE_COLUMN].to_pylist()
+        wanted = np.array([i for i, file in enumerate(files) if file in keys], np.int64)
+        names = [files[i] for i in wanted]
+        by_file: dict[str, set[int]] = {}
+        for name, row in zip(names, labels.index[wanted].tolist() if labels.index is not None else [], strict=True):
+            if len(by_file.setdefault(name, set()) | {row}) > 1:
+                raise ValueError(f"{labels.path} has several rows of a file {quote(name)}: name the samples by 'index'")
+            by_file[name].add(row)
+    positions: dict[int | str, list[int]] = {}
+    for name, position in zip(names, wanted.tolist(), strict=True):
+        positions.setdefault(name, []).append(position)
+    return positions
+
+
+def _parse_name(where: str, text: str) -> str:
+    try:
+        return validate_name(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_exists(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist")
