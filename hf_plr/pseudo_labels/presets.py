@@ -136,7 +136,8 @@ def make_labelings(
         stage = RefinementStage(
             clusterer,
             refiner if refiner is not None and i == 0 else further,
-            refine_start_epoch=args.refine_start_epoch,
+            # The labels of a run before are those of an epoch before the first; only the first labeling has them.
+            refine_start_epoch=args.refine_start_epoch - int(i == 0 and args.continue_from is not None),
             accelerator=holder.accelerator,
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,

@@ -27,7 +27,6 @@ from hf_plr.models.vision import small_vit_processor
 LARGE = np.random.default_rng(0).bytes(3 * WHOLE_BYTES + 7)
 
 
-
 def open_store(data):
     """The images of a data set."""
     return ImageStore(data, "image", ImageGeometry(small_vit_processor(16), 3))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,9 +77,9 @@ def test_a_number_above_those_in_use_is_needed():
         PseudoLabelRefiner().continue_from(LAST, 1, next_number=17)
     with pytest.raises(ValueError, match="3 labelings an epoch need space='joint'"):
         PseudoLabelRefiner().continue_from(LAST, 3, next_number=18)
+    refiner = PseudoLabelRefiner()
+    refiner.continue_from(LAST, 1, next_number=18)
     with pytest.raises(ValueError, match="7 labels, but the last call had 120"):
-        refiner = PseudoLabelRefiner()
-        refiner.continue_from(LAST, 1, next_number=18)
         refiner.refine(np.zeros(7, int))
 
 
@@ -105,8 +108,6 @@ def test_shards_and_a_restored_state_give_the_same_labels(name):
 
 def _refine_in_shards(parts, labels, halves, tables):
     """What each shard's refiner finds; a first round collects the tables of each call, a second one adds them up."""
-    import copy
-
     rounds: list[list] = []
     while True:
         found, asked = [], []
@@ -120,10 +121,8 @@ def _refine_in_shards(parts, labels, halves, tables):
                 raise _Waits
 
             refiner = copy.deepcopy(part)
-            try:
+            with contextlib.suppress(_Waits):
                 found.append((refiner, refiner.refine(own, offset=half.start, add_shards=add).labels))
-            except _Waits:
-                pass
             asked.append(calls)
         if len(found) == len(parts):
             for part, (refiner, _) in zip(parts, found, strict=True):
