@@ -169,7 +169,8 @@ class _Sample:
 
     def take_seeds(self, seeds: torch.Tensor) -> None:
         """Take seeds (K', D) that are there already, also such as are no rows."""
-        for part in ((seeds.to(self._rows) - self._mean) * self._scale).split(POOL_ROWS):
+        scaled = (seeds.to(self._rows) - self._mean) * self._scale
+        for part in (scaled[span] for span in iterate_rows(len(scaled), POOL_ROWS)):
             torch.minimum(self.closest, self._compute_distances(part)[: len(part)].amin(dim=0), out=self.closest)
 
     def draw_pool(self, size: int, generator: np.random.Generator) -> _Pool | None:

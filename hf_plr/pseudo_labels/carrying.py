@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering import KMeans
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.clustering.kmeans import Rows, assign_rows
 from hf_plr.clustering.seeding import add_seeds
@@ -107,7 +108,7 @@ def _find_lowest_fitting(
     own = own[(targets[own] != NOISE)]
     own = own[means.sizes.to(rows.device)[targets[own]] > 1]
     cosines = []
-    for part in own.split(BLOCK_ROWS):
+    for part in (own[span] for span in iterate_rows(len(own), BLOCK_ROWS)):
         target = targets[part]
         scale = (means.lengths * means.sizes.to(means.lengths.device)).to(rows.device, torch.float64)[target][:, None]
         others = means.directions[target].double() * scale - rows[part].double()

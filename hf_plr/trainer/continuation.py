@@ -28,13 +28,13 @@ from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.refinement import NOISE, cooccurrence
 from hf_plr.refinement.run_events import find_run_events
 from hf_plr.report.file_names import METRICS_FILE
-from hf_plr.report.names import read_cluster_names
+from hf_plr.report.names import read_cluster_names, validate_name
 from hf_plr.report.run_history import HISTORY_FILE, DataChange, RunEntry, RunEvents, RunHistory
 from hf_plr.trainer.checkpointing import find_defect, last_complete_checkpoint, list_checkpoints, load_state
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.defaults import keep_from_scratch
 from hf_plr.utils.distributed import gather_results, gather_rows
-from hf_plr.utils.serialization import validate_array
+from hf_plr.utils.serialization import name_file_in_errors, validate_array
 
 LAST, IDS, ABOUT = "continued.last", "continued.ids", "continued.about"  # in the state of a run
 
@@ -218,25 +218,20 @@ class Continuation:
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return {LAST: self._last, IDS: self._ids, ABOUT: text}
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray], n_held: int | None = None) -> None:
+    def load_state_dict(self, state: Mapping[str, np.ndarray], n_held: int) -> None:
         """Restore the output of `state_dict`; other entries are ignored.
 
         Args:
             state: arrays by name.
-            n_held: number of samples whose labels this process holds; None restores all but these labels.
+            n_held: number of samples whose labels this process holds.
 
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
-        about = _parse_about(state)
-        counts = {name: int(about["counts"][name]) for name in _COUNTS}
-        history, names = RunHistory.from_json(about["history"]), {int(k): str(v) for k, v in about["names"].items()}
+        history, names, self.known, self.n_fitting = _parse_about(state)
         self.predecessor = dataclasses.replace(self.predecessor, history=history, names=names)
-        self.known = KnownSamples(np.empty(0, np.int64), **counts)
-        self.n_fitting = int(about["n_fitting"])
         self._ids = validate_array(state, IDS, "integers", (None,), 0)
-        if n_held is not None:
-            self._last = validate_array(state, LAST, "integers", (n_held,), NOISE)
+        self._last = validate_array(state, LAST, "integers", (n_held,), NOISE)
 
 
 _COUNTS = [field.name for field in dataclasses.fields(KnownSamples) if field.name != "position"]
@@ -245,27 +240,39 @@ _COUNTS = [field.name for field in dataclasses.fields(KnownSamples) if field.nam
 def open_continuation(args: PLRTrainingArguments) -> Continuation | None:
     """Open what the arguments say to continue.
 
-    Where the folder is gone, a checkpoint in the output folder tells of it, from which a run can be resumed.
-
     Returns:
         None where they name nothing.
 
     Raises:
-        ValueError: if there is no finished run in the folder and no such checkpoint, or a file is damaged.
+        ValueError: as `find_predecessor`.
     """
     if args.continue_from is None:
         return None
+    resumed = args.resume_from_checkpoint
+    return Continuation(find_predecessor(args.continue_from, str(args.output_dir), resumed))
+
+
+def find_predecessor(folder: str, output_dir: str, resume_from: str | bool | None = None) -> Predecessor:
+    """Find what is known of the run before: in its folder, or in a checkpoint of the run that continues it.
+
+    Args:
+        folder: output folder of the run before.
+        output_dir: that of the run that continues it.
+        resume_from: checkpoint to resume from, if one is named; otherwise the last one in `output_dir` counts.
+
+    Raises:
+        ValueError: if there is no finished run in the folder and no such checkpoint, or a file is damaged.
+    """
     try:
-        return Continuation(Predecessor.read(args.continue_from))
+        return Predecessor.read(folder)
     except ValueError:
-        checkpoint = _find_own_checkpoint(args)
+        checkpoint = _find_own_checkpoint(output_dir, resume_from)
         state = {} if checkpoint is None else load_state(checkpoint)[0]
         if checkpoint is None or ABOUT not in state:
             raise
-    predecessor = Predecessor(args.continue_from, checkpoint, RunHistory(0, ()), {}, None)
-    continuation = Continuation(predecessor)
-    continuation.load_state_dict(state)
-    return continuation
+    with name_file_in_errors(checkpoint):
+        history, names, _, _ = _parse_about(state)
+    return Predecessor(folder, checkpoint, history, names, None)
 
 
 def starts_from_scratch(continuation: Continuation | None, model: Any, backbone: torch.nn.Module) -> bool:
@@ -339,12 +346,11 @@ def gather_digests(own: np.ndarray, accelerator: Accelerator) -> np.ndarray:
     return np.ascontiguousarray(rows).view(np.uint64)[:, 0]
 
 
-def _find_own_checkpoint(args: PLRTrainingArguments) -> str | None:
-    """The checkpoint of this very run that it may be resumed from, if there is one."""
-    named = args.resume_from_checkpoint
+def _find_own_checkpoint(output_dir: str, named: str | bool | None) -> str | None:
+    """The complete checkpoint that a run may be resumed from, if there is one."""
     if isinstance(named, str) and os.path.isdir(named) and find_defect(Path(named)) is None:
         return named
-    checkpoint = last_complete_checkpoint(str(args.output_dir))[0]
+    checkpoint = last_complete_checkpoint(output_dir)[0]
     return None if checkpoint is None else str(checkpoint)
 
 
@@ -363,12 +369,14 @@ def _history_of_older_release(folder: str, labels: LastLabels) -> RunHistory:
     return RunHistory(max(sizes, default=NOISE) + 1, (entry,))
 
 
-def _parse_about(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _parse_about(state: Mapping[str, np.ndarray]) -> tuple[RunHistory, dict[int, str], KnownSamples, int]:
+    """Read what a checkpoint tells of the run before: its history, names, known samples, and new ones that fitted."""
     text = validate_array(state, ABOUT, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
     try:
-        about: dict[str, Any] = json.loads(text)
-        if not (isinstance(about["counts"], dict) and isinstance(about["names"], dict)):
-            raise ValueError("counts or names are missing")
-        return about
-    except (ValueError, LookupError, TypeError) as error:
+        about = json.loads(text)
+        history = RunHistory.from_json(about["history"])
+        names = {int(label): validate_name(name) for label, name in about["names"].items()}
+        counts = {name: int(about["counts"][name]) for name in _COUNTS}
+        return history, names, KnownSamples(np.empty(0, np.int64), **counts), int(about["n_fitting"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{ABOUT!r} tells of no run: {error}") from error
