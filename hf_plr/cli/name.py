@@ -117,7 +117,8 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
     silent = sorted(sizes.keys() - {vote.cluster for vote in votes}, key=lambda label: (-sizes[label], label))
     if silent:
         share = sum(sizes[label] for label in silent)
-        listed = ", ".join(map(str, silent[:SHOWN])) + (", ..." if len(silent) > SHOWN else "")
+        listed = ", ".join(map(str, silent[:SHOWN]))
+        listed += f" and {len(silent) - SHOWN:,} more" if len(silent) > SHOWN else ""
         lines += ["", f"Without a labelled sample: {_plural(len(silent), 'cluster')} of {share:,} samples: {listed}."]
     return "\n".join(lines)
 

@@ -218,5 +218,5 @@ def test_many_clusters_are_listed_in_short(tmp_path, capsys):
     assert main(["name", str(out), "--labels", str(tmp_path / "few.csv")]) == 0
     said = capsys.readouterr().out
     assert "Without a labelled sample: 59 clusters of 177 samples: 1, 2, 3," in said
-    assert said.count(",") < 40
+    assert "20 and 39 more." in said
     assert not (out / "cluster_names.json").exists()

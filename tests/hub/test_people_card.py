@@ -35,6 +35,9 @@ def test_the_card_of_a_run_has_its_lineage_names_and_audit(make_trainer, tmp_pat
     assert f"* Continues line-3-january ({first.samples:,} images), february ({second.samples:,} images): a nu" in text
     data = own.data
     assert f"* Since the run before: {data.known:,} images known, {data.new:,} new, {data.removed:,} gone; " in text
+    assert own.events.counts()["split"] == own.events.counts()["died"] == 1
+    assert ", 1 cluster split, " in text
+    assert ", 1 cluster died" in text
     assert "An audit found 5.0% of the labels wrong, 95% interval 1.9% to 10.6% (6 of 120 samples" in text
     assert f"| \\`seven\\` | {largest} | {(labels == largest).sum()} |" in text
     write_cluster_names(folder, {largest: "eight"})

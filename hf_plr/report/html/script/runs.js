@@ -171,7 +171,10 @@ function changes(all) {
     const i = Number(choice.value), each = all[i];
     const chips = el("ul", { class: "chips" }, KINDS.filter((kind) => each.counts[kind]).map((kind) => el("li", { class: `chip ${kind}`, title: MEANING[kind] }, `${count(each.counts[kind])} ${kind}`)));
     const size = (ids, at) => ids.map((id) => `${nameOfNumber(id)}${sizeOf.has(id) && sizeOf.get(id)[at] ? ` \u00b7 ${count(sizeOf.get(id)[at])}` : ""}`).join(", ") || "-";
-    const rows = each.changes.map(([kind, previous, current]) => [el("span", { class: kind }, kind), size(previous, i - 1), size(current, i)]);
+    const births = ["born", [], each.changes.filter(([kind]) => kind === "born").flatMap(([, , current]) => current)];
+    const deaths = ["died", each.changes.filter(([kind]) => kind === "died").flatMap(([, previous]) => previous), []];
+    const others = each.changes.filter(([kind]) => kind !== "born" && kind !== "died");
+    const rows = [births, deaths, ...others].filter(([, previous, current]) => previous.length || current.length).map(([kind, previous, current]) => [el("span", { class: kind }, kind), size(previous, i - 1), size(current, i)]);
     const known = each.data ? `${count(each.data[0])} ${run.plural} are in both runs, ${count(each.data[1])} are new, ${count(each.data[2])} are gone; changes are of those in both.` : "";
     holder.replaceChildren(chips, el("p", { class: "soft" }, known),
       rows.length ? table(["what", `before \u00b7 ${run.members}`, `after \u00b7 ${run.members}`], rows, { label: "Changes from run to run", class: "changes" }) : el("p", { class: "soft" }, `Every ${clusterWord} went on as one.`),
