@@ -92,6 +92,24 @@ class Page:
         for kind in ("mousePressed", "mouseReleased") if click else ():
             await self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    async def click(self, element: str) -> None:
+        """Click the middle of an element, given by an expression, once it rests in the middle of the window.
+
+        What is drawn when it comes into view moves what lies below it.
+        """
+        middle = await self.run(
+            f"(async () => {{ const element = {element};"
+            "const frames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+            "let last = null;"
+            "for (;;) { element.scrollIntoView({block: 'center', behavior: 'instant'}); await frames();"
+            "const box = element.getBoundingClientRect();"
+            "const middle = [box.x + box.width / 2, box.y + box.height / 2];"
+            "const is_seen = element.contains(document.elementFromPoint(...middle));"
+            "if (is_seen && last !== null && last[0] === middle[0] && last[1] === middle[1]) return middle;"
+            "last = middle; } })()"
+        )
+        await self.point(*middle, click=True)
+
     async def picture(self, path: Path) -> None:
         """Save the visible part of the page as PNG."""
         shot = await self.send("Page.captureScreenshot", format="png")
