@@ -116,7 +116,7 @@ def make_run(args: argparse.Namespace, images: Dataset, folder: str) -> str:
     labels = torch.from_numpy(hf_plr.KMeans(CLUSTERS, seed=0).fit_predict(rows.numpy()).astype(np.int64))
     ids, sizes = labels.unique(return_counts=True)
     prototypes = F.normalize(torch.stack([rows[labels == label].mean(dim=0) for label in ids]), dim=1)
-    known = KnownClusters.fit(draw_references(rows), center, prototypes, ids.numpy(), sizes.numpy())
+    known = KnownClusters.fit(draw_references(features), center, prototypes, ids.numpy(), sizes.numpy())
     known.save(out / KNOWN_CLUSTERS_FILE)
     return str(out)
 

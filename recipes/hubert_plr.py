@@ -47,6 +47,7 @@ from hf_plr.recipe_tools.running import (
     suggest_push,
     write_results,
 )
+from hf_plr.trainer.continuation import open_continuation
 from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/sounds"
@@ -83,8 +84,8 @@ class RecipeArguments(DataArguments):
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
-            "num_train_epochs to 10, of per_device_train_batch_size to 16 and of first_units to layer. Default: a "
-            "small HuBERT, random weights."
+            "num_train_epochs to 10, of per_device_train_batch_size to 16 and of first_units to layer. Default: the "
+            "weights of continue_from, or a small HuBERT with random weights."
         },
     )
 
@@ -180,12 +181,13 @@ def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer 
     check_output_dir(args)
     if isinstance(args, UtteranceArguments):
         check_given_labels(recipe, args)
+        open_continuation(args)  # refuses a folder before the data are loaded
     sounds, test = load(recipe, args)
     rows = draw_rows(len(sounds), recipe.max_samples, args.seed)
     sounds = sounds.select(rows)
     model: Any = recipe.model_name_or_path
     extractor = None
-    if model is None:
+    if model is None and getattr(args, "continue_from", None) is None:
         if len(sounds) == 0:
             raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")
         rates = read_sampling_rates(sounds, find_audio_column(sounds, args.audio_column))

@@ -45,6 +45,7 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
+from hf_plr.trainer.continuation import find_predecessor
 from hf_plr.training_args.defaults import ADAPTERS, FROM_SCRATCH, PRETRAINED
 from hf_plr.utils.distributed import run_main_first, wait_for_all
 
@@ -97,7 +98,7 @@ class RecipeArguments:
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
             "source_learning_rate to 1e-4 and of per_device_train_batch_size to 64, and leaves that of "
-            "num_train_epochs at 30. Default: a small ViT, random weights."
+            "num_train_epochs at 30. Default: the weights of continue_from, or a small ViT with random weights."
         },
     )
     source_epochs: float = field(default=30, metadata={"help": "Epochs on the source."})
@@ -144,6 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     evaluator = RetrievalEvaluator(target) if can_score(target) else None
     trainer = PLRTrainer(model, args, target.train.images, processing_class=processor, evaluator=evaluator)
     trainer.source = source_name
+    if args.continue_from is None:
+        trainer.from_scratch = recipe.model_name_or_path is None  # also where it was trained on a source
     prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
     wait_for_all(trainer.accelerator, "preparing the output folder")
     trainer.scores |= scores
@@ -187,9 +190,19 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}={given[name]} must be at least 8")
     if given.get("source_epochs") is not None and given["source_epochs"] <= 0:
         raise ValueError(f"source_epochs={given['source_epochs']} must be above 0")
-    if given.get("model_name_or_path") is None:
+    if given.get("continue_from") is not None and given.get("source_dataset_name") is not None:
+        raise ValueError("--source_dataset_name has no effect with --continue_from, whose run is a start: leave it out")
+    if given.get("model_name_or_path") is None and not continues_pretrained(given):
         return DEFAULTS
     return {**DEFAULTS, **PRETRAINED_DEFAULTS, **(ADAPTERS if given.get("lora") else {})}
+
+
+def continues_pretrained(given: dict[str, Any]) -> bool:
+    """True if the run continues one that a pretrained backbone began; ValueErrors as of `find_predecessor`."""
+    if given.get("continue_from") is None:
+        return False
+    resumed = given.get("resume_from_checkpoint")
+    return not find_predecessor(given["continue_from"], given["output_dir"], resumed).history.from_scratch
 
 
 def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.ndarray]:
@@ -215,8 +228,12 @@ def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.
 def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> tuple[PreTrainedModel, Any]:
     """Load the backbone to start from and the image processor, which makes images of the size in the arguments."""
     height, width = recipe.image_height, recipe.image_width
-    if recipe.model_name_or_path is not None:
-        model = load_backbone(recipe.model_name_or_path)
+    name = recipe.model_name_or_path
+    if name is None and args.continue_from is not None:
+        before = find_predecessor(args.continue_from, str(args.output_dir), args.resume_from_checkpoint)
+        name = before.weights
+    if name is not None:
+        model = load_backbone(name)
         processor = load_image_processor(model)
     else:
         if height is not None and width is not None:

@@ -40,6 +40,7 @@ from hf_plr.recipe_tools.running import (
     suggest_push,
     write_results,
 )
+from hf_plr.trainer.continuation import open_continuation
 from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
@@ -69,7 +70,8 @@ class RecipeArguments(DataArguments):
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
-            "num_train_epochs to 10 and of per_device_train_batch_size to 64. Default: a small ViT, random weights."
+            "num_train_epochs to 10 and of per_device_train_batch_size to 64. Default: the weights of continue_from, "
+            "or a small ViT with random weights."
         },
     )
 
@@ -118,10 +120,11 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
     """Load and check images and model; returns the trainer and the rows that it trains on."""
     check_output_dir(args)
     check_given_labels(recipe, args)
+    open_continuation(args)  # refuses a folder before the data are loaded
     images, test = load(recipe, args)
     rows = draw_rows(len(images), recipe.max_samples, args.seed)
     images = images.select(rows)
-    if recipe.model_name_or_path is not None:
+    if recipe.model_name_or_path is not None or args.continue_from is not None:
         return PLRTrainer(recipe.model_name_or_path, args, images, eval_dataset=test), rows
     if len(images) == 0:
         raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")

@@ -93,15 +93,22 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
         labels: pseudo-label of every sample, -1 = in no cluster, shape (N,).
     """
     inside = sum(vote.labelled for vote in votes)
-    lines = [f"{_plural(len(few.label), 'labelled sample')}, {inside:,} of them in {_plural(len(votes), 'cluster')}."]
     named, contested = ([vote for vote in votes if (vote.name is None) is none] for none in (False, True))
+    lines = [
+        f"{_plural(len(few.label), 'labelled sample')}, {inside:,} of them in {_plural(len(votes), 'cluster')}: "
+        f"{len(named):,} named, {len(contested):,} contested."
+    ]
     if named:
         lines += ["", f"{'cluster':>8}{'members':>11}{'agreement':>18}  name"]
     for vote in named:
         agreement = f"{vote.counts[0][1]:,} of {vote.labelled:,}"
         lines.append(f"{vote.cluster:>8}{vote.members:>11,}{agreement:>18}  {vote.name}")
     if contested:
-        lines += ["", "Contested: no label has more than half.", f"{'cluster':>8}{'members':>11}  labels"]
+        lines += [
+            "",
+            "Contested, left as they are: no label has more than half.",
+            f"{'cluster':>8}{'members':>11}  labels",
+        ]
     for vote in contested:
         counts = ", ".join(f"{label} {count:,}" for label, count in vote.counts[:SHOWN_COUNTS])
         more = ", ..." if len(vote.counts) > SHOWN_COUNTS else ""
@@ -110,7 +117,8 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
     silent = sorted(sizes.keys() - {vote.cluster for vote in votes}, key=lambda label: (-sizes[label], label))
     if silent:
         share = sum(sizes[label] for label in silent)
-        listed = ", ".join(map(str, silent[:SHOWN])) + (", ..." if len(silent) > SHOWN else "")
+        listed = ", ".join(map(str, silent[:SHOWN]))
+        listed += f" and {len(silent) - SHOWN:,} more" if len(silent) > SHOWN else ""
         lines += ["", f"Without a labelled sample: {_plural(len(silent), 'cluster')} of {share:,} samples: {listed}."]
     return "\n".join(lines)
 

@@ -3,7 +3,8 @@
   hf-plr report out
 
 `out` is the output folder of a run. The page is made from its report.json, which the run wrote, and takes the scores of
-its metrics.json. For an older run without report.json it shows the metrics and the sizes of the last clusters.
+its metrics.json, and the names of its clusters and the history over runs as they are now. For an older run without
+report.json it shows the metrics and the sizes of the last clusters.
 """
 
 from __future__ import annotations

@@ -110,8 +110,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
         rows = Rows(as_features(features), self.spherical, self.device)
         with block_threads(rows.device), exact_products(rows.device):
-            labels, _ = assign_rows(rows, self.cluster_centers_)
-        return labels.cpu().numpy()
+            return assign_rows(rows, self.cluster_centers_)[0].cpu().numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Centroids for the next warm start; empty before the first fit."""
@@ -224,9 +223,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             last_centers = getattr(self, "cluster_centers_", None)
             if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
                 return last_centers.to(rows.device, torch.float32)
-            positions = draw_positions(total, min(total, self._seeding_samples()), self.seed)
-            local = positions[(positions >= start) & (positions < start + len(rows))] - start
-            return draw_seeds(rows.take(local), self.n_clusters, self.seed, accelerator)
+            return draw_seeds(self.draw_rows_to_seed(rows, start, total), self.n_clusters, self.seed, accelerator)
         centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
         if tuple(centers.shape) != shape:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
@@ -243,6 +240,11 @@ class KMeans(ClusterMixin, BaseEstimator):
         if self.fit_samples < self.n_clusters:
             raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
         return draw_positions(total, self.fit_samples, self.seed + 1)
+
+    def draw_rows_to_seed(self, rows: Sliceable, start: int, total: int) -> torch.Tensor:
+        """Draw the rows that k-means++ seeds on, and take those of this process; arguments as for `init_centers`."""
+        positions = draw_positions(total, min(total, self._seeding_samples()), self.seed)
+        return rows.take(positions[(positions >= start) & (positions < start + len(rows))] - start)
 
     def _seeding_samples(self) -> int:
         """Size of the sample for k-means++, at least K; the work grows with its product with K."""

@@ -1,20 +1,22 @@
 """Known clusters, as new samples are compared with them: which one is nearest, and whether the sample fits any.
 
-A sample is novel if the members of the known clusters nearest to it are far away. Distances are taken in a whitened
-space (see `hf_plr.clustering.whitening`), where a defect that varies little against the rest of an image still counts.
-What is far depends on the cluster: scores are standardised by the spread of the nearest cluster's own members, small
-clusters by that of all. Every member is scored as if it were not known (leave-one-out), and the scores of all members
-turn a new one into a p-value: the share of known samples that are at least as novel (conformal outlier detection, Bates
-et al., Annals of Statistics 2023). Of known samples of the same source, a share p has a p-value of p or less.
+A sample is novel if the known samples nearest to it are far away. Distances are Euclidean in a whitened space (see
+`hf_plr.clustering.whitening`), where a defect that varies little against the rest of an image still counts; lengths of
+features are kept, since what a backbone has not seen often has another one. Half of the sample's distance from the
+center is subtracted: far out, known samples lie far apart, too. The score is the mean distance to the nearest samples
+(Angiulli and Pizzuti, PKDD 2002); subtracting what all samples share is as in relative Mahalanobis distances (Ren et
+al., arXiv 2106.09022).
 
-The score is the mean distance to the nearest samples, as in Angiulli and Pizzuti, PKDD 2002.
+Known samples are scored as if they were new, by a whitening and neighbours without their fifth of the samples. Their
+scores turn a new one into a p-value: the share of known samples that are at least as novel (conformal outlier
+detection, Bates et al., Annals of Statistics 2023). Of known samples of the same source, a share p has a p-value of p
+or less, about.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,7 @@ from accelerate import Accelerator
 from safetensors.numpy import save_file
 
 from hf_plr.clustering.blocks import iterate_rows
-from hf_plr.clustering.whitening import Whitening, iterate_products, map_rows
+from hf_plr.clustering.whitening import Whitening, iterate_products
 from hf_plr.utils.distributed import gather_rows, locate_rows
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
@@ -33,11 +35,13 @@ from hf_plr.utils.serialization import name_file_in_errors, read_tensors, valida
 KNOWN_CLUSTERS_FILE = "known_clusters.safetensors"
 FORMAT = "hf-plr-known-clusters-1"
 REFERENCES = 8_192  # known samples that new ones are compared with
-NEIGHBORS = 5  # whose mean distance is the score
-SHRINKAGE = 0.1  # of the whitening
-PRIOR_MEMBERS = 10.0  # weight of all clusters in the spread of each
-LEAST_SPREAD = 1e-6  # of scores, where members are all alike
+NEIGHBORS = 3  # whose mean distance is the score
+SHRINKAGE = 1.0  # of the whitening
+CENTER_WEIGHT = 0.5  # of the distance from the center, which is subtracted
+FOLDS = 5  # of the known samples, each scored by the others
+LEAST_SPREAD = 1e-6  # of scores, where all samples are alike
 BLOCK_ROWS = 1 << 11  # rows that are compared together
+DEVIATIONS = 1.4826  # standard deviation of normal values, in median absolute deviations
 NONE = -1
 
 
@@ -50,7 +54,7 @@ class Assignment:
         similarity: cosine to its prototype, relative to the center of the known samples, float32 of shape (n,).
         second_label: second nearest cluster, int64 of shape (n,); -1 where there is only one cluster.
         second_similarity: cosine to that one's prototype, float32 of shape (n,); NaN where there is only one cluster.
-        novelty: how little a sample fits the known ones, in standard deviations of the nearest cluster's members,
+        novelty: how little a sample fits the known ones, in standard deviations of their scores from their median,
             float32 of shape (n,).
         p_value: share of known samples that are at least as novel, in (0, 1], float32 of shape (n,).
     """
@@ -75,9 +79,8 @@ class KnownClusters:
         center: mean feature, float32 of shape (D,).
         prototypes: mean direction of each cluster from the center, unit length, float32 of shape (K, D).
         whitening: float32 of shape (D, D).
-        references: drawn known samples in the whitened space, unit length, float32 of shape (R, D).
-        location, spread: median of the scores of each cluster's members, and their spread, float32 of shape (K,).
-        known_scores: standardised scores of the references, ascending, float32 of shape (R,).
+        references: drawn known samples in the whitened space, float32 of shape (R, D).
+        known_scores: scores of the references as if they were new, ascending, float32 of shape (R,).
     """
 
     labels: np.ndarray
@@ -87,8 +90,6 @@ class KnownClusters:
     prototypes: torch.Tensor
     whitening: torch.Tensor
     references: torch.Tensor
-    location: torch.Tensor
-    spread: torch.Tensor
     known_scores: np.ndarray
 
     @classmethod
@@ -104,9 +105,9 @@ class KnownClusters:
         """Fit on drawn samples.
 
         Args:
-            drawn: centered features of `draw_references`, unit length, shape (R, D), R at least 2.
+            drawn: features of `draw_references`, float of shape (R, D), R at least 2.
             center: mean feature of all samples, shape (D,).
-            prototypes: mean direction of each cluster, unit length, shape (K, D), K at least 1.
+            prototypes: mean direction of each cluster from the center, unit length, shape (K, D), K at least 1.
             labels: the clusters' labels, ascending, integers of shape (K,).
             sizes: their members, integers of shape (K,).
 
@@ -115,26 +116,19 @@ class KnownClusters:
         """
         if len(labels) == 0 or len(drawn) < 2:
             raise ValueError(f"{len(labels)} clusters and {len(drawn)} samples are too few to compare new samples with")
-        rows, prototypes = drawn.float().cpu(), prototypes.float().cpu()
-        whitening = Whitening(rows.double()).matrix(SHRINKAGE)
-        references = map_rows(rows, whitening).half().float()  # as they are stored
-        scores = torch.cat(
-            [_score(references[span], references, span.start) for span in iterate_rows(len(references), BLOCK_ROWS)]
-        )
-        nearest = torch.cat([similarities.argmax(dim=1) for _, similarities in _compare(rows, prototypes)])
-        location, spread = _measure_clusters(scores.numpy(), nearest.numpy(), len(labels))
-        known = np.sort(((scores - location[nearest]) / spread[nearest]).numpy())
+        center, prototypes = center.float().cpu(), prototypes.float().cpu()
+        rows = drawn.float().cpu() - center
+        nearest = _multiply(F.normalize(rows, dim=1), prototypes.T).argmax(dim=1)
+        whitening = Whitening(rows.double()).metric(SHRINKAGE)
         return cls(
-            np.asarray(labels, np.int64),
-            np.asarray(sizes, np.int64),
-            np.bincount(nearest.numpy(), minlength=len(labels)),
-            center.float().cpu(),
-            prototypes,
-            whitening,
-            references,
-            location,
-            spread,
-            known,
+            labels=np.asarray(labels, np.int64),
+            sizes=np.asarray(sizes, np.int64),
+            nearest_counts=np.bincount(nearest.numpy(), minlength=len(labels)),
+            center=center,
+            prototypes=prototypes,
+            whitening=whitening,
+            references=_multiply(rows, whitening).half().float(),  # as they are stored
+            known_scores=np.sort(_score_folds(rows)),
         )
 
     def to(self, device: torch.device | str) -> KnownClusters:
@@ -152,38 +146,41 @@ class KnownClusters:
         Raises:
             ValueError: if they have another width.
         """
-        directions = self._directions(features)
-        mapped = map_rows(directions, self.whitening)
-        n = len(features)
-        best, code = np.empty((n, 2), np.float32), np.empty((n, 2), np.int64)
-        novelty = np.empty(n, np.float32)
-        for span, similarities in _compare(directions, self.prototypes):
-            values, columns = _find_two_largest(similarities)
-            scores = _score(mapped[span], self.references)
-            nearest = columns[:, 0]
-            best[span], code[span] = values.cpu().numpy(), columns.cpu().numpy()
-            novelty[span] = ((scores - self.location[nearest]) / self.spread[nearest]).cpu().numpy()
+        rows = self._center(features)
+        n = len(rows)
+        similarity, code = np.empty((n, 2), np.float32), np.empty((n, 2), np.int64)
+        scores = np.empty(n, np.float32)
+        for span in iterate_rows(n, BLOCK_ROWS):
+            block = rows[span]
+            values, columns = _find_two_largest(_multiply(F.normalize(block, dim=1), self.prototypes.T))
+            similarity[span], code[span] = values.cpu().numpy(), columns.cpu().numpy()
+            scores[span] = _score(_multiply(block, self.whitening), self.references).cpu().numpy()
         return Assignment(
             label=self.labels[code[:, 0]],
-            similarity=best[:, 0],
+            similarity=similarity[:, 0],
             second_label=np.append(self.labels, NONE)[code[:, 1]],
-            second_similarity=best[:, 1],
-            novelty=novelty,
-            p_value=self._p_values(novelty),
+            second_similarity=similarity[:, 1],
+            novelty=self._standardise(scores),
+            p_value=self._p_values(scores),
         )
 
     def map(self, features: torch.Tensor) -> torch.Tensor:
         """Map features (n, D) into the whitened space, to group the new ones: unit length, float32 (n, D)."""
-        return map_rows(self._directions(features), self.whitening)
+        return F.normalize(_multiply(self._center(features), self.whitening), dim=1)
 
-    def _directions(self, features: torch.Tensor) -> torch.Tensor:
+    def _center(self, features: torch.Tensor) -> torch.Tensor:
         if features.ndim != 2 or features.shape[1] != len(self.center):
             raise ValueError(f"features have shape {tuple(features.shape)}, known ones a width of {len(self.center)}")
-        return F.normalize(features.float() - self.center, dim=1)
+        return features.float() - self.center
 
-    def _p_values(self, novelty: np.ndarray) -> np.ndarray:
+    def _standardise(self, scores: np.ndarray) -> np.ndarray:
+        median = np.median(self.known_scores)
+        spread = DEVIATIONS * np.median(np.abs(self.known_scores - median))
+        return ((scores - median) / max(spread, LEAST_SPREAD)).astype(np.float32)
+
+    def _p_values(self, scores: np.ndarray) -> np.ndarray:
         n_known = len(self.known_scores)
-        at_least = n_known - np.searchsorted(self.known_scores, novelty, side="left")
+        at_least = n_known - np.searchsorted(self.known_scores, scores, side="left")
         return ((1 + at_least) / (n_known + 1)).astype(np.float32)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -222,8 +219,6 @@ class KnownClusters:
                 floats("prototypes", n_clusters, width),
                 floats("whitening", width, width),
                 floats("references", n_known, width),
-                floats("location", n_clusters),
-                floats("spread", n_clusters),
                 arrays["known_scores"],
             )
 
@@ -232,7 +227,7 @@ def draw_references(rows: torch.Tensor, accelerator: Accelerator | None = None, 
     """Draw the known samples that new ones are compared with, the same for any number of processes.
 
     Args:
-        rows: this process's centered features, shape (n, D).
+        rows: this process's features, shape (n, D).
         accelerator: connects processes that hold further rows.
         seed: seed of the draw.
 
@@ -245,11 +240,10 @@ def draw_references(rows: torch.Tensor, accelerator: Accelerator | None = None, 
     return gather_rows(accelerator, rows[torch.from_numpy(local).to(rows.device)].float()).cpu()
 
 
-def _compare(rows: torch.Tensor, prototypes: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Iterate over slices of rows (n, D) and their cosines (m, K) to the prototypes (K, D)."""
-    for span in iterate_rows(len(rows), BLOCK_ROWS):
-        for _, similarities in iterate_products(rows[span], prototypes.T):
-            yield span, similarities
+def _multiply(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Multiply rows (n, D) by a matrix (D, k), in float32."""
+    products = [product for _, product in iterate_products(rows, matrix)]
+    return torch.cat(products) if products else rows.new_empty(0, matrix.shape[1])
 
 
 def _find_two_largest(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -259,38 +253,26 @@ def _find_two_largest(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return F.pad(values, (0, missing), value=torch.nan), F.pad(columns, (0, missing), value=NONE)
 
 
-def _score(rows: torch.Tensor, references: torch.Tensor, first: int | None = None) -> torch.Tensor:
-    """Mean cosine distance (n,) of rows (n, D) to their nearest references (R, D).
+def _score_folds(rows: torch.Tensor) -> np.ndarray:
+    """Score each of the centered rows (R, D) by a whitening and neighbours from the other folds, float32 (R,)."""
+    fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
+    scores = torch.empty(len(rows))
+    for number in range(int(fold.max()) + 1):
+        is_inside = fold == number
+        others = rows[~is_inside]
+        whitening = Whitening(others.double()).metric(SHRINKAGE)
+        scores[is_inside] = _score(_multiply(rows[is_inside], whitening), _multiply(others, whitening))
+    return scores.numpy()
 
-    Args:
-        rows: unit length.
-        references: unit length.
-        first: position of the first row among the references, if the rows are such: each is not its own neighbour.
-    """
-    with exact_products(rows.device):
-        similarities = rows @ references.T
+
+def _score(rows: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """Novelty (n,) of rows (n, D), before it is standardised, from references (R, D), all in the whitened space."""
+    squares, reference_squares = rows.square().sum(dim=1), references.square().sum(dim=1)
     n_neighbors = min(NEIGHBORS, len(references))
-    if first is not None:
-        own = torch.arange(len(rows), device=rows.device)
-        similarities[own, first + own] = -torch.inf
-        n_neighbors = min(NEIGHBORS, len(references) - 1)
-    return 1.0 - similarities.topk(n_neighbors, dim=1).values.mean(dim=1)
-
-
-def _measure_clusters(scores: np.ndarray, cluster: np.ndarray, n_clusters: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Location and spread of the scores of each cluster's members, (K,) each, drawn towards those of all.
-
-    Medians and median absolute deviations, so that a few strange members do not let everything strange pass.
-    """
-    center = np.median(scores)
-    spread_of_all = max(float(np.median(np.abs(scores - center))), LEAST_SPREAD)
-    location, spread = np.full(n_clusters, center), np.full(n_clusters, spread_of_all)
-    order = np.argsort(cluster, kind="stable")
-    codes, starts = np.unique(cluster[order], return_index=True)
-    for code, members in zip(codes.tolist(), np.split(scores[order], starts[1:]), strict=True):
-        weight = len(members) / (len(members) + PRIOR_MEMBERS)
-        location[code] = weight * np.median(members) + (1 - weight) * center
-        own = max(float(np.median(np.abs(members - location[code]))), LEAST_SPREAD)
-        spread[code] = own**weight * spread_of_all ** (1 - weight)
-    normal = 1.4826  # median absolute deviations in a standard deviation
-    return torch.from_numpy(location).float(), torch.from_numpy(spread * normal).float()
+    scores = torch.empty_like(squares)
+    for span in iterate_rows(len(rows), BLOCK_ROWS):
+        with exact_products(rows.device):
+            relative = reference_squares - 2.0 * (rows[span] @ references.T)
+        nearest = relative.topk(n_neighbors, dim=1, largest=False).values + squares[span, None]
+        scores[span] = nearest.clamp(min=0.0).sqrt().mean(dim=1) - CENTER_WEIGHT * squares[span].sqrt()
+    return scores

@@ -52,11 +52,41 @@ def draw_seeds(rows: torch.Tensor, n_clusters: int, seed: int, accelerator: Acce
     Raises:
         ValueError: if there are fewer rows than clusters.
     """
+    return _draw_seeds(rows, n_clusters, seed, accelerator, rows[:0])
+
+
+def add_seeds(
+    rows: torch.Tensor, first: torch.Tensor, n_clusters: int, seed: int, accelerator: Accelerator | None
+) -> torch.Tensor:
+    """Draw seeds as `draw_seeds` does, beside some that are there.
+
+    Args:
+        rows: as for `draw_seeds`.
+        first: the first seeds, such as clusters of an earlier run, float32 of shape (K', D), the same on every process.
+        n_clusters: number of all seeds K, at least K'.
+        seed, accelerator: as for `draw_seeds`.
+
+    Returns:
+        float32 tensor of shape (K, D): `first`, then rows.
+
+    Raises:
+        ValueError: if there are fewer rows than further seeds.
+    """
+    if len(first) == n_clusters:
+        return first
+    return torch.cat([first, _draw_seeds(rows, n_clusters - len(first), seed, accelerator, first)])
+
+
+def _draw_seeds(
+    rows: torch.Tensor, n_clusters: int, seed: int, accelerator: Accelerator | None, first: torch.Tensor
+) -> torch.Tensor:
     start, total = locate_rows(accelerator, len(rows))
     if not 1 <= n_clusters <= total:
         raise ValueError(f"n_clusters={n_clusters} but there are {total} rows")
     with block_threads(rows.device), exact_products(rows.device):
-        positions = _draw_positions(_Sample(rows, start, total, accelerator), n_clusters, seed, accelerator)
+        sample = _Sample(rows, start, total, accelerator)
+        sample.take_seeds(first)
+        positions = _draw_positions(sample, n_clusters, seed, accelerator)
     seeds = rows.new_zeros(n_clusters, rows.shape[1])
     own = np.flatnonzero((positions >= start) & (positions < start + len(rows)))
     seeds[torch.from_numpy(own).to(rows.device)] = rows[torch.from_numpy(positions[own] - start).to(rows.device)]
@@ -123,9 +153,11 @@ class _Sample:
         self._block_rows = BLOCK_ROWS.get(rows.device.type, OTHER_BLOCK_ROWS)
         height = -(-len(rows) // self._block_rows) * self._block_rows
         self._rows = rows.new_zeros(height, rows.shape[1])
-        torch.sub(rows, self._compute_mean(rows), out=self._rows[: len(rows)])
+        self._mean = self._compute_mean(rows)
+        torch.sub(rows, self._mean, out=self._rows[: len(rows)])
         largest = max_all(accelerator, find_largest_entry(self._rows))
-        self._rows.mul_(min(1 / _power_above(largest), LARGEST_SCALE))
+        self._scale = min(1 / _power_above(largest), LARGEST_SCALE)
+        self._rows.mul_(self._scale)
         # A product's rounding error must not part equal rows: distances are lowered by more than that.
         self._factor = 1.0 - (4.0 + math.sqrt(rows.shape[1])) * 2.0**-23
         self._norms = rows.new_empty(height)
@@ -134,6 +166,12 @@ class _Sample:
         self.closest = rows.new_zeros(height)
         self.closest[: len(rows)] = 4.0 * max_all(accelerator, float(self._norms.max()) if height else 0.0)
         self._distances = rows.new_empty(0, height)
+
+    def take_seeds(self, seeds: torch.Tensor) -> None:
+        """Take seeds (K', D) that are there already, also such as are no rows."""
+        scaled = (seeds.to(self._rows) - self._mean) * self._scale
+        for part in (scaled[span] for span in iterate_rows(len(scaled), POOL_ROWS)):
+            torch.minimum(self.closest, self._compute_distances(part)[: len(part)].amin(dim=0), out=self.closest)
 
     def draw_pool(self, size: int, generator: np.random.Generator) -> _Pool | None:
         """Draw candidates of all processes by their distances to the closest seed; None if these are all 0."""

@@ -34,15 +34,25 @@ class Whitening:
     def __init__(self, rows: torch.Tensor):
         centered = rows - rows.mean(dim=0)
         covariance = centered.T @ centered / len(rows)
-        mean_variance = covariance.diagonal().mean().clamp(min=1e-30)
-        values, self._vectors = torch.linalg.eigh(covariance / mean_variance)
+        self._mean_variance = covariance.diagonal().mean().clamp(min=1e-30)
+        values, self._vectors = torch.linalg.eigh(covariance / self._mean_variance)
         self._values = values.clamp(min=0.0)
 
     def matrix(self, shrinkage: float) -> torch.Tensor:
         """Compute the whitening for a shrinkage above 0, times a factor: float32 of shape (D, D), largest entry 1."""
-        root = (self._vectors / (self._values + shrinkage).sqrt()) @ self._vectors.T
+        root = self._root(shrinkage)
         root = root / root.abs().max()
         return (torch.round(root * 2**GRID_BITS) / 2**GRID_BITS).float()
+
+    def metric(self, shrinkage: float) -> torch.Tensor:
+        """Compute the whitening itself, after which the mean variance is below 1: float32 of shape (D, D).
+
+        For distances that are compared with those of another whitening, fitted on other rows.
+        """
+        return (self._root(shrinkage) / self._mean_variance.sqrt()).float()
+
+    def _root(self, shrinkage: float) -> torch.Tensor:
+        return (self._vectors / (self._values + shrinkage).sqrt()) @ self._vectors.T
 
 
 def draw_rows_to_fit(rows: torch.Tensor, accelerator: Accelerator | None = None, seed: int = 0) -> torch.Tensor:

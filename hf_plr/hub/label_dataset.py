@@ -31,6 +31,7 @@ COLUMNS = {
     "label": "cluster of the sample, refined by those of the epochs before; -1 is none",
     "previous_label": "cluster of the sample in the epoch before; a cluster that persists has the same number",
     "confidence": "fraction of its soft label, or of several clusterings, that speaks for its cluster, in [0, 1]",
+    "digest": "digest of the stored image or recording, by which later runs know the sample",
     "units": "one unit (cluster of frames) per frame; -1 is none",
     "image": "the image",
     "audio": "the recording",

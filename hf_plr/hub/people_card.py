@@ -92,7 +92,8 @@ def _describe_change(run: RunEntry, plural: str) -> list[str]:
     data, events = run.data, run.events
     parts = [] if data is None else [f"{data.known:,} {plural} known, {data.new:,} new, {data.removed:,} gone"]
     if events is not None:
-        parts.append(", ".join(f"{count:,} clusters {kind}" for kind, count in events.counts().items() if count))
+        counts = {kind: count for kind, count in events.counts().items() if count}
+        parts.append(", ".join(f"{n:,} {'cluster' if n == 1 else 'clusters'} {kind}" for kind, n in counts.items()))
     return [f"Since the run before: {'; '.join(part for part in parts if part)}"] if any(parts) else []
 
 

@@ -21,6 +21,8 @@ from hf_plr.refinement.cooccurrence import iterate_blocks
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
 INDEX_COLUMN = "index"
+FILE_COLUMN = "file"
+DIGEST_COLUMN = "digest"
 SPAN_COLUMNS = ("start", "end")
 CELL_COLUMN = "cell"
 BLOCK_ROWS = 1 << 18  # rows that are written together

@@ -11,6 +11,7 @@ from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.label_free import label_free_scores
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.refinement import NOISE
 from hf_plr.utils.serialization import validate_array
 
 
@@ -42,6 +43,30 @@ class Labeling:
         if self._pseudo_labels is None:
             raise RuntimeError("there are no pseudo-labels yet: call train() first")
         return self._pseudo_labels
+
+    def continue_from(self, labels: np.ndarray, first: int, next_number: int) -> None:
+        """Take labels of an earlier run for those of the epoch before the first, which is refined by them.
+
+        Args:
+            labels: label of each sample that this process holds, -1 = none, shape (N,).
+            first: position of the first of them.
+            next_number: the smallest number that may be given to a new cluster.
+        """
+        self.stage.continue_from(labels, next_number)
+        ids, sizes = self.stage.holder.count(labels)
+        no_labels, no_confidence = np.full(len(labels), NOISE, np.int32), np.zeros(len(labels), np.float32)
+        self._pseudo_labels = PseudoLabels(
+            epoch=-1,
+            labels=labels,
+            previous_labels=no_labels,
+            raw_labels=labels,
+            confidence=no_confidence,
+            targets=no_labels,
+            n_clusters=0,
+            sizes=sizes[ids != NOISE],
+            n_samples=int(sizes.sum()),
+            first=first,
+        )
 
     def cluster(self, rows: torch.Tensor, epoch: int) -> np.ndarray:
         """Cluster this process's rows (n, D); returns labels of its held samples, see `RefinementStage.cluster`."""

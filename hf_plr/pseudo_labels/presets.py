@@ -131,12 +131,15 @@ def make_labelings(
     if isinstance(n_clusters, int) and n_clusters > n_samples:
         raise ValueError(f"num_clusters={n_clusters} but only {n_samples} samples can be read")
     labelings = []
+    # The last labels of a run before are those of an epoch before the first. Only the first labeling has them, but
+    # where it has soft targets, all have.
+    continues = args.continue_from is not None
     for i, clusterer in enumerate(clusterers):
         further = _make_further_refiner(args, i) if refiner is None else copy.deepcopy(refiner)
         stage = RefinementStage(
             clusterer,
             refiner if refiner is not None and i == 0 else further,
-            refine_start_epoch=args.refine_start_epoch,
+            refine_start_epoch=args.refine_start_epoch - int(continues),
             accelerator=holder.accelerator,
             min_confidence=args.min_confidence,
             may_be_empty=i > 0,

@@ -169,6 +169,16 @@ class RefinementStage:
         self.refine_start_epoch = refine_start_epoch
         self.accelerator = accelerator
         self.holder = AllLabels(accelerator) if holder is None else holder
+        self._continued: tuple[np.ndarray, int] | None = None  # labels of an earlier run, and the next number
+
+    def continue_from(self, labels: np.ndarray, next_number: int) -> None:
+        """Let the next refinement continue labels of an earlier run, see `PseudoLabelRefiner.continue_from`.
+
+        Args:
+            labels: label of each sample that this process holds, -1 = none, shape (N,).
+            next_number: the smallest number that may be given to a new cluster.
+        """
+        self._continued = labels, next_number
 
     @property
     def clusterers(self) -> list[Any]:
@@ -207,6 +217,10 @@ class RefinementStage:
         Raises:
             ValueError: if all samples are noise.
         """
+        if self._continued is not None:
+            last, next_number = self._continued
+            self.refiner.continue_from(last, 1 if clusters.ndim == 1 else clusters.shape[1], next_number)
+            self._continued = None
         is_refined = epoch >= self.refine_start_epoch
         if not is_refined:
             self.refiner.forget()

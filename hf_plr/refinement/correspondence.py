@@ -140,17 +140,21 @@ def _classify_groups(groups: list[np.ndarray], n_previous: int) -> Iterator[tupl
             yield kinds[min(len(previous_members), 2), min(len(current_members), 2)], previous_members, current_members
 
 
-def number_clusters(overlaps: Overlaps, previous_ids: np.ndarray, first_member: np.ndarray) -> np.ndarray:
+def number_clusters(
+    overlaps: Overlaps, previous_ids: np.ndarray, first_member: np.ndarray, next_number: int | None = None
+) -> np.ndarray:
     """Number current clusters so that numbers persist from epoch to epoch.
 
     A cluster that is the mutual best overlap of a previous one takes over its number. The others, ordered by size
-    (largest first) and then by first member, take the lowest numbers that no previous cluster had. A number never
-    passes straight from one cluster to another.
+    (largest first) and then by first member, take the lowest numbers that no previous cluster had, or those from
+    `next_number` on. A number never passes straight from one cluster to another.
 
     Args:
         overlaps: overlaps of the previous with the current clusters.
         previous_ids: numbers of the previous clusters, shape (K',).
         first_member: smallest sample index per current cluster, shape (K,).
+        next_number: lowest number of a new cluster; where a previous one has a higher number, they begin after that.
+            None takes the lowest numbers that are free.
 
     Returns:
         Number per current cluster, shape (K,).
@@ -161,7 +165,10 @@ def number_clusters(overlaps: Overlaps, previous_ids: np.ndarray, first_member: 
     number[overlaps.current[best]] = previous_ids[overlaps.previous[best]]
     new_clusters = np.flatnonzero(number == NOISE)
     new_clusters = new_clusters[np.lexsort((first_member[new_clusters], -overlaps.current_sizes[new_clusters]))]
-    free_numbers = np.setdiff1d(np.arange(n_current + len(previous_ids)), previous_ids)
+    if next_number is None:
+        free_numbers = np.setdiff1d(np.arange(n_current + len(previous_ids)), previous_ids)
+    else:
+        free_numbers = max(next_number, int(previous_ids.max(initial=NOISE)) + 1) + np.arange(n_current)
     number[new_clusters] = free_numbers[: len(new_clusters)]
     return number
 

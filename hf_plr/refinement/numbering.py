@@ -35,6 +35,7 @@ def keep_numbers(
     is_exact: bool,
     keeps_columns: bool,
     metric: str,
+    next_number: int | None = None,
 ) -> CellRefinement:
     """Number refined clusters so that one that continues a previous cluster keeps its number.
 
@@ -46,6 +47,7 @@ def keep_numbers(
         is_exact: True if no cells were folded into similar ones.
         keeps_columns: True if each refined cluster is one column of the soft labels.
         metric: with "coassociation" confidence is the mean co-association with the other members of the cluster.
+        next_number: as for `number_clusters`.
     """
     column = cluster
     cluster, n_clusters = _compact(cluster)
@@ -56,7 +58,7 @@ def keep_numbers(
         membership = map_columns(column, cluster, soft.n_columns, n_clusters) if keeps_columns else None
         confidences = compute_confidence(soft, cluster, table.counts, membership)
     overlaps = Overlaps.from_cells(table.previous, cluster, table.counts, len(table.previous_ids), n_clusters)
-    number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member)
+    number, events = _identify(overlaps, table.previous_ids, cluster, table.first_member, next_number)
     return CellRefinement(
         table=table,
         labels=np.append(number, NOISE)[cluster],
@@ -70,7 +72,11 @@ def keep_numbers(
 
 
 def continue_numbers(
-    cells: CellRefinement, last: np.ndarray, labels: np.ndarray, add_shards: AddShards
+    cells: CellRefinement,
+    last: np.ndarray,
+    labels: np.ndarray,
+    add_shards: AddShards,
+    next_number: int | None = None,
 ) -> CellRefinement:
     """Continue the numbers of refined labels that are not among the cells' labelings.
 
@@ -79,13 +85,14 @@ def continue_numbers(
         last: the last refined labels, shape (N,).
         labels: the new refined labels, shape (N,), renumbered in place.
         add_shards: adds the tables of the shards, if these labels are one.
+        next_number: as for `number_clusters`.
     """
     table = add_shards(cooccurrence(last, labels))
     ids = table.current_ids
     overlaps = Overlaps.from_cells(table.previous, table.current, table.counts, len(table.previous_ids), len(ids))
     position = Positions(ids)
     code = position(cells.labels)
-    number, events = _identify(overlaps, table.previous_ids, code, cells.table.first_member)
+    number, events = _identify(overlaps, table.previous_ids, code, cells.table.first_member, next_number)
     number_of_code = np.append(number, NOISE)
     for span in iterate_chunks(len(labels)):
         labels[span] = number_of_code[position(as_int64(labels[span]))]
@@ -93,12 +100,16 @@ def continue_numbers(
 
 
 def _identify(
-    overlaps: Overlaps, previous_ids: np.ndarray, cluster: np.ndarray, first_member: np.ndarray
+    overlaps: Overlaps,
+    previous_ids: np.ndarray,
+    cluster: np.ndarray,
+    first_member: np.ndarray,
+    next_number: int | None,
 ) -> tuple[np.ndarray, ClusterEvents]:
     """Number the refined clusters and find their events; `cluster` and `first_member` are per cell."""
     first_of_cluster = np.full(len(overlaps.current_sizes) + 1, np.iinfo(np.int64).max)  # and of noise
     np.minimum.at(first_of_cluster, cluster, first_member)
-    number = number_clusters(overlaps, previous_ids, first_of_cluster[:-1])
+    number = number_clusters(overlaps, previous_ids, first_of_cluster[:-1], next_number)
     return number, find_cluster_events(overlaps, previous_ids, number)
 
 

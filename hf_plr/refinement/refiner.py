@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hf_plr.refinement.agglomeration import LINKAGES, Cut
+from hf_plr.refinement.agglomeration import Cut
+from hf_plr.refinement.arguments import check_arguments
 from hf_plr.refinement.blending import blend
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence, iterate_chunks
 from hf_plr.refinement.numbering import AddShards, continue_numbers, keep_numbers
@@ -124,9 +125,11 @@ class PseudoLabelRefiner:
         self.previous = previous
         self.min_cluster_size = min_cluster_size
         self.max_cells = max_cells
-        self._check_arguments()
+        check_arguments(self.settings())
         self._history: list[Epoch] = []  # labels of the last calls, oldest first
         self._refined: np.ndarray | None = None  # labels of the last call, whose numbers persist
+        self._next_number = 0  # above those that clusters have had
+        self._reuses_numbers = True  # of clusters that have died
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
@@ -186,6 +189,7 @@ class PseudoLabelRefiner:
         cells = self.refine_cells(table, centroid_cosines)
         refined = self._spread_to_samples(cells, labelings, out, add_shards)
         self._remember(refined, epoch)
+        self._next_number = max(self._next_number, int(refined.cells.labels.max(initial=NOISE)) + 1)
         return refined
 
     def refine_cells(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None = None) -> CellRefinement:
@@ -218,7 +222,17 @@ class PseudoLabelRefiner:
             self.max_cells,
         )
         keeps_columns = self.assignment == "soft" and self.space == "projected"
-        return keep_numbers(table, projection, soft, clusters, is_exact, keeps_columns, self.metric)
+        return keep_numbers(table, projection, soft, clusters, is_exact, keeps_columns, self.metric, self._first_new)
+
+    @property
+    def next_number(self) -> int:
+        """The smallest number above those of all clusters so far."""
+        return self._next_number
+
+    @property
+    def _first_new(self) -> int | None:
+        """Number of the next new cluster; None for the lowest that is free."""
+        return None if self._reuses_numbers else self._next_number
 
     @property
     def _space_of_blend(self) -> str:
@@ -235,7 +249,7 @@ class PseudoLabelRefiner:
         for span in iterate_chunks(len(out)):
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
         if self._refined is not None and self._refined is not labelings[-2]:
-            cells = continue_numbers(cells, self._refined, out, add_shards)
+            cells = continue_numbers(cells, self._refined, out, add_shards, self._first_new)
         return RefinementResult(_freeze(out), cells, labelings)
 
     def _remember(self, refined: RefinementResult, epoch: Epoch) -> None:
@@ -248,6 +262,7 @@ class PseudoLabelRefiner:
         """State for the next call, as arrays: `version` and, after the first call, labels of shape (N,).
 
         With M labelings an epoch, `history.1.1` to `history.1.{M - 1}` are the further ones of epoch `history.1`.
+        `numbers` are `next_number`, and 0 after `continue_from` or 1.
         """
         state = {"version": np.array([STATE_VERSION])}
         for age, (current, *further) in enumerate(self._history[::-1], start=1):
@@ -255,6 +270,7 @@ class PseudoLabelRefiner:
             state |= {f"history.{age}.{member}": labels for member, labels in enumerate(further, start=1)}
         if self._refined is not None:
             state["refined"] = self._refined
+            state["numbers"] = np.array([self._next_number, self._reuses_numbers])
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -297,6 +313,11 @@ class PseudoLabelRefiner:
         self._refined = refined
         if refined is not None and history and self.previous == "refined":
             self._refined = history[-1][0]
+        self._next_number = 0 if refined is None else int(refined.max(initial=NOISE)) + 1
+        if "numbers" in state:  # older releases wrote none
+            numbers = validate_array(state, "numbers", "integers", (2,), 0)
+            self._next_number = max(self._next_number, int(numbers[0]))
+            self._reuses_numbers = bool(numbers[1])
 
     def forget(self) -> None:
         """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist.
@@ -305,61 +326,32 @@ class PseudoLabelRefiner:
         """
         self._history = []
 
+    def continue_from(self, labels: npt.ArrayLike, n_labelings: int, next_number: int) -> None:
+        """Take the labels of an earlier run, perhaps of other samples too, for those of the last call.
+
+        The next call is refined by them and continues their numbers. From now on a number that a cluster has had is
+        never given to another one.
+
+        Args:
+            labels: label of each sample in the earlier run, -1 where it had none, shape (N,).
+            n_labelings: number M of labelings an epoch, as the next call has; each of the earlier epoch is `labels`.
+            next_number: the smallest number that may be given to a new cluster, above those of `labels`.
+
+        Raises:
+            TypeError, ValueError: if labels are not integers from -1, or one of them is not below `next_number`.
+        """
+        self._history, self._refined = [], None
+        (last,) = self._check_labels(labels, may_be_empty=True)
+        if last.max(initial=NOISE) >= next_number:
+            raise ValueError(f"next_number={next_number} must be above the labels, but {last.max()} is among them")
+        self._check_number_of_members(n_labelings)
+        self._history, self._refined = [(last,) * n_labelings], last
+        self._next_number, self._reuses_numbers = next_number, False
+
     def _padded_history(self, epoch: Epoch) -> list[Epoch]:
         """Labels of the last generations - 1 calls, with noise for missing calls."""
         no_labels = (np.broadcast_to(np.int64(NOISE), len(epoch[0])),) * len(epoch)
         return [no_labels] * (self.generations - 1 - len(self._history)) + self._history
-
-    def _check_arguments(self) -> None:
-        if self.weight is not None and not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"weight={self.weight} is outside [0, 1]: give a fraction")
-        for name, allowed in (
-            ("space", ("projected", "joint")),
-            ("normalize", ("row", "column")),
-            ("assignment", ("hierarchical", "argmax", "soft", "current")),
-            ("metric", ("euclidean", "coassociation")),
-            ("linkage", LINKAGES),
-            ("noise", ("project", "drop")),
-            ("previous", ("refined", "raw")),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(allowed)}")
-        if (self.n_clusters is None) == (self.distance_threshold is None):
-            raise ValueError(
-                f"n_clusters={self.n_clusters!r} and distance_threshold={self.distance_threshold!r}: "
-                "give exactly one of them, None for the other"
-            )
-        if self.n_clusters not in (None, "current") and not _is_count(self.n_clusters, 1):
-            raise ValueError(f"n_clusters={self.n_clusters!r}: use 'current', an integer of at least 1, or None")
-        if self.distance_threshold is not None and not self.distance_threshold >= 0:
-            raise ValueError(f"distance_threshold={self.distance_threshold} must be at least 0")
-        for name, minimum in (("generations", 2), ("min_cluster_size", 1), ("max_cells", 2)):
-            value = getattr(self, name)
-            if not _is_count(value, minimum):
-                raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
-        if self.generations > 2 and self.space != "joint":
-            raise ValueError(
-                f"generations={self.generations} needs space='joint': a projection is from one epoch to the next"
-            )
-        if self.assignment == "argmax" and self.space == "joint":
-            raise ValueError("assignment='argmax' needs space='projected': in the joint space no column is a cluster")
-        if self.metric == "coassociation":
-            self._check_coassociation()
-
-    def _check_coassociation(self) -> None:
-        for name, needed in (("space", "joint"), ("assignment", "hierarchical"), ("linkage", "average")):
-            if getattr(self, name) != needed:
-                raise ValueError(f"metric='coassociation' needs {name}={needed!r}, not {getattr(self, name)!r}")
-        if self.weight == 0.0:
-            raise ValueError(
-                "weight=0.0 must be above 0 with metric='coassociation': the first epoch has no other votes"
-            )
-        if self.distance_threshold is not None and self.distance_threshold >= 1:
-            raise ValueError(
-                f"distance_threshold={self.distance_threshold} must be below 1 with metric='coassociation': "
-                "at 1 are samples that are together in no labeling"
-            )
 
     def _check_table(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None) -> None:
         n_labelings = table.codes.shape[1]
@@ -431,10 +423,6 @@ def _arrange(epochs: list[Epoch]) -> tuple[np.ndarray, ...]:
     """Arrange labelings for the co-occurrence table: further ones first, then the current clusterings of all epochs."""
     further = [labels for epoch in epochs for labels in epoch[:0:-1]]
     return (*further, *(epoch[0] for epoch in epochs))
-
-
-def _is_count(value: Any, minimum: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= minimum
 
 
 def _freeze(labels: np.ndarray) -> np.ndarray:

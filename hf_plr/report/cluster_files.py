@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
 
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters, draw_references
-from hf_plr.features.centering import CenteredFeatures
+from hf_plr.features.centering import center_features
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.report.label_results import average_labels
@@ -22,21 +23,22 @@ CLUSTER_FILES = (
 
 
 def write_cluster_files(
-    directory: str | os.PathLike[str], labels: PseudoLabels, features: CenteredFeatures, holder: AllLabels
+    directory: str | os.PathLike[str], labels: PseudoLabels, features: torch.Tensor, holder: AllLabels
 ) -> None:
     """Write prototypes and known clusters; called on every process, of which the main one writes.
 
     Args:
         directory: where to.
         labels: the labels that this process holds.
-        features: features of its own samples.
+        features: features of its own samples, float32 of shape (n, D); overwritten.
         holder: adds up what the processes hold.
     """
-    ids, means = average_labels(labels, features, holder)
-    drawn = draw_references(features.rows, holder.accelerator)
+    drawn = draw_references(features, holder.accelerator)
+    centered = center_features(features, holder.accelerator, out=features)
+    ids, means = average_labels(labels, centered, holder)
     if not (holder.accelerator is None or holder.accelerator.is_main_process):
         return
-    prototypes, center = means.directions.cpu(), features.center.cpu()
+    prototypes, center = means.directions.cpu(), centered.center.cpu()
     write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes.numpy(), ids, center.numpy())
     known = KnownClusters.fit(drawn, center, prototypes, ids, means.sizes.numpy())
     known.save(os.path.join(directory, KNOWN_CLUSTERS_FILE))

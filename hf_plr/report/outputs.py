@@ -14,7 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_plr.data.content_digest import format_digests
 from hf_plr.evaluation.intervals import Interval
+from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
 from hf_plr.report.file_names import METRICS_FILE as METRICS_FILE
 from hf_plr.report.file_names import TRAINED_EPOCHS
@@ -34,8 +36,10 @@ def write_pseudo_labels(
     columns: dict[str, np.ndarray],
     files: list[str] | None = None,
     segments: np.ndarray | None = None,
+    digests: np.ndarray | None = None,
 ) -> None:
-    """Write one row per sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence.
+    """Write one row per sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence,
+    digest. The file is written atomically.
 
     Args:
         path: path of the new file.
@@ -43,10 +47,11 @@ def write_pseudo_labels(
         columns: label, previous_label and confidence per sample, each (N,), such as memory-mapped ones.
         files: file per sample, (N,); None leaves the column out.
         segments: start and end in seconds per sample, (N, 2), for the columns start and end; None leaves them out.
+        digests: digest of each sample's content, uint64 (N,), written as 16 hexadecimal digits; None leaves them out.
     """
     keys = (rows,) if segments is None else (segments[:, 0], rows)  # the last one counts most
     order = np.lexsort(keys)  # sounds are stored by length
-    writer = None
+    writer, temporary = None, f"{os.fspath(path)}.tmp"
     try:
         for start in range(0, max(len(order), 1), WRITTEN_ROWS):
             part = order[start : start + WRITTEN_ROWS]
@@ -58,14 +63,19 @@ def write_pseudo_labels(
                     "label": columns["label"][part],
                     "previous_label": columns["previous_label"][part],
                     "confidence": columns["confidence"][part].astype(np.float32),
+                    **({} if digests is None else {DIGEST_COLUMN: format_digests(digests[part])}),
                 }
             )
             table = pa.Table.from_pandas(frame, preserve_index=False)
-            writer = pq.ParquetWriter(path, table.schema) if writer is None else writer
+            writer = pq.ParquetWriter(temporary, table.schema) if writer is None else writer
             writer.write_table(table)
+        assert writer is not None
+        writer.close()
+        os.replace(temporary, path)
     finally:
         if writer is not None:
-            writer.close()
+            writer.close()  # also where it was closed already
+        Path(temporary).unlink(missing_ok=True)
 
 
 def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: float) -> None:
@@ -153,6 +163,8 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         lines += ["No label column was chosen, so the features were not scored."]
     if summary.last_labels:
         lines += ["", f"Last labels: {summary.last_labels}."]
+    if summary.continued:
+        lines += [summary.continued]
     if summary.unreadable_rows:
         lines += [f"{len(summary.unreadable_rows)} {modality.row_plural} could not be read and were left out."]
     adapters = [("adapter/", "the adapters alone, for peft")] if summary.adapters else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_plr.refinement.correspondence import ClusterEvents
+from hf_plr.report.names import NAMES_FILE
 from hf_plr.utils.text_files import write_text
 
 HISTORY_FILE = "run_history.json"
 FORMAT = "hf-plr-history-1"
 Labels = tuple[int, ...]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,13 @@ class RunHistory:
     Attributes:
         next_number: the smallest number that no cluster of these runs has ever had.
         runs: the runs, oldest first, the folder's own last; at least one.
+        from_scratch: True if the weights go back to random ones, so that a run that starts from them has the defaults
+            of such a start.
     """
 
     next_number: int
     runs: tuple[RunEntry, ...]
+    from_scratch: bool = False
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> RunHistory | None:
@@ -140,18 +147,32 @@ class RunHistory:
         """
         path = Path(folder) / HISTORY_FILE
         try:
-            content = json.loads(path.read_bytes())
+            return cls.from_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} cannot be read as a history of runs: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunHistory:
+        """Read the output of `to_json`.
+
+        Raises:
+            ValueError: if it is damaged, with the fault.
+        """
         try:
+            content = json.loads(text)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             return _history(content)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             reason = f"{str(error)!s} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path} cannot be read as a history of runs: {reason}") from error
+            raise ValueError(f"cannot be read as a history of runs: {reason}") from error
+
+    def to_json(self) -> str:
+        """Write the history as JSON."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}  # json makes lists of tuples, strings of numbers
+        return json.dumps(content, allow_nan=False)
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write the history into an output folder; the file is complete or as it was before.
@@ -159,8 +180,20 @@ class RunHistory:
         Raises:
             OSError: if it cannot be written.
         """
-        content = {"format": FORMAT, **dataclasses.asdict(self)}  # json makes lists of tuples, strings of numbers
-        write_text(Path(folder) / HISTORY_FILE, json.dumps(content, allow_nan=False) + "\n")
+        write_text(Path(folder) / HISTORY_FILE, self.to_json() + "\n")
+
+
+def remove_earlier_run(folder: str | os.PathLike[str]) -> None:
+    """Remove the names and the history of an earlier run, whose numbers are those of other clusters; warns if it does.
+
+    Args:
+        folder: output folder of a run that begins anew.
+    """
+    found = [path for name in (NAMES_FILE, HISTORY_FILE) if (path := Path(folder) / name).is_file()]
+    for path in found:
+        path.unlink()
+    if found:
+        logger.warning("%s of an earlier run removed: this run begins anew.", " and ".join(map(str, found)))
 
 
 def _history(content: dict[str, Any]) -> RunHistory:
@@ -173,7 +206,10 @@ def _history(content: dict[str, Any]) -> RunHistory:
     largest = max((label for run in runs for label in run.clusters), default=-1)
     if largest >= next_number:
         raise ValueError(f"next_number is {next_number}, but a run has a cluster {largest}")
-    return RunHistory(next_number, runs)
+    from_scratch = content.get("from_scratch", False)
+    if not isinstance(from_scratch, bool):
+        raise ValueError("'from_scratch' is neither true nor false")
+    return RunHistory(next_number, runs, from_scratch)
 
 
 def _run(run: dict[str, Any]) -> RunEntry:

@@ -60,6 +60,7 @@ class RunSummary:
         cluster_sizes: members per cluster or unit of the last labels, shape (K,).
         cluster_members: name of these members, in the plural.
         source: labelled training data of the start, empty without any.
+        continued: the run that this one continues, and what became of its clusters; empty for a first run.
         adapters: kind and size of the adapters that were trained; empty if the weights themselves were.
         intervals: 95% intervals of scores that have one, (low, high), by phase.
     """
@@ -82,6 +83,7 @@ class RunSummary:
     cluster_members: str = "samples"
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     source: str = ""
+    continued: str = ""
     adapters: str = ""
 
     @property

@@ -165,6 +165,14 @@ class BaseTrainer(FeatureTrainer, ABC):
     def needs_new_labels(self, epoch: int) -> bool:
         """True if labels are made before this epoch; a resumed epoch keeps those that it had."""
 
+    def begin_labels(self) -> None:
+        """Prepare the first labels, before training that is not resumed, once all samples are known to be readable."""
+
+    @property
+    def continues(self) -> str:
+        """The run that this one continues, in a line; empty for a first run."""
+        return ""
+
     @abstractmethod
     def refresh_labels(self, epoch: int) -> None:
         """Make the labels that this epoch trains on."""
@@ -267,6 +275,8 @@ class BaseTrainer(FeatureTrainer, ABC):
         with isolate_rng(self.args.seed):
             keeps = self._kept_features is not None and self.stage_extracts and not resume_from_checkpoint
             self.check_samples(self.stage_dtype, extract=keeps)
+        if not resume_from_checkpoint:
+            self.begin_labels()
         if resume_from_checkpoint:
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             accelerator = self.accelerator

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.distributed import gather_objects, get_patient_group
@@ -40,6 +41,8 @@ class StageCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch = int(state.epoch or 0)
+        if state.global_step == 0 and state.is_world_process_zero:
+            remove_earlier_run(args.output_dir)
         self.trainer.publisher.begin_training()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -33,19 +32,17 @@ from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
 from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.label_results import (
-    collect_columns,
-    describe_labels,
     score_labels,
     take_snapshot,
     warn_of_collapse,
 )
-from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
+from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
+from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
 from hf_plr.trainer.start import check_arguments
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
@@ -68,7 +65,7 @@ class PLRTrainer(BaseTrainer):
 
     Args:
         model: a vision transformer (ViT, DeiT, DINOv2, ...) or a speech transformer (HuBERT, wav2vec 2.0, WavLM,
-            data2vec) that `AutoModel` loads, its name, or its path.
+            data2vec) that `AutoModel` loads, its name, or its path. With `args.continue_from` by default that run's.
         args: the arguments.
         train_dataset: a `datasets.Dataset` with a column of images or sounds. It needs no other column, and no label
             is used for training. The samples of an `IterableDataset` are written to this machine first, see
@@ -94,6 +91,8 @@ class PLRTrainer(BaseTrainer):
         labelings: the labelings that are trained on; the first is reported and saved.
         cluster_objective: the loss against their prototypes.
         pair_term: the loss between two views of a sample; None with `pair_weight` 0 or without augmentation.
+        continuation: the run before, with `args.continue_from`; None for a first run.
+        from_scratch: True if the weights go back to random ones, for the runs that continue this one.
 
     Raises:
         ValueError: before any long work, if the data, the model and the arguments do not fit together.
@@ -116,6 +115,9 @@ class PLRTrainer(BaseTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ):
+        self.continuation = None if args is None else open_continuation(args)
+        if self.continuation is not None and args is not None:
+            model, args = self.continuation.choose_start(model, args)
         args = check_arguments(PLRTrainingArguments, args, model, kwargs)
         train_dataset = open_stream(train_dataset, args)
         n_rows = len(check_dataset(train_dataset))
@@ -134,6 +136,7 @@ class PLRTrainer(BaseTrainer):
         )
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
+        self.from_scratch = starts_from_scratch(self.continuation, model, self.modality.model)
         self._chosen = clusterers, clusterer, refiner
         has_views = augmentation is not None or args.augmentation != "none"
         self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
@@ -177,10 +180,12 @@ class PLRTrainer(BaseTrainer):
         with isolate_rng(self.args.seed + epoch):
             with clock("extract"):
                 features = self._features_of_evaluation() or self._centered(self.extract_shard(), epoch)
-            before = self.pseudo_labels
             with clock("cluster"):
                 self.cluster_space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
                 rows = self.cluster_space.map(features, self.accelerator)
+                if self.continuation is not None:
+                    self.continuation.begin(self.labelings[0], rows, features.part, self._holder, self.accelerator)
+            before = self.pseudo_labels
             for labeling in self.labelings:
                 with clock("cluster"):
                     clusters = labeling.cluster(rows, epoch)
@@ -222,6 +227,17 @@ class PLRTrainer(BaseTrainer):
         self.reporter.note_stage(self._snapshot(), features.rows, features.part)
         scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
         return {f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()} | scores
+
+    def begin_labels(self) -> None:
+        """Find the samples of the run before, if there is one."""
+        if self.continuation is not None:
+            part = self.extractor.local_slice(self.train_dataset)
+            self.continuation.match(self.train_dataset, part, self.accelerator)
+
+    @property
+    def continues(self) -> str:
+        """The run before and what this one knows of its samples, in a line."""
+        return "" if self.continuation is None else self.continuation.describe()
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
@@ -365,6 +381,8 @@ class PLRTrainer(BaseTrainer):
         """Labels, prototypes and features of the epoch, as arrays by name."""
         parts = (self._feature_source, self.cluster_space, self.cluster_objective)
         state = {name: value for part in parts for name, value in part.state_dict().items()}
+        if self.continuation is not None:
+            state |= self.continuation.state_dict()
         if self.pair_term is not None:
             state |= {f"{PAIR_PREFIX}{name}": value for name, value in self.pair_term.state_dict().items()}
         return state
@@ -376,6 +394,8 @@ class PLRTrainer(BaseTrainer):
             self.cluster_objective.load_state_dict(state, held, width)
             self._feature_source.load_state_dict(state, self.args.device, held, width)
             self.cluster_space.load_state_dict(state)
+            if self.continuation is not None:
+                self.continuation.load_state_dict(state, held.stop - held.start)
             if self.pair_term is not None:
                 self.pair_term.load_state_dict(select_prefix(PAIR_PREFIX, state))
         self.reporter.resume(self._snapshot())
@@ -397,17 +417,15 @@ class PLRTrainer(BaseTrainer):
         return super().run_settings() | as_stored(parts)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
-        """Write the last labels to `pseudo_labels.parquet`, and what their clusters look like to the backbone as it is
-        now to `prototypes.safetensors` and `known_clusters.safetensors`.
+        """Write the last labels to `pseudo_labels.parquet`, what their clusters look like to the backbone as it is now
+        to `prototypes.safetensors` and `known_clusters.safetensors`, and to `run_history.json` what a run that
+        continues this one needs to know.
 
         Args:
             directory: where to.
             rows: as for `save_pseudo_labels`.
         """
-        self.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
-        extracted = self._extract_now()
-        features = center_features(extracted, self.accelerator, out=extracted)
-        write_cluster_files(directory, self.labelings[0].pseudo_labels, features, self._holder)
+        write_label_files(self, directory, rows)
         self.publisher.note_labels(directory, rows)
 
     def save_pseudo_labels(self, path: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
@@ -420,26 +438,8 @@ class PLRTrainer(BaseTrainer):
             rows: number of each row of `train_dataset` in the data that it was taken from, for `index`; by default the
                 row itself. Rows that could not be read are not in the file.
         """
-        store, columns = self.train_dataset, collect_columns(self.labelings[0].pseudo_labels, self._holder)
-        if columns is not None and self.is_world_process_zero():
-            index = store.rows if rows is None else rows[store.rows]
-            write_pseudo_labels(path, index, columns, store.files(), store.segments)
+        write_label_table(self, path, rows)
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""
-        labels = self.pseudo_labels
-        noun, span = self.modality.noun, "" if self.train_dataset.segments is None else " start, end,"
-        files = (
-            (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
-            *CLUSTER_FILES,
-        )
-        summary = dataclasses.replace(super().summary(), label_files=files, cluster_members=self.modality.plural)
-        if labels is None:
-            return summary
-        of_all = [labeling.pseudo_labels for labeling in self.labelings]
-        source = None if self._given_stage is None else self._given_stage.source
-        return dataclasses.replace(
-            summary,
-            last_labels=describe_labels(of_all, self.modality.plural, summary.stages, source),
-            cluster_sizes=labels.sizes,
-        )
+        return summarize_labels(self, super().summary())

@@ -137,6 +137,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     return [
         ("backbone", describe_backbone(trainer)),
         ("samples", samples),
+        *([("continues", trainer.continues)] if trainer.continues else []),
         ("clusters", trainer.describe_clusters()),
         ("epochs", f"{state.num_train_epochs:g}, with a stage before {stages}"),
         ("steps", steps),

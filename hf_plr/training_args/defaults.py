@@ -42,6 +42,13 @@ def fill_from_scratch(args: BaseTrainingArguments) -> frozenset[str]:
     return names
 
 
+def keep_from_scratch(args: Args) -> Args:
+    """Return a copy of the arguments in which the defaults of random weights count as given."""
+    kept = object.__new__(type(args))  # copy.copy would leave tokens out, see __getstate__
+    vars(kept).update({**vars(args), "by_default": args.by_default - set(FROM_SCRATCH)})
+    return kept
+
+
 def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"], has_adapters: bool = False) -> Args:
     """Take the defaults of a pretrained backbone for the arguments that nobody gave.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,13 @@ class PLRTrainingArguments(BaseTrainingArguments):
         metadata={
             "help": "Train on the labels in this file or folder, as hf-plr cluster and hf-plr refine write them, in "
             "all epochs, and neither cluster nor refine. Samples without a label there are in no cluster."
+        },
+    )
+    continue_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Continue the run in this output folder with grown or changed data: start from its weights unless "
+            "others are named, refine the first labels by its last ones, and go on with its numbers of clusters."
         },
     )
     clusterer: Clusterer = field(
@@ -131,5 +139,13 @@ class PLRTrainingArguments(BaseTrainingArguments):
         if self.whitening_shrinkage is not None and self.cluster_space != "white":
             value, space = self.whitening_shrinkage, self.cluster_space
             raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
+        if self.continue_from is not None and self.labels is not None:
+            raise ValueError(f"continue_from={self.continue_from!r} has no effect on given labels: leave it out")
+        if self.continue_from is not None:
+            before, own = (os.path.realpath(str(folder)) for folder in (self.continue_from, self.output_dir))
+            if before == own:
+                raise ValueError(
+                    f"continue_from={self.continue_from!r} is output_dir, too: give the new run a folder of its own"
+                )
         if self.labels is not None and (self.num_labelings or 1) != 1:
             raise ValueError(f"num_labelings={self.num_labelings} has no effect on given labels: leave it out")

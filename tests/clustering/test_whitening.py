@@ -36,6 +36,7 @@ def test_the_formula(rows):
     torch.testing.assert_close(
         Whitening(rows.double()).matrix(0.3).double(), expected / expected.abs().max(), atol=2e-5, rtol=0
     )
+    torch.testing.assert_close(Whitening(rows.double()).metric(0.3).double(), expected, atol=0, rtol=1e-4)
 
 
 def test_much_shrinkage_changes_nothing(rows):

@@ -299,7 +299,7 @@ def test_damaged_state_is_refused():
         refiner.refine(labels)
     state = refiner.state_dict()
     further = [f"history.{age}.{member}" for age in (1, 2) for member in (1, 2)]
-    assert set(state) == {"version", "refined", "history.1", "history.2", *further}
+    assert set(state) == {"version", "numbers", "refined", "history.1", "history.2", *further}
     fresh = PseudoLabelRefiner.from_preset("consensus")
     with pytest.raises(ValueError, match="damaged: it has 5 labelings of 2 epochs"):
         fresh.load_state_dict({name: value for name, value in state.items() if name != "history.2.1"})

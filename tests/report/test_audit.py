@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.run_lines import make_audit, make_history, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hf_plr.cli import main
 from hf_plr.report.audit import Marks, estimate_error_rate, rank_clusters
+from hf_plr.report.names import write_cluster_names
+from hf_plr.report.rate_change import bound_difference
+from hf_plr.report.run_history import RunHistory
 
 
 def marks_of(labels, index, wrong, random=True):
@@ -242,3 +248,79 @@ def test_any_file_is_read_or_refused(tmp_path_factory, text):
     raw = text if isinstance(text, bytes) else ("index,mark\n" + text).encode()
     (folder / "m.csv").write_bytes(raw)
     assert main(["audit", str(folder), "--marks", str(folder / "m.csv")]) in (0, 2)
+
+
+# ---- over runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def continued(tmp_path):
+    """A run that continues another one, which was audited; the clusters, the largest first."""
+    history = make_history(2, 6)
+    first, own = history.runs
+    labels = sorted(own.clusters, key=lambda label: -own.clusters[label])
+    audit = make_audit(30, {labels[0]: (40, 20), labels[1]: (40, 0)}, 500)
+    history = dataclasses.replace(history, runs=(dataclasses.replace(first, audit=audit), own))
+    return write_run(tmp_path / "continued", history), labels
+
+
+def audit_of(out, tmp_path, capsys, wrong, *options):
+    """Audits the first 60 members of the three largest clusters, with some of them wrong; returns what was said."""
+    frame = pd.read_parquet(out / "pseudo_labels.parquet")
+    rows = frame[frame["label"] >= 0].groupby("label").head(60)
+    mark = np.where(np.arange(len(rows)) < wrong, "wrong", "right")
+    path = tmp_path / "marks.csv"
+    pd.DataFrame({"index": rows["index"], "mark": mark}).to_csv(path, index=False)
+    assert main(["audit", str(out), "--marks", str(path), "--random", *map(str, options)]) == 0
+    return capsys.readouterr()
+
+
+def test_the_error_rate_is_kept_and_compared_with_the_run_before(continued, tmp_path, capsys):
+    out, labels = continued
+    write_cluster_names(out, {labels[0]: "crack"})
+    said = audit_of(out, tmp_path, capsys, 0, "--output", tmp_path / "clusters.csv").out
+    audit = RunHistory.read(out).runs[-1].audit
+    assert (audit.wrong, audit.marked) == (0, sum(marked for marked, _ in audit.clusters.values()))
+    assert audit.clusters.keys() == set(labels)
+    change = re.search(
+        r"Error rate against line-3-january: 25.0% then, 0.0% now, -25.0 points, 95% interval (\S+) to (\S+): fewer "
+        "labels are wrong now",
+        said,
+    )
+    low, high = bound_difference((0, audit.marked), (30, 120))
+    assert (float(change[1]), float(change[2])) == (round(100 * low, 1), round(100 * high, 1))
+    assert re.search(rf"^crack \({labels[0]}\) +20 of 40 +0 of 60 +-50.0  ", said, re.MULTILINE)
+    assert re.search(rf"^{labels[1]} +0 of 40 +0 of 60 +\+0.0  ", said, re.MULTILINE)
+    assert re.search(rf"^ *{labels[0]} +[\d,]+ +60 +0 +[\d.]+  crack$", said, re.MULTILINE)
+    assert f"Wrote {out / 'run_history.json'}, {out / 'report.html'}, {out / 'README.md'}" in said
+    assert "An audit found 0.0% of the labels wrong" in (out / "README.md").read_text()
+    assert '"change":{"difference":-0.25' in (out / "report.html").read_text()
+    written = pd.read_csv(tmp_path / "clusters.csv", keep_default_na=False).set_index("cluster")
+    assert written["name"].to_dict() == {label: "crack" if label == labels[0] else "" for label in labels}
+
+
+@pytest.mark.parametrize(("wrong", "verdict"), [(75, "no change can be told"), (200, "more labels are wrong now")])
+def test_verdicts_follow_the_interval(continued, tmp_path, capsys, wrong, verdict):
+    assert verdict in audit_of(continued[0], tmp_path, capsys, wrong).out
+
+
+def test_without_a_random_draw_or_a_history_nothing_is_kept(continued, folder, tmp_path, capsys):
+    out, _ = continued
+    before = (out / "run_history.json").read_bytes()
+    path = tmp_path / "marks.csv"
+    path.write_text("index,mark\n0,right\n")
+    assert main(["audit", str(out), "--marks", str(path)]) == 0
+    assert "No error rate" in capsys.readouterr().out
+    assert (out / "run_history.json").read_bytes() == before
+    path.write_text("index,mark\n10,right\n")
+    assert main(["audit", str(folder), "--marks", str(path), "--random"]) == 0
+    assert f"Not kept for later runs: {folder} has no run_history.json" in capsys.readouterr().out
+    assert [file.name for file in folder.iterdir()] == ["pseudo_labels.parquet"]
+
+
+def test_an_audit_that_cannot_be_kept_is_printed(continued, tmp_path, capsys, monkeypatch):
+    out, _ = continued
+    monkeypatch.setattr(RunHistory, "write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    said = audit_of(out, tmp_path, capsys, 3)
+    assert "Error rate: " in said.out
+    assert "hf-plr audit: the error rate is not kept: read-only" in said.err

@@ -24,7 +24,17 @@ const clusterWord = run.stage === "round" ? "unit" : "cluster";
 const clusterNames = data.names || {}; // by number, those that people gave
 const nameOfNumber = (id) => (clusterNames[id] ? `${clusterNames[id]} (${id})` : String(id));
 const clusterName = (id) => (id === NOISE ? `no ${clusterWord}` : clusterNames[id] ? nameOfNumber(id) : `${clusterWord} ${id}`);
-const shorten = (text, length) => (text.length > length ? `${text.slice(0, Math.max(1, length - 1))}\u2026` : text);
+
+// A text and what follows it, cut so that both fit into this many pixels of an SVG.
+const ruler = document.createElement("canvas").getContext("2d");
+function fitted(text, room, ending = "", size = 12) {
+  ruler.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
+  const isFitting = (words) => ruler.measureText(words).width <= room;
+  let length = text.length;
+  if (isFitting(text + ending)) return text + ending;
+  while (length > 1 && !isFitting(`${text.slice(0, length)}\u2026${ending}`)) length -= 1;
+  return `${text.slice(0, length).trimEnd()}\u2026${ending}`;
+}
 
 function value(number) {
   if (Number.isInteger(number)) return count(number);

@@ -87,7 +87,7 @@ function sankey(stage, width) {
       for (const [id, node] of nodes) {
         const isNew = nodes === right && event.kind !== "born" && event.new.includes(id);
         group.append(svg("rect", { class: "node", x, y: node.y, width: bar, height: node.height, rx: 2 }, svg("title", {}, `${clusterName(id)}: ${count(node.size)} ${run.members}`)),
-          svg("text", { class: "name", x: label, y: node.y + node.height / 2 + 4, "text-anchor": anchor }, inDiagram(id, node.size, isNew, narrow)));
+          svg("text", { class: "name", x: label, y: node.y + node.height / 2 + 4, "text-anchor": anchor }, inDiagram(id, node.size, isNew, narrow, margin - 9)));
       }
     }
     parts.push(group);
@@ -98,10 +98,11 @@ function sankey(stage, width) {
   return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Largest changes; the table below lists them" }, names, parts);
 }
 
-function inDiagram(id, size, isNew, narrow) {
-  if (narrow) return clusterNames[id] ? `${shorten(clusterNames[id], 13 - count(size).length)}: ${count(size)}` : `${id} (${count(size)})`;
-  const words = clusterNames[id] ? `${shorten(clusterNames[id], isNew ? 14 : 19)} (${id})` : clusterName(id);
-  return `${words}${isNew ? " (new)" : ""}: ${count(size)}`;
+function inDiagram(id, size, isNew, narrow, room) {
+  const name = clusterNames[id];
+  if (narrow) return name ? fitted(name, room, `: ${count(size)}`) : `${id} (${count(size)})`;
+  const ending = `${isNew ? " (new)" : ""}: ${count(size)}`;
+  return name ? fitted(name, room, ` (${id})${ending}`) : clusterName(id) + ending;
 }
 
 function appeared(stage) {

@@ -8,23 +8,26 @@ function runs() {
   if (!history || history.runs.length < 2) return;
   const all = history.runs;
   const older = history.left_out ? ` ${plural(history.left_out, "older run")} not shown.` : "";
+  const drawings = []; // they need the width of the page, and so to be on it
   section("runs", "Runs", `This run continues ${all.length === 2 ? "another one" : `a line of ${count(all.length - 1)} others`}: a number is the same ${clusterWord} in all of them.${older}`,
-    runTable(all), errorRates(history), el("h3", {}, `Lives of the ${clusterWord}s`), lives(history), el("h3", {}, "What changed from run to run"), changes(all));
+    runTable(all), errorRates(history, drawings), el("h3", {}, `Lives of the ${clusterWord}s`), lives(history, drawings), el("h3", {}, "What changed from run to run"), changes(all));
+  drawings.forEach(onResize);
 }
 
 function runTable(all) {
   const audited = all.some((each) => each.audit);
-  const heads = ["run", "ended", run.plural, "new", "gone", `${clusterWord}s`, ...KINDS, "in none", ...(audited ? ["wrong (95%)"] : [])];
+  const kinds = KINDS.filter((kind) => all.some((each) => each.counts && each.counts[kind]));
+  const heads = ["run", "ended", run.plural, "new", "gone", `${clusterWord}s`, ...kinds, "in none", ...(audited ? ["wrong (95%)"] : [])];
   const number = (of) => (of === null || of === undefined ? "-" : count(of));
   const rows = all.map((each) => [
     each.name, each.written, count(each.samples), number(each.data && each.data[1]), number(each.data && each.data[2]), count(each.clusters),
-    ...KINDS.map((kind) => number(each.counts && each.counts[kind])), each.samples ? share(each.noise / each.samples) : "-",
+    ...kinds.map((kind) => number(each.counts && each.counts[kind])), each.samples ? share(each.noise / each.samples) : "-",
     ...(audited ? [each.audit ? `${share(each.audit.rate)} (${share(each.audit.low)} to ${share(each.audit.high)})` : "-"] : []),
   ]);
   return table(heads, rows, { label: "Runs", class: "runs" });
 }
 
-function errorRates({ runs: all, change }) {
+function errorRates({ runs: all, change }, drawings) {
   if (!all.some((each) => each.audit)) {
     return el("p", { class: "soft" }, "No run has been audited: hf-plr audit notes its error rate here, and compares it with that of the run before.");
   }
@@ -35,7 +38,7 @@ function errorRates({ runs: all, change }) {
     lines.push(`Against ${change.since}: ${points(change.difference)} points, 95% interval ${points(change.low)} to ${points(change.high)}: ${verdict}.`);
   }
   const holder = el("div", {});
-  onResize(() => {
+  drawings.push(() => {
     const width = holder.clientWidth || 700, height = 118, top = 10, bottom = 22, { x, narrow } = columns(width, all.length);
     const largest = Math.max(0.02, ...all.map((each) => (each.audit ? each.audit.high : 0)));
     const y = (rate) => top + (1 - rate / largest) * (height - top - bottom);
@@ -59,13 +62,13 @@ function columns(width, n) {
 }
 
 function runNames(all, x, y, narrow, width) {
-  const room = Math.max(3, Math.floor((x(1) - x(0)) / 6.5));
+  const room = x(1) - x(0) - 6;
   const every = Math.max(1, Math.ceil((narrow ? 42 : 26) / (x(1) - x(0))));
   return all.map((each, i) => ((all.length - 1 - i) % every ? null : svg("text", { x: x(i), y, "text-anchor": "middle" },
-    svg("title", {}, each.name), shorten(each.name, Math.min(i === all.length - 1 ? Math.floor((2 * (width - x(i))) / 6.5) : 40, room * every)))));
+    svg("title", {}, each.name), fitted(each.name, Math.min(room * every, 2 * Math.min(x(i), width - x(i)) - 4), "", 11))));
 }
 
-function lives(history) {
+function lives(history, drawings) {
   const all = history.runs;
   const last = all.length - 1;
   const partOf = (sizes, i) => sizes[i] / Math.max(all[i].samples, 1);
@@ -82,6 +85,7 @@ function lives(history) {
     const before = at > 0 && sizes[at] && sizes[at - 1] ? `, ${count(sizes[at - 1])} in the run before` : "";
     const change = all[at].changes.filter(([, previous, current]) => previous.includes(id) || current.includes(id)).map(inWords).join("; ");
     readout.textContent = `${clusterName(id)} in ${all[at].name}: ${words}${before}${change ? `; ${change}` : ""}`;
+    holder.querySelectorAll(".link").forEach((link) => link.classList.toggle("active", link.dataset.ends.split(" ").includes(String(id))));
     focus();
   }
   function draw() {
@@ -116,7 +120,7 @@ function lives(history) {
     holder.replaceChildren(picture);
     describe();
   }
-  onResize(draw);
+  drawings.push(draw);
   function life(id, sizes, y, x, left, narrow) {
     const half = (i) => Math.max(1, (partOf(sizes, i) / widest) * HALF);
     const group = svg("g", {});
@@ -129,8 +133,7 @@ function lives(history) {
       if (span[0] > 0) group.append(svg("circle", { class: "mark born", cx: x(span[0]), cy: y, r: 4 }, svg("title", {}, `${clusterName(id)} began in ${all[span[0]].name}`)));
       if (span.at(-1) < last) group.append(svg("path", { class: "mark died", d: `M${x(span.at(-1)) + 9} ${y - 4}l8 8m0 -8l-8 8` }, svg("title", {}, `${clusterName(id)} was gone after ${all[span.at(-1)].name}`)));
     }
-    const room = Math.floor((left - 24) / 7);
-    const words = clusterNames[id] ? `${shorten(clusterNames[id], room - String(id).length - 3)} (${id})` : narrow ? String(id) : clusterName(id);
+    const words = clusterNames[id] ? fitted(clusterNames[id], left - 18, ` (${id})`) : narrow ? String(id) : clusterName(id);
     group.append(svg("text", { class: "name", x: left - 16, y: y + 4, "text-anchor": "end" }, svg("title", {}, clusterName(id)), words),
       svg("text", { class: "size", x: x(last) + 12, y: y + 4 }, sizes[last] ? count(sizes[last]) : "gone"));
     return group;
@@ -148,7 +151,7 @@ function links(all, place, x, middle) {
   return all.flatMap((each, i) => each.changes.filter(([kind]) => i > 0 && kind !== "born" && kind !== "died").flatMap(([kind, previous, current]) =>
     previous.flatMap((from) => current.filter((to) => to !== from && place.has(from) && place.has(to)).map((to) => {
       const [x1, x2, y1, y2] = [x(i - 1), x(i), middle(place.get(from)), middle(place.get(to))];
-      return svg("path", { class: `link ${kind}`, d: `M${x1} ${y1}C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}` }, svg("title", {}, inWords([kind, previous, current])));
+      return svg("path", { class: `link ${kind}`, "data-ends": `${from} ${to}`, d: `M${x1} ${y1}C${(x1 + x2) / 2} ${y1} ${(x1 + x2) / 2} ${y2} ${x2} ${y2}` }, svg("title", {}, inWords([kind, previous, current])));
     }))));
 }
 
@@ -168,10 +171,13 @@ function changes(all) {
     const i = Number(choice.value), each = all[i];
     const chips = el("ul", { class: "chips" }, KINDS.filter((kind) => each.counts[kind]).map((kind) => el("li", { class: `chip ${kind}`, title: MEANING[kind] }, `${count(each.counts[kind])} ${kind}`)));
     const size = (ids, at) => ids.map((id) => `${nameOfNumber(id)}${sizeOf.has(id) && sizeOf.get(id)[at] ? ` \u00b7 ${count(sizeOf.get(id)[at])}` : ""}`).join(", ") || "-";
-    const rows = each.changes.map(([kind, previous, current]) => [el("span", { class: kind }, kind), size(previous, i - 1), size(current, i)]);
+    const births = ["born", [], each.changes.filter(([kind]) => kind === "born").flatMap(([, , current]) => current)];
+    const deaths = ["died", each.changes.filter(([kind]) => kind === "died").flatMap(([, previous]) => previous), []];
+    const others = each.changes.filter(([kind]) => kind !== "born" && kind !== "died");
+    const rows = [births, deaths, ...others].filter(([, previous, current]) => previous.length || current.length).map(([kind, previous, current]) => [el("span", { class: kind }, kind), size(previous, i - 1), size(current, i)]);
     const known = each.data ? `${count(each.data[0])} ${run.plural} are in both runs, ${count(each.data[1])} are new, ${count(each.data[2])} are gone; changes are of those in both.` : "";
     holder.replaceChildren(chips, el("p", { class: "soft" }, known),
-      rows.length ? table(["what", `before \u00b7 ${run.members}`, `after \u00b7 ${run.members}`], rows, { label: "Changes from run to run" }) : el("p", { class: "soft" }, `Every ${clusterWord} went on as one.`),
+      rows.length ? table(["what", `before \u00b7 ${run.members}`, `after \u00b7 ${run.members}`], rows, { label: "Changes from run to run", class: "changes" }) : el("p", { class: "soft" }, `Every ${clusterWord} went on as one.`),
       ...(each.changes_left_out ? [el("p", { class: "soft" }, `${plural(each.changes_left_out, "more change")} not listed.`)] : []));
   }
   choice.value = String(pairs[pairs.length - 1][0]);

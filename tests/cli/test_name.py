@@ -1,0 +1,222 @@
+"""`hf-plr name`: names from tables, the list, and the files that are written again."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.paths import REPOSITORY
+from helpers.run_lines import make_history, write_run
+
+from hf_plr.cli import main
+from hf_plr.report.names import read_cluster_names, write_cluster_names
+
+
+@pytest.fixture
+def out(tmp_path):
+    return write_run(tmp_path / "out", make_history(3, 6))
+
+
+@pytest.fixture
+def name(out, tmp_path, capsys):
+    """Runs the command with a table and returns its status and what it said."""
+
+    def call(option, text=None):
+        options = [option]
+        if text is not None:
+            (tmp_path / "table.csv").write_text(text)
+            options.append(str(tmp_path / "table.csv"))
+        status = main(["name", str(out), *options])
+        said = capsys.readouterr()
+        return status, said.out if status == 0 else said.err
+
+    return call
+
+
+def shown_names(folder: Path) -> dict[str, str]:
+    """The names in a folder's page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', (folder / "report.html").read_text())
+    assert found is not None
+    return json.loads(found[1])["names"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def clusters_of(folder: Path) -> list[int]:
+    labels = pd.read_parquet(folder / "pseudo_labels.parquet")["label"]
+    return sorted(set(labels[labels >= 0]))
+
+
+def test_names_go_into_the_file_the_page_and_the_card_and_nothing_else_changes(out, name):
+    first, second, *_ = clusters_of(out)
+    before = contents(out)
+    status, said = name("--names", f"cluster,name\n{first},crack | *bold*\n{second},<b>dent\n")
+    assert status == 0
+    assert "2 names in" in said
+    assert f"Wrote {out / 'cluster_names.json'}, {out / 'report.html'}, {out / 'README.md'}" in said
+    assert read_cluster_names(out) == {first: "crack | *bold*", second: "<b>dent"}
+    assert shown_names(out) == {str(first): "crack | *bold*", str(second): "<b>dent"}
+    card = (out / "README.md").read_text()
+    assert "People have named 2 of the" in card
+    assert f"| crack \\| \\*bold\\* | {first} |" in card
+    assert f"| &lt;b&gt;dent | {second} |" in card
+    assert card.startswith("# A card\n")
+    assert card.endswith("\nThe rest.\n")
+    after = contents(out)
+    assert {path for path in after if after[path] != before.get(path)} == {
+        "cluster_names.json",
+        "report.html",
+        "README.md",
+    }
+
+
+def test_other_names_stay_an_empty_one_is_taken_away_and_a_repetition_changes_nothing(out, name):
+    first, second, third, *_ = clusters_of(out)
+    write_cluster_names(out, {first: "crack", second: "dent", 999: "of an earlier run"})
+    status, said = name("--names", f"cluster,name\n{first},fissure\n{second},\n{third},dent\n")
+    assert status == 0
+    assert f"Renamed: crack ({first}) is now fissure." in said
+    assert f"Names taken away: dent ({second})." in said
+    assert read_cluster_names(out) == {first: "fissure", third: "dent", 999: "of an earlier run"}
+    before = contents(out)
+    status, said = name("--names", f"cluster,name\n{first},fissure\n{second},\n{third},dent\n")
+    assert (status, "Renamed" in said, "taken away" in said) == (0, False, False)
+    assert contents(out) == before
+    status, said = name("--names", f"cluster,name\n{first},\n{third},\n999,\n")
+    assert status == 0
+    assert "cluster_names.json" not in said.split("Wrote")[1]
+    assert not (out / "cluster_names.json").exists()
+    assert shown_names(out) == {}
+    assert "People have named" not in (out / "README.md").read_text()
+
+
+def test_clusters_of_earlier_runs_may_be_named_and_unknown_ones_may_not(out, name):
+    died = make_history(3, 6).runs[1].events.died[0]
+    assert died not in clusters_of(out)
+    assert name("--names", f"cluster,name\n{died},gone\n")[0] == 0
+    before = contents(out)
+    status, said = name("--names", "cluster,name\n777,a\n778,b\n")
+    assert status == 2
+    assert f"cluster 777 and 1 more are not in {out}: hf-plr name {out} --list lists all" in said
+    assert "cluster 777 is not in" in name("--names", "cluster,name\n777,a\n")[1]
+    assert contents(out) == before
+
+
+def test_labels_of_a_few_samples_name_clusters_by_majority(out, name):
+    labels = pd.read_parquet(out / "pseudo_labels.parquet").set_index("index")["label"]
+    largest, second, third, *_ = labels[labels >= 0].value_counts().index.tolist()
+    members = {cluster: labels.index[labels == cluster].tolist() for cluster in (largest, second, third, -1)}
+    rows = [(members[largest][i], "crack") for i in range(4)] + [(members[largest][4], "dent")]
+    rows += [(members[second][0], "dent"), (members[second][1], "crack")]
+    rows += [(members[third][0], "dent"), (members[-1][0], "crack")]
+    write_cluster_names(out, {second: "old", third: "scratch"})
+    status, said = name("--labels", "index,label\n" + "".join(f"{row},{label}\n" for row, label in rows))
+    assert status == 0
+    assert "9 labelled samples, 8 of them in 3 clusters: 2 named, 1 contested." in said
+    assert re.search(rf"^ *{largest} +{len(members[largest]):,} +4 of 5  crack$", said, re.MULTILINE)
+    assert re.search(rf"^ *{third} +{len(members[third]):,} +1 of 1  dent$", said, re.MULTILINE)
+    contested = said.split("Contested, left as they are")[1]
+    assert re.search(rf"^ *{second} +{len(members[second]):,}  crack 1, dent 1$", contested, re.MULTILINE)
+    others = set(clusters_of(out)) - {largest, second, third}
+    unlabelled = said.split("Without a labelled sample: ")[1].split(".")[0]
+    assert unlabelled.startswith(f"{len(others)} clusters of {labels.isin(others).sum():,} samples: ")
+    assert {int(number) for number in unlabelled.split(": ")[1].split(", ")} == others
+    assert f"Renamed: scratch ({third}) is now dent." in said
+    assert read_cluster_names(out) == {largest: "crack", second: "old", third: "dent"}
+
+
+def test_the_list_changes_nothing(out, name):
+    first, *others = clusters_of(out)
+    write_cluster_names(out, {first: "crack", 999: "of an earlier run"})
+    before = contents(out)
+    status, said = name("--list")
+    assert status == 0
+    assert re.search(rf"^ *{first} +[\d,]+  crack$", said, re.MULTILINE)
+    assert re.search(r"^ *999 +gone  of an earlier run$", said, re.MULTILINE)
+    assert f"1 of {1 + len(others)} clusters named." in said
+    sizes = [int(line.split()[1].replace(",", "")) for line in said.splitlines()[1 : 2 + len(others)]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert contents(out) == before
+
+
+def test_folders_without_page_card_and_history_are_named_too(out, name):
+    for file in ("report.json", "report.html", "README.md", "run_history.json"):
+        (out / file).unlink()
+    (first, *_) = clusters_of(out)
+    status, said = name("--names", f"cluster,name\n{first},crack\n")
+    assert status == 0
+    assert said.strip().endswith(f"Wrote {out / 'cluster_names.json'}")
+    assert {path.name for path in out.iterdir()} == {"cluster_names.json", "metrics.json", "pseudo_labels.parquet"}
+    (out / "README.md").write_text("A card of an older release.\n")
+    assert "README.md" not in name("--names", f"cluster,name\n{first},dent\n")[1]
+    assert (out / "README.md").read_text() == "A card of an older release.\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "fault"),
+    [
+        ("cluster_names.json", "cannot be read as names of clusters"),
+        ("run_history.json", "cannot be read as a history of runs"),
+        ("report.json", "cannot be read as the data of a report"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(out, name, file, fault):
+    (first, *_) = clusters_of(out)
+    (out / file).write_text("{")
+    status, said = name("--names", f"cluster,name\n{first},crack\n")
+    assert status == 2
+    assert said.count("\n") == 1
+    assert f"{out / file} {fault}" in said
+
+
+def test_what_is_no_run_of_samples_is_refused(tmp_path, capsys):
+    (tmp_path / "names.csv").write_text("cluster,name\n1,a\n")
+    assert main(["name", str(tmp_path), "--names", str(tmp_path / "names.csv")]) == 2
+    assert "holds no pseudo_labels.parquet: naming clusters needs the output folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["name", str(tmp_path)])
+    assert "one of the arguments --names --labels --list is required" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_leaves_whole_files_and_is_repeated(out, name, monkeypatch):
+    (first, *_) = clusters_of(out)
+    text = f"cluster,name\n{first},crack\n"
+    page = (out / "report.html").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_plr.report.html.earlier_runs.render", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+        status, said = name("--names", text)
+    assert (status, "no room" in said) == (2, True)
+    assert (out / "report.html").read_bytes() == page
+    assert not list(out.glob("*.tmp"))
+    assert name("--names", text)[0] == 0
+    assert shown_names(out) == {str(first): "crack"}
+
+
+def test_names_need_no_torch(out, tmp_path):
+    (first, *_) = clusters_of(out)
+    (tmp_path / "names.csv").write_text(f"cluster,name\n{first},crack\n")
+    code = "import sys; from hf_plr.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "name", str(out), "--names", str(tmp_path / "names.csv")]
+    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True)
+    assert read_cluster_names(out) == {first: "crack"}
+
+
+def test_many_clusters_are_listed_in_short(tmp_path, capsys):
+    out = tmp_path / "many"
+    out.mkdir()
+    labels = np.repeat(np.arange(60), 3)
+    pd.DataFrame({"index": np.arange(180), "label": labels}).to_parquet(out / "pseudo_labels.parquet")
+    (tmp_path / "few.csv").write_text("index,label\n0,a\n1,b\n2,c\n")
+    assert main(["name", str(out), "--labels", str(tmp_path / "few.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "Without a labelled sample: 59 clusters of 177 samples: 1, 2, 3," in said
+    assert "20 and 39 more." in said
+    assert not (out / "cluster_names.json").exists()
