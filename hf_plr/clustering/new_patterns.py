@@ -14,6 +14,7 @@ from hf_plr.clustering.reciprocal import NOISE, cluster_by_density
 
 MAX_GROUPED = 20_000  # new samples that are clustered; others join the nearest of them
 BACKGROUND = 4_000  # known samples beside them, at most
+LEAST_BACKGROUND, BACKGROUND_PER_NEW = 500, 5
 LEAST_SIZE, LARGEST_LEAST_SIZE = 5, 50  # bounds of the size of the smallest pattern
 EPS, MIN_SAMPLES, K1, K2 = 0.5, 4, 30, 6  # of the clustering, see `ReciprocalDBSCAN`
 
@@ -37,7 +38,8 @@ def group_new_samples(
 
     Args:
         new: features of unit length of the new samples, in the space of the clusters, float32 (M, D); a CPU tensor.
-        known: those of samples that fit, drawn at random, float32 (B, D); B may be 0. The first 4,000 are used.
+        known: those of samples that fit, drawn at random, float32 (B, D); B may be 0. The first five
+            per new sample are used, at least 500 and at most 4,000.
         n_known: samples that fit, which they were drawn from, at least B.
         min_size: size of the smallest group, at least 2; None takes `smallest_pattern`.
         seed: seed of what is drawn.
@@ -55,7 +57,7 @@ def group_new_samples(
     if n_new > MAX_GROUPED:
         drawn = np.sort(rng.choice(n_new, MAX_GROUPED, replace=False))
     rows = torch.from_numpy(drawn)
-    known = known[:BACKGROUND]
+    known = known[: min(BACKGROUND, max(LEAST_BACKGROUND, BACKGROUND_PER_NEW * n_new))]
     neighborhoods = find_neighborhoods(torch.cat([new[rows], known]), K1, K2, "torch")
     labels, _ = cluster_by_density(find_near_pairs(neighborhoods.overlaps(EPS), EPS), MIN_SAMPLES)
     own, beside = labels[: len(drawn)], labels[len(drawn) :]
@@ -63,7 +65,7 @@ def group_new_samples(
     sizes, others = (np.bincount(part[part != NOISE], minlength=n_clusters) for part in (own, beside))
     new_weight, known_weight = n_new / len(drawn), n_known / max(len(known), 1)
     is_group = (sizes >= min_size) & (sizes * new_weight > others * known_weight)
-    groups[drawn] = np.where((own != NOISE) & is_group[own], own, NOISE)
+    groups[drawn] = np.where(np.append(is_group, False)[own], own, NOISE)  # the last is for noise
     if len(drawn) < n_new:
         rest = np.setdiff1d(np.arange(n_new), drawn)
         _, nearest = search_gallery(new[torch.from_numpy(rest)], new[rows], 1)

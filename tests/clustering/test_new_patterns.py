@@ -66,3 +66,17 @@ def test_more_than_are_clustered_join_the_nearest(monkeypatch):
 @pytest.mark.parametrize(("n_new", "size"), [(3, 5), (400, 10), (90_000, 50)])
 def test_the_smallest_pattern_grows_with_the_new_samples(n_new, size):
     assert smallest_pattern(n_new) == size
+
+
+def test_where_nothing_is_dense_there_is_no_pattern():
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(rng.normal(size=(200, 192))).float()
+    rows /= rows.norm(dim=1, keepdim=True)
+    assert group_new_samples(rows[:40], rows[40:], 160).tolist() == [-1] * 40
+
+
+def test_patterns_are_found_without_known_samples():
+    rows, kind = make_kinds([60, 40], seed=4)
+    groups = group_new_samples(rows, rows[:0], 0)
+    assert (groups[kind == 0] == 0).mean() > 0.9
+    assert (groups[kind == 1] == 1).mean() > 0.9
