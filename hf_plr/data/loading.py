@@ -115,6 +115,8 @@ def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
 def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
     """Draw at most `max_samples` of `n_rows` rows at random by the seed; returns them ascending.
 
+    A larger draw contains the smaller ones of its seed: who starts small and goes on with more keeps the same samples.
+
     Raises:
         ValueError: if `max_samples` is below 1.
     """
@@ -122,7 +124,7 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
         return np.arange(n_rows)
     if max_samples < 1:
         raise ValueError(f"max_samples={max_samples} must be at least 1")
-    return np.sort(np.random.default_rng(seed).choice(n_rows, max_samples, replace=False))
+    return np.sort(np.random.default_rng(seed).permutation(n_rows)[:max_samples])
 
 
 def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
+import pytest
 from helpers.launching import load_script
 from helpers.paths import VIT_PLR
+
+from hf_plr.data.loading import draw_rows
 
 opened: list[str] | None = None
 
@@ -36,3 +40,13 @@ def test_a_part_of_a_folder_reads_no_other_file(tmp_path, some_digits, monkeypat
     read = {os.path.basename(path) for path in noted if path.endswith(".jpg")}
     assert len(rows) == 12
     assert read == {os.path.basename(path) for path in trainer.train_dataset.files()}
+
+
+def test_larger_draws_contain_smaller_ones():
+    small, large = draw_rows(1000, 50, seed=3), draw_rows(1000, 400, seed=3)
+    assert len(np.unique(small)) == 50
+    assert np.isin(small, large).all()
+    assert not np.isin(small, draw_rows(1000, 400, seed=4)).all()
+    np.testing.assert_array_equal(draw_rows(20, 50, seed=3), np.arange(20))
+    with pytest.raises(ValueError, match="max_samples=0 must be at least 1"):
+        draw_rows(20, 0, seed=3)
