@@ -1,11 +1,10 @@
 """Known clusters, as new samples are compared with them: which one is nearest, and whether the sample fits any.
 
-A sample is novel if the known samples nearest to it are far away. Distances are Euclidean in a whitened space (see
-`hf_plr.clustering.whitening`), where a defect that varies little against the rest of an image still counts; lengths of
-features are kept, since what a backbone has not seen often has another one. Half of the sample's distance from the
-center is subtracted: far out, known samples lie far apart, too. The score is the mean distance to the nearest samples
-(Angiulli and Pizzuti, PKDD 2002); subtracting what all samples share is as in relative Mahalanobis distances (Ren et
-al., arXiv 2106.09022).
+A sample is novel if the known samples nearest to it are far away (Angiulli and Pizzuti, PKDD 2002), in two ways that
+count alike: by the angle in a whitened space (see `hf_plr.clustering.whitening`), where a defect that varies little
+against the rest of an image still counts, and by the Euclidean distance of the features as they are, since what a
+backbone has not seen often has another length. Both are means over the nearest samples, standardised by those of the
+known ones.
 
 Known samples are scored as if they were new, by a whitening and neighbours without their fifth of the samples. Their
 scores turn a new one into a p-value: the share of known samples that are at least as novel (conformal outlier
@@ -18,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,8 @@ from hf_plr.utils.serialization import name_file_in_errors, read_tensors, valida
 KNOWN_CLUSTERS_FILE = "known_clusters.safetensors"
 FORMAT = "hf-plr-known-clusters-1"
 REFERENCES = 8_192  # known samples that new ones are compared with
-NEIGHBORS = 3  # whose mean distance is the score
+NEIGHBORS = 3  # whose distances are averaged
 SHRINKAGE = 1.0  # of the whitening
-CENTER_WEIGHT = 0.5  # of the distance from the center, which is subtracted
 FOLDS = 5  # of the known samples, each scored by the others
 LEAST_SPREAD = 1e-6  # of scores, where all samples are alike
 BLOCK_ROWS = 1 << 11  # rows that are compared together
@@ -54,7 +53,7 @@ class Assignment:
         similarity: cosine to its prototype, relative to the center of the known samples, float32 of shape (n,).
         second_label: second nearest cluster, int64 of shape (n,); -1 where there is only one cluster.
         second_similarity: cosine to that one's prototype, float32 of shape (n,); NaN where there is only one cluster.
-        novelty: how little a sample fits the known ones, in standard deviations of their scores from their median,
+        novelty: how little a sample fits the known ones, in standard deviations of their distances from the median,
             float32 of shape (n,).
         p_value: share of known samples that are at least as novel, in (0, 1], float32 of shape (n,).
     """
@@ -79,8 +78,9 @@ class KnownClusters:
         center: mean feature, float32 of shape (D,).
         prototypes: mean direction of each cluster from the center, unit length, float32 of shape (K, D).
         whitening: float32 of shape (D, D).
-        references: drawn known samples in the whitened space, float32 of shape (R, D).
-        known_scores: scores of the references as if they were new, ascending, float32 of shape (R,).
+        references: features of drawn known samples relative to the center, float32 of shape (R, D).
+        median, spread: of angles and distances of the references as if they were new, float32 of shape (2,).
+        known_scores: novelty of the references as if they were new, ascending, float32 of shape (R,).
     """
 
     labels: np.ndarray
@@ -90,6 +90,8 @@ class KnownClusters:
     prototypes: torch.Tensor
     whitening: torch.Tensor
     references: torch.Tensor
+    median: torch.Tensor
+    spread: torch.Tensor
     known_scores: np.ndarray
 
     @classmethod
@@ -119,21 +121,27 @@ class KnownClusters:
         center, prototypes = center.float().cpu(), prototypes.float().cpu()
         rows = drawn.float().cpu() - center
         nearest = _multiply(F.normalize(rows, dim=1), prototypes.T).argmax(dim=1)
-        whitening = Whitening(rows.double()).metric(SHRINKAGE)
+        distances = _measure_folds(rows)
+        median = distances.median(dim=0).values
+        spread = (DEVIATIONS * (distances - median).abs().median(dim=0).values).clamp(min=LEAST_SPREAD)
         return cls(
             labels=np.asarray(labels, np.int64),
             sizes=np.asarray(sizes, np.int64),
             nearest_counts=np.bincount(nearest.numpy(), minlength=len(labels)),
             center=center,
             prototypes=prototypes,
-            whitening=whitening,
-            references=_multiply(rows, whitening).half().float(),  # as they are stored
-            known_scores=np.sort(_score_folds(rows)),
+            whitening=Whitening(rows.double()).metric(SHRINKAGE),
+            references=rows.half().float(),  # as they are stored
+            median=median,
+            spread=spread,
+            known_scores=np.sort(((distances - median) / spread).mean(dim=1).numpy()),
         )
 
     def to(self, device: torch.device | str) -> KnownClusters:
         """Move what features are compared with to a device."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in self._arrays().items() if torch.is_tensor(value)
+        }
         return dataclasses.replace(self, **moved)
 
     @torch.no_grad()
@@ -149,43 +157,46 @@ class KnownClusters:
         rows = self._center(features)
         n = len(rows)
         similarity, code = np.empty((n, 2), np.float32), np.empty((n, 2), np.int64)
-        scores = np.empty(n, np.float32)
+        novelty = np.empty(n, np.float32)
         for span in iterate_rows(n, BLOCK_ROWS):
             block = rows[span]
             values, columns = _find_two_largest(_multiply(F.normalize(block, dim=1), self.prototypes.T))
             similarity[span], code[span] = values.cpu().numpy(), columns.cpu().numpy()
-            scores[span] = _score(_multiply(block, self.whitening), self.references).cpu().numpy()
+            distances = _measure(block, self.references, self.whitening, self._reference_directions)
+            novelty[span] = ((distances - self.median) / self.spread).mean(dim=1).cpu().numpy()
         return Assignment(
             label=self.labels[code[:, 0]],
             similarity=similarity[:, 0],
             second_label=np.append(self.labels, NONE)[code[:, 1]],
             second_similarity=similarity[:, 1],
-            novelty=self._standardise(scores),
-            p_value=self._p_values(scores),
+            novelty=novelty,
+            p_value=self._p_values(novelty),
         )
 
     def map(self, features: torch.Tensor) -> torch.Tensor:
         """Map features (n, D) into the whitened space, to group the new ones: unit length, float32 (n, D)."""
-        return F.normalize(_multiply(self._center(features), self.whitening), dim=1)
+        return _whiten(self._center(features), self.whitening)
+
+    @cached_property
+    def _reference_directions(self) -> torch.Tensor:
+        return _whiten(self.references, self.whitening)
 
     def _center(self, features: torch.Tensor) -> torch.Tensor:
         if features.ndim != 2 or features.shape[1] != len(self.center):
             raise ValueError(f"features have shape {tuple(features.shape)}, known ones a width of {len(self.center)}")
         return features.float() - self.center
 
-    def _standardise(self, scores: np.ndarray) -> np.ndarray:
-        median = np.median(self.known_scores)
-        spread = DEVIATIONS * np.median(np.abs(self.known_scores - median))
-        return ((scores - median) / max(spread, LEAST_SPREAD)).astype(np.float32)
-
-    def _p_values(self, scores: np.ndarray) -> np.ndarray:
+    def _p_values(self, novelty: np.ndarray) -> np.ndarray:
         n_known = len(self.known_scores)
-        at_least = n_known - np.searchsorted(self.known_scores, scores, side="left")
+        at_least = n_known - np.searchsorted(self.known_scores, novelty, side="left")
         return ((1 + at_least) / (n_known + 1)).astype(np.float32)
+
+    def _arrays(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, completely or not at all; references in half precision."""
-        arrays = {name: np.ascontiguousarray(value) for name, value in vars(self).items()}
+        arrays = {name: np.ascontiguousarray(value) for name, value in self._arrays().items()}
         arrays["references"] = arrays["references"].astype(np.float16)
         save_file(arrays, f"{path}.tmp", metadata={"format": FORMAT})
         os.replace(f"{path}.tmp", path)
@@ -219,6 +230,8 @@ class KnownClusters:
                 floats("prototypes", n_clusters, width),
                 floats("whitening", width, width),
                 floats("references", n_known, width),
+                floats("median", 2),
+                torch.from_numpy(validate_array(arrays, "spread", "floats", (2,), LEAST_SPREAD)),
                 arrays["known_scores"],
             )
 
@@ -253,26 +266,43 @@ def _find_two_largest(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return F.pad(values, (0, missing), value=torch.nan), F.pad(columns, (0, missing), value=NONE)
 
 
-def _score_folds(rows: torch.Tensor) -> np.ndarray:
-    """Score each of the centered rows (R, D) by a whitening and neighbours from the other folds, float32 (R,)."""
+def _whiten(rows: torch.Tensor, whitening: torch.Tensor) -> torch.Tensor:
+    """Directions of centered rows (n, D) in the whitened space: unit length, (n, D)."""
+    return F.normalize(_multiply(rows, whitening), dim=1)
+
+
+def _measure_folds(rows: torch.Tensor) -> torch.Tensor:
+    """Measure each of the centered rows (R, D) by a whitening and neighbours from the other folds; see `_measure`."""
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
-    scores = torch.empty(len(rows))
+    distances = torch.empty(len(rows), 2)
     for number in range(int(fold.max()) + 1):
         is_inside = fold == number
         others = rows[~is_inside]
         whitening = Whitening(others.double()).metric(SHRINKAGE)
-        scores[is_inside] = _score(_multiply(rows[is_inside], whitening), _multiply(others, whitening))
-    return scores.numpy()
+        distances[is_inside] = _measure(rows[is_inside], others, whitening, _whiten(others, whitening))
+    return distances
 
 
-def _score(rows: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-    """Novelty (n,) of rows (n, D), before it is standardised, from references (R, D), all in the whitened space."""
+def _measure(
+    rows: torch.Tensor, references: torch.Tensor, whitening: torch.Tensor, reference_directions: torch.Tensor
+) -> torch.Tensor:
+    """Mean cosine distance in the whitened space, and mean Euclidean distance, to the nearest references: (n, 2).
+
+    Args:
+        rows: centered features, shape (n, D).
+        references: those of known samples, shape (R, D).
+        whitening: shape (D, D).
+        reference_directions: the references in the whitened space, unit length, shape (R, D).
+    """
+    directions = _whiten(rows, whitening)
     squares, reference_squares = rows.square().sum(dim=1), references.square().sum(dim=1)
     n_neighbors = min(NEIGHBORS, len(references))
-    scores = torch.empty_like(squares)
+    distances = rows.new_empty(len(rows), 2)
     for span in iterate_rows(len(rows), BLOCK_ROWS):
         with exact_products(rows.device):
+            cosines = directions[span] @ reference_directions.T
             relative = reference_squares - 2.0 * (rows[span] @ references.T)
+        distances[span, 0] = 1.0 - cosines.topk(n_neighbors, dim=1).values.mean(dim=1)
         nearest = relative.topk(n_neighbors, dim=1, largest=False).values + squares[span, None]
-        scores[span] = nearest.clamp(min=0.0).sqrt().mean(dim=1) - CENTER_WEIGHT * squares[span].sqrt()
-    return scores
+        distances[span, 1] = nearest.clamp(min=0.0).sqrt().mean(dim=1)
+    return distances

@@ -127,13 +127,17 @@ class ClusterSpace:
         self.shrinkage = shrinkage or CENTERED
 
 
-def make_cluster_space(args: PLRTrainingArguments, has_views: bool, model: torch.nn.Module) -> ClusterSpace:
+def make_cluster_space(
+    args: PLRTrainingArguments, has_views: bool, model: torch.nn.Module, from_scratch: bool = False
+) -> ClusterSpace:
     """Make the space that the arguments ask for.
 
     Args:
         args: the arguments.
         has_views: True if samples are augmented; without it a trial has nothing to compare, and "auto" is "centered".
         model: the backbone before training.
+        from_scratch: True if it goes back to random weights: a run that continues another one then tries what that one
+            tried, since numbers of clusters suffer where the space becomes another.
 
     Raises:
         ValueError: if a trial is needed and cannot be held.
@@ -142,7 +146,9 @@ def make_cluster_space(args: PLRTrainingArguments, has_views: bool, model: torch
         raise ValueError("cluster_space='white' needs whitening_shrinkage where nothing is augmented to find one by")
     is_sought = args.labels is None and (has_views or args.cluster_space == "white")
     name = args.cluster_space if is_sought else "centered"
-    return ClusterSpace(name, args.whitening_shrinkage, args.feature_dir, args.seed, is_untrained(model))
+    return ClusterSpace(
+        name, args.whitening_shrinkage, args.feature_dir, args.seed, from_scratch or is_untrained(model)
+    )
 
 
 def find_stable_shrinkage(

@@ -136,10 +136,10 @@ class PLRTrainer(BaseTrainer):
         )
         args = self.args  # for a pretrained backbone, with its defaults
         check_sharding(self.accelerator, self.modality.model)
-        self.from_scratch = starts_from_scratch(self.continuation, model, self.modality.model)
         self._chosen = clusterers, clusterer, refiner
+        self.from_scratch = starts_from_scratch(self.continuation, model, self.modality.model)
         has_views = augmentation is not None or args.augmentation != "none"
-        self.cluster_space = make_cluster_space(args, has_views, self.modality.model)
+        self.cluster_space = make_cluster_space(args, has_views, self.modality.model, self.from_scratch)
         self.pair_term = make_pair_term(args, has_views, self.extractor.width, self.accelerator)
         self.views = 1 if self.pair_term is None else 2
         self._accumulated: list[tuple[torch.Tensor, torch.Tensor]] = []  # features and positions since the last update

@@ -56,3 +56,43 @@ def test_the_recipe_says_how_it_was_stopped_and_goes_on(tmp_path):
     other = call(*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "--seed", 7)
     assert "seed was 42 and is 7" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+@pytest.mark.slow
+def test_a_continued_run_is_killed_and_resumed_without_the_run_before(tmp_path):
+    common = ["--num_clusters", "12", "--disable_tqdm", "true", "--report", "no", "--cpu_threads", "1"]
+    run = call(*common, "--max_samples", "150", "--num_train_epochs", "1", "--output_dir", tmp_path / "first")
+    assert run.returncode == 0, run.stderr
+    shutil.copytree(tmp_path / "first", tmp_path / "before")
+    arguments = [
+        *common,
+        "--max_samples",
+        "300",
+        "--num_train_epochs",
+        "6",
+        "--continue_from",
+        str(tmp_path / "before"),
+    ]
+    saved = ["--save_strategy", "steps", "--save_steps", "2"]
+    whole = call(*arguments, *saved, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert f"Continues {tmp_path / 'before'}: " in whole.stdout
+    command = [sys.executable, str(VIT_PLR), *arguments, *saved, "--output_dir", str(tmp_path / "killed")]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list_checkpoints(tmp_path / "killed") and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=300)
+    assert not (tmp_path / "killed" / "run_history.json").exists()
+    shutil.rmtree(tmp_path / "before")
+    anew = call(*arguments, *saved, "--output_dir", tmp_path / "anew")
+    assert anew.returncode == 1
+    assert f"error: continue_from={str(tmp_path / 'before')!r} is not a folder" in anew.stderr
+    resumed = call(*arguments, *saved, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint")
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("model.safetensors", "pseudo_labels.parquet", "prototypes.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    one, other = (json.loads((tmp_path / name / "run_history.json").read_text()) for name in ("whole", "killed"))
+    assert one["next_number"] == other["next_number"]
+    assert one["runs"][1]["events"] == other["runs"][1]["events"]
+    assert one["from_scratch"] == other["from_scratch"] is True

@@ -81,7 +81,9 @@ def test_labels_name_the_segment(make, tmp_path):
     rows = np.arange(24) * 10  # drawn from other data
     trainer.save_labels(tmp_path, rows)
     frame = pd.read_parquet(tmp_path / "pseudo_labels.parquet")
-    assert frame.columns.tolist() == ["index", "file", "start", "end", "label", "previous_label", "confidence"]
+    assert frame.columns.tolist() == [
+        *("index", "file", "start", "end", "label", "previous_label", "confidence", "digest"),
+    ]
     assert_in_order(frame, store, rows)
     by_name = dict(zip(names_of(frame), frame["label"], strict=True))
     for position in range(len(store)):

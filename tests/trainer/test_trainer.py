@@ -314,7 +314,7 @@ def test_pseudo_labels_file(make_trainer, tmp_path):
     trainer.train()
     trainer.save_pseudo_labels(tmp_path / "labels.parquet")
     table = pd.read_parquet(tmp_path / "labels.parquet")
-    assert table.columns.tolist() == ["index", "label", "previous_label", "confidence"]
+    assert table.columns.tolist() == ["index", "label", "previous_label", "confidence", "digest"]
     assert table["index"].tolist() == list(range(203))
     assert table["confidence"].between(0, 1).all()
     members = table[(table["label"] >= 0) & (table["previous_label"] >= 0)]
