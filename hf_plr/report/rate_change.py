@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
+from hf_plr.evaluation.proportions import difference_interval
 from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.report.audit import LEVEL, ErrorRate, Marks
+from hf_plr.report.audit import ErrorRate, Marks
 from hf_plr.report.names import format_cluster
 from hf_plr.report.run_history import RunAudit, RunHistory
 
@@ -40,29 +40,6 @@ class RateChange:
     def difference(self) -> float:
         """Error rate of this run minus that of the earlier one."""
         return self.now[0] / self.now[1] - self.before[0] / self.before[1]
-
-
-def bound_difference(first: Share, second: Share) -> tuple[float, float]:
-    """Bound the difference of two independent proportions, first minus second, with 95% confidence.
-
-    Each proportion p has an interval (l, u) by Wilson's score, and with d the difference the bounds are
-    d - sqrt((p1 - l1)^2 + (u2 - p2)^2) and d + sqrt((u1 - p1)^2 + (p2 - l2)^2): the hybrid score method of Newcombe,
-    "Interval estimation for the difference between independent proportions", Statistics in Medicine 17 (1998), method
-    10.
-
-    Args:
-        first, second: number of the counted ones and of all, at least 1.
-    """
-    p, lower, upper = _wilson(first)
-    q, lower_q, upper_q = _wilson(second)
-    low = p - q - np.hypot(p - lower, upper_q - q)
-    high = p - q + np.hypot(upper - p, q - lower_q)
-    return max(-1.0, float(low)), min(1.0, float(high))
-
-
-def _wilson(share: Share) -> tuple[float, float, float]:
-    interval = binomtest(*share).proportion_ci(LEVEL, method="wilson")
-    return share[0] / share[1], float(interval.low), float(interval.high)
 
 
 def find_rate_change(history: RunHistory) -> RateChange | None:
@@ -108,7 +85,8 @@ def _group_marks(audit: RunAudit, names: Mapping[int, str]) -> dict[str, Share]:
 
 
 def _compare(since: str, before: Share, now: Share) -> RateChange:
-    return RateChange(since, before, now, *bound_difference(now, before))
+    low, high = difference_interval(*now, *before)
+    return RateChange(since, before, now, float(low), float(high))
 
 
 def note_audit(folder: str | os.PathLike[str], marks: Marks, estimate: ErrorRate) -> RunHistory | None:

@@ -135,7 +135,7 @@ def test_labels_load_as_a_data_set(published, read, all_digits):
     for name in ("vit", "dino", "hubert"):
         found, kept = read["labels"][f"alice/{name}-labels"], pd.read_parquet(folder / name / "pseudo_labels.parquet")
         media = {"vit": ["image"], "dino": [], "hubert": ["audio"]}[name]
-        assert found["columns"] == ["index", "label", "previous_label", "confidence", *media]
+        assert found["columns"] == ["index", "label", "previous_label", "confidence", "digest", *media]
         for column in kept.columns:
             np.testing.assert_array_equal(np.asarray(found[column], kept[column].dtype), kept[column])
     units, kept = read["labels"]["alice/units-labels"], pd.read_parquet(folder / "units" / "units.parquet")

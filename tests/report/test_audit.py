@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from hf_plr.cli import main
+from hf_plr.evaluation.proportions import difference_interval
 from hf_plr.report.audit import Marks, estimate_error_rate, rank_clusters
 from hf_plr.report.names import write_cluster_names
-from hf_plr.report.rate_change import bound_difference
 from hf_plr.report.run_history import RunHistory
 
 
@@ -287,7 +287,7 @@ def test_the_error_rate_is_kept_and_compared_with_the_run_before(continued, tmp_
         "labels are wrong now",
         said,
     )
-    low, high = bound_difference((0, audit.marked), (30, 120))
+    low, high = (float(bound) for bound in difference_interval(0, audit.marked, 30, 120))
     assert (float(change[1]), float(change[2])) == (round(100 * low, 1), round(100 * high, 1))
     assert re.search(rf"^crack \({labels[0]}\) +20 of 40 +0 of 60 +-50.0  ", said, re.MULTILINE)
     assert re.search(rf"^{labels[1]} +0 of 40 +0 of 60 +\+0.0  ", said, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Error rates of two runs: the interval of their difference, by cluster, and what an audit leaves in the history."""
+"""Error rates of two runs: their difference, by cluster, and what an audit leaves in the history."""
 
 from __future__ import annotations
 
@@ -7,55 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 from helpers.run_lines import make_audit, make_history
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binom
 
+from hf_plr.evaluation.proportions import difference_interval
 from hf_plr.report.audit import Marks, estimate_error_rate
-from hf_plr.report.rate_change import bound_difference, find_rate_change, find_rate_changes_by_cluster, note_audit
+from hf_plr.report.rate_change import find_rate_change, find_rate_changes_by_cluster, note_audit
 from hf_plr.report.run_history import RunHistory
-
-PUBLISHED = [  # Newcombe (1998), table II, method 10
-    ((56, 70), (48, 80), 0.0524, 0.3339),
-    ((9, 10), (3, 10), 0.1705, 0.8090),
-    ((6, 7), (2, 7), 0.0582, 0.8062),
-    ((5, 56), (0, 29), -0.0381, 0.1926),
-    ((0, 10), (0, 20), -0.1611, 0.2775),
-    ((0, 10), (0, 10), -0.2775, 0.2775),
-    ((10, 10), (0, 20), 0.6791, 1.0000),
-    ((10, 10), (0, 10), 0.6075, 1.0000),
-]
-
-
-@pytest.mark.parametrize(("first", "second", "low", "high"), PUBLISHED)
-def test_the_bounds_are_the_published_ones(first, second, low, high):
-    assert bound_difference(first, second) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(1, 300), st.integers(1, 300), st.data())
-def test_bounds_hold_the_difference_and_change_sides_with_the_runs(n, m, data):
-    first, second = (data.draw(st.integers(0, n)), n), (data.draw(st.integers(0, m)), m)
-    low, high = bound_difference(first, second)
-    assert -1 <= low <= first[0] / n - second[0] / m <= high <= 1
-    assert bound_difference(second, first) == pytest.approx((-high, -low))
-    assert bound_difference((first[0] * 9, n * 9), second)[1] - bound_difference((first[0] * 9, n * 9), second)[0] <= (
-        high - low + 1e-12
-    )  # more marks never make it wider
-
-
-@pytest.mark.parametrize(("rate", "other"), [(0.05, 0.05), (0.1, 0.02), (0.3, 0.35)])
-def test_the_interval_holds_a_known_difference_in_about_95_of_100_pairs_of_audits(rate, other):
-    n, covered = 120, 0.0
-    for wrong in range(n + 1):  # exact: every outcome with its probability
-        chance = binom.pmf(wrong, n, rate)
-        if chance < 1e-9:
-            continue
-        for wrong_before in range(n + 1):
-            joint = chance * binom.pmf(wrong_before, n, other)
-            if joint > 1e-9:
-                low, high = bound_difference((wrong, n), (wrong_before, n))
-                covered += joint * (low <= rate - other <= high)
-    assert 0.935 < covered < 0.985
 
 
 def test_runs_are_compared_with_the_last_one_that_was_audited():
@@ -63,7 +19,7 @@ def test_runs_are_compared_with_the_last_one_that_was_audited():
     change = find_rate_change(history)
     assert (change.since, change.before, change.now) == ("line-3-january", (9, 120), (6, 120))
     assert change.difference == pytest.approx(-3 / 120)
-    assert (change.low, change.high) == bound_difference((6, 120), (9, 120))
+    assert (change.low, change.high) == difference_interval(6, 120, 9, 120)
     assert find_rate_change(make_history(2, 6)) is None  # this one was not audited
     assert find_rate_change(make_history(1, 6)) is None
     assert find_rate_changes_by_cluster(make_history(2, 6), {}) == {}
