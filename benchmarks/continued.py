@@ -8,8 +8,8 @@
 Per seed there are four runs: on 900 digits; continued with all; a run on all that knows nothing of the first, with
 another seed; and a run on all with as many steps as the first two together. Of the first 900 samples, those of a
 continued run keep a label if the number is the same. Clusters of the run that knows nothing have other numbers: it gets
-the best assignment of its clusters to those of the first run (Hungarian algorithm on the 900), which nobody has who does
-not keep both. True labels score and do nothing else.
+the best assignment of its clusters to those of the first run (Hungarian algorithm on the 900), which nobody has
+who does not keep both. True labels score and do nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, help="folder for the runs; those that are finished there are not repeated")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the runs; those that are finished there are not repeated"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="file of results, one line of JSON a seed")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="(default: %(default)s)")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="only print the table of this file")
@@ -71,7 +73,9 @@ def carry_out(folder: Path, seed: int) -> dict[str, Any]:
         train(folder / "one", seed, "--num_train_epochs", steps),
     ]
     labels = {name: read_labels(folder / name) for name in ("first", "continued", "independent")}
-    metrics = [json.loads((folder / name / "metrics.json").read_text()) for name in ("first", "continued", "independent")]
+    metrics = [
+        json.loads((folder / name / "metrics.json").read_text()) for name in ("first", "continued", "independent")
+    ]
     metrics.append(json.loads((folder / "one" / "metrics.json").read_text()))
     return {
         "seed": seed,
@@ -80,10 +84,10 @@ def carry_out(folder: Path, seed: int) -> dict[str, Any]:
             "continued": keep_numbers(labels["first"], labels["continued"]),
             "independent": match_by_hungarian(labels["first"], labels["independent"]),
         },
-        "kept_clusters": {
-            name: keep_clusters(labels["first"], labels[name]) for name in ("continued", "independent")
+        "kept_clusters": {name: keep_clusters(labels["first"], labels[name]) for name in ("continued", "independent")},
+        "knn": {
+            way: round(each["scores"]["after"]["knn_accuracy"], 4) for way, each in zip(WAYS, metrics, strict=True)
         },
-        "knn": {way: round(each["scores"]["after"]["knn_accuracy"], 4) for way, each in zip(WAYS, metrics, strict=True)},
         "label_accuracy": {
             way: round(each["epochs"][-1]["score/pseudo_label_accuracy"], 4)
             for way, each in zip(WAYS, metrics, strict=True)
@@ -145,7 +149,7 @@ def summarise(records: dict[int, dict[str, Any]]) -> str:
     """Write the tables: of numbers and of scores, a line per seed and their means."""
     rows = list(records.values())
     lines = [
-        "| seed | samples, continued | samples, independent (Hungarian) | clusters, continued | clusters, independent |",
+        "| seed | samples, continued | samples, independent (Hungarian) | clusters, continued | independent |",
         "|---|---|---|---|---|",
     ]
     names = [(kind, run) for kind in ("kept_samples", "kept_clusters") for run in ("continued", "independent")]

@@ -70,8 +70,8 @@ class RecipeArguments(DataArguments):
         default=None,
         metadata={
             "help": "Backbone to start from, a Hub id or a folder; changes the defaults of learning_rate to 3e-5, of "
-            "num_train_epochs to 10 and of per_device_train_batch_size to 64. Default: the weights of continue_from, or "
-            "a small ViT with random weights."
+            "num_train_epochs to 10 and of per_device_train_batch_size to 64. Default: the weights of continue_from, "
+            "or a small ViT with random weights."
         },
     )
 
