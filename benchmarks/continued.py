@@ -8,8 +8,8 @@
 Per seed there are four runs: on 900 digits; continued with all; a run on all that knows nothing of the first, with
 another seed; and a run on all with as many steps as the first two together. Of the first 900 samples, those of a
 continued run keep a label if the number is the same. Clusters of the run that knows nothing have other numbers: it gets
-the best assignment of its clusters to those of the first run (Hungarian algorithm on the 900), which nobody has who does
-not keep both. True labels score and do nothing else.
+the best assignment of its clusters to those of the first run (Hungarian algorithm on the 900), which nobody has
+who does not keep both. True labels score and do nothing else.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def summarise(records: dict[int, dict[str, Any]]) -> str:
     """Write the tables: of numbers and of scores, a line per seed and their means."""
     rows = list(records.values())
     lines = [
-        "| seed | samples, continued | samples, independent (Hungarian) | clusters, continued | clusters, independent |",
+        "| seed | samples, continued | samples, independent (Hungarian) | clusters, continued | independent |",
         "|---|---|---|---|---|",
     ]
     names = [(kind, run) for kind in ("kept_samples", "kept_clusters") for run in ("continued", "independent")]

@@ -113,11 +113,8 @@ def _find_lowest_fitting(
         scale = (means.lengths * means.sizes.to(means.lengths.device)).to(rows.device, torch.float64)[target][:, None]
         others = means.directions[target].double() * scale - rows[part].double()
         cosines.append(_cosines(rows[part], torch.nn.functional.normalize(others, dim=1).float()))
-    found = (
-        gather_rows(accelerator, torch.cat(cosines) if cosines else rows.new_empty(0, dtype=torch.float64))
-        .cpu()
-        .numpy()
-    )
+    own_cosines = torch.cat([rows.new_empty(0, dtype=torch.float64), *cosines])
+    found = gather_rows(accelerator, own_cosines).cpu().numpy()
     return float(np.quantile(found, LEFT_OUT, method="lower")) if len(found) else float("inf")
 
 

@@ -99,6 +99,38 @@ def continue_numbers(
     return replace(cells, labels=number_of_code[code], events=events)
 
 
+def return_numbers(
+    cells: CellRefinement, anchor: np.ndarray, labels: np.ndarray, add_shards: AddShards, next_number: int
+) -> CellRefinement:
+    """Return the numbers of an earlier run to the clusters that hold its samples.
+
+    From epoch to epoch a cluster may exchange its samples little by little, until its number stands for others. Here a
+    cluster that is the mutual best overlap of one of the earlier run has its number, whatever it was called in between.
+    A cluster that bears a number of the earlier run without being that gets a new one.
+
+    Args:
+        cells: a refinement.
+        anchor: labels of the earlier run, -1 = none, shape (N,).
+        labels: the new refined labels, shape (N,), renumbered in place.
+        add_shards: adds the tables of the shards, if these labels are one.
+        next_number: lowest number of a new cluster.
+    """
+    table = add_shards(cooccurrence(anchor, labels))
+    ids = table.current_ids
+    overlaps = Overlaps.from_cells(table.previous, table.current, table.counts, len(table.previous_ids), len(ids))
+    best = overlaps.find_mutual_best()
+    number = np.where(np.isin(ids, table.previous_ids), NOISE, ids)
+    number[overlaps.current[best]] = table.previous_ids[overlaps.previous[best]]
+    nameless = np.flatnonzero(number == NOISE)
+    number[nameless] = max(next_number, int(ids.max(initial=NOISE)) + 1) + np.arange(len(nameless))
+    position, number_of_code = Positions(ids), np.append(number, NOISE)
+    for span in iterate_chunks(len(labels)):
+        labels[span] = number_of_code[position(as_int64(labels[span]))]
+    renamed = dict(zip(ids.tolist(), number.tolist(), strict=True))
+    events = (replace(event, current=tuple(renamed[each] for each in event.current)) for event in cells.events)
+    return replace(cells, labels=number_of_code[position(cells.labels)], events=ClusterEvents(events))
+
+
 def _identify(
     overlaps: Overlaps,
     previous_ids: np.ndarray,

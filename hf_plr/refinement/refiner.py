@@ -11,7 +11,7 @@ from hf_plr.refinement.agglomeration import Cut
 from hf_plr.refinement.arguments import check_arguments
 from hf_plr.refinement.blending import blend
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence, iterate_chunks
-from hf_plr.refinement.numbering import AddShards, continue_numbers, keep_numbers
+from hf_plr.refinement.numbering import AddShards, continue_numbers, keep_numbers, return_numbers
 from hf_plr.refinement.projection import project
 from hf_plr.refinement.reclustering import recluster
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -130,6 +130,7 @@ class PseudoLabelRefiner:
         self._refined: np.ndarray | None = None  # labels of the last call, whose numbers persist
         self._next_number = 0  # above those that clusters have had
         self._reuses_numbers = True  # of clusters that have died
+        self._anchor: np.ndarray | None = None  # labels of an earlier run, whose numbers return to their samples
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
@@ -250,6 +251,8 @@ class PseudoLabelRefiner:
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
         if self._refined is not None and self._refined is not labelings[-2]:
             cells = continue_numbers(cells, self._refined, out, add_shards, self._first_new)
+        if self._anchor is not None:
+            cells = return_numbers(cells, self._anchor, out, add_shards, self._next_number)
         return RefinementResult(_freeze(out), cells, labelings)
 
     def _remember(self, refined: RefinementResult, epoch: Epoch) -> None:
@@ -262,7 +265,7 @@ class PseudoLabelRefiner:
         """State for the next call, as arrays: `version` and, after the first call, labels of shape (N,).
 
         With M labelings an epoch, `history.1.1` to `history.1.{M - 1}` are the further ones of epoch `history.1`.
-        `numbers` are `next_number`, and 0 after `continue_from` or 1.
+        `numbers` are `next_number`, and 0 after `continue_from` or 1; `anchor` are the labels that it was given.
         """
         state = {"version": np.array([STATE_VERSION])}
         for age, (current, *further) in enumerate(self._history[::-1], start=1):
@@ -271,6 +274,8 @@ class PseudoLabelRefiner:
         if self._refined is not None:
             state["refined"] = self._refined
             state["numbers"] = np.array([self._next_number, self._reuses_numbers])
+        if self._anchor is not None:
+            state["anchor"] = self._anchor
         return state
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
@@ -297,7 +302,9 @@ class PseudoLabelRefiner:
             for age in range(n_epochs, 0, -1)
         ]
         refined = validate_array(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
-        labelings = [labels for epoch in history for labels in epoch] + ([] if refined is None else [refined])
+        anchor = validate_array(state, "anchor", "integers", (None,), NOISE) if "anchor" in state else None
+        labelings = [labels for epoch in history for labels in epoch]
+        labelings += [labels for labels in (refined, anchor) if labels is not None]
         lengths = {len(labels) for labels in labelings}
         if len(lengths) > 1:
             raise ValueError(f"refiner state is damaged: its labels have lengths {sorted(lengths)}")
@@ -318,6 +325,7 @@ class PseudoLabelRefiner:
             numbers = validate_array(state, "numbers", "integers", (2,), 0)
             self._next_number = max(self._next_number, int(numbers[0]))
             self._reuses_numbers = bool(numbers[1])
+        self._anchor = anchor
 
     def forget(self) -> None:
         """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist.
@@ -329,8 +337,8 @@ class PseudoLabelRefiner:
     def continue_from(self, labels: npt.ArrayLike, n_labelings: int, next_number: int) -> None:
         """Take the labels of an earlier run, perhaps of other samples too, for those of the last call.
 
-        The next call is refined by them and continues their numbers. From now on a number that a cluster has had is
-        never given to another one.
+        The next call is refined by them and continues their numbers, and these stay with their samples at later calls.
+        From now on a number that a cluster has had is never given to another one.
 
         Args:
             labels: label of each sample in the earlier run, -1 where it had none, shape (N,).
@@ -346,7 +354,7 @@ class PseudoLabelRefiner:
             raise ValueError(f"next_number={next_number} must be above the labels, but {last.max()} is among them")
         self._check_number_of_members(n_labelings)
         self._history, self._refined = [(last,) * n_labelings], last
-        self._next_number, self._reuses_numbers = next_number, False
+        self._next_number, self._reuses_numbers, self._anchor = next_number, False, last
 
     def _padded_history(self, epoch: Epoch) -> list[Epoch]:
         """Labels of the last generations - 1 calls, with noise for missing calls."""

@@ -33,7 +33,7 @@ def test_the_first_call_continues_the_numbers_of_an_earlier_run(name):
 
 
 @pytest.mark.parametrize("name", ["slr", "none"])
-def test_new_clusters_begin_at_the_next_number_and_never_take_that_of_a_dead_one(name):
+def test_new_clusters_begin_at_the_next_number_and_that_of_a_dead_one_is_for_its_samples_alone(name):
     refiner = PseudoLabelRefiner.from_preset(name)
     refiner.continue_from(np.concatenate([LAST, np.full(30, -1)]), 1, next_number=40)
     clusters = np.arange(150) // 30
@@ -42,16 +42,20 @@ def test_new_clusters_begin_at_the_next_number_and_never_take_that_of_a_dead_one
     for _ in range(4):  # cluster 4 dies: another one as large takes its samples
         gone = refiner.refine(np.where(clusters == 3, 0, clusters)).labels
     assert set(gone) == {2, 9, 17, 40}
-    for _ in range(4):  # and one is born of the same samples
-        born = refiner.refine(clusters).labels
-    assert set(born) == {2, 9, 17, 40, 41}
+    for _ in range(4):  # and of the same samples it comes back
+        back = refiner.refine(clusters).labels
+    np.testing.assert_array_equal(back, first)
+    other = np.concatenate([clusters[:120], 4 + np.arange(30) // 15])
+    for _ in range(4):  # half of a cluster that the earlier run did not have becomes one
+        born = refiner.refine(other).labels
+    assert set(born) == {4, 9, 17, 2, 40, 41}
     assert refiner.next_number == 42
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(NAMES), st.integers(0, 2**31), st.integers(1, 3))
 def test_no_number_is_ever_given_to_two_clusters(name, seed, n_labelings):
-    """A number that is gone does not come back but to nobody, and new ones only grow."""
+    """A number that is gone does not come back, but one of the earlier run to its samples, and new ones only grow."""
     refiner = PseudoLabelRefiner.from_preset(name)
     n_labelings = n_labelings if refiner.takes_members else 1
     rng = np.random.default_rng(seed)
@@ -65,11 +69,38 @@ def test_no_number_is_ever_given_to_two_clusters(name, seed, n_labelings):
         current = np.where(moved, rng.integers(-1, rng.integers(2, 9), 90), current)
         several = np.stack([current, *(rng.integers(0, 20, 90) for _ in range(n_labelings - 1))], axis=1)
         labels = set(refiner.refine(current if n_labelings == 1 else several).labels.tolist())
-        assert not labels & gone
+        assert not (labels & gone) - set(last.tolist())  # those of the earlier run return to its samples
         assert all(number >= 30 for number in labels - seen)
         gone |= seen - labels - {-1}
         seen |= labels
         assert max(labels) < refiner.next_number
+
+
+@pytest.mark.parametrize("name", ["slr", "none", "consensus"])
+def test_numbers_stay_with_the_samples_of_the_earlier_run_while_clusters_exchange_them(name):
+    """Two clusters exchange a sample at each call, until each has those of the other."""
+    last = np.repeat([4, 9], 30)
+    refiner = PseudoLabelRefiner.from_preset(name)
+    refiner.continue_from(last, 1, next_number=40)
+    labels = [refiner.refine(np.repeat([0, 1], 30)).labels]
+    for step in range(1, 31):
+        now = np.concatenate([np.where(np.arange(30) < step, 1, 0), np.where(np.arange(30) < step, 0, 1)])
+        labels.append(refiner.refine(now).labels.copy())
+    for _ in range(3):
+        labels.append(refiner.refine(now).labels)
+    np.testing.assert_array_equal(labels[0], last)
+    np.testing.assert_array_equal(labels[-1], last)  # by the names from epoch to epoch it would be the other way round
+
+
+def test_a_cluster_that_drifted_away_gets_a_new_number():
+    refiner = PseudoLabelRefiner.from_preset("none")
+    last = np.concatenate([np.full(20, 7), np.full(20, -1)])
+    refiner.continue_from(last, 1, next_number=10)
+    for start in range(0, 21, 4):  # a window that moves from the known samples to new ones
+        inside = (np.arange(40) >= start) & (np.arange(40) < start + 20)
+        found = refiner.refine(np.where(inside, 0, -1)).labels
+    assert set(found[20:]) == {10}
+    assert refiner.refine(np.repeat([1, 0], 20)).labels.tolist() == [7] * 20 + [10] * 20
 
 
 def test_a_number_above_those_in_use_is_needed():
