@@ -45,7 +45,7 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
-from hf_plr.trainer.continuation import find_predecessor
+from hf_plr.trainer.continuation import find_predecessor, open_continuation
 from hf_plr.training_args.defaults import ADAPTERS, FROM_SCRATCH, PRETRAINED
 from hf_plr.utils.distributed import run_main_first, wait_for_all
 
@@ -202,7 +202,8 @@ def continues_pretrained(given: dict[str, Any]) -> bool:
     if given.get("continue_from") is None:
         return False
     resumed = given.get("resume_from_checkpoint")
-    return not find_predecessor(given["continue_from"], given["output_dir"], resumed).history.from_scratch
+    output_dir = None if resumed is None and given.get("overwrite") else given["output_dir"]
+    return not find_predecessor(given["continue_from"], output_dir, resumed).history.from_scratch
 
 
 def load(recipe: RecipeArguments, args: ReidPLRArguments) -> tuple[ReidData, np.ndarray]:
@@ -229,9 +230,8 @@ def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> 
     """Load the backbone to start from and the image processor, which makes images of the size in the arguments."""
     height, width = recipe.image_height, recipe.image_width
     name = recipe.model_name_or_path
-    if name is None and args.continue_from is not None:
-        before = find_predecessor(args.continue_from, str(args.output_dir), args.resume_from_checkpoint)
-        name = before.weights
+    if name is None and (continuation := open_continuation(args)) is not None:
+        name = continuation.predecessor.weights
     if name is not None:
         model = load_backbone(name)
         processor = load_image_processor(model)

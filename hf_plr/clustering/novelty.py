@@ -231,7 +231,7 @@ class KnownClusters:
                 floats("whitening", width, width),
                 floats("references", n_known, width),
                 floats("median", 2),
-                torch.from_numpy(validate_array(arrays, "spread", "floats", (2,), LEAST_SPREAD)),
+                floats("spread", 2).clamp(min=LEAST_SPREAD),
                 arrays["known_scores"],
             )
 

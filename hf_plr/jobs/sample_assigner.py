@@ -85,9 +85,10 @@ class SampleAssigner:
             store.settle(found)
         # A fault that did not come again, or another length than the header says.
         again = [row for row, finding in found.items() if not isinstance(finding, str)]
+        first = sum(map(len, self._parts))
         if again:
             self._assign(extractor, np.flatnonzero(np.isin(store.rows, again)), is_repetition=True)
-        return self._finish()
+        return self._finish(first, again)
 
     def _assign(self, extractor: FeatureExtractor, positions: np.ndarray, is_repetition: bool = False) -> None:
         """Assign the samples at these positions of the store as it is now."""
@@ -154,11 +155,13 @@ class SampleAssigner:
             )
         )
 
-    def _finish(self) -> AssignedSamples:
+    def _finish(self, first: int, again: list[int]) -> AssignedSamples:
+        """Put everything together; of the first samples those of the rows that were assigned again do not count."""
         samples = _combine(self._parts, np.concatenate)
         new = self._new.read()
         # A recording that turned out to be damaged is left out as a whole, also what was assigned of it before.
         kept = ~np.isin(samples.row, self.store.unreadable)
+        kept[:first] &= ~np.isin(samples.row[:first], again)  # segments of a block before that of the fault
         new = new[torch.from_numpy(kept[samples.is_new])]
         samples = _select(samples, np.flatnonzero(kept))
         background, n_known = self._background.read(), int(np.count_nonzero(~samples.is_new))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 
+from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
 from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
@@ -161,13 +162,15 @@ def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> Non
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, adapters, metrics, report, names and history, if --overwrite is set."""
+    """Remove an earlier run's checkpoints, adapters, metrics, report, and what tells of its clusters beside the labels,
+    if --overwrite is set.
+    """
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE):
+    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE, KNOWN_CLUSTERS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

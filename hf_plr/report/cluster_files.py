@@ -40,7 +40,7 @@ def write_cluster_files(
         return
     prototypes, center = means.directions.cpu(), centered.center.cpu()
     write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes.numpy(), ids, center.numpy())
-    known = KnownClusters.fit(drawn, center, prototypes, ids, means.sizes.numpy())
+    known = KnownClusters.fit(drawn, center, prototypes, ids, means.sizes.cpu().numpy())
     known.save(os.path.join(directory, KNOWN_CLUSTERS_FILE))
 
 

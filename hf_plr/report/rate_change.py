@@ -79,6 +79,7 @@ def _group_marks(audit: RunAudit, names: Mapping[int, str]) -> dict[str, Share]:
     groups: dict[str, Share] = {}
     for label, (marked, wrong) in sorted(audit.clusters.items()):
         key = names[label] if names.get(label) in shared else format_cluster(label, names)
+        key = f"cluster {label}" if label not in names and key in shared else key  # a name may be a number
         before = groups.get(key, (0, 0))
         groups[key] = before[0] + wrong, before[1] + marked
     return groups

@@ -183,13 +183,14 @@ class RunHistory:
         write_text(Path(folder) / HISTORY_FILE, self.to_json() + "\n")
 
 
-def remove_earlier_run(folder: str | os.PathLike[str]) -> None:
+def remove_earlier_run(folder: str | os.PathLike[str], *further: str) -> None:
     """Remove the names and the history of an earlier run, whose numbers are those of other clusters; warns if it does.
 
     Args:
         folder: output folder of a run that begins anew.
+        *further: names of further files of its clusters.
     """
-    found = [path for name in (NAMES_FILE, HISTORY_FILE) if (path := Path(folder) / name).is_file()]
+    found = [path for name in (NAMES_FILE, HISTORY_FILE, *further) if (path := Path(folder) / name).is_file()]
     for path in found:
         path.unlink()
     if found:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
+from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
 from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
 from hf_plr.trainer.progress_display import ProgressDisplay
@@ -42,7 +43,7 @@ class StageCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch = int(state.epoch or 0)
         if state.global_step == 0 and state.is_world_process_zero:
-            remove_earlier_run(args.output_dir)
+            remove_earlier_run(args.output_dir, KNOWN_CLUSTERS_FILE)
         self.trainer.publisher.begin_training()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -249,15 +249,16 @@ def open_continuation(args: PLRTrainingArguments) -> Continuation | None:
     if args.continue_from is None:
         return None
     resumed = args.resume_from_checkpoint
-    return Continuation(find_predecessor(args.continue_from, str(args.output_dir), resumed))
+    begins_anew = resumed is None and getattr(args, "overwrite", False)  # of recipes, which then empty the folder
+    return Continuation(find_predecessor(args.continue_from, None if begins_anew else str(args.output_dir), resumed))
 
 
-def find_predecessor(folder: str, output_dir: str, resume_from: str | bool | None = None) -> Predecessor:
+def find_predecessor(folder: str, output_dir: str | None, resume_from: str | bool | None = None) -> Predecessor:
     """Find what is known of the run before: in its folder, or in a checkpoint of the run that continues it.
 
     Args:
         folder: output folder of the run before.
-        output_dir: that of the run that continues it.
+        output_dir: that of the run that continues it; None if that one begins anew, whatever its folder holds.
         resume_from: checkpoint to resume from, if one is named; otherwise the last one in `output_dir` counts.
 
     Raises:
@@ -266,7 +267,7 @@ def find_predecessor(folder: str, output_dir: str, resume_from: str | bool | Non
     try:
         return Predecessor.read(folder)
     except ValueError:
-        checkpoint = _find_own_checkpoint(output_dir, resume_from)
+        checkpoint = None if output_dir is None else _find_own_checkpoint(output_dir, resume_from)
         state = {} if checkpoint is None else load_state(checkpoint)[0]
         if checkpoint is None or ABOUT not in state:
             raise

@@ -115,7 +115,7 @@ class PLRTrainer(BaseTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ):
-        self.continuation = None if args is None else open_continuation(args)
+        self.continuation = open_continuation(args) if isinstance(args, PLRTrainingArguments) else None
         if self.continuation is not None and args is not None:
             model, args = self.continuation.choose_start(model, args)
         args = check_arguments(PLRTrainingArguments, args, model, kwargs)

@@ -102,6 +102,14 @@ def test_equal_samples_have_finite_scores():
     assert (found.p_value[20:] < 0.05).all()
 
 
+def test_a_file_of_equal_samples_can_be_read(tmp_path):
+    features = torch.ones(20, WIDTH)
+    features[18:] = -1.0  # most are alike, so that distances have no spread
+    fit(features, np.arange(20) // 18).save(tmp_path / "known.safetensors")
+    found = KnownClusters.load(tmp_path / "known.safetensors").assign(features[:3])
+    assert (found.p_value > 0.05).all()
+
+
 def test_few_references_are_drawn_of_many_samples():
     rows = torch.arange(2.0 * REFERENCES)[:, None].expand(-1, 2)
     drawn = draw_references(rows)

@@ -24,6 +24,8 @@ from PIL import Image as PILImage
 import hf_plr
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
+from hf_plr.data.audio_decoding import UnreadableRecording
+from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.jobs import assignment, sample_assigner
 from hf_plr.pseudo_labels.data_record import read_record
@@ -225,6 +227,31 @@ def test_a_damaged_recording_is_left_out_as_a_whole(sound_run, monkeypatch):
     rows = assigned.table["index"].to_numpy()
     assert 5 not in rows
     assert set(rows.tolist()) == set(range(16)) - {5}
+
+
+def test_a_fault_that_does_not_come_again_gives_no_segment_twice(sound_run, monkeypatch):
+    _, out, _ = sound_run
+    data = make_synthetic_recordings(n_per_class=2, seed=6)
+    expected = hf_plr.assign(out, data).table
+    damaged = expected.to_pandas().query("index == 5")["start"].sort_values().iloc[-2]  # shorter ones come before it
+    decode, examine, found_faults = AudioStore._decode_row, AudioStore.examine, {}
+
+    def fail_once(store, row, value, positions):
+        if row == 5 and damaged in store.segments[positions, 0] and not store.is_checked:
+            raise UnreadableRecording("a fault of the disk")
+        return decode(store, row, value, positions)
+
+    def note(store):
+        found = examine(store)
+        found_faults.update(found)
+        return found
+
+    monkeypatch.setattr(AudioStore, "_decode_row", fail_once)
+    monkeypatch.setattr(AudioStore, "examine", note)
+    monkeypatch.setattr(sample_assigner, "BLOCK_ROWS", 4)
+    found = hf_plr.assign(out, data, batch_size=1).table
+    assert found_faults == {5: None}
+    assert found.select(["index", "start"]).equals(expected.select(["index", "start"]))
 
 
 SCRIPT = """

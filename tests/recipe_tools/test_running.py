@@ -6,7 +6,7 @@ import pytest
 from helpers.launching import load_script
 from helpers.paths import HUBERT_PLR
 
-from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, run_recipe
+from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, prepare_output_dir, run_recipe
 
 
 def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
@@ -15,6 +15,15 @@ def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"--output_dir .*taken is a file: name a folder"):
         check_output_dir(OutputArguments(output_dir=str(path)))
     assert path.read_text() == "mine"
+
+
+def test_overwriting_leaves_nothing_that_tells_of_other_clusters(tmp_path):
+    names = {"cluster_names.json", "run_history.json", "known_clusters.safetensors"}
+    for name in (*names, "mine.txt"):
+        (tmp_path / name).write_text("{}")
+    for arguments, left in (({}, names), ({"overwrite": True}, set())):
+        prepare_output_dir(OutputArguments(output_dir=str(tmp_path), **arguments), is_main_process=True)
+        assert {path.name for path in tmp_path.iterdir()} == {*left, "mine.txt"}
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_clusters_are_compared_where_both_audits_have_marks_and_by_name_where_it
         "1": ((2, 10), (0, 8)),
         "dent": ((1, 5), (3, 4)),
     }
+    digits = find_rate_changes_by_cluster(history, {2: "1", 5: "1"})  # a name that is another cluster's number
+    assert {key: (change.before, change.now) for key, change in digits.items()} == {
+        "4": ((4, 20), (1, 20)),
+        "cluster 1": ((2, 10), (0, 8)),
+        "1": ((1, 5), (3, 4)),
+    }
 
 
 def test_an_audit_is_noted_for_the_folders_own_run_in_place_of_an_earlier_one(tmp_path):

@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from helpers import tiny
 from helpers.runs import StopAt, assert_same_run
+from transformers import TrainingArguments
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
+from hf_plr.trainer import continuation
 from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.continuation import open_continuation
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
 
 SETTINGS = {"num_train_epochs": 2, "per_device_train_batch_size": 32, "num_clusters": 12, "report": "no"}
@@ -188,6 +191,23 @@ def test_folders_that_cannot_be_continued_are_refused(first, grown_digits, tmp_p
         assert f"{damaged / name} {fault}" in refused(damaged)
     (shutil.copytree(first, tmp_path / "no_weights") / "config.json").unlink()
     assert "holds no weights: name a model to start from" in refused(tmp_path / "no_weights")
+
+
+def test_a_run_that_begins_anew_needs_the_folder_before(first, tmp_path):
+    args = PLRTrainingArguments(tmp_path / "out", continue_from=str(tmp_path / "gone"))
+    folder = tmp_path / "out" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    with pytest.raises(TypeError, match="args must be PLRTrainingArguments, not TrainingArguments"):
+        PLRTrainer("model", TrainingArguments(tmp_path / "other"))
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continuation, "_find_own_checkpoint", lambda *where: found.append(where))
+        for overwrite, searched in ((False, 1), (True, 0)):
+            args.overwrite = overwrite  # as recipes have it
+            found.clear()
+            with pytest.raises(ValueError, match="is not a folder"):
+                open_continuation(args)
+            assert len(found) == searched
 
 
 def test_data_without_a_known_sample_are_refused_before_training(first, all_digits, tmp_path):
