@@ -28,6 +28,7 @@ from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.report.names import NAMES_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.report.run_history import HISTORY_FILE
+from hf_plr.report.tree_file import TREE_FILE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
@@ -161,13 +162,13 @@ def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> Non
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, adapters, metrics, report, names and history, if --overwrite is set."""
+    """Remove an earlier run's checkpoints, adapters, metrics, report, names, history and tree, if --overwrite is set."""
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE):
+    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE, TREE_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
