@@ -162,7 +162,7 @@ def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> Non
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, adapters, metrics, report, names, history and tree, if --overwrite is set."""
+    """Remove an earlier run's checkpoints, adapters, metrics, report, names, history, tree, if --overwrite is set."""
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return

@@ -51,7 +51,10 @@ def write_level(
 
 
 def write_levels(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str], levels: Mapping[int, Level], names: Mapping[int, str]
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    levels: Mapping[int, Level],
+    names: Mapping[int, str],
 ) -> int:
     """Write the run's labels with a column level_N, and with names a column name_N, for each of several levels.
 

@@ -52,8 +52,7 @@ def write_tree(folder: str | os.PathLike[str], tree: ClusterTree) -> None:
         OSError: if it cannot be written.
     """
     clusters = [
-        {"label": label, "size": size}
-        for label, size in zip(tree.labels.tolist(), tree.sizes.tolist(), strict=True)
+        {"label": label, "size": size} for label, size in zip(tree.labels.tolist(), tree.sizes.tolist(), strict=True)
     ]
     sizes = tree.node_sizes[len(tree) :]
     merges = [
@@ -75,7 +74,9 @@ def _parse(content: dict[str, Any]) -> ClusterTree:
     tree = ClusterTree(
         labels=np.array([_integer(each["label"], "label") for each in clusters], np.int64),
         sizes=np.array([_integer(each["size"], "size") for each in clusters], np.int64),
-        nodes=np.array([[_integer(node, "node") for node in each["nodes"]] for each in merges], np.int64).reshape(-1, 2),
+        nodes=np.array([[_integer(node, "node") for node in each["nodes"]] for each in merges], np.int64).reshape(
+            -1, 2
+        ),
         heights=np.array([_number(each["height"]) for each in merges], np.float64),
     )
     if [_integer(each["size"], "size") for each in merges] != tree.node_sizes[len(tree) :].tolist():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -70,9 +70,7 @@ class ClusterTree:
         """
         merges = weighted_linkage(distances, np.asarray(sizes), linkage)
         heights = np.maximum.accumulate(np.round(merges[:, 2], HEIGHT_DECIMALS))  # ascend but for errors of rounding
-        return cls(
-            np.asarray(labels, np.int64), np.asarray(sizes, np.int64), merges[:, :2].astype(np.int64), heights
-        )
+        return cls(np.asarray(labels, np.int64), np.asarray(sizes, np.int64), merges[:, :2].astype(np.int64), heights)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,7 +110,7 @@ class ClusterTree:
         Args:
             clusters: number of clusters to leave.
             height: largest height of the merges that are made, in place of a number.
-            keep: groups of labels that stay apart from each other. Where a merge would bring two of them together, it is
+            keep: groups of labels that stay apart from each other. A merge that would bring two of them together is
                 not made: the side with the most senior cluster of both goes on and takes part in all later merges, the
                 other one stays as it is.
             join: groups of labels that are one cluster from the start.
@@ -153,7 +151,7 @@ class ClusterTree:
         bounds = np.geomspace(2, n, n_levels + 1)
         gaps = np.diff(self.heights)[::-1]  # of 2, 3, ..., K - 1 clusters
         chosen = []
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             numbers = np.arange(max(2, int(np.ceil(low - 1e-9))), min(n, int(np.ceil(high - 1e-9))))
             if len(numbers):
                 chosen.append(int(numbers[np.argmax(gaps[numbers - 2])]))
@@ -222,6 +220,21 @@ def _locate(group: Sequence[int], position: dict[int, int], verb: str) -> list[i
     if len(labels) < 2:
         raise TreeError(f"to {verb} takes two clusters or more, not {', '.join(map(str, group)) or 'none'}")
     return [position[label] for label in labels]
+
+
+def make_tree(
+    labels: np.ndarray, sizes: np.ndarray, distances: np.ndarray, runs: Iterable[dict[int, int]] = ()
+) -> ClusterTree:
+    """Make the tree of a run's clusters by average linkage.
+
+    Args:
+        labels: their labels, (K,).
+        sizes: members of each, (K,).
+        distances: output of `compare_clusters`, (K, K).
+        runs: as for `order_by_seniority`.
+    """
+    order = order_by_seniority(labels, sizes, runs)
+    return ClusterTree.from_distances(labels[order], sizes[order], distances[np.ix_(order, order)])
 
 
 def order_by_seniority(labels: np.ndarray, sizes: np.ndarray, runs: Iterable[dict[int, int]] = ()) -> np.ndarray:
