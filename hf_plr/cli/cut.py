@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hf_plr.refinement.hierarchy import ClusterTree, Level, TreeError
-from hf_plr.report.level_table import write_level, write_levels
+from hf_plr.report.level_table import check_output, write_level, write_levels
 from hf_plr.report.names import read_cluster_names
 from hf_plr.report.tree_file import read_tree
 
@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--clusters", type=int, metavar="N", help="number of clusters to leave")
     where.add_argument("--height", type=float, metavar="H", help="largest height of the merges that are made")
     where.add_argument("--levels", type=_parse_integers, metavar="N,N", help="several numbers of clusters")
-    pins = {"type": _parse_integers, "action": "append", "default": [], "metavar": "C,C"}
-    parser.add_argument("--keep", help="clusters that stay apart", **pins)
-    parser.add_argument("--join", help="clusters that are joined before anything else", **pins)
+    for pin, meaning in (("--keep", "clusters that stay apart"), ("--join", "clusters that are joined first")):
+        parser.add_argument(pin, type=_parse_integers, action="append", default=[], metavar="C,C", help=meaning)
     parser.add_argument("--output", metavar="FILE", help="the .parquet file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError: if the files or the cut do not fit.
     """
     tree, names = read_tree(args.folder), read_cluster_names(args.folder)
+    if args.output is not None:
+        check_output(args.folder, args.output, args.overwrite)
     pins = {"keep": args.keep, "join": args.join}
     if args.clusters is not None or args.height is not None:
         level = _cut(tree, args.clusters, args.height, **pins)

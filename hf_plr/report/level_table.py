@@ -80,7 +80,7 @@ def _write(
 ) -> int:
     """Write a table with one column per level; `own_column` has the labels of the run."""
     source = Path(folder) / PSEUDO_LABELS_FILE
-    _check_paths(source, Path(output))
+    check_output(folder, output, overwrite=True)
     temporary = Path(f"{os.fspath(output)}.tmp")
     n_samples = 0
     try:
@@ -99,13 +99,22 @@ def _write(
     return n_samples
 
 
-def _check_paths(source: Path, output: Path) -> None:
+def check_output(folder: str | os.PathLike[str], output: str | os.PathLike[str], overwrite: bool) -> None:
+    """Check that the run has labels, and that a table may be written there.
+
+    Raises:
+        FileNotFoundError: if the run has no labels.
+        ValueError: if the output is no .parquet file, is the run's own, or exists and may not be replaced.
+    """
+    source, output = Path(folder) / PSEUDO_LABELS_FILE, Path(output)
     if output.suffix.lower() != ".parquet":
         raise ValueError(f"{output}: levels are written as .parquet")
     if not source.is_file():
-        raise FileNotFoundError(f"{source.parent} holds no {PSEUDO_LABELS_FILE}")
+        raise FileNotFoundError(f"{folder} holds no {PSEUDO_LABELS_FILE}")
     if output.exists() and output.samefile(source):
         raise ValueError(f"{output} holds the run's own labels: name another file")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists already: give --overwrite to replace it")
 
 
 def _open(path: Path) -> pq.ParquetFile:

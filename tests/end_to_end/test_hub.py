@@ -29,7 +29,10 @@ from hf_plr.hub.push import PUBLISHED, HubError, list_published_files, push_fold
 
 TOKEN = "hf_alicesOwnSecretToken"
 BACKBONE = {"README.md", "clusters.png", "config.json", "model.safetensors", "preprocessor_config.json"}
-CLUSTERS = {"metrics.json", "pseudo_labels.parquet", "prototypes.safetensors", "known_clusters.safetensors"}
+CLUSTERS = {
+    *("metrics.json", "pseudo_labels.parquet", "prototypes.safetensors", "known_clusters.safetensors"),
+    *("run_history.json", "tree.json"),
+}
 UNITS = {"metrics.json", "units.parquet", "centroids.safetensors"}
 MODELS = {
     "alice/vit": ("AutoImageProcessor", "AutoModelForImageClassification", "epoch-2"),

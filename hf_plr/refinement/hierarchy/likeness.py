@@ -46,8 +46,8 @@ def measure_membership_distances(tables: Sequence[CooccurrenceTable]) -> np.ndar
     """Measure how little the members of clusters shared other clusters, in [0, 1], float64 (K, K).
 
     In one labeling, two clusters share sum_j sqrt(p_j q_j), where p_j and q_j are the fractions of their members that
-    were in cluster j (the Bhattacharyya coefficient): 1 if both were divided alike, 0 if none had members of both. Members
-    that were noise do not count. The distance is 1 minus the mean over the labelings; where all members of a
+    were in cluster j (the Bhattacharyya coefficient): 1 if both were divided alike, 0 if none had members of both.
+    Members that were noise do not count. The distance is 1 minus the mean over the labelings; where all members of a
     cluster were noise in one, it has no part in the mean (the geometric one of the numbers of labelings of both).
 
     Args:
