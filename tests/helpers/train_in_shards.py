@@ -81,7 +81,7 @@ def describe(trainer: WatchedTrainer, folder: str) -> dict[str, np.ndarray]:
     tree = read_tree(folder)
     log = {name: value for entry in trainer.state.log_history for name, value in entry.items() if name[:4] == "plr/"}
     found = {
-        **{name: table[name].to_numpy() for name in table},
+        **{name: np.array(table[name].to_list()) for name in table},
         "held": np.array(held),
         "steps": np.sort(steps, axis=1),
         "metrics": np.array([value for name, value in sorted(log.items()) if "seconds" not in name]),

@@ -40,7 +40,7 @@ def test_a_run_leaves_the_tree_of_its_last_clusters(make_trainer, tmp_path, sett
 
 
 def test_the_past_of_the_members_counts(make_trainer, tmp_path, settings, monkeypatch):
-    trainer = make_trainer(**settings)
+    trainer = make_trainer(**settings, refinement="consensus")
     trainer.train()
     trainer.save_labels(tmp_path / "a")
     seen = []
