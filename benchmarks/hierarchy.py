@@ -100,7 +100,7 @@ def train(task: str, seed: int, path: Path) -> None:
     others = [*labeling.stage.refiner.history, labels.raw_labels, labels.previous_labels]
     ids = np.unique(labels.labels[labels.labels != NOISE])
     means = torch.from_numpy(average(features.rows.numpy(), labels.labels, ids))
-    arrays = {
+    arrays: dict[str, Any] = {
         "labels": labels.labels,
         "others": np.stack(others),
         "truth": np.asarray(truth),
