@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_plr.cli import assign, audit, cluster, embed, env, name, push, push_labels, refine, report, train, units
+from hf_plr.cli import assign, audit, cluster, cut, embed, env, name, push, push_labels, refine, report, train, units
 from hf_plr.hub.push import HubError
 
 COMMANDS = {
@@ -20,6 +20,7 @@ COMMANDS = {
     "report": report,
     "audit": audit,
     "name": name,
+    "cut": cut,
     "push": push,
     "push-labels": push_labels,
     "env": env,

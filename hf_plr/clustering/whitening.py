@@ -94,9 +94,13 @@ def whiten(
     Returns:
         Rows of unit length, float32 of shape (n, D); `out` if it is given.
     """
+    return map_rows(rows, fit_whitening(rows, shrinkage, accelerator), out)
+
+
+def fit_whitening(rows: torch.Tensor, shrinkage: float, accelerator: Accelerator | None = None) -> torch.Tensor:
+    """Fit the matrix (D, D) of `whiten`, on the CPU; arguments as there."""
     drawn = draw_rows_to_fit(rows, accelerator)
-    matrix = run_on_main(accelerator, lambda: Whitening(drawn).matrix(shrinkage), "whitening the features")
-    return map_rows(rows, matrix, out)
+    return run_on_main(accelerator, lambda: Whitening(drawn).matrix(shrinkage), "whitening the features")
 
 
 def map_rows(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

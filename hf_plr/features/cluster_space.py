@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering import KMeans
-from hf_plr.clustering.whitening import Whitening, draw_rows_to_fit, map_rows, whiten
+from hf_plr.clustering.whitening import Whitening, draw_rows_to_fit, fit_whitening, map_rows, whiten
 from hf_plr.features.centering import CenteredFeatures, compute_directions
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.training_args import PLRTrainingArguments
@@ -100,6 +100,15 @@ class ClusterSpace:
         if self.folder is not None:
             out = torch.from_numpy(allocate_array(tuple(features.rows.shape), np.float32, self.folder))
         return whiten(features.rows, self.shrinkage, accelerator, out)
+
+    def map_means(self, means: torch.Tensor, features: CenteredFeatures, accelerator: Accelerator) -> torch.Tensor:
+        """Map directions of means (K, D) by the same matrix: unit length, (K, D), without a pass over the features.
+
+        Where labels are given, and no space was decided, they stay as they are.
+        """
+        if self.shrinkage is None or self.shrinkage == CENTERED:
+            return means
+        return map_rows(means, fit_whitening(features.rows, self.shrinkage, accelerator))
 
     def describe(self) -> str:
         """Describe the space in words."""

@@ -37,6 +37,7 @@ PUBLISHED = (
     "prototypes.safetensors",
     "cluster_names.json",
     "run_history.json",
+    "tree.json",
     "known_clusters.safetensors",
     "units.parquet",
     "centroids.safetensors",

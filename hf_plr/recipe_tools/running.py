@@ -29,6 +29,7 @@ from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
 from hf_plr.report.names import NAMES_FILE
 from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.report.run_history import HISTORY_FILE
+from hf_plr.report.tree_file import TREE_FILE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
@@ -170,7 +171,7 @@ def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
         return
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE, KNOWN_CLUSTERS_FILE):
+    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE, KNOWN_CLUSTERS_FILE, TREE_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

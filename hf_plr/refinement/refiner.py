@@ -231,6 +231,11 @@ class PseudoLabelRefiner:
         return self._next_number
 
     @property
+    def history(self) -> tuple[np.ndarray, ...]:
+        """The labelings that the next call refines by, those of the oldest epoch first, read-only, shape (N,) each."""
+        return tuple(labels for epoch in self._history for labels in epoch)
+
+    @property
     def _first_new(self) -> int | None:
         """Number of the next new cluster; None for the lowest that is free."""
         return None if self._reuses_numbers else self._next_number

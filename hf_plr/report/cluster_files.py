@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters, draw_references
-from hf_plr.features.centering import center_features
+from hf_plr.features.centering import CenteredFeatures, center_features
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.report.label_results import average_labels
@@ -24,7 +25,7 @@ CLUSTER_FILES = (
 
 def write_cluster_files(
     directory: str | os.PathLike[str], labels: PseudoLabels, features: torch.Tensor, holder: AllLabels
-) -> None:
+) -> tuple[np.ndarray, ClusterMeans, CenteredFeatures]:
     """Write prototypes and known clusters; called on every process, of which the main one writes.
 
     Args:
@@ -32,16 +33,20 @@ def write_cluster_files(
         labels: the labels that this process holds.
         features: features of its own samples, float32 of shape (n, D); overwritten.
         holder: adds up what the processes hold.
+
+    Returns:
+        Labels of the clusters, ascending, (K,), their means, and the features relative to their center.
     """
     drawn = draw_references(features, holder.accelerator)
     centered = center_features(features, holder.accelerator, out=features)
     ids, means = average_labels(labels, centered, holder)
     if not (holder.accelerator is None or holder.accelerator.is_main_process):
-        return
+        return ids, means, centered
     prototypes, center = means.directions.cpu(), centered.center.cpu()
     write_prototypes(os.path.join(directory, PROTOTYPES_FILE), prototypes.numpy(), ids, center.numpy())
     known = KnownClusters.fit(drawn, center, prototypes, ids, means.sizes.cpu().numpy())
     known.save(os.path.join(directory, KNOWN_CLUSTERS_FILE))
+    return ids, means, centered
 
 
 def write_prototypes(

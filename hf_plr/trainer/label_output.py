@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_plr.clustering.cluster_means import ClusterMeans
+from hf_plr.features.centering import CenteredFeatures
+from hf_plr.refinement import cooccurrence
+from hf_plr.refinement.hierarchy import compare_clusters, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
 from hf_plr.report.names import NAMES_FILE, write_cluster_names
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
-from hf_plr.report.run_history import HISTORY_FILE
+from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 from hf_plr.report.summary import RunSummary
+from hf_plr.report.tree_file import TREE_FILE, write_tree
 from hf_plr.trainer.continuation import digest_own, make_history
 
 if TYPE_CHECKING:
     from hf_plr.trainer.plr_trainer import PLRTrainer
 
+MOST_CLUSTERS = 20_000  # of a tree, whose distances are a matrix of 3 GiB then
+
+logger = logging.getLogger(__name__)
+
 
 def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], rows: np.ndarray | None) -> None:
-    """Write labels, clusters, and last of all the history of the run; called on every process.
+    """Write labels, clusters, their tree, and last of all the history of the run; called on every process.
 
     Args:
         trainer: the trainer.
@@ -30,24 +41,48 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
     """
     os.makedirs(directory, exist_ok=True)
     trainer.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
-    write_cluster_files(directory, trainer.labelings[0].pseudo_labels, trainer._extract_now(), trainer._holder)
-    write_history(trainer, directory)
+    labels = trainer.labelings[0].pseudo_labels
+    ids, means, features = write_cluster_files(directory, labels, trainer._extract_now(), trainer._holder)
+    has_tree = len(ids) <= MOST_CLUSTERS
+    distances = compare_last_clusters(trainer, means, features) if has_tree else None
+    del features
+    history = find_history(trainer)
+    if not trainer.is_world_process_zero():
+        return
+    if distances is not None:
+        runs = [run.clusters for run in history.runs]
+        write_tree(directory, make_tree(ids, means.sizes.numpy(), distances, runs))
+    else:
+        logger.warning("%d clusters are too many for a tree: %s is not written.", len(ids), TREE_FILE)
+        Path(directory, TREE_FILE).unlink(missing_ok=True)
+    if trainer.continuation is not None and not os.path.exists(os.path.join(directory, NAMES_FILE)):
+        write_cluster_names(directory, trainer.continuation.predecessor.names)
+    history.write(directory)
 
 
-def write_history(trainer: PLRTrainer, directory: str | os.PathLike[str]) -> None:
-    """Write the history of the run, and the names that its clusters had in the run before; called on every process."""
+def compare_last_clusters(trainer: PLRTrainer, means: ClusterMeans, features: CenteredFeatures) -> np.ndarray:
+    """Measure distances of the reported clusters, ascending by label, for their tree, (K, K); called on every process.
+
+    What is known of them is their means in the space in which they are sought, and where their members were in the
+    clusterings of the last epochs that the refiner remembers. Tables add up; nothing per sample travels.
+    """
+    labeling, holder = trainer.labelings[0], trainer._holder
+    labels = labeling.pseudo_labels
+    directions = trainer.cluster_space.map_means(means.directions, features, trainer.accelerator)
+    others = (*labeling.stage.refiner.history, labels.raw_labels, labels.previous_labels)
+    tables = [holder.add_shards(cooccurrence(other, labels.labels)) for other in others]
+    return compare_clusters(directions.cpu().numpy(), tables)
+
+
+def find_history(trainer: PLRTrainer) -> RunHistory:
+    """Find the history of the run; called on every process."""
     labeling, continuation, holder = trainer.labelings[0], trainer.continuation, trainer._holder
     labels = labeling.pseudo_labels.labels
     ids, sizes = holder.count(labels)
     if continuation is not None:
         continuation.find_events(labels, holder)
-    if not trainer.is_world_process_zero():
-        return
     next_number = labeling.stage.refiner.next_number
-    if continuation is not None and not os.path.exists(os.path.join(directory, NAMES_FILE)):
-        write_cluster_names(directory, continuation.predecessor.names)
-    history = make_history(trainer.args, ids, sizes, next_number, trainer.from_scratch, continuation)
-    history.write(directory)
+    return make_history(trainer.args, ids, sizes, next_number, trainer.from_scratch, continuation)
 
 
 def write_label_table(trainer: PLRTrainer, path: str | os.PathLike[str], rows: np.ndarray | None) -> None:
@@ -68,6 +103,7 @@ def summarize_labels(trainer: PLRTrainer, summary: RunSummary) -> RunSummary:
     files = (
         (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
         *CLUSTER_FILES,
+        (TREE_FILE, "tree of the clusters, which hf-plr cut takes"),
         (HISTORY_FILE, "sizes of the clusters, of this run and of those that it continues"),
     )
     plural = trainer.modality.plural

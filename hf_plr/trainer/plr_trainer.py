@@ -418,8 +418,8 @@ class PLRTrainer(BaseTrainer):
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, what their clusters look like to the backbone as it is now
-        to `prototypes.safetensors` and `known_clusters.safetensors`, and to `run_history.json` what a run that
-        continues this one needs to know.
+        to `prototypes.safetensors` and `known_clusters.safetensors`, their tree to `tree.json`, and to
+        `run_history.json` what a run that continues this one needs to know.
 
         Args:
             directory: where to.

@@ -36,10 +36,11 @@ def test_any_number_of_processes_trains_on_the_same_samples_and_labels(alone, pr
             for each in (shared, alone)
         )
         assert found.keys() == expected.keys()
-        for key in ("index", "label", "previous_label", "steps", "sizes"):
+        for key in ("index", "label", "previous_label", "steps", "sizes", "tree"):
             np.testing.assert_array_equal(found[key], expected[key], err_msg=f"{name}: {key}")
         np.testing.assert_allclose(found["confidence"], expected["confidence"], rtol=1e-5, err_msg=name)
         np.testing.assert_allclose(found["metrics"], expected["metrics"], rtol=1e-3, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(found["heights"], expected["heights"], atol=1e-3, err_msg=name)
         assert len(found["held"]) == processes  # and each less than half more than its share
         assert found["held"].sum() == len(found["index"]) == expected["held"][0]
         assert found["held"].max() < 1.5 * len(found["index"]) / processes

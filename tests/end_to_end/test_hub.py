@@ -31,7 +31,7 @@ TOKEN = "hf_alicesOwnSecretToken"
 BACKBONE = {"README.md", "clusters.png", "config.json", "model.safetensors", "preprocessor_config.json"}
 CLUSTERS = {
     *("metrics.json", "pseudo_labels.parquet", "prototypes.safetensors", "known_clusters.safetensors"),
-    "run_history.json",
+    *("run_history.json", "tree.json"),
 }
 UNITS = {"metrics.json", "units.parquet", "centroids.safetensors"}
 MODELS = {

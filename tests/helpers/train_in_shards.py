@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from transformers import set_seed
 
 from helpers.train_in_processes import ARGUMENTS, N_IMAGES, WIDTH
-from hf_plr import PLRTrainer, PLRTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments, read_tree
 from hf_plr.data.example_data import digits
 from hf_plr.data.loading import draw_rows
 from hf_plr.models.vision import small_vit, small_vit_processor
@@ -78,13 +78,16 @@ def describe(trainer: WatchedTrainer, folder: str) -> dict[str, np.ndarray]:
     table = pd.read_parquet(Path(folder) / "pseudo_labels.parquet")
     n_steps = trainer.state.max_steps
     steps = np.concatenate([np.array(each).reshape(n_steps, -1) for each in drawn], axis=1)
+    tree = read_tree(folder)
     log = {name: value for entry in trainer.state.log_history for name, value in entry.items() if name[:4] == "plr/"}
     found = {
-        **{name: table[name].to_numpy() for name in table},
+        **{name: np.array(table[name].to_list()) for name in table},
         "held": np.array(held),
         "steps": np.sort(steps, axis=1),
         "metrics": np.array([value for name, value in sorted(log.items()) if "seconds" not in name]),
         "sizes": trainer.summary().cluster_sizes,
+        "tree": tree.nodes,
+        "heights": tree.heights,
     }
     if trainer.args.report != "no":
         trainer.write_report()

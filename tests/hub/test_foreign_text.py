@@ -87,6 +87,8 @@ def test_a_run_writes_into_its_own_folders_whatever_names_the_data_have(
             "pseudo_labels.parquet",
             "prototypes.safetensors",
             "known_clusters.safetensors",
+            "tree.json",
+            "run_history.json",
             "clusters.png",
         ),
         *("report.html", "report.json"),

@@ -182,7 +182,7 @@ from transformers import AutoImageProcessor, AutoModel
 model, report = AutoModel.from_pretrained({trainer.args.output_dir!r}, output_loading_info=True)
 processor = AutoImageProcessor.from_pretrained({trainer.args.output_dir!r})
 rows = {trainer.train_dataset.rows[:3].tolist()}
-chosen = np.sort(np.random.default_rng(0).choice(1797, 203, replace=False))
+chosen = np.sort(np.random.default_rng(0).permutation(1797)[:203])
 images = [Image.fromarray((load_digits().images[chosen[r]] * 255 / 16).astype(np.uint8)) for r in rows]
 with torch.inference_mode():
     output = model.eval()(**processor(images, return_tensors="pt"))
