@@ -98,8 +98,13 @@ def _keep_estimate(folder: Path, marks: Marks, estimate: ErrorRate, names: Mappi
 
 
 def describe_changes(history: RunHistory, names: Mapping[int, str]) -> str:
-    """Describe the error rate of the last run against that of the run before that was audited; empty without one."""
+    """Describe the error rate of the last run against the last one audited before it; empty for a first run."""
     change = find_rate_change(history)
+    if change is None and len(history.runs) > 1:
+        return (
+            "No error rate to compare with: no earlier run had been audited when this one ended. Audit a run before "
+            "the one that continues it.\n"
+        )
     if change is None:
         return ""
     lines = [f"Error rate against {change.since}: {_format_change(change)}"]

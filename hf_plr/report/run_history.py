@@ -174,6 +174,21 @@ class RunHistory:
         content = {"format": FORMAT, **dataclasses.asdict(self)}  # json makes lists of tuples, strings of numbers
         return json.dumps(content, allow_nan=False)
 
+    def keep_audit(self, folder: str | os.PathLike[str]) -> RunHistory:
+        """Keep the id and the audit of the run in an output folder, if it is this one.
+
+        A run that is resumed at its end leaves the same clusters once more.
+        """
+        try:
+            there = RunHistory.read(folder)
+        except ValueError:  # it is replaced
+            return self
+        own = self.runs[-1]
+        if there is None or there.runs[:-1] != self.runs[:-1] or there.runs[-1].clusters != own.clusters:
+            return self
+        own = dataclasses.replace(own, id=there.runs[-1].id, audit=there.runs[-1].audit)
+        return dataclasses.replace(self, runs=(*self.runs[:-1], own))
+
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write the history into an output folder; the file is complete or as it was before.
 

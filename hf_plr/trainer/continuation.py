@@ -80,6 +80,16 @@ class Predecessor:
         history = dataclasses.replace(history, next_number=number)
         return cls(folder, folder, history, read_cluster_names(folder), labels)
 
+    def read_audits(self) -> RunHistory:
+        """The history, with audits that were made since this run began, where the folder is still there."""
+        try:
+            now = RunHistory.read(self.folder)
+        except (ValueError, OSError):
+            now = None
+        audits = {} if now is None else {run.id: run.audit for run in now.runs}
+        runs = [dataclasses.replace(run, audit=audits.get(run.id) or run.audit) for run in self.history.runs]
+        return dataclasses.replace(self.history, runs=tuple(runs))
+
 
 class Continuation:
     """Takes over labels, numbers and names of a run before, and finds out what became of its clusters.
@@ -320,7 +330,7 @@ def make_history(
     highest = max(by_label, default=NOISE)
     if continuation is None or continuation.known is None:
         return RunHistory(max(next_number, highest + 1), (entry,), from_scratch)
-    known, before = continuation.known, continuation.predecessor.history
+    known, before = continuation.known, continuation.predecessor.read_audits()
     data = DataChange(known.known, known.new, known.removed)
     entry = dataclasses.replace(entry, data=data, events=continuation.events)
     return RunHistory(max(before.next_number, next_number, highest + 1), (*before.runs, entry), from_scratch)

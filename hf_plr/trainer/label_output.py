@@ -51,13 +51,13 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
         return
     if distances is not None:
         runs = [run.clusters for run in history.runs]
-        write_tree(directory, make_tree(ids, means.sizes.numpy(), distances, runs))
+        write_tree(directory, make_tree(ids, means.sizes.cpu().numpy(), distances, runs))
     else:
         logger.warning("%d clusters are too many for a tree: %s is not written.", len(ids), TREE_FILE)
         Path(directory, TREE_FILE).unlink(missing_ok=True)
     if trainer.continuation is not None and not os.path.exists(os.path.join(directory, NAMES_FILE)):
         write_cluster_names(directory, trainer.continuation.predecessor.names)
-    history.write(directory)
+    history.keep_audit(directory).write(directory)
 
 
 def compare_last_clusters(trainer: PLRTrainer, means: ClusterMeans, features: CenteredFeatures) -> np.ndarray:

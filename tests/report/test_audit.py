@@ -324,3 +324,13 @@ def test_an_audit_that_cannot_be_kept_is_printed(continued, tmp_path, capsys, mo
     said = audit_of(out, tmp_path, capsys, 3)
     assert "Error rate: " in said.out
     assert "hf-plr audit: the error rate is not kept: read-only" in said.err
+
+
+def test_without_an_earlier_audit_it_is_said_that_there_is_none(continued, tmp_path, capsys):
+    out, _ = continued
+    history = RunHistory.read(out)
+    runs = [dataclasses.replace(run, audit=None) for run in history.runs]
+    dataclasses.replace(history, runs=tuple(runs)).write(out)
+    assert "No error rate to compare with: no earlier run had been audited" in audit_of(out, tmp_path, capsys, 5).out
+    dataclasses.replace(history, runs=(runs[1],)).write(out)
+    assert "No error rate to compare with" not in audit_of(out, tmp_path, capsys, 5).out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,19 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     HISTORY.write(tmp_path)
     assert RunHistory.read(tmp_path) == HISTORY
     assert [path.name for path in tmp_path.iterdir()] == [HISTORY_FILE]
+
+
+def test_a_run_that_ends_again_keeps_its_audit(tmp_path: Path) -> None:
+    HISTORY.write(tmp_path)
+    again = dataclasses.replace(HISTORY, runs=(FIRST, dataclasses.replace(SECOND, id="c3", written="", audit=None)))
+    assert again.keep_audit(tmp_path) == dataclasses.replace(
+        HISTORY, runs=(FIRST, dataclasses.replace(SECOND, written=""))
+    )
+    other = dataclasses.replace(again, runs=(FIRST, dataclasses.replace(SECOND, id="c3", audit=None, clusters={2: 9})))
+    assert other.keep_audit(tmp_path) == other
+    assert again.keep_audit(tmp_path / "elsewhere") == again
+    (tmp_path / HISTORY_FILE).write_text("{")
+    assert again.keep_audit(tmp_path) == again
 
 
 def test_the_file_has_the_documented_format(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import tiny
+from helpers.run_lines import make_audit
 from helpers.runs import StopAt, assert_same_run
 from transformers import TrainingArguments
 
@@ -114,10 +116,15 @@ def test_history_names_and_digests_are_written(first, grown_digits, tmp_path, ca
 
 def test_a_third_run_gives_no_number_of_the_first_again(first, all_digits, grown_digits, tmp_path):
     finish(continue_run(tmp_path / "second", grown_digits, first, num_clusters=6))
-    third = finish(
-        continue_run(tmp_path / "third", all_digits.select(range(500)), tmp_path / "second", num_clusters=20)
+    trainer = continue_run(tmp_path / "third", all_digits.select(range(500)), tmp_path / "second", num_clusters=20)
+    second = RunHistory.read(tmp_path / "second")
+    audit = make_audit(6, {}, 400)  # while the third run is under way
+    dataclasses.replace(second, runs=(second.runs[0], dataclasses.replace(second.runs[1], audit=audit))).write(
+        tmp_path / "second"
     )
+    third = finish(trainer)
     history = RunHistory.read(tmp_path / "third")
+    assert [run.audit for run in history.runs] == [None, audit, None]
     assert [run.name for run in history.runs] == ["first", "second", "third"]
     gone = set(history.runs[0].clusters) - set(history.runs[1].clusters)
     assert gone  # six clusters are fewer than twelve
