@@ -61,7 +61,7 @@ def test_what_is_kept_between_stages_is_what_the_stage_keeps(tmp_path, refinemen
         now, kmeans = labeling.pseudo_labels, labeling.stage.clusterer
         arrays += [now.labels, now.previous_labels, now.raw_labels, now.confidence, now.targets]
         state = labeling.stage.refiner.state_dict()
-        arrays += [array for array in state.values() if len(array) > 1]  # others are numbers
+        arrays += [array for name, array in state.items() if name not in ("version", "numbers")]
         of_kmeans.append(kmeans.labels_)
         tables += [kmeans.cluster_centers_, prototypes]
     assert len(stages.labelings) == len(size.numbers) == (3 if refinement == "auto" else 1)
