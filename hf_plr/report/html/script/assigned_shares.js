@@ -1,4 +1,4 @@
-const VERDICTS = { grew: "\u25b2 grew", shrank: "\u25bc shrank", same: "not surely another" };
+const VERDICTS = { grew: "\u25b2 grew", shrank: "\u25bc shrank", same: "no clear change" };
 const SHOWN_CLUSTERS = 30;
 
 function shares() {
@@ -7,7 +7,7 @@ function shares() {
   const shown = all.slice(0, SHOWN_CLUSTERS);
   const sure = all.filter((cluster) => cluster.verdict !== "same").length;
   const part = data.clusters_of > shown.length ? ` ${count(shown.length)} of ${count(data.clusters_of)} are drawn.` : "";
-  section("clusters", "Known clusters", `Shares among the ${run.plural} that fit, against those among the ${count(data.training_samples)} of training. ${sure ? `${plural(sure, "cluster")} surely differ${sure === 1 ? "s" : ""}` : "None surely differs"}: the intervals of all clusters together leave no difference out by chance in more than one of twenty data sets.${part}`,
+  section("clusters", "Known clusters", `Shares among the ${run.plural} that fit, against those among the ${count(data.training_samples)} of training. ${sure ? `${plural(sure, "cluster")} clearly changed` : "None clearly changed"}: that is judged for all clusters together, so that chance says it of any of them in one of twenty data sets. An interval of its own that leaves the training share out is less than that.${part}`,
     el("p", { class: "legend soft", "aria-hidden": "true" }, el("span", { class: "key training" }), " in training ", el("span", { class: "key here" }), " here, with its 95% interval"),
     el("ul", { class: "shares" }, shown.map((cluster) => el("li", { class: "share-row" },
       el("div", { class: "who" }, swatch(cluster.id), el("span", {}, clusterName(cluster.id))),
