@@ -82,6 +82,17 @@ def test_a_file_gives_the_same_answers(known, tmp_path):
         np.testing.assert_array_equal(values, getattr(after, name), err_msg=name)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e6])
+def test_answers_do_not_depend_on_the_scale_of_features(known, tmp_path, scale):
+    features, cluster = make_samples(2000, seed=0)
+    path = tmp_path / "known.safetensors"
+    fit(features * scale, cluster, labels=np.array([2, 5, 7, 11])).save(path)
+    new = torch.cat([make_samples(100, seed=6)[0], 3.0 + torch.randn(20, WIDTH)])
+    expected, found = known.assign(new), KnownClusters.load(path).assign(new * scale)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_allclose(found.p_value, expected.p_value, atol=0.01)
+
+
 def test_a_single_cluster_has_no_second():
     known = fit(make_samples(50, seed=0)[0], np.zeros(50, np.int64))
     found = known.assign(make_samples(5, seed=1)[0])
