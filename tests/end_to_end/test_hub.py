@@ -137,7 +137,7 @@ def test_labels_load_as_a_data_set(published, read, all_digits):
         media = {"vit": ["image"], "dino": [], "hubert": ["audio"]}[name]
         assert found["columns"] == ["index", "label", "previous_label", "confidence", "digest", *media]
         for column in kept.columns:
-            np.testing.assert_array_equal(np.asarray(found[column], kept[column].dtype), kept[column])
+            np.testing.assert_array_equal(pd.Series(found[column]).astype(kept[column].dtype), kept[column])
     units, kept = read["labels"]["alice/units-labels"], pd.read_parquet(folder / "units" / "units.parquet")
     assert units["columns"] == ["index", "units"]
     assert all(np.array_equal(*pair) for pair in zip(units["units"], kept["units"], strict=True))
