@@ -101,7 +101,7 @@ def summarize_labels(trainer: PLRTrainer, summary: RunSummary) -> RunSummary:
     """Add what is known of the labels to the summary of a run."""
     noun, span = trainer.modality.noun, "" if trainer.train_dataset.segments is None else " start, end,"
     files = (
-        (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label and confidence of every training {noun}"),
+        (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label, confidence and digest of every training {noun}"),
         *CLUSTER_FILES,
         (TREE_FILE, "tree of the clusters, which hf-plr cut takes"),
         (HISTORY_FILE, "sizes of the clusters, of this run and of those that it continues"),

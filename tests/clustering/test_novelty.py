@@ -23,6 +23,11 @@ def make_samples(n: int, seed: int, spreads: tuple[float, ...] = SPREADS) -> tup
     return (centers[cluster] + torch.from_numpy(noise)).float() + 3.0, cluster
 
 
+def make_strange(n: int) -> torch.Tensor:
+    """Features (n, WIDTH) of no cluster, the same each time."""
+    return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(7))
+
+
 def fit(features: torch.Tensor, cluster: np.ndarray, labels: np.ndarray | None = None) -> KnownClusters:
     ids = np.unique(cluster)
     center = features.mean(dim=0)
@@ -66,7 +71,7 @@ def test_samples_of_no_known_cluster_are_novel(known):
 
 
 def test_p_values_fall_as_novelty_rises(known):
-    found = known.assign(torch.cat([make_samples(300, seed=4)[0], torch.randn(50, WIDTH)]))
+    found = known.assign(torch.cat([make_samples(300, seed=4)[0], make_strange(50)]))
     order = np.argsort(found.novelty)
     assert (np.diff(found.p_value[order]) <= 0).all()
     assert 0 < found.p_value.min() <= found.p_value.max() <= 1
@@ -87,7 +92,7 @@ def test_answers_do_not_depend_on_the_scale_of_features(known, tmp_path, scale):
     features, cluster = make_samples(2000, seed=0)
     path = tmp_path / "known.safetensors"
     fit(features * scale, cluster, labels=np.array([2, 5, 7, 11])).save(path)
-    new = torch.cat([make_samples(100, seed=6)[0], 3.0 + torch.randn(20, WIDTH)])
+    new = torch.cat([make_samples(100, seed=6)[0], 3.0 + make_strange(20)])
     expected, found = known.assign(new), KnownClusters.load(path).assign(new * scale)
     np.testing.assert_array_equal(found.label, expected.label)
     np.testing.assert_allclose(found.p_value, expected.p_value, atol=0.01)
@@ -108,7 +113,7 @@ def test_no_samples_are_assigned_to_nothing(known):
 def test_equal_samples_have_finite_scores():
     features = torch.ones(20, WIDTH)
     features[10:] = -1.0
-    found = fit(features, np.arange(20) // 10).assign(torch.cat([features, 9.0 * torch.randn(3, WIDTH)]))
+    found = fit(features, np.arange(20) // 10).assign(torch.cat([features, 9.0 * make_strange(3)]))
     assert np.isfinite(found.novelty).all()
     assert (found.p_value[20:] < 0.05).all()
 
