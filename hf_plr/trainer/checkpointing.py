@@ -54,6 +54,7 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "image_column",
     "audio_column",
     "label_column",
+    "levels",
     "labels",  # their contents are among the clusterer's parameters
     "score_every",
     "image_cache_gib",
