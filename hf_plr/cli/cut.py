@@ -9,7 +9,8 @@
 level, -1 = in none), cluster (the run's own label) and, where clusters have names, name. It is a file of labels that
 --labels of a training takes. With --levels the run's labels stay in the column label, and each level has a column, such
 as level_8. Levels are nested: what is together in one is together in every level of fewer clusters. Without --clusters,
---height and --levels there are three levels, where the tree has its largest gaps. Without --output nothing is written.
+--height and --levels there are three levels, of half of the clusters at most, where the tree has its largest gaps.
+Without --output nothing is written.
 
 --keep 3,17 keeps clusters 3 and 17 apart, --join 4,9 joins 4 and 9 before anything else; both can be given several
 times. The number of a cluster of a level is that of its most senior cluster: of the earliest run that has it, then the
