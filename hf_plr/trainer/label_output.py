@@ -159,12 +159,12 @@ def suggest_commands(folder: str, n_clusters: int, plural: str) -> tuple[tuple[s
     """Suggest what to do with the clusters in an output folder: commands, and what they do."""
     out = shlex.quote(folder)
     fewer = next((n for n in CUTS if n < n_clusters), None)
-    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger ones")
+    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger clusters")
     return (
-        (f"hf-plr name {out} --list", "clusters by size, to name them"),
+        (f"hf-plr name {out} --list", "its clusters, to name them"),
         *(() if fewer is None else (cut,)),
         (
             f"hf-plr assign --model {out} --dataset NEW --output assigned.parquet",
-            f"new {plural}, and what is new in them",
+            f"new {plural} by these clusters",
         ),
     )
