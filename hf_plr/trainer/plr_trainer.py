@@ -204,8 +204,7 @@ class PLRTrainer(BaseTrainer):
         return self.extractor.extract(self.train_dataset, positions, view=(self.args.seed, self._epoch))
 
     def _count_clusters(self) -> int:
-        n = self.labelings[0].stage.clusterer.get_params().get("n_clusters")
-        return n if isinstance(n, int) else default_num_clusters(len(self.train_dataset))
+        return self.labelings[0].stage.n_sought or default_num_clusters(len(self.train_dataset))
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""

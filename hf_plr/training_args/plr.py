@@ -65,8 +65,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         metadata={
             "help": "Clusterings per epoch that are trained on at once, each with prototypes and refinement of its own "
             "and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is reported "
-            "and saved. Default: 3 with refinement auto where the clusterer has a number of clusters or an eps, "
-            "otherwise 1."
+            "and saved. With refinement nested they are levels of one hierarchy. Default: 3 with nested, and with auto "
+            "where the clusterer has a number of clusters or an eps; otherwise 1."
         },
     )
     cluster_space: ClusterSpace = field(

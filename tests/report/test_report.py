@@ -74,7 +74,9 @@ def test_a_run_leaves_everything_that_the_page_shows(make_trainer, tmp_path):
     assert data["sheets"]["contact"].keys() == {str(label) for label in labels["label"].unique()}
     for label, members in data["sheets"]["contact"].items():
         assert {data["samples"][key][1] for key in members} == {int(label)}
-    assert len(data["map"]["positions"]) == len(data["map"]["layouts"]["PCA"]) == 203
+    assert len(data["map"]["positions"]) == 203
+    assert {name: len(places) for name, places in data["map"]["layouts"].items()} == {"t-SNE": 203, "PCA": 203}
+    assert during["map"]["layouts"].keys() == {"PCA"}
     sizes = labels["label"].value_counts()
     assert {cluster: size for cluster, size, _ in data["sizes"]["clusters"]} == sizes.to_dict()
     for sheet in data["sheets"]["clusters"]:

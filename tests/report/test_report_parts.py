@@ -247,12 +247,43 @@ def test_umap_is_taken_where_it_is_installed_and_wanted(monkeypatch, caplog):
     features = np.random.default_rng(0).normal(size=(30, 4))
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert layouts(features, 5).keys() == {"PCA"}
-    assert layouts(features, 5, with_umap=True).keys() == {"PCA", "UMAP"}
-    assert layouts(features, 13, with_umap=True).keys() == {"PCA"}
+    assert list(layouts(features, 5)) == ["PCA"]
+    assert list(layouts(features, 5, final=True)) == ["t-SNE", "UMAP", "PCA"]
+    assert list(layouts(features, 13, final=True)) == ["t-SNE", "PCA"]
     assert "The report has no UMAP: no luck" in caplog.text
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert layouts(features, 5, with_umap=True).keys() == {"PCA"}
+    assert list(layouts(features, 5, final=True)) == ["t-SNE", "PCA"]
+
+
+def test_t_sne_keeps_neighbours_together_and_is_the_same_again():
+    rng = np.random.default_rng(0)
+    group = np.arange(120) % 6
+    features = (3 * rng.normal(size=(6, 20))[group] + rng.normal(size=(120, 20))).astype(np.float32)
+    maps = layouts(features, 7, final=True)
+    assert maps == layouts(features, 7, final=True)
+    places = np.array(maps["t-SNE"])
+    assert np.abs(places).max() == pytest.approx(1.0)
+    distances = np.linalg.norm(places[:, None] - places, axis=2) + 9 * np.eye(120)
+    assert (group[distances.argmin(axis=1)] == group).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("features", "has_t_sne"),
+    [
+        (np.ones((40, 8)), False),
+        (np.ones((40, 8)) + np.eye(40, 8), True),
+        (np.repeat(np.eye(2), 20, axis=0), True),
+        (np.linspace(0, 1, 40)[:, None] * np.ones(8), True),
+        (np.random.default_rng(0).normal(size=(40, 3)) * 1e37, True),
+        (np.random.default_rng(0).normal(size=(40, 3)) * 1e-30, True),
+        (np.eye(9), False),
+        (np.eye(10), True),
+    ],
+)
+def test_collapsed_and_extreme_features_have_a_map(features, has_t_sne):
+    maps = layouts(features.astype(np.float32), 0, final=True)
+    assert ("t-SNE" in maps) == has_t_sne
+    assert all(np.isfinite(places).all() for places in maps.values())
 
 
 def test_known_scores_have_titles_and_descriptions():

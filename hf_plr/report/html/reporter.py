@@ -185,7 +185,7 @@ class Reporter:
             data["labels_id"] = _labels_id(snapshot.labels)
             data["sizes"] = size_table(snapshot)
             data["sheets"] = self._sheets(snapshot) if snapshot.bounds is None else self._unit_sheets(snapshot)
-            data["map"] = self._layout(with_umap=finished)
+            data["map"] = self._layout(finished)
         keys = list(dict.fromkeys(_shown_keys(data)))
         data["media"] = self.previews.make(keys, seconds)
         data["media_wanted"] = len(keys)
@@ -217,11 +217,11 @@ class Reporter:
         n_units = len(list_cluster_ids(snapshot.labels))
         return {"random": [], "clusters": sheets, "typical": {}, "contact": contact, "of": n_units}
 
-    def _layout(self, with_umap: bool) -> dict[str, Any] | None:
-        if self._features is not None and (self._map is None or with_umap):
+    def _layout(self, final: bool) -> dict[str, Any] | None:
+        if self._features is not None and (self._map is None or final):
             self._map = {
                 "positions": _keys(self._dots.tolist()),
-                "layouts": layouts(self._features, self.seed, with_umap),
+                "layouts": layouts(self._features, self.seed, final),
                 "of": len(self.store),
             }
         return self._map
