@@ -26,6 +26,7 @@ from hf_plr.training_args import (
     BaseTrainingArguments,
     PLRTrainingArguments,
 )
+from hf_plr.utils.argument_checks import check_levels
 
 
 def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
@@ -130,15 +131,19 @@ def make_labelings(
         given: stage of given labels; None where clusterers make them.
 
     Raises:
-        ValueError: if there are fewer samples than clusters, or than two, or the refiner's soft labels are no targets.
+        ValueError: if there are fewer samples than clusters, or than two, fewer clusters than a level is to have, or
+            the refiner's soft labels are no targets.
     """
     if n_samples < 2:
         raise ValueError(f"{n_samples} sample cannot be clustered: give two or more, better hundreds")
     if given is not None:
+        check_levels(args.levels, given.n_clusters)
         return [Labeling(given, args.confidence_power)]
     n_clusters = clusterers[0].get_params().get("n_clusters")
     if isinstance(n_clusters, int) and n_clusters > n_samples:
         raise ValueError(f"num_clusters={n_clusters} but only {n_samples} samples can be read")
+    if isinstance(n_clusters, int) and refiner is None:
+        check_levels(args.levels, n_clusters)
     nested = _make_levels(args, clusterers, refiner, n_samples, holder)
     if nested is not None:
         return nested

@@ -1,206 +1,142 @@
-"""Several nested levels of one refinement."""
+"""Levels of a run: nested cuts whose numbers live on in the runs that continue it, and are never given twice."""
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.labels import same_partition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr import PseudoLabelRefiner
-from hf_plr.refinement import agglomeration, cooccurrence
-from hf_plr.refinement.agglomeration import coassociation
-
-SEEDS = st.integers(0, 2**32 - 1)
-WAYS = {
-    "nested": {},
-    "consensus": {"n_clusters": 3, "min_cluster_size": 1},
-    "slr": {},
-    "joint": {"n_clusters": "current", "distance_threshold": None},
-}
+from hf_plr.refinement import cooccurrence
+from hf_plr.refinement.hierarchy import KnownLevels, make_levels, make_tree
 
 
-def make(name, n_levels, **options):
-    return PseudoLabelRefiner.from_preset(name, **{**WAYS[name], "n_levels": n_levels, **options})
+def tree_of(labels: np.ndarray, rng: np.random.Generator):
+    """A random tree of the clusters that samples are in, -1 = none."""
+    ids, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    points = rng.normal(size=(len(ids), 2))
+    return make_tree(ids, sizes, np.linalg.norm(points[:, None] - points[None], axis=2))
 
 
-def draw_epochs(seed, n_members, noise=0.1, n_samples=120, n_clusters=12, n_epochs=4):
-    """Labels of some epochs, (N,) or (N, M): clusters churn, split and merge, and some samples are noise."""
+def numbers_of(levels):
+    return {n: dict(zip(level.labels.tolist(), level.numbers.tolist(), strict=True)) for n, level in levels.items()}
+
+
+def take_over(before, last, labels, next_number):
+    return KnownLevels(cooccurrence(last, labels), numbers_of(before), next_number)
+
+
+@st.composite
+def lines_of_runs(draw):
+    """Labels of the same samples in two to four runs; a later run keeps some clusters and has some that are new."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    runs, next_number = [], 0
+    for _ in range(draw(st.integers(2, 4))):
+        n_clusters = draw(st.integers(3, 12))
+        own = next_number + np.arange(n_clusters)
+        if runs:
+            kept = np.unique(runs[-1][runs[-1] >= 0])
+            own[: len(kept)] = rng.permutation(kept)[: len(own)]
+        labels = rng.choice(np.append(own, -1), 150)
+        if runs:
+            stays = rng.random(150) < draw(st.floats(0, 1))
+            labels[stays & np.isin(runs[-1], own)] = runs[-1][stays & np.isin(runs[-1], own)]
+        runs.append(labels)
+        next_number = max(next_number, int(labels.max()) + 1)
+    return runs, rng
+
+
+@given(lines_of_runs())
+def test_numbers_follow_the_samples_and_are_never_given_twice(line):
+    runs, rng = line
+    levels, next_number = make_levels(tree_of(runs[0], rng), [2, 3], next_number=int(runs[0].max()) + 1)
+    assert all(set(level.numbers) <= set(level.labels) for level in levels.values())  # of a first run: labels
+    ever = {n: set(level.numbers.tolist()) for n, level in levels.items()}
+    for last, labels in pairwise(runs):
+        first_new, before = next_number, levels
+        tree = tree_of(labels, rng)
+        known = take_over(before, last, labels, first_new)
+        levels, next_number = make_levels(tree, None, known, max(first_new, int(labels.max()) + 1))
+        assert list(levels) == [n for n in before if n <= len(tree)]
+        for n, level in levels.items():
+            assert len(set(zip(level.numbers.tolist(), tree.cut(n).numbers.tolist(), strict=True))) == n
+            kept = set(level.numbers.tolist()) & set(before[n].numbers.tolist())
+            assert not (set(level.numbers.tolist()) - kept) & ever[n]
+            assert max(level.numbers) < next_number
+            was, now = before[n].apply(last), level.apply(labels)
+            shared = {(a, b): int(((was == a) & (now == b)).sum()) for a in set(was) - {-1} for b in set(now) - {-1}}
+            for a in before[n].members:
+                row, column = ({pair: s for pair, s in shared.items() if pair[i] == a} for i in (0, 1))
+                if a in kept:
+                    assert shared[a, a] == max(row.values()) == max(column.values()) > 0
+                else:  # whoever has most of it has more of another one, or as much
+                    (_, b), most = max(row.items(), key=lambda item: item[1], default=((a, a), 0))
+                    rivals = [s for (c, d), s in shared.items() if d == b and c != a]
+                    tied = sum(s == most for s in row.values()) > 1
+                    assert most == 0 or tied or max(rivals, default=0) >= most
+            ever[n] |= set(level.numbers.tolist())
+        parts = [level.apply(labels) for level in levels.values()]
+        for coarse, fine in pairwise(parts):
+            assert len(set(zip(fine.tolist(), coarse.tolist(), strict=True))) == len(set(fine.tolist()))
+            assert ((fine == -1) == (labels == -1)).all()
+
+
+@given(st.integers(0, 2**32), st.permutations(range(12)))
+def test_a_run_of_the_same_samples_and_tree_keeps_all_numbers_whatever_its_clusters_are_called(seed, order):
     rng = np.random.default_rng(seed)
-    truth = rng.integers(0, n_clusters, n_samples)
-    epochs = []
-    for _ in range(n_epochs):
-        shape = (n_samples, n_members)
-        labels = np.where(rng.random(shape) < 0.3, rng.integers(0, n_clusters, shape), truth[:, None])
-        labels = np.where(rng.random(shape) < noise, -1, labels)
-        epochs.append(labels[:, 0] if n_members == 1 else labels)
-    return epochs
+    labels = np.append(np.arange(12), rng.integers(-1, 12, 100))
+    tree = tree_of(labels, rng)
+    levels, next_number = make_levels(tree, [2, 5, 9], next_number=12)
+    renamed = np.append(20 + np.array(order), -1)[labels]
+    other = type(tree)(20 + np.array(order)[tree.labels], tree.sizes, tree.nodes, tree.heights)
+    again, after = make_levels(other, None, take_over(levels, labels, renamed, 12), next_number)
+    assert after == next_number
+    for n, level in levels.items():
+        np.testing.assert_array_equal(again[n].apply(renamed), level.apply(labels))
 
 
-def levels_of(result):
-    return [result, *result.finer]
+def test_a_new_part_has_the_number_of_a_new_cluster_or_one_of_its_own():
+    last = np.array([0] * 4 + [1] * 4 + [2] * 4 + [-1] * 9)
+    before, _ = make_levels(tree_at(last, {0: 0.0, 1: 1.0, 2: 9.0}), [2], next_number=3)
+    assert numbers_of(before) == {2: {0: 0, 1: 0, 2: 2}}
+    # cluster 1 leaves 0 and makes a part with the new cluster 5; 2 joins 0
+    labels = np.array([0] * 4 + [1] * 4 + [2] * 4 + [5] * 9)
+    tree = tree_at(labels, {0: 0.0, 2: 1.0, 1: 9.0, 5: 9.5})
+    levels, next_number = make_levels(tree, None, take_over(before, last, labels, 3), 6)
+    assert numbers_of(levels) == {2: {0: 0, 2: 0, 1: 5, 5: 5}}  # 2 is no more: it would be the number of another part
+    assert next_number == 6
+    # without a new cluster in it, it has a number of its own
+    labels = np.array([0] * 4 + [1] * 4 + [2] * 4 + [-1] * 9)
+    tree = tree_at(labels, {0: 0.0, 2: 1.0, 1: 9.0})
+    levels, next_number = make_levels(tree, None, take_over(before, last, labels, 3), 6)
+    assert numbers_of(levels) == {2: {0: 0, 2: 0, 1: 6}}
+    assert next_number == 7
 
 
-def assert_nested(levels):
-    """Every cluster of a level lies in one of the level before."""
-    for coarser, finer in itertools.pairwise(levels):
-        labelled = finer >= 0
-        assert (coarser[labelled] >= 0).all()
-        assert len(set(zip(coarser[labelled], finer[labelled], strict=True))) == len(set(finer[labelled]))
+def tree_at(labels: np.ndarray, places: dict[int, float]):
+    """A tree of the clusters of samples, which lie at these places of a line."""
+    ids, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    at = np.array([places[label] for label in ids.tolist()])
+    return make_tree(ids, sizes, np.abs(at[:, None] - at))
 
 
-@given(SEEDS, st.sampled_from(sorted(WAYS)), st.integers(2, 4), st.sampled_from([0.0, 0.2]))
-def test_levels_are_nested_and_confidences_are_shares(seed, name, n_levels, noise):
-    refiner = make(name, n_levels)
-    for labels in draw_epochs(seed, 3 if refiner.takes_members else 1, noise):
-        result = refiner.refine(labels)
-        assert len(result.finer) == n_levels - 1
-        assert_nested([level.labels for level in levels_of(result)])
-        for level in levels_of(result):
-            assert 0.0 <= level.confidence.min() <= level.confidence.max() <= 1.0
-            assert (level.confidence[level.labels < 0] == 0.0).all()
-            np.testing.assert_array_equal(level.cells.labels[level.cell_of_sample()], level.labels)
-        assert [level.cells for level in result.finer] == list(result.cells.finer)
-        assert {level.changed_share for level in levels_of(result)[:1]} == {levels_of(result)[-1].changed_share}
-
-
-@given(SEEDS, st.sampled_from(sorted(WAYS)), st.integers(2, 3))
-def test_a_level_is_what_its_number_of_clusters_alone_gives(seed, name, n_levels):
-    """Exact: nothing of a level depends on the others but where the tree is cut."""
-    refiner = make(name, n_levels, n_clusters="current", min_cluster_size=1)
-    *before, labels = draw_epochs(seed, 3 if refiner.takes_members else 1, noise=0.1)
-    for each in before:
-        refiner.refine(each)
-    alone = PseudoLabelRefiner(**{**refiner.settings(), "n_levels": 1})
-    alone.load_state_dict({key: value for key, value in refiner.state_dict().items() if not key.startswith("finer")})
-    found = levels_of(refiner.refine(labels))
-    n_current = len(found[0].table.current_ids)
-    for level, n in zip(found, [round(n_current / 2**i) for i in range(n_levels)[::-1]], strict=True):
-        alone.n_clusters = max(n, 1)
-        expected = alone.refine_cells(level.table)
-        assert same_partition(expected.labels[expected.table.locate(*level._labelings)], level.labels)
-        np.testing.assert_array_equal(expected.confidence, level.cells.confidence)
-
-
-@given(SEEDS, st.sampled_from(sorted(WAYS)))
-def test_names_of_the_clusters_change_nothing(seed, name):
-    one, other = make(name, 3), make(name, 3)
-    rng = np.random.default_rng(seed)
-    for labels in draw_epochs(seed, 3 if one.takes_members else 1, noise=0.1):
-        names = np.append(rng.permutation(40), -1)
-        first, second = one.refine(labels), other.refine(names[labels])
-        for level, renamed in zip(levels_of(first), levels_of(second), strict=True):
-            assert same_partition(level.labels, renamed.labels)
-            np.testing.assert_array_equal(level.labels < 0, renamed.labels < 0)
-            np.testing.assert_allclose(level.confidence, renamed.confidence, atol=1e-12)
-
-
-@given(SEEDS, st.integers(1, 4))
-def test_numbers_of_every_level_live_on(seed, n_members):
-    """The same samples under other names: clusters of every level keep their numbers, and events say so."""
-    refiner = make("nested", 3, min_cluster_size=1)
-    rng = np.random.default_rng(seed)
-    labels = np.stack([rng.integers(0, 8, 60) for _ in range(n_members)], axis=1)
-    for _ in range(3):
-        before = refiner.refine(labels)
-    now = refiner.refine(rng.permutation(30)[labels])
-    for last, level in zip(levels_of(before), levels_of(now), strict=True):
-        np.testing.assert_array_equal(last.labels, level.labels)
-        assert level.events.counts()["kept"] == len(np.unique(level.labels))
-
-
-def test_an_example_by_hand():
-    """Four clusters of the finest level, which pairs of members join, and these another member."""
-    finest = np.repeat(np.arange(4), 5)
-    labels = np.stack([finest, finest // 2, finest // 2, finest * 0], axis=1)
-    result = PseudoLabelRefiner.from_preset("nested").refine(labels)
-    np.testing.assert_array_equal(result.labels, finest * 0)
-    np.testing.assert_array_equal(result.finer[0].labels, finest // 2)
-    np.testing.assert_array_equal(result.finer[1].labels, finest)
-    # A sample is with 4 others of its cluster in all labelings, with 5 in three, with 10 in one.
-    np.testing.assert_allclose(result.finer[1].confidence, 1.0)
-    np.testing.assert_allclose(result.finer[0].confidence, (4 + 5 * 3 / 4) / 9)
-    np.testing.assert_allclose(result.confidence, (4 + 5 * 3 / 4 + 10 / 4) / 19)
-    assert result.changed_share == 0.0
-    two = PseudoLabelRefiner.from_preset("nested", n_clusters=2).refine(labels)
-    counts = [len(np.unique(level.labels)) for level in (two, *two.finer)]
-    assert counts == [2, 4, 4]  # no finer than the current clustering
-
-
-@pytest.mark.parametrize("name", sorted(WAYS))
-def test_state_goes_to_another_refiner(name):
-    one, other = make(name, 3), make(name, 3)
-    epochs = draw_epochs(0, 3 if one.takes_members else 1, n_epochs=6)
-    for labels in epochs[:3]:
-        one.refine(labels)
-    other.load_state_dict({key: value.copy() for key, value in one.state_dict().items()})
-    for labels in epochs[3:]:
-        for ours, theirs in zip(levels_of(one.refine(labels)), levels_of(other.refine(labels)), strict=True):
-            np.testing.assert_array_equal(ours.labels, theirs.labels)
-            np.testing.assert_array_equal(ours.confidence, theirs.confidence)
-            assert ours.events == theirs.events
-
-
-def test_damaged_state_is_refused():
-    refiner = make("nested", 3)
-    for labels in draw_epochs(1, 3):
-        refiner.refine(labels)
-    state = refiner.state_dict()
-    assert {"finer.1", "finer.2"} < set(state)
-    with pytest.raises(ValueError, match="state holds 3 levels, but n_levels=2 here"):
-        make("nested", 2).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"finer\.1"):
-        make("nested", 3).load_state_dict({key: value for key, value in state.items() if key != "finer.1"})
-    with pytest.raises(ValueError, match=r"lengths \[20, 120\]"):
-        make("nested", 3).load_state_dict({**state, "finer.2": state["finer.2"][:20]})
-
-
-def test_an_earlier_run_is_continued_in_the_coarsest_level():
-    rng = np.random.default_rng(0)
-    last = np.repeat([4, 9, 17, 2], 30)
-    refiner = PseudoLabelRefiner.from_preset("nested", n_clusters=4)
-    refiner.continue_from(last, 3, next_number=40)
-    finest = 4 * rng.permutation(4).repeat(30) + np.arange(120) % 4
-    result = refiner.refine(np.stack([finest, finest // 2, finest // 2], axis=1))
-    np.testing.assert_array_equal(result.labels, last)
-    assert_nested([level.labels for level in levels_of(result)])
-    state = PseudoLabelRefiner.from_preset("nested", n_clusters=4)
-    state.continue_from(last, 3, next_number=40)
-    assert "finer.1" not in state.state_dict()
-
-
-@pytest.mark.parametrize("name", ["nested", "slr"])
-def test_levels_stay_nested_where_cells_are_too_many(monkeypatch, name):
-    monkeypatch.setattr(coassociation, "MAX_PAIRS", 30_000)
-    monkeypatch.setattr(agglomeration, "SMALL", 0)
-    monkeypatch.setattr(agglomeration, "MAX_RELATED_PAIRS", 0)
-    monkeypatch.setattr(agglomeration, "FOLDED", 50)
-    refiner = make(name, 3, max_cells=30)
-    for labels in draw_epochs(2, 4 if refiner.takes_members else 1, n_samples=1500, n_epochs=3):
-        result = refiner.refine(labels)
-        assert_nested([level.labels for level in levels_of(result)])
-    assert not result.exact
-    assert not any(level.exact for level in result.finer)
-    assert len(np.unique(result.labels)) < len(np.unique(result.finer[-1].labels))
-
-
-def test_what_makes_no_sense_is_refused():
-    for options in (
-        {"assignment": "argmax"},
-        {"assignment": "soft"},
-        {"n_clusters": None, "distance_threshold": 0.5},
-    ):
-        with pytest.raises(ValueError, match="n_levels=2 needs assignment='hierarchical' and a number of clusters"):
-            PseudoLabelRefiner(n_levels=2, **options)
-    with pytest.raises(ValueError, match="n_levels=0 must be an integer of at least 1"):
-        PseudoLabelRefiner(n_levels=0)
-
-
-def test_one_level_has_no_finer_ones():
-    labels = np.arange(20) % 4
-    result = PseudoLabelRefiner().refine(labels)
-    assert result.finer == ()
-    assert PseudoLabelRefiner().refine_cells(cooccurrence(labels, labels)).finer == ()
+@pytest.mark.parametrize(
+    ("wanted", "known", "expected"),
+    [
+        (None, None, "chosen"),
+        ([3, 2, 9], None, [2, 3]),  # of the six clusters
+        ([3], {2: {}}, [3]),
+        (None, {4: {}, 2: {}, 9: {}}, [2, 4]),
+        (None, {9: {}}, "chosen"),
+        ([], None, []),
+    ],
+)
+def test_which_levels_there_are(wanted, known, expected):
+    labels = np.repeat(np.arange(6), 3)
+    tree = tree_of(labels, np.random.default_rng(0))
+    given_levels = None if known is None else KnownLevels(cooccurrence(labels, labels), known, 6)
+    levels, _ = make_levels(tree, wanted, given_levels, 6)
+    assert list(levels) == (tree.choose_levels() if expected == "chosen" else expected)
+    assert all(len(level) == n for n, level in levels.items())
