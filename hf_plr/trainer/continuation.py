@@ -26,10 +26,12 @@ from hf_plr.pseudo_labels.known_samples import KnownSamples, LastLabels, match_s
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.refinement import NOISE, cooccurrence
+from hf_plr.refinement.hierarchy import KnownLevels
 from hf_plr.refinement.run_events import find_run_events
 from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.names import read_cluster_names, validate_name
 from hf_plr.report.run_history import HISTORY_FILE, DataChange, RunEntry, RunEvents, RunHistory
+from hf_plr.report.tree_file import TREE_FILE, read_levels
 from hf_plr.trainer.checkpointing import find_defect, last_complete_checkpoint, list_checkpoints, load_state
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.defaults import keep_from_scratch
@@ -49,6 +51,7 @@ class Predecessor:
         history: the runs up to it.
         names: names that its clusters have.
         labels: its last labels; None where a checkpoint of the run that continues it tells of it.
+        levels: of each of its levels, by the number of clusters, the number of the level's cluster by cluster.
     """
 
     folder: str
@@ -56,6 +59,7 @@ class Predecessor:
     history: RunHistory
     names: dict[int, str]
     labels: LastLabels | None
+    levels: dict[int, dict[int, int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str) -> Predecessor:
@@ -76,9 +80,11 @@ class Predecessor:
             )
         labels = LastLabels.read(folder)
         history = RunHistory.read(folder) or _history_of_older_release(folder, labels)
-        number = max(history.next_number, int(labels.labels.max(initial=NOISE)) + 1)
+        levels = _levels_by_cluster(folder)
+        given = (number for level in levels.values() for number in level.values())
+        number = max(history.next_number, int(labels.labels.max(initial=NOISE)) + 1, max(given, default=NOISE) + 1)
         history = dataclasses.replace(history, next_number=number)
-        return cls(folder, folder, history, read_cluster_names(folder), labels)
+        return cls(folder, folder, history, read_cluster_names(folder), labels, levels)
 
     def read_audits(self) -> RunHistory:
         """The history, with audits that were made since this run began, where the folder is still there."""
@@ -101,6 +107,8 @@ class Continuation:
         predecessor: the run before.
         known: which samples it had; None before `match`.
         n_fitting: new samples that fitted one of its clusters at the first stage.
+        events: what became of its clusters; none before `find_events`.
+        known_levels: its levels, and what its clusters share with those of this run; None before `find_events`.
     """
 
     def __init__(self, predecessor: Predecessor):
@@ -110,6 +118,7 @@ class Continuation:
         self._last: np.ndarray | None = None  # last labels of held samples, -1 for new ones; from the first stage on
         self._ids = np.empty(0, np.int64)  # clusters of the run before
         self.events = RunEvents()
+        self.known_levels: KnownLevels | None = None
 
     def choose_start(self, model: Any, args: PLRTrainingArguments) -> tuple[Any, PLRTrainingArguments]:
         """Choose the model to start from, and the defaults for it.
@@ -198,6 +207,7 @@ class Continuation:
         """
         assert self._last is not None
         table = holder.add_shards(cooccurrence(self._last, labels))
+        self.known_levels = KnownLevels(table, self.predecessor.levels, self.predecessor.history.next_number)
         self.events = RunEvents.from_cluster_events(find_run_events(table, self._ids))
         return self.events
 
@@ -224,6 +234,7 @@ class Continuation:
             "names": self.predecessor.names,
             "counts": {field: getattr(self.known, field) for field in _COUNTS},
             "n_fitting": self.n_fitting,
+            "levels": self.predecessor.levels,
         }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return {LAST: self._last, IDS: self._ids, ABOUT: text}
@@ -238,8 +249,8 @@ class Continuation:
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
-        history, names, self.known, self.n_fitting = _parse_about(state)
-        self.predecessor = dataclasses.replace(self.predecessor, history=history, names=names)
+        history, names, levels, self.known, self.n_fitting = _parse_about(state)
+        self.predecessor = dataclasses.replace(self.predecessor, history=history, names=names, levels=levels)
         self._ids = validate_array(state, IDS, "integers", (None,), 0)
         self._last = validate_array(state, LAST, "integers", (n_held,), NOISE)
 
@@ -282,8 +293,8 @@ def find_predecessor(folder: str, output_dir: str | None, resume_from: str | boo
         if checkpoint is None or ABOUT not in state:
             raise
     with name_file_in_errors(checkpoint):
-        history, names, _, _ = _parse_about(state)
-    return Predecessor(folder, checkpoint, history, names, None)
+        history, names, levels, _, _ = _parse_about(state)
+    return Predecessor(folder, checkpoint, history, names, None, levels)
 
 
 def starts_from_scratch(continuation: Continuation | None, model: Any, backbone: torch.nn.Module) -> bool:
@@ -380,14 +391,30 @@ def _history_of_older_release(folder: str, labels: LastLabels) -> RunHistory:
     return RunHistory(max(sizes, default=NOISE) + 1, (entry,))
 
 
-def _parse_about(state: Mapping[str, np.ndarray]) -> tuple[RunHistory, dict[int, str], KnownSamples, int]:
-    """Read what a checkpoint tells of the run before: its history, names, known samples, and new ones that fitted."""
+def _levels_by_cluster(folder: str) -> dict[int, dict[int, int]]:
+    """The levels of a run, none where it left no tree, as runs of older releases."""
+    levels = read_levels(folder) if (Path(folder) / TREE_FILE).is_file() else {}
+    pairs = {n: (level.labels.tolist(), level.numbers.tolist()) for n, level in levels.items()}
+    return {n: dict(zip(labels, numbers, strict=True)) for n, (labels, numbers) in pairs.items()}
+
+
+def _parse_about(
+    state: Mapping[str, np.ndarray],
+) -> tuple[RunHistory, dict[int, str], dict[int, dict[int, int]], KnownSamples, int]:
+    """Read what a checkpoint tells of the run before: its history, names, levels, known samples, and new ones that
+    fitted.
+    """
     text = validate_array(state, ABOUT, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
     try:
         about = json.loads(text)
         history = RunHistory.from_json(about["history"])
         names = {int(label): validate_name(name) for label, name in about["names"].items()}
+        levels = {
+            int(n): {int(label): int(number) for label, number in level.items()}
+            for n, level in about.get("levels", {}).items()
+        }
         counts = {name: int(about["counts"][name]) for name in _COUNTS}
-        return history, names, KnownSamples(np.empty(0, np.int64), **counts), int(about["n_fitting"])
+        known = KnownSamples(np.empty(0, np.int64), **counts)
+        return history, names, levels, known, int(about["n_fitting"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{ABOUT!r} tells of no run: {error}") from error

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from accelerate.utils.other import get_free_port
 from helpers.launching import environment_of
 from helpers.paths import HELPERS, REPOSITORY
+from helpers.processes import run_group
 
 SCRIPT = HELPERS / "frames_in_processes.py"
 
 
 def run(folder: Path, processes: int, machines: int) -> list[dict]:
     """What each process found. Processes are shared out over machines, which all are this one."""
-    per_machine = processes // machines
-    environment = environment_of(SCRIPT) | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(get_free_port()),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(per_machine),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    started = []
-    for process in range(processes):
-        own = {"RANK": str(process), "LOCAL_RANK": str(process % per_machine)}
-        with (folder / f"{process}.log").open("wb") as log:
-            command = [sys.executable, str(SCRIPT), str(folder)]
-            started.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment | own, stdout=log, stderr=log))
-    codes = [each.wait(timeout=800) for each in started]
-    assert codes == [0] * processes, "\n".join((folder / f"{i}.log").read_text()[-2000:] for i in range(processes))
+    environment = environment_of(SCRIPT) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run_group([sys.executable, str(SCRIPT), str(folder)], environment, processes, REPOSITORY, 800, machines)
     return json.loads((folder / "report.json").read_text())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +14,7 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils.other import get_free_port
-from helpers.launching import alone, launch
+from helpers.launching import alone, launch, launch_machines
 from helpers.paths import ACCELERATE_CONFIGS, HELPERS, HUBERT_PLR, VIT_PLR
 from helpers.spectrograms import MODELS
 from helpers.train_in_processes import LORA, N_IMAGES, SOUNDS, train
@@ -149,19 +147,8 @@ def test_two_processes_leave_the_labels_of_one_for_sounds(tmp_path, objective, s
 
 @pytest.mark.slow
 def test_two_machines_leave_the_files_of_two_processes(two, tmp_path):
-    port = get_free_port()
-
-    def machine(rank: int) -> subprocess.CompletedProcess[str]:
-        return launch(
-            *(*IMAGES, BATCH, 16, "--output_dir", tmp_path),
-            processes=2,
-            config="multi_node.yaml",
-            launcher=("--machine_rank", rank, "--main_process_ip", "127.0.0.1", "--main_process_port", port),
-        )
-
-    with ThreadPoolExecutor() as pool:
-        for run in pool.map(machine, range(2)):
-            succeeded(run)
+    for run in launch_machines(*IMAGES, BATCH, 16, "--output_dir", tmp_path, machines=2, processes=2):
+        succeeded(run)
     assert_same_files(two, tmp_path, "pseudo_labels.parquet", "model.safetensors")
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.launching import launch
 from helpers.paths import HELPERS
 
 from hf_plr.evaluation.scores import SCORES
@@ -19,12 +17,7 @@ SCRIPT = HELPERS / "score_in_processes.py"
 
 def score(processes: int, folder: Path) -> dict[str, Any]:
     output = folder / f"{processes}.json"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, str(SCRIPT), str(output)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    run = launch(output, processes=processes, script=SCRIPT)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(output.read_text())
 

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from helpers.paths import ACCELERATE_CONFIGS, REPOSITORY, TESTS, VIT_PLR
+from helpers.processes import reserve_port, run_processes
 from hf_plr.recipe_tools.running import run_recipe
 
 
@@ -27,22 +28,42 @@ def launch(
     cwd: Path = REPOSITORY,
     script: Path = VIT_PLR,
     config: str = "cpu_2.yaml",
-    launcher: tuple[object, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a script under `accelerate launch`: two processes or more by one of the recipes' own files."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    with reserve_port() as port:
+        command = launcher_command(script, arguments, processes, config, ("--main_process_port", port))
+        [run] = run_processes([command], [launcher_environment(script)], cwd, timeout=600)
+    return run
+
+
+def launch_machines(
+    *arguments: object, machines: int, processes: int, config: str = "multi_node.yaml", script: Path = VIT_PLR
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script under as many launchers as machines, which all are this one, with so many processes in all."""
+    with reserve_port() as port:
+        address = ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+        commands = [
+            launcher_command(script, arguments, processes, config, ("--machine_rank", rank, *address))
+            for rank in range(machines)
+        ]
+        return run_processes(commands, [launcher_environment(script)] * machines, REPOSITORY, timeout=600)
+
+
+def launcher_command(
+    script: Path, arguments: Sequence[object], processes: int, config: str, options: Sequence[object]
+) -> list[str]:
+    """Make the command that starts a script in so many processes; `options` are for several alone."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
     if processes > 1:
-        command += ["--config_file", str(ACCELERATE_CONFIGS / config)]
+        command += ["--config_file", ACCELERATE_CONFIGS / config, *options]
+    return [*map(str, command), str(script), *map(str, arguments)]
+
+
+def launcher_environment(script: Path) -> dict[str, str]:
+    """Variables for a launcher of a script."""
     environment = environment_of(script)
     environment.pop("OMP_NUM_THREADS", None)  # one thread is the launcher's own default
-    return subprocess.run(
-        [*command, *map(str, launcher), str(script), *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return environment
 
 
 def run_script(*arguments: object, cwd: Path = REPOSITORY, script: Path = VIT_PLR) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from helpers.run_lines import make_audit
 from helpers.runs import StopAt, assert_same_run
 from transformers import TrainingArguments
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
+from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner, read_levels
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
 from hf_plr.trainer import continuation
@@ -108,10 +108,43 @@ def test_history_names_and_digests_are_written(first, grown_digits, tmp_path, ca
     assert read_cluster_names(out) == {0: "nought", 999: "gone long ago"}  # also of clusters that are no more
     assert f"Of its {last[last >= 0].nunique()} clusters {counts['kept']} were kept" in trainer.summary().continued
     table = pd.read_parquet(out / "pseudo_labels.parquet")
-    assert table.columns.tolist() == ["index", "label", "previous_label", "confidence", "digest"]
+    levels = [f"level_{n}" for n in read_levels(out)]
+    assert table.columns.tolist() == ["index", "label", "previous_label", "confidence", "digest", *levels]
     assert table["digest"].str.fullmatch("[0-9a-f]{16}").all()
     before = pd.read_parquet(first / "pseudo_labels.parquet")
     np.testing.assert_array_equal(table["digest"][:200], before["digest"][3:])
+
+
+def test_levels_live_on_in_runs_that_continue(first, grown_digits, all_digits, tmp_path):
+    before = read_levels(first)
+    assert len(before) > 1
+    last = pd.read_parquet(first / "pseudo_labels.parquet").iloc[3:]  # those that the second run has, too
+    out = tmp_path / "second"
+    trainer = continue_run(out, grown_digits, first, num_clusters=20)
+    finish(trainer)
+    levels, next_number = read_levels(out), RunHistory.read(first).next_number
+    assert list(levels) == list(before)  # the same levels, whatever gaps the new tree has
+    table = pd.read_parquet(out / "pseudo_labels.parquet")
+    for n, level in levels.items():
+        column = f"level_{n}"
+        np.testing.assert_array_equal(table[column], level.apply(table["label"]))
+        shared = pd.crosstab(last[column].to_numpy(), table[column][:200].to_numpy())
+        kept = [number for number in level.members if number in shared.index]
+        assert kept
+        for number in level.members:
+            if number in kept:  # the mutual best overlap
+                assert shared.loc[number, number] == shared[number].max() == shared.loc[number].max()
+            else:
+                assert number >= next_number
+        best = [(a, shared.loc[a].idxmax()) for a in shared.index]
+        assert all(a == b for a, b in best if shared[b].idxmax() == a and (shared[b] == shared[b].max()).sum() == 1)
+    largest = max(number for level in levels.values() for number in level.members)
+    assert RunHistory.read(out).next_number > largest
+    trainer.save_labels(tmp_path / "again")
+    assert (tmp_path / "again" / "tree.json").read_bytes() == (out / "tree.json").read_bytes()
+    other = continue_run(tmp_path / "third", grown_digits, out, levels="3,5")
+    finish(other)
+    assert list(read_levels(tmp_path / "third")) == [3, 5]
 
 
 def test_a_third_run_gives_no_number_of_the_first_again(first, all_digits, grown_digits, tmp_path):
@@ -275,6 +308,7 @@ def test_a_continued_run_resumes_bit_for_bit_without_the_folder_before(
     assert histories[0].runs[1].events == histories[1].runs[1].events
     assert histories[0].runs[1].data == histories[1].runs[1].data
     assert read_cluster_names(tmp_path / "part") == read_cluster_names(tmp_path / "moved")
+    assert (tmp_path / "part" / "tree.json").read_bytes() == (tmp_path / "whole" / "tree.json").read_bytes()
     with pytest.raises(ValueError, match="is gone: without it this run can be resumed, not started"):
         continue_run(tmp_path / "part", grown_digits, before, **settings).train()
     shutil.rmtree(tmp_path / "part")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.damaged import check_damaged
+from helpers.launching import launch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -272,12 +270,7 @@ def test_spaces_that_do_not_fit_are_named(tmp_path, name, value, message):
 
 def make_units(processes: int, folder: Path) -> dict[str, np.ndarray]:
     output = folder / f"{processes}.npz"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, str(SCRIPT), str(output)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    run = launch(output, processes=processes, script=SCRIPT)
     assert run.returncode == 0, run.stderr[-3000:]
     return dict(np.load(output))
 
