@@ -20,7 +20,6 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel, set_see
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import digits
-from hf_plr.data.loading import draw_rows
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import load_backbone, small_vit, small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
@@ -366,7 +365,17 @@ def _dinov2_like(data: Path, size: int) -> tuple[PreTrainedModel, Any]:
 
 
 def _drawn(dataset: Dataset, n: int) -> Dataset:
-    return dataset.select(draw_rows(len(dataset), n, seed=0))
+    return dataset.select(draw_samples(len(dataset), n))
+
+
+def draw_samples(n_rows: int, n: int) -> np.ndarray:
+    """Draw the rows of a task, at most `n` of `n_rows`; returns them ascending.
+
+    The records are of these rows. The draw of the recipes may change with the library, and this one does not.
+    """
+    if n >= n_rows:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng(0).choice(n_rows, n, replace=False))
 
 
 def _idx_images(split: str, n: int) -> Dataset:

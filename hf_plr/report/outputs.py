@@ -190,7 +190,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
         f"  {classifier}",
-        f"  {next_command[0]}   {next_command[1]}",
+        *(f"  {command}   {purpose}" for command, purpose in (*summary.next_commands, next_command)),
         "",
     ]
     return "\n".join(lines)

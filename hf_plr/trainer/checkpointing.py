@@ -369,13 +369,14 @@ def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
+def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[str, Any], warns: bool = True) -> None:
     """Refuse to resume from a checkpoint with settings other than its own.
 
     Args:
         checkpoint: its folder, for the message.
         stored: settings that it was written with.
         current: settings of this run.
+        warns: False to leave the warning out.
 
     Raises:
         ValueError: naming each setting that differs; another length of the run is only warned of.
@@ -383,7 +384,7 @@ def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[s
     differing = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
     lengths = [name for name in differing if name in LENGTHS]
     refused = [name for name in differing if name not in LENGTHS]
-    if lengths:
+    if lengths and warns:
         logger.warning(
             "%s: %s. The run is resumed, but not as one that had this length from the start: its learning rate was "
             "planned for the other.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from hf_plr.trainer.continuation import digest_own, make_history
 if TYPE_CHECKING:
     from hf_plr.trainer.plr_trainer import PLRTrainer
 
+CUTS = (100, 30, 10, 5, 2)  # clusters of a cut that is suggested: the first below their number
 MOST_CLUSTERS = 20_000  # of a tree, whose distances are a matrix of 3 GiB then
 
 logger = logging.getLogger(__name__)
@@ -148,5 +150,21 @@ def summarize_labels(trainer: PLRTrainer, summary: RunSummary) -> RunSummary:
         summary,
         last_labels=describe_labels(of_all, plural, summary.stages, source),
         cluster_sizes=labels.sizes,
+        next_commands=suggest_commands(str(trainer.args.output_dir), labels.n_clusters, plural),
         continued="" if trainer.continuation is None else trainer.continuation.describe_events(),
+    )
+
+
+def suggest_commands(folder: str, n_clusters: int, plural: str) -> tuple[tuple[str, str], ...]:
+    """Suggest what to do with the clusters in an output folder: commands, and what they do."""
+    out = shlex.quote(folder)
+    fewer = next((n for n in CUTS if n < n_clusters), None)
+    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger clusters")
+    return (
+        (f"hf-plr name {out} --list", "its clusters, to name them"),
+        *(() if fewer is None else (cut,)),
+        (
+            f"hf-plr assign --model {out} --dataset NEW --output assigned.parquet",
+            f"new {plural} by these clusters",
+        ),
     )

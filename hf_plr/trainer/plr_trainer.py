@@ -43,7 +43,7 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
-from hf_plr.trainer.start import check_arguments
+from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform, uniform_of_pairs
@@ -103,6 +103,7 @@ class PLRTrainer(BaseTrainer):
     arguments_class = PLRTrainingArguments
     args: PLRTrainingArguments
 
+    @leaves_no_empty_folder
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str] | None = None,

@@ -32,7 +32,7 @@ from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
-from hf_plr.trainer.start import check_arguments
+from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import NESTED, UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
@@ -88,6 +88,7 @@ class UnitTrainer(BaseTrainer):
     train_dataset: AudioStore
     modality: AudioModality
 
+    @leaves_no_empty_folder
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str] | None = None,

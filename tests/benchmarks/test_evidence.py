@@ -16,7 +16,7 @@ from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, pa
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import append_record, runs_of
 from benchmarks.evidence.summary import brief, interval, overview, summarise
-from benchmarks.evidence.tasks import TASKS, arguments_of
+from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
 from benchmarks.evidence.tuning import SEED, grid, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
 from hf_plr import PLRTrainer
@@ -184,6 +184,16 @@ def test_longer_runs_differ_in_size_alone(tmp_path):
         assert longer.arguments["num_train_epochs"] > task.arguments["num_train_epochs"]
     args = arguments_of(TASKS["digits-long"], str(tmp_path), 0, {"report": "no"})
     assert args.num_train_epochs == 30
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n", "first", "total"),
+    [(10_000, 2_000, [1, 2, 6, 21, 22], 10_164_832), (2_000, 1_000, [0, 2, 5, 8, 10], 1_011_349)],
+)
+def test_a_task_has_the_samples_of_its_records(n_rows, n, first, total):
+    rows = draw_samples(n_rows, n)
+    assert (rows[:5].tolist(), rows.sum(), len(np.unique(rows))) == (first, total, n)
+    assert draw_samples(n, n).tolist() == list(range(n))
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")

@@ -15,9 +15,10 @@ from helpers.runs import StopAt, assert_same_run
 from transformers import TrainingArguments
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner, read_levels
+from hf_plr.recipe_tools.running import OutputArguments, score_and_train
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
-from hf_plr.trainer import continuation
+from hf_plr.trainer import base_trainer, predecessor
 from hf_plr.trainer.checkpointing import last_complete_checkpoint
 from hf_plr.trainer.continuation import open_continuation
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
@@ -241,7 +242,7 @@ def test_a_run_that_begins_anew_needs_the_folder_before(first, tmp_path):
         PLRTrainer("model", TrainingArguments(tmp_path / "other"))
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuation, "_find_own_checkpoint", lambda *where: found.append(where))
+        patch.setattr(predecessor, "_find_own_checkpoint", lambda *where: found.append(where))
         for overwrite, searched in ((False, 1), (True, 0)):
             args.overwrite = overwrite  # as recipes have it
             found.clear()
@@ -280,6 +281,41 @@ def test_a_folder_of_an_older_release_has_no_digests_and_no_history(first, grown
     assert history.runs[1].data.known == 200
     assert [run.name for run in history.runs] == ["older", "out"]
     assert history.runs[0].clusters == table["label"].value_counts().to_dict()
+
+
+def test_a_run_before_that_does_not_fit_is_refused_before_anything_is_decoded_or_removed(
+    first, all_digits, some_sounds, tmp_path, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise AssertionError("samples were decoded")
+
+    monkeypatch.setattr(base_trainer.BaseTrainer, "check_samples", fail)
+    others = all_digits.select(range(1_000, 1_600))
+    new = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"none of these 600 samples: continue_from needs the data of that run"):
+        continue_run(new, others, first).train()
+    assert not new.exists()
+    out = tmp_path / "out"
+    shutil.copytree(first, out)
+    (out / "checkpoint-3").mkdir()
+    before = sorted(out.rglob("*"))
+    trainer = continue_run(out, others, first)
+    arguments = OutputArguments(output_dir=str(out), overwrite=True)
+    with pytest.raises(ValueError, match=r"none of these 600 samples"):
+        score_and_train(trainer, arguments, np.arange(600))
+    assert sorted(out.rglob("*")) == before
+    # where a single one of them is known, it goes on
+    few = all_digits.select([*range(1_000, 1_600), 7])
+    with pytest.raises(AssertionError, match="samples were decoded"):
+        continue_run(out, few, first).train()
+    older = shutil.copytree(first, tmp_path / "older")  # without digests
+    table = pd.read_parquet(older / "pseudo_labels.parquet").drop(columns="digest")
+    table.to_parquet(older / "pseudo_labels.parquet")
+    with pytest.raises(ValueError, match="was written by an older release, without digests of contents"):
+        continue_run(out, others, older).train()
+    (older / "tree.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tree\.json cannot be read as a tree of clusters"):
+        continue_run(new, others, older)
 
 
 # ---- interruptions ---------------------------------------------------------------------------------------------------

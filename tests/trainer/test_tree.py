@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,9 @@ from hf_plr import PseudoLabelRefiner, read_levels, read_tree
 from hf_plr.cli import main
 from hf_plr.hub.label_dataset import make_labels_card
 from hf_plr.recipe_tools.running import prepare_output_dir
+from hf_plr.report.outputs import format_summary
 from hf_plr.trainer import label_output
+from hf_plr.trainer.label_output import suggest_commands
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,27 @@ def test_the_labels_have_a_column_for_each_level(make_trainer, tmp_path, setting
     assert list(pd.read_parquet(tmp_path / "cut.parquet"))[-2:] == ["level_3", "level_8"]
     card = str(make_labels_card(Dataset.from_pandas(table), "alice/labels"))
     assert "cluster of the sample where the tree of the clusters is cut into 8" in card
+
+
+def test_the_summary_suggests_commands_that_work_on_the_output_folder(make_trainer, tmp_path, settings, capsys):
+    out = tmp_path / "my run"
+    trainer = make_trainer(**settings, output_dir=str(out))
+    trainer.train()
+    trainer.save_labels(out)
+    summary = trainer.summary()
+    text = format_summary(summary, 1.0, ("last", "words"))
+    assert f"Results in {out}:" in text
+    lines = text[text.index("Next:") :].splitlines()
+    commands = [command for command, _ in summary.next_commands]
+    for command in commands:
+        assert sum(line.startswith(f"  {command}   ") for line in lines) == 1
+    assert [shlex.split(command)[:2] for command in commands] == [["hf-plr", x] for x in ("name", "cut", "assign")]
+    assert str(out) in shlex.split(commands[2])
+    for command in commands[:2]:
+        assert main(shlex.split(command)[1:]) == 0
+    assert "cut into 10" in capsys.readouterr().out
+    assert (out / "cut.parquet").exists()
+    assert "cut" not in str(suggest_commands("out", 2, "images"))
 
 
 def test_levels_of_more_clusters_than_are_sought_are_refused_before_anything_is_done(make_trainer, tmp_path):
