@@ -38,6 +38,14 @@ def digit_run(folder: Path) -> None:
     _train(folder, "out", "--max_samples", 203)
 
 
+def drawn_inspection_run(folder: Path) -> None:
+    """Draw 203 digits in photos/ and 60 others in tuesday/, and train on the first; the run is in `monday`."""
+    tiny_image_model(folder)
+    _draw_digits(folder / "photos", range(203))
+    _draw_digits(folder / "tuesday", range(1000, 1060))
+    _train(folder, "monday", "--dataset_name", "photos")
+
+
 def new_images(folder: Path) -> None:
     """Draw 60 further digits in NEW/, with a column "taken" of days."""
     _draw_digits(folder / "NEW", range(1000, 1060))
