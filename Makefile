@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # One thread each: the models are tiny, and threads of several workers would wait for each other.
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-all gpu-check lint audit clean
+.PHONY: help install demo test test-all gpu-check lint docs audit clean
 
 help:
 	@echo "make demo [SEED=1]  adapt a small ViT to handwritten digits without labels, about two minutes"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-all       run all tests, under 25 minutes on two cores"
 	@echo "make gpu-check      check a machine with a GPU, in 25 minutes: sums, rates, memory, resuming; writes gpu.json"
 	@echo "make lint           run ruff, mypy and the contract of imports"
+	@echo "make docs           build docs/_build/html/index.html without the network; a warning is an error"
 	@echo "make audit          look up known vulnerabilities of every installed package; needs the network"
 	@echo "make clean          remove the virtual environment and caches"
 
@@ -37,6 +38,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 # By file, because what a file's tests share is trained once; files that take longest come first.
 test: lint
 	$(PYTEST) -m "not slow and not gpu"
@@ -55,4 +60,4 @@ audit: install
 	$(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement $(VENV)/audited.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache out
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache docs/_build out

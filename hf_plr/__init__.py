@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hf_plr.clustering import KMeans, ReciprocalDBSCAN, ReciprocalHDBSCAN
     from hf_plr.jobs.assignment import assign
     from hf_plr.refinement import PseudoLabelRefiner
-    from hf_plr.report.tree_file import read_tree
+    from hf_plr.report.tree_file import read_levels, read_tree
     from hf_plr.trainer.plr_trainer import PLRTrainer
     from hf_plr.trainer.unit_trainer import UnitTrainer
     from hf_plr.training_args import PLRTrainingArguments, UnitTrainingArguments
@@ -25,6 +25,7 @@ __all__ = [
     "UnitTrainer",
     "UnitTrainingArguments",
     "assign",
+    "read_levels",
     "read_tree",
 ]
 
@@ -39,6 +40,7 @@ _HOME = {
     "UnitTrainer": "hf_plr.trainer.unit_trainer",
     "UnitTrainingArguments": "hf_plr.training_args",
     "assign": "hf_plr.jobs.assignment",
+    "read_levels": "hf_plr.report.tree_file",
     "read_tree": "hf_plr.report.tree_file",
 }
 

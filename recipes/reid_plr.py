@@ -36,7 +36,7 @@ from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
     OutputArguments,
     check_output_dir,
-    prepare_output_dir,
+    claim_output_dir,
     run_recipe,
     set_cpu_threads,
     train,
@@ -45,7 +45,8 @@ from hf_plr.recipe_tools.running import (
 from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
 from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
-from hf_plr.trainer.continuation import find_predecessor, open_continuation
+from hf_plr.trainer.continuation import open_continuation
+from hf_plr.trainer.predecessor import find_predecessor
 from hf_plr.training_args.defaults import ADAPTERS, FROM_SCRATCH, PRETRAINED
 from hf_plr.utils.distributed import run_main_first, wait_for_all
 
@@ -147,8 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.source = source_name
     if args.continue_from is None:
         trainer.from_scratch = recipe.model_name_or_path is None  # also where it was trained on a source
-    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
-    wait_for_all(trainer.accelerator, "preparing the output folder")
+    claim_output_dir(trainer, args)
     trainer.scores |= scores
     trainer.intervals |= intervals
     trainer.reporter.rows = rows

@@ -28,7 +28,7 @@ settings.register_profile("quick", deadline=None, max_examples=25, derandomize=T
 settings.register_profile("thorough", deadline=None, max_examples=150, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-FIRST = ("distributed", "end_to_end", "benchmarks")  # folders whose files take longest
+FIRST = ("docs", "distributed", "end_to_end", "benchmarks")  # folders whose files take longest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

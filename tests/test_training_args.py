@@ -89,6 +89,16 @@ def test_the_module_imports_nothing_of_ours_but_checks():
         (UnitTrainingArguments, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 is not supported"),
         (PLRTrainingArguments, {"bf16_full_eval": True, "use_cpu": True}, "bf16_full_eval=True is not supported"),
         (PLRTrainingArguments, {"fp16": True, "use_cpu": True}, "fp16=True needs a GPU"),
+        (PLRTrainingArguments, {"levels": "0,8"}, "levels=0,8: a level has at least 2 clusters, not 0"),
+        (PLRTrainingArguments, {"levels": "8,8"}, "levels=8,8: 8 is there twice, name each level once"),
+        (PLRTrainingArguments, {"levels": [4, 2.5]}, "levels=4,2.5 is not a list of whole numbers: write it as"),
+        (PLRTrainingArguments, {"levels": "8;16"}, "levels=8;16 is not a list of whole numbers"),
+        (PLRTrainingArguments, {"levels": []}, "levels= is not a list of whole numbers"),
+        (
+            PLRTrainingArguments,
+            {"levels": "8,16", "num_clusters": 12},
+            "levels=8,16: 16 clusters are more than the 12 of which a level is made",
+        ),
         (UnitTrainingArguments, {"ema_decay": -0.1}, "ema_decay=-0.1 is outside [0, 1)"),
         (UnitTrainingArguments, {"relabel_every": 0}, "relabel_every=0 must be at least 1"),
         (UnitTrainingArguments, {"fit_frames": 0}, "fit_frames=0 must be at least 1"),
@@ -111,6 +121,13 @@ def test_the_ends_of_closed_ranges_are_taken(tmp_path):
     )
     assert (args.refinement_weight, args.num_clusters) == (1.0, 1)
     assert UnitTrainingArguments(str(tmp_path), mask_probability=1.0).mask_probability == 1.0
+
+
+@pytest.mark.parametrize("levels", ["16,4,8", "16, 4, 8", [16, 4, 8], (8, 4, 16)])
+def test_levels_are_a_list_however_they_are_written(tmp_path, levels):
+    args = PLRTrainingArguments(str(tmp_path), levels=levels, num_clusters=16)
+    assert args.levels == [4, 8, 16]
+    assert PLRTrainingArguments(str(tmp_path), levels=args.levels).levels == [4, 8, 16]
 
 
 def test_two_siblings_have_a_common_base(tmp_path):

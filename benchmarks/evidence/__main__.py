@@ -11,7 +11,9 @@
   python -m benchmarks.evidence --summary cpu.jsonl
       the tables
   python -m benchmarks.evidence --default labelings.jsonl
-      the tables of README and model cards, from version 0.1's records
+      the tables of docs/explanation/evidence_of_0.1.md, from version 0.1's records
+  python -m benchmarks.evidence --brief peers.jsonl
+      the table of the README; --overview prints that of docs/explanation/does_it_help.md
 
 Every run ends with one line in the file of results. Called again, what is there is not run again; several processes may
 write to one file if each takes its share (--share 0/2 and --share 1/2). True labels score and do nothing else.
@@ -30,7 +32,7 @@ from benchmarks.evidence.defaults import off_settings, own_settings, parts
 from benchmarks.evidence.readout import SPACES
 from benchmarks.evidence.runs import Run, append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.selection import select
-from benchmarks.evidence.summary import overview, summarise
+from benchmarks.evidence.summary import brief, overview, summarise
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS, Peer
 
@@ -45,6 +47,8 @@ def main() -> None:
         print("\n\n".join(table(args.default) for table in (own_settings, parts, off_settings)))
     elif args.overview:
         print(overview(args.overview))
+    elif args.brief:
+        print(brief(args.brief))
     elif args.summary:
         print(summarise(args.summary, args.space))
     elif args.json is None:
@@ -82,7 +86,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--share", default="0/1", metavar="I/N", help="every N-th run from the I-th (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: %(default)s)")
-    parser.add_argument("--overview", nargs="+", type=Path, metavar="FILE", help="only print the table of the README")
+    parser.add_argument("--brief", nargs="+", type=Path, metavar="FILE", help="only print the table of the README")
+    parser.add_argument(
+        "--overview", nargs="+", type=Path, metavar="FILE", help="the same with intervals, of does_it_help.md"
+    )
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(
         "--space", choices=list(SPACES), default="centered", help="space of the tables' scores (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""The tables that README and model cards have: the default beside no refinement, out of version 0.1's records."""
+"""The tables of docs/explanation/evidence_of_0.1.md: the default beside no refinement, out of version 0.1's records."""
 
 from __future__ import annotations
 

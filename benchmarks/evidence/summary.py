@@ -25,9 +25,10 @@ LABELS = {
     "noise": "in no cluster",
 }
 
+READ_OUT = "centered"  # space of the scores of features
 OVERVIEW_SCORES = {  # by their space and name
     ("score", "mAP"): "mAP",
-    **{("centered", score): SCORES[score] for score in ("knn", "linear", "nmi")},
+    **{(READ_OUT, score): SCORES[score] for score in ("knn", "linear", "nmi")},
 }
 CHOICES = {FROZEN: "start", BASELINE: "no refinement", "simclr": "SimCLR", "vicreg": "VICReg"}
 
@@ -65,21 +66,55 @@ def overview(paths: list[Path]) -> str:
     Args:
         paths: files of results; their runs at the tasks' own settings and budget are compared.
     """
-    records = {run: record for run, record in read_all(paths).items() if run.variation == AS_IT_IS and run.budget < 2}
     rows = []
     for (space, score), title in OVERVIEW_SCORES.items():
-        scores = _collect(records, space, score)
-        for task in _tasks_in(scores):
-            default = scores.get((task, DEFAULT), {})
-            others = [scores.get((task, way), {}) for way in CHOICES]
-            common = set(default).intersection(*(each for each in others if each))
-            means = [_mean({seed: each[seed] for seed in common if seed in each}) for each in (*others, default)]
+        for task, default, others in _choices(paths, space, score):
+            means, seeds = _shared_means([*others, default])
             differences = [difference(default, each) for each in others[1:]]
-            cells = [f"{task}, {title}", *means, *differences, str(len(common))]
-            rows.append((task, cells))
+            rows.append((task, [f"{task}, {title}", *means, *differences, seeds]))
     rows.sort(key=lambda row: row[0])
     against = [f"{DEFAULT} minus {title}" for title in list(CHOICES.values())[1:]]
     return _table(["data, score", *CHOICES.values(), DEFAULT, *against, "seeds"], [cells for _, cells in rows])
+
+
+def brief(paths: list[Path]) -> str:
+    """A row a task: the means of `overview`, its scores of features side by side as ".784 / .844 / .383".
+
+    They are kNN, linear probe and NMI of k-means.
+
+    Args:
+        paths: files of results.
+    """
+    cells: dict[str, list[list[str]]] = defaultdict(list)
+    counts: dict[str, str] = {}
+    for space, score in OVERVIEW_SCORES:
+        if space != READ_OUT:
+            continue
+        for task, default, others in _choices(paths, space, score):
+            means, counts[task] = _shared_means([*others, default])
+            cells[task].append([mean.removeprefix("0") for mean in means])
+    rows = []
+    for task in sorted(cells):
+        by_way = [" / ".join(filter(None, each)) for each in zip(*cells[task], strict=True)]
+        rows.append([task, *by_way, counts[task]])
+    return _table(["data", *CHOICES.values(), DEFAULT, "seeds"], rows)
+
+
+def _choices(paths: list[Path], space: str, score: str) -> list[tuple[str, BySeed, list[BySeed]]]:
+    """Scores by seed of the default, and of each of `CHOICES`, for every task that has the score."""
+    records = {run: record for run, record in read_all(paths).items() if run.variation == AS_IT_IS and run.budget < 2}
+    scores = _collect(records, space, score)
+    return [
+        (task, scores.get((task, DEFAULT), {}), [scores.get((task, way), {}) for way in CHOICES])
+        for task in _tasks_in(scores)
+    ]
+
+
+def _shared_means(ways: list[BySeed]) -> tuple[list[str], str]:
+    """Means over the seeds that all ways have which have any, the default last, and the number of these seeds."""
+    common = set(ways[-1]).intersection(*(each for each in ways if each))
+    means = [_mean({seed: each[seed] for seed in common if seed in each}) for each in ways]
+    return means, str(len(common))
 
 
 def means(records: Records, space: str, score: str) -> str:

@@ -80,6 +80,7 @@ WAYS = {
     "centered": Way({"cluster_space": "centered"}),
     "0.1": Way({"refinement": "soft", "num_labelings": 3, "pair_weight": 0.0, "cluster_space": "centered"}),
     DEFAULT: Way(),
+    "nested": Way({"refinement": "nested"}),
     "slr": Way({"refinement": "slr", "num_labelings": 1}),
     **{name: Way(peers={start: TUNED[start][name] for start in TUNED}) for name in PEERS},
 }

@@ -9,11 +9,11 @@
 level, -1 = in none), cluster (the run's own label) and, where clusters have names, name. It is a file of labels that
 --labels of a training takes. With --levels the run's labels stay in the column label, and each level has a column, such
 as level_8. Levels are nested: what is together in one is together in every level of fewer clusters. Without --clusters,
---height and --levels there are three levels, where the tree has its largest gaps. Without --output nothing is written.
+--height and --levels they are those of the run, its columns level_N. Without --output nothing is written.
 
 --keep 3,17 keeps clusters 3 and 17 apart, --join 4,9 joins 4 and 9 before anything else; both can be given several
-times. The number of a cluster of a level is that of its most senior cluster: of the earliest run that has it, then the
-largest there. So it stays the same over runs that continue each other, as long as that cluster stays in it.
+times. The number of a cluster of a level is that in the run's column level_N, if the run has that level and nothing is
+pinned. Otherwise it is that of its most senior cluster: of the earliest run that has it, then the largest there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from hf_plr.refinement.hierarchy import ClusterTree, Level, TreeError
 from hf_plr.report.level_table import check_output, write_level, write_levels
 from hf_plr.report.names import read_cluster_names
-from hf_plr.report.tree_file import read_tree
+from hf_plr.report.tree_file import read_levels, read_tree
 
 SUMMARY = "cut the tree of clusters into fewer, larger ones"
 SHOWN = 8  # clusters of the run that are listed for one of a level
@@ -51,21 +51,22 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: if the files or the cut do not fit.
     """
-    tree, names = read_tree(args.folder), read_cluster_names(args.folder)
+    tree, own, names = read_tree(args.folder), read_levels(args.folder), read_cluster_names(args.folder)
     if args.output is not None:
         check_output(args.folder, args.output, args.overwrite)
     pins = {"keep": args.keep, "join": args.join}
+    own = {} if args.keep or args.join else own  # with pins, other clusters
     if args.clusters is not None or args.height is not None:
-        level = _cut(tree, args.clusters, args.height, **pins)
+        level = own.get(args.clusters) or _cut(tree, args.clusters, args.height, **pins)
         print(describe_level(level, names))
         if args.output is not None:
             n_samples = write_level(args.folder, args.output, level, names)
             print(f"\nWrote {args.output}: {n_samples:,} samples")
         return
-    numbers = tree.choose_levels() if args.levels is None else sorted(set(args.levels))
+    numbers = (list(own) or tree.choose_levels()) if args.levels is None else sorted(set(args.levels))
     if not numbers:
         raise ValueError(f"{args.folder}: {len(tree)} clusters have no levels between them: name one with --clusters")
-    levels = {n: _cut(tree, n, None, **pins) for n in numbers}
+    levels = {n: own.get(n) or _cut(tree, n, None, **pins) for n in numbers}
     print(describe_levels(tree, levels))
     if args.output is not None:
         n_samples = write_levels(args.folder, args.output, levels, names)

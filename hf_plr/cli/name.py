@@ -2,10 +2,14 @@
 
   hf-plr name out --names names.csv
   hf-plr name out --labels few.csv
+  hf-plr name out --rename 7=dent --rename "crak=crack"
   hf-plr name out --list
 
 `out` is a run's output folder. names.csv has the columns cluster and name; clusters that it does not list keep the
 names they have, and an empty name takes one away. Several clusters may have the same name.
+
+--rename 7=dent names cluster 7; --rename "crak=crack" gives all clusters that are called crak the name crack. Nothing
+after the = takes the name away. It can be given several times, without a table.
 
 few.csv has labels of a few samples: the column label, and index (row of the data set) or file, both as in
 pseudo_labels.parquet. A cluster gets the label of more than half of its labelled members. Others are contested or
@@ -26,7 +30,7 @@ import numpy as np
 from hf_plr.refinement import NOISE
 from hf_plr.report.marks import read_labels
 from hf_plr.report.names import NAMES_FILE, format_cluster, read_cluster_names, write_cluster_names
-from hf_plr.report.naming import FewLabels, Vote, count_votes, read_few_labels, read_names_table
+from hf_plr.report.naming import FewLabels, Vote, count_votes, parse_renames, read_few_labels, read_names_table
 from hf_plr.report.run_history import RunHistory
 
 SUMMARY = "give clusters names"
@@ -40,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--names", metavar="FILE", help="names of clusters, a .csv file: cluster,name")
     source.add_argument("--labels", metavar="FILE", help="labels of a few samples, a .csv file: index,label")
+    source.add_argument(
+        "--rename", action="append", metavar="OLD=NEW", help="a name and what it becomes, or a cluster and its name"
+    )
     source.add_argument("--list", action="store_true", help="list the clusters with their names, and change nothing")
 
 
@@ -56,7 +63,12 @@ def run(args: argparse.Namespace) -> None:
     if args.list:
         print(describe_names(names, sizes))
         return
-    if args.names is not None:
+    if args.rename is not None:
+        given = parse_renames(args.rename, names)
+        _check_known("--rename", given, names, sizes, args.folder)
+        changed = {**names, **given}
+        lines = []
+    elif args.names is not None:
         given = read_names_table(args.names)
         _check_known(args.names, given, names, sizes, args.folder)
         changed = {**names, **given}
@@ -68,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
         lines = [describe_votes(few, votes, pseudo_labels)]
     kept = {label: name for label, name in changed.items() if name is not None}
     lines += _describe_changes(names, kept)
+    if args.rename is not None:
+        lines = [*_describe_new(names, kept), *lines] or ["Nothing changes: these are the names already."]
     write_cluster_names(args.folder, kept)
     print("\n".join([*lines, "", _write_pages(Path(args.folder))]))
 
@@ -128,6 +142,10 @@ def _describe_changes(before: Mapping[int, str], now: Mapping[int, str]) -> list
     lines = [f"Renamed: {format_cluster(label, before)} is now {now[label]}." for label in other]
     gone = ", ".join(format_cluster(label, before) for label in sorted(before.keys() - now.keys()))
     return [*lines, f"Names taken away: {gone}."] if gone else lines
+
+
+def _describe_new(before: Mapping[int, str], now: Mapping[int, str]) -> list[str]:
+    return [f"Named: {label} is now {now[label]}." for label in sorted(now.keys() - before.keys())]
 
 
 def _check_known(

@@ -42,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     options = parser.add_argument_group("refinement (defaults are the preset's)")
-    options.add_argument(
-        "--preset", default="slr", choices=list(PRESETS), help="set of defaults (default: %(default)s)"
-    )
+    one_level = [
+        name for name, preset in PRESETS.items() if preset.get("n_levels", 1) == 1
+    ]  # a file has one label each
+    options.add_argument("--preset", default="slr", choices=one_level, help="set of defaults (default: %(default)s)")
     options.add_argument("--weight", type=float, help="fraction of the current labels in the blend, in [0, 1]")
     options.add_argument("--space", help="projected or joint")
     options.add_argument("--normalize", help="row or column")

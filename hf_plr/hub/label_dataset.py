@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 import hf_plr
 from hf_plr.hub.model_card import find_template
 from hf_plr.hub.push import open_repo, push_with_retries
+from hf_plr.pseudo_labels.label_files import find_level
 
 LABEL_FILES = ("pseudo_labels.parquet", "units.parquet")  # of a run on images or recordings, and of one on frames
 TEMPLATE = "labels.md"
@@ -146,10 +147,17 @@ def make_labels_card(labels: Dataset, repo_id: str) -> DatasetCard:
         hf_plr_version=hf_plr.__version__,
         n_samples=f"{len(labels):,}",
         clusters=_count_clusters(labels.data.table),
-        columns=[(name, COLUMNS[name]) for name in labels.column_names],
+        columns=[(name, _describe_column(name)) for name in labels.column_names],
         has_units="units" in labels.column_names,
         media=next((name for name in ("image", "audio") if name in labels.column_names), None),
     )
+
+
+def _describe_column(name: str) -> str:
+    n_clusters = find_level(name)
+    if n_clusters is None:
+        return COLUMNS[name]
+    return f"cluster of the sample where the tree of the clusters is cut into {n_clusters:,}; -1 is none"
 
 
 def _count_clusters(table: pa.Table) -> str:

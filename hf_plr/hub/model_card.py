@@ -15,8 +15,11 @@ from matplotlib.figure import Figure
 import hf_plr
 from hf_plr.hub.markdown import escape_markdown
 from hf_plr.hub.people_card import describe_folder
+from hf_plr.hub.training_log import tabulate_log
+from hf_plr.report.outputs import VERSIONED
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.shipped_files import find_shipped
+from hf_plr.utils.versions import find_version
 
 
 def find_template(name: str) -> Path:
@@ -53,7 +56,6 @@ def plot_clusters(path: str | os.PathLike[str], sizes: np.ndarray, stages: list[
     os.replace(temporary, path)
 
 
-EVIDENCE = "evidence.md"
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")
 
 
@@ -93,6 +95,7 @@ def write_model_card(
     if len(summary.cluster_sizes):
         plot_clusters(out / PLOT_FILE, summary.cluster_sizes, summary.stages, summary.cluster_members)
     lineage, people = describe_folder(out, summary.modality.plural)
+    header, *log_rows = tabulate_log(summary.log) or [()]
     card = ModelCard.from_template(
         card_data,
         template_path=str(find_template(summary.modality.card_template)),
@@ -104,6 +107,7 @@ def write_model_card(
         dataset=escape_markdown(Path(dataset).name if dataset and os.path.exists(dataset) else dataset or ""),
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
+        processes=summary.processes,
         given_labels=escape_markdown(getattr(args, "labels", None) or ""),
         last_labels=summary.last_labels,
         lineage=lineage,
@@ -113,13 +117,17 @@ def write_model_card(
         label_files=summary.label_files,
         phases=[escape_markdown(phase) for phase in summary.scores],
         scores=summary.score_rows(with_intervals=True),
+        scored_on_test=summary.scored_on_test,
         has_intervals=any(summary.intervals.values()),
         source=escape_markdown(summary.source),
         adapters=escape_markdown(summary.adapters),
         snippet=summary.modality.usage_snippet(name),
         usage_notes=summary.modality.usage_notes,
         classifier=summary.modality.classifier,
-        evidence=find_template(EVIDENCE).read_text(encoding="utf-8").strip(),
+        log_header=header,
+        log_rows=log_rows,
+        n_stages=len(summary.stages),
+        versions=[(name, version) for name in VERSIONED if (version := find_version(name))],
         settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],
     )
     card.save(out / "README.md")

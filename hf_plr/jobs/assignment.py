@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -19,13 +20,15 @@ from hf_plr.data.media_columns import flatten_nested
 from hf_plr.jobs.embedding import describe_data, is_adapter_of_run, make_extractor, read_run_settings
 from hf_plr.jobs.sample_assigner import SampleAssigner
 from hf_plr.modality import Modality
-from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, LABEL_COLUMN, SPAN_COLUMNS
+from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, LABEL_COLUMN, SPAN_COLUMNS, level_column
+from hf_plr.refinement.hierarchy import Level
 from hf_plr.report.assigned import AssignedSamples
 from hf_plr.report.drift import TimeBins, bin_times
 from hf_plr.report.html.assigned_files import write_assigned
 from hf_plr.report.html.assigned_report import assigned_report, choose_shown
 from hf_plr.report.html.previews import MEDIA_TYPES, Preview, Previews
 from hf_plr.report.names import NAMES_FILE, read_cluster_names
+from hf_plr.report.tree_file import TREE_FILE, read_levels
 
 FALSE_ALARMS = 0.01
 KEEPS_NOTHING = {"image_cache_gib": 0.0, "sound_cache_gib": 0.0}  # every sample is needed once
@@ -37,8 +40,9 @@ class AssignedData:
 
     Attributes:
         table: one row per sample, ordered by index and start: index (row of the data set), file if that is known, start
-            and end in seconds of segments, label (known cluster, -1 = new), name where clusters have names, nearest
-            (nearest known cluster, of new samples too), similarity (its cosine), second and second_similarity, novelty,
+            and end in seconds of segments, label (known cluster, -1 = new), name where clusters have names, level_N for
+            each level of the run (the level's cluster, -1 = new), nearest (nearest known cluster, of new samples too),
+            similarity (its cosine), second and second_similarity, novelty,
             p_value, and group (number of the proposed pattern of a new sample, -1 = none).
         report: what the page shows, as JSON can hold it.
     """
@@ -111,7 +115,7 @@ def assign(
     if not 0.0 < false_alarms < 1.0:
         raise ValueError(f"false_alarms={false_alarms} must be above 0 and below 1")
     model = os.fspath(model)
-    known, names = read_known_clusters(model)
+    known, names, levels = read_known_clusters(model)
     finest = 1 / (len(known.known_scores) + 1)
     if false_alarms < finest:
         raise ValueError(
@@ -152,11 +156,13 @@ def assign(
             "unreadable": len(store.unreadable),
         },
     )
-    return AssignedData(_make_table(samples, names).replace_schema_metadata(record.metadata()), report)
+    return AssignedData(_make_table(samples, names, levels).replace_schema_metadata(record.metadata()), report)
 
 
-def read_known_clusters(model: str) -> tuple[KnownClusters, dict[int, str]]:
-    """Read the clusters that a run left, and their names, by label; empty where there are none.
+def read_known_clusters(model: str) -> tuple[KnownClusters, dict[int, str], dict[int, Level]]:
+    """Read the clusters that a run left, their names by label, and the levels of their tree by number of clusters.
+
+    Names and levels are empty where there are none.
 
     Args:
         model: output folder or Hub id of the run, or the folder of its adapters.
@@ -172,7 +178,9 @@ def read_known_clusters(model: str) -> tuple[KnownClusters, dict[int, str]]:
     if not os.path.isdir(model):
         try:
             folder = os.path.dirname(hf_hub_download(model, KNOWN_CLUSTERS_FILE))
-            hf_hub_download(model, NAMES_FILE)
+            for name in (NAMES_FILE, TREE_FILE):
+                with contextlib.suppress(EntryNotFoundError):
+                    hf_hub_download(model, name)
         except EntryNotFoundError:
             pass
         except (HFValidationError, RepositoryNotFoundError) as error:
@@ -183,7 +191,12 @@ def read_known_clusters(model: str) -> tuple[KnownClusters, dict[int, str]]:
             f"{model} holds no {KNOWN_CLUSTERS_FILE}: give the output folder of a finished run of hf-plr 0.2 or later "
             "that labels whole samples"
         )
-    return KnownClusters.load(path), read_cluster_names(folder)
+    known = KnownClusters.load(path)
+    levels = read_levels(folder) if os.path.isfile(os.path.join(folder, TREE_FILE)) else {}
+    for level in levels.values():
+        if not np.isin(known.labels, level.labels).all():
+            raise ValueError(f"{folder}: {TREE_FILE} and {KNOWN_CLUSTERS_FILE} are not of one run: take both from it")
+    return known, read_cluster_names(folder), levels
 
 
 def _bins_of_samples(times: TimeBins | None, samples: AssignedSamples) -> TimeBins | None:
@@ -209,7 +222,7 @@ def _make_previews(
     return {key: previews[str(position)] for key, position in wanted.items() if str(position) in previews}
 
 
-def _make_table(samples: AssignedSamples, names: dict[int, str]) -> pa.Table:
+def _make_table(samples: AssignedSamples, names: dict[int, str], levels: dict[int, Level]) -> pa.Table:
     label = samples.label
     columns: dict[str, pa.Array] = {INDEX_COLUMN: pa.array(samples.row, pa.int64())}
     if samples.files is not None:
@@ -221,6 +234,7 @@ def _make_table(samples: AssignedSamples, names: dict[int, str]) -> pa.Table:
         ids, code = np.unique(label, return_inverse=True)
         texts = pa.array([names.get(number) for number in ids.tolist()], pa.string())
         columns["name"] = texts.take(pa.array(code))
+    columns |= {level_column(n): pa.array(level.apply(label)) for n, level in levels.items()}
     return pa.table(
         {
             **columns,

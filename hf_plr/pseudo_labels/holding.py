@@ -14,7 +14,7 @@ from hf_plr.utils.distributed import collect_on_main, gather_objects, gather_row
 
 OF_SAMPLES = re.compile(
     r"(labeling\.\d+\.)?(labels|previous_labels|raw_labels|confidence|targets|soft\.cell|refiner\.refined"
-    r"|refiner\.anchor|refiner\.history\.[\d.]+)|continued\.last|features\.(rows|seen)|units|raw_units"
+    r"|refiner\.anchor|refiner\.finer\.\d+|refiner\.history\.[\d.]+)|continued\.last|features\.(rows|seen)|units|raw_units"
 )
 
 

@@ -152,9 +152,7 @@ def match_samples(
     is_copy = ~known & (ids[place] == keys[n_last:]) if len(ids) else np.zeros(n, bool)
     found[is_copy] = first[place[is_copy]]
     if not (found >= 0).any():
-        raise ValueError(
-            f"{last.source} has none of these {n:,} samples: continue_from needs the data of that run, grown or changed"
-        )
+        raise ValueError(describe_unknown(last, n))
     renamed = 0
     if has_files:
         names = frame["name"].to_numpy()
@@ -163,6 +161,14 @@ def match_samples(
     position[order] = found
     n_known = int((found >= 0).sum())
     return KnownSamples(position, n_known, n - n_known, removed, n_last, int(is_copy.sum()), renamed)
+
+
+def describe_unknown(last: LastLabels, n_samples: int) -> str:
+    """Say that none of so many samples is known."""
+    return (
+        f"{last.source} has none of these {n_samples:,} samples: continue_from needs the data of that run, grown or "
+        "changed"
+    )
 
 
 def round_spans(seconds: np.ndarray) -> np.ndarray:

@@ -28,6 +28,17 @@ CELL_COLUMN = "cell"
 BLOCK_ROWS = 1 << 18  # rows that are written together
 
 
+def level_column(n_clusters: int) -> str:
+    """Name of the column with the clusters of a level of so many."""
+    return f"level_{n_clusters}"
+
+
+def find_level(column: str) -> int | None:
+    """Number of clusters of the level that a column is of; None for another column."""
+    found = re.fullmatch(r"level_(\d+)", column)
+    return None if found is None else int(found[1])
+
+
 def _read_parquet(path: str, column: str | None) -> pd.DataFrame:
     """Read the columns that are needed, and all of them where the labels have no known name."""
     names = pq.read_schema(path).names

@@ -12,6 +12,7 @@ from hf_plr.clustering.reciprocal import share_neighborhoods
 from hf_plr.pseudo_labels.given_labels import GivenStage
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
+from hf_plr.pseudo_labels.levels import LevelStage
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import (
@@ -21,9 +22,11 @@ from hf_plr.training_args import (
     AUTO_PRESET,
     CONSENSUS,
     FINER_PRESET,
+    NESTED,
     BaseTrainingArguments,
     PLRTrainingArguments,
 )
+from hf_plr.utils.argument_checks import check_levels
 
 
 def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
@@ -41,9 +44,10 @@ def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
     return AUTO_FOR_DBSCAN if getattr(args, "clusterer", None) == "dbscan" else AUTO_PRESET
 
 
-def make_refiner(args: BaseTrainingArguments, auto: str | None = None) -> PseudoLabelRefiner:
-    """Make the refiner that the arguments name; `auto` as for `resolve_preset`."""
-    overrides = {} if args.refinement_weight is None else {"weight": args.refinement_weight}
+def make_refiner(args: BaseTrainingArguments, auto: str | None = None, **overrides: Any) -> PseudoLabelRefiner:
+    """Make the refiner that the arguments name, with other settings; `auto` as for `resolve_preset`."""
+    if args.refinement_weight is not None:
+        overrides["weight"] = args.refinement_weight
     return PseudoLabelRefiner.from_preset(resolve_preset(args, auto), **overrides)
 
 
@@ -66,7 +70,8 @@ def select_clusterers(
         refiner: the user's own, which replaces the named preset; "auto" then gives a single labeling.
 
     Returns:
-        The clusterers; none where the labels are given.
+        The clusterers; none where the labels are given. Where the labelings are levels of one hierarchy, the last one
+        clusters.
 
     Raises:
         ValueError: if there are fewer samples than clusters, or the clusterer cannot be made finer.
@@ -76,6 +81,10 @@ def select_clusterers(
         if clusterer is not None or refiner is not None:
             raise ValueError(f"labels={args.labels!r} are neither clustered nor refined: pass no clusterer or refiner")
         return []
+    is_nested = args.refinement == NESTED and refiner is None
+    if is_nested and (clusterer is not None or args.clusterer != "kmeans"):
+        chosen = args.clusterer if clusterer is None else "one of your own"
+        raise ValueError(f"refinement={NESTED!r} needs clusterer='kmeans', which can be made finer, not {chosen}")
     if clusterer is not None:
         if (args.num_labelings or 1) != 1:
             raise ValueError(f"num_labelings={args.num_labelings} needs a clusterer by name, not one of your own")
@@ -95,7 +104,8 @@ def select_clusterers(
             verbose=not args.disable_tqdm and args.process_index == 0,
         )
 
-    clusterers = make(args.num_labelings or 1)
+    n_levels = 1 if refiner is None else refiner.n_levels
+    clusterers = make(args.num_labelings or (AUTO_LABELINGS if is_nested else n_levels))
     is_auto = args.num_labelings is None and args.refinement == AUTO and refiner is None
     if is_auto and can_be_finer(clusterers[0]):
         clusterers = make(AUTO_LABELINGS)
@@ -121,15 +131,22 @@ def make_labelings(
         given: stage of given labels; None where clusterers make them.
 
     Raises:
-        ValueError: if there are fewer samples than clusters, or than two, or the refiner's soft labels are no targets.
+        ValueError: if there are fewer samples than clusters, or than two, fewer clusters than a level is to have, or
+            the refiner's soft labels are no targets.
     """
     if n_samples < 2:
         raise ValueError(f"{n_samples} sample cannot be clustered: give two or more, better hundreds")
     if given is not None:
+        check_levels(args.levels, given.n_clusters)
         return [Labeling(given, args.confidence_power)]
     n_clusters = clusterers[0].get_params().get("n_clusters")
     if isinstance(n_clusters, int) and n_clusters > n_samples:
         raise ValueError(f"num_clusters={n_clusters} but only {n_samples} samples can be read")
+    if isinstance(n_clusters, int) and refiner is None:
+        check_levels(args.levels, n_clusters)
+    nested = _make_levels(args, clusterers, refiner, n_samples, holder)
+    if nested is not None:
+        return nested
     labelings = []
     # The last labels of a run before are those of an epoch before the first. Only the first labeling has them, but
     # where it has soft targets, all have.
@@ -151,9 +168,39 @@ def make_labelings(
     return labelings
 
 
+def _make_levels(
+    args: PLRTrainingArguments,
+    clusterers: Sequence[Clusterer],
+    refiner: PseudoLabelRefiner | None,
+    n_samples: int,
+    holder: AllLabels,
+) -> list[Labeling] | None:
+    """Make a labeling per level of one refinement, as `make_labelings`; None where it has one level.
+
+    The finest clustering is the current one of the refinement. Its ensemble is that of the coarsest.
+    """
+    coarsest, finest = clusterers[0], clusterers[-1]
+    if refiner is None and args.refinement == NESTED:
+        n_clusters = coarsest.get_params()["n_clusters"]
+        refiner = make_refiner(args, n_clusters=n_clusters, n_levels=len(clusterers))
+    elif refiner is None or refiner.n_levels == 1:
+        return None
+    stage = RefinementStage(
+        finest,
+        refiner,
+        refine_start_epoch=args.refine_start_epoch - int(args.continue_from is not None),
+        accelerator=holder.accelerator,
+        min_confidence=args.min_confidence,
+        ensemble=make_ensemble(coarsest, n_samples, args.seed) if refiner.takes_members else None,
+        holder=holder,
+    )
+    stages = [stage, *(LevelStage(stage, level) for level in range(1, refiner.n_levels))]
+    return [Labeling(each, args.confidence_power) for each in stages]
+
+
 def describe_settings(labelings: Sequence[Labeling], args: PLRTrainingArguments) -> dict[str, Any]:
     """Describe clusterers and refiner, for the settings that a resumed run must share."""
-    clusterers = [describe_clusterer(labeling.stage.clusterer) for labeling in labelings]
+    clusterers = [describe_clusterer(each) for labeling in labelings for each in labeling.stage.clusterers[:1]]
     return {
         "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
         "refiner": labelings[0].stage.refiner.settings(),
@@ -173,8 +220,8 @@ def describe_labelings(labelings: Sequence[Labeling], space: str, args: PLRTrain
     stage = labelings[0].stage
     if isinstance(stage, GivenStage):
         return stage.describe()
-    numbers = [labeling.stage.clusterer.get_params().get("n_clusters") for labeling in labelings]
-    sizes = [f"{number:,}" for number in numbers if isinstance(number, int)]
+    numbers = [labeling.stage.n_sought for labeling in labelings]
+    sizes = [f"{number:,}" for number in numbers if number is not None]
     words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(labelings)} labelings"
     kind = describe_clusterer(stage.clusterer)["class"]
     return f"{words} by {kind} in {space}, refinement {resolve_preset(args)}"

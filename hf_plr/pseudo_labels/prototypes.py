@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.features.centering import compute_directions
 from hf_plr.pseudo_labels.soft_targets import SparseTargets
 from hf_plr.utils.constants import make_constant
+from hf_plr.utils.distributed import sum_all
 
 
 class PrototypeMemory:
@@ -55,7 +57,11 @@ class PrototypeMemory:
         return compute_directions(self.center, features)
 
     def loss(
-        self, directions: torch.Tensor, targets: torch.Tensor | SparseTargets, weights: torch.Tensor | None = None
+        self,
+        directions: torch.Tensor,
+        targets: torch.Tensor | SparseTargets,
+        weights: torch.Tensor | None = None,
+        accelerator: Accelerator | None = None,
     ) -> torch.Tensor:
         """Compute the mean loss of a batch.
 
@@ -63,17 +69,22 @@ class PrototypeMemory:
             directions: embedded features, shape (B, D).
             targets: cluster per sample and labeling, integers of shape (B, L), -1 = no loss; or soft targets.
             weights: weight of the loss per sample and labeling, at least 0, shape (B, L); None for equal weights.
+            accelerator: connects the processes that share a batch, all of which call this; None for a batch of one.
 
         Returns:
             A scalar with a gradient, the mean over the labelings that have clusters. Each is divided by its number of
-            samples with a target, whatever their weights; zero without targets.
+            samples with a target, whatever their weights; zero without targets. With several processes that number is
+            a process's mean share of all of them, so that the mean of the processes' losses is that of one process.
         """
         logits = directions @ self._rows[:-1].to(directions).T / self.temperature
         if isinstance(targets, SparseTargets):
             losses, is_counted = _soft_losses(logits, targets, self._sizes)
         else:
             losses, is_counted = _hard_losses(logits, targets, self._sizes)
-        losses = (losses if weights is None else losses * weights).sum(dim=0) / is_counted.sum(dim=0).clamp(min=1)
+        n_counted = sum_all(accelerator, is_counted.sum(dim=0)).clamp(min=1)
+        if accelerator is not None:
+            n_counted = n_counted / accelerator.num_processes
+        losses = (losses if weights is None else losses * weights).sum(dim=0) / n_counted
         return losses.sum() / sum(size > 0 for size in self._sizes)
 
     @torch.no_grad()

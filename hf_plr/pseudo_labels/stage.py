@@ -170,6 +170,7 @@ class RefinementStage:
         self.accelerator = accelerator
         self.holder = AllLabels(accelerator) if holder is None else holder
         self._continued: tuple[np.ndarray, int] | None = None  # labels of an earlier run, and the next number
+        self._finer: tuple[RefinementResult, ...] = ()  # of the epoch, until their labels are made
 
     def continue_from(self, labels: np.ndarray, next_number: int) -> None:
         """Let the next refinement continue labels of an earlier run, see `PseudoLabelRefiner.continue_from`.
@@ -184,6 +185,14 @@ class RefinementStage:
     def clusterers(self) -> list[Any]:
         """The clusterers of a stage in the order of their calls, without members that are made anew each time."""
         return [self.clusterer, *getattr(self.ensemble, "clusterers", ())]
+
+    @property
+    def n_sought(self) -> int | None:
+        """Number of clusters that are sought; None where neither refiner nor clusterer has one."""
+        if self.refiner.n_levels > 1 and isinstance(self.refiner.n_clusters, int):
+            return self.refiner.n_clusters
+        n = self.clusterer.get_params().get("n_clusters")
+        return n if isinstance(n, int) else None
 
     def cluster(self, rows: torch.Tensor, epoch: int) -> np.ndarray:
         """Cluster the rows of all processes.
@@ -221,8 +230,7 @@ class RefinementStage:
             last, next_number = self._continued
             self.refiner.continue_from(last, 1 if clusters.ndim == 1 else clusters.shape[1], next_number)
             self._continued = None
-        is_refined = epoch >= self.refine_start_epoch
-        if not is_refined:
+        if epoch < self.refine_start_epoch:
             self.refiner.forget()
         refined = self.refiner.refine(
             clusters,
@@ -230,6 +238,28 @@ class RefinementStage:
             offset=self.holder.first(part),
             add_shards=self.holder.add_shards,
         )
+        self._finer = refined.finer
+        labels = self._make_labels(refined, clusters, epoch, part, previous)
+        self._check_clusters(labels)
+        return labels
+
+    def take_finer(self, level: int, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
+        """Make targets of a finer level of the epoch's refinement, once after each call of `refine`.
+
+        Args:
+            level: 1 for the next finer one, and so on.
+            epoch, part, previous: as for `refine`; the labels before are those of this level.
+        """
+        refined = self._finer[level - 1]
+        if level == len(self._finer):
+            self._finer = ()
+        return self._make_labels(refined, refined.labels, epoch, part, previous)
+
+    def _make_labels(
+        self, refined: RefinementResult, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None
+    ) -> PseudoLabels:
+        """Make the labels of an epoch from a refinement of clusters, shape (N,) or (N, M)."""
+        is_refined = epoch >= self.refine_start_epoch
         ids, cell_of = np.unique(refined.cells.labels, return_inverse=True)
         sizes = np.bincount(cell_of, refined.cells.table.counts).astype(np.int64)
         has_soft_targets = self.refiner.assignment == "soft" and is_refined
@@ -250,7 +280,6 @@ class RefinementStage:
             soft_targets=soft_targets,
             refinement=_refinement_metrics(refined.cells, of_cells, has_soft_targets),
         )
-        self._check_clusters(labels)
         return labels
 
     def _spread_targets(

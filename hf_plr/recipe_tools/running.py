@@ -33,6 +33,7 @@ from hf_plr.report.tree_file import TREE_FILE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
+from hf_plr.trainer.start import check_start
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
@@ -175,6 +176,17 @@ def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
+    """Check that training can begin, then remove the earlier run that --overwrite replaces; called on every process.
+
+    Raises:
+        CheckpointError, ValueError: as `check_start`; nothing is removed then.
+    """
+    check_start(trainer, _resumes(args))
+    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
+    wait_for_all(trainer.accelerator, "preparing the output folder")
+
+
 def adjust_output_dir(values: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
     """Return defaults for the output folder: a recipe's own small data set has one.
 
@@ -195,8 +207,7 @@ def adjust_output_dir(values: dict[str, Any], demo_output_dir: str) -> dict[str,
 def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarray) -> None:
     """Score, train, and score again; `rows` as for `write_results`."""
     trainer.reporter.rows = rows
-    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
-    wait_for_all(trainer.accelerator, "preparing the output folder")
+    claim_output_dir(trainer, args)
     trainer.score("before")
     train(trainer, args)
     trainer.score("after")
@@ -207,7 +218,11 @@ def train(trainer: BaseTrainer, args: OutputArguments) -> None:
     if transformers.logging.is_progress_bar_enabled():  # one per checkpoint would break the run's own bar
         transformers.logging.disable_progress_bar()
         huggingface_hub.utils.enable_progress_bars()  # the same call has hidden them; a push shows them
-    trainer.train(resume_from_checkpoint=True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=_resumes(args))
+
+
+def _resumes(args: OutputArguments) -> str | bool | None:
+    return True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint
 
 
 def write_results(

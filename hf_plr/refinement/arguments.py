@@ -17,7 +17,7 @@ CHOICES = (
     ("noise", ("project", "drop")),
     ("previous", ("refined", "raw")),
 )
-COUNTS = (("generations", 2), ("min_cluster_size", 1), ("max_cells", 2))
+COUNTS = (("generations", 2), ("min_cluster_size", 1), ("max_cells", 2), ("n_levels", 1))
 
 
 def check_arguments(given: dict[str, Any]) -> None:
@@ -52,6 +52,11 @@ def check_arguments(given: dict[str, Any]) -> None:
         raise ValueError("assignment='argmax' needs space='projected': in the joint space no column is a cluster")
     if given["metric"] == "coassociation":
         _check_coassociation(given)
+    if given["n_levels"] > 1 and (given["assignment"] != "hierarchical" or n_clusters is None):
+        raise ValueError(
+            f"n_levels={given['n_levels']} needs assignment='hierarchical' and a number of clusters, not "
+            f"assignment={given['assignment']!r} and n_clusters={n_clusters!r}"
+        )
 
 
 def _check_coassociation(given: dict[str, Any]) -> None:

@@ -27,6 +27,59 @@ from hf_plr.refinement.result import CellRefinement
 AddShards = Callable[[CooccurrenceTable], CooccurrenceTable]  # the sum of all shards' tables, from that of one
 
 
+class ClusterNumbers:
+    """Numbers of the clusters of one level, which persist from call to call.
+
+    Args:
+        last: labels of the last call, shape (N,); None before the first.
+        next_number: above the numbers that clusters have had.
+        reuses: True if a new cluster may have the number of one that has died.
+        anchor: labels of an earlier run, whose numbers return to their samples, shape (N,); None without one.
+    """
+
+    def __init__(
+        self,
+        last: np.ndarray | None = None,
+        next_number: int = 0,
+        reuses: bool = True,
+        anchor: np.ndarray | None = None,
+    ):
+        self.last = last
+        self.next_number = next_number
+        self.reuses = reuses
+        self.anchor = anchor
+
+    @property
+    def first_new(self) -> int | None:
+        """Number of the next new cluster; None for the lowest that is free."""
+        return None if self.reuses else self.next_number
+
+    def spread(
+        self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray, add_shards: AddShards
+    ) -> CellRefinement:
+        """Write the label of each sample to `out`, under the numbers of the last call; these labels are then the last.
+
+        Args:
+            cells: a refinement.
+            labelings: what its table counts, each of shape (N,).
+            out: integers of shape (N,).
+            add_shards: adds the tables of the shards, if these labels are one.
+
+        Returns:
+            The refinement under these numbers.
+        """
+        for span in iterate_chunks(len(out)):
+            out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
+        if self.last is not None and self.last is not labelings[-2]:
+            cells = continue_numbers(cells, self.last, out, add_shards, self.first_new)
+        if self.anchor is not None:
+            cells = return_numbers(cells, self.anchor, out, add_shards, self.next_number)
+        self.last = out.view()
+        self.last.flags.writeable = False
+        self.next_number = max(self.next_number, int(cells.labels.max(initial=NOISE)) + 1)
+        return cells
+
+
 def keep_numbers(
     table: CooccurrenceTable,
     projection: sp.csr_array,

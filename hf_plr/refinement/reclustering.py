@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hf_plr.refinement.agglomeration import Cut, agglomerate, agglomerate_coassociation
@@ -16,11 +18,11 @@ def recluster(
     assignment: str,
     metric: str,
     linkage: str,
-    cut: Cut,
+    cuts: Sequence[Cut],
     min_size: int,
     max_cells: int,
-) -> tuple[np.ndarray, bool]:
-    """Give every cell one refined cluster.
+) -> tuple[list[np.ndarray], bool]:
+    """Give every cell one refined cluster at each level.
 
     Args:
         table: the cells; without any previous label they keep their current clusters.
@@ -29,58 +31,65 @@ def recluster(
             the current cluster ("soft" takes noise back in where its largest entry is).
         metric: "euclidean" or "coassociation", distance of the agglomeration.
         linkage: linkage of the agglomeration.
-        cut: cut through its tree.
+        cuts: cuts through its tree, one per level, the coarsest first; more than one for "hierarchical" alone.
         min_size: size under which clusters become noise.
         max_cells: see `PseudoLabelRefiner`.
 
     Returns:
-        Cluster per cell, -1 = noise, shape (cells,), and True if the clusters are exact.
+        Cluster per cell, -1 = noise, shape (cells,), of each level, and True if the clusters are exact. A cluster of a
+        finer level lies in one of the coarser; one that is too small may be noise there alone.
     """
     is_exact = True
     if (table.codes[:, :-1] == NOISE).all():
-        return table.current, is_exact
+        return [table.current] * len(cuts), is_exact
     if metric == "coassociation":
-        cluster, is_exact = _agglomerate_coassociation(table, soft, cut)
+        levels, is_exact = _agglomerate_coassociation(table, soft, cuts)
     elif assignment == "hierarchical":
-        cluster, is_exact = _agglomerate_labelled(table, soft, linkage, cut, max_cells)
+        levels, is_exact = _agglomerate_labelled(table, soft, linkage, cuts, max_cells)
     elif assignment == "argmax":
-        cluster = argmax(soft)
+        levels = [argmax(soft)]
     elif assignment == "soft":
-        cluster = keep_current(table, soft)
+        levels = [keep_current(table, soft)]
     else:
-        cluster = table.current
-    return drop_small(cluster, table.counts, min_size), is_exact
+        levels = [table.current]
+    return [drop_small(cluster, table.counts, min_size) for cluster in levels], is_exact
 
 
-def _agglomerate_coassociation(table: CooccurrenceTable, soft: SoftCells, cut: Cut) -> tuple[np.ndarray, bool]:
+def _agglomerate_coassociation(
+    table: CooccurrenceTable, soft: SoftCells, cuts: Sequence[Cut]
+) -> tuple[list[np.ndarray], bool]:
     """Agglomerate the cells in the order of their first members, which ids and order of labelings do not change."""
     order = np.argsort(table.first_member, kind="stable")
-    cluster = np.empty(len(table), dtype=np.int64)
-    cluster[order], is_exact = agglomerate_coassociation(soft.select(order), table.counts[order], cut)
-    return cluster, is_exact
+    levels, is_exact = agglomerate_coassociation(soft.select(order), table.counts[order], cuts)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return [cluster[place] for cluster in levels], is_exact
 
 
 def _agglomerate_labelled(
-    table: CooccurrenceTable, soft: SoftCells, linkage: str, cut: Cut, max_cells: int
-) -> tuple[np.ndarray, bool]:
+    table: CooccurrenceTable, soft: SoftCells, linkage: str, cuts: Sequence[Cut], max_cells: int
+) -> tuple[list[np.ndarray], bool]:
     """Agglomerate the cells that have a soft label; the others are noise."""
     is_labelled = soft.labelled
     if not is_labelled.any():
-        return np.full(len(table), NOISE), True
+        return [np.full(len(table), NOISE)] * len(cuts), True
     if is_labelled.all():
-        return _agglomerate(soft, table.counts, linkage, cut, max_cells)
-    labelled, is_exact = _agglomerate(soft.select(is_labelled), table.counts[is_labelled], linkage, cut, max_cells)
-    cluster = np.full(len(table), NOISE)
-    cluster[is_labelled] = labelled
-    return cluster, is_exact
+        return _agglomerate(soft, table.counts, linkage, cuts, max_cells)
+    labelled, is_exact = _agglomerate(soft.select(is_labelled), table.counts[is_labelled], linkage, cuts, max_cells)
+    levels = []
+    for found in labelled:
+        cluster = np.full(len(table), NOISE)
+        cluster[is_labelled] = found
+        levels.append(cluster)
+    return levels, is_exact
 
 
 def _agglomerate(
-    soft: SoftCells, counts: np.ndarray, linkage: str, cut: Cut, max_cells: int
-) -> tuple[np.ndarray, bool]:
-    if cut.distance_threshold == 0.0 and soft.has_disjoint_parts:
-        return _number_distinct_rows(soft), True
-    return agglomerate(soft, counts, linkage, cut, max_cells)
+    soft: SoftCells, counts: np.ndarray, linkage: str, cuts: Sequence[Cut], max_cells: int
+) -> tuple[list[np.ndarray], bool]:
+    if cuts[0].distance_threshold == 0.0 and soft.has_disjoint_parts:
+        return [_number_distinct_rows(soft)], True
+    return agglomerate(soft, counts, linkage, cuts, max_cells)
 
 
 def _number_distinct_rows(soft: SoftCells) -> np.ndarray:

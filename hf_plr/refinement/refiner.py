@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy.typing as npt
 from hf_plr.refinement.agglomeration import Cut
 from hf_plr.refinement.arguments import check_arguments
 from hf_plr.refinement.blending import blend
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence, iterate_chunks
-from hf_plr.refinement.numbering import AddShards, continue_numbers, keep_numbers, return_numbers
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence
+from hf_plr.refinement.numbering import AddShards, ClusterNumbers, keep_numbers
+from hf_plr.refinement.presets import PRESETS
 from hf_plr.refinement.projection import project
 from hf_plr.refinement.reclustering import recluster
 from hf_plr.refinement.result import CellRefinement, RefinementResult
@@ -20,35 +22,6 @@ from hf_plr.utils.serialization import validate_array
 STATE_VERSION = 2
 
 Epoch = tuple[np.ndarray, ...]  # labelings of one epoch, each of shape (N,), the current clustering first
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Our reading of arXiv 2410.14242: project, blend half and half, average linkage, as many clusters as now.
-    "slr": {},
-    # Both epochs side by side; only samples that agree in both stay together, groups under four become noise.
-    "joint": {
-        "space": "joint",
-        "n_clusters": None,
-        "distance_threshold": 0.0,
-        "noise": "drop",
-        "previous": "raw",
-        "min_cluster_size": 4,
-    },
-    # Evidence accumulation (Fred and Jain, IEEE TPAMI 2005) over all labelings of three epochs: `refine` takes several
-    # labelings an epoch, and average linkage of their co-association leaves as many clusters as the first of them has.
-    "consensus": {
-        "weight": None,
-        "space": "joint",
-        "generations": 3,
-        "metric": "coassociation",
-        "previous": "raw",
-    },
-    # Soft targets over the current clusters: mostly the current label, and as a smaller part the projection.
-    "soft": {"assignment": "soft", "weight": 0.7, "min_cluster_size": 1},
-    # Soft targets as in RLCC (Zhang et al., CVPR 2021); give `centroid_cosines` for the part that sees features.
-    "rlcc": {"assignment": "soft", "weight": 0.9, "noise": "drop", "previous": "raw", "min_cluster_size": 1},
-    # The baseline: the current clusters, through the same code.
-    "none": {"assignment": "current", "min_cluster_size": 1},
-}
 
 
 class PseudoLabelRefiner:
@@ -79,6 +52,11 @@ class PseudoLabelRefiner:
         noise: "project" readmits a sample that is noise now by its previous cluster, "drop" leaves it out.
         previous: "refined" carries the refined labels to the next call, "raw" the labels before refinement.
         min_cluster_size: refined clusters with fewer samples become noise, at least 1.
+        n_levels: number of levels of the agglomeration. Each finer one has twice as many clusters, and each of its
+            clusters lies in one cluster of the coarser. The labels are of the coarsest; `RefinementResult.finer` has
+            the others. With n_clusters "current" the finest has as many clusters as there are now; with a number the
+            coarsest has so many, and no finer one more than there are now. More than one level need n_clusters and
+            assignment="hierarchical". A first epoch of one labeling has its clusters at all levels.
         max_cells: more occupied cells than this are folded into similar heavy ones before agglomeration, and the
             result has exact=False. Cells that are related to few others, as in training, are agglomerated exactly
             whatever their number. Otherwise "average", "complete" and "single" need a matrix of 8 bytes per pair of
@@ -111,6 +89,7 @@ class PseudoLabelRefiner:
         previous: str = "refined",
         min_cluster_size: int = 2,
         max_cells: int = 20_000,
+        n_levels: int = 1,
     ):
         self.weight = weight
         self.space = space
@@ -125,12 +104,10 @@ class PseudoLabelRefiner:
         self.previous = previous
         self.min_cluster_size = min_cluster_size
         self.max_cells = max_cells
+        self.n_levels = n_levels
         check_arguments(self.settings())
         self._history: list[Epoch] = []  # labels of the last calls, oldest first
-        self._refined: np.ndarray | None = None  # labels of the last call, whose numbers persist
-        self._next_number = 0  # above those that clusters have had
-        self._reuses_numbers = True  # of clusters that have died
-        self._anchor: np.ndarray | None = None  # labels of an earlier run, whose numbers return to their samples
+        self._numbers = [ClusterNumbers() for _ in range(n_levels)]  # of each level, the coarsest first
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> PseudoLabelRefiner:
@@ -188,10 +165,16 @@ class PseudoLabelRefiner:
 
         table = add_shards(cooccurrence(*labelings, offset=offset))
         cells = self.refine_cells(table, centroid_cosines)
-        refined = self._spread_to_samples(cells, labelings, out, add_shards)
-        self._remember(refined, epoch)
-        self._next_number = max(self._next_number, int(refined.cells.labels.max(initial=NOISE)) + 1)
-        return refined
+        levels: list[RefinementResult] = []
+        for numbers, level in zip(self._numbers, (cells, *cells.finer), strict=True):
+            labels = np.empty_like(out) if levels else out
+            numbered = numbers.spread(level, labelings, labels, add_shards)
+            assert numbers.last is not None
+            levels.append(RefinementResult(numbers.last, numbered, labelings))
+        first, *finer = levels
+        kept_labels = (first.labels,) if self.previous == "refined" else epoch
+        self._history = [*self._history, kept_labels][1 - self.generations :]
+        return first.with_finer(finer) if finer else first
 
     def refine_cells(self, table: CooccurrenceTable, centroid_cosines: np.ndarray | None = None) -> CellRefinement:
         """Refine from the co-occurrence table alone, without remembering anything.
@@ -212,23 +195,28 @@ class PseudoLabelRefiner:
         self._check_table(table, centroid_cosines)
         projection = project(table, self.normalize, centroid_cosines)
         soft = blend(table, projection, self.weight, self._space_of_blend, self.noise, self.generations)
-        clusters, is_exact = recluster(
+        levels, is_exact = recluster(
             table,
             soft,
             self.assignment,
             self.metric,
             self.linkage,
-            self._cut(table),
+            self._cuts(table),
             self.min_cluster_size,
             self.max_cells,
         )
         keeps_columns = self.assignment == "soft" and self.space == "projected"
-        return keep_numbers(table, projection, soft, clusters, is_exact, keeps_columns, self.metric, self._first_new)
+        first, *finer = (
+            keep_numbers(table, projection, soft, level, is_exact, keeps_columns, self.metric, numbers.first_new)
+            for level, numbers in zip(levels, self._numbers, strict=True)
+        )
+        # What a coarser level joins is no change of the current clusters, which are as fine as the finest.
+        return replace(first, finer=tuple(finer), changed_share=finer[-1].changed_share) if finer else first
 
     @property
     def next_number(self) -> int:
         """The smallest number above those of all clusters so far."""
-        return self._next_number
+        return self._numbers[0].next_number
 
     @property
     def history(self) -> tuple[np.ndarray, ...]:
@@ -236,52 +224,39 @@ class PseudoLabelRefiner:
         return tuple(labels for epoch in self._history for labels in epoch)
 
     @property
-    def _first_new(self) -> int | None:
-        """Number of the next new cluster; None for the lowest that is free."""
-        return None if self._reuses_numbers else self._next_number
-
-    @property
     def _space_of_blend(self) -> str:
         return "current" if self.assignment == "current" else self.space
 
-    def _cut(self, table: CooccurrenceTable) -> Cut:
-        n_clusters = len(table.current_ids) if self.n_clusters == "current" else self.n_clusters
-        return Cut(None if n_clusters is None else max(int(n_clusters), 1), self.distance_threshold)
-
-    def _spread_to_samples(
-        self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray, add_shards: AddShards
-    ) -> RefinementResult:
-        """Write the refined label per sample to `out`; numbers continue those of the last refined labels."""
-        for span in iterate_chunks(len(out)):
-            out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
-        if self._refined is not None and self._refined is not labelings[-2]:
-            cells = continue_numbers(cells, self._refined, out, add_shards, self._first_new)
-        if self._anchor is not None:
-            cells = return_numbers(cells, self._anchor, out, add_shards, self._next_number)
-        return RefinementResult(_freeze(out), cells, labelings)
-
-    def _remember(self, refined: RefinementResult, epoch: Epoch) -> None:
-        """Remember the labels that the next call needs."""
-        self._refined = refined.labels
-        kept_labels = (refined.labels,) if self.previous == "refined" else epoch
-        self._history = [*self._history, kept_labels][1 - self.generations :]
+    def _cuts(self, table: CooccurrenceTable) -> list[Cut]:
+        """Cuts of the levels, the coarsest first."""
+        if self.n_clusters is None:
+            return [Cut(None, self.distance_threshold)]
+        n_current = len(table.current_ids)
+        if self.n_clusters == "current":
+            numbers = [round(n_current / 2**finer) for finer in range(self.n_levels)[::-1]]
+        else:
+            coarsest = int(self.n_clusters)
+            numbers = [min(coarsest * 2**finer, max(coarsest, n_current)) for finer in range(self.n_levels)]
+        return [Cut(max(number, 1), self.distance_threshold) for number in numbers]
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State for the next call, as arrays: `version` and, after the first call, labels of shape (N,).
 
         With M labelings an epoch, `history.1.1` to `history.1.{M - 1}` are the further ones of epoch `history.1`.
         `numbers` are `next_number`, and 0 after `continue_from` or 1; `anchor` are the labels that it was given.
+        `finer.1`, `finer.2`, ... are the labels of the finer levels.
         """
         state = {"version": np.array([STATE_VERSION])}
         for age, (current, *further) in enumerate(self._history[::-1], start=1):
             state[f"history.{age}"] = current
             state |= {f"history.{age}.{member}": labels for member, labels in enumerate(further, start=1)}
-        if self._refined is not None:
-            state["refined"] = self._refined
-            state["numbers"] = np.array([self._next_number, self._reuses_numbers])
-        if self._anchor is not None:
-            state["anchor"] = self._anchor
-        return state
+        first, *finer = self._numbers
+        if first.last is not None:
+            state["refined"] = first.last
+            state["numbers"] = np.array([first.next_number, first.reuses])
+        if first.anchor is not None:
+            state["anchor"] = first.anchor
+        return state | {f"finer.{i}": level.last for i, level in enumerate(finer, start=1) if level.last is not None}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Restore the output of `state_dict`.
@@ -308,29 +283,33 @@ class PseudoLabelRefiner:
         ]
         refined = validate_array(state, "refined", "integers", (None,), NOISE) if "refined" in state else None
         anchor = validate_array(state, "anchor", "integers", (None,), NOISE) if "anchor" in state else None
+        names = [name for name in state if name.startswith("finer.")]
+        finer = [validate_array(state, f"finer.{i}", "integers", (None,), NOISE) for i in range(1, len(names) + 1)]
+        if finer and len(finer) != self.n_levels - 1:
+            raise ValueError(f"refiner state holds {len(finer) + 1} levels, but n_levels={self.n_levels} here")
         labelings = [labels for epoch in history for labels in epoch]
-        labelings += [labels for labels in (refined, anchor) if labels is not None]
+        labelings += [labels for labels in (refined, anchor, *finer) if labels is not None]
         lengths = {len(labels) for labels in labelings}
         if len(lengths) > 1:
             raise ValueError(f"refiner state is damaged: its labels have lengths {sorted(lengths)}")
-        if lengths and self._refined is not None and len(self._refined) not in lengths:
+        if lengths and self._last is not None and len(self._last) not in lengths:
             raise ValueError(
-                f"refiner state is of {lengths.pop()} samples, but this refiner's last call had {len(self._refined)}"
+                f"refiner state is of {lengths.pop()} samples, but this refiner's last call had {len(self._last)}"
             )
         if len(history) >= self.generations:
             raise ValueError(
                 f"refiner state holds {len(history) + 1} generations, but generations={self.generations} here"
             )
         self._history = history
-        self._refined = refined
         if refined is not None and history and self.previous == "refined":
-            self._refined = history[-1][0]
-        self._next_number = 0 if refined is None else int(refined.max(initial=NOISE)) + 1
+            refined = history[-1][0]
+        first = ClusterNumbers(refined, 0 if refined is None else int(refined.max(initial=NOISE)) + 1, True, anchor)
         if "numbers" in state:  # older releases wrote none
             numbers = validate_array(state, "numbers", "integers", (2,), 0)
-            self._next_number = max(self._next_number, int(numbers[0]))
-            self._reuses_numbers = bool(numbers[1])
-        self._anchor = anchor
+            first.next_number = max(first.next_number, int(numbers[0]))
+            first.reuses = bool(numbers[1])
+        self._numbers = [first, *(ClusterNumbers(labels) for labels in finer)]
+        self._numbers += [ClusterNumbers() for _ in range(self.n_levels - len(self._numbers))]
 
     def forget(self) -> None:
         """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist.
@@ -353,13 +332,20 @@ class PseudoLabelRefiner:
         Raises:
             TypeError, ValueError: if labels are not integers from -1, or one of them is not below `next_number`.
         """
-        self._history, self._refined = [], None
+        self._history, self._numbers[0] = [], ClusterNumbers()
         (last,) = self._check_labels(labels, may_be_empty=True)
         if last.max(initial=NOISE) >= next_number:
             raise ValueError(f"next_number={next_number} must be above the labels, but {last.max()} is among them")
         self._check_number_of_members(n_labelings)
-        self._history, self._refined = [(last,) * n_labelings], last
-        self._next_number, self._reuses_numbers, self._anchor = next_number, False, last
+        self._history = [(last,) * n_labelings]
+        # Numbers of finer levels were not told of, and begin anew.
+        first = ClusterNumbers(last, next_number, reuses=False, anchor=last)
+        self._numbers = [first, *(ClusterNumbers() for _ in range(self.n_levels - 1))]
+
+    @property
+    def _last(self) -> np.ndarray | None:
+        """Refined labels of the last call; None before the first."""
+        return self._numbers[0].last
 
     def _padded_history(self, epoch: Epoch) -> list[Epoch]:
         """Labels of the last generations - 1 calls, with noise for missing calls."""
@@ -381,7 +367,7 @@ class PseudoLabelRefiner:
             raise ValueError(f"labels must have shape (N,), or (N, M) for M labelings, not {labels.shape}")
         if len(labels) == 0 and not may_be_empty:
             raise ValueError("labels are empty: at least one sample is needed")
-        last_labels = self._history[-1][0] if self._history else self._refined
+        last_labels = self._history[-1][0] if self._history else self._last
         if last_labels is not None and len(labels) != len(last_labels):
             raise ValueError(
                 f"{len(labels)} labels, but the last call had {len(last_labels)}: "
@@ -421,7 +407,7 @@ class PseudoLabelRefiner:
         if out.shape != (n_samples,):
             raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
         labels_in_use = [labels for used_epoch in (epoch, *self._history) for labels in used_epoch]
-        labels_in_use += [] if self._refined is None else [self._refined]
+        labels_in_use += [] if self._last is None else [self._last]
         if any(np.may_share_memory(out, labels) for labels in labels_in_use):
             raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
         return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,9 +29,13 @@ class CellRefinement:
         soft: soft labels of the cells.
         projection: previous clusters projected onto current ones, sparse, shape (K', K).
         events: events that lead from the previous to the refined clusters.
-        changed_share: fraction of samples whose refined cluster does not continue their current one, in [0, 1].
+        changed_share: fraction of samples whose refined cluster does not continue their current one, in [0, 1]; with
+            several levels that of the finest.
         exact: False if light cells were folded into similar ones, or joined clusters of others, as there were too
             many.
+        finer: the finer levels of the agglomeration, each finer than the one before. A cluster of a level lies in one
+            of the level before. A sample whose cluster is too small may be noise in a finer level alone. Numbers of a
+            level are its own.
     """
 
     table: CooccurrenceTable
@@ -41,6 +46,7 @@ class CellRefinement:
     events: ClusterEvents
     changed_share: float
     exact: bool
+    finer: tuple[CellRefinement, ...] = ()
 
 
 class RefinementResult:
@@ -50,12 +56,21 @@ class RefinementResult:
         labels: refined label per sample, -1 = noise, shape (N,), read-only. Numbers persist, see
             `CellRefinement.labels`.
         cells: the result per cell.
+        finer: the finer levels with `n_levels` above 1, each finer than the one before, see `CellRefinement.finer`.
     """
 
     def __init__(self, labels: np.ndarray, cells: CellRefinement, labelings: tuple[np.ndarray, ...]):
         self.labels = labels
         self.cells = cells
+        self.finer: tuple[RefinementResult, ...] = ()
         self._labelings = labelings
+
+    def with_finer(self, finer: Sequence[RefinementResult]) -> RefinementResult:
+        """The same with finer levels."""
+        cells = replace(self.cells, finer=tuple(level.cells for level in finer))
+        result = RefinementResult(self.labels, cells, self._labelings)
+        result.finer = tuple(finer)
+        return result
 
     def __len__(self) -> int:
         return len(self.labels)

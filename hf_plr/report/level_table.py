@@ -17,6 +17,7 @@ from hf_plr.pseudo_labels.label_files import (
     LABEL_COLUMN,
     PSEUDO_LABELS_FILE,
     SPAN_COLUMNS,
+    level_column,
 )
 from hf_plr.refinement.hierarchy import Level
 
@@ -66,8 +67,8 @@ def write_levels(
 
     Returns, Raises: as `write_level`.
     """
-    columns = {f"level_{n}": level for n, level in levels.items()}
-    return _write(folder, output, columns, names, {f"level_{n}": f"{NAME_COLUMN}_{n}" for n in levels}, LABEL_COLUMN)
+    columns = {level_column(n): level for n, level in levels.items()}
+    return _write(folder, output, columns, names, {level_column(n): f"{NAME_COLUMN}_{n}" for n in levels}, LABEL_COLUMN)
 
 
 def _write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,37 @@ def read_names_table(path: str | os.PathLike[str]) -> dict[int, str | None]:
     if not names:
         raise ValueError(f"{path} holds no names: nothing follows its header")
     return names
+
+
+def parse_renames(texts: Sequence[str], names: Mapping[int, str]) -> dict[int, str | None]:
+    """Parse corrections of names, each "OLD=NEW".
+
+    Args:
+        texts: OLD is the number of a cluster, or a name: then all clusters that have it get another. An empty NEW
+            takes the name away.
+        names: the names that clusters have, by cluster.
+
+    Returns:
+        New name by cluster; None where it is taken away.
+
+    Raises:
+        ValueError: naming the text, if it is no such correction, no cluster has the name, or two disagree.
+    """
+    changes: dict[int, str | None] = {}
+    for text in texts:
+        old, equals, new = (part.strip() for part in text.partition("="))
+        where = f"--rename {quote(text)}"
+        if not equals or not old:
+            raise ValueError(f"{where} is not OLD=NEW, such as 7=dent, or crak=crack")
+        is_number = old.isascii() and old.isdecimal()
+        clusters = [int(old)] if is_number else [label for label, name in names.items() if name == old]
+        if not clusters:
+            raise ValueError(f"{where}: no cluster is called {quote(old)}: give a name from --list, or a number")
+        name = _parse_name(where, new) if new else None
+        for cluster in clusters:
+            if changes.setdefault(cluster, name) != name:
+                raise ValueError(f"{where}: cluster {cluster} gets another name in a --rename before: settle on one")
+    return changes
 
 
 def read_few_labels(path: str | os.PathLike[str], labels: LabelFile) -> FewLabels:

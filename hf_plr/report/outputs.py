@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from hf_plr.data.content_digest import format_digests
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN
+from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, level_column
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE as PSEUDO_LABELS_FILE
+from hf_plr.refinement.hierarchy import Level
 from hf_plr.report.file_names import METRICS_FILE as METRICS_FILE
 from hf_plr.report.file_names import TRAINED_EPOCHS
 from hf_plr.report.html.report_file import PAGE_FILE, write_text
@@ -37,9 +38,10 @@ def write_pseudo_labels(
     files: list[str] | None = None,
     segments: np.ndarray | None = None,
     digests: np.ndarray | None = None,
+    levels: Mapping[int, Level] | None = None,
 ) -> None:
     """Write one row per sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence,
-    digest. The file is written atomically.
+    digest, and a column level_N for each level. The file is written atomically.
 
     Args:
         path: path of the new file.
@@ -48,6 +50,7 @@ def write_pseudo_labels(
         files: file per sample, (N,); None leaves the column out.
         segments: start and end in seconds per sample, (N, 2), for the columns start and end; None leaves them out.
         digests: digest of each sample's content, uint64 (N,), written as 16 hexadecimal digits; None leaves them out.
+        levels: levels of the tree of the clusters, by their number of clusters N.
     """
     keys = (rows,) if segments is None else (segments[:, 0], rows)  # the last one counts most
     order = np.lexsort(keys)  # sounds are stored by length
@@ -64,6 +67,10 @@ def write_pseudo_labels(
                     "previous_label": columns["previous_label"][part],
                     "confidence": columns["confidence"][part].astype(np.float32),
                     **({} if digests is None else {DIGEST_COLUMN: format_digests(digests[part])}),
+                    **{
+                        level_column(n): level.apply(columns["label"][part])
+                        for n, level in sorted((levels or {}).items())
+                    },
                 }
             )
             table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -183,7 +190,7 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         "Next:",
         f"  from transformers import AutoModel; model = AutoModel.from_pretrained({out!r})",
         f"  {classifier}",
-        f"  {next_command[0]}   {next_command[1]}",
+        *(f"  {command}   {purpose}" for command, purpose in (*summary.next_commands, next_command)),
         "",
     ]
     return "\n".join(lines)

@@ -63,6 +63,7 @@ class RunSummary:
         continued: the run that this one continues, and what became of its clusters; empty for a first run.
         adapters: kind and size of the adapters that were trained; empty if the weights themselves were.
         intervals: 95% intervals of scores that have one, (low, high), by phase.
+        next_commands: commands that take the output folder, and what they do.
     """
 
     args: BaseTrainingArguments
@@ -85,6 +86,7 @@ class RunSummary:
     source: str = ""
     continued: str = ""
     adapters: str = ""
+    next_commands: tuple[tuple[str, str], ...] = ()
 
     @property
     def stages(self) -> list[dict[str, float]]:

@@ -31,6 +31,7 @@ from hf_plr.models.lora import check_lora_arguments, describe_adapters, describe
 from hf_plr.pseudo_labels.holding import is_of_samples
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
+from hf_plr.trainer import start
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpointing import (
     CheckpointWriter,
@@ -45,7 +46,6 @@ from hf_plr.trainer.checkpointing import (
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.feature_trainer import FeatureTrainer
 from hf_plr.trainer.rates import decay_rates
-from hf_plr.trainer.start import ONE_MODEL, adapt_to_start, check_optimizer, check_trained, freeze_as_told
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
@@ -93,7 +93,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         check_lora_arguments(args)
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
-        args = adapt_to_start(args, model, self.modality)
+        args = start.adapt_to_start(args, model, self.modality)
         self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
         self.scores, self.intervals = {}, {}
         self.source = ""
@@ -103,11 +103,12 @@ class BaseTrainer(FeatureTrainer, ABC):
             compute_metrics = functools.partial(score_against_gallery, self)
         check_best_metric(args, is_scored=compute_metrics is not None)
         trained = self._make_trained_model()
-        freeze_as_told(args, self.modality.model)
-        check_trained(args, self.modality.model)
+        start.freeze_as_told(args, self.modality.model)
+        start.check_trained(args, self.modality.model)
         prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
         hold_frozen_statistics(self.modality.model)
-        check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
+        start.check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
+        self.has_made_folder = not os.path.exists(str(args.output_dir))
         super().__init__(
             model=trained,
             args=args,
@@ -249,8 +250,8 @@ class BaseTrainer(FeatureTrainer, ABC):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            f"hyperparameter_search is not supported: {ONE_MODEL}. Make a model and a trainer for each trial, in a "
-            "function that returns trainer.evaluate()'s metrics to the search"
+            f"hyperparameter_search is not supported: {start.ONE_MODEL}. Make a model and a trainer for each trial, "
+            "in a function that returns trainer.evaluate()'s metrics to the search"
         )
 
     # ---- saving and resuming -------------------------------------------------------------------------------------
@@ -260,6 +261,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         """True if adapters are trained, and the other weights of the backbone stay as they are."""
         return has_adapters(self.modality.model)
 
+    @start.leaves_no_empty_folder
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer.train` does; a resumed run takes up labels, prototypes and sums of losses too.
 
@@ -272,6 +274,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             TrainingStopped: after SIGTERM.
         """
         checkpoint = None
+        start.check_start(self, resume_from_checkpoint)
         with isolate_rng(self.args.seed):
             keeps = self._kept_features is not None and self.stage_extracts and not resume_from_checkpoint
             self.check_samples(self.stage_dtype, extract=keeps)

@@ -54,6 +54,7 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "image_column",
     "audio_column",
     "label_column",
+    "levels",
     "labels",  # their contents are among the clusterer's parameters
     "score_every",
     "image_cache_gib",
@@ -368,13 +369,14 @@ def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
     return stored
 
 
-def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[str, Any]) -> None:
+def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[str, Any], warns: bool = True) -> None:
     """Refuse to resume from a checkpoint with settings other than its own.
 
     Args:
         checkpoint: its folder, for the message.
         stored: settings that it was written with.
         current: settings of this run.
+        warns: False to leave the warning out.
 
     Raises:
         ValueError: naming each setting that differs; another length of the run is only warned of.
@@ -382,7 +384,7 @@ def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[s
     differing = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
     lengths = [name for name in differing if name in LENGTHS]
     refused = [name for name in differing if name not in LENGTHS]
-    if lengths:
+    if lengths and warns:
         logger.warning(
             "%s: %s. The run is resumed, but not as one that had this length from the start: its learning rate was "
             "planned for the other.",
@@ -397,5 +399,24 @@ def check_same_settings(checkpoint: str, stored: dict[str, Any], current: dict[s
 
 
 def _describe_differences(names: list[str], stored: dict[str, Any], current: dict[str, Any]) -> str:
-    words = [f"{name} was {stored.get(name)!r} and is {current.get(name)!r}" for name in names[:SHOWN]]
-    return "; ".join(words) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    """Describe settings that differ; of one with parts, such as a clusterer's parameters, the parts that differ."""
+    differences: dict[tuple[str, str], str] = {}  # by the last name and the values: several clusterers share most parts
+    for name in names:
+        for part, was, now in _list_differences(name, stored.get(name), current.get(name)):
+            last, words = part.rpartition(", ")[2], f"was {was!r} and is {now!r}"
+            if last == name or last not in names:  # a clusterer's seed follows from the run's
+                differences.setdefault((last, words), f"{part} {words}")
+    shown = list(differences.values())[:SHOWN]
+    more = len(differences) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _list_differences(name: str, was: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """List what differs in two values, down to the entries of dicts and of lists of equal length: (name, was, is)."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        pairs = [(f"{name}, {key}", was.get(key), now.get(key)) for key in {**now, **was}]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now) and {type(x) for x in was} == {dict}:
+        pairs = [(name, *pair) for pair in zip(was, now, strict=True)]
+    else:
+        return [] if was == now else [(name, was, now)]
+    return [difference for pair in pairs for difference in _list_differences(*pair)]

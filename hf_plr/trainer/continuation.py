@@ -7,7 +7,6 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,73 +21,26 @@ from hf_plr.data.sample_store import SampleStore
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.pseudo_labels.carrying import carry_labels, start_from_clusters
 from hf_plr.pseudo_labels.holding import AllLabels
-from hf_plr.pseudo_labels.known_samples import KnownSamples, LastLabels, match_samples, round_spans
-from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
+from hf_plr.pseudo_labels.known_samples import (
+    KnownSamples,
+    LastLabels,
+    describe_unknown,
+    match_samples,
+    round_spans,
+)
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.refinement import NOISE, cooccurrence
+from hf_plr.refinement.hierarchy import KnownLevels
 from hf_plr.refinement.run_events import find_run_events
-from hf_plr.report.file_names import METRICS_FILE
-from hf_plr.report.names import read_cluster_names, validate_name
-from hf_plr.report.run_history import HISTORY_FILE, DataChange, RunEntry, RunEvents, RunHistory
-from hf_plr.trainer.checkpointing import find_defect, last_complete_checkpoint, list_checkpoints, load_state
+from hf_plr.report.run_history import DataChange, RunEntry, RunEvents, RunHistory
+from hf_plr.trainer.predecessor import ABOUT, COUNTS, Predecessor, find_predecessor, parse_about
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.defaults import keep_from_scratch
 from hf_plr.utils.distributed import gather_results, gather_rows
-from hf_plr.utils.serialization import name_file_in_errors, validate_array
+from hf_plr.utils.serialization import validate_array
 
-LAST, IDS, ABOUT = "continued.last", "continued.ids", "continued.about"  # in the state of a run
-
-
-@dataclass(frozen=True)
-class Predecessor:
-    """The run before.
-
-    Attributes:
-        folder: its output folder, as the user named it.
-        weights: folder that holds the weights to start from.
-        history: the runs up to it.
-        names: names that its clusters have.
-        labels: its last labels; None where a checkpoint of the run that continues it tells of it.
-    """
-
-    folder: str
-    weights: str
-    history: RunHistory
-    names: dict[int, str]
-    labels: LastLabels | None
-
-    @classmethod
-    def read(cls, folder: str) -> Predecessor:
-        """Read what a finished run left in its output folder.
-
-        Raises:
-            ValueError: if the folder has no finished run, or a file is damaged, naming it.
-        """
-        if not os.path.isdir(folder):
-            raise ValueError(f"continue_from={folder!r} is not a folder: name the output folder of a finished run")
-        is_finished = any((Path(folder) / name).is_file() for name in (METRICS_FILE, HISTORY_FILE))
-        if not is_finished and list_checkpoints(folder):
-            raise ValueError(f"continue_from={folder!r} holds an unfinished run: --resume_from_checkpoint resumes it")
-        if not (Path(folder) / PSEUDO_LABELS_FILE).is_file():
-            raise ValueError(
-                f"continue_from={folder!r} holds no {PSEUDO_LABELS_FILE}: only finished runs that label whole images, "
-                "recordings or segments are continued"
-            )
-        labels = LastLabels.read(folder)
-        history = RunHistory.read(folder) or _history_of_older_release(folder, labels)
-        number = max(history.next_number, int(labels.labels.max(initial=NOISE)) + 1)
-        history = dataclasses.replace(history, next_number=number)
-        return cls(folder, folder, history, read_cluster_names(folder), labels)
-
-    def read_audits(self) -> RunHistory:
-        """The history, with audits that were made since this run began, where the folder is still there."""
-        try:
-            now = RunHistory.read(self.folder)
-        except (ValueError, OSError):
-            now = None
-        audits = {} if now is None else {run.id: run.audit for run in now.runs}
-        runs = [dataclasses.replace(run, audit=audits.get(run.id) or run.audit) for run in self.history.runs]
-        return dataclasses.replace(self.history, runs=tuple(runs))
+CHECKED_SAMPLES = 256  # that are read together to find a known one
+LAST, IDS = "continued.last", "continued.ids"  # in the state of a run
 
 
 class Continuation:
@@ -101,6 +53,8 @@ class Continuation:
         predecessor: the run before.
         known: which samples it had; None before `match`.
         n_fitting: new samples that fitted one of its clusters at the first stage.
+        events: what became of its clusters; none before `find_events`.
+        known_levels: its levels, and what its clusters share with those of this run; None before `find_events`.
     """
 
     def __init__(self, predecessor: Predecessor):
@@ -110,6 +64,7 @@ class Continuation:
         self._last: np.ndarray | None = None  # last labels of held samples, -1 for new ones; from the first stage on
         self._ids = np.empty(0, np.int64)  # clusters of the run before
         self.events = RunEvents()
+        self.known_levels: KnownLevels | None = None
 
     def choose_start(self, model: Any, args: PLRTrainingArguments) -> tuple[Any, PLRTrainingArguments]:
         """Choose the model to start from, and the defaults for it.
@@ -137,6 +92,28 @@ class Continuation:
 
     # ---- before the first epoch ----------------------------------------------------------------------------------
 
+    def check_known(self, store: SampleStore) -> None:
+        """Check that the run before had some sample, by reading as few as it takes; unreadable ones are passed over.
+
+        Raises:
+            ValueError: as `match`.
+        """
+        last = self._require_labels()
+        spans = None if store.segments is None else round_spans(store.segments)
+        if last.digests is None or (spans is None) != (last.spans is None):
+            match_samples(last, np.zeros(len(store), np.uint64), store.files(), spans, store.rows)
+            return
+        keys = {*zip(*(column.tolist() for column in _keys(last.digests, last.spans)), strict=True)}
+        for start in range(0, len(store), CHECKED_SAMPLES):
+            part = slice(start, min(start + CHECKED_SAMPLES, len(store)))
+            try:
+                columns = _keys(digest_samples(store, part), None if spans is None else spans[part])
+            except Exception:  # unreadable samples are told of, or left out, when all are decoded
+                return
+            if not keys.isdisjoint(zip(*(column.tolist() for column in columns), strict=True)):
+                return
+        raise ValueError(describe_unknown(last, len(store)))
+
     def match(self, store: SampleStore, part: slice, accelerator: Accelerator) -> None:
         """Find out which samples the run before had; called on every process, once all samples can be read.
 
@@ -148,15 +125,18 @@ class Continuation:
         Raises:
             ValueError: if none is known, or they cannot be told apart.
         """
-        last = self.predecessor.labels
-        if last is None:
-            raise ValueError(
-                f"continue_from={self.predecessor.folder!r} is gone: without it this run can be resumed, not started"
-            )
+        last = self._require_labels()
         digests = gather_digests(digest_own(store, part, accelerator), accelerator)
         spans = None if store.segments is None else round_spans(store.segments)
         self.known = match_samples(last, digests, store.files(), spans, store.rows)
         self._ids = np.array(list(last.sizes()), np.int64)
+
+    def _require_labels(self) -> LastLabels:
+        if self.predecessor.labels is None:
+            raise ValueError(
+                f"continue_from={self.predecessor.folder!r} is gone: without it this run can be resumed, not started"
+            )
+        return self.predecessor.labels
 
     def begin(
         self, labeling: Labeling, rows: torch.Tensor, part: slice, holder: AllLabels, accelerator: Accelerator
@@ -198,6 +178,7 @@ class Continuation:
         """
         assert self._last is not None
         table = holder.add_shards(cooccurrence(self._last, labels))
+        self.known_levels = KnownLevels(table, self.predecessor.levels, self.predecessor.history.next_number)
         self.events = RunEvents.from_cluster_events(find_run_events(table, self._ids))
         return self.events
 
@@ -222,8 +203,9 @@ class Continuation:
         about = {
             "history": self.predecessor.history.to_json(),
             "names": self.predecessor.names,
-            "counts": {field: getattr(self.known, field) for field in _COUNTS},
+            "counts": {field: getattr(self.known, field) for field in COUNTS},
             "n_fitting": self.n_fitting,
+            "levels": self.predecessor.levels,
         }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return {LAST: self._last, IDS: self._ids, ABOUT: text}
@@ -238,13 +220,10 @@ class Continuation:
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
-        history, names, self.known, self.n_fitting = _parse_about(state)
-        self.predecessor = dataclasses.replace(self.predecessor, history=history, names=names)
+        history, names, levels, self.known, self.n_fitting = parse_about(state)
+        self.predecessor = dataclasses.replace(self.predecessor, history=history, names=names, levels=levels)
         self._ids = validate_array(state, IDS, "integers", (None,), 0)
         self._last = validate_array(state, LAST, "integers", (n_held,), NOISE)
-
-
-_COUNTS = [field.name for field in dataclasses.fields(KnownSamples) if field.name != "position"]
 
 
 def open_continuation(args: PLRTrainingArguments) -> Continuation | None:
@@ -261,29 +240,6 @@ def open_continuation(args: PLRTrainingArguments) -> Continuation | None:
     resumed = args.resume_from_checkpoint
     begins_anew = resumed is None and getattr(args, "overwrite", False)  # of recipes, which then empty the folder
     return Continuation(find_predecessor(args.continue_from, None if begins_anew else str(args.output_dir), resumed))
-
-
-def find_predecessor(folder: str, output_dir: str | None, resume_from: str | bool | None = None) -> Predecessor:
-    """Find what is known of the run before: in its folder, or in a checkpoint of the run that continues it.
-
-    Args:
-        folder: output folder of the run before.
-        output_dir: that of the run that continues it; None if that one begins anew, whatever its folder holds.
-        resume_from: checkpoint to resume from, if one is named; otherwise the last one in `output_dir` counts.
-
-    Raises:
-        ValueError: if there is no finished run in the folder and no such checkpoint, or a file is damaged.
-    """
-    try:
-        return Predecessor.read(folder)
-    except ValueError:
-        checkpoint = None if output_dir is None else _find_own_checkpoint(output_dir, resume_from)
-        state = {} if checkpoint is None else load_state(checkpoint)[0]
-        if checkpoint is None or ABOUT not in state:
-            raise
-    with name_file_in_errors(checkpoint):
-        history, names, _, _ = _parse_about(state)
-    return Predecessor(folder, checkpoint, history, names, None)
 
 
 def starts_from_scratch(continuation: Continuation | None, model: Any, backbone: torch.nn.Module) -> bool:
@@ -357,37 +313,6 @@ def gather_digests(own: np.ndarray, accelerator: Accelerator) -> np.ndarray:
     return np.ascontiguousarray(rows).view(np.uint64)[:, 0]
 
 
-def _find_own_checkpoint(output_dir: str, named: str | bool | None) -> str | None:
-    """The complete checkpoint that a run may be resumed from, if there is one."""
-    if isinstance(named, str) and os.path.isdir(named) and find_defect(Path(named)) is None:
-        return named
-    checkpoint = last_complete_checkpoint(output_dir)[0]
-    return None if checkpoint is None else str(checkpoint)
-
-
-def _history_of_older_release(folder: str, labels: LastLabels) -> RunHistory:
-    """The history of a run that left none: itself, by its labels."""
-    sizes = labels.sizes()
-    written = datetime.fromtimestamp(os.path.getmtime(os.path.join(folder, PSEUDO_LABELS_FILE)), timezone.utc)
-    entry = RunEntry(
-        id=uuid.uuid4().hex[:16],
-        name=os.path.basename(os.path.realpath(folder)),
-        written=written.isoformat(timespec="seconds"),
-        samples=len(labels.labels),
-        noise=len(labels.labels) - sum(sizes.values()),
-        clusters=sizes,
-    )
-    return RunHistory(max(sizes, default=NOISE) + 1, (entry,))
-
-
-def _parse_about(state: Mapping[str, np.ndarray]) -> tuple[RunHistory, dict[int, str], KnownSamples, int]:
-    """Read what a checkpoint tells of the run before: its history, names, known samples, and new ones that fitted."""
-    text = validate_array(state, ABOUT, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
-    try:
-        about = json.loads(text)
-        history = RunHistory.from_json(about["history"])
-        names = {int(label): validate_name(name) for label, name in about["names"].items()}
-        counts = {name: int(about["counts"][name]) for name in _COUNTS}
-        return history, names, KnownSamples(np.empty(0, np.int64), **counts), int(about["n_fitting"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{ABOUT!r} tells of no run: {error}") from error
+def _keys(digests: np.ndarray, spans: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """What samples are known by: digests (n,), and of segments start and end in milliseconds (n, 2)."""
+    return (digests,) if spans is None else (digests, spans[:, 0], spans[:, 1])

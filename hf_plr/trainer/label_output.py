@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import numpy as np
 from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.refinement import cooccurrence
-from hf_plr.refinement.hierarchy import compare_clusters, make_tree
+from hf_plr.refinement.hierarchy import ClusterTree, Level, compare_clusters, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
 from hf_plr.report.names import NAMES_FILE, write_cluster_names
@@ -26,6 +28,7 @@ from hf_plr.trainer.continuation import digest_own, make_history
 if TYPE_CHECKING:
     from hf_plr.trainer.plr_trainer import PLRTrainer
 
+CUTS = (100, 30, 10, 5, 2)  # clusters of a cut that is suggested: the first below their number
 MOST_CLUSTERS = 20_000  # of a tree, whose distances are a matrix of 3 GiB then
 
 logger = logging.getLogger(__name__)
@@ -40,18 +43,23 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
         rows: as for `PLRTrainer.save_pseudo_labels`.
     """
     os.makedirs(directory, exist_ok=True)
-    trainer.save_pseudo_labels(os.path.join(directory, PSEUDO_LABELS_FILE), rows)
     labels = trainer.labelings[0].pseudo_labels
-    ids, means, features = write_cluster_files(directory, labels, trainer._extract_now(), trainer._holder)
+    ids, means, features = write_cluster_files(directory, labels, trainer.extract_now(), trainer.holder)
     has_tree = len(ids) <= MOST_CLUSTERS
     distances = compare_last_clusters(trainer, means, features) if has_tree else None
     del features
-    history = find_history(trainer)
+    history, tree = find_history(trainer), None
+    levels: dict[int, Level] = {}
+    if distances is not None:  # the same on every process
+        runs = [run.clusters for run in history.runs]
+        tree = make_tree(ids, means.sizes.cpu().numpy(), distances, runs)
+        levels, next_number = find_levels(trainer, tree, history.next_number)
+        history = dataclasses.replace(history, next_number=next_number)
+    write_label_table(trainer, os.path.join(directory, PSEUDO_LABELS_FILE), rows, levels)
     if not trainer.is_world_process_zero():
         return
-    if distances is not None:
-        runs = [run.clusters for run in history.runs]
-        write_tree(directory, make_tree(ids, means.sizes.cpu().numpy(), distances, runs))
+    if tree is not None:
+        write_tree(directory, tree, levels)
     else:
         logger.warning("%d clusters are too many for a tree: %s is not written.", len(ids), TREE_FILE)
         Path(directory, TREE_FILE).unlink(missing_ok=True)
@@ -60,13 +68,30 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
     history.keep_audit(directory).write(directory)
 
 
+def find_levels(trainer: PLRTrainer, tree: ClusterTree, next_number: int) -> tuple[dict[int, Level], int]:
+    """Find the levels of the run, numbered as in the run that it continues; `next_number` as for `make_levels`."""
+    wanted = trainer.args.levels
+    assert not isinstance(wanted, str)
+    known = None if trainer.continuation is None else trainer.continuation.known_levels
+    levels, next_number = make_levels(tree, wanted, known, next_number)
+    missing = [n for n in wanted or () if n not in levels]
+    if missing and trainer.is_world_process_zero():
+        logger.warning(
+            "levels=%s: only %d clusters are left, which have no level of %s.",
+            ",".join(map(str, wanted or ())),
+            len(tree),
+            " or ".join(map(str, missing)),
+        )
+    return levels, next_number
+
+
 def compare_last_clusters(trainer: PLRTrainer, means: ClusterMeans, features: CenteredFeatures) -> np.ndarray:
     """Measure distances of the reported clusters, ascending by label, for their tree, (K, K); called on every process.
 
     What is known of them is their means in the space in which they are sought, and where their members were in the
     clusterings of the last epochs that the refiner remembers. Tables add up; nothing per sample travels.
     """
-    labeling, holder = trainer.labelings[0], trainer._holder
+    labeling, holder = trainer.labelings[0], trainer.holder
     labels = labeling.pseudo_labels
     directions = trainer.cluster_space.map_means(means.directions, features, trainer.accelerator)
     others = (*labeling.stage.refiner.history, labels.raw_labels, labels.previous_labels)
@@ -76,7 +101,7 @@ def compare_last_clusters(trainer: PLRTrainer, means: ClusterMeans, features: Ce
 
 def find_history(trainer: PLRTrainer) -> RunHistory:
     """Find the history of the run; called on every process."""
-    labeling, continuation, holder = trainer.labelings[0], trainer.continuation, trainer._holder
+    labeling, continuation, holder = trainer.labelings[0], trainer.continuation, trainer.holder
     labels = labeling.pseudo_labels.labels
     ids, sizes = holder.count(labels)
     if continuation is not None:
@@ -85,23 +110,31 @@ def find_history(trainer: PLRTrainer) -> RunHistory:
     return make_history(trainer.args, ids, sizes, next_number, trainer.from_scratch, continuation)
 
 
-def write_label_table(trainer: PLRTrainer, path: str | os.PathLike[str], rows: np.ndarray | None) -> None:
-    """Write a row per sample, see `PLRTrainer.save_pseudo_labels`; called on every process."""
-    store, holder = trainer.train_dataset, trainer._holder
+def write_label_table(
+    trainer: PLRTrainer,
+    path: str | os.PathLike[str],
+    rows: np.ndarray | None,
+    levels: Mapping[int, Level] | None = None,
+) -> None:
+    """Write a row per sample, see `PLRTrainer.save_pseudo_labels`, and a column per level; called on every process."""
+    store, holder = trainer.train_dataset, trainer.holder
     part = trainer.extractor.local_slice(store)
     digests = holder.collect(holder.hold(digest_own(store, part, trainer.accelerator)))
     columns = collect_columns(trainer.labelings[0].pseudo_labels, holder)
     if columns is not None and digests is not None and trainer.is_world_process_zero():
         index = store.rows if rows is None else rows[store.rows]
         numbers = np.ascontiguousarray(digests).view(np.uint64)[:, 0]
-        write_pseudo_labels(path, index, columns, store.files(), store.segments, numbers)
+        write_pseudo_labels(path, index, columns, store.files(), store.segments, numbers, levels)
 
 
 def summarize_labels(trainer: PLRTrainer, summary: RunSummary) -> RunSummary:
     """Add what is known of the labels to the summary of a run."""
     noun, span = trainer.modality.noun, "" if trainer.train_dataset.segments is None else " start, end,"
     files = (
-        (PSEUDO_LABELS_FILE, f"index,{span} label, previous_label, confidence and digest of every training {noun}"),
+        (
+            PSEUDO_LABELS_FILE,
+            f"index,{span} label, previous_label, confidence, digest and levels of every training {noun}",
+        ),
         *CLUSTER_FILES,
         (TREE_FILE, "tree of the clusters, which hf-plr cut takes"),
         (HISTORY_FILE, "sizes of the clusters, of this run and of those that it continues"),
@@ -112,10 +145,26 @@ def summarize_labels(trainer: PLRTrainer, summary: RunSummary) -> RunSummary:
     if labels is None:
         return summary
     of_all = [labeling.pseudo_labels for labeling in trainer.labelings]
-    source = None if trainer._given_stage is None else trainer._given_stage.source
+    source = None if trainer.given_stage is None else trainer.given_stage.source
     return dataclasses.replace(
         summary,
         last_labels=describe_labels(of_all, plural, summary.stages, source),
         cluster_sizes=labels.sizes,
+        next_commands=suggest_commands(str(trainer.args.output_dir), labels.n_clusters, plural),
         continued="" if trainer.continuation is None else trainer.continuation.describe_events(),
+    )
+
+
+def suggest_commands(folder: str, n_clusters: int, plural: str) -> tuple[tuple[str, str], ...]:
+    """Suggest what to do with the clusters in an output folder: commands, and what they do."""
+    out = shlex.quote(folder)
+    fewer = next((n for n in CUTS if n < n_clusters), None)
+    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger clusters")
+    return (
+        (f"hf-plr name {out} --list", "its clusters, to name them"),
+        *(() if fewer is None else (cut,)),
+        (
+            f"hf-plr assign --model {out} --dataset NEW --output assigned.parquet",
+            f"new {plural} by these clusters",
+        ),
     )

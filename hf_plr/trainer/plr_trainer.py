@@ -43,7 +43,7 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
 from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
-from hf_plr.trainer.start import check_arguments
+from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform, uniform_of_pairs
@@ -91,6 +91,8 @@ class PLRTrainer(BaseTrainer):
         labelings: the labelings that are trained on; the first is reported and saved.
         cluster_objective: the loss against their prototypes.
         pair_term: the loss between two views of a sample; None with `pair_weight` 0 or without augmentation.
+        holder: knows whose labels each process holds, and adds up what they count.
+        given_stage: the stage of labels that are given; None where they are made.
         continuation: the run before, with `args.continue_from`; None for a first run.
         from_scratch: True if the weights go back to random ones, for the runs that continue this one.
 
@@ -101,6 +103,7 @@ class PLRTrainer(BaseTrainer):
     arguments_class = PLRTrainingArguments
     args: PLRTrainingArguments
 
+    @leaves_no_empty_folder
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str] | None = None,
@@ -154,10 +157,10 @@ class PLRTrainer(BaseTrainer):
         clusterers, clusterer, refiner = self._chosen
         clusterers = clusterers or presets.select_clusterers(args, n_samples, clusterer, refiner)
         self.n_label_shards = select_label_shards(args, n_samples, self.views)
-        self._holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
+        self.holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
         self._feature_source.keeps_own = self.n_label_shards > 1
-        self._given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self._holder)
-        self.labelings = presets.make_labelings(args, clusterers, refiner, n_samples, self._holder, self._given_stage)
+        self.given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self.holder)
+        self.labelings = presets.make_labelings(args, clusterers, refiner, n_samples, self.holder, self.given_stage)
         memory = PrototypeMemory(args.temperature, args.prototype_momentum)
         self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
@@ -184,7 +187,7 @@ class PLRTrainer(BaseTrainer):
                 self.cluster_space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
                 rows = self.cluster_space.map(features, self.accelerator)
                 if self.continuation is not None:
-                    self.continuation.begin(self.labelings[0], rows, features.part, self._holder, self.accelerator)
+                    self.continuation.begin(self.labelings[0], rows, features.part, self.holder, self.accelerator)
             before = self.pseudo_labels
             for labeling in self.labelings:
                 with clock("cluster"):
@@ -202,12 +205,11 @@ class PLRTrainer(BaseTrainer):
         return self.extractor.extract(self.train_dataset, positions, view=(self.args.seed, self._epoch))
 
     def _count_clusters(self) -> int:
-        n = self.labelings[0].stage.clusterer.get_params().get("n_clusters")
-        return n if isinstance(n, int) else default_num_clusters(len(self.train_dataset))
+        return self.labelings[0].stage.n_sought or default_num_clusters(len(self.train_dataset))
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
-        if self._given_stage is not None:
+        if self.given_stage is not None:
             self.keep_labels(epoch)
         self.cluster_objective.to(self.args.device)
         self._sampler.set_targets(self.labelings[0].pseudo_labels.targets, epoch)
@@ -219,9 +221,9 @@ class PLRTrainer(BaseTrainer):
         """Metrics of the new labels by their names in the log; the report takes the labels, too."""
         labels = [labeling.pseudo_labels for labeling in self.labelings]
         with clock("score"):
-            metrics = compute_stage_metrics(before, labels[0], features.part, self.accelerator, self._holder)
+            metrics = compute_stage_metrics(before, labels[0], features.part, self.accelerator, self.holder)
             metrics |= self.labelings[0].score(features, means)
-            metrics |= compare_labelings(labels, features.part, self.accelerator, self._holder)
+            metrics |= compare_labelings(labels, features.part, self.accelerator, self.holder)
         warn_of_collapse(self._epoch, metrics, self.state.log_history)
         metrics |= clock.seconds()
         self.reporter.note_stage(self._snapshot(), features.rows, features.part)
@@ -246,7 +248,7 @@ class PLRTrainer(BaseTrainer):
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
         is_resumed = self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch
-        return not (is_resumed if self._given_stage is None else self.has_labels)
+        return not (is_resumed if self.given_stage is None else self.has_labels)
 
     def keep_labels(self, epoch: int) -> None:
         """Let this epoch train on the labels of the one before."""
@@ -282,7 +284,7 @@ class PLRTrainer(BaseTrainer):
         ahead, self._ahead = self._ahead, None
         return ahead[1] if ahead is not None and ahead[0] == self.state.global_step else None
 
-    def _extract_now(self) -> torch.Tensor:
+    def extract_now(self) -> torch.Tensor:
         """Features of this process's training samples by the weights as they are, float32 of shape (n, D)."""
         part = self.extractor.local_slice(self.train_dataset)
         return self.extractor.extract(self.train_dataset, torch.arange(part.start, part.stop))
@@ -292,11 +294,11 @@ class PLRTrainer(BaseTrainer):
         truth = None if self.evaluator is None else self.evaluator.true_labels(self)
         if truth is None or not self.has_labels:
             return {}
-        return score_labels(self.labelings[0].pseudo_labels, truth, self._holder)
+        return score_labels(self.labelings[0].pseudo_labels, truth, self.holder)
 
     def _snapshot(self) -> Snapshot | None:
         """The labels as the report shows them, on the main process; called on every process."""
-        return None if self.args.report == "no" else take_snapshot(self.labelings[0].pseudo_labels, self._holder)
+        return None if self.args.report == "no" else take_snapshot(self.labelings[0].pseudo_labels, self.holder)
 
     # ---- the training loop ---------------------------------------------------------------------------------------
 
@@ -362,7 +364,7 @@ class PLRTrainer(BaseTrainer):
             return {}
         is_of_training = self.args.feature_source == "epoch"  # what training saw is the stage's alone, and older
         with isolate_rng(self.args.seed + self._epoch):
-            extracted = self._extract_now() if is_of_training else self.extract_shard()
+            extracted = self.extract_now() if is_of_training else self.extract_shard()
             try:
                 features = self._centered(extracted, self._epoch)
             except NotFiniteError:
@@ -370,7 +372,7 @@ class PLRTrainer(BaseTrainer):
                     raise
                 return super().label_free_scores() | dict.fromkeys(LABEL_FREE_SCORES, float("nan"))
             step, epoch = self.state.global_step, self.state.epoch or 0.0
-            has_next = not is_of_training and self._given_stage is None  # a stage that takes the features over
+            has_next = not is_of_training and self.given_stage is None  # a stage that takes the features over
             if has_next and epoch % 1 == 0 and step < self.state.max_steps:
                 self._ahead = step, features
             return super().label_free_scores() | self.labelings[0].score(features)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import nn
 
@@ -11,10 +14,16 @@ from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
 from hf_plr.models.lora import has_adapters
+from hf_plr.trainer.checkpointing import check_same_settings, find_checkpoint, load_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
 
+if TYPE_CHECKING:
+    from hf_plr.trainer.base_trainer import BaseTrainer
+
 Args = TypeVar("Args", bound=BaseTrainingArguments)
+Method = TypeVar("Method", bound=Callable[..., Any])
+OF_SAMPLES = ("samples", "data")  # settings that are known once unreadable samples are
 
 ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
 
@@ -123,3 +132,44 @@ def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers
         f"optimizers: {name} holds no trained parameter of this {type(backbone).__name__}: load the model first, make "
         "the optimizer of its parameters(), and pass that model"
     )
+
+
+def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None) -> None:
+    """Refuse a training that could not begin, before samples are decoded and before anything is written or removed.
+
+    Args:
+        trainer: the trainer.
+        resume_from_checkpoint: as for `BaseTrainer.train`.
+
+    Raises:
+        CheckpointError, ValueError: if there is no complete checkpoint of these settings, or the run that is to be
+            continued knows none of the samples.
+    """
+    if resume_from_checkpoint:
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(trainer.args.output_dir))
+        accelerator = trainer.accelerator
+        _, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
+        compared = [settings, trainer.run_settings()]
+        if not trainer.train_dataset.is_checked:
+            compared = [{name: each[name] for name in each if name not in OF_SAMPLES} for each in compared]
+        check_same_settings(checkpoint, compared[0], compared[1], warns=False)
+        return
+    continuation = getattr(trainer, "continuation", None)  # of trainers that can continue a run
+    if continuation is not None:
+        continuation.check_known(trainer.train_dataset)
+
+
+def leaves_no_empty_folder(method: Method) -> Method:
+    """Decorate a method of a trainer: where it fails, an output folder that the trainer made is removed if empty."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            if getattr(self, "has_made_folder", False):
+                with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
+                    os.rmdir(self.args.output_dir)
+            raise
+
+    return wrapped  # type: ignore[return-value]  # of the same signature

@@ -32,8 +32,8 @@ from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
-from hf_plr.trainer.start import check_arguments
-from hf_plr.training_args import UnitTrainingArguments
+from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
+from hf_plr.training_args import NESTED, UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
 from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_spans
@@ -88,6 +88,7 @@ class UnitTrainer(BaseTrainer):
     train_dataset: AudioStore
     modality: AudioModality
 
+    @leaves_no_empty_folder
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str] | None = None,
@@ -398,6 +399,8 @@ def collate_with_positions(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
     """The preset, cut at the number of units where it clusters anew."""
+    if args.refinement == NESTED:
+        raise ValueError(f"refinement={args.refinement!r} trains on several levels, frames on one: use consensus")
     refiner = make_refiner(args, auto=AUTO_FOR_FRAMES)
     if refiner.assignment == "soft":
         raise ValueError(

@@ -176,7 +176,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         metadata={
             "help": "auto (consensus, or soft with dbscan, beside two finer labelings where the clusterer allows it; "
             "slr for frames) or a preset: consensus (several clusterings of three epochs, re-clustered by how often "
-            "samples are in one), slr (projection, as published), soft (soft targets by projection), joint (both "
+            "samples are in one), nested (the same on a finer clustering, cut into three nested levels that are all "
+            "trained on; kmeans alone), slr (projection, as published), soft (soft targets by projection), joint (both "
             "epochs side by side), rlcc (soft targets as in RLCC) or none."
         },
     )

@@ -9,6 +9,7 @@ AUTO = "auto"  # this preset, and so many labelings where the clusterer allows i
 AUTO_PRESET = CONSENSUS
 AUTO_FOR_DBSCAN = "soft"
 AUTO_LABELINGS = 3
+NESTED = "nested"  # the preset whose labelings are levels of one hierarchy, so many as auto has labelings
 FINER_PRESET = "none"  # of finer labelings beside a consensus
 
 # Everything may import this file, so that it imports hardly anything of ours. A test holds these equal to registries.
@@ -18,7 +19,7 @@ Clusterer = Literal["kmeans", "dbscan", "reciprocal_hdbscan", "hdbscan", "agglom
 FeatureDtype = Literal["auto", "float32", "bfloat16"]
 FeatureSource = Literal["extract", "epoch"]
 Pooling = Literal["cls", "mean", "cls+mean", "pooler"]
-Refinement = Literal["auto", "consensus", "slr", "joint", "soft", "rlcc", "none"]
+Refinement = Literal["auto", "consensus", "nested", "slr", "joint", "soft", "rlcc", "none"]
 LOWER_IS_BETTER = (
     *("churn", "noise_share", "left_out_share", "changed_share", "soft_share", "largest_share", "born", "died"),
 )

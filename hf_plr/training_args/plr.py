@@ -16,6 +16,7 @@ from hf_plr.utils.argument_checks import (
     FractionBelowOne,
     check_values,
     read_json_object,
+    read_levels_argument,
 )
 
 
@@ -41,6 +42,13 @@ class PLRTrainingArguments(BaseTrainingArguments):
             "others are named, refine the first labels by its last ones, and go on with its numbers of clusters."
         },
     )
+    levels: list[int] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Levels of the tree of the last clusters, each a column of pseudo_labels.parquet: numbers of "
+            "clusters, such as 8,16,32. Default: those of the run that is continued, or three that the tree suggests."
+        },
+    )
     clusterer: Clusterer = field(
         default="kmeans",
         metadata={
@@ -57,8 +65,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         metadata={
             "help": "Clusterings per epoch that are trained on at once, each with prototypes and refinement of its own "
             "and twice as many clusters as the one before (dbscan: three quarters of its eps). The first is reported "
-            "and saved. Default: 3 with refinement auto where the clusterer has a number of clusters or an eps, "
-            "otherwise 1."
+            "and saved. With refinement nested they are levels of one hierarchy. Default: 3 with nested, and with auto "
+            "where the clusterer has a number of clusters or an eps; otherwise 1."
         },
     )
     cluster_space: ClusterSpace = field(
@@ -136,6 +144,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
         super().__post_init__()
         check_values(self, PLRTrainingArguments)
         self.clusterer_kwargs = read_json_object("clusterer_kwargs", self.clusterer_kwargs)
+        self.levels = read_levels_argument(self.levels, self.num_clusters)
         if self.whitening_shrinkage is not None and self.cluster_space != "white":
             value, space = self.whitening_shrinkage, self.cluster_space
             raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")

@@ -75,3 +75,48 @@ def read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[
     if not isinstance(read, dict):
         raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")
     return read
+
+
+def read_levels_argument(value: list[int] | str | None, n_clusters: int | None = None) -> list[int] | None:
+    """Read numbers of clusters of levels, such as "8,16,32", or a list that may have been read before.
+
+    Args:
+        value: the numbers; None stays None.
+        n_clusters: clusters that are sought; None if that is not known yet.
+
+    Returns:
+        The numbers, the fewest clusters first.
+
+    Raises:
+        ValueError: naming the argument, if there are no such levels.
+    """
+    if value is None:
+        return None
+    words = value.split(",") if isinstance(value, str) else list(value)
+    shown = ",".join(str(word).strip() for word in words)
+    try:
+        numbers = [int(word) for word in words if not isinstance(word, (bool, float))]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or len(numbers) < len(words):
+        raise ValueError(f"levels={shown} is not a list of whole numbers: write it as levels=8,16,32")
+    if min(numbers) < 2:
+        raise ValueError(f"levels={shown}: a level has at least 2 clusters, not {min(numbers)}")
+    twice = [number for number in numbers if numbers.count(number) > 1]
+    if twice:
+        raise ValueError(f"levels={shown}: {twice[0]} is there twice, name each level once")
+    check_levels(sorted(numbers), n_clusters)
+    return sorted(numbers)
+
+
+def check_levels(levels: list[int] | str | None, n_clusters: int | None) -> None:
+    """Check that no level has more clusters than are sought, or given.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if isinstance(levels, list) and n_clusters is not None and max(levels) > n_clusters:
+        raise ValueError(
+            f"levels={','.join(map(str, levels))}: {max(levels):,} clusters are more than the {n_clusters:,} of which "
+            "a level is made: leave it out, or raise num_clusters"
+        )

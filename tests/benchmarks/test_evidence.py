@@ -1,4 +1,4 @@
-"""The evidence: its runs, its tables, and that README and cards show what was recorded."""
+"""The evidence: its runs, its tables, and that README and docs show what was recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import append_record, runs_of
-from benchmarks.evidence.summary import interval, overview, summarise
+from benchmarks.evidence.summary import brief, interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
 from benchmarks.evidence.tuning import SEED, grid, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
@@ -135,7 +135,23 @@ def test_what_the_default_is_made_of(tmp_path):
     ]
 
 
-def test_docs_and_cards_have_the_tables_of_the_records():
+def test_the_brief_table_has_the_means_over_shared_seeds(tmp_path):
+    results = tmp_path / "results.jsonl"
+    scores = {"frozen": (0.3,) * 3, "none": (0.5, 0.7, 0.6), "auto": (0.52, 0.73, 0.61), "simclr": (0.6, 0.8)}
+    for way, by_seed in scores.items():
+        for seed, score in enumerate(by_seed):
+            record = {"task": "digits", "variation": "-", "way": way, "seed": seed, "labels": {}}
+            record["budget"] = 0 if way == FROZEN else 1
+            record["readout"] = {"centered": {"knn": score, "linear": score + 0.1, "nmi": score - 0.1}}
+            append_record(results, record)
+    assert brief([results]).splitlines() == [
+        "| data | start | no refinement | SimCLR | VICReg | auto | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| digits | .300 / .400 / .200 | .600 / .700 / .500 | .700 / .800 / .600 |  | .625 / .725 / .525 | 2 |",
+    ]
+
+
+def test_docs_have_the_tables_of_the_records():
     results = REPOSITORY / "benchmarks" / "results"
     explanation = REPOSITORY / "docs" / "explanation"
     old, records = [results / "labelings.jsonl"], [results / "peers.jsonl"]
@@ -143,9 +159,8 @@ def test_docs_and_cards_have_the_tables_of_the_records():
     for table in (own_settings(old), parts(old), off_settings(old)):
         assert table in page
     assert summarise(records) in (explanation / "evidence.md").read_text(encoding="utf-8")
-    found = overview(records)
-    assert found in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert (REPOSITORY / "model_cards" / "evidence.md").read_text(encoding="utf-8").strip() == found
+    assert overview(records) in (explanation / "does_it_help.md").read_text(encoding="utf-8")
+    assert brief(records) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_suites_have_each_run_once():

@@ -133,6 +133,37 @@ def test_labels_of_a_few_samples_name_clusters_by_majority(out, name):
     assert read_cluster_names(out) == {largest: "crack", second: "old", third: "dent"}
 
 
+def test_names_are_corrected_without_a_table(out, capsys):
+    def rename(*texts):
+        status = main(["name", str(out), *(f"--rename={text}" for text in texts)])
+        said = capsys.readouterr()
+        return status, said.out if status == 0 else said.err
+
+    first, second, third, fourth, *_ = clusters_of(out)
+    write_cluster_names(out, {first: "crak", second: "crak", third: "dent"})
+    status, said = rename("crak=crack", f"{third}=", f"{fourth} = a = b")
+    assert status == 0
+    assert read_cluster_names(out) == {first: "crack", second: "crack", fourth: "a = b"}
+    assert f"Renamed: crak ({first}) is now crack." in said
+    assert f"Named: {fourth} is now a = b." in said
+    assert f"Names taken away: dent ({third})." in said
+    assert shown_names(out)[str(first)] == "crack"
+    assert "Nothing changes" in rename(f"{first}=crack")[1]
+    before = contents(out)
+    for text, fault in [
+        ("crak=x", "no cluster is called 'crak': give a name from --list, or a number"),
+        ("crack", "is not OLD=NEW, such as 7=dent, or crak=crack"),
+        ("=crack", "is not OLD=NEW"),
+        ("777=x", f"--rename: cluster 777 is not in {out}"),
+        (f"{first}={'x' * 61}", "has 61 characters"),
+    ]:
+        status, said = rename(text)
+        assert (status, said.count("\n")) == (2, 1)
+        assert fault in said
+    assert "gets another name in a --rename before" in rename(f"{first}=x", "crack=y")[1]
+    assert contents(out) == before
+
+
 def test_the_list_changes_nothing(out, name):
     first, *others = clusters_of(out)
     write_cluster_names(out, {first: "crack", 999: "of an earlier run"})
@@ -183,7 +214,7 @@ def test_what_is_no_run_of_samples_is_refused(tmp_path, capsys):
     assert "holds no pseudo_labels.parquet: naming clusters needs the output folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["name", str(tmp_path)])
-    assert "one of the arguments --names --labels --list is required" in capsys.readouterr().err
+    assert "one of the arguments --names --labels --rename --list is required" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_leaves_whole_files_and_is_repeated(out, name, monkeypatch):
@@ -207,6 +238,14 @@ def test_names_need_no_torch(out, tmp_path):
     command = [sys.executable, "-c", code, "name", str(out), "--names", str(tmp_path / "names.csv")]
     subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True)
     assert read_cluster_names(out) == {first: "crack"}
+
+
+def test_the_command_is_a_module_too(out):
+    command = [sys.executable, "-m", "hf_plr.cli", "name", str(out), "--list"]
+    run = subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True, text=True)
+    assert "clusters named." in run.stdout
+    failed = subprocess.run([*command[:-1], "--rename=none=x"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (failed.returncode, failed.stderr.startswith("hf-plr name: error: ")) == (2, True)
 
 
 def test_many_clusters_are_listed_in_short(tmp_path, capsys):

@@ -22,6 +22,7 @@ from helpers.hub_server import HubServer
 from helpers.paths import HELPERS, REPOSITORY
 from safetensors.numpy import load_file
 
+from hf_plr import read_levels
 from hf_plr.cli import main
 from hf_plr.clustering.novelty import KnownClusters
 from hf_plr.data.example_data import make_synthetic_recordings
@@ -135,7 +136,10 @@ def test_labels_load_as_a_data_set(published, read, all_digits):
     for name in ("vit", "dino", "hubert"):
         found, kept = read["labels"][f"alice/{name}-labels"], pd.read_parquet(folder / name / "pseudo_labels.parquet")
         media = {"vit": ["image"], "dino": [], "hubert": ["audio"]}[name]
-        assert found["columns"] == ["index", "label", "previous_label", "confidence", "digest", *media]
+        own = ["index", "label", "previous_label", "confidence", "digest"]
+        levels = [f"level_{n}" for n in read_levels(folder / name)]
+        assert levels
+        assert found["columns"] == [*own, *levels, *media]
         for column in kept.columns:
             np.testing.assert_array_equal(pd.Series(found[column]).astype(kept[column].dtype), kept[column])
     units, kept = read["labels"]["alice/units-labels"], pd.read_parquet(folder / "units" / "units.parquet")

@@ -23,6 +23,9 @@ KEYS = {
     "ArrowDown": 40,
     "Enter": 13,
     "Tab": 9,
+    "Escape": 27,
+    "Home": 36,
+    "End": 35,
 }
 
 

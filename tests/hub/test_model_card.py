@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.paths import REPOSITORY
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import hf_plr
+from hf_plr.hub.training_log import MAX_ROWS, tabulate_log
 from hf_plr.modality import Modality
 from hf_plr.report.outputs import format_summary
 
@@ -35,11 +36,40 @@ def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
     assert f"{len(sizes)} clusters: the smallest has {sizes.min()} images" in card.text
     agreement = [entry["plr/agreement_ari"] for entry in trainer.state.log_history if "plr/agreement_ari" in entry]
     assert f"{agreement[0]:.2f} at the second stage, {agreement[-1]:.2f} at the last" in card.text
+    assert f"* hf-plr {hf_plr.__version__}\n" in card.text
+    assert "The scores are of test images." in card.text
+    assert "does_it_help.md" in card.text
     assert "@article{plr2024" in card.text
     assert "](clusters.png)" in card.text
     with Image.open(tmp_path / "out" / "clusters.png") as plot:
         assert plot.size[0] > 2 * plot.size[1]
         assert len(np.unique(np.asarray(plot.convert("L")))) > 20  # something is drawn
+
+
+def test_the_log_of_the_epochs_is_a_table(make_trainer, tmp_path):
+    trainer = make_trainer(num_train_epochs=3, score_every=2, label_column="label")
+    trainer.train()
+    trainer.create_model_card()
+    text = ModelCard.load(tmp_path / "out" / "README.md").text
+    header, *rows = tabulate_log(trainer.state.log_history)
+    assert header[:3] == ("epoch", "loss", "clusters")
+    assert "kNN accuracy" in header
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rows[-1][1] == f"{losses[-1]:.4g}"
+    agreement = header.index("agreement")
+    assert rows[0][agreement] == ""  # there is no stage before
+    for row in (header, *rows):
+        assert f"| {' | '.join(row)} |\n" in text
+
+
+def test_a_long_log_is_shown_in_part():
+    assert tabulate_log([{"loss": 1.0, "epoch": 1.0}]) == []
+    log = [{"epoch": epoch, "plr/seconds": 1.0, "plr/clusters": 1000 + epoch} for epoch in range(100)]
+    header, *rows = tabulate_log(log)
+    assert header == ("epoch", "clusters")
+    assert len(rows) == MAX_ROWS
+    assert (rows[0], rows[-1]) == (("0", "1,000"), ("99", "1,099"))
 
 
 def test_without_labels_there_are_no_scores(make_trainer, some_digits, tmp_path):
@@ -50,6 +80,7 @@ def test_without_labels_there_are_no_scores(make_trainer, some_digits, tmp_path)
     assert card.data.eval_results is None
     assert card.data.datasets is None
     assert "No label column was chosen" in card.text
+    assert "There are no scores." in card.text
     assert "clusters: the smallest has" in card.text
 
 
@@ -75,7 +106,6 @@ def test_what_refinement_did_where_targets_are_soft(make_trainer, tmp_path):
     assert 0.0 < soft < 0.3
     assert f"Refinement put {soft:.1%} of the targets on other clusters at the last stage." in text
     assert "Refinement changed" not in text  # k-means: no noise to be taken back in
-    assert (REPOSITORY / "model_cards" / "evidence.md").read_text().strip() in text
 
 
 def test_frames_are_the_members_of_units(make_sound_trainer, tmp_path):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.jobs import assignment, sample_assigner
 from hf_plr.pseudo_labels.data_record import read_record
+from hf_plr.refinement.hierarchy import make_tree
 from hf_plr.report.html.previews import image_preview
 from hf_plr.report.names import write_cluster_names
+from hf_plr.report.tree_file import write_tree
 
 COLUMNS = ["index", "label", "nearest", "similarity", "second", "second_similarity", "novelty", "p_value", "group"]
 FALSE_ALARMS = 0.02
@@ -67,13 +70,38 @@ def features_of(trainer, dataset):
     return trainer.extract_features(store).cpu(), store
 
 
+def with_levels(columns, out):
+    """These columns with those of the levels after the label and the name."""
+    place = columns.index("nearest")
+    levels = hf_plr.read_levels(out)
+    assert levels
+    return [*columns[:place], *(f"level_{n}" for n in levels), *columns[place:]]
+
+
+def test_folders_without_a_tree_have_no_levels_and_the_tree_of_another_run_is_refused(run, new_digits, tmp_path):
+    _, out, _ = run
+    folder = shutil.copytree(out, tmp_path / "out")
+    write_tree(folder, make_tree(np.array([900, 901, 902]), np.array([3, 2, 1]), np.ones((3, 3)) - np.eye(3)))
+    assert hf_plr.assign(folder, new_digits).table.column_names == COLUMNS  # of an older release: no levels
+    tree = hf_plr.read_tree(folder)
+    write_tree(folder, tree, {2: tree.cut(2)})
+    with pytest.raises(ValueError, match=r"tree\.json and known_clusters\.safetensors are not of one run"):
+        hf_plr.assign(folder, new_digits)
+    (folder / "tree.json").unlink()
+    assert hf_plr.assign(folder, new_digits).table.column_names == COLUMNS
+
+
 def test_samples_get_the_clusters_that_their_features_have(run, new_digits):
     trainer, out, known = run
     assigned = hf_plr.assign(out, new_digits, false_alarms=FALSE_ALARMS)
     features, _ = features_of(trainer, new_digits)
     expected = known.assign(features)
     frame = assigned.table.to_pandas()
-    assert frame.columns.tolist() == COLUMNS
+    levels = hf_plr.read_levels(out)
+    assert frame.columns.tolist() == with_levels(COLUMNS, out)
+    for n, level in levels.items():
+        np.testing.assert_array_equal(frame[f"level_{n}"], level.apply(frame["label"]))
+        assert frame[f"level_{n}"].nunique() <= n + 1
     assert frame["index"].tolist() == list(range(170))
     # Sums over a batch differ in the last bits, and of two prototypes that are equally near either may be the nearest.
     assert (frame["nearest"] == expected.label).mean() > 0.97
@@ -191,7 +219,7 @@ def test_segments_of_recordings_are_samples_of_their_own(sound_run, tmp_path):
     sounds = make_synthetic_recordings(n_per_class=4, seed=5)
     assigned = hf_plr.assign(out, sounds, batch_size=16)
     frame = assigned.table.to_pandas()
-    assert frame.columns.tolist() == [*COLUMNS[:1], "start", "end", *COLUMNS[1:]]
+    assert frame.columns.tolist() == with_levels([*COLUMNS[:1], "start", "end", *COLUMNS[1:]], out)
     features, store = features_of(trainer, sounds)
     expected = known.assign(features).label
     by_segment = {

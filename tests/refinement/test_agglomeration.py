@@ -56,11 +56,11 @@ def test_ways_for_many_cells_agree_with_the_matrix_on_ties(pair, method, space, 
     labelled = soft.labelled
     assume(labelled.any())
     cut = agglomeration.Cut(n_clusters, None)
-    arguments = (soft.select(labelled), counts[labelled].astype(float), method, cut, 1000)
-    expected, _ = agglomeration.agglomerate(*arguments)
+    arguments = (soft.select(labelled), counts[labelled].astype(float), method, [cut], 1000)
+    (expected,), _ = agglomeration.agglomerate(*arguments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agglomeration, "SMALL", 0)
-        found, exact = agglomeration.agglomerate(*arguments)
+        (found,), exact = agglomeration.agglomerate(*arguments)
     assert exact
     assert adjusted_rand_score(expected, found) == 1.0
 

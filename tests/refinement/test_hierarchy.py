@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -190,9 +190,10 @@ def test_labels_of_another_run_are_refused():
 
 
 def test_levels_are_where_the_gaps_are_largest():
-    # two groups of three groups of three clusters
-    places = np.array([100.0 * a + 20.0 * b + c for a in range(2) for b in range(3) for c in (0, 1, 3)])
-    tree = make_tree(np.arange(18), np.ones(18, int), np.abs(places[:, None] - places))
+    # two groups of three groups of two groups of three clusters
+    steps = product((0.0, 1000.0), (0.0, 200.0, 400.0), (0.0, 20.0), (0.0, 1.0, 3.0))
+    places = np.array([sum(step) for step in steps])
+    tree = make_tree(np.arange(36), np.ones(36, int), np.abs(places[:, None] - places))
     assert tree.choose_levels() == [2, 6, 12]
     assert make_tree(np.arange(2), np.ones(2, int), np.ones((2, 2))).choose_levels() == []
 
@@ -202,7 +203,17 @@ def test_chosen_levels_can_be_cut(tree):
     chosen = tree.choose_levels()
     assert chosen == sorted(set(chosen))
     assert len(chosen) == min(3, max(len(tree) - 2, 0)) or len(tree) < 10
-    assert all(2 <= n < len(tree) for n in chosen)
+    assert all(2 <= n <= max(2, len(tree) // 2) for n in chosen)
+
+
+def test_levels_are_no_near_copies_of_the_clusters():
+    # the largest gaps of all are those that leave 63 clusters, and 62
+    heights = np.concatenate([[0.0, 0.5], np.linspace(0.9, 1.0, 61)])
+    tree = ClusterTree(
+        np.arange(64), np.ones(64, int), np.array([[0, 1], *([62 + i, i] for i in range(2, 64))]), heights
+    )
+    assert max(tree.choose_levels()) <= 32
+    assert tree.cut(32).height > tree.cut(62).height
 
 
 def test_names_of_a_level_are_those_of_its_clusters():

@@ -406,7 +406,7 @@ def test_bad_labels_are_named():
     refiner.refine(np.arange(5))
     with pytest.raises(ValueError, match="6 labels, but the last call had 5"):
         refiner.refine(np.arange(6))
-    with pytest.raises(ValueError, match="slr, joint, consensus, soft, rlcc, none"):
+    with pytest.raises(ValueError, match="slr, joint, consensus, nested, soft, rlcc, none"):
         PseudoLabelRefiner.from_preset("paper")
 
 

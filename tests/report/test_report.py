@@ -71,7 +71,12 @@ def test_a_run_leaves_everything_that_the_page_shows(make_trainer, tmp_path):
         assert (label, previous) == tuple(labels.loc[row, ["label", "previous_label"]])
         assert confidence == pytest.approx(labels.loc[row, "confidence"], abs=1e-4)
     assert data["media"].keys() == data["samples"].keys()
-    assert len(data["map"]["positions"]) == len(data["map"]["layouts"]["PCA"]) == 203
+    assert data["sheets"]["contact"].keys() == {str(label) for label in labels["label"].unique()}
+    for label, members in data["sheets"]["contact"].items():
+        assert {data["samples"][key][1] for key in members} == {int(label)}
+    assert len(data["map"]["positions"]) == 203
+    assert {name: len(places) for name, places in data["map"]["layouts"].items()} == {"t-SNE": 203, "PCA": 203}
+    assert during["map"]["layouts"].keys() == {"PCA"}
     sizes = labels["label"].value_counts()
     assert {cluster: size for cluster, size, _ in data["sizes"]["clusters"]} == sizes.to_dict()
     for sheet in data["sheets"]["clusters"]:
@@ -151,6 +156,7 @@ def test_units_have_sizes_changes_and_players(make_sound_trainer, tmp_path):
     assert data["sizes"]["samples"] == len(trainer.frame_units.labels)
     keys = [key for sheet in data["sheets"]["clusters"] for key in sheet["most"]]
     assert set(keys) == data["media"].keys()
+    assert data["sheets"]["contact"] == {str(sheet["id"]): sheet["most"] for sheet in data["sheets"]["clusters"]}
     assert all({"image", "audio"} == preview.keys() for preview in data["media"].values())
 
 

@@ -16,7 +16,15 @@ from hf_plr.report.html.curves import metric_curves
 from hf_plr.report.html.flows import cluster_flow
 from hf_plr.report.html.previews import image_preview, sound_preview, spectrogram
 from hf_plr.report.html.projection import layouts, pca
-from hf_plr.report.html.sheets import Snapshot, cluster_sheets, map_positions, random_check, size_table, typical_members
+from hf_plr.report.html.sheets import (
+    Snapshot,
+    cluster_sheets,
+    contact_members,
+    map_positions,
+    random_check,
+    size_table,
+    typical_members,
+)
 from hf_plr.report.html.unit_examples import unit_sheets
 
 # ---- what changed ----------------------------------------------------------------------------------------------------
@@ -109,6 +117,30 @@ def test_sheets_of_a_hand_worked_cluster():
     assert typical_members(Snapshot(3, labels, previous, confidence), np.array([4, 9]), 2, np.array([1, 5])) == {
         4: [4, 3]
     }
+
+
+def test_typical_members_are_those_of_all_chunks_together(monkeypatch):
+    rng = np.random.default_rng(0)
+    snapshot = Snapshot(0, rng.integers(-1, 9, 400), None, np.round(rng.random(400), 1))
+    whole = typical_members(snapshot, np.arange(9), 5, excluded=np.arange(0, 400, 3))
+    for label, members in whole.items():
+        others = np.setdiff1d(np.flatnonzero(snapshot.labels == label), [*members, *range(0, 400, 3)])
+        assert min(snapshot.confidence[members]) >= max(snapshot.confidence[others])
+        assert snapshot.confidence[members].tolist() == sorted(snapshot.confidence[members], reverse=True)
+    monkeypatch.setattr(sys.modules["hf_plr.refinement.cooccurrence"], "CHUNK", 7)
+    assert typical_members(snapshot, np.arange(9), 5, excluded=np.arange(0, 400, 3)) == whole
+
+
+def test_every_cluster_has_equally_many_pictures_in_the_contact_sheet():
+    labels = np.repeat(np.arange(40), np.arange(1, 41))
+    snapshot = Snapshot(0, np.append(labels, -1), confidence=np.linspace(0, 1, 821))
+    counts = {room: [len(members) for members in contact_members(snapshot, room).values()] for room in (9, 100, 999)}
+    assert counts[9] == [1] * 9
+    assert counts[100] == [1] + [2] * 39
+    assert counts[999] == [1, 2, 3, 4, 5] + [6] * 35
+    assert sorted(contact_members(snapshot, 9)) == list(range(31, 40))  # the largest
+    assert contact_members(snapshot, 9)[39] == [819]
+    assert contact_members(Snapshot(0, np.full(5, -1)), 9) == {}
 
 
 def test_the_largest_the_newest_and_the_least_confident_clusters_have_sheets():
@@ -215,12 +247,43 @@ def test_umap_is_taken_where_it_is_installed_and_wanted(monkeypatch, caplog):
     features = np.random.default_rng(0).normal(size=(30, 4))
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert layouts(features, 5).keys() == {"PCA"}
-    assert layouts(features, 5, with_umap=True).keys() == {"PCA", "UMAP"}
-    assert layouts(features, 13, with_umap=True).keys() == {"PCA"}
+    assert list(layouts(features, 5)) == ["PCA"]
+    assert list(layouts(features, 5, final=True)) == ["t-SNE", "UMAP", "PCA"]
+    assert list(layouts(features, 13, final=True)) == ["t-SNE", "PCA"]
     assert "The report has no UMAP: no luck" in caplog.text
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert layouts(features, 5, with_umap=True).keys() == {"PCA"}
+    assert list(layouts(features, 5, final=True)) == ["t-SNE", "PCA"]
+
+
+def test_t_sne_keeps_neighbours_together_and_is_the_same_again():
+    rng = np.random.default_rng(0)
+    group = np.arange(120) % 6
+    features = (3 * rng.normal(size=(6, 20))[group] + rng.normal(size=(120, 20))).astype(np.float32)
+    maps = layouts(features, 7, final=True)
+    assert maps == layouts(features, 7, final=True)
+    places = np.array(maps["t-SNE"])
+    assert np.abs(places).max() == pytest.approx(1.0)
+    distances = np.linalg.norm(places[:, None] - places, axis=2) + 9 * np.eye(120)
+    assert (group[distances.argmin(axis=1)] == group).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("features", "has_t_sne"),
+    [
+        (np.ones((40, 8)), False),
+        (np.ones((40, 8)) + np.eye(40, 8), True),
+        (np.repeat(np.eye(2), 20, axis=0), True),
+        (np.linspace(0, 1, 40)[:, None] * np.ones(8), True),
+        (np.random.default_rng(0).normal(size=(40, 3)) * 1e37, True),
+        (np.random.default_rng(0).normal(size=(40, 3)) * 1e-30, True),
+        (np.eye(9), False),
+        (np.eye(10), True),
+    ],
+)
+def test_collapsed_and_extreme_features_have_a_map(features, has_t_sne):
+    maps = layouts(features.astype(np.float32), 0, final=True)
+    assert ("t-SNE" in maps) == has_t_sne
+    assert all(np.isfinite(places).all() for places in maps.values())
 
 
 def test_known_scores_have_titles_and_descriptions():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hf_plr
-from hf_plr.refinement.hierarchy import make_tree
+from hf_plr.refinement.hierarchy import make_levels, make_tree
 from hf_plr.report.tree_file import TREE_FILE, read_tree, write_tree
 
 
@@ -24,8 +24,14 @@ def make(n: int, seed: int = 0):
 @given(st.integers(1, 20), st.integers(0, 2**32))
 def test_what_is_written_is_read_again(tmp_path_factory, n, seed):
     folder, tree = tmp_path_factory.mktemp("out"), make(n, seed)
-    write_tree(folder, tree)
+    levels, _ = make_levels(tree)
+    write_tree(folder, tree, levels)
     found = read_tree(folder)
+    again = hf_plr.read_levels(folder)
+    assert list(again) == list(levels)
+    for n, level in levels.items():
+        np.testing.assert_array_equal(again[n].numbers, level.numbers)
+        assert again[n].height == level.height
     for name in ("labels", "sizes", "nodes", "heights"):
         np.testing.assert_array_equal(getattr(found, name), getattr(tree, name))
     assert [path.name for path in folder.iterdir()] == [TREE_FILE]
@@ -67,10 +73,18 @@ def damage(content, *keys, value):
         (("merges", 1, "size"), 1, "not that of its two nodes"),
         (("merges",), [], "0 merges of 5 clusters"),
         (("clusters",), None, "not iterable"),
+        (("levels", 0, "numbers"), [1, 2], "its level of 2 clusters has 2 numbers"),
+        (("levels", 0, "numbers"), [7, 7, 7, 7, 7], "the numbers of its level of 2 clusters are not those of a cut"),
+        (("levels", 0, "numbers", 0), -1, "are not those of a cut"),
+        (("levels", 0, "numbers", 0), 1.0, "a number is not a whole number"),
+        (("levels", 0, "clusters"), 9, "9 clusters are more than the 5"),
+        (("levels", 1, "clusters"), 2, "its levels do not ascend"),
+        (("levels", 0), {}, "'clusters' is missing"),
     ],
 )
 def test_damage_is_named_in_a_line(tmp_path, keys, value, fault):
-    write_tree(tmp_path, make(5))
+    tree = make(5)
+    write_tree(tmp_path, tree, make_levels(tree, [2, 3])[0])
     content = json.loads((tmp_path / TREE_FILE).read_text())
     damage(content, *keys, value=value)
     (tmp_path / TREE_FILE).write_text(json.dumps(content))
@@ -84,6 +98,15 @@ def test_other_text_is_refused(tmp_path, text):
     (tmp_path / TREE_FILE).write_text(text)
     with pytest.raises(ValueError, match="cannot be read as a tree of clusters"):
         read_tree(tmp_path)
+
+
+def test_a_tree_of_an_older_release_has_no_levels(tmp_path):
+    write_tree(tmp_path, make(5))
+    content = json.loads((tmp_path / TREE_FILE).read_text())
+    del content["levels"]
+    (tmp_path / TREE_FILE).write_text(json.dumps(content))
+    assert hf_plr.read_levels(tmp_path) == {}
+    assert len(read_tree(tmp_path)) == 5
 
 
 def test_a_folder_without_a_tree_is_named(tmp_path):

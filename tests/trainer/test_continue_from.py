@@ -14,10 +14,11 @@ from helpers.run_lines import make_audit
 from helpers.runs import StopAt, assert_same_run
 from transformers import TrainingArguments
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
+from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner, read_levels
+from hf_plr.recipe_tools.running import OutputArguments, score_and_train
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
-from hf_plr.trainer import continuation
+from hf_plr.trainer import base_trainer, predecessor
 from hf_plr.trainer.checkpointing import last_complete_checkpoint
 from hf_plr.trainer.continuation import open_continuation
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
@@ -108,10 +109,43 @@ def test_history_names_and_digests_are_written(first, grown_digits, tmp_path, ca
     assert read_cluster_names(out) == {0: "nought", 999: "gone long ago"}  # also of clusters that are no more
     assert f"Of its {last[last >= 0].nunique()} clusters {counts['kept']} were kept" in trainer.summary().continued
     table = pd.read_parquet(out / "pseudo_labels.parquet")
-    assert table.columns.tolist() == ["index", "label", "previous_label", "confidence", "digest"]
+    levels = [f"level_{n}" for n in read_levels(out)]
+    assert table.columns.tolist() == ["index", "label", "previous_label", "confidence", "digest", *levels]
     assert table["digest"].str.fullmatch("[0-9a-f]{16}").all()
     before = pd.read_parquet(first / "pseudo_labels.parquet")
     np.testing.assert_array_equal(table["digest"][:200], before["digest"][3:])
+
+
+def test_levels_live_on_in_runs_that_continue(first, grown_digits, all_digits, tmp_path):
+    before = read_levels(first)
+    assert len(before) > 1
+    last = pd.read_parquet(first / "pseudo_labels.parquet").iloc[3:]  # those that the second run has, too
+    out = tmp_path / "second"
+    trainer = continue_run(out, grown_digits, first, num_clusters=20)
+    finish(trainer)
+    levels, next_number = read_levels(out), RunHistory.read(first).next_number
+    assert list(levels) == list(before)  # the same levels, whatever gaps the new tree has
+    table = pd.read_parquet(out / "pseudo_labels.parquet")
+    for n, level in levels.items():
+        column = f"level_{n}"
+        np.testing.assert_array_equal(table[column], level.apply(table["label"]))
+        shared = pd.crosstab(last[column].to_numpy(), table[column][:200].to_numpy())
+        kept = [number for number in level.members if number in shared.index]
+        assert kept
+        for number in level.members:
+            if number in kept:  # the mutual best overlap
+                assert shared.loc[number, number] == shared[number].max() == shared.loc[number].max()
+            else:
+                assert number >= next_number
+        best = [(a, shared.loc[a].idxmax()) for a in shared.index]
+        assert all(a == b for a, b in best if shared[b].idxmax() == a and (shared[b] == shared[b].max()).sum() == 1)
+    largest = max(number for level in levels.values() for number in level.members)
+    assert RunHistory.read(out).next_number > largest
+    trainer.save_labels(tmp_path / "again")
+    assert (tmp_path / "again" / "tree.json").read_bytes() == (out / "tree.json").read_bytes()
+    other = continue_run(tmp_path / "third", grown_digits, out, levels="3,5")
+    finish(other)
+    assert list(read_levels(tmp_path / "third")) == [3, 5]
 
 
 def test_a_third_run_gives_no_number_of_the_first_again(first, all_digits, grown_digits, tmp_path):
@@ -208,7 +242,7 @@ def test_a_run_that_begins_anew_needs_the_folder_before(first, tmp_path):
         PLRTrainer("model", TrainingArguments(tmp_path / "other"))
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continuation, "_find_own_checkpoint", lambda *where: found.append(where))
+        patch.setattr(predecessor, "_find_own_checkpoint", lambda *where: found.append(where))
         for overwrite, searched in ((False, 1), (True, 0)):
             args.overwrite = overwrite  # as recipes have it
             found.clear()
@@ -249,6 +283,41 @@ def test_a_folder_of_an_older_release_has_no_digests_and_no_history(first, grown
     assert history.runs[0].clusters == table["label"].value_counts().to_dict()
 
 
+def test_a_run_before_that_does_not_fit_is_refused_before_anything_is_decoded_or_removed(
+    first, all_digits, some_sounds, tmp_path, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise AssertionError("samples were decoded")
+
+    monkeypatch.setattr(base_trainer.BaseTrainer, "check_samples", fail)
+    others = all_digits.select(range(1_000, 1_600))
+    new = tmp_path / "new"
+    with pytest.raises(ValueError, match=r"none of these 600 samples: continue_from needs the data of that run"):
+        continue_run(new, others, first).train()
+    assert not new.exists()
+    out = tmp_path / "out"
+    shutil.copytree(first, out)
+    (out / "checkpoint-3").mkdir()
+    before = sorted(out.rglob("*"))
+    trainer = continue_run(out, others, first)
+    arguments = OutputArguments(output_dir=str(out), overwrite=True)
+    with pytest.raises(ValueError, match=r"none of these 600 samples"):
+        score_and_train(trainer, arguments, np.arange(600))
+    assert sorted(out.rglob("*")) == before
+    # where a single one of them is known, it goes on
+    few = all_digits.select([*range(1_000, 1_600), 7])
+    with pytest.raises(AssertionError, match="samples were decoded"):
+        continue_run(out, few, first).train()
+    older = shutil.copytree(first, tmp_path / "older")  # without digests
+    table = pd.read_parquet(older / "pseudo_labels.parquet").drop(columns="digest")
+    table.to_parquet(older / "pseudo_labels.parquet")
+    with pytest.raises(ValueError, match="was written by an older release, without digests of contents"):
+        continue_run(out, others, older).train()
+    (older / "tree.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tree\.json cannot be read as a tree of clusters"):
+        continue_run(new, others, older)
+
+
 # ---- interruptions ---------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +344,7 @@ def test_a_continued_run_resumes_bit_for_bit_without_the_folder_before(
     assert histories[0].runs[1].events == histories[1].runs[1].events
     assert histories[0].runs[1].data == histories[1].runs[1].data
     assert read_cluster_names(tmp_path / "part") == read_cluster_names(tmp_path / "moved")
+    assert (tmp_path / "part" / "tree.json").read_bytes() == (tmp_path / "whole" / "tree.json").read_bytes()
     with pytest.raises(ValueError, match="is gone: without it this run can be resumed, not started"):
         continue_run(tmp_path / "part", grown_digits, before, **settings).train()
     shutil.rmtree(tmp_path / "part")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_auto_refines_three_labelings_where_the_clusterer_allows_it(make_trainer
         ),
         make_trainer({"clusterer": KMeans(5)}, refinement="auto"),
         make_trainer({"refiner": PseudoLabelRefiner.from_preset("joint")}, refinement="auto"),
-        *(make_trainer(refinement=name) for name in PRESETS),
+        *(make_trainer(refinement=name) for name in PRESETS if name != "nested"),
     ):
         assert len(one.labelings) == 1
 
@@ -175,3 +176,65 @@ def test_an_own_refiner_that_takes_one_labeling_gets_one(make_trainer):
     trainer.train()
     consensus = make_trainer({"refiner": PseudoLabelRefiner.from_preset("consensus")}, num_train_epochs=1)
     assert consensus.labelings[0].stage.ensemble is not None
+
+
+# ---- three levels of one hierarchy -------------------------------------------------------------------------------
+
+
+def assert_nested(levels) -> None:
+    """Every cluster of a level lies in one of the level before, and what is noise there is noise here."""
+    for coarser, finer in itertools.pairwise(levels):
+        labelled = finer >= 0
+        assert (coarser[labelled] >= 0).all()
+        assert len(set(zip(coarser[labelled], finer[labelled], strict=True))) == len(set(finer[labelled]))
+
+
+def test_levels_of_one_hierarchy_are_trained_on(make_trainer):
+    trainer = make_trainer(refinement="nested", save_strategy="no")
+    first, *finer = (labeling.stage for labeling in trainer.labelings)
+    assert first.clusterer.n_clusters == 48
+    assert first.ensemble.n_clusters == 24
+    assert first.refiner.settings() == PseudoLabelRefiner.from_preset("nested", n_clusters=12).settings()
+    assert [stage.clusterers for stage in finer] == [[], []]
+    assert trainer.describe_clusters().startswith("12, 24 and 48 by KMeans")
+    trainer.train()
+    labels = [labeling.pseudo_labels for labeling in trainer.labelings]
+    assert_nested([each.labels for each in labels])
+    assert_nested([each.targets for each in labels])
+    assert [each.n_clusters <= number for each, number in zip(labels, (12, 24, 48), strict=True)] == [True] * 3
+    assert labels[0].n_clusters < labels[1].n_clusters < labels[2].n_clusters
+    for each in labels:
+        assert (each.labels == each.previous_labels).mean() > 0.2  # numbers of each level live on
+        assert 0.0 <= each.confidence.min() <= each.confidence.max() <= 1.0
+    assert len(trainer.cluster_objective.memory.prototypes) == 3
+
+
+def test_a_resumed_run_on_levels_is_the_whole_one(make_trainer, tmp_path):
+    settings = {"refinement": "nested", "confidence_power": 1.0, "min_confidence": 0.2}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    make_trainer({"callbacks": [StopAt(10)]}, output_dir=str(tmp_path / "part"), **settings).train()
+    resumed = make_trainer(output_dir=str(tmp_path / "part"), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+    for one, other in zip(whole.labelings, resumed.labelings, strict=True):
+        np.testing.assert_array_equal(one.pseudo_labels.labels, other.pseudo_labels.labels)
+
+
+def test_the_number_of_levels_is_that_of_labelings(make_trainer):
+    two = make_trainer(refinement="nested", num_labelings=2)
+    assert [labeling.stage.n_sought for labeling in two.labelings] == [12, 24]
+    assert two.labelings[0].stage.clusterer.n_clusters == 24
+    (one,) = make_trainer(refinement="nested", num_labelings=1).labelings
+    assert one.stage.refiner.n_levels == 1
+    own = PseudoLabelRefiner(n_levels=2)
+    labelings = make_trainer({"refiner": own}).labelings
+    assert labelings[0].stage.refiner is own
+    assert [labeling.stage.clusterer.n_clusters for labeling in labelings] == [24, 24]
+
+
+def test_levels_need_a_kmeans_that_can_be_finer(make_trainer):
+    with pytest.raises(ValueError, match="needs clusterer='kmeans', which can be made finer, not dbscan"):
+        make_trainer(refinement="nested", clusterer="dbscan")
+    with pytest.raises(ValueError, match="needs clusterer='kmeans', which can be made finer, not one of your own"):
+        make_trainer({"clusterer": KMeans(5)}, refinement="nested")

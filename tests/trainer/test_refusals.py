@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import tiny
-from helpers.runs import weights
+from helpers.runs import StopAt, weights
 from sklearn.cluster import KMeans
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer, UnitTrainer
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.trainer.base_trainer import BaseTrainer
+from hf_plr.trainer.checkpointing import CheckpointError
 
 
 @pytest.fixture
@@ -143,3 +145,36 @@ def test_an_optimizer_made_before_the_adapters_is_refused(make_trainer):
 def test_shards_that_batches_of_features_do_not_fill_are_refused(make_trainer):
     with pytest.raises(ValueError, match="label_shards=4 but the 203 samples are extracted in fewer batches"):
         make_trainer(label_shards=4, per_device_eval_batch_size=256)
+
+
+# ---- the output folder -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_refused_leaves_no_empty_folder(make_trainer, tmp_path):
+    out = tmp_path / "a" / "out"
+    with pytest.raises(ValueError, match="levels=99"):
+        make_trainer(output_dir=str(out), levels="99", num_clusters=None)
+    assert not out.exists()
+    trainer = make_trainer(output_dir=str(out))
+    for checkpoint, fault in ((True, "holds no complete checkpoint"), (str(tmp_path / "none"), "does not exist")):
+        with pytest.raises((CheckpointError, ValueError), match=fault):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        assert not out.exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        make_trainer(output_dir=str(mine)).train(resume_from_checkpoint=True)
+    assert mine.exists()
+
+
+def test_other_settings_are_refused_before_samples_are_decoded(make_trainer, tmp_path, monkeypatch):
+    make_trainer({"callbacks": [StopAt(7)]}).train()
+
+    def fail(*args, **kwargs):
+        raise AssertionError("samples were decoded")
+
+    monkeypatch.setattr(BaseTrainer, "check_samples", fail)
+    with pytest.raises(ValueError, match="seed was 42 and is 1"):
+        make_trainer(seed=1).train(resume_from_checkpoint=True)
+    with pytest.raises(AssertionError, match="decoded"):
+        make_trainer().train(resume_from_checkpoint=True)

@@ -131,8 +131,16 @@ def test_other_data_and_an_own_refiner_are_refused(make_trainer, some_digits, fi
     with pytest.raises(ValueError, match=r"data was '[0-9a-f]{16}' and is"):
         make_trainer(in_another_order).train(resume_from_checkpoint=first_checkpoint)
     own = {"refiner": PseudoLabelRefiner.from_preset("slr", linkage="ward")}
-    with pytest.raises(ValueError, match=r"refiner was .*'linkage': 'average'.* and is .*'linkage': 'ward'"):
+    with pytest.raises(ValueError, match=r"other settings: refiner, linkage was 'average' and is 'ward'\. Resume"):
         make_trainer(own).train(resume_from_checkpoint=first_checkpoint)
+
+
+@pytest.mark.parametrize("refinement", ["slr", "auto"])  # one labeling, and three with a clusterer each
+def test_of_settings_with_parts_only_what_differs_is_told(make_trainer, tmp_path, refinement):
+    make_trainer({"callbacks": [StopAt(7)]}, output_dir=str(tmp_path), refinement=refinement).train()
+    other = make_trainer(output_dir=str(tmp_path), refinement=refinement, seed=1)
+    with pytest.raises(ValueError, match=r"written with other settings: seed was 42 and is 1\. Resume with"):
+        other.train(resume_from_checkpoint=True)
 
 
 def test_another_kind_of_run_is_refused(make_sound_trainer, tmp_path):

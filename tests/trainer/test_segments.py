@@ -14,7 +14,7 @@ import soundfile
 from datasets import Audio, Dataset
 from helpers.runs import StopAt, assert_same_weights, weights
 
-from hf_plr import PLRTrainer, UnitTrainer
+from hf_plr import PLRTrainer, UnitTrainer, read_levels
 from hf_plr.cli import main
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.evaluation.evaluators import score_against_gallery
@@ -83,6 +83,7 @@ def test_labels_name_the_segment(make, tmp_path):
     frame = pd.read_parquet(tmp_path / "pseudo_labels.parquet")
     assert frame.columns.tolist() == [
         *("index", "file", "start", "end", "label", "previous_label", "confidence", "digest"),
+        *(f"level_{n}" for n in read_levels(tmp_path)),
     ]
     assert_in_order(frame, store, rows)
     by_name = dict(zip(names_of(frame), frame["label"], strict=True))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 
-from hf_plr import read_tree
+from hf_plr import PseudoLabelRefiner, read_levels, read_tree
 from hf_plr.cli import main
+from hf_plr.hub.label_dataset import make_labels_card
 from hf_plr.recipe_tools.running import prepare_output_dir
+from hf_plr.report.outputs import format_summary
 from hf_plr.trainer import label_output
+from hf_plr.trainer.label_output import suggest_commands
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,67 @@ def test_a_run_leaves_the_tree_of_its_last_clusters(make_trainer, tmp_path, sett
     trainer.args.overwrite, trainer.args.resume_from_checkpoint = True, None
     prepare_output_dir(trainer.args, is_main_process=True)
     assert not (tmp_path / "out" / "tree.json").exists()
+
+
+def test_the_labels_have_a_column_for_each_level(make_trainer, tmp_path, settings, capsys):
+    trainer = make_trainer(**settings, levels="8,3")
+    trainer.train()
+    out = tmp_path / "out"
+    trainer.save_labels(out)
+    table, levels, tree = pd.read_parquet(out / "pseudo_labels.parquet"), read_levels(out), read_tree(out)
+    assert list(levels) == [3, 8]
+    assert list(table)[-2:] == ["level_3", "level_8"]
+    assert table.groupby("label")["level_8"].nunique().max() == table.groupby("level_8")["level_3"].nunique().max() == 1
+    for n, level in levels.items():
+        np.testing.assert_array_equal(table[f"level_{n}"], level.apply(table["label"]))
+        np.testing.assert_array_equal(level.numbers, tree.cut(n).numbers)  # of a first run
+    trainer.args.levels = None  # three that the tree suggests
+    trainer.save_labels(tmp_path / "chosen")
+    assert list(read_levels(tmp_path / "chosen")) == tree.choose_levels()
+    assert main(["cut", str(out), "--output", str(tmp_path / "cut.parquet")]) == 0  # without levels those of the run
+    assert list(pd.read_parquet(tmp_path / "cut.parquet"))[-2:] == ["level_3", "level_8"]
+    card = str(make_labels_card(Dataset.from_pandas(table), "alice/labels"))
+    assert "cluster of the sample where the tree of the clusters is cut into 8" in card
+
+
+def test_the_summary_suggests_commands_that_work_on_the_output_folder(make_trainer, tmp_path, settings, capsys):
+    out = tmp_path / "my run"
+    trainer = make_trainer(**settings, output_dir=str(out))
+    trainer.train()
+    trainer.save_labels(out)
+    summary = trainer.summary()
+    text = format_summary(summary, 1.0, ("last", "words"))
+    assert f"Results in {out}:" in text
+    lines = text[text.index("Next:") :].splitlines()
+    commands = [command for command, _ in summary.next_commands]
+    for command in commands:
+        assert sum(line.startswith(f"  {command}   ") for line in lines) == 1
+    assert [shlex.split(command)[:2] for command in commands] == [["hf-plr", x] for x in ("name", "cut", "assign")]
+    assert str(out) in shlex.split(commands[2])
+    for command in commands[:2]:
+        assert main(shlex.split(command)[1:]) == 0
+    assert "cut into 10" in capsys.readouterr().out
+    assert (out / "cut.parquet").exists()
+    assert "cut" not in str(suggest_commands("out", 2, "images"))
+
+
+def test_levels_of_more_clusters_than_are_sought_are_refused_before_anything_is_done(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="levels=3,22: 22 clusters are more than the 21"):  # 1.5 times the root of 203
+        make_trainer(num_clusters=None, levels="3,22", num_train_epochs=1)
+    np.save(tmp_path / "given.npy", np.arange(203) % 5)
+    with pytest.raises(ValueError, match="levels=3,6: 6 clusters are more than the 5"):
+        make_trainer(labels=str(tmp_path / "given.npy"), levels="3,6", num_clusters=None)
+
+
+def test_levels_of_more_clusters_than_are_left_are_told(make_trainer, tmp_path, settings, caplog):
+    few = {"refiner": PseudoLabelRefiner.from_preset("slr", n_clusters=4)}
+    trainer = make_trainer(few, **settings, levels="2,3,12")
+    trainer.train()
+    trainer.save_labels(tmp_path / "out")
+    n = len(read_tree(tmp_path / "out"))
+    assert n == 4
+    assert f"levels=2,3,12: only {n} clusters are left, which have no level of 12." in caplog.text
+    assert list(read_levels(tmp_path / "out")) == [2, 3]
 
 
 def test_the_past_of_the_members_counts(make_trainer, tmp_path, settings, monkeypatch):

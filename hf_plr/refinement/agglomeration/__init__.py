@@ -8,6 +8,8 @@ exact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hf_plr.refinement.agglomeration.centroids import CentroidClusters, merge_nearest_first
@@ -36,32 +38,33 @@ __all__ = [
 
 
 def agglomerate(
-    soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut, max_cells: int
-) -> tuple[np.ndarray, bool]:
+    soft: SoftCells, weights: np.ndarray, linkage: str, cuts: Sequence[Cut], max_cells: int
+) -> tuple[list[np.ndarray], bool]:
     """Cluster weighted cells hierarchically.
 
     Args:
         soft: soft labels of the cells, none of them empty.
         weights: samples per cell, shape (cells,).
         linkage: one of `LINKAGES`.
-        cut: place of the cut through the tree.
+        cuts: places of the cuts through the tree, that into the fewest clusters first.
         max_cells: more cells than these are folded first, unless a cheaper exact algorithm applies.
 
     Returns:
-        Cluster per cell, from 0, shape (cells,), and True if the clusters are exact.
+        For each cut cluster per cell, from 0, shape (cells,), and True if the clusters are exact. The clusters of a
+        cut lie in those of the one before.
     """
-    merges = _merge_exactly(soft, weights, linkage, cut, max_cells)
+    merges = _merge_exactly(soft, weights, linkage, cuts[0], max_cells)
     if merges is not None:
-        return cut.apply(merges), True
-    n_clusters = 0 if cut.n_clusters is None else cut.n_clusters
+        return [cut.apply(merges) for cut in cuts], True
+    n_clusters = cuts[-1].n_clusters or 0
     n_left = min(max_cells, max(FOLDED, 3 * n_clusters // 2))
-    if n_left <= n_clusters:  # nothing is left to agglomerate
-        return fold(soft, weights, n_clusters)[1].astype(np.int64), False
-    heavy, destination = fold(soft, weights, n_left)
+    if n_left <= n_clusters and len(cuts) == 1:  # nothing is left to agglomerate
+        return [fold(soft, weights, n_clusters)[1].astype(np.int64)], False
+    heavy, destination = fold(soft, weights, max(n_left, n_clusters))
     folded_weights = np.bincount(destination, weights, len(heavy))
-    merges = _merge_exactly(soft.select(heavy), folded_weights, linkage, cut, max(max_cells, len(heavy)))
+    merges = _merge_exactly(soft.select(heavy), folded_weights, linkage, cuts[0], max(max_cells, len(heavy)))
     assert merges is not None
-    return cut.apply(merges)[destination], False
+    return [cut.apply(merges)[destination] for cut in cuts], False
 
 
 def _merge_exactly(soft: SoftCells, weights: np.ndarray, linkage: str, cut: Cut, max_cells: int) -> Merges | None:

@@ -11,6 +11,8 @@ average linkage: Bruynooghe 1978.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -27,7 +29,9 @@ STALE = -2  # nearest neighbour that is not known
 LARGEST_WEIGHT = 1 << 10  # of a labeling, where weights differ; keeps sums in the integers that floats hold
 
 
-def agglomerate_coassociation(soft: SoftCells, weights: np.ndarray, cut: Cut) -> tuple[np.ndarray, bool]:
+def agglomerate_coassociation(
+    soft: SoftCells, weights: np.ndarray, cuts: Sequence[Cut]
+) -> tuple[list[np.ndarray], bool]:
     """Cluster weighted cells by average linkage of their co-association.
 
     The height of a merge is one minus the mean co-association. Clusters that are together in no labeling never merge,
@@ -38,19 +42,20 @@ def agglomerate_coassociation(soft: SoftCells, weights: np.ndarray, cut: Cut) ->
     Args:
         soft: joint soft labels of the cells. The order of the cells decides ties, so it should not depend on names.
         weights: samples per cell, at least 1, shape (cells,).
-        cut: place of the cut through the tree.
+        cuts: places of the cuts through the tree, that into the fewest clusters first; several are numbers of clusters.
 
     Returns:
-        Cluster per cell, from 0, -1 = noise, shape (cells,), and True if all cells were agglomerated. Where more than
-        about `MAX_PAIRS` pairs of cells are together in a labeling, only a part of the cells is, spread evenly over
-        the samples, so that clusters of a few samples may be missed. Each of the others then joins the cluster with the
-        largest mean co-association, or is noise where it has none or a distance threshold does not allow it.
+        For each cut cluster per cell, from 0, -1 = noise, shape (cells,), and True if all cells were agglomerated. The
+        clusters of a cut lie in those of the one before. Where more than about `MAX_PAIRS` pairs of cells are together
+        in a labeling, only a part of the cells is agglomerated, spread evenly over the samples, so that clusters of a
+        few samples may be missed. Each of the others then joins the cluster of the last cut with the largest mean
+        co-association, or is noise where it has none or a distance threshold does not allow it.
     """
     votes = count_votes(soft)
-    cluster = np.full(len(weights), NOISE)
-    present = np.flatnonzero(_find_present(soft, votes, cut))
+    levels = [np.full(len(weights), NOISE) for _ in cuts]
+    present = np.flatnonzero(_find_present(soft, votes, cuts[0]))
     if len(present) == 0:
-        return cluster, True
+        return levels, True
     weights = np.asarray(weights, dtype=np.float64)[present]
     if len(present) < len(soft):
         soft = soft.select(present)
@@ -59,13 +64,17 @@ def agglomerate_coassociation(soft: SoftCells, weights: np.ndarray, cut: Cut) ->
     # A light cell that was chosen stands for its neighbours too.
     least = 1.0 if is_exact else max(1.0, np.rint(weights.sum() / len(chosen)))
     clusters = CoassociatedClusters(soft.select(chosen), np.maximum(weights[chosen], least), votes)
-    clusters.merge_until(cut)
-    found = np.full(len(present), NOISE)
-    found[chosen] = cut.apply(clusters.merges)
+    clusters.merge_until(cuts[0])
+    of_chosen = [cut.apply(clusters.merges) for cut in cuts]
+    finest = np.full(len(present), NOISE)
+    finest[chosen] = of_chosen[-1]
     if not is_exact:
-        _join_clusters(soft, weights, votes, found, cut)
-    cluster[present] = found
-    return cluster, is_exact
+        _join_clusters(soft, weights, votes, finest, cuts[-1])
+    for level, own in zip(levels, of_chosen, strict=True):
+        coarser = np.full(len(own) + 1, NOISE)  # of each cluster of the finest level, and of its noise
+        coarser[of_chosen[-1]] = own
+        level[present] = coarser[finest]
+    return levels, is_exact
 
 
 def measure_coassociation(soft: SoftCells, cluster: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -141,18 +141,20 @@ class ClusterTree:
     def choose_levels(self, n_levels: int = N_LEVELS) -> list[int]:
         """Choose numbers of clusters at which the tree is cut best, the fewest first.
 
-        The numbers from 2 to K - 1 are divided into as many ranges, equal in their logarithms. In each of them the
-        number is chosen that is left over the longest range of heights (the largest gap between two merges); of equal
-        ones the smallest. A tree with fewer clusters has fewer levels.
+        The numbers from 2 to K / 2, of which each level joins a half of the clusters or more, are divided into as many
+        ranges, equal in their logarithms. In each of them the number is chosen that is left over the longest range of
+        heights (the largest gap between two merges); of equal ones the smallest. A tree with fewer clusters has fewer
+        levels, and none with less than 3.
         """
         n = len(self)
         if n < 3:
             return []
-        bounds = np.geomspace(2, n, n_levels + 1)
+        end = max(2, n // 2) + 1
+        bounds = np.geomspace(2, end, n_levels + 1)
         gaps = np.diff(self.heights)[::-1]  # of 2, 3, ..., K - 1 clusters
         chosen = []
         for low, high in pairwise(bounds):
-            numbers = np.arange(max(2, int(np.ceil(low - 1e-9))), min(n, int(np.ceil(high - 1e-9))))
+            numbers = np.arange(max(2, int(np.ceil(low - 1e-9))), min(end, int(np.ceil(high - 1e-9))))
             if len(numbers):
                 chosen.append(int(numbers[np.argmax(gaps[numbers - 2])]))
         return sorted(set(chosen))

@@ -81,7 +81,7 @@ def _from_metrics(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         "versions": {as_line(name): as_line(value) for name, value in metrics.get("versions", {}).items()},
         "stages": [],
         "sizes": sizes,
-        "sheets": {"random": [], "clusters": [], "typical": {}, "of": sizes["of"]},
+        "sheets": {"random": [], "clusters": [], "typical": {}, "contact": {}, "of": sizes["of"]},
         "map": None,
         "samples": {},
         "media": {},

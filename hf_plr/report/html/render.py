@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parent
-SCRIPTS = ("base", "overview", "curves", "flow", "runs", "sizes", "map", "sheets", "marks", "page")
+SCRIPTS = ("base", "menu", "overview", "contact", "map", "sizes", "sheets", "marks", "curves", "flow", "runs", "page")
 REPORT, ASSIGNED = "report", "assigned"  # pages
-SCRIPTS_BY_PAGE = {REPORT: SCRIPTS, ASSIGNED: ("base", "assigned", "assigned_shares", "assigned_time", "assigned_page")}
-STYLES_BY_PAGE = {REPORT: ("style.css",), ASSIGNED: ("style.css", "assigned.css")}
+SCRIPTS_BY_PAGE = {
+    REPORT: SCRIPTS,
+    ASSIGNED: ("base", "menu", "assigned", "assigned_shares", "assigned_time", "assigned_page"),
+}
+STYLES_BY_PAGE = {REPORT: ("style.css", "clusters.css"), ASSIGNED: ("style.css", "assigned.css")}
 MIB = 2**20
 LIMIT = 20 * MIB
 CONTENT_POLICY = (

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from hf_plr.report.html.sheets import (
     Snapshot,
     cluster_sheets,
     cluster_table,
+    contact_members,
     map_positions,
     random_check,
     size_table,
@@ -45,6 +47,7 @@ MAX_DETAILED_STAGES = 60  # last stages that keep the details of their changes
 MAX_NEW = 8  # new clusters per stage that have examples
 MEMBERS = {"image": 8, "recording": 4}  # per sheet
 EXAMPLES = {"image": 6, "recording": 3}  # per new cluster
+CONTACTS = {"image": 1_200, "recording": 240}  # in the contact sheet; a sound takes five times the room of an image
 LEAST_ALLOWANCE, ALLOWANCE = 0.5, 0.01  # seconds, and fraction of the time since the last report, for new previews
 
 
@@ -174,7 +177,7 @@ class Reporter:
             **run_facts(summary, log, finished, "epoch" if snapshot is None or snapshot.bounds is None else "round"),
             "stages": self._stages,
             "sizes": {"clusters": [], "of": 0, "noise": 0},
-            "sheets": {"random": [], "clusters": [], "typical": {}, "of": 0},
+            "sheets": {"random": [], "clusters": [], "typical": {}, "contact": {}, "of": 0},
             "map": None,
             "media_types": MEDIA_TYPES[self.store.noun],
         }
@@ -182,7 +185,7 @@ class Reporter:
             data["labels_id"] = _labels_id(snapshot.labels)
             data["sizes"] = size_table(snapshot)
             data["sheets"] = self._sheets(snapshot) if snapshot.bounds is None else self._unit_sheets(snapshot)
-            data["map"] = self._layout(with_umap=finished)
+            data["map"] = self._layout(finished)
         keys = list(dict.fromkeys(_shown_keys(data)))
         data["media"] = self.previews.make(keys, seconds)
         data["media_wanted"] = len(keys)
@@ -200,7 +203,8 @@ class Reporter:
         return {
             "random": _keys(check.tolist()),
             "clusters": sheets,
-            "typical": {str(cluster): _keys(members) for cluster, members in typical.items()},
+            "typical": _keys_by_cluster(typical),
+            "contact": _keys_by_cluster(contact_members(snapshot, CONTACTS[self.store.noun])),
             "of": len(list_cluster_ids(snapshot.labels)),
         }
 
@@ -209,13 +213,15 @@ class Reporter:
         assert isinstance(self.store, AudioStore)
         seconds = self.store.lengths / self.store.audio_format.sampling_rate
         sheets = unit_sheets(snapshot.labels, snapshot.bounds, seconds)
-        return {"random": [], "clusters": sheets, "typical": {}, "of": len(list_cluster_ids(snapshot.labels))}
+        contact = {str(sheet["id"]): sheet["most"] for sheet in sheets}
+        n_units = len(list_cluster_ids(snapshot.labels))
+        return {"random": [], "clusters": sheets, "typical": {}, "contact": contact, "of": n_units}
 
-    def _layout(self, with_umap: bool) -> dict[str, Any] | None:
-        if self._features is not None and (self._map is None or with_umap):
+    def _layout(self, final: bool) -> dict[str, Any] | None:
+        if self._features is not None and (self._map is None or final):
             self._map = {
                 "positions": _keys(self._dots.tolist()),
-                "layouts": layouts(self._features, self.seed, with_umap),
+                "layouts": layouts(self._features, self.seed, final),
                 "of": len(self.store),
             }
         return self._map
@@ -244,7 +250,7 @@ def _stage(snapshot: Snapshot, examples: int) -> dict[str, Any]:
     flow = None if snapshot.previous is None else cluster_flow(snapshot.previous, snapshot.labels)
     for event in flow["events"] if flow is not None and snapshot.bounds is None else ():
         typical = typical_members(snapshot, np.array(event["new"][:MAX_NEW], np.int64), examples)
-        event["examples"] = {str(cluster): _keys(members) for cluster, members in typical.items()}
+        event["examples"] = _keys_by_cluster(typical)
     ids, sizes, _ = cluster_table(snapshot)
     noise = len(snapshot.labels) - int(sizes.sum())
     return {"epoch": int(snapshot.epoch), "clusters": len(ids), "noise": noise, "flow": flow}
@@ -264,16 +270,11 @@ def _shown_keys(data: dict[str, Any]) -> Iterable[str]:
     yield from sheets["random"]
     for members in sheets["typical"].values():
         yield from members
+    yield from _by_rank(list(sheets["contact"].values()))
     flows = [stage["flow"] for stage in reversed(data["stages"]) if stage["flow"]]
     for flow in flows[:1]:
         yield from _examples(flow)
-    deepest = max(
-        (len(sheet[name]) for sheet in sheets["clusters"] for name in ("most", "least", "changed")), default=0
-    )
-    for rank in range(deepest):
-        for sheet in sheets["clusters"]:
-            for name in ("most", "least", "changed"):
-                yield from sheet[name][rank : rank + 1]
+    yield from _by_rank([sheet[name] for sheet in sheets["clusters"] for name in ("most", "least", "changed")])
     if data["map"] is not None:
         yield from data["map"]["positions"]
     for flow in flows[1:]:
@@ -286,8 +287,18 @@ def _examples(flow: dict[str, Any]) -> Iterable[str]:
             yield from members
 
 
+def _by_rank(groups: list[list[str]]) -> Iterable[str]:
+    """Yield the first of each group, then the second of each, and so on."""
+    for rank in zip_longest(*groups):
+        yield from (key for key in rank if key is not None)
+
+
 def _keys(positions: list[int]) -> list[str]:
     return [str(position) for position in positions]
+
+
+def _keys_by_cluster(members: dict[int, list[int]]) -> dict[str, list[str]]:
+    return {str(cluster): _keys(positions) for cluster, positions in members.items()}
 
 
 @contextlib.contextmanager

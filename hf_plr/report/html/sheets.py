@@ -1,4 +1,4 @@
-"""Choice of the samples that a page shows: members of clusters, a random check, and the dots of the map."""
+"""Choice of the samples that a page shows: of every cluster, members of some, a random check, and dots of the map."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ MAX_SIZES = 2_000  # clusters whose size is shown
 MAX_DOTS = 1_500
 RANDOM_CHECK = 120
 MAX_SHEETS = 60
+MAX_CONTACT = 6  # members that represent a cluster in the contact sheet, where there is room
 TYPICAL = 4  # members that represent a cluster in the random check
 OVERSAMPLED = 4  # candidates for each place in the random check, as some are in no cluster
 HASH = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product with it is a permutation
@@ -141,12 +142,29 @@ def typical_members(
         count: members per cluster.
         excluded: positions that are not to be chosen; a cluster without any other member is left out.
     """
-    positions = np.flatnonzero(np.isin(snapshot.labels, clusters))
-    positions = positions if excluded is None else np.setdiff1d(positions, excluded)
-    positions = _by_confidence(snapshot, positions)
-    labels, starts = np.unique(snapshot.labels[positions], return_index=True)
-    members = np.split(positions, starts[1:]) if len(labels) else []
-    return {int(label): cluster[:count].tolist() for label, cluster in zip(labels, members, strict=True)}
+    chosen = np.empty(0, np.int64)
+    for span in iterate_chunks(len(snapshot.labels)):  # the best so far against those of the next chunk
+        found = span.start + np.flatnonzero(np.isin(snapshot.labels[span], clusters))
+        found = found if excluded is None else np.setdiff1d(found, excluded)
+        chosen = _by_confidence(snapshot, np.concatenate([chosen, found]))
+        labels, starts = np.unique(snapshot.labels[chosen], return_index=True)
+        rank = np.arange(len(chosen)) - np.repeat(starts, np.diff(starts, append=len(chosen)))
+        chosen = chosen[rank < count]
+    labels, starts = np.unique(snapshot.labels[chosen], return_index=True)
+    members = np.split(chosen, starts[1:]) if len(labels) else []
+    return {int(label): cluster.tolist() for label, cluster in zip(labels, members, strict=True)}
+
+
+def contact_members(snapshot: Snapshot, room: int) -> dict[int, list[int]]:
+    """Choose members of all clusters, by cluster: the most confident ones, equally many of each, up to six.
+
+    Args:
+        snapshot: the labels.
+        room: members of all clusters together; if there are more clusters, the largest have one each.
+    """
+    ids, sizes, _ = cluster_table(snapshot)
+    largest = ids[np.argsort(-sizes, kind="stable")[: min(room, MAX_SIZES)]]
+    return typical_members(snapshot, largest, min(MAX_CONTACT, max(1, room // max(1, len(largest)))))
 
 
 def _choose_clusters(

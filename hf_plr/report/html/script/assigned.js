@@ -1,11 +1,6 @@
 // A sample: [row in the data, cluster or -1 = new, nearest cluster, p-value, file], and of segments start and end.
-const swatch = (id) => el("span", { class: "swatch", "aria-hidden": "true", "data-cluster": id });
 const percent = (number) => `${(100 * number).toFixed(number < 0.0995 ? 1 : 0)}%`;
 const small = (number) => (number < 0.0001 ? "below 0.0001" : String(Number(number.toPrecision(2))));
-
-function paintSwatches() {
-  document.querySelectorAll(".swatch").forEach((node) => { node.style.background = colourOf(Number(node.dataset.cluster)); });
-}
 
 function figureOf(key) {
   const [row, label, nearest, p, file] = sampleOf(key);

@@ -142,3 +142,23 @@ function colourOf(id) {
   const light = (isDark() ? 66 : 42) + ((id % 3) - 1) * 8;
   return `hsl(${Math.round((id * 137.508) % 360)} 68% ${light}%)`;
 }
+const swatch = (id) => el("span", { class: "swatch", "aria-hidden": "true", "data-cluster": id });
+function paintSwatches() {
+  document.querySelectorAll(".swatch").forEach((node) => { node.style.background = colourOf(Number(node.dataset.cluster)); });
+}
+
+// One stop of the Tab key for many nodes: the arrow keys go on from node to node, in rows as they are on the screen.
+function rove(container, nodes) {
+  nodes.forEach((node, i) => { node.tabIndex = i ? -1 : 0; });
+  container.onkeydown = (event) => {
+    const at = nodes.findIndex((node) => node.contains(event.target));
+    const perRow = Math.max(1, nodes.filter((node) => node.offsetTop === nodes[0].offsetTop).length);
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -perRow, ArrowDown: perRow }[event.key];
+    if (at < 0 || step === undefined) return;
+    event.preventDefault();
+    const next = nodes[at + step];
+    if (!next) return;
+    nodes.forEach((node) => { node.tabIndex = node === next ? 0 : -1; });
+    next.focus();
+  };
+}

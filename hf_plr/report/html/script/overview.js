@@ -4,7 +4,7 @@ function curveNamed(name) {
 }
 const lastOf = (points) => points[points.length - 1][1];
 
-function overview() {
+function heading() {
   document.title = `${data.title} - hf-plr report`;
   content.append(el("h1", {}, data.title));
   const summary = [
@@ -16,6 +16,9 @@ function overview() {
   content.append(el("p", { class: "lead" }, summary.filter(Boolean).join(" \u00b7 ")));
   if (data.note) content.append(el("p", { class: "warning" }, data.note));
   if (!run.finished) content.append(el("p", { class: "warning" }, "The run had not ended when this was written: labels may still change, and previews fill up from stage to stage."));
+}
+
+function overview() {
   section("overview", "Overview", null, tiles(), scores(), el("ul", { class: "facts" }, facts().map((fact) => el("li", {}, fact))));
 }
 

@@ -6,19 +6,22 @@ function settings() {
   section("settings", "Settings", "Those that differ from the defaults.", parts);
 }
 
-overview();
-runs();
-curves();
-flow();
 let openSheet = () => {};
 const open = (id) => openSheet(id);
-sizes(open);
+heading();
+contact(open);
+overview();
 map(open);
+sizes(open);
 within(el("div", {}), () => {
   openSheet = sheets();
   check();
 });
+curves();
+flow();
+runs();
 settings();
+onResize(paintSwatches);
 const kept = Object.keys(data.media).length;
 const expected = data.media_wanted || 0;
 document.getElementById("shown").textContent = `It shows ${count(kept)} ${run.plural}${run.samples > kept ? ` of ${count(run.samples)}` : ""}${expected > kept ? `; ${count(expected - kept)} more had no room or are still to come` : ""}.`;
