@@ -159,7 +159,10 @@ def suggest_commands(folder: str, n_clusters: int, plural: str) -> tuple[tuple[s
     """Suggest what to do with the clusters in an output folder: commands, and what they do."""
     out = shlex.quote(folder)
     fewer = next((n for n in CUTS if n < n_clusters), None)
-    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger clusters")
+    cut = (
+        f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}",
+        "fewer, larger clusters",
+    )
     return (
         (f"hf-plr name {out} --list", "its clusters, to name them"),
         *(() if fewer is None else (cut,)),
