@@ -14,7 +14,7 @@ from hf_plr.cli import main
 from hf_plr.hub.label_dataset import make_labels_card
 from hf_plr.recipe_tools.running import prepare_output_dir
 from hf_plr.report.outputs import format_summary
-from hf_plr.trainer import label_output
+from hf_plr.trainer import cluster_tree, label_output
 from hf_plr.trainer.label_output import suggest_commands
 
 
@@ -116,8 +116,8 @@ def test_the_past_of_the_members_counts(make_trainer, tmp_path, settings, monkey
         seen.extend(tables)
         return compare_clusters(prototypes)
 
-    compare_clusters = label_output.compare_clusters
-    monkeypatch.setattr(label_output, "compare_clusters", compare)
+    compare_clusters = cluster_tree.compare_clusters
+    monkeypatch.setattr(cluster_tree, "compare_clusters", compare)
     trainer.save_labels(tmp_path / "b")
     n_members = 1 + trainer.labelings[0].stage.ensemble.n_members
     assert len(seen) == 2 * n_members + 2  # two epochs of a consensus, and raw and previous labels

@@ -1,6 +1,7 @@
 const BAR = 66, GAP = 3, HEAD = 30, SIDE = 108; // of a row: height, space below, and the room of its name above or beside
 const NARROW = 7, ROOM = 44; // pixels: narrower bars are drawn together; a picture takes this much
-const MOST_FACES = 24; // pictures of one bar
+const MOST_FACES = 22; // pictures of one bar
+const SMALL = 16; // pixels of a bar in which a picture, made smaller, can still be made out
 const FEW_ROWS = 8; // clusters up to which every level is a row
 
 // The tree as nested bars: a row per level, from all in one group down to the clusters.
@@ -80,8 +81,9 @@ function icicle(open) {
     const element = el("div", { role: "treeitem", class: `branch${isOne ? "" : " several"}`, "aria-level": bar.row + 1, "aria-label": label, title: label, tabindex: -1 });
     Object.assign(element.style, { left: `${left + bar.start}px`, width: `${Math.max(1, width - (width > 4 ? 1.5 : 0.5))}px`, top: `${top}px`, height: `${BAR}px` });
     element.style.setProperty("--colour", isOne ? colourOf(tree.numberOf(node)) : "var(--kept)");
-    if (width > 26) element.append(el("span", { class: "caption" }, isOne ? shortName(node) : `+${count(bar.nodes.length)}`));
-    const room = Math.floor((width - 6) / (isSound ? 1.4 * ROOM : ROOM));
+    const caption = isOne ? shortName(node) : `+${count(bar.nodes.length)}`;
+    if (width > 6 + 8 * Math.min(caption.length, 4)) element.append(el("span", { class: "caption" }, caption));
+    const room = Math.floor((width - 6) / (isSound ? 1.4 * ROOM : ROOM)) || Number(width > SMALL);
     if (room > 0) element.append(el("span", { class: "pictures" }, facesOfNode(isOne ? node : together(bar.nodes), Math.min(room, MOST_FACES)).map((key) => preview(key, {}))));
     element.addEventListener("click", () => select(bar, true));
     element.addEventListener("dblclick", () => enter(bar));
