@@ -8,7 +8,7 @@ import pytest
 from helpers.doc_blocks import read_page, run_page
 from helpers.paths import REPOSITORY, TESTS
 
-FILES = [*sorted((REPOSITORY / "docs").rglob("*.md"))]  # of the README, test_readme runs what is Python
+FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PAGES = [read_page(path.read_text(encoding="utf-8"), str(path.relative_to(REPOSITORY))) for path in FILES]
 
 
@@ -24,7 +24,7 @@ def load_preparations():
 
 
 def test_there_are_pages():
-    assert {"docs/explanation/continuing.md"} <= {page.name for page in PAGES}
+    assert {"README.md", "docs/explanation/continuing.md"} <= {page.name for page in PAGES}
     assert any(page.runs for page in PAGES)
 
 
