@@ -3,12 +3,17 @@
 Features are blobs that keep their places from stage to stage but for noise, and every stage draws them anew. Timed is
 the last of some stages, when the consensus remembers three; seconds are those of the clock, beside the processors'.
 Memory is what the process needs above its features. Extraction by a backbone is not in it.
+
+With `--against nested` whole stages of the default and of that refinement take turns in one process, on the same
+features.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +27,14 @@ from benchmarks.measuring import PeakMemory
 from hf_plr.clustering import KMeans, make_clusterers, make_ensemble
 from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.clustering.whitening import whiten
+from hf_plr.pseudo_labels.holding import AllLabels
+from hf_plr.pseudo_labels.labeling import Labeling
+from hf_plr.pseudo_labels.presets import make_labelings, select_clusterers
 from hf_plr.pseudo_labels.stage import RefinementStage
-from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.refinement import PRESETS, PseudoLabelRefiner
+from hf_plr.training_args import AUTO, PLRTrainingArguments
 
+EPOCHS = 3  # that a consensus remembers
 NOISE = 1.5  # deviation of a feature from its blob's centre, against the centre's own length of 1
 
 
@@ -39,8 +49,13 @@ def main() -> None:
     parser.add_argument(
         "--stages", type=int, default=3, help="stages, of which the last is timed (default: %(default)s)"
     )
+    parser.add_argument("--against", choices=list(PRESETS), help="compare the default's stage with this refinement's")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     args = parser.parse_args()
+    if args.against is not None:
+        compared = compare_stages(args.samples, args.dimension, args.clusters, args.stages, args.against)
+        print(json.dumps(compared) if args.json else json.dumps(compared, indent=1))
+        return
     result = run_stages(args.samples, args.dimension, args.clusters, args.stages)
     if args.json:
         print(json.dumps(result))
@@ -90,6 +105,45 @@ def run_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int) -
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parts": parts,
+    }
+
+
+def compare_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int, against: str) -> dict[str, Any]:
+    """Let whole stages of the default and of another refinement take turns, each on all of its labelings.
+
+    Returns:
+        Processor seconds of each stage from the third on, when three epochs are remembered, by refinement; and the
+        median, smallest and largest of the ratios of one stage's to the default's of the same features.
+    """
+    labelings: dict[str, list[Labeling]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {"num_clusters": n_clusters, "use_cpu": True, "disable_tqdm": True}
+        all_args = [PLRTrainingArguments(folder, **{**settings, "refinement": name}) for name in (AUTO, against)]
+    holder = AllLabels(Accelerator(cpu=True))  # made last: arguments reset what it shares
+    for args in all_args:
+        clusterers = select_clusterers(args, n_samples)
+        labelings[args.refinement] = make_labelings(args, clusterers, None, n_samples, holder)
+    part = slice(0, n_samples)
+    seconds: dict[str, list[float]] = {name: [] for name in labelings}
+    for epoch in range(n_stages):
+        rows = draw_features(n_samples, dimension, n_clusters, epoch)
+        names = list(labelings)
+        for name in names if epoch % 2 else names[::-1]:
+            began = time.process_time()
+            for labeling in labelings[name]:
+                labeling.refine(labeling.cluster(rows, epoch), epoch, part)
+            if epoch >= EPOCHS - 1:
+                seconds[name].append(round(time.process_time() - began, 3))
+    ratios = [other / default for default, other in zip(seconds[AUTO], seconds[against], strict=True)]
+    return {
+        "samples": n_samples,
+        "dimension": dimension,
+        "clusters": n_clusters,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "processor_seconds": seconds,
+        "medians": {name: round(statistics.median(each), 3) for name, each in seconds.items()},
+        "ratio": [round(each(ratios), 3) for each in (statistics.median, min, max)],
     }
 
 

@@ -78,7 +78,9 @@ def overview(paths: list[Path]) -> str:
 
 
 def brief(paths: list[Path]) -> str:
-    """A row a task: the means of `overview`, its scores of features side by side as "kNN / linear probe / NMI".
+    """A row a task: the means of `overview`, its scores of features side by side as ".784 / .844 / .383".
+
+    They are kNN, linear probe and NMI of k-means.
 
     Args:
         paths: files of results.
@@ -90,7 +92,7 @@ def brief(paths: list[Path]) -> str:
             continue
         for task, default, others in _choices(paths, space, score):
             means, counts[task] = _shared_means([*others, default])
-            cells[task].append(means)
+            cells[task].append([mean.removeprefix("0") for mean in means])
     rows = []
     for task in sorted(cells):
         by_way = [" / ".join(filter(None, each)) for each in zip(*cells[task], strict=True)]

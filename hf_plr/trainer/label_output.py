@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_plr.clustering.cluster_means import ClusterMeans
-from hf_plr.features.centering import CenteredFeatures
-from hf_plr.refinement import cooccurrence
-from hf_plr.refinement.hierarchy import ClusterTree, Level, compare_clusters, make_levels, make_tree
+from hf_plr.refinement.hierarchy import ClusterTree, Level, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
 from hf_plr.report.names import NAMES_FILE, write_cluster_names
@@ -23,6 +20,7 @@ from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 from hf_plr.report.summary import RunSummary
 from hf_plr.report.tree_file import TREE_FILE, write_tree
+from hf_plr.trainer.cluster_tree import compare_last_clusters
 from hf_plr.trainer.continuation import digest_own, make_history
 
 if TYPE_CHECKING:
@@ -64,7 +62,8 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
         logger.warning("%d clusters are too many for a tree: %s is not written.", len(ids), TREE_FILE)
         Path(directory, TREE_FILE).unlink(missing_ok=True)
     if trainer.continuation is not None and not os.path.exists(os.path.join(directory, NAMES_FILE)):
-        write_cluster_names(directory, trainer.continuation.predecessor.names)
+        before = trainer.continuation.predecessor
+        write_cluster_names(directory, before.names, before.level_names)
     history.keep_audit(directory).write(directory)
 
 
@@ -83,20 +82,6 @@ def find_levels(trainer: PLRTrainer, tree: ClusterTree, next_number: int) -> tup
             " or ".join(map(str, missing)),
         )
     return levels, next_number
-
-
-def compare_last_clusters(trainer: PLRTrainer, means: ClusterMeans, features: CenteredFeatures) -> np.ndarray:
-    """Measure distances of the reported clusters, ascending by label, for their tree, (K, K); called on every process.
-
-    What is known of them is their means in the space in which they are sought, and where their members were in the
-    clusterings of the last epochs that the refiner remembers. Tables add up; nothing per sample travels.
-    """
-    labeling, holder = trainer.labelings[0], trainer.holder
-    labels = labeling.pseudo_labels
-    directions = trainer.cluster_space.map_means(means.directions, features, trainer.accelerator)
-    others = (*labeling.stage.refiner.history, labels.raw_labels, labels.previous_labels)
-    tables = [holder.add_shards(cooccurrence(other, labels.labels)) for other in others]
-    return compare_clusters(directions.cpu().numpy(), tables)
 
 
 def find_history(trainer: PLRTrainer) -> RunHistory:
@@ -159,7 +144,8 @@ def suggest_commands(folder: str, n_clusters: int, plural: str) -> tuple[tuple[s
     """Suggest what to do with the clusters in an output folder: commands, and what they do."""
     out = shlex.quote(folder)
     fewer = next((n for n in CUTS if n < n_clusters), None)
-    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger clusters")
+    table = shlex.quote(f"{folder}/cut.parquet")
+    cut = (f"hf-plr cut {out} --clusters {fewer} --output {table}", "fewer, larger clusters")
     return (
         (f"hf-plr name {out} --list", "its clusters, to name them"),
         *(() if fewer is None else (cut,)),
