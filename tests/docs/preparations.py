@@ -169,6 +169,17 @@ def recordings(folder: Path) -> None:
         (place / f"{index:02d}.wav").write_bytes(row["audio"]["bytes"])
 
 
+def spoken_digits(folder: Path) -> None:
+    """Write spoken digits to recordings/ and new_recordings/, of all six speakers."""
+    for split, name, step in (("train", "recordings", 12), ("test", "new_recordings", 5)):
+        table = SHARED_DATA / "fsdd" / f"{split}.parquet"
+        if not table.exists():
+            pytest.skip("the spoken digits are not beside this checkout")
+        (folder / name).mkdir()
+        for row in pq.read_table(table, columns=["audio"]).to_pylist()[::step]:
+            (folder / name / row["audio"]["path"]).write_bytes(row["audio"]["bytes"])
+
+
 def _draw_digits(folder: Path, rows: range, per_class: int | None = None) -> None:
     """Save digits as images of 32 x 32; with `per_class` as many of each digit, in a folder of its name."""
     drawn: dict[int, int] = {}
