@@ -19,6 +19,7 @@ from benchmarks.evidence.summary import brief, interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
 from benchmarks.evidence.tuning import SEED, grid, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
+from benchmarks.novelty import draw_kept
 from hf_plr import PLRTrainer
 
 
@@ -193,6 +194,13 @@ def test_a_task_has_the_samples_of_its_records(n_rows, n, first, total):
     rows = draw_samples(n_rows, n)
     assert (rows[:5].tolist(), rows.sum(), len(np.unique(rows))) == (first, total, n)
     assert draw_samples(n, n).tolist() == list(range(n))
+
+
+def test_new_classes_are_looked_for_among_the_samples_of_the_records():
+    rows = draw_kept(2_024, 2_000)
+    assert sorted({*range(2_024)} - {*rows.tolist()})[:5] == [7, 29, 104, 176, 184]
+    assert (len(rows), rows.sum()) == (2_000, np.arange(2_024).sum() - 21_463)
+    assert draw_kept(1_995, 2_000).tolist() == list(range(1_995))
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real data are not here")
