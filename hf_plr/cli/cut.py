@@ -77,10 +77,11 @@ def describe_level(level: Level, names: Mapping[int, str]) -> str:
     """List the clusters of a level, the largest first, with the clusters of the run in each."""
     level_names = level.names(names)
     lines = [f"{len(level.labels):,} clusters are cut into {len(level):,} at height {level.height:.3f}.", ""]
-    lines += [f"{'number':>8}{'samples':>11}{'clusters':>10}  " + ("name" if names else "which")]
+    has_names = bool(names or level.own_names)
+    lines += [f"{'number':>8}{'samples':>11}{'clusters':>10}  " + ("name" if has_names else "which")]
     for number, members in list(level.members.items())[:SHOWN_ROWS]:
         which = ", ".join(map(str, members[:SHOWN])) + (", ..." if len(members) > SHOWN else "")
-        words = level_names.get(number, "-") if names else which
+        words = level_names.get(number, "-") if has_names else which
         lines.append(f"{number:>8}{level.size(number):>11,}{len(members):>10,}  {words}")
     more = len(level) - SHOWN_ROWS
     return "\n".join([*lines, f"{'...':>8}  {more:,} more" if more > 0 else ""]).rstrip()

@@ -4,12 +4,16 @@
   hf-plr name out --labels few.csv
   hf-plr name out --rename 7=dent --rename "crak=crack"
   hf-plr name out --list
+  hf-plr name out --level 8 --rename 7=metal
 
 `out` is a run's output folder. names.csv has the columns cluster and name; clusters that it does not list keep the
 names they have, and an empty name takes one away. Several clusters may have the same name.
 
 --rename 7=dent names cluster 7; --rename "crak=crack" gives all clusters that are called crak the name crack. Nothing
 after the = takes the name away. It can be given several times, without a table.
+
+--level 8 names the clusters of the run's level of 8 (its column level_8) in place of the run's own, by any of these.
+Such a cluster has its own name, or else those of the run's clusters in it.
 
 few.csv has labels of a few samples: the column label, and index (row of the data set) or file, both as in
 pseudo_labels.parquet. A cluster gets the label of more than half of its labelled members. Others are contested or
@@ -28,10 +32,12 @@ from pathlib import Path
 import numpy as np
 
 from hf_plr.refinement import NOISE
+from hf_plr.refinement.hierarchy import Level
 from hf_plr.report.marks import read_labels
-from hf_plr.report.names import NAMES_FILE, format_cluster, read_cluster_names, write_cluster_names
+from hf_plr.report.names import NAMES_FILE, format_cluster, read_cluster_names, read_level_names, write_cluster_names
 from hf_plr.report.naming import FewLabels, Vote, count_votes, parse_renames, read_few_labels, read_names_table
 from hf_plr.report.run_history import RunHistory
+from hf_plr.report.tree_file import read_levels
 
 SUMMARY = "give clusters names"
 SHOWN = 20  # clusters without a label that are listed
@@ -41,6 +47,7 @@ SHOWN_COUNTS = 4  # labels of a contested cluster that are listed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `hf-plr name`."""
     parser.add_argument("folder", metavar="OUT", help="output folder of the run")
+    parser.add_argument("--level", type=int, metavar="N", help="name the clusters of the run's level of N")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--names", metavar="FILE", help="names of clusters, a .csv file: cluster,name")
     source.add_argument("--labels", metavar="FILE", help="labels of a few samples, a .csv file: index,label")
@@ -57,20 +64,22 @@ def run(args: argparse.Namespace) -> None:
         ValueError, TypeError, OSError: if the files do not fit.
     """
     labels = read_labels(args.folder, "naming clusters")
-    pseudo_labels = np.asarray(labels.labels)
-    names = read_cluster_names(args.folder)
+    clusters = read_cluster_names(args.folder)
+    level = None if args.level is None else _find_level(args.folder, args.level)
+    pseudo_labels = np.asarray(labels.labels) if level is None else level.apply(labels.labels)
+    names, shown = (clusters, clusters) if level is None else (level.own_names, level.names(clusters))
     sizes = _count_members(pseudo_labels)
     if args.list:
-        print(describe_names(names, sizes))
+        print(describe_names({**names, **shown}, sizes))
         return
     if args.rename is not None:
-        given = parse_renames(args.rename, names)
-        _check_known("--rename", given, names, sizes, args.folder)
+        given = parse_renames(args.rename, {**names, **shown})
+        _check_known("--rename", given, names, sizes, args.folder, level is not None)
         changed = {**names, **given}
         lines = []
     elif args.names is not None:
         given = read_names_table(args.names)
-        _check_known(args.names, given, names, sizes, args.folder)
+        _check_known(args.names, given, names, sizes, args.folder, level is not None)
         changed = {**names, **given}
         lines = [f"{_plural(sum(name is not None for name in given.values()), 'name')} in {args.names}."]
     else:
@@ -82,8 +91,19 @@ def run(args: argparse.Namespace) -> None:
     lines += _describe_changes(names, kept)
     if args.rename is not None:
         lines = [*_describe_new(names, kept), *lines] or ["Nothing changes: these are the names already."]
-    write_cluster_names(args.folder, kept)
+    if level is None:
+        write_cluster_names(args.folder, kept)
+    else:
+        write_cluster_names(args.folder, clusters, read_level_names(args.folder) | {len(level): kept})
     print("\n".join([*lines, "", _write_pages(Path(args.folder))]))
+
+
+def _find_level(folder: str, n_clusters: int) -> Level:
+    levels = read_levels(folder)
+    if n_clusters not in levels:
+        there = f"it has {', '.join(map(str, levels))}" if levels else "it has none"
+        raise ValueError(f"--level {n_clusters}: {folder} has no such level, {there}")
+    return levels[n_clusters]
 
 
 def describe_names(names: Mapping[int, str], sizes: Mapping[int, int]) -> str:
@@ -149,10 +169,15 @@ def _describe_new(before: Mapping[int, str], now: Mapping[int, str]) -> list[str
 
 
 def _check_known(
-    path: str, given: Mapping[int, str | None], names: Mapping[int, str], sizes: Mapping[int, int], folder: str
+    path: str,
+    given: Mapping[int, str | None],
+    names: Mapping[int, str],
+    sizes: Mapping[int, int],
+    folder: str,
+    is_of_level: bool,
 ) -> None:
     """Reject names of clusters that neither this run nor an earlier one of its line has had."""
-    history = RunHistory.read(folder)
+    history = None if is_of_level else RunHistory.read(folder)
     earlier = {label for run in history.runs for label in run.clusters} if history is not None else set()
     unknown = [label for label in given if label not in sizes and label not in earlier and label not in names]
     if unknown:

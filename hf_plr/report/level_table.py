@@ -83,12 +83,12 @@ def _write(
     source = Path(folder) / PSEUDO_LABELS_FILE
     check_output(folder, output, overwrite=True)
     temporary = Path(f"{os.fspath(output)}.tmp")
-    n_samples = 0
+    n_samples, has_names = 0, bool(names) or any(level.own_names for level in levels.values())
     try:
         with _open(source) as file:
             kept = [name for name in SAMPLE_COLUMNS if name in file.schema_arrow.names]
-            schema = _schema(file.schema_arrow, kept, levels, name_columns if names else {}, own_column)
-            level_names = {column: level.names(names) for column, level in levels.items()} if names else {}
+            schema = _schema(file.schema_arrow, kept, levels, name_columns if has_names else {}, own_column)
+            level_names = {column: level.names(names) for column, level in levels.items()} if has_names else {}
             with pq.ParquetWriter(temporary, schema) as writer:
                 for batch in file.iter_batches(BATCH_ROWS, columns=[*kept, LABEL_COLUMN]):
                     arrays = _extend(batch, kept, levels, level_names, source)

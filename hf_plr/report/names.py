@@ -1,4 +1,4 @@
-"""`cluster_names.json`: names that people gave to clusters, by number."""
+"""`cluster_names.json`: names that people gave to clusters, and to those of levels, by number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_plr.utils.text_files import write_text
 
@@ -22,41 +23,76 @@ def read_cluster_names(folder: str | os.PathLike[str]) -> dict[int, str]:
     Raises:
         ValueError: if the file is damaged, naming it and the fault.
     """
+    return _read(folder)[0]
+
+
+def read_level_names(folder: str | os.PathLike[str]) -> dict[int, dict[int, str]]:
+    """Read the names that clusters of levels have, by number, by the number of clusters of the level.
+
+    Raises:
+        ValueError: as `read_cluster_names`.
+    """
+    return _read(folder)[1]
+
+
+def _read(folder: str | os.PathLike[str]) -> tuple[dict[int, str], dict[int, dict[int, str]]]:
     path = Path(folder) / NAMES_FILE
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as names of clusters: {error}") from error
     try:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        names = content.get("names")
-        if not isinstance(names, dict):
-            raise ValueError("it holds no names")
-        return dict(sorted((_parse_label(label), validate_name(name)) for label, name in names.items()))
+        levels = content.get("levels", {})
+        if not isinstance(levels, dict):
+            raise ValueError("it holds no names of levels")
+        of_levels = {_parse_label(n): parse_names(names) for n, names in levels.items()}
+        return parse_names(content.get("names")), dict(sorted(of_levels.items()))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as names of clusters: {error}") from error
 
 
-def write_cluster_names(folder: str | os.PathLike[str], names: Mapping[int, str]) -> None:
+def parse_names(content: Any) -> dict[int, str]:
+    """Parse names by number as JSON holds them.
+
+    Raises:
+        ValueError: with the fault.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no names")
+    return dict(sorted((_parse_label(label), validate_name(name)) for label, name in content.items()))
+
+
+def write_cluster_names(
+    folder: str | os.PathLike[str], names: Mapping[int, str], levels: Mapping[int, Mapping[int, str]] | None = None
+) -> None:
     """Write the names into a run's output folder in place of those there; without names there is no file afterwards.
 
     Args:
         folder: the folder.
         names: name by cluster.
+        levels: names of clusters of levels, by the number of clusters of the level; None keeps those that are there.
 
     Raises:
         ValueError: if a name is not valid, see `validate_name`.
         OSError: if the file cannot be written; what was there stays.
     """
     path = Path(folder) / NAMES_FILE
-    content = {str(int(label)): validate_name(name) for label, name in sorted(names.items())}
-    if not content:
+    levels = read_level_names(folder) if levels is None else levels
+    content: dict[str, Any] = {"format": FORMAT, "names": _as_json(names)}
+    of_levels = {str(int(n)): _as_json(of_level) for n, of_level in sorted(levels.items()) if of_level}
+    if not names and not of_levels:
         path.unlink(missing_ok=True)
         return
-    write_text(path, json.dumps({"format": FORMAT, "names": content}, indent=1, ensure_ascii=False) + "\n")
+    content |= {"levels": of_levels} if of_levels else {}
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _as_json(names: Mapping[int, str]) -> dict[str, str]:
+    return {str(int(label)): validate_name(name) for label, name in sorted(names.items())}
 
 
 def validate_name(name: object) -> str:

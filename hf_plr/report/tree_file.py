@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_plr.refinement.hierarchy import ClusterTree, Level
+from hf_plr.report.names import read_level_names
 from hf_plr.utils.text_files import write_text
 
 TREE_FILE = "tree.json"
@@ -42,7 +43,8 @@ def read_levels(folder: str | os.PathLike[str]) -> dict[int, Level]:
         Level by its number of clusters N, the fewest first; empty where the run has none. Of a run with K clusters,
         `level.labels` and `level.numbers`, int64 (K,), are the run's clusters and the level's cluster that each is in,
         `level.members` lists the first by the second, and `level.apply(labels)` gives the level's cluster of samples
-        from their labels, int64 (n,), -1 where these are -1.
+        from their labels, int64 (n,), -1 where these are -1. `level.own_names` are names that people gave to clusters
+        of the level.
 
     Raises:
         FileNotFoundError: if there is no tree, as in folders of older releases.
@@ -54,7 +56,9 @@ def read_levels(folder: str | os.PathLike[str]) -> dict[int, Level]:
         >>> levels[8].members  # doctest: +SKIP
         {3: (3, 17, 5), 9: (9, 12), ...}
     """
-    return _read(folder)[1]
+    _, levels = _read(folder)
+    names = read_level_names(folder)
+    return {n: replace(level, own_names=names.get(n, {})) for n, level in levels.items()}
 
 
 def _read(folder: str | os.PathLike[str]) -> tuple[ClusterTree, dict[int, Level]]:

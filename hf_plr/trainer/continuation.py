@@ -206,6 +206,7 @@ class Continuation:
             "counts": {field: getattr(self.known, field) for field in COUNTS},
             "n_fitting": self.n_fitting,
             "levels": self.predecessor.levels,
+            "level_names": self.predecessor.level_names,
         }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return {LAST: self._last, IDS: self._ids, ABOUT: text}
@@ -220,8 +221,9 @@ class Continuation:
         Raises:
             ValueError: if an array is missing or damaged, naming it.
         """
-        history, names, levels, self.known, self.n_fitting = parse_about(state)
-        self.predecessor = dataclasses.replace(self.predecessor, history=history, names=names, levels=levels)
+        told, self.known, self.n_fitting = parse_about(state)
+        own = self.predecessor
+        self.predecessor = dataclasses.replace(told, folder=own.folder, weights=own.weights, labels=own.labels)
         self._ids = validate_array(state, IDS, "integers", (None,), 0)
         self._last = validate_array(state, LAST, "integers", (n_held,), NOISE)
 

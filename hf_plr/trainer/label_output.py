@@ -64,7 +64,8 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
         logger.warning("%d clusters are too many for a tree: %s is not written.", len(ids), TREE_FILE)
         Path(directory, TREE_FILE).unlink(missing_ok=True)
     if trainer.continuation is not None and not os.path.exists(os.path.join(directory, NAMES_FILE)):
-        write_cluster_names(directory, trainer.continuation.predecessor.names)
+        before = trainer.continuation.predecessor
+        write_cluster_names(directory, before.names, before.level_names)
     history.keep_audit(directory).write(directory)
 
 
@@ -159,7 +160,8 @@ def suggest_commands(folder: str, n_clusters: int, plural: str) -> tuple[tuple[s
     """Suggest what to do with the clusters in an output folder: commands, and what they do."""
     out = shlex.quote(folder)
     fewer = next((n for n in CUTS if n < n_clusters), None)
-    cut = (f"hf-plr cut {out} --clusters {fewer} --output {shlex.quote(f'{folder}/cut.parquet')}", "fewer, larger clusters")
+    table = shlex.quote(f"{folder}/cut.parquet")
+    cut = (f"hf-plr cut {out} --clusters {fewer} --output {table}", "fewer, larger clusters")
     return (
         (f"hf-plr name {out} --list", "its clusters, to name them"),
         *(() if fewer is None else (cut,)),

@@ -17,7 +17,7 @@ from hf_plr.pseudo_labels.known_samples import KnownSamples, LastLabels
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
 from hf_plr.refinement import NOISE
 from hf_plr.report.file_names import METRICS_FILE
-from hf_plr.report.names import read_cluster_names, validate_name
+from hf_plr.report.names import parse_names, read_cluster_names, read_level_names
 from hf_plr.report.run_history import HISTORY_FILE, RunEntry, RunHistory
 from hf_plr.report.tree_file import TREE_FILE, read_levels
 from hf_plr.trainer.checkpointing import find_defect, last_complete_checkpoint, list_checkpoints, load_state
@@ -38,6 +38,7 @@ class Predecessor:
         names: names that its clusters have.
         labels: its last labels; None where a checkpoint of the run that continues it tells of it.
         levels: of each of its levels, by the number of clusters, the number of the level's cluster by cluster.
+        level_names: names that clusters of its levels have, by the number of clusters of the level.
     """
 
     folder: str
@@ -46,6 +47,7 @@ class Predecessor:
     names: dict[int, str]
     labels: LastLabels | None
     levels: dict[int, dict[int, int]] = dataclasses.field(default_factory=dict)
+    level_names: dict[int, dict[int, str]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str) -> Predecessor:
@@ -70,7 +72,7 @@ class Predecessor:
         given = (number for level in levels.values() for number in level.values())
         number = max(history.next_number, int(labels.labels.max(initial=NOISE)) + 1, max(given, default=NOISE) + 1)
         history = dataclasses.replace(history, next_number=number)
-        return cls(folder, folder, history, read_cluster_names(folder), labels, levels)
+        return cls(folder, folder, history, read_cluster_names(folder), labels, levels, read_level_names(folder))
 
     def read_audits(self) -> RunHistory:
         """The history, with audits that were made since this run began, where the folder is still there."""
@@ -102,8 +104,8 @@ def find_predecessor(folder: str, output_dir: str | None, resume_from: str | boo
         if checkpoint is None or ABOUT not in state:
             raise
     with name_file_in_errors(checkpoint):
-        history, names, levels, _, _ = parse_about(state)
-    return Predecessor(folder, checkpoint, history, names, None, levels)
+        told, _, _ = parse_about(state)
+    return dataclasses.replace(told, folder=folder, weights=checkpoint)
 
 
 def _levels_by_cluster(folder: str) -> dict[int, dict[int, int]]:
@@ -113,24 +115,20 @@ def _levels_by_cluster(folder: str) -> dict[int, dict[int, int]]:
     return {n: dict(zip(labels, numbers, strict=True)) for n, (labels, numbers) in pairs.items()}
 
 
-def parse_about(
-    state: Mapping[str, np.ndarray],
-) -> tuple[RunHistory, dict[int, str], dict[int, dict[int, int]], KnownSamples, int]:
-    """Read what a checkpoint tells of the run before: its history, names, levels, known samples, and new ones that
-    fitted.
-    """
+def parse_about(state: Mapping[str, np.ndarray]) -> tuple[Predecessor, KnownSamples, int]:
+    """Read what a checkpoint tells of the run before, of known samples, and of how many new ones fitted."""
     text = validate_array(state, ABOUT, "integers", (None,), 0, 255).astype(np.uint8).tobytes()
     try:
         about = json.loads(text)
-        history = RunHistory.from_json(about["history"])
-        names = {int(label): validate_name(name) for label, name in about["names"].items()}
         levels = {
             int(n): {int(label): int(number) for label, number in level.items()}
             for n, level in about.get("levels", {}).items()
         }
+        level_names = {int(n): parse_names(names) for n, names in about.get("level_names", {}).items()}
+        history, names = RunHistory.from_json(about["history"]), parse_names(about["names"])
+        told = Predecessor("", "", history, names, None, levels, level_names)
         counts = {name: int(about["counts"][name]) for name in COUNTS}
-        known = KnownSamples(np.empty(0, np.int64), **counts)
-        return history, names, levels, known, int(about["n_fitting"])
+        return told, KnownSamples(np.empty(0, np.int64), **counts), int(about["n_fitting"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{ABOUT!r} tells of no run: {error}") from error
 

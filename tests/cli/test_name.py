@@ -14,8 +14,11 @@ import pytest
 from helpers.paths import REPOSITORY
 from helpers.run_lines import make_history, write_run
 
+import hf_plr
 from hf_plr.cli import main
+from hf_plr.refinement.hierarchy import make_tree
 from hf_plr.report.names import read_cluster_names, write_cluster_names
+from hf_plr.report.tree_file import write_tree
 
 
 @pytest.fixture
@@ -162,6 +165,46 @@ def test_names_are_corrected_without_a_table(out, capsys):
         assert fault in said
     assert "gets another name in a --rename before" in rename(f"{first}=x", "crack=y")[1]
     assert contents(out) == before
+
+
+def test_clusters_of_levels_have_names_of_their_own(out, capsys, tmp_path):
+    def call(*options):
+        status = main(["name", str(out), *options])
+        said = capsys.readouterr()
+        return status, said.out if status == 0 else said.err
+
+    ids = clusters_of(out)
+    assert f"{out} holds no tree.json" in call("--level", "3", "--list")[1]
+    labels = pd.read_parquet(out / "pseudo_labels.parquet")["label"]
+    sizes = np.array([(labels == cluster).sum() for cluster in ids])
+    tree = make_tree(np.array(ids), sizes, np.abs(np.subtract.outer(np.arange(len(ids)), np.arange(len(ids)))))
+    write_tree(out, tree, {n: tree.cut(n) for n in (2, 3)})
+    assert f"--level 4: {out} has no such level, it has 2, 3" in call("--level", "4", "--list")[1]
+    write_cluster_names(out, {ids[0]: "crack"})
+    level = hf_plr.read_levels(out)[3]
+    (named,) = level.names({ids[0]: "crack"})
+    other, third = (number for number in level.members if number != named)
+    assert re.search(rf"^ *{named} +[\d,]+  crack$", call("--level", "3", "--list")[1], re.MULTILINE)
+    status, said = call("--level", "3", "--rename", "crack=cracks", "--rename", f"{other}=dents")
+    assert status == 0
+    assert f"Named: {other} is now dents." in said
+    assert read_cluster_names(out) == {ids[0]: "crack"}  # those of the run's clusters stay
+    assert hf_plr.read_levels(out)[3].own_names == {named: "cracks", other: "dents"}
+    assert hf_plr.read_levels(out)[2].own_names == {}
+    listed = call("--level", "3", "--list")[1]
+    assert "2 of 3 clusters named." in listed
+    assert re.search(rf"^ *{other} +{level.size(other):,}  dents$", listed, re.MULTILINE)
+    assert main(["cut", str(out), "--clusters", "3", "--output", str(tmp_path / "cut.parquet")]) == 0
+    table = pd.read_parquet(tmp_path / "cut.parquet")
+    assert set(table["name"][table["label"] == other]) == {"dents"}
+    assert call(f"--rename={ids[0]}=")[0] == 0  # names of the run's clusters leave those of levels as they are
+    assert hf_plr.read_levels(out)[3].own_names == {named: "cracks", other: "dents"}
+    (tmp_path / "few.csv").write_text(f"index,label\n{int(np.flatnonzero(level.apply(labels) == third)[0])},third\n")
+    assert call("--level", "3", "--labels", str(tmp_path / "few.csv"))[0] == 0
+    assert hf_plr.read_levels(out)[3].own_names[third] == "third"
+    assert "cluster 777 is not in" in call("--level", "3", "--rename", "777=x")[1]
+    assert call("--level", "3", f"--rename={named}=", f"--rename={other}=", f"--rename={third}=")[0] == 0
+    assert not (out / "cluster_names.json").exists()
 
 
 def test_the_list_changes_nothing(out, name):

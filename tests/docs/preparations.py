@@ -5,13 +5,16 @@ A function makes something small, offline and the same each time. Pages may name
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
+import pytest
 from datasets import Audio
 from helpers.launching import call
-from helpers.paths import REPOSITORY
+from helpers.paths import REPOSITORY, SHARED_DATA
 from helpers.tiny import tiny_hubert, tiny_vit
 from PIL import Image
 
@@ -36,6 +39,62 @@ def digit_run(folder: Path) -> None:
     """Train on the first 203 digits with MODEL; the run is in `out`, of few and rough clusters."""
     tiny_image_model(folder)
     _train(folder, "out", "--max_samples", 203)
+
+
+def drawn_inspection_run(folder: Path) -> None:
+    """Draw 203 digits in photos/ and 60 others in tuesday/, and train on the first; the run is in `monday`."""
+    tiny_image_model(folder)
+    _draw_digits(folder / "photos", range(203))
+    _draw_digits(folder / "tuesday", range(1000, 1060))
+    _train(folder, "monday", "--dataset_name", "photos")
+
+
+def magnetic_tile_photos(folder: Path) -> None:
+    """Write photos of magnetic tiles to photos/, tuesday/ and wednesday/, and the backbone to start from as MODEL.
+
+    Cracks are on Wednesday alone. `.simulated/look.py RUN` marks the random check of a run as an auditor would who
+    knows the defect of each tile, and writes few.csv with the defects of 60 of its photos.
+    """
+    start = SHARED_DATA / "dinov2-small-saliency"
+    tables = [SHARED_DATA / "magnetic-tile" / f"{split}.parquet" for split in ("train", "test")]
+    if not all(path.exists() for path in (start, *tables)):
+        pytest.skip("the photos of magnetic tiles are not beside this checkout")
+    (folder / "MODEL").symlink_to(start)
+    rows = [[{**row["image"], "label": row["label"]} for row in pq.read_table(path).to_pylist()] for path in tables]
+    train, test = (sorted((row for row in part if row["label"] != CRACK), key=lambda row: row["path"]) for part in rows)
+    cracks = [row for part in rows for row in part if row["label"] == CRACK]
+    parts = {"photos": train[::2][:400], "tuesday": test[:129], "wednesday": test[129:] + cracks[:30]}
+    for name, part in parts.items():
+        (folder / name).mkdir()
+        for row in part:
+            (folder / name / row["path"]).write_bytes(row["bytes"])
+    simulated = folder / ".simulated"
+    simulated.mkdir()
+    (simulated / "look.py").write_text(LOOK)
+    kinds = {row["path"]: KINDS[row["label"]] for part in rows for row in part}
+    (simulated / "kinds.json").write_text(json.dumps(kinds))
+
+
+KINDS = ("blowhole", "break", "crack", "fray", "free", "uneven")
+CRACK = 2
+LOOK = """
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+run = Path(sys.argv[1])
+labels = pd.read_parquet(run / "pseudo_labels.parquet").set_index("index")
+kinds = json.loads(Path(".simulated/kinds.json").read_text())
+labels["kind"] = [kinds[Path(file).name] for file in labels["file"]]
+usual = labels["label"].map(labels.groupby("label")["kind"].agg(lambda names: names.mode()[0]))
+labels["mark"] = (labels["kind"] == usual).map({True: "right", False: "wrong"})
+check = [int(key) for key in json.loads((run / "report.json").read_text())["sheets"]["random"]]
+labels.loc[check, ["label", "mark"]].assign(sheet="random").to_csv(run.name + "_marks.csv", index_label="index")
+few = labels.sample(60, random_state=0)
+few.rename(columns={"kind": "label", "label": "cluster"})[["file", "label"]].to_csv("few.csv", index=False)
+"""
 
 
 def new_images(folder: Path) -> None:

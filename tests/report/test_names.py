@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.report.marks import read_labels
-from hf_plr.report.names import format_cluster, read_cluster_names, write_cluster_names
+from hf_plr.report.names import format_cluster, read_cluster_names, read_level_names, write_cluster_names
 from hf_plr.report.naming import FewLabels, count_votes, read_few_labels, read_names_table
 
 NAMES = {3: "crack", 11: "Riß, längs", 7: '"<b>"'}
@@ -30,7 +30,11 @@ def test_names_are_read_as_they_were_written(tmp_path):
     assert content == {"format": "hf-plr-names-1", "names": {str(label): name for label, name in NAMES.items()}}
     write_cluster_names(tmp_path, {np.int64(2): "dent"})
     assert read_cluster_names(tmp_path) == {2: "dent"}
-    write_cluster_names(tmp_path, {})
+    write_cluster_names(tmp_path, {2: "dent"}, {8: {3: "metal"}, 4: {}})
+    assert read_level_names(tmp_path) == {8: {3: "metal"}}
+    write_cluster_names(tmp_path, {})  # those of levels stay
+    assert (read_cluster_names(tmp_path), read_level_names(tmp_path)) == ({}, {8: {3: "metal"}})
+    write_cluster_names(tmp_path, {}, {})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -262,6 +262,7 @@ def test_what_is_off_in_a_report_is_named(make_trainer, tmp_path, capsys):
         (lambda data: data["run"].pop("samples"), "'run.samples' is missing"),
         (lambda data: data["sheets"]["clusters"][1].update(most=3), "'sheets.clusters[1].most' is of another kind"),
         (lambda data: data["media"].update(x={"image": 5}), "'media.x.image' is of another kind"),
+        (lambda data: data.update(tree={"labels": [1], "sizes": ["1"]}), "'tree.sizes[0]' is of another kind"),
     ):
         data = json.loads(json.dumps(whole))
         damage(data)

@@ -143,9 +143,14 @@ def test_levels_live_on_in_runs_that_continue(first, grown_digits, all_digits, t
     assert RunHistory.read(out).next_number > largest
     trainer.save_labels(tmp_path / "again")
     assert (tmp_path / "again" / "tree.json").read_bytes() == (out / "tree.json").read_bytes()
-    other = continue_run(tmp_path / "third", grown_digits, out, levels="3,5")
-    finish(other)
-    assert list(read_levels(tmp_path / "third")) == [3, 5]
+    (n, level), *_ = levels.items()
+    names = {next(iter(level.members)): "the largest"}
+    write_cluster_names(out, {}, {n: names})
+    finish(continue_run(tmp_path / "third", grown_digits, out, levels=[n, 11], num_clusters=20))
+    third = read_levels(tmp_path / "third")
+    assert list(third) == [n, 11]
+    assert third[n].own_names == names  # names go along with numbers
+    assert third[11].own_names == {}
 
 
 def test_a_third_run_gives_no_number_of_the_first_again(first, all_digits, grown_digits, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -23,12 +23,14 @@ class Level:
         sizes: members of each, int64 (K,).
         numbers: number of the level's cluster that each is in, int64 (K,).
         height: height of the last merge that was made; 0 without any.
+        own_names: names that people gave to clusters of the level, by number.
     """
 
     labels: np.ndarray
     sizes: np.ndarray
     numbers: np.ndarray
     height: float
+    own_names: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -55,14 +57,17 @@ class Level:
         return dict(zip(numbers.tolist(), sizes.tolist(), strict=True))
 
     def names(self, names: Mapping[int, str]) -> dict[int, str]:
-        """Name the level's clusters by the names of the run's: the one that they share, or all, joined by " / ".
+        """Name the level's clusters: by their own names, or by the names of the run's clusters in them.
 
-        Names of more samples come first. Clusters without a name add nothing; a cluster of the level without any named
-        one is left out.
+        That is the one that these share, or all, joined by " / ", those of more samples first. Clusters without a name
+        add nothing; a cluster of the level without any named one is left out.
         """
         size = dict(zip(self.labels.tolist(), self.sizes.tolist(), strict=True))
         found: dict[int, str] = {}
         for number, members in self.members.items():
+            if number in self.own_names:
+                found[number] = self.own_names[number]
+                continue
             weights: dict[str, int] = {}
             for label in members:
                 if label in names:

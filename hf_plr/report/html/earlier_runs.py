@@ -14,6 +14,7 @@ from hf_plr.report.html.render import render
 from hf_plr.report.html.report_file import DATA_FILE, FORMAT, PAGE_FILE, read_report, write_text
 from hf_plr.report.html.run_facts import as_line, current_time, finite_scores
 from hf_plr.report.html.sheets import Snapshot, size_table
+from hf_plr.report.html.tree_facts import find_tree
 
 METRICS_FILE, PSEUDO_LABELS_FILE = "metrics.json", "pseudo_labels.parquet"
 NO_DATA = (
@@ -23,7 +24,7 @@ NO_DATA = (
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """Read the data of a run's report, with the scores of its `metrics.json`, and names and history as they are now.
+    """Read the data of a run's report, with the scores of its `metrics.json`; names, history and tree are those of now.
 
     Args:
         folder: output folder of a run.
@@ -40,7 +41,7 @@ def report_of(folder: Path) -> dict[str, Any]:
         data["scores"] = finite_scores(metrics["scores"]) if has_metrics else data["scores"]
     else:
         data = _from_metrics(folder, metrics)
-    return data | collect_folder_facts(folder)
+    return data | collect_folder_facts(folder) | {"tree": find_tree(folder, data)}
 
 
 def render_again(folder: Path) -> Path | None:

@@ -9,7 +9,22 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).parent
-SCRIPTS = ("base", "menu", "overview", "contact", "map", "sizes", "sheets", "marks", "curves", "flow", "runs", "page")
+SCRIPTS = (
+    "base",
+    "menu",
+    "levels",
+    "overview",
+    "contact",
+    "tree",
+    "map",
+    "sizes",
+    "sheets",
+    "marks",
+    "curves",
+    "flow",
+    "runs",
+    "page",
+)
 REPORT, ASSIGNED = "report", "assigned"  # pages
 SCRIPTS_BY_PAGE = {
     REPORT: SCRIPTS,

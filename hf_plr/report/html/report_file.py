@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_plr.report.html.folder_facts import collect_folder_facts
 from hf_plr.report.html.render import as_json, render
+from hf_plr.report.html.tree_facts import find_tree
 from hf_plr.utils.text_files import write_text as write_text
 
 DATA_FILE = "report.json"
@@ -31,6 +32,7 @@ _SHAPE: dict[str, Any] = {  # fields that the page and a resumed run rely on
     "settings": [[str]],
     "versions": dict,
 }
+_TREE: dict[str, Any] = {"labels": [int], "sizes": [int], "nodes": [[int]], "heights": [_NUMBER], "levels": [int]}
 
 
 def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -48,21 +50,23 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     if fault is None and data.get("format") != FORMAT:
         fault = f"its format is {str(data.get('format'))[:40]!r}, not {FORMAT!r}"
     fault = fault or _find_fault(data, _SHAPE, "")
+    if fault is None and data.get("tree") is not None:  # which older files do not have
+        fault = _find_fault(data["tree"], _TREE, "tree")
     if fault is not None:
         raise ValueError(f"{path} cannot be read as the data of a report: {fault}")
     return data
 
 
 def write_report(folder: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """Write a report's data and its page, with the names and the history in the folder.
+    """Write a report's data and its page, with the names, the history and the tree in the folder.
 
     Each file is complete or as it was before.
 
     Raises:
         OSError: if they cannot be written.
-        ValueError: if names or history are damaged.
+        ValueError: if names, history or tree are damaged.
     """
-    data = data | collect_folder_facts(folder)
+    data = data | collect_folder_facts(folder) | {"tree": find_tree(folder, data)}
     text = as_json(data)
     page = render(data, text)
     os.makedirs(folder, exist_ok=True)

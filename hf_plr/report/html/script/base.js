@@ -143,8 +143,8 @@ function colourOf(id) {
   return `hsl(${Math.round((id * 137.508) % 360)} 68% ${light}%)`;
 }
 const swatch = (id) => el("span", { class: "swatch", "aria-hidden": "true", "data-cluster": id });
-function paintSwatches() {
-  document.querySelectorAll(".swatch").forEach((node) => { node.style.background = colourOf(Number(node.dataset.cluster)); });
+function paintSwatches(within = document) {
+  within.querySelectorAll(".swatch").forEach((node) => { node.style.background = colourOf(Number(node.dataset.cluster)); });
 }
 
 // One stop of the Tab key for many nodes: the arrow keys go on from node to node, in rows as they are on the screen.

@@ -1,6 +1,7 @@
 const FEW_FACES = 120; // clusters of the contact sheet that are shown before all are asked for
+const FEW_IN_GROUP = 12, SHOWN_GROUPS = 60; // the same where they are in groups
 
-// The contact sheet: every cluster with a few of its members, the largest first.
+// The contact sheet: every cluster with a few of its members, the largest first, under the groups of the level.
 function contact(open) {
   const all = data.sizes.clusters.filter(([id]) => facesOf(id).length);
   if (!all.length) return;
@@ -10,8 +11,18 @@ function contact(open) {
     ? `Each ${clusterWord} with recordings in which it is heard, the largest first.${part}`
     : `Each ${clusterWord} with its most confident members, the largest first.${part} Its name leads to all that is shown of it.`;
   const holder = el("div", {});
-  section("clusters", `${clusterWord[0].toUpperCase()}${clusterWord.slice(1)}s`, about, holder);
-  holder.append(faces(all, open));
+  section("clusters", `${clusterWord[0].toUpperCase()}${clusterWord.slice(1)}s`, about, levelControls(), holder);
+  const byId = new Map(all.map((cluster) => [cluster[0], cluster]));
+  level.onChange(() => holder.replaceChildren(level.isWhole ? faces(all, open, FEW_FACES) : groupsOfFaces(byId, open)));
+}
+
+function groupsOfFaces(byId, open) {
+  const boxOf = (group) => {
+    const clusters = group.clusters.map((id) => byId.get(id)).filter(Boolean).sort((a, b) => b[1] - a[1]);
+    const facts = `${count(group.size)} ${run.members}${group.clusters.length > 1 ? ` \u00b7 ${plural(group.clusters.length, clusterWord)}` : ""}`;
+    return el("div", { class: "group-of-faces" }, el("h3", {}, swatch(group.number), groupName(group.number), el("span", { class: "soft" }, facts)), clusters.length ? faces(clusters, open, FEW_IN_GROUP) : null);
+  };
+  return unfolding(level.groups, SHOWN_GROUPS, (groups) => el("div", { class: "groups-of-faces" }, groups.map(boxOf)), "group");
 }
 
 const facesOf = (id) => {
@@ -20,25 +31,32 @@ const facesOf = (id) => {
   return keys.filter((key) => data.media[key]);
 };
 
-// A grid of clusters, given as [number, size, confidence]; what is beyond the first 120 appears when it is asked for.
-function faces(clusters, open) {
-  const most = Math.max(...clusters.map(([id]) => facesOf(id).length));
-  const grid = el("ul", { class: `faces${most === 1 ? " single" : most < 4 ? " pairs" : ""}${isSound ? " of-sounds" : ""}` });
-  const fill = (shown) => {
-    grid.replaceChildren(...shown.map((cluster) => face(cluster, open)));
+// A grid of clusters, given as [number, size, confidence].
+const mostFaces = Math.max(1, ...data.sizes.clusters.map(([id]) => ((data.sheets.contact && data.sheets.contact[id]) || []).length));
+function faces(clusters, open, few) {
+  return unfolding(clusters, few, (shown) => {
+    const grid = el("ul", { class: `faces${mostFaces === 1 ? " single" : mostFaces < 4 ? " pairs" : ""}` }, shown.map((cluster) => face(cluster, open)));
     rove(grid, [...grid.querySelectorAll(".face-name")]);
-    paintSwatches();
-  };
-  fill(clusters.slice(0, FEW_FACES));
-  if (clusters.length <= FEW_FACES) return grid;
-  const more = el("button", { type: "button", onclick: () => { fill(clusters); more.remove(); grid.querySelectorAll(".face-name")[FEW_FACES].focus(); } }, `Show all ${count(clusters.length)}`);
-  return el("div", {}, grid, more);
+    return grid;
+  }, clusterWord);
+}
+
+// The first few of a list, with a button that shows them all.
+function unfolding(list, few, drawn, word) {
+  const holder = el("div", {}, drawn(list.slice(0, few)));
+  if (list.length > few) {
+    holder.append(el("button", {
+      type: "button", class: "more",
+      onclick: () => { holder.replaceChildren(drawn(list)); paintSwatches(holder); holder.querySelectorAll(".face-name")[0].focus(); },
+    }, `Show all ${plural(list.length, word)}`));
+  }
+  paintSwatches(holder);
+  return holder;
 }
 
 function face([id, size], open) {
-  const name = clusterNames[id] || `${id}`;
   const title = `${clusterName(id)}: ${count(size)} ${run.members}`;
   return el("li", { class: "face" },
-    el("button", { type: "button", class: "face-name", title, "aria-label": title, onclick: () => open(id) }, swatch(id), el("b", {}, name), el("span", { class: "soft" }, count(size))),
+    el("button", { type: "button", class: "face-name", title, "aria-label": title, onclick: () => open(id) }, swatch(id), el("b", {}, clusterNames[id] || `${id}`), el("span", { class: "soft" }, count(size))),
     strip(facesOf(id), id));
 }

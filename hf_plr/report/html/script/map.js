@@ -5,16 +5,17 @@ function map(openSheet) {
     return section("map", "Map", why);
   }
   const keys = source.positions;
-  const labels = keys.map((key) => sampleOf(key)[1]);
+  const clusters = keys.map((key) => sampleOf(key)[1]);
+  let labels = clusters; // groups of the level
   const canvas = el("canvas", { tabindex: 0, role: "img", "aria-label": `Map of ${run.plural}; the arrow keys go from dot to dot, Enter opens the ${clusterWord}` });
   const panel = el("div", { class: "panel", "aria-live": "polite" });
   const names = Object.keys(source.layouts);
   const choice = el("select", { id: "map-which" }, names.map((name) => el("option", {}, name)));
-  const groups = [...new Set(labels)].sort((a, b) => a - b);
-  const filter = el("select", { id: "map-filter" }, el("option", { value: "" }, `all ${clusterWord}s`), groups.map((id) => el("option", { value: id }, clusterName(id))));
+  const filter = el("select", { id: "map-filter" });
   const part = source.of > keys.length ? `${count(keys.length)} of ${count(source.of)} ${run.plural}, drawn at random` : `All ${count(source.of)} ${run.plural}`;
-  section("map", "Map", `${part}, by their features in two dimensions. Colour and shape tell ${clusterWord}s apart as far as they can; grey is no ${clusterWord}. Point at a dot, or move with the arrow keys.`,
-    el("div", { class: "controls" }, names.length > 1 ? [el("label", { for: "map-which" }, "Layout"), choice] : null, el("label", { for: "map-filter" }, "Show"), filter),
+  const words = tree ? ` ${clusterWord}s, or groups of the level,` : ` ${clusterWord}s`;
+  section("map", "Map", `${part}, by their features in two dimensions. Colour and shape tell${words} apart as far as they can; grey is no ${clusterWord}. Point at a dot, or move with the arrow keys.`,
+    levelControls(), el("div", { class: "controls" }, names.length > 1 ? [el("label", { for: "map-which" }, "Layout"), choice] : null, el("label", { for: "map-filter" }, "Show"), filter),
     el("div", { class: "map" }, canvas, panel));
   const pen = canvas.getContext("2d");
   let places = [], active = null, pinned = false;
@@ -72,7 +73,7 @@ function map(openSheet) {
   });
   canvas.addEventListener("keydown", (event) => {
     const ways = { ArrowLeft: (dx, dy) => -dx > Math.abs(dy), ArrowRight: (dx, dy) => dx > Math.abs(dy), ArrowUp: (dx, dy) => -dy > Math.abs(dx), ArrowDown: (dx, dy) => dy > Math.abs(dx) };
-    if (event.key === "Enter" && active !== null) openSheet(labels[active]);
+    if (event.key === "Enter" && active !== null) openSheet(clusters[active]);
     if (event.key === " " && active !== null) { event.preventDefault(); play(keys[active]); }
     if (!ways[event.key]) return;
     event.preventDefault();
@@ -84,8 +85,13 @@ function map(openSheet) {
   canvas.addEventListener("focus", () => { if (active === null) { const [first] = nearest((canvas.clientWidth || 600) / 2, canvas.clientHeight / 2, () => true); if (first !== null) show(first); } });
   filter.addEventListener("change", () => { pinned = false; show(filter.value === "" ? null : labels.indexOf(Number(filter.value))); });
   choice.addEventListener("change", draw);
+  level.onChange(() => {
+    labels = clusters.map(level.of);
+    const groups = [...new Set(labels)].sort((a, b) => a - b);
+    filter.replaceChildren(el("option", { value: "" }, `all ${level.isWhole ? clusterWord : "group"}s`), ...groups.map((id) => el("option", { value: id }, groupName(id))));
+    show(active);
+  });
   onResize(draw);
-  show(null);
 }
 
 // Circle, square, triangle, diamond by the cluster's number; a cross for no cluster.
@@ -103,6 +109,7 @@ function drawDot(pen, [x, y], label, r) {
 function described(key, openSheet) {
   const [row, label, before, confidence, file] = sampleOf(key);
   const lines = [["row", String(row)], ...(spanOf(key) ? [["seconds", spanOf(key)]] : []), [clusterWord, label === NOISE ? "none" : nameOfNumber(label)]];
+  if (!level.isWhole && label !== NOISE) lines.push(["group", groupName(level.of(label))]);
   if (before !== null) lines.push(["before", before === NOISE ? "none" : nameOfNumber(before)]);
   if (confidence !== null) lines.push(["confidence", confidence.toFixed(2)]);
   if (file) lines.push(["file", file]);

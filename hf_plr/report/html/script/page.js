@@ -11,6 +11,7 @@ const open = (id) => openSheet(id);
 heading();
 contact(open);
 overview();
+icicle(open);
 map(open);
 sizes(open);
 within(el("div", {}), () => {
@@ -21,7 +22,7 @@ curves();
 flow();
 runs();
 settings();
-onResize(paintSwatches);
+onResize(() => paintSwatches());
 const kept = Object.keys(data.media).length;
 const expected = data.media_wanted || 0;
 document.getElementById("shown").textContent = `It shows ${count(kept)} ${run.plural}${run.samples > kept ? ` of ${count(run.samples)}` : ""}${expected > kept ? `; ${count(expected - kept)} more had no room or are still to come` : ""}.`;

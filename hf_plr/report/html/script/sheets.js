@@ -13,11 +13,11 @@ function sheets() {
   const isPart = data.sheets.of > data.sheets.clusters.length;
   const coverage = `${isPart ? `${count(data.sheets.clusters.length)} of ${count(data.sheets.of)} ${clusterWord}s have sheets` : `All ${count(all.length)} ${clusterWord}s have sheets`}${isPart && run.stage === "epoch" ? ": the largest, those that have just appeared, and the least confident" : isPart ? ": the largest" : ""}.${others.length ? " Of the others there is what the contact sheet shows." : ""}`;
   const how = run.stage === "round" ? "Clips begin just before the unit is heard, in the recordings that have most of it." : `Within a sheet, ${run.plural} that are alike in confidence are drawn.`;
-  const choice = el("select", { id: "sheet-choice" }, all.map((sheet) => el("option", { value: sheet.id }, `${clusterName(sheet.id)} \u00b7 ${count(sheet.size)}${sheet.why.filter((why) => why !== "largest").map((why) => ` \u00b7 ${why}`).join("")}`)));
+  const choice = el("select", { id: "sheet-choice" });
   const holder = el("div", {});
   const move = (step) => { const next = choice.selectedIndex + step; if (next >= 0 && next < all.length) { choice.selectedIndex = next; show(); } };
-  const back = el("button", { type: "button", onclick: () => move(-1) }, "\u2190 Larger");
-  const on = el("button", { type: "button", onclick: () => move(1) }, "Smaller \u2192");
+  const back = el("button", { type: "button", onclick: () => move(-1) }, "\u2190 Previous");
+  const on = el("button", { type: "button", onclick: () => move(1) }, "Next \u2192");
   const node = section("sheets", "Members", `${coverage} ${how}`, el("div", { class: "controls" }, el("label", { for: "sheet-choice" }, "Members of"), choice, back, on), holder);
   function show() {
     const sheet = byId.get(Number(choice.value));
@@ -34,8 +34,17 @@ function sheets() {
     }
     holder.replaceChildren(el("p", { class: "soft" }, `${clusterName(sheet.id)}: ${count(sheet.size)} ${run.members}${sheet.confidence === null ? "" : `, mean confidence ${sheet.confidence.toFixed(2)}`}`), ...parts);
   }
+  const optionOf = (sheet) => el("option", { value: sheet.id }, `${clusterName(sheet.id)} \u00b7 ${count(sheet.size)}${sheet.why.filter((why) => why !== "largest").map((why) => ` \u00b7 ${why}`).join("")}`);
+  const optionsOf = (group) => all.filter((sheet) => level.of(sheet.id) === group.number).map(optionOf);
+  const inGroups = () => level.groups.map((group) => [group, optionsOf(group)]).filter(([, options]) => options.length)
+    .map(([group, options]) => el("optgroup", { label: `${groupName(group.number)} \u00b7 ${count(group.size)}` }, options));
   choice.addEventListener("change", show);
-  show();
+  level.onChange(() => {
+    const shown = choice.value || all[0].id;
+    choice.replaceChildren(...(level.isWhole ? all.map(optionOf) : inGroups()));
+    choice.value = String(shown);
+    show();
+  });
   return (id) => {
     if (!byId.has(id)) return;
     choice.value = String(id);
