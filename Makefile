@@ -17,7 +17,7 @@ help:
 	@echo "make test           lint, and run the tests that are quick: under 8 minutes on two cores"
 	@echo "make test-all       run all tests, under 25 minutes on two cores"
 	@echo "make gpu-check      check a machine with a GPU, in 25 minutes: sums, rates, memory, resuming; writes gpu.json"
-	@echo "make lint           run ruff, mypy and the contract of imports"
+	@echo "make lint           run ruff, codespell, mypy and the contract of imports"
 	@echo "make docs           build docs/_build/html/index.html without the network; a warning is an error"
 	@echo "make audit          look up known vulnerabilities of every installed package; needs the network"
 	@echo "make clean          remove the virtual environment and caches"
@@ -35,6 +35,7 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

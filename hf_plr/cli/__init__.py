@@ -35,19 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
         return train.main(argv[1:])
-    parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    subparsers.add_parser("train", help=train.SUMMARY)
-    for command, module in COMMANDS.items():
-        subparser = subparsers.add_parser(
-            command,
-            help=module.SUMMARY,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(subparser)
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
         status = COMMANDS[args.command].run(args)
         sys.stdout.flush()
@@ -61,3 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
         return 1
     return status or 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; what follows `hf-plr train` is the recipe's to parse."""
+    parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers.add_parser("train", help=train.SUMMARY)
+    for command, module in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            command,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(subparser)
+    return parser

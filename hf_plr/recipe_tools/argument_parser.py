@@ -46,6 +46,7 @@ class RecipeParser(HfArgumentParser):
         self.adjust = adjust
         self.choose = choose
         self.hidden = set(hidden)
+        self.is_help_complete = False
         self.hints: dict[str, Any] = {}
         for dataclass_type in dataclass_types:
             self.hints |= get_type_hints(dataclass_type)
@@ -87,15 +88,8 @@ class RecipeParser(HfArgumentParser):
 
     def format_help(self) -> str:
         """Format the description and the arguments: those of the recipe, or all of them after `--help_all`."""
-        shown = {"help", "help_all", "config"} | SHOWN_OF_TRANSFORMERS
-        for dataclass_type in self.dataclass_types:
-            classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)
-            shown |= {name for ancestor in classes for name in getattr(ancestor, "__annotations__", {})}
-        shown -= self.hidden
         lines = [(self.description or "").strip(), "", "options:"]
-        for action in self._actions:
-            if action.option_strings[0].startswith("--no_") or not (self.is_help_complete or action.dest in shown):
-                continue
+        for action in self.list_actions():
             default = self.shown_defaults.get(action.dest)
             suffix = "" if default in (None, False) else f" (default: {default})"
             names = ", ".join(option for option in action.option_strings if "-" not in option[2:])
@@ -103,6 +97,19 @@ class RecipeParser(HfArgumentParser):
         if not self.is_help_complete:
             lines += ["", "All arguments of transformers.TrainingArguments work too: --help_all lists them."]
         return "\n".join(lines) + "\n"
+
+    def list_actions(self) -> list[argparse.Action]:
+        """List the arguments that the help shows, in order."""
+        shown = {"help", "help_all", "config"} | SHOWN_OF_TRANSFORMERS
+        for dataclass_type in self.dataclass_types:
+            classes = set(dataclass_type.__mro__) - set(TrainingArguments.__mro__)
+            shown |= {name for ancestor in classes for name in getattr(ancestor, "__annotations__", {})}
+        shown -= self.hidden
+        return [
+            action
+            for action in self._actions
+            if not action.option_strings[0].startswith("--no_") and (self.is_help_complete or action.dest in shown)
+        ]
 
     def _read_config(self, path: str) -> dict[str, Any]:
         try:

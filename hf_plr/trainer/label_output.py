@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_plr.clustering.cluster_means import ClusterMeans
-from hf_plr.features.centering import CenteredFeatures
-from hf_plr.refinement import cooccurrence
-from hf_plr.refinement.hierarchy import ClusterTree, Level, compare_clusters, make_levels, make_tree
+from hf_plr.refinement.hierarchy import ClusterTree, Level, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
 from hf_plr.report.names import NAMES_FILE, write_cluster_names
@@ -23,6 +20,7 @@ from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 from hf_plr.report.summary import RunSummary
 from hf_plr.report.tree_file import TREE_FILE, write_tree
+from hf_plr.trainer.cluster_tree import compare_last_clusters
 from hf_plr.trainer.continuation import digest_own, make_history
 
 if TYPE_CHECKING:
@@ -84,20 +82,6 @@ def find_levels(trainer: PLRTrainer, tree: ClusterTree, next_number: int) -> tup
             " or ".join(map(str, missing)),
         )
     return levels, next_number
-
-
-def compare_last_clusters(trainer: PLRTrainer, means: ClusterMeans, features: CenteredFeatures) -> np.ndarray:
-    """Measure distances of the reported clusters, ascending by label, for their tree, (K, K); called on every process.
-
-    What is known of them is their means in the space in which they are sought, and where their members were in the
-    clusterings of the last epochs that the refiner remembers. Tables add up; nothing per sample travels.
-    """
-    labeling, holder = trainer.labelings[0], trainer.holder
-    labels = labeling.pseudo_labels
-    directions = trainer.cluster_space.map_means(means.directions, features, trainer.accelerator)
-    others = (*labeling.stage.refiner.history, labels.raw_labels, labels.previous_labels)
-    tables = [holder.add_shards(cooccurrence(other, labels.labels)) for other in others]
-    return compare_clusters(directions.cpu().numpy(), tables)
 
 
 def find_history(trainer: PLRTrainer) -> RunHistory:

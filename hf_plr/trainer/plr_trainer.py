@@ -41,6 +41,7 @@ from hf_plr.report.label_results import (
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
+from hf_plr.trainer.cluster_tree import make_stage_tree
 from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
 from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
@@ -226,7 +227,8 @@ class PLRTrainer(BaseTrainer):
             metrics |= compare_labelings(labels, features.part, self.accelerator, self.holder)
         warn_of_collapse(self._epoch, metrics, self.state.log_history)
         metrics |= clock.seconds()
-        self.reporter.note_stage(self._snapshot(), features.rows, features.part)
+        tree = make_stage_tree(self, features)
+        self.reporter.note_stage(self._snapshot(), features.rows, features.part, tree)
         scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
         return {f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()} | scores
 

@@ -19,7 +19,9 @@ from hf_plr.report.html import render as page
 from hf_plr.report.html import reporter
 from hf_plr.report.html.report_file import read_report
 from hf_plr.report.html.sheets import Snapshot
+from hf_plr.report.html.tree_facts import describe_tree
 from hf_plr.report.outputs import write_metrics
+from hf_plr.report.tree_file import read_tree
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- "
 
@@ -77,6 +79,11 @@ def test_a_run_leaves_everything_that_the_page_shows(make_trainer, tmp_path):
     assert len(data["map"]["positions"]) == 203
     assert {name: len(places) for name, places in data["map"]["layouts"].items()} == {"t-SNE": 203, "PCA": 203}
     assert during["map"]["layouts"].keys() == {"PCA"}
+    for shown in (during, data):
+        clusters = {cluster: size for cluster, size, _ in shown["sizes"]["clusters"]}
+        assert dict(zip(shown["tree"]["labels"], shown["tree"]["sizes"], strict=True)) == clusters
+        assert len(shown["tree"]["heights"]) == len(clusters) - 1
+    assert data["tree"] == describe_tree(read_tree(tmp_path / "out"))  # of the weights after the last epoch
     sizes = labels["label"].value_counts()
     assert {cluster: size for cluster, size, _ in data["sizes"]["clusters"]} == sizes.to_dict()
     for sheet in data["sheets"]["clusters"]:
@@ -174,7 +181,7 @@ def test_a_resumed_run_takes_up_the_history_of_its_checkpoint(make_trainer, tmp_
     expected, found = read(tmp_path / "whole"), read(tmp_path / "out")
     assert [stage["epoch"] for stage in found["stages"]] == [0, 1, 2, 3]
     assert found["stages"] == expected["stages"]
-    for name in ("sheets", "sizes", "samples", "media", "map"):
+    for name in ("sheets", "sizes", "samples", "media", "map", "tree"):
         assert found[name] == expected[name]
 
 
@@ -188,7 +195,8 @@ def test_a_run_that_goes_on_in_its_last_epoch_shows_all_it_had(make_trainer, tmp
     after = read(tmp_path / "out")
     assert after["stages"] == before["stages"]
     assert len(after["stages"]) == 2
-    for name in ("sheets", "sizes", "map", "media"):
+    assert after["tree"] is not None
+    for name in ("sheets", "sizes", "map", "media", "tree"):
         assert after[name] == before[name]
 
 

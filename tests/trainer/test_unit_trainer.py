@@ -170,6 +170,7 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
     [
         ({"augmentation": "waveform"}, "augmentation='waveform': units belong to frames"),
         ({"refinement": "rlcc"}, "refinement='rlcc' gives soft targets"),
+        ({"refinement": "nested"}, "refinement='nested' trains on several levels, frames on one"),
         ({"unit_layer": 3}, "unit_layer=3 is outside 0 to 2"),
         ({"num_clusters": 10**6}, "num_clusters=1000000 but the recordings have"),
         ({"relabel_every": 0}, "relabel_every=0 must be at least 1"),

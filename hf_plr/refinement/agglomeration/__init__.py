@@ -109,7 +109,7 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
     Returns:
         The tree in scipy's format, shape (n - 1, 4): the two clusters merged, the height, and the number of points in
         the result. Points are clusters 0 to n - 1, row i makes cluster n + i, heights ascend. Ward heights follow
-        scipy's convention: sqrt(2 |A||B| / (|A| + |B|)) times the distance of the centroids. Of equal distances the
+        scipy's convention: `sqrt(2 |A||B| / (|A| + |B|))` times the distance of the centroids. Of equal distances the
         lightest clusters merge first.
 
     Raises:

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.refinement.cooccurrence import iterate_chunks, list_cluster_ids
+from hf_plr.refinement.hierarchy import ClusterTree
 from hf_plr.report.html.flows import cluster_flow
 from hf_plr.report.html.previews import MEDIA_TYPES, Previews
 from hf_plr.report.html.projection import layouts
@@ -33,6 +34,7 @@ from hf_plr.report.html.sheets import (
     size_table,
     typical_members,
 )
+from hf_plr.report.html.tree_facts import describe_tree
 from hf_plr.report.html.unit_examples import unit_sheets
 from hf_plr.utils.distributed import gather_rows
 from hf_plr.utils.rng import isolate_rng
@@ -79,13 +81,18 @@ class Reporter:
         self._snapshot: Snapshot | None = None
         self._features: np.ndarray | None = None
         self._map: dict[str, Any] | None = None
+        self._tree: dict[str, Any] | None = None
         self._written = time.perf_counter()
         self._is_new = False
 
     # ---- collecting --------------------------------------------------------------------------------------------
 
     def note_stage(
-        self, snapshot: Snapshot | None, features: torch.Tensor | None = None, part: slice | None = None
+        self,
+        snapshot: Snapshot | None,
+        features: torch.Tensor | None = None,
+        part: slice | None = None,
+        tree: ClusterTree | None = None,
     ) -> None:
         """Add a stage; called on every process.
 
@@ -93,6 +100,7 @@ class Reporter:
             snapshot: its labels; the main process needs them alone, others may have None.
             features: this process's rows, shape (n, D), for a map; None for no map.
             part: positions of these rows.
+            tree: tree of its clusters, if it is known; the main process needs it alone.
         """
         if self.when == "no":
             return
@@ -101,6 +109,7 @@ class Reporter:
             return
         with _errors_as_warnings():
             self._features, self._map = dots, None
+            self._tree = None if tree is None else describe_tree(tree)
             self._snapshot, self._is_new = snapshot, True
             stages = [stage for stage in self._stages if stage["epoch"] < snapshot.epoch]
             self._stages = [*stages, _stage(snapshot, EXAMPLES[self.store.noun])]
@@ -139,6 +148,7 @@ class Reporter:
             return
         is_current = data["stages"][-1:] and data["stages"][-1]["epoch"] == snapshot.epoch
         self._map = data.get("map") if is_current else None
+        self._tree = data.get("tree") if is_current else None
         self._stages = [stage for stage in data["stages"] if stage["epoch"] <= snapshot.epoch]
         self.previews = Previews(self.store, data["media"])
 
@@ -179,6 +189,7 @@ class Reporter:
             "sizes": {"clusters": [], "of": 0, "noise": 0},
             "sheets": {"random": [], "clusters": [], "typical": {}, "contact": {}, "of": 0},
             "map": None,
+            "tree": self._tree,
             "media_types": MEDIA_TYPES[self.store.noun],
         }
         if snapshot is not None:
