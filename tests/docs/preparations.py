@@ -63,7 +63,7 @@ def magnetic_tile_photos(folder: Path) -> None:
     rows = [[{**row["image"], "label": row["label"]} for row in pq.read_table(path).to_pylist()] for path in tables]
     train, test = (sorted((row for row in part if row["label"] != CRACK), key=lambda row: row["path"]) for part in rows)
     cracks = [row for part in rows for row in part if row["label"] == CRACK]
-    parts = {"photos": train[::2][:400], "tuesday": test[:129], "wednesday": test[129:] + cracks[:30]}
+    parts = {"photos": train, "tuesday": test[:129], "wednesday": test[129:] + cracks[:30]}
     for name, part in parts.items():
         (folder / name).mkdir()
         for row in part:
