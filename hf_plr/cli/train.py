@@ -61,6 +61,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Print a message without the usage, and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 

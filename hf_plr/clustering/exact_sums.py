@@ -63,10 +63,12 @@ class ClusterSums:
 
     @property
     def sums(self) -> torch.Tensor:
+        """Sums of the rows of each cluster, (K, D)."""
         return self._sums[:-1]
 
     @property
     def counts(self) -> torch.Tensor:
+        """Numbers of rows in each cluster, (K,)."""
         return self._counts[:-1]
 
     def add(self, rows: torch.Tensor, labels: torch.Tensor, sign: int = 1) -> None:

@@ -176,6 +176,7 @@ def _describe(feature: object) -> str:
 
 
 def check_column(dataset: Dataset, argument: str, name: str) -> None:
+    """Raise a ValueError that lists the columns, if a data set lacks the one that an argument names."""
     if name not in dataset.column_names:
         raise ValueError(
             f"{argument}={name!r} is not in the data set; the columns are: {', '.join(dataset.column_names)}"

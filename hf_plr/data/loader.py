@@ -242,6 +242,7 @@ class Collator:
         self.collate = collate
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate samples; the tensors of a worker go through a pipe where shared memory has no room for them."""
         batch = self.collate(items)
         worker = get_worker_info()
         if worker is None:

@@ -168,8 +168,10 @@ class MediaFolder:
         return f"{total:,} {PLURALS[self.kind]}: {', '.join([*words, *self._facts, *self._notes])}"
 
     def load(self) -> DatasetDict:
-        """Make a data set of each split, with columns "image" or "audio", "label" if there are classes, and those of
-        tables that name files."""
+        """Make a data set of each split.
+
+        Its columns are "image" or "audio", "label" if there are classes, and those of tables that name files.
+        """
         files = [file for split in self.splits.values() for file in split]
         media = [{"bytes": None, "path": file.path} for file in files]
         columns: dict[str, pa.Array] = {
@@ -227,8 +229,10 @@ class MediaFolder:
         self.splits = {split: chosen for split, chosen in found.items() if chosen}
 
     def _find_classes(self, files: list[MediaFile]) -> list[str | None]:
-        """The class of each file, which is its folder, None where it has none; files lie at one depth below a split,
-        or in no folder."""
+        """Find the class of each file, which is its folder, None where it has none.
+
+        Files lie at one depth below a split, or in no folder.
+        """
         folders = [self._class_folders.get(file.name, ()) for file in files]
         depths = {len(path) for path in folders if path}
         names = {path[-1] for path in folders if path}

@@ -182,8 +182,10 @@ class SampleStore(TorchDataset, ABC):
         return {row: self._examine(row) for row in suspects}
 
     def settle(self, found: dict[int, Finding]) -> None:
-        """Take over what a pass over all samples has found; all processes give the same, and the main one notes it,
-        also where that ends the run: the next one knows at its start.
+        """Take over what a pass over all samples has found.
+
+        All processes give the same, and the main one notes it, also where that ends the run: the next one knows at
+        its start.
 
         Args:
             found: what is wrong with rows, from `examine` of all processes. None is a fault that did not come again.
@@ -308,8 +310,10 @@ class SampleStore(TorchDataset, ABC):
         return self._column[[int(row) for row in rows]][self._column_name]
 
     def _locate(self, row: int, said: str = "") -> str:
-        """Tell the file of a row, if it is known and not said already, and its row in the whole data set, if this is a
-        part of it."""
+        """Tell the file of a row, and its row in the whole data set.
+
+        The file is told if it is known and not said already, the row if this is a part of a data set.
+        """
         stored = self._column[row][self._column_name]
         path = stored.get("path") if isinstance(stored, dict) else stored
         words = [path] if isinstance(path, str) and path not in said else []

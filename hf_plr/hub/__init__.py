@@ -1,0 +1,1 @@
+"""What goes to the Hugging Face Hub: backbones with model cards, and labels as data sets."""

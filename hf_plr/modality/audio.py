@@ -95,10 +95,12 @@ class AudioModality(Modality):
 
     @property
     def row_plural(self) -> str:
+        """What rows are called in messages: recordings, also where their segments are the samples."""
         return "recordings"
 
     @property
     def feature_size(self) -> int:
+        """Width D of a feature."""
         return self.backbone.feature_size
 
     @property
@@ -120,6 +122,7 @@ class AudioModality(Modality):
         numbers: np.ndarray | None = None,
         has_manifest: bool = True,
     ) -> AudioStore:
+        """Open a data set as samples; see `Modality.open`."""
         store = AudioStore(
             dataset,
             find_audio_column(dataset, self.column),
@@ -156,14 +159,17 @@ class AudioModality(Modality):
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """Compute features (B, D) of a batch; see `Modality.features`."""
         return self.backbone.features(model, self.waveforms(batch, numbers), batch["lengths"])
 
     def example(self) -> dict[str, torch.Tensor]:
+        """Make a silent batch of one sample, by which a model is tried."""
         n_samples = 10 * self.backbone.min_samples
         values = torch.zeros(1, n_samples, device=self.model.device)
         return {"input_values": values, "lengths": torch.tensor([n_samples], device=self.model.device)}
 
     def freeze_unused(self) -> None:
+        """Freeze what no feature depends on."""
         self.backbone.freeze_unused(self.model)
 
     def waveforms(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None) -> torch.Tensor:
@@ -188,6 +194,7 @@ class AudioModality(Modality):
         return positions.tensor_split(bounds[1:]) if len(positions) else ()
 
     def costs(self, store: SampleStore) -> np.ndarray | None:
+        """Number of samples of sound that the model computes for each position; see `Modality.costs`."""
         assert isinstance(store, AudioStore)
         return self._padded(store)
 
@@ -198,9 +205,11 @@ class AudioModality(Modality):
 
     @property
     def usage_notes(self) -> str:
+        """Tell in the model card what the backbone expects of sounds."""
         return self.backbone.usage_notes()
 
     def usage_snippet(self, name: str) -> str:
+        """Write the Python for a model card that computes a feature; see `Modality.usage_snippet`."""
         return SNIPPET.format(
             name=quote_python(name),
             model=self.backbone.load_expression(quote_python(name)),

@@ -46,6 +46,7 @@ class Modality(ABC):
 
     @property
     def row_plural(self) -> str:
+        """What rows of the data set are called in messages."""
         return self.plural
 
     @property

@@ -100,6 +100,7 @@ class ImageModality(Modality):
 
     @property
     def feature_size(self) -> int:
+        """Width D of a feature."""
         return self.backbone.feature_size
 
     def open(
@@ -110,6 +111,7 @@ class ImageModality(Modality):
         numbers: np.ndarray | None = None,
         has_manifest: bool = True,
     ) -> ImageStore:
+        """Open a data set as samples; see `Modality.open`."""
         args = self.args
         return ImageStore(
             dataset,
@@ -128,6 +130,7 @@ class ImageModality(Modality):
     def features(
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
+        """Compute features (B, D) of a batch; see `Modality.features`."""
         images = self.geometry.unit_range(batch["pixel_values"])
         if numbers is None:
             images = self.geometry.reduce(images)
@@ -138,6 +141,7 @@ class ImageModality(Modality):
         return self.backbone.features(model, self.geometry.normalise(images))
 
     def example(self) -> dict[str, torch.Tensor]:
+        """Make a black batch of one image, by which a model is tried."""
         shape = 1, count_channels(self.model), *self.geometry.image_size
         return {"pixel_values": torch.zeros(shape, dtype=torch.uint8, device=self.model.device)}
 
@@ -148,12 +152,15 @@ class ImageModality(Modality):
             self.backbone.freeze_positions(self.model)
 
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+        """Split positions into batches of one size; images all cost the same."""
         return positions.split(size) if len(positions) else ()
 
     def costs(self, store: SampleStore) -> np.ndarray | None:
+        """Give no costs, since all images cost the same."""
         return None
 
     def usage_snippet(self, name: str) -> str:
+        """Write the Python for a model card that computes a feature; see `Modality.usage_snippet`."""
         pixel_range, convert = self.geometry.settings.pixel_range, CONVERT.get(self.geometry.num_channels, "")
         opened = EIGHT_BITS.format(convert=convert)
         if pixel_range is not None:

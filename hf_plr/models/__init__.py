@@ -1,0 +1,1 @@
+"""Backbones of images and sounds: how they are loaded, pooled, frozen and adapted."""

@@ -1,0 +1,1 @@
+"""What happens between two epochs: the stage, its labels, and the loss that they give."""

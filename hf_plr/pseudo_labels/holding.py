@@ -97,18 +97,23 @@ class OwnLabels(AllLabels):
         return values.astype(np.int16) if fits else values
 
     def first(self, part: slice) -> int:
+        """Position in the data set of the first sample that this process holds."""
         return part.start
 
     def own(self, part: slice) -> slice:
+        """Where the samples of this process are in what it holds."""
         return slice(0, part.stop - part.start)
 
     def add_shards(self, table: CooccurrenceTable) -> CooccurrenceTable:
+        """Add up the tables of all processes."""
         return add_tables(self.accelerator, table)
 
     def add(self, numbers: np.ndarray) -> np.ndarray:
+        """Add up arrays over the processes."""
         return np.sum(gather_objects(self.accelerator, numbers), axis=0)
 
     def count(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count distinct values over all processes: these ascending, and how often each occurs."""
         found = gather_objects(self.accelerator, np.unique(values, return_counts=True))
         distinct, code = np.unique(np.concatenate([each for each, _ in found]), return_inverse=True)
         counts = np.zeros(len(distinct), np.int64)
@@ -116,10 +121,12 @@ class OwnLabels(AllLabels):
         return distinct, counts
 
     def mean(self, values: np.ndarray) -> float:
+        """Average values over all processes, the same bits whoever holds what; 0 without values."""
         distinct, counts = self.count(values)  # ascending, so that the sum does not depend on who holds what
         return float(np.average(distinct, weights=counts)) if len(distinct) else 0.0
 
     def collect(self, values: np.ndarray) -> np.ndarray | None:
+        """Collect the values of all samples on the main process; None on the others."""
         start, total = locate_rows(self.accelerator, len(values))
         return collect_on_main(self.accelerator, values, start, total, self.folder)
 

@@ -1,0 +1,1 @@
+"""What the recipes share: arguments, files of arguments, fine-tuning, and the run from start to end."""

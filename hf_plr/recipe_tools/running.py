@@ -164,8 +164,9 @@ def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> Non
 
 
 def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run's checkpoints, adapters, metrics, report, and what tells of its clusters beside the labels,
-    if --overwrite is set.
+    """Remove an earlier run, if --overwrite is set.
+
+    These are its checkpoints, adapters, metrics, report, and what tells of its clusters beside the labels.
     """
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):

@@ -40,8 +40,10 @@ def write_pseudo_labels(
     digests: np.ndarray | None = None,
     levels: Mapping[int, Level] | None = None,
 ) -> None:
-    """Write one row per sample: index (row of the data set), file, label, previous_label (-1 = noise), confidence,
-    digest, and a column level_N for each level. The file is written atomically.
+    """Write one row per sample.
+
+    The columns are index (row of the data set), file, label, previous_label (-1 = noise), confidence, digest, and a
+    level_N for each level. The file is written atomically.
 
     Args:
         path: path of the new file.

@@ -41,12 +41,14 @@ class StageCallback(TrainerCallback):
         self.epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove what an earlier training left, and forget what of it was to be pushed."""
         self.epoch = int(state.epoch or 0)
         if state.global_step == 0 and state.is_world_process_zero:
             remove_earlier_run(args.output_dir, KNOWN_CLUSTERS_FILE)
         self.trainer.publisher.begin_training()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepare the epoch: a stage, where one is due, and the report of it."""
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
         self.trainer.prepare_epoch(self.epoch)
         if state.is_world_process_zero:
@@ -65,6 +67,7 @@ class EMACallback(TrainerCallback):
         self.trainer = trainer
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the slow copy of the weights after each step."""
         assert self.trainer.ema_teacher is not None
         self.trainer.ema_teacher.update(self.trainer.student)
 
@@ -84,10 +87,12 @@ class ScoreCallback(TrainerCallback):
         self.every = every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn if there is nothing to score by."""
         if self.trainer.evaluator is None:
             logger.warning("score_every=%d, but there is no label column to score by: nothing is scored.", self.every)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score the features, at the end of every so many epochs."""
         has_ended = state.epoch % 1 == 0  # not where a signal or a number of steps stopped it
         if self.trainer.evaluator is None or not has_ended or int(state.epoch) % self.every:
             return
@@ -134,16 +139,19 @@ class LogContinuation(TrainerCallback):
         self._restored = {name: state.pop(name) for name in (LOSS_SUMS, LAST_LOGGED) if name in state}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put back the sums of the loss that a checkpoint had."""
         if self._restored:  # Trainer has just set them to zero
             self.trainer._tr_loss += float(self._restored[LOSS_SUMS][self.trainer.accelerator.process_index])
             self.trainer._globalstep_last_logged = int(self._restored[LAST_LOGGED][0])
             self._restored = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put a checkpoint off that is due at the last step of an epoch."""
         self.saves_at_epoch_end = control.should_save and state.epoch % 1 == 0
         control.should_save = control.should_save and not self.saves_at_epoch_end
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save what was put off, when the epoch has ended."""
         control.should_save = control.should_save or self.saves_at_epoch_end
         self.saves_at_epoch_end = False
 
@@ -191,9 +199,11 @@ class StopSignal(TrainerCallback):
         self._received = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin without an open question to the other processes."""
         self._asked = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop, if any process has received the signal."""
         if self._received if args.world_size == 1 else self._received_by_any():
             self.stopped = True
             control.should_save = args.save_strategy != "no"
@@ -202,11 +212,13 @@ class StopSignal(TrainerCallback):
                 logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Wait for the open question to the other processes."""
         if self._asked is not None:
             self._asked[0].wait()
         self._asked = None
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Do nothing that belongs to the end of an epoch, if the signal came in its middle."""
         if self.stopped and state.epoch % 1:  # what was saved resumes in the middle of the epoch: this is not its end
             control.should_log = control.should_evaluate = control.should_save = False
 

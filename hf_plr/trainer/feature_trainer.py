@@ -72,8 +72,9 @@ class FeatureTrainer(Trainer):
         )
 
     def check_samples(self, dtype: torch.dtype | None = None, extract: bool = True) -> None:
-        """Decode every training sample once, so that unreadable ones are known, unless an earlier run did; called on
-        every process. `train`, `score` and `evaluate` call it.
+        """Decode every training sample once, so that unreadable ones are known, unless an earlier run did.
+
+        Called on every process, by `train`, `score` and `evaluate`.
 
         Args:
             dtype: as for `FeatureExtractor.extract`, of features that are extracted on the way.

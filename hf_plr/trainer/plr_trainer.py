@@ -421,9 +421,10 @@ class PLRTrainer(BaseTrainer):
         return super().run_settings() | as_stored(parts)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
-        """Write the last labels to `pseudo_labels.parquet`, what their clusters look like to the backbone as it is now
-        to `prototypes.safetensors` and `known_clusters.safetensors`, their tree to `tree.json`, and to
-        `run_history.json` what a run that continues this one needs to know.
+        """Write the last labels to `pseudo_labels.parquet`, and beside it what is known of their clusters.
+
+        That is how the backbone as it is now sees them (`prototypes.safetensors`, `known_clusters.safetensors`), their
+        tree (`tree.json`), and what a run that continues this one needs to know (`run_history.json`).
 
         Args:
             directory: where to.

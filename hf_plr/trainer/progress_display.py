@@ -42,6 +42,7 @@ class ProgressDisplay(ProgressCallback):
         self._timer = StepTimer()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print the plan of the run."""
         if state.is_world_process_zero:
             self._timer = StepTimer()
             print("\n".join(f"{name:<9} {value}" for name, value in make_plan(self.trainer)), flush=True)
@@ -49,9 +50,11 @@ class ProgressDisplay(ProgressCallback):
                 super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock of a step."""
         self._timer.begin_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar, and say once how long the run will take."""
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
         steps_left = state.max_steps - state.global_step
@@ -66,14 +69,17 @@ class ProgressDisplay(ProgressCallback):
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
+        """Move the bar of an evaluation, where there is a terminal."""
         if self.bar and has_terminal():
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print what is logged as one line."""
         if state.is_world_process_zero and logs:
             self._print(describe(logs, state.epoch or 0.0))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
 

@@ -364,6 +364,7 @@ class UnitTrainer(BaseTrainer):
         self.reporter.resume(self._snapshot(None))
 
     def run_settings(self) -> dict[str, Any]:
+        """Settings that a resumed run must share, by name."""
         refinement = {
             "refiner": self.stage.refiner.settings(),
             "refinement": resolve_preset(self.args, auto=AUTO_FOR_FRAMES),
