@@ -8,7 +8,7 @@ import pytest
 from helpers.doc_blocks import read_page, run_page
 from helpers.paths import REPOSITORY, TESTS
 
-FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+FILES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PAGES = [read_page(path.read_text(encoding="utf-8"), str(path.relative_to(REPOSITORY))) for path in FILES]
 
 
