@@ -25,7 +25,6 @@ class Modality(ABC):
         backbone: how a feature is computed with it.
         processor: the image processor or feature extractor that is saved with the backbone.
         noun, plural: name of a sample in messages.
-        row_plural: name of what the rows of the data set hold, in the plural: samples, or recordings of several.
         processor_name: name of the processor in messages.
         pipeline_tag: its task on the Hub.
         card_template: file of its model card's template.
@@ -46,7 +45,7 @@ class Modality(ABC):
 
     @property
     def row_plural(self) -> str:
-        """What rows of the data set are called in messages."""
+        """Name of what the rows of the data set hold, in the plural: samples, or recordings of several."""
         return self.plural
 
     @property
