@@ -35,3 +35,5 @@ autodoc_typehints = "signature"
 autodoc_default_options = {
     "exclude-members": "set_fit_request, set_predict_request, set_score_request"
 }  # scikit-learn's
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
