@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import nbformat
 import pytest
-from helpers.paths import REPOSITORY, TESTS
+from helpers.doc_pages import load_preparations
+from helpers.paths import REPOSITORY
 from nbclient import NotebookClient
 
 EXAMPLES = REPOSITORY / "examples"
@@ -16,13 +16,6 @@ SMALL = {
     "first_run.ipynb": {"EPOCHS = 30": "EPOCHS = 2", "data = digits()": "data = digits().select(range(300))"},
     "inspection_images.ipynb": {},
 }
-
-
-def load_preparations():
-    spec = importlib.util.spec_from_file_location("preparations", TESTS / "docs" / "preparations.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_notebook(name: str, folder: Path):
@@ -70,7 +63,7 @@ def test_the_first_run_runs(tmp_path):
 
 @pytest.mark.slow
 def test_inspection_images_runs(tmp_path):
-    load_preparations().drawn_inspection_run(tmp_path)
+    load_preparations()["drawn_inspection_run"](tmp_path)
     notebook = run_notebook("inspection_images.ipynb", tmp_path)
     assert "203 photos, " in read_output(notebook)
     assert "of 60 photos are new" in read_output(notebook)
