@@ -52,8 +52,9 @@ def drawn_inspection_run(folder: Path) -> None:
 def magnetic_tile_photos(folder: Path) -> None:
     """Write photos of magnetic tiles to photos/, tuesday/ and wednesday/, and the backbone to start from as MODEL.
 
-    Cracks are on Wednesday alone. `.simulated/look.py RUN` marks the random check of a run as an auditor would who
-    knows the defect of each tile, and writes few.csv with the defects of 60 of its photos.
+    Cracks are on Wednesday alone. The figures of the page are of all photos of Monday, not of every fourth.
+    `.simulated/look.py RUN` marks the random check of a run as an auditor would who knows the defect of each tile, and
+    writes few.csv with the defects of 60 of its photos.
     """
     start = SHARED_DATA / "dinov2-small-saliency"
     tables = [SHARED_DATA / "magnetic-tile" / f"{split}.parquet" for split in ("train", "test")]
@@ -63,7 +64,7 @@ def magnetic_tile_photos(folder: Path) -> None:
     rows = [[{**row["image"], "label": row["label"]} for row in pq.read_table(path).to_pylist()] for path in tables]
     train, test = (sorted((row for row in part if row["label"] != CRACK), key=lambda row: row["path"]) for part in rows)
     cracks = [row for part in rows for row in part if row["label"] == CRACK]
-    parts = {"photos": train, "tuesday": test[:129], "wednesday": test[129:] + cracks[:30]}
+    parts = {"photos": train[::4], "tuesday": test[:129], "wednesday": test[129:] + cracks[:30]}
     for name, part in parts.items():
         (folder / name).mkdir()
         for row in part:
