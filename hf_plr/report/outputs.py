@@ -182,11 +182,14 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
         features = f"hf-plr embed --model {shlex.quote(str(out))} --dataset DATA --output features.parquet"
         classifier = f"{features}   features, for a classifier"
     report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
+    files = [*adapters, *summary.label_files, *report]
+    if any(Path(str(out)).glob("checkpoint-*")):
+        files += [("checkpoint-*", "what the run resumes from; they may be deleted")]
     lines += [
         "",
         f"Results in {out}:",
         f"  model.safetensors, config.json, preprocessor_config.json   the backbone and its {modality.processor_name}",
-        *(f"  {name:<57}  {description}" for name, description in (*adapters, *summary.label_files, *report)),
+        *(f"  {name:<57}  {description}" for name, description in files),
         "  metrics.json, README.md                                    all metrics, and a model card",
         "",
         "Next:",
