@@ -73,10 +73,7 @@ def read_labels(repo: str) -> dict[str, Any]:
     if "audio" in labels.column_names:
         labels = labels.cast_column("audio", Audio(decode=False))
         found["media"] = [hashlib.sha256(sound["bytes"]).hexdigest() for sound in labels["audio"]]
-    for name in ("index", "label", "previous_label", "confidence", "digest", "units"):
-        if name in labels.column_names:
-            found[name] = list(labels[name])
-    return found
+    return found | {name: list(labels[name]) for name in labels.column_names if name not in ("image", "audio")}
 
 
 def main() -> None:
