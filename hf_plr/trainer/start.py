@@ -167,9 +167,10 @@ def leaves_no_empty_folder(method: Method) -> Method:
         try:
             return method(self, *args, **kwargs)
         except BaseException:
-            if getattr(self, "has_made_folder", False):
-                with contextlib.suppress(OSError):  # it is not empty, or another process has removed it
-                    os.rmdir(self.args.output_dir)
+            folder = getattr(self, "made_folder", None)
+            if folder is not None:
+                with contextlib.suppress(OSError):  # not made yet, not empty, or removed already
+                    os.rmdir(folder)
             raise
 
     return wrapped  # type: ignore[return-value]  # of the same signature
