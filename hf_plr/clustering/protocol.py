@@ -116,12 +116,16 @@ def as_clusterer(estimator: Any) -> Clusterer:
     return estimator if isinstance(estimator, Clusterer) else FitPredictClusterer(estimator)
 
 
+def unwrap(clusterer: Clusterer) -> Any:
+    """The estimator that `as_clusterer` was given."""
+    return clusterer.estimator if isinstance(clusterer, FitPredictClusterer) else clusterer
+
+
 def describe_clusterer(clusterer: Clusterer) -> dict[str, Any]:
     """Describe a clusterer by its class and the parameters that change its labels."""
-    estimator = clusterer.estimator if isinstance(clusterer, FitPredictClusterer) else clusterer
     parameters = clusterer.get_params(deep=False)
     return {
-        "class": type(estimator).__name__,
+        "class": type(unwrap(clusterer)).__name__,
         **{name: value for name, value in parameters.items() if name not in IGNORED_PARAMETERS},
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers, make_ensemble
-from hf_plr.clustering.protocol import describe_clusterer
+from hf_plr.clustering.protocol import describe_clusterer, unwrap
 from hf_plr.clustering.reciprocal import share_neighborhoods
 from hf_plr.pseudo_labels.given_labels import GivenStage
 from hf_plr.pseudo_labels.holding import AllLabels
@@ -27,6 +27,7 @@ from hf_plr.training_args import (
     PLRTrainingArguments,
 )
 from hf_plr.utils.argument_checks import check_levels
+from hf_plr.utils.parameters import default_parameters
 
 
 def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
@@ -206,6 +207,16 @@ def describe_settings(labelings: Sequence[Labeling], args: PLRTrainingArguments)
         "refiner": labelings[0].stage.refiner.settings(),
         "refinement": resolve_preset(args),
         "num_labelings": len(labelings),
+    }
+
+
+def describe_default_settings(labelings: Sequence[Labeling]) -> dict[str, Any]:
+    """Describe clusterers and refiner as `describe_settings` does, as they are where nothing is given."""
+    found = [each for labeling in labelings for each in labeling.stage.clusterers[:1]]
+    parameters = [default_parameters(unwrap(each)) for each in found]
+    return {
+        "clusterer's parameters": parameters[0] if len(parameters) == 1 else parameters,
+        "refiner": default_parameters(labelings[0].stage.refiner),
     }
 
 

@@ -35,17 +35,16 @@ from hf_plr.trainer import start
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpointing import (
     CheckpointWriter,
-    check_same_settings,
     find_checkpoint,
     load_state,
     refuse_nan_weights,
     save_part,
     save_state,
-    settings_of,
 )
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.feature_trainer import FeatureTrainer
 from hf_plr.trainer.rates import decay_rates
+from hf_plr.trainer.settings import check_same_settings, default_settings_of, settings_of
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
@@ -284,7 +283,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             accelerator = self.accelerator
             state, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
-            check_same_settings(checkpoint, settings, self.run_settings())
+            check_same_settings(checkpoint, settings, self.run_settings(), self.default_settings())
             self.load_label_state(state, checkpoint)
             if self.ema_teacher is not None:
                 load_student(self._backbone_of(self.model), state, checkpoint)
@@ -309,6 +308,10 @@ class BaseTrainer(FeatureTrainer, ABC):
             **settings_of(self.args, self.arguments_class),
             **self._adapter_settings,
         }
+
+    def default_settings(self) -> dict[str, Any]:
+        """What `run_settings` is where nothing is given, as far as there are defaults."""
+        return default_settings_of(self.arguments_class)
 
     @functools.cached_property
     def _adapter_settings(self) -> dict[str, str]:

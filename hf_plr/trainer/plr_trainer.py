@@ -33,17 +33,14 @@ from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, sele
 from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
-from hf_plr.report.label_results import (
-    score_labels,
-    take_snapshot,
-    warn_of_collapse,
-)
+from hf_plr.report.label_results import score_labels, take_snapshot, warn_of_collapse
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
-from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
+from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.trainer.cluster_tree import make_stage_tree
 from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
+from hf_plr.trainer.settings import as_stored
 from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
@@ -416,9 +413,12 @@ class PLRTrainer(BaseTrainer):
 
     def run_settings(self) -> dict[str, Any]:
         """Settings of the run with those of clusterer and refiner."""
-        parts = presets.describe_settings(self.labelings, self.args)
-        parts |= {"label_shards": self.n_label_shards if self.n_label_shards > 1 else None}
-        return super().run_settings() | as_stored(parts)
+        parts = {"label_shards": self.n_label_shards if self.n_label_shards > 1 else None}
+        return super().run_settings() | as_stored(presets.describe_settings(self.labelings, self.args) | parts)
+
+    def default_settings(self) -> dict[str, Any]:
+        """Settings of a run to which nothing is given, with those of clusterer and refiner."""
+        return super().default_settings() | as_stored(presets.describe_default_settings(self.labelings))
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, and beside it what is known of their clusters.

@@ -14,7 +14,8 @@ from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
 from hf_plr.models.lora import has_adapters
-from hf_plr.trainer.checkpointing import check_same_settings, find_checkpoint, load_state
+from hf_plr.trainer.checkpointing import find_checkpoint, load_state
+from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
 
@@ -152,7 +153,7 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         compared = [settings, trainer.run_settings()]
         if not trainer.train_dataset.is_checked:
             compared = [{name: each[name] for name in each if name not in OF_SAMPLES} for each in compared]
-        check_same_settings(checkpoint, compared[0], compared[1], warns=False)
+        check_same_settings(checkpoint, compared[0], compared[1], trainer.default_settings(), warns=False)
         return
     continuation = getattr(trainer, "continuation", None)  # of trainers that can continue a run
     if continuation is not None:

@@ -31,7 +31,8 @@ from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
-from hf_plr.trainer.checkpointing import STATE_FILE, as_stored
+from hf_plr.trainer.checkpointing import STATE_FILE
+from hf_plr.trainer.settings import as_stored
 from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import NESTED, UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
@@ -40,6 +41,7 @@ from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_span
 from hf_plr.units.space import FrameSpaceFitter, number_recordings, number_speakers
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
+from hf_plr.utils.parameters import default_parameters
 from hf_plr.utils.rng import isolate_rng, uniform
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.stopwatch import Stopwatch
@@ -372,6 +374,10 @@ class UnitTrainer(BaseTrainer):
         if self._speakers is not None:  # the digest of the data knows nothing of them
             refinement["speakers"] = hashlib.sha256(self._speakers.tobytes()).hexdigest()[:16]
         return super().run_settings() | as_stored(refinement)
+
+    def default_settings(self) -> dict[str, Any]:
+        """Settings of a run to which nothing is given, with those of the refiner."""
+        return super().default_settings() | {"refiner": as_stored(default_parameters(self.stage.refiner))}
 
     def summary(self) -> RunSummary:
         """What is known of the run so far."""

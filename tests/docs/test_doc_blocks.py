@@ -132,8 +132,13 @@ def test_replacements_are_of_one_block(run):
     assert run(text) == 2
 
 
+def test_replacements_are_of_whole_words(run):
+    text = '<!-- test: replace "data" "photos" -->\n```bash\necho --data_x data | grep -e "^--data_x photos$"\n```'
+    assert run(text) == 1
+
+
 def test_a_replacement_that_matches_nothing_fails(run):
-    with pytest.raises(PageError, match="replaces 'small', which is not in the block"):
+    with pytest.raises(PageError, match="replaces 'small', which is no whole word"):
         run('<!-- test: replace "small" "tiny" -->\n```bash\necho big\n```')
 
 

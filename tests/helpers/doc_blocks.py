@@ -44,16 +44,17 @@ class Block:
     replacements: list[tuple[str, str]] = field(default_factory=list)
 
     def replaced(self, page: str) -> str:
-        """The text with all replacements.
+        """The text with all replacements, of whole words: "data" leaves "--dataset" as it is.
 
         Raises:
             PageError: if one of them replaces nothing.
         """
         text = self.text
         for old, new in self.replacements:
-            if old not in text:
-                raise PageError(f"{page}:{self.line}: replaces {old!r}, which is not in the block")
-            text = text.replace(old, new)
+            starts, ends = (r"(?<!\w)" if old[0].isalnum() else ""), (r"(?!\w)" if old[-1].isalnum() else "")
+            text, times = re.subn(f"{starts}{re.escape(old)}{ends}", lambda _, new=new: new, text)  # type: ignore[misc]
+            if not times:
+                raise PageError(f"{page}:{self.line}: replaces {old!r}, which is no whole word of the block")
         return text
 
 

@@ -10,6 +10,7 @@ from helpers import tiny
 from helpers.runs import StopAt, assert_same_run, assert_same_weights
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
+from hf_plr.trainer.checkpointing import FILE_LIST, _write_file_list, load_state, save_state
 
 BETWEEN_EPOCHS, WITHIN_EPOCH = "between epochs", "within an epoch"
 WORKERS = {"none": {}, "two": {"dataloader_num_workers": 2}}
@@ -121,6 +122,39 @@ def test_other_settings_are_refused_by_name(make_trainer, first_checkpoint, argu
         make_trainer(**arguments).train(resume_from_checkpoint=first_checkpoint)
     assert message in str(raised.value)
     assert "Resume with the settings that the run was started with" in str(raised.value)
+
+
+OLDER = ("n_levels", "min_confidence", "tol")  # an argument and parameters that a checkpoint may be older than
+
+
+def without(settings, names):
+    """Settings and their parts, without some names."""
+    if isinstance(settings, list):
+        return [without(each, names) for each in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {name: without(value, names) for name, value in settings.items() if name not in names}
+
+
+@pytest.mark.parametrize("refinement", ["slr", "auto"])  # one labeling, and three with a clusterer each
+def test_a_checkpoint_older_than_a_setting_counts_as_written_with_its_default(make_trainer, tmp_path, refinement):
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), refinement=refinement)
+    whole.train()
+    part = tmp_path / "part"
+    make_trainer({"callbacks": [StopAt(7)]}, output_dir=str(part), refinement=refinement).train()
+    state, settings = load_state(part / "checkpoint-7")
+    clusterers = settings["clusterer's parameters"]
+    for described in (settings, settings["refiner"], clusterers if refinement == "slr" else clusterers[2]):
+        assert any(name in described for name in OLDER)
+    save_state(part / "checkpoint-7", state, without(settings, OLDER))
+    (part / "checkpoint-7" / FILE_LIST).unlink()
+    _write_file_list(part / "checkpoint-7")
+    other = make_trainer(output_dir=str(part), refinement=refinement, min_confidence=0.9)
+    with pytest.raises(ValueError, match=r"min_confidence was 0\.0 and is 0\.9"):
+        other.train(resume_from_checkpoint=str(part / "checkpoint-7"))
+    resumed = make_trainer(output_dir=str(part), refinement=refinement)
+    resumed.train(resume_from_checkpoint=str(part / "checkpoint-7"))
+    assert_same_run(whole, resumed)
 
 
 def test_other_data_and_an_own_refiner_are_refused(make_trainer, some_digits, first_checkpoint):

@@ -1,0 +1,139 @@
+"""Settings of a run, which a run that is resumed must share with its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from typing import Any
+
+from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SHARED = (
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "dataloader_drop_last",
+    "optim",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "bf16",
+    "fp16",
+)
+LENGTHS = ("num_train_epochs", "max_steps")
+FREE = (  # where data lie, how they are scored and kept in memory, what happens at faults
+    "image_column",
+    "audio_column",
+    "label_column",
+    "levels",
+    "labels",  # their contents are among the clusterer's parameters
+    "score_every",
+    "image_cache_gib",
+    "image_cache_dir",
+    "sound_cache_gib",
+    "sound_cache_dir",
+    "feature_dir",
+    "skip_unreadable",
+    "on_nan",
+    "report",
+)
+SHOWN = 6
+
+
+def settings_of(args: TrainingArguments, arguments_class: type[TrainingArguments]) -> dict[str, Any]:
+    """The arguments that decide what a run learns: our own, and those of `TrainingArguments` that do."""
+    of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = [field.name for field in dataclasses.fields(arguments_class) if field.name not in of_trainer]
+    names = [name for name in own if name not in FREE] + [*SHARED, *LENGTHS]
+    return as_stored({name: getattr(args, name) for name in names})
+
+
+def default_settings_of(arguments_class: type[TrainingArguments]) -> dict[str, Any]:
+    """The arguments of a class as they are where nothing is given, as JSON can hold them."""
+    fields = dataclasses.fields(arguments_class)
+    return as_stored({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
+
+
+def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are after they have been written to a file and read."""
+    stored: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return stored
+
+
+def check_same_settings(
+    checkpoint: str, stored: dict[str, Any], current: dict[str, Any], defaults: dict[str, Any], warns: bool = True
+) -> None:
+    """Refuse to resume from a checkpoint with settings other than its own.
+
+    Args:
+        checkpoint: its folder, for the message.
+        stored: settings that it was written with.
+        current: settings of this run.
+        defaults: settings where nothing is given. A checkpoint that is older than a setting counts as written with its
+            default: whoever adds a setting gives it a default that leaves runs as they were.
+        warns: False to leave the warning out.
+
+    Raises:
+        ValueError: naming each setting that differs; another length of the run is only warned of.
+    """
+    stored = _add_defaults(stored, current, defaults)
+    differing = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
+    lengths = [name for name in differing if name in LENGTHS]
+    refused = [name for name in differing if name not in LENGTHS]
+    if lengths and warns:
+        logger.warning(
+            "%s: %s. The run is resumed, but not as one that had this length from the start: its learning rate was "
+            "planned for the other.",
+            checkpoint,
+            _describe_differences(lengths, stored, current),
+        )
+    if refused:
+        raise ValueError(
+            f"{checkpoint} was written with other settings: {_describe_differences(refused, stored, current)}. Resume "
+            "with the settings that the run was started with, or start a new run with this checkpoint as its model"
+        )
+
+
+def _add_defaults(stored: Any, current: Any, defaults: Any) -> Any:
+    """Stored settings with the defaults of those that they lack, in dicts and in lists of dicts too."""
+    if isinstance(stored, dict) and isinstance(current, dict) and isinstance(defaults, dict):
+        absent = {name: defaults[name] for name in defaults if name in current and name not in stored}
+        both = {name: _add_defaults(stored[name], current.get(name), defaults.get(name)) for name in stored}
+        return {**both, **absent}
+    lists = (stored, current, defaults)
+    if all(isinstance(each, list) for each in lists) and len(stored) == len(current) == len(defaults):
+        return [_add_defaults(*each) for each in zip(*lists, strict=True)]
+    return stored
+
+
+def _describe_differences(names: list[str], stored: dict[str, Any], current: dict[str, Any]) -> str:
+    """Describe settings that differ; of one with parts, such as a clusterer's parameters, the parts that differ."""
+    differences: dict[tuple[str, str], str] = {}  # by the last name and the values: several clusterers share most parts
+    for name in names:
+        for part, was, now in _list_differences(name, stored.get(name), current.get(name)):
+            last, words = part.rpartition(", ")[2], f"was {was!r} and is {now!r}"
+            if last == name or last not in names:  # a clusterer's seed follows from the run's
+                differences.setdefault((last, words), f"{part} {words}")
+    shown = list(differences.values())[:SHOWN]
+    more = len(differences) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _list_differences(name: str, was: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """List what differs in two values, down to the entries of dicts and of lists of equal length: (name, was, is)."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        pairs = [(f"{name}, {key}", was.get(key), now.get(key)) for key in {**now, **was}]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now) and {type(x) for x in was} == {dict}:
+        pairs = [(name, *pair) for pair in zip(was, now, strict=True)]
+    else:
+        return [] if was == now else [(name, was, now)]
+    return [difference for pair in pairs for difference in _list_differences(*pair)]
