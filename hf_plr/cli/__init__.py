@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from hf_plr.cli import assign, audit, cluster, cut, embed, env, name, push, push_labels, refine, report, train, units
-from hf_plr.hub.push import HubError
+from hf_plr.hub.errors import HubError
 
-COMMANDS = {
-    "refine": refine,
-    "units": units,
-    "embed": embed,
-    "assign": assign,
-    "cluster": cluster,
-    "report": report,
-    "audit": audit,
-    "name": name,
-    "cut": cut,
-    "push": push,
-    "push-labels": push_labels,
-    "env": env,
-}
+COMMANDS = (
+    "refine",
+    "units",
+    "embed",
+    "assign",
+    "cluster",
+    "report",
+    "audit",
+    "name",
+    "cut",
+    "push",
+    "push-labels",
+    "env",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
-        return train.main(argv[1:])
-    args = make_parser().parse_args(argv)
+        return _load("train").main(argv[1:])
+    args = make_parser(argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     try:
-        status = COMMANDS[args.command].run(args)
+        status = _load(args.command).run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,12 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of all commands; what follows `hf-plr train` is the recipe's to parse."""
+def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Make the parser of all commands, or of some; what follows `hf-plr train` is the recipe's to parse.
+
+    A command's module is imported for it: all of them take two seconds.
+    """
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    subparsers.add_parser("train", help=train.SUMMARY)
-    for command, module in COMMANDS.items():
+    subparsers.add_parser("train", help=_load("train").SUMMARY)
+    for command in commands:
+        module = _load(command)
         subparser = subparsers.add_parser(
             command,
             help=module.SUMMARY,
@@ -66,3 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(subparser)
     return parser
+
+
+def _load(command: str) -> Any:
+    return importlib.import_module(f"hf_plr.cli.{command.replace('-', '_')}")

@@ -10,7 +10,6 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from matplotlib.figure import Figure
 
 import hf_plr
 from hf_plr.hub.markdown import escape_markdown
@@ -40,6 +39,8 @@ def plot_clusters(path: str | os.PathLike[str], sizes: np.ndarray, stages: list[
         stages: logged metrics of every stage.
         noun: name of the members, in the plural.
     """
+    from matplotlib.figure import Figure  # imported here: it takes as long as a short command
+
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.bar(np.arange(len(sizes)), np.sort(sizes)[::-1], width=1.0)

@@ -19,10 +19,10 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.hub.errors import HubError
 from hf_plr.hub.label_dataset import NO_MEDIA_OF_SEGMENTS, push_labels
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.push import (
-    HubError,
     PushResult,
     check_write_access,
     format_epoch_tag,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from hf_plr.hub.errors import HubError
 from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS
 
 logger = logging.getLogger(__name__)
@@ -48,18 +49,6 @@ RETRIED_STATUSES = (408, 429)
 PAUSES = (1.0, 5.0)  # seconds before each retry
 RETRY_SECONDS = 30.0  # a push that took longer to fail was retried by the client
 MAX_CHARACTERS = 300  # of messages of the Hub or its client
-
-
-class HubError(RuntimeError):
-    """Error of a push to the Hub.
-
-    Attributes:
-        refused: True if the Hub or its client refused the push, False if the Hub failed or is unreachable.
-    """
-
-    def __init__(self, message: str, refused: bool = False):
-        super().__init__(message)
-        self.refused = refused
 
 
 @dataclass(frozen=True)
