@@ -4,10 +4,10 @@
 
 `out` is the output folder or Hub id of a run that labels whole samples. NEW is a Hub id, a folder of images or
 recordings, an archive or a table. The output has one row per sample: its index, its file if that is known, its cluster
-(label, -1 for a new sample, and name where clusters have names), its cluster in each level of the run (level_8), the
-nearest and the second nearest cluster with their similarities, its novelty, and the share of the run's own samples that
-are at least as novel (p_value). A sample is new if that share is at most --false_alarms. New samples that are alike are
-numbered as proposed patterns in column group.
+(label, -1 for a new sample, and name where clusters have names), its cluster in each level of the run (level_8, and
+name_8 where there are names), the nearest and the second nearest cluster with their similarities, its novelty, and the
+share of the run's own samples that are at least as novel (p_value). A sample is new if that share is at most
+--false_alarms. New samples that are alike are numbered as proposed patterns in column group.
 
 Beside it, assigned.html shows the shares of the known clusters against training, the new patterns with their samples
 and, with --time_column, what changes over time; assigned.json holds the same as data. Pooling, layer, length and

@@ -27,6 +27,7 @@ from hf_plr.report.drift import TimeBins, bin_times
 from hf_plr.report.html.assigned_files import write_assigned
 from hf_plr.report.html.assigned_report import assigned_report, choose_shown
 from hf_plr.report.html.previews import MEDIA_TYPES, Preview, Previews
+from hf_plr.report.level_table import name_samples
 from hf_plr.report.names import NAMES_FILE, read_cluster_names
 from hf_plr.report.tree_file import TREE_FILE, read_levels
 
@@ -41,8 +42,8 @@ class AssignedData:
     Attributes:
         table: one row per sample, ordered by index and start: index (row of the data set), file if that is known, start
             and end in seconds of segments, label (known cluster, -1 = new), name where clusters have names, level_N for
-            each level of the run (the level's cluster, -1 = new), nearest (nearest known cluster, of new samples too),
-            similarity (its cosine), second and second_similarity, novelty,
+            each level of the run (the level's cluster, -1 = new), name_N where levels or clusters have names, nearest
+            (nearest known cluster, of new samples too), similarity (its cosine), second and second_similarity, novelty,
             p_value, and group (number of the proposed pattern of a new sample, -1 = none).
         report: what the page shows, as JSON can hold it.
     """
@@ -231,10 +232,11 @@ def _make_table(samples: AssignedSamples, names: dict[int, str], levels: dict[in
         columns |= dict(zip(SPAN_COLUMNS, (pa.array(each, pa.float64()) for each in samples.spans.T), strict=True))
     columns[LABEL_COLUMN] = pa.array(label, pa.int64())
     if names:
-        ids, code = np.unique(label, return_inverse=True)
-        texts = pa.array([names.get(number) for number in ids.tolist()], pa.string())
-        columns["name"] = texts.take(pa.array(code))
-    columns |= {level_column(n): pa.array(level.apply(label)) for n, level in levels.items()}
+        columns["name"] = name_samples(label, names)
+    numbers = {n: level.apply(label) for n, level in levels.items()}
+    columns |= {level_column(n): pa.array(each) for n, each in numbers.items()}
+    if names or any(level.own_names for level in levels.values()):
+        columns |= {f"name_{n}": name_samples(numbers[n], level.names(names)) for n, level in levels.items()}
     return pa.table(
         {
             **columns,

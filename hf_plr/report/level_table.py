@@ -155,14 +155,14 @@ def _extend(
         numbers = {column: level.apply(own) for column, level in levels.items()}
     except ValueError as error:
         raise ValueError(f"{source} is not of this tree: {error}") from error
-    names = [_name(numbers[column], of_level) for column, of_level in level_names.items()]
+    names = [name_samples(numbers[column], of_level) for column, of_level in level_names.items()]
     arrays = [pa.array(numbers[column]) for column in levels]
     arrays = [*arrays, pa.array(own)] if LABEL_COLUMN in levels else [pa.array(own), *arrays]
     return [*(batch.column(name) for name in kept), *arrays, *names]
 
 
-def _name(numbers: np.ndarray, names: Mapping[int, str]) -> pa.Array:
-    """Names of samples by their cluster of a level; empty (null) without one."""
+def name_samples(numbers: np.ndarray, names: Mapping[int, str]) -> pa.Array:
+    """Names of samples by their cluster, int64 (n,); empty (null) where it has none."""
     clusters = np.array(sorted(names), np.int64)
     place = np.searchsorted(clusters, numbers)
     is_named = np.isin(numbers, clusters)

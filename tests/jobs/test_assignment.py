@@ -75,7 +75,8 @@ def with_levels(columns, out):
     place = columns.index("nearest")
     levels = hf_plr.read_levels(out)
     assert levels
-    return [*columns[:place], *(f"level_{n}" for n in levels), *columns[place:]]
+    kinds = ("level", "name") if "name" in columns else ("level",)
+    return [*columns[:place], *(f"{kind}_{n}" for kind in kinds for n in levels), *columns[place:]]
 
 
 def test_folders_without_a_tree_have_no_levels_and_the_tree_of_another_run_is_refused(run, new_digits, tmp_path):
@@ -162,9 +163,10 @@ def test_the_command_writes_a_table_a_page_and_raises_an_alarm(run, folder, tmp_
 
 
 def test_names_of_clusters_are_in_table_page_and_lines(run, new_digits, tmp_path, capsys):
-    trainer, _, known = run
+    trainer, first, known = run
     out = str(tmp_path / "named")
     trainer.save_model(out)
+    shutil.copy(f"{first}/tree.json", out)
     known.save(f"{out}/known_clusters.safetensors")
     label = int(known.labels[np.argmax(known.sizes)])
     write_cluster_names(out, {label: "seven", 999: "gone"})
@@ -173,6 +175,13 @@ def test_names_of_clusters_are_in_table_page_and_lines(run, new_digits, tmp_path
     assert (frame["name"].eq("seven") == frame["label"].eq(label)).all()
     assert frame["name"].isna().sum() == (frame["label"] != label).sum()
     assert assigned.report["names"] == {str(label): "seven", "999": "gone"}
+    (n, level), *_ = hf_plr.read_levels(out).items()
+    of_cluster = int(level.apply([label])[0])
+    assert (frame[f"name_{n}"].eq("seven") == frame[f"level_{n}"].eq(of_cluster)).all()
+    write_cluster_names(out, {}, {n: {of_cluster: "odd"}})
+    frame = hf_plr.assign(out, new_digits).table.to_pandas()
+    assert "name" not in frame
+    assert (frame[f"name_{n}"].eq("odd") == frame[f"level_{n}"].eq(of_cluster)).all()
 
 
 def test_the_page_shows_the_samples_that_it_names(run, new_digits):

@@ -21,7 +21,7 @@ from hf_plr.report.html.report_file import read_report
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.html.tree_facts import describe_tree
 from hf_plr.report.outputs import write_metrics
-from hf_plr.report.tree_file import read_tree
+from hf_plr.report.tree_file import read_levels, read_tree
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- "
 
@@ -83,7 +83,8 @@ def test_a_run_leaves_everything_that_the_page_shows(make_trainer, tmp_path):
         clusters = {cluster: size for cluster, size, _ in shown["sizes"]["clusters"]}
         assert dict(zip(shown["tree"]["labels"], shown["tree"]["sizes"], strict=True)) == clusters
         assert len(shown["tree"]["heights"]) == len(clusters) - 1
-    assert data["tree"] == describe_tree(read_tree(tmp_path / "out"))  # of the weights after the last epoch
+    tree = read_tree(tmp_path / "out")
+    assert data["tree"] == describe_tree(tree, read_levels(tmp_path / "out"))  # of the weights after the last epoch
     sizes = labels["label"].value_counts()
     assert {cluster: size for cluster, size, _ in data["sizes"]["clusters"]} == sizes.to_dict()
     for sheet in data["sheets"]["clusters"]:

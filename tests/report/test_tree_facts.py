@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hf_plr.refinement.hierarchy import make_tree
 from hf_plr.report.html.tree_facts import describe_tree, find_tree
+from hf_plr.report.names import write_cluster_names
 from hf_plr.report.tree_file import write_tree
 
 
@@ -27,6 +30,15 @@ def test_the_tree_of_the_folder_is_taken_if_it_is_of_the_same_clusters(tmp_path)
     for others in ([4, 3, 2, 1], [4, 3, 2], [4, 3, 2, 2, 1]):
         assert find_tree(tmp_path, data_of(others)) is None
     assert find_tree(tmp_path / "nowhere", data_of([4, 3, 2, 2])) is None
+
+
+def test_levels_of_the_run_come_with_their_numbers_and_names(tmp_path):
+    tree = make([4, 3, 2, 2])
+    level = replace(tree.cut(2), numbers=np.array([7, 7, 9, 9]))
+    write_tree(tmp_path, tree, {2: level})
+    write_cluster_names(tmp_path, {0: "cat"}, {2: {9: "dogs"}})
+    found = find_tree(tmp_path, data_of([4, 3, 2, 2]))
+    assert (found["levels"], found["numbers"], found["names"]) == ([2], {"2": [7, 7, 9, 9]}, {"2": {"9": "dogs"}})
 
 
 def test_the_tree_of_the_stage_is_taken_where_the_folder_has_none(tmp_path):

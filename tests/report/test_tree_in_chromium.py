@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -193,6 +194,32 @@ def test_names_name_groups_and_stay_text(make_trainer, tmp_path):
         assert await page.run("document.querySelectorAll('[onerror]').length") == 0
         labels = await page.run(f"{BARS}.map((bar) => bar.getAttribute('aria-label'))")
         assert any("dent" in label for label in labels)
+
+    check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work)
+
+
+def test_levels_of_the_run_have_their_own_numbers_and_names(make_trainer, tmp_path):
+    tree = write_report_with_tree(make_trainer(), tmp_path / "out", 12)
+    cut = tree.cut(4)
+    new = {number: 40 + i for i, number in enumerate(cut.members)}  # as where numbers have lived on from earlier runs
+    level = replace(cut, numbers=np.array([new[number] for number in cut.numbers.tolist()]))
+    write_tree(tmp_path / "out", tree, {4: level, 7: tree.cut(7)})
+    write_cluster_names(tmp_path / "out", {}, {4: {41: "dents"}})
+    render_again(tmp_path / "out")
+
+    async def work(page: Page) -> None:
+        presets = "[...document.querySelectorAll('#tree .presets button')].map((each) => parseInt(each.textContent))"
+        assert await page.run(presets) == [4, 7, 12]
+        await choose_level(page, 4)
+        assert dict(await page.run(SIZES)) == {number: level.size(number) for number in level.members}
+        headings = await page.run("[...document.querySelectorAll('.group-of-faces h3')].map((each) => each.innerText)")
+        for number in level.members:
+            named = "dents (41)" if number == 41 else f"group {number}"
+            assert any(heading.replace("\n", " ").startswith(named) for heading in headings)
+        labels = await page.run(f"{BARS}.map((bar) => bar.getAttribute('aria-label'))")
+        assert sum("dents (41)" in label for label in labels) == 1  # in the row of its level alone
+        await choose_level(page, 5)  # no level of the run
+        assert {number for number, _ in await page.run(SIZES)} == set(tree.cut(5).members)
 
     check_page(tmp_path / "browser", tmp_path / "out" / "report.html", work)
 

@@ -1,8 +1,9 @@
 // The tree of the clusters, cut where the page's reader chooses. A group is a cluster of the level that is shown now;
-// its number is that of its most senior cluster, the first of them in the order of the tree.
+// its number is that of the run's own level, or else that of its most senior cluster, the first in the order of the tree.
+const sizeOf = new Map(data.sizes.clusters.map(([id, size]) => [id, size]));
 const tree = data.tree && data.tree.labels.length > 1 ? readTree(data.tree) : null;
 
-function readTree({ labels, sizes, nodes, heights, levels }) {
+function readTree({ labels, sizes, nodes, heights, levels, numbers, names }) {
   const n = labels.length;
   const parts = labels.map((label, i) => ({ id: i, clusters: [label], senior: i, size: sizes[i], height: 0, children: [] }));
   nodes.forEach(([first, second], i) => {
@@ -27,7 +28,10 @@ function readTree({ labels, sizes, nodes, heights, levels }) {
     }
     return found;
   };
-  return { n, root, cut, numberOf: (node) => labels[node.senior], levels, heightOf: (k) => (k < n ? heights[n - k - 1] : 0) };
+  // Number and name of a node as a group of the level of k groups.
+  const numberOf = (node, k) => (numbers && numbers[k] ? numbers[k] : labels)[node.senior];
+  const nameOf = (node, k) => (names && names[k] && names[k][numberOf(node, k)]) || namesOf(node);
+  return { n, root, cut, numberOf, nameOf, levels, heightOf: (k) => (k < n ? heights[n - k - 1] : 0) };
 }
 
 const FEW_CLUSTERS = 100, FEW_GROUPS = 60; // with more clusters the page begins with a level of fewer groups
@@ -40,7 +44,7 @@ const level = (() => {
   function set(clusters) {
     if (!tree) return;
     k = Math.max(1, Math.min(tree.n, Math.round(clusters) || 1));
-    groups = tree.cut(k).map((node) => ({ number: tree.numberOf(node), size: node.size, clusters: node.clusters }));
+    groups = tree.cut(k).map((node) => ({ number: tree.numberOf(node, k), name: tree.nameOf(node, k), size: node.size, clusters: node.clusters }));
     groups.sort((a, b) => b.size - a.size || a.number - b.number);
     byNumber = new Map(groups.map((group) => [group.number, group]));
     groupOf = new Map(groups.flatMap((group) => group.clusters.map((cluster) => [cluster, group.number])));
@@ -68,13 +72,16 @@ function namesOf(node) {
   }
   return [...weights].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)).map(([name]) => name).join(" / ");
 }
-const sizeOf = new Map(data.sizes.clusters.map(([id, size]) => [id, size]));
+
+function nameOfGroup(clusters, number, name) {
+  if (clusters.length === 1 && clusters[0] === number && (!name || name === clusterNames[number])) return clusterName(number);
+  return name ? `${name} (${number})` : `group ${number}`;
+}
 
 function groupName(number) {
   const group = level.group(number);
-  if (level.isWhole || !group || group.clusters.length === 1) return clusterName(number);
-  const names = namesOf(group);
-  return names ? `${names} (${number})` : `group ${number}`;
+  if (level.isWhole || !group) return clusterName(number);
+  return nameOfGroup(group.clusters, number, group.name);
 }
 
 // The largest cluster of a group that has members on the page.

@@ -51,6 +51,7 @@ function icicle(open) {
           last.end = end;
         } else bars.push({ nodes: [node], row, start, end, parent, isNarrow: end - start < NARROW });
       }
+      for (const bar of bars) if (bar.row === row) bar.k = k;
       const top = row * (BAR + GAP + head);
       return k === null ? null : rowName(k, top, isNarrow);
     });
@@ -74,14 +75,14 @@ function icicle(open) {
     const [node] = bar.nodes;
     const isOne = bar.nodes.length === 1;
     const width = bar.end - bar.start;
-    const name = isOne ? nodeName(node) : `${count(bar.nodes.length)} small ones`;
+    const name = isOne ? nodeName(node, bar.k) : `${count(bar.nodes.length)} small ones`;
     const size = bar.nodes.reduce((sum, each) => sum + each.size, 0);
     const within = isOne && node.clusters.length > 1 ? `, ${plural(node.clusters.length, clusterWord)}` : "";
     const label = `${name}, ${count(size)} ${run.members}${within}`;
     const element = el("div", { role: "treeitem", class: `branch${isOne ? "" : " several"}`, "aria-level": bar.row + 1, "aria-label": label, title: label, tabindex: -1 });
     Object.assign(element.style, { left: `${left + bar.start}px`, width: `${Math.max(1, width - (width > 4 ? 1.5 : 0.5))}px`, top: `${top}px`, height: `${BAR}px` });
-    element.style.setProperty("--colour", isOne ? colourOf(tree.numberOf(node)) : "var(--kept)");
-    const caption = isOne ? shortName(node) : `+${count(bar.nodes.length)}`;
+    element.style.setProperty("--colour", isOne ? colourOf(tree.numberOf(node, bar.k)) : "var(--kept)");
+    const caption = isOne ? shortName(node, bar.k) : `+${count(bar.nodes.length)}`;
     if (width > 6 + 8 * Math.min(caption.length, 4)) element.append(el("span", { class: "caption" }, caption));
     const room = Math.floor((width - 6) / (isSound ? 1.4 * ROOM : ROOM)) || Number(width > SMALL);
     if (room > 0) element.append(el("span", { class: "pictures" }, facesOfNode(isOne ? node : together(bar.nodes), Math.min(room, MOST_FACES)).map((key) => preview(key, {}))));
@@ -114,7 +115,7 @@ function icicle(open) {
     const [only] = node.clusters.length === 1 ? node.clusters : [null];
     const facts = [`${count(node.size)} ${run.members}`, share(node.size / tree.root.size), only === null ? plural(node.clusters.length, clusterWord) : null, only === null ? `merged at height ${node.height.toFixed(3)}` : null];
     return [
-      el("h3", {}, swatch(tree.numberOf(node)), nodeName(node), el("span", { class: "soft" }, facts.filter(Boolean).join(" \u00b7 "))),
+      el("h3", {}, swatch(tree.numberOf(node, bar.k)), nodeName(node, bar.k), el("span", { class: "soft" }, facts.filter(Boolean).join(" \u00b7 "))),
       only === null ? el("p", { class: "soft which" }, largestFirst(node).slice(0, MOST_FACES).map(nameOfNumber).join(", "), node.clusters.length > MOST_FACES ? ", \u2026" : "") : null,
       el("div", { class: "controls" }, only === null ? goInto(bar) : el("button", { type: "button", onclick: () => open(only) }, `Members of ${clusterName(only)}`)),
       strip(facesOfNode(node, MOST_FACES), null),
@@ -175,15 +176,10 @@ function icicle(open) {
   onResize(draw);
 }
 
-function nodeName(node) {
-  const number = tree.numberOf(node);
-  if (node === tree.root) return `all ${count(tree.n)} ${clusterWord}s`;
-  if (node.clusters.length === 1) return clusterName(number);
-  const names = namesOf(node);
-  return names ? `${names} (${number})` : `group ${number}`;
-}
+// The name of a node in the row of the level of k groups.
+const nodeName = (node, k) => (node === tree.root ? `all ${count(tree.n)} ${clusterWord}s` : nameOfGroup(node.clusters, tree.numberOf(node, k), tree.nameOf(node, k)));
 
-const shortName = (node) => (node === tree.root ? "all" : namesOf(node) || String(tree.numberOf(node)));
+const shortName = (node, k) => (node === tree.root ? "all" : tree.nameOf(node, k) || String(tree.numberOf(node, k)));
 
 const largestFirst = (node) => [...node.clusters].sort((a, b) => (sizeOf.get(b) || 0) - (sizeOf.get(a) || 0));
 const together = (nodes) => ({ clusters: nodes.flatMap((node) => node.clusters) });
