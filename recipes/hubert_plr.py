@@ -54,7 +54,7 @@ DEMO_OUTPUT_DIR = "out/sounds"
 DEFAULTS = {"per_device_eval_batch_size": 64}
 IMAGE_ARGUMENTS = (
     *("image_column", "image_cache_gib", "image_cache_dir"),
-    *("decoded_size", "pixel_range", "transparency_background"),
+    *("image_size", "decoded_size", "pixel_range", "transparency_background"),
 )
 NEXT_COMMANDS = {
     "utterance": (

@@ -239,7 +239,7 @@ def start(recipe: RecipeArguments, args: ReidPLRArguments, target: ReidData) -> 
         if height is not None and width is not None:
             image_size, patch_size = max(height, width), max(8, min(height, width) // 8)
         else:
-            image_size, patch_size = choose_vit_size(*read_image_sizes(target.train.images, "image"))
+            image_size, patch_size = choose_vit_size(*read_image_sizes(target.train.images, "image"), args.image_size)
         set_seed(args.seed)
         model, processor = small_vit(image_size, patch_size), small_vit_processor(image_size)
     if height is not None and width is not None:

@@ -129,7 +129,7 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
     if len(images) == 0:
         raise ValueError(f"dataset_name={recipe.dataset_name!r}: the split {recipe.train_split!r} is empty")
     image_column = find_image_column(images, args.image_column)
-    image_size, patch_size = choose_vit_size(*read_image_sizes(images, image_column))
+    image_size, patch_size = choose_vit_size(*read_image_sizes(images, image_column), args.image_size)
     set_seed(args.seed)
     model = small_vit(image_size, patch_size)
     processor = small_vit_processor(image_size)

@@ -311,6 +311,32 @@ class ImageGeometry:
         return np.zeros((height, width, self.num_channels), np.uint8)
 
 
+def scale_processor(processor: Any, image_size: int) -> None:
+    """Let an image processor resize and crop to other sizes, with what it crops away in proportion.
+
+    Args:
+        processor: it is changed in place.
+        image_size: pixels of the shorter edge of its images.
+
+    Raises:
+        ValueError: if it does not resize to one size.
+    """
+    is_cropped = bool(getattr(processor, "do_center_crop", False))
+    names = [name for name in ("size", "crop_size") if getattr(processor, name, None) is not None]
+    edges = {name: read_sizes(getattr(processor, name)) for name in names}
+    last = edges.get("crop_size" if is_cropped else "size")
+    if not getattr(processor, "do_resize", False) or not last:
+        raise ValueError(
+            f"image_size={image_size} has no effect: {type(processor).__name__} does not resize to one size. Leave it "
+            'out, or let it resize (in preprocessor_config.json: "do_resize": true)'
+        )
+    scale = image_size / min(last.values())
+    for name in names:
+        size = getattr(processor, name)
+        scaled = {key: max(1, round(value * scale)) for key, value in edges[name].items()}
+        setattr(processor, name, scaled if isinstance(size, dict) else type(size)(**scaled))
+
+
 def describe_other_size(image: str, size: tuple[int, int], expected: tuple[int, int]) -> str:
     """Describe that the processor leaves an image at another size than others, and what to do about it."""
     (height, width), (expected_height, expected_width) = size, expected

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, SAMPLING_AUGMENTATIONS, ImageAugmentation
-from hf_plr.data.image_geometry import ImageGeometry
+from hf_plr.data.image_geometry import ImageGeometry, scale_processor
 from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
@@ -85,6 +85,8 @@ class ImageModality(Modality):
         self.model = load_backbone(model)
         # Copied: what is found of these images is stored with it.
         self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
+        if args.image_size is not None:
+            scale_processor(self.processor, args.image_size)
         self.geometry = ImageGeometry(
             self.processor,
             count_channels(self.model),

@@ -88,11 +88,17 @@ def small_vit_processor(image_size: int) -> ViTImageProcessorPil:
     )
 
 
-def choose_vit_size(heights: list[int], widths: list[int]) -> tuple[int, int]:
-    """Choose image and patch size of a small ViT: 32 to 96 pixels per side, 4 x 4 to 8 x 8 patches."""
+def choose_vit_size(heights: list[int], widths: list[int], image_size: int | None = None) -> tuple[int, int]:
+    """Choose image and patch size of a small ViT: 32 to 96 pixels per side, or those asked for; 4 x 4 to 8 x 8 patches.
+
+    Args:
+        heights: of the images, in pixels.
+        widths: of the images, in pixels.
+        image_size: pixels per side, if they are given.
+    """
     sides = sorted(max(height, width) for height, width in zip(heights, widths, strict=True))
     median = sides[len(sides) // 2]
-    image_size = min(max(32, -(-median // 16) * 16), 96)
+    image_size = min(max(32, -(-median // 16) * 16), 96) if image_size is None else image_size
     return image_size, max(8, image_size // 8)
 
 
