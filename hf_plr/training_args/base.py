@@ -210,8 +210,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     image_size: Count | None = field(
         default=None,
         metadata={
-            "help": "Images: pixels of the shorter edge that the model sees, more for detail, fewer for speed: 84 in place "
-            "of 224 takes a seventh of the time. Default: the size of the backbone's image processor."
+            "help": "Images: pixels of the shorter edge that the model sees. More show detail, fewer are quicker: 84 "
+            "take a seventh of the time of 224. Default: the size of the backbone's image processor."
         },
     )
     decoded_size: Count | None = field(
