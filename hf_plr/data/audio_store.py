@@ -182,6 +182,10 @@ class AudioStore(SampleStore):
         """
         return {"index": positions} | _pad(self._load_inputs(positions.numpy()))
 
+    def read_sampling_rates(self) -> list[int]:
+        """Read the samples per second (Hz) of up to 256 recordings, as they are stored."""
+        return read_sampling_rates(self._column, self._column_name)
+
     def describe_long(self) -> str | None:
         """Describe recordings that are much longer than the rest, and the arguments that help; None without any."""
         seconds = self.lengths / self.audio_format.sampling_rate

@@ -198,6 +198,14 @@ class AudioModality(Modality):
         assert isinstance(store, AudioStore)
         return self._padded(store)
 
+    def describe_loss_of_detail(self, store: SampleStore) -> str | None:
+        """Tell that recordings of a higher sampling rate are resampled, by the median of some."""
+        assert isinstance(store, AudioStore)
+        own, stored = self.format.sampling_rate, int(np.median(store.read_sampling_rates()))
+        if stored <= own:
+            return None
+        return f"resampled from {stored:,} to {own:,} Hz: nothing above {own // 2:,} Hz is heard"
+
     def _padded(self, store: AudioStore) -> np.ndarray:
         """Samples that the model computes per position: a model of a fixed length pads each clip to it."""
         fixed = self.backbone.max_samples

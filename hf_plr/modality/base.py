@@ -115,6 +115,10 @@ class Modality(ABC):
     def costs(self, store: SampleStore) -> np.ndarray | None:
         """Return the relative work per sample (len(store),) in extraction; None if all are alike."""
 
+    def describe_loss_of_detail(self, store: SampleStore) -> str | None:
+        """What the backbone cannot perceive of these samples, for the plan of a run; None where it is all of them."""
+        return None
+
     @property
     def usage_notes(self) -> str:
         """Sentences below the snippet, in Markdown."""

@@ -127,6 +127,8 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
         samples += f" of {len(np.unique(trainer.train_dataset.rows)):,} {trainer.modality.row_plural}"
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
+    lost = trainer.modality.describe_loss_of_detail(trainer.train_dataset)
+    samples += f", {lost}" if lost else ""
     rows = count_samples_per_step(args, trainer._train_batch_size)
     views = "" if trainer.views == 1 else f", each in {trainer.views} views"
     steps = f"{state.max_steps:,} of {rows // trainer.views:,} {trainer.modality.plural}{views}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +207,8 @@ class UnitTrainer(BaseTrainer):
         scaling = self.args.frame_scaling
         space = "" if scaling == "none" else f" standardised {'globally' if scaling == 'global' else f'by {scaling}'}"
         space += "" if self.args.whitening_shrinkage is None else " whitened"
-        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames{space}, refinement {preset}"
+        chance = f"a loss of {math.log(self._n_units):.2f} is guessing"
+        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames{space}, refinement {preset}; {chance}"
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True where a round begins."""

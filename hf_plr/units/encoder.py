@@ -82,8 +82,8 @@ class UnitEncoder:
                 ) from error
         if not os.path.isfile(path):
             raise ValueError(
-                f"{name} has no {CENTROIDS_FILE}: train with recipes/hubert_plr.py --objective frames, or call "
-                "UnitTrainer.save_labels"
+                f"{name} has no {CENTROIDS_FILE}: give the output folder of `hf-plr train audio --objective frames`, "
+                "or call UnitTrainer.save_labels"
             )
         stored_format = _read_format(path)
         arrays = read_tensors(path, stored_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -12,13 +13,17 @@ import sys
 import termios
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from datasets import Audio, Dataset
 from helpers.paths import REPOSITORY
+from helpers.tiny import sound_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
-from hf_plr import PLRTrainingArguments
+from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.trainer.progress_display import ProgressDisplay, describe, make_plan
 from hf_plr.utils import progress
 from hf_plr.utils.progress import track
@@ -134,6 +139,24 @@ def test_the_plan_names_devices_other_than_cuda(make_trainer, monkeypatch):
     trainer = make_trainer()
     monkeypatch.setattr(PLRTrainingArguments, "device", torch.device("mps"))
     assert make_plan(trainer)[-1] == ("device", "mps, float32")
+
+
+def make_tones(rate):
+    """Eight tones of the same samples at a sampling rate."""
+    rows = []
+    for i in range(8):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, 0.5 * np.sin(np.arange(9600) * (1 + i) / 9.0), rate, format="wav")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    return Dataset.from_dict({"audio": rows}).cast_column("audio", Audio())
+
+
+def test_the_plan_tells_what_of_sounds_is_not_heard_and_which_loss_is_guessing(tmp_path):
+    plan = dict(make_plan(sound_trainer(tmp_path / "high", make_tones(24_000))))
+    assert plan["samples"] == "8 recordings, resampled from 24,000 to 8,000 Hz: nothing above 4,000 Hz is heard"
+    assert plan["clusters"].endswith("refinement slr; a loss of 2.48 is guessing")  # ln 12
+    plan = dict(make_plan(sound_trainer(tmp_path / "low", make_tones(8_000), PLRTrainer, num_clusters=2)))
+    assert plan["samples"] == "8 recordings"
 
 
 def test_long_work_without_a_terminal_says_how_far_it_is(monkeypatch, capsys):

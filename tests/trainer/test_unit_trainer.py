@@ -134,7 +134,7 @@ def test_published_units_are_those_of_the_run(make_sound_trainer, some_sounds, t
 
 
 def test_a_model_without_centroids_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no centroids.safetensors: train with recipes/hubert_plr.py --objective"):
+    with pytest.raises(ValueError, match=r"has no centroids\.safetensors: give the output folder of `hf-plr"):
         UnitEncoder.load(tmp_path)
     with pytest.raises(ValueError, match=r"no/where is not a folder here, and the Hub has no centroids\.safetensors"):
         UnitEncoder.load("no/where")

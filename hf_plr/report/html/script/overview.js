@@ -48,7 +48,7 @@ function tiles() {
 
 function scores() {
   const phases = Object.keys(data.scores);
-  if (!phases.length) return el("p", {}, "No labels were given, so accuracy is not known. The random check below gives an estimate from marks on a few samples.");
+  if (!phases.length) return el("p", {}, "No labels were given, so accuracy is not known.", data.sheets.random.length ? " The random check below gives an estimate from marks on a few samples." : "");
   const names = [...new Set([...Object.keys(data.score_titles), ...phases.flatMap((phase) => Object.keys(data.scores[phase]))])];
   const rows = names.filter((name) => phases.some((phase) => name in data.scores[phase]))
     .map((name) => [data.score_titles[name] || name, ...phases.map((phase) => data.scores[phase][name] ?? "-")]);
