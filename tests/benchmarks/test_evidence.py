@@ -14,10 +14,10 @@ from helpers.paths import REPOSITORY, SHARED_DATA
 from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
-from benchmarks.evidence.runs import append_record, runs_of
+from benchmarks.evidence.runs import append_record, read_records, runs_of
 from benchmarks.evidence.summary import brief, interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
-from benchmarks.evidence.tuning import SEED, grid, report
+from benchmarks.evidence.tuning import SEED, grid, merit, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
 from benchmarks.novelty import draw_kept
 from hf_plr import PLRTrainer
@@ -105,6 +105,18 @@ def test_the_grid_has_every_peer_on_a_seed_of_its_own(tmp_path):
             record = {"task": run.task, "variation": run.variation, "way": run.way, "seed": run.seed, "budget": 1}
             append_record(results, {**record, "readout": {"centered": scores}})
     assert "| digits | byol | **3lr** | 0.800 | 0.900 | 0.850 |" in report([results])
+
+
+def test_peers_have_the_settings_that_were_best_in_the_grid():
+    records = read_records(REPOSITORY / "benchmarks" / "results" / "tuning.jsonl")
+    chosen = 0
+    for task, way in dict.fromkeys((run.task, run.way) for run in grid()):
+        runs = [run for run in grid() if (run.task, run.way) == (task, way)]
+        if all(run in records for run in runs):  # others are not decided yet
+            best = max(runs, key=lambda run: merit(records[run]))
+            assert grid()[best] == TUNED[TASKS[task].start][way]
+            chosen += 1
+    assert chosen >= 2
 
 
 def _write_records(path, ends, variation="-", task="digits"):
