@@ -91,6 +91,16 @@ def write_cluster_names(
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def carry_names(names: Mapping[int, str], renumbered: Mapping[int, int]) -> dict[int, str]:
+    """Names of the clusters of a run before, also of those that go on under another number.
+
+    Args:
+        names: name by cluster of the run before.
+        renumbered: number now by number before.
+    """
+    return {**{now: names[before] for before, now in renumbered.items() if before in names}, **names}
+
+
 def _as_json(names: Mapping[int, str]) -> dict[str, str]:
     return {str(int(label)): validate_name(name) for label, name in sorted(names.items())}
 

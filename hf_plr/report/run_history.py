@@ -69,6 +69,11 @@ class RunEvents:
             died=tuple(e.previous[0] for e in events.of_kind("died")),
         )
 
+    @property
+    def renumbered(self) -> dict[int, int]:
+        """Number now, by number before, of clusters that go on as one under another number."""
+        return {pair[0]: pair[1] for pair in self.kept if len(pair) == 2}
+
     def counts(self) -> dict[str, int]:
         """Number of events by kind."""
         return {field.name: len(getattr(self, field.name)) for field in dataclasses.fields(self)}

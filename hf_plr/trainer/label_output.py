@@ -15,7 +15,7 @@ import numpy as np
 from hf_plr.refinement.hierarchy import ClusterTree, Level, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
-from hf_plr.report.names import NAMES_FILE, write_cluster_names
+from hf_plr.report.names import NAMES_FILE, carry_names, write_cluster_names
 from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 from hf_plr.report.summary import RunSummary
@@ -63,7 +63,8 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
         Path(directory, TREE_FILE).unlink(missing_ok=True)
     if trainer.continuation is not None and not os.path.exists(os.path.join(directory, NAMES_FILE)):
         before = trainer.continuation.predecessor
-        write_cluster_names(directory, before.names, before.level_names)
+        names = carry_names(before.names, trainer.continuation.events.renumbered)
+        write_cluster_names(directory, names, before.level_names)
     history.keep_audit(directory).write(directory)
 
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.report.marks import read_labels
-from hf_plr.report.names import format_cluster, read_cluster_names, read_level_names, write_cluster_names
+from hf_plr.report.names import carry_names, format_cluster, read_cluster_names, read_level_names, write_cluster_names
 from hf_plr.report.naming import FewLabels, count_votes, read_few_labels, read_names_table
+from hf_plr.report.run_history import RunEvents
 
 NAMES = {3: "crack", 11: "Riß, längs", 7: '"<b>"'}
 
@@ -71,6 +72,14 @@ def test_a_cluster_is_shown_with_its_name_and_number():
 
 
 # ---- a table of names ------------------------------------------------------------------------------------------------
+
+
+def test_names_go_with_clusters_to_their_new_numbers():
+    events = RunEvents(kept=((1,), (2, 7), (3, 8)), died=(5,))
+    assert events.renumbered == {2: 7, 3: 8}
+    names = {1: "crack", 2: "dent", 5: "rust", 8: "free"}
+    assert carry_names(names, events.renumbered) == {**names, 7: "dent"}
+    assert carry_names({3: "burr", 8: "free"}, events.renumbered) == {3: "burr", 8: "free"}  # it has a name of its own
 
 
 def test_a_table_of_names(tmp_path):

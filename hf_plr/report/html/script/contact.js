@@ -57,6 +57,6 @@ function unfolding(list, few, drawn, word) {
 function face([id, size], open) {
   const title = `${clusterName(id)}: ${count(size)} ${run.members}`;
   return el("li", { class: "face" },
-    el("button", { type: "button", class: "face-name", title, "aria-label": title, onclick: () => open(id) }, swatch(id), el("b", {}, clusterNames[id] || `${id}`), el("span", { class: "soft" }, count(size))),
+    el("button", { type: "button", class: "face-name", title, "aria-label": title, onclick: () => open(id) }, swatch(id), el("b", {}, nameOfNumber(id)), el("span", { class: "soft" }, count(size))),
     strip(facesOf(id), id));
 }
