@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
         return _load("train").main(argv[1:])
-    args = make_parser(argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
+    args = make_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     try:
         status = _load(args.command).run(args)
         sys.stdout.flush()

@@ -185,7 +185,8 @@ class AudioStore(SampleStore):
     def read_sampling_rates(self) -> list[int]:
         """Read the samples per second (Hz) of up to 16 readable recordings, evenly spaced, as they are stored."""
         rows = self.rows[spread_rows(len(self.rows), 16)]
-        return [read_sampling_rate(*each) for each in zip(self._read_column(rows), rows.tolist(), strict=True)]
+        one_by_one = rows[:, None]  # of a long recording no others are in memory
+        return [read_sampling_rate(self._read_column(row)[0], int(row[0])) for row in one_by_one]
 
     def describe_long(self) -> str | None:
         """Describe recordings that are much longer than the rest, and the arguments that help; None without any."""

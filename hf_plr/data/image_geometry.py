@@ -241,10 +241,7 @@ class ImageGeometry:
                 f"decoded_size={edge} must be above {min(self.image_size)}, the size of the model's images"
             )
         self._scale = edge / min(self.image_size)
-        for name in ("size", "crop_size"):
-            sizes = read_sizes(getattr(self.processor, name, None))
-            if sizes:
-                self._larger[name] = {key: round(value * self._scale) for key, value in sizes.items()}
+        self._larger = scale_sizes(self.processor, self._scale)
         self._decoded_size = self._processed_size(self._make_blank(*self.image_size))
         if min(self._decoded_size) != edge:
             raise ValueError(
@@ -322,19 +319,25 @@ def scale_processor(processor: Any, image_size: int) -> None:
         ValueError: if it does not resize to one size.
     """
     is_cropped = bool(getattr(processor, "do_center_crop", False))
-    names = [name for name in ("size", "crop_size") if getattr(processor, name, None) is not None]
-    edges = {name: read_sizes(getattr(processor, name)) for name in names}
-    last = edges.get("crop_size" if is_cropped else "size")
+    last = read_sizes(getattr(processor, "crop_size" if is_cropped else "size", None))
     if not getattr(processor, "do_resize", False) or not last:
         raise ValueError(
             f"image_size={image_size} has no effect: {type(processor).__name__} does not resize to one size. Leave it "
             'out, or let it resize (in preprocessor_config.json: "do_resize": true)'
         )
-    scale = image_size / min(last.values())
-    for name in names:
+    for name, scaled in scale_sizes(processor, image_size / min(last.values())).items():
         size = getattr(processor, name)
-        scaled = {key: max(1, round(value * scale)) for key, value in edges[name].items()}
         setattr(processor, name, scaled if isinstance(size, dict) else type(size)(**scaled))
+
+
+def scale_sizes(processor: Any, scale: float) -> dict[str, dict[str, int]]:
+    """The `size` and `crop_size` of a processor, as far as it has them, with so many times the pixels per edge."""
+    sizes = {name: read_sizes(getattr(processor, name, None)) for name in ("size", "crop_size")}
+    return {
+        name: {key: max(1, round(value * scale)) for key, value in edges.items()}
+        for name, edges in sizes.items()
+        if edges
+    }
 
 
 def describe_other_size(image: str, size: tuple[int, int], expected: tuple[int, int]) -> str:

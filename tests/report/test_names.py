@@ -71,15 +71,15 @@ def test_a_cluster_is_shown_with_its_name_and_number():
     assert format_cluster(4, NAMES) == "4"
 
 
-# ---- a table of names ------------------------------------------------------------------------------------------------
-
-
 def test_names_go_with_clusters_to_their_new_numbers():
     events = RunEvents(kept=((1,), (2, 7), (3, 8)), died=(5,))
     assert events.renumbered == {2: 7, 3: 8}
     names = {1: "crack", 2: "dent", 5: "rust", 8: "free"}
     assert carry_names(names, events.renumbered) == {**names, 7: "dent"}
     assert carry_names({3: "burr", 8: "free"}, events.renumbered) == {3: "burr", 8: "free"}  # it has a name of its own
+
+
+# ---- a table of names ------------------------------------------------------------------------------------------------
 
 
 def test_a_table_of_names(tmp_path):

@@ -11,6 +11,7 @@ from helpers.runs import StopAt, assert_same_run, assert_same_weights
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
 from hf_plr.trainer.checkpointing import FILE_LIST, _write_file_list, load_state, save_state
+from hf_plr.utils.parameters import default_parameters
 
 BETWEEN_EPOCHS, WITHIN_EPOCH = "between epochs", "within an epoch"
 WORKERS = {"none": {}, "two": {"dataloader_num_workers": 2}}
@@ -155,6 +156,11 @@ def test_a_checkpoint_older_than_a_setting_counts_as_written_with_its_default(ma
     resumed = make_trainer(output_dir=str(part), refinement=refinement)
     resumed.train(resume_from_checkpoint=str(part / "checkpoint-7"))
     assert_same_run(whole, resumed)
+
+
+def test_classes_that_tell_nothing_of_their_constructor_have_no_defaults():
+    assert default_parameters({}) == {}
+    assert default_parameters(PseudoLabelRefiner())["n_levels"] == 1
 
 
 def test_other_data_and_an_own_refiner_are_refused(make_trainer, some_digits, first_checkpoint):

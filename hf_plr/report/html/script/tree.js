@@ -49,9 +49,8 @@ function icicle(open) {
         if (end - start < NARROW && last && last.row === row && last.isNarrow && last.parent === parent) {
           last.nodes.push(node);
           last.end = end;
-        } else bars.push({ nodes: [node], row, start, end, parent, isNarrow: end - start < NARROW });
+        } else bars.push({ nodes: [node], row, k, start, end, parent, isNarrow: end - start < NARROW });
       }
-      for (const bar of bars) if (bar.row === row) bar.k = k;
       const top = row * (BAR + GAP + head);
       return k === null ? null : rowName(k, top, isNarrow);
     });
