@@ -31,7 +31,6 @@ class ClusterObjective:
         self._first = 0  # position of the first of them
         self._soft_targets: SoftTargetTable | None = None
         self._weights: torch.Tensor | None = None
-        self._has_gaps = False
 
     def rebuild_prototypes(self, features: CenteredFeatures) -> list[ClusterMeans]:
         """Reset the prototypes to the means of the refined clusters; returns these by labeling."""
@@ -50,22 +49,17 @@ class ClusterObjective:
         self._soft_targets = SoftTargetTable(soft, self.memory.starts, device) if soft else None
         weights = [each for each in (labeling.loss_weights() for labeling in self.labelings) if each is not None]
         self._weights = torch.from_numpy(np.stack(weights, axis=1)).to(device) if weights else None
-        # No sample without a target in the first labeling is drawn.
-        n_gaps = self.labelings[0].stage.holder.add(np.array([np.count_nonzero(targets[:, 1:] < 0)]))
-        self._has_gaps = bool(n_gaps[0])
 
     def loss(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Compute the loss of features (B, D) of the samples at positions (B,), which this process holds: a scalar.
 
-        Every process calls it with as many samples. Its mean over the processes is the loss of all their samples, also
-        where more of one process's than of another's have no target in a finer labeling.
+        No sample without a target in the first labeling is drawn. One without a target in a finer labeling counts there
+        with a loss of zero.
         """
         held = index - self._first
         targets = self._targets[held] if self._soft_targets is None else self._soft_targets.rows(held)
         weights = None if self._weights is None else self._weights[held]
-        # Without gaps each process has as many targets, and need not ask the others.
-        accelerator = self.labelings[0].stage.accelerator if self._has_gaps else None
-        return self.memory.loss(self.memory.embed(features), targets, weights, accelerator)
+        return self.memory.loss(self.memory.embed(features), targets, weights)
 
     def targets_of(self, index: torch.Tensor) -> torch.Tensor:
         """Hard targets of the samples at positions (B,), which this process holds, in L labelings: int32 (B, L)."""

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.features.centering import compute_directions
 from hf_plr.pseudo_labels.soft_targets import SparseTargets
 from hf_plr.utils.constants import make_constant
-from hf_plr.utils.distributed import sum_all
 
 
 class PrototypeMemory:
@@ -61,7 +59,6 @@ class PrototypeMemory:
         directions: torch.Tensor,
         targets: torch.Tensor | SparseTargets,
         weights: torch.Tensor | None = None,
-        accelerator: Accelerator | None = None,
     ) -> torch.Tensor:
         """Compute the mean loss of a batch.
 
@@ -69,22 +66,18 @@ class PrototypeMemory:
             directions: embedded features, shape (B, D).
             targets: cluster per sample and labeling, integers of shape (B, L), -1 = no loss; or soft targets.
             weights: weight of the loss per sample and labeling, at least 0, shape (B, L); None for equal weights.
-            accelerator: connects the processes that share a batch, all of which call this; None for a batch of one.
 
         Returns:
-            A scalar with a gradient, the mean over the labelings that have clusters. Each is divided by its number of
-            samples with a target, whatever their weights; zero without targets. With several processes that number is
-            a process's mean share of all of them, so that the mean of the processes' losses is that of one process.
+            A scalar with a gradient, the mean over the labelings that have clusters and over all B samples: one without
+            a target counts with a loss of zero. So the mean over equal parts of a batch, on several processes or in
+            several steps of an accumulation, is the loss of the whole.
         """
         logits = directions @ self._rows[:-1].to(directions).T / self.temperature
         if isinstance(targets, SparseTargets):
-            losses, is_counted = _soft_losses(logits, targets, self._sizes)
+            losses = _soft_losses(logits, targets, self._sizes)
         else:
-            losses, is_counted = _hard_losses(logits, targets, self._sizes)
-        n_counted = sum_all(accelerator, is_counted.sum(dim=0)).clamp(min=1)
-        if accelerator is not None:
-            n_counted = n_counted / accelerator.num_processes
-        losses = (losses if weights is None else losses * weights).sum(dim=0) / n_counted
+            losses = _hard_losses(logits, targets, self._sizes)
+        losses = (losses if weights is None else losses * weights).mean(dim=0)
         return losses.sum() / sum(size > 0 for size in self._sizes)
 
     @torch.no_grad()
@@ -116,26 +109,22 @@ class PrototypeMemory:
         self.center, self._rows = self.center.to(device), self._rows.to(device)
 
 
-def _soft_losses(
-    logits: torch.Tensor, targets: SparseTargets, sizes: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropies of logits (B, all K) by sample and labeling, and where there is one: both (B, L)."""
+def _soft_losses(logits: torch.Tensor, targets: SparseTargets, sizes: Sequence[int]) -> torch.Tensor:
+    """Cross-entropies of logits (B, all K) by sample and labeling (B, L), zero without a target."""
     totals = torch.stack(
         [part.logsumexp(dim=1) if part.shape[1] else part.sum(dim=1) for part in logits.split(list(sizes), dim=1)],
         dim=1,
     )
     taught = logits.gather(1, targets.columns.flatten(1)).view_as(targets.shares)
     mass = targets.shares.sum(dim=2)
-    return mass * totals - (targets.shares * taught).sum(dim=2), mass > 0
+    return mass * totals - (targets.shares * taught).sum(dim=2)
 
 
-def _hard_losses(
-    logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _hard_losses(logits: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """The same for hard targets (B, L)."""
     columns = targets.long().unbind(dim=1)
     losses = [
         F.cross_entropy(part, column, ignore_index=-1, reduction="none") if part.shape[1] else column * 0.0
         for part, column in zip(logits.split(list(sizes), dim=1), columns, strict=True)
     ]
-    return torch.stack(losses, dim=1), targets >= 0
+    return torch.stack(losses, dim=1)

@@ -37,13 +37,13 @@ def test_memory_loss_is_cross_entropy_over_cosines_and_noise_has_none():
     kept = labels >= 0
     loss = memory.loss(batch, labels[:, None])
     expected = F.cross_entropy(batch[kept] @ prototypes.T / 0.1, labels[kept])
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, expected * 3 / 5)
     loss.backward()
     assert (batch.grad[~kept] == 0).all()
     assert memory.loss(batch, torch.full((5, 1), -1)).item() == 0.0
     weights = torch.tensor([0.5, 9.0, 2.0, 9.0, 0.0])[:, None]
     each = F.cross_entropy(batch[kept] @ prototypes.T / 0.1, labels[kept], reduction="none")
-    torch.testing.assert_close(memory.loss(batch, labels[:, None], weights), (0.5 * each[0] + 2.0 * each[1]) / 3)
+    torch.testing.assert_close(memory.loss(batch, labels[:, None], weights), (0.5 * each[0] + 2.0 * each[1]) / 5)
     onehot = SparseTargets(labels.clamp(min=0)[:, None, None], kept.float()[:, None, None])
     torch.testing.assert_close(memory.loss(batch, onehot, weights), memory.loss(batch, labels[:, None], weights))
 
@@ -67,9 +67,21 @@ def test_soft_targets_give_the_cross_entropy_of_their_dense_rows(seed, n_samples
         if len(table):
             dense = torch.zeros(n_samples, len(table)).scatter_add_(1, column - start, share)
             log_probabilities = F.log_softmax(expected @ table.T / 0.1, dim=1)
-            losses.append(-(dense * log_probabilities).sum() / (dense.sum(dim=1) > 0).sum().clamp(min=1))
+            losses.append(-(dense * log_probabilities).sum() / n_samples)
     torch.stack(losses).mean().backward()
     torch.testing.assert_close(batch.grad, expected.grad, rtol=1e-4, atol=1e-4)
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 5), SIZES)
+def test_the_loss_of_equal_parts_is_that_of_the_whole_wherever_targets_are_missing(seed, n_parts, n_each, sizes):
+    generator = torch.Generator().manual_seed(seed)
+    n_samples = n_parts * n_each
+    memory, batch = memory_of(*(unit(size, 8, generator=generator) for size in sizes)), unit(n_samples, 8)
+    targets = torch.stack([torch.randint(-1, size, (n_samples,), generator=generator) for size in sizes], dim=1)
+    weights = torch.rand(n_samples, len(sizes), generator=generator)
+    rows = torch.arange(n_samples).split(n_each)
+    parts = torch.stack([memory.loss(batch[part], targets[part], weights[part]) for part in rows])
+    torch.testing.assert_close(parts.mean(), memory.loss(batch, targets, weights))
 
 
 def test_the_loss_is_the_mean_of_the_labelings_that_have_clusters():
