@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Run:
 
 
 def runs_of(suite: str, seeds: int | None = None, budget: int = 1) -> list[Run]:
-    """All runs of a suite; one seed of everything comes before the next.
+    """All runs of a suite; one seed of everything comes before the next, and no peer is run for a clusterer.
 
     Args:
         suite: its name.
@@ -65,6 +65,7 @@ def runs_of(suite: str, seeds: int | None = None, budget: int = 1) -> list[Run]:
         for seed in all_seeds
         for task in chosen.tasks
         for way in chosen.ways
+        if WAYS[way].clusters or TASKS[task].peers_from is None
     ]
     off = [
         Run(task, variation, way, seed, budget)
@@ -184,11 +185,17 @@ def read_records(path: Path) -> dict[Run, dict[str, Any]]:
 
 
 def read_all(paths: list[Path]) -> dict[Run, dict[str, Any]]:
-    """The records of several files of results."""
+    """The records of several files of results; those of a start and of peers stand for every task that has them."""
     records: dict[Run, dict[str, Any]] = {}
     for path in paths:
         records |= read_records(path)
-    return records
+    shared = {
+        replace(run, task=task.name): record
+        for task in TASKS.values()
+        for run, record in records.items()
+        if run.task == task.peers_from and run.way in WAYS and not WAYS[run.way].clusters
+    }
+    return shared | records
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

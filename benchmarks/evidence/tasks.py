@@ -50,6 +50,7 @@ class Task:
         start: "random" or "pretrained" weights, which peers have settings of their own for.
         needs: folder under the data folder, or of the machine, without which the task is left out.
         variations: settings that are off, by name: changes to the arguments.
+        peers_from: task that differs in the clusterer alone, whose start and peers are this one's, too.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task:
     start: str = RANDOM
     needs: str | Path | None = None
     variations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peers_from: str | None = None
 
     def is_there(self, data: Path) -> bool:
         """Whether the data are where they are looked for."""
@@ -266,6 +268,7 @@ TASKS = {
                 for k1 in (15, 30)
             }
             | _varied_settings(),
+            peers_from="omniglot",
         ),
         Task(
             "fsdd",
@@ -292,7 +295,12 @@ def _longer(name: str, changes: dict[str, Any], **sizes: int) -> Task:
     task = TASKS[name]
     make = functools.partial(task.make, **sizes) if sizes else task.make
     return dataclasses.replace(
-        task, name=f"{name}-long", arguments={**task.arguments, **changes}, make=make, variations={}
+        task,
+        name=f"{name}-long",
+        arguments={**task.arguments, **changes},
+        make=make,
+        variations={},
+        peers_from=task.peers_from and f"{task.peers_from}-long",
     )
 
 

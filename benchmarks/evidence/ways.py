@@ -50,6 +50,11 @@ class Way:
     peers: dict[str, Peer] = field(default_factory=dict)
     is_trained: bool = True
 
+    @property
+    def clusters(self) -> bool:
+        """Whether the clusterer has a part in it."""
+        return self.is_trained and not self.peers
+
 
 # What `--tune` found best by the mean of centered kNN and linear probe: on digits (random), on cifar-5 (pretrained).
 TUNED = {

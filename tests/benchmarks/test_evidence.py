@@ -14,7 +14,7 @@ from helpers.paths import REPOSITORY, SHARED_DATA
 from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
-from benchmarks.evidence.runs import append_record, read_records, runs_of
+from benchmarks.evidence.runs import Run, append_record, read_all, read_records, runs_of
 from benchmarks.evidence.summary import brief, interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
 from benchmarks.evidence.tuning import SEED, grid, merit, report
@@ -184,6 +184,27 @@ def test_suites_have_each_run_once():
         assert all(run.budget == (0 if run.way == FROZEN else 3) for run in runs)
         assert set(chosen.off) <= set(chosen.ways)
     assert {*PEERS, BASELINE, "auto", FROZEN} <= set(SUITES["cpu"].ways)
+
+
+def test_a_start_and_peers_are_run_once_for_tasks_that_differ_in_the_clusterer(tmp_path):
+    for suite, chosen in SUITES.items():
+        runs = {(run.task, run.way) for run in runs_of(suite)}
+        for task in map(TASKS.get, chosen.tasks):
+            own = {way for way in chosen.ways if (task.name, way) in runs}
+            assert (own == set(chosen.ways)) is (task.peers_from is None)
+            assert own | {FROZEN, *PEERS} >= set(chosen.ways)
+    records = read_records(REPOSITORY / "benchmarks" / "results" / "peers.jsonl")
+    pairs = [
+        (records[Run("omniglot", "-", way, seed, budget)], records[Run("omniglot-hdbscan", "-", way, seed, budget)])
+        for way, budget in ((FROZEN, 0), ("simclr", 1), ("vicreg", 1))
+        for seed in (0, 1)
+    ]
+    assert all(first["readout"] == second["readout"] for first, second in pairs)
+    path = tmp_path / "some.jsonl"
+    append_record(path, pairs[2][0])
+    found = read_all([path])
+    assert set(found) == {Run("omniglot", "-", "simclr", 0), Run("omniglot-hdbscan", "-", "simclr", 0)}
+    assert len({json.dumps(record) for record in found.values()}) == 1
 
 
 def test_longer_runs_differ_in_size_alone(tmp_path):
