@@ -138,6 +138,7 @@ class SampleOpener:
 
     Attributes:
         latest: the store that it returned last.
+        label_numbers: number of each class that has a name.
         check: called with every store that is returned and not checked; None for nothing.
     """
 
@@ -147,7 +148,7 @@ class SampleOpener:
     def __init__(self, modality: Modality, label_column: str | None):
         self.modality = modality
         self.label_column = label_column
-        self._label_numbers: dict[str, int] = {}
+        self.label_numbers: dict[str, int] = {}
         self._stores: dict[int, tuple[Dataset, SampleStore]] = {}  # with the data set, so that its id stays unique
 
     def __call__(self, dataset: Dataset | SampleStore) -> SampleStore:
@@ -157,7 +158,7 @@ class SampleOpener:
         elif id(dataset) not in self._stores:
             flat = flatten_nested(dataset)
             has_labels = self.label_column is not None and self.label_column in flat.column_names
-            store = self.modality.open(flat, self.label_column if has_labels else None, self._label_numbers)
+            store = self.modality.open(flat, self.label_column if has_labels else None, self.label_numbers)
             self._stores[id(dataset)] = dataset, store
             self.latest = store
         else:

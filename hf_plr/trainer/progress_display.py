@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
 
 EVENTS = ("split", "merged", "reshaped", "born", "died")
+SHOWN_CLASSES = 4
 FEW_STEPS = 20  # with less, the warm-up and the first labels are most of a run
 TIMED_STEPS = 10  # after the first one, which is slower; fewer where an epoch has fewer
 
@@ -146,11 +147,25 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
         ("backbone", describe_backbone(trainer)),
         ("samples", samples),
         *([("continues", trainer.continues)] if trainer.continues else []),
+        *([("scores", _describe_truth(trainer))] if trainer.label_column is not None else []),
         ("clusters", trainer.describe_clusters()),
         ("epochs", f"{state.num_train_epochs:g}, with a stage before {stages}"),
         ("steps", steps),
         ("device", f"{device}, {precision}{' (--bf16 false: float32)' * args.is_bf16_by_default}{threads}{processes}"),
     ]
+
+
+def _describe_truth(trainer: BaseTrainer) -> str:
+    """What features and clusters are scored by: a user may not know that names of folders are labels."""
+    labels, numbers = trainer.train_dataset.labels, trainer.open_samples.label_numbers
+    assert labels is not None
+    classes = np.unique(labels[labels >= 0])
+    names = {number: name for name, number in numbers.items()}
+    shown = ", ".join(str(names.get(int(each), each)) for each in classes[:SHOWN_CLASSES])
+    more = ", ..." if len(classes) > SHOWN_CLASSES else ""
+    return (
+        f"by {len(classes):,} classes in column {trainer.label_column!r} ({shown}{more}), which training does not see"
+    )
 
 
 def describe_backbone(trainer: BaseTrainer) -> str:

@@ -19,11 +19,13 @@ import soundfile
 import torch
 from datasets import Audio, Dataset
 from helpers.paths import REPOSITORY
-from helpers.tiny import sound_trainer
+from helpers.tiny import image_trainer, sound_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
+from hf_plr.data.example_data import digits
+from hf_plr.data.loading import load_splits
 from hf_plr.trainer.progress_display import ProgressDisplay, describe, make_plan
 from hf_plr.utils import progress
 from hf_plr.utils.progress import track
@@ -98,9 +100,10 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     lines = capsys.readouterr().out.splitlines()
     n = sum(parameter.numel() for parameter in trainer.model.parameters())
     trained = n - sum(parameter.numel() for parameter in trainer.model.pooler.parameters())
-    assert lines[:6] == [
+    assert lines[:7] == [
         f"backbone  ViTModel, feature cls of size 32, {trained:,} of {n:,} parameters trained, learning rate 0.001",
         "samples   203 images",
+        "scores    by 10 classes in column 'label' (0, 1, 2, 3, ...), which training does not see",
         "clusters  12 by KMeans in a space that a trial finds, refinement slr",
         "epochs    2, with a stage before each",
         "steps     14 of 16 images, each in 2 views: too few to learn from, give more --num_train_epochs or a smaller "
@@ -157,6 +160,18 @@ def test_the_plan_tells_what_of_sounds_is_not_heard_and_which_loss_is_guessing(t
     assert plan["clusters"].endswith("refinement slr; a loss of 2.48 is guessing")  # ln 12
     plan = dict(make_plan(sound_trainer(tmp_path / "low", make_tones(8_000), PLRTrainer, num_clusters=2)))
     assert plan["samples"] == "8 recordings"
+
+
+def test_the_plan_says_that_names_of_folders_are_labels(tmp_path):
+    for i, digit in enumerate(digits().select(range(16))):
+        folder = tmp_path / "photos" / ("good" if i % 2 else "bad")
+        folder.mkdir(parents=True, exist_ok=True)
+        digit["image"].save(folder / f"{i}.png")
+    photos = load_splits(str(tmp_path / "photos"))["train"]
+    plan = dict(make_plan(image_trainer(tmp_path / "out", photos, num_clusters=2)))
+    assert plan["scores"] == "by 2 classes in column 'label' (bad, good), which training does not see"
+    unlabeled = photos.remove_columns("label")
+    assert "scores" not in dict(make_plan(image_trainer(tmp_path / "out", unlabeled, num_clusters=2)))
 
 
 def test_long_work_without_a_terminal_says_how_far_it_is(monkeypatch, capsys):
