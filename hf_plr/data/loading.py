@@ -76,6 +76,8 @@ def load_splits(name: str, config_name: str | None = None, kind: Kind | None = N
         return _load_folder(os.path.abspath(path), name, config_name, kind)
     if os.path.isfile(path):
         return _load_file(os.path.abspath(path), name, config_name, kind)
+    if "/" not in name:  # more often a misspelled folder than a data set without an owner; an answer takes its time
+        _announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
     return _build(name, name, config_name)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from hf_plr.models.adapter_files import find_processor
 from hf_plr.models.auto_classes import find_auto_class
@@ -15,6 +17,8 @@ from hf_plr.models.frozen import thaw
 from hf_plr.models.lora import claim_adapters, get_adapted_model, has_adapters
 
 logger = logging.getLogger(__name__)
+
+SHOWN_FOLDERS = 3
 
 
 def extract_backbone(model: PreTrainedModel, *main_inputs: str) -> PreTrainedModel:
@@ -90,6 +94,9 @@ def convert_to_float32(model: PreTrainedModel) -> PreTrainedModel:
 
 def describe_load_error(name: str, error: Exception) -> str:
     """Describe why a model does not load."""
+    inside = sorted(path.parent for path in Path(name).glob(f"*/{CONFIG_NAME}"))
+    if inside and not (Path(name) / CONFIG_NAME).exists():
+        return f"the folder {name!r} is no model; there are models in {', '.join(map(str, inside[:SHOWN_FOLDERS]))}"
     if os.path.isdir(name):
         return f"the model in {name!r} cannot be loaded: {error}"
     if name.count("/") > 1 or name.startswith((".", "/")):

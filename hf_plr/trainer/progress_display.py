@@ -133,7 +133,9 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     rows = count_samples_per_step(args, trainer._train_batch_size)
     views = "" if trainer.views == 1 else f", each in {trainer.views} views"
     steps = f"{state.max_steps:,} of {rows // trainer.views:,} {trainer.modality.plural}{views}"
-    if state.global_step:
+    if state.global_step >= state.max_steps:
+        steps += ", all of them done before: nothing is left to train"
+    elif state.global_step:
         steps += f", {state.global_step:,} of them done"
     if state.max_steps < FEW_STEPS:
         steps += ": too few to learn from, give more --num_train_epochs or a smaller --per_device_train_batch_size"

@@ -144,6 +144,18 @@ def test_the_plan_names_devices_other_than_cuda(make_trainer, monkeypatch):
     assert make_plan(trainer)[-1] == ("device", "mps, float32")
 
 
+def test_the_plan_of_a_resumed_run_says_what_is_left(make_trainer):
+    trainer = make_trainer()
+    trainer.state.max_steps = 21
+    for done, expected in (
+        (0, ""),
+        (20, ", 20 of them done"),
+        (21, ", all of them done before: nothing is left to train"),
+    ):
+        trainer.state.global_step = done
+        assert dict(make_plan(trainer))["steps"] == f"21 of 16 images, each in 2 views{expected}"
+
+
 def make_tones(rate):
     """Eight tones of the same samples at a sampling rate."""
     rows = []
