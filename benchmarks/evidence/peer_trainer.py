@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,12 +81,14 @@ class PeerTrainer(BaseTrainer):
         numbers = self.draw_numbers(inputs["index"])
 
         def encode(backbone: nn.Module) -> torch.Tensor:
-            with torch.no_grad(), self.accelerator.autocast():
-                return self.modality.features(backbone, inputs, numbers)
+            def forward(**arguments: Any) -> Any:
+                with torch.no_grad(), self.accelerator.autocast():  # as accelerate does for the model that is trained
+                    return backbone(**arguments)
 
-        features = self.modality.features(self._backbone_of(model), inputs, numbers)
-        with torch.autocast(features.device.type, enabled=False):
-            loss = self.peer(features, Batch(inputs["index"], self._epoch, encode))
+            return self.modality.features(cast(nn.Module, forward), inputs, numbers)
+
+        features = self.modality.features(model, inputs, numbers)
+        loss = self.peer(features, Batch(inputs["index"], self._epoch, encode))
         return (loss, {"features": features}) if return_outputs else loss
 
     def draw_numbers(self, index: torch.Tensor) -> torch.Tensor:
@@ -168,6 +170,10 @@ class PeerModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.objective = objective
+
+    def forward(self, **arguments: Any) -> Any:
+        """Output of the backbone; the loss is no part of it, as it is none of `PLRTrainer`'s model."""
+        return self.backbone(**arguments)
 
 
 class ViewSampler(EpochSampler):

@@ -145,6 +145,32 @@ def test_two_steps_change_the_weights(tmp_path, name):
     assert counter.passes == pytest.approx(2 * 64 * (1 + (1 / 3 if name == "byol" else 0)))
 
 
+@pytest.mark.parametrize("peer", [Peer("vicreg"), Peer("byol"), None])
+def test_peers_compute_in_bfloat16_where_the_default_does(tmp_path, peer):
+    small = {"num_train_epochs": 0.06, "per_device_train_batch_size": 64, "bf16": True, "feature_dtype": "float32"}
+    trainer = _make(tmp_path, small, peer=peer)
+    trainer.args.max_steps = 1
+    found = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if torch.is_autocast_enabled("cpu"):
+            found.append((inputs[0].dtype, output.dtype))
+
+    backbones = [trainer.backbone]
+    if peer is not None:
+        backbones += [part for name, part in trainer.peer.named_children() if name == "target_backbone"]
+    images = []
+    for backbone in backbones:
+        next(part for part in backbone.modules() if isinstance(part, torch.nn.Linear)).register_forward_hook(note)
+        backbone.register_forward_pre_hook(
+            lambda _, __, given: images.append(given["pixel_values"].dtype), with_kwargs=True
+        )
+    trainer.train()
+    assert len(found) >= len(backbones)  # the default's stages extract in it, too
+    assert {output for _, output in found} == {torch.bfloat16}
+    assert set(images) == {torch.float32}  # augmented as they are without autocast
+
+
 def test_both_views_differ_and_are_drawn_anew(tmp_path):
     trainer = _make(tmp_path, peer=Peer("vicreg"))
     index = torch.tensor([7, 7, 3, 3])
