@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import hypergeom
 
 from hf_plr.evaluation.proportions import LEVEL, difference_interval
 from hf_plr.refinement import NOISE
@@ -58,8 +59,9 @@ class AssignedSamples:
 def compare_shares(sizes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
     """Compare the shares of clusters in training with those in other data, of the samples that fit.
 
-    A cluster grew or shrank if the interval of the difference of its shares leaves 0 out. Intervals hold together: the
-    level of each is 1 - 0.05 / K (Bonferroni).
+    A cluster grew or shrank if Fisher's exact test says so, at a level of 0.05 / K (Bonferroni), so that chance alone
+    names any cluster in one of twenty data sets, at most. Intervals of differences would not do: of two samples, each
+    is half of the data, and far outside of the interval of a cluster that holds a hundredth.
 
     Args:
         sizes: training samples nearest to each, (K,): all, or drawn ones.
@@ -71,12 +73,10 @@ def compare_shares(sizes: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]
     """
     total, n_here = max(int(sizes.sum()), 1), int(counts.sum())
     low, high = difference_interval(counts, n_here, sizes, total)
-    level = 1.0 - (1.0 - LEVEL) / max(len(sizes), 1)
-    surely_low, surely_high = difference_interval(counts, n_here, sizes, total, level)
     training, here = sizes / total, counts / max(n_here, 1)
-    verdict = np.where(surely_low > 0, GREW, np.where(surely_high < 0, SHRANK, SAME))
-    if n_here == 0:
-        verdict[:] = SAME
+    one_side = (1.0 - LEVEL) / 2.0 / max(len(sizes), 1)
+    drawn = hypergeom(total + n_here, sizes + counts, n_here)  # members here, if all were drawn from one pool
+    verdict = np.where(drawn.sf(counts - 1) <= one_side, GREW, np.where(drawn.cdf(counts) <= one_side, SHRANK, SAME))
     columns = zip(training, here, low, high, verdict.tolist(), strict=True)
     return [
         {"training": _rounded(a), "here": _rounded(b), "low": _rounded(c), "high": _rounded(d), "verdict": word}
