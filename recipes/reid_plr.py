@@ -185,6 +185,8 @@ def adjust_defaults(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("--label_column is not for this recipe: --identity_column names the column that scores")
     if (given.get("image_height") is None) != (given.get("image_width") is None):
         raise ValueError("--image_height and --image_width: give both or none")
+    if given.get("image_height") is not None and given.get("image_size") is not None:
+        raise ValueError("--image_size scales --image_height and --image_width: give these alone, as they should be")
     for name in ("image_height", "image_width"):
         if given.get(name) is not None and given[name] < 8:
             raise ValueError(f"{name}={given[name]} must be at least 8")

@@ -271,6 +271,7 @@ def test_defaults_of_the_recipe_give_way_to_file_and_flags(recipe, tmp_path):
         (GIVEN[:2], "--output_dir is needed"),
         ([*GIVEN, "--label_column", "x"], "--identity_column names the column"),
         ([*GIVEN, "--image_height", "64"], "give both or none"),
+        ([*GIVEN, "--image_height", "64", "--image_width", "32", "--image_size", "84"], "give these alone"),
         ([*GIVEN, "--image_height", "4", "--image_width", "8"], "image_height=4 must be at least 8"),
         ([*GIVEN, "--source_epochs", "0"], r"source_epochs=0.0 must be above 0"),
     ],
