@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_plr.pseudo_labels.pair_term import vicreg_loss
+from hf_plr.pseudo_labels.pair_term import nt_xent, vicreg_loss
 
 HIDDEN, WIDTH = 512, 128  # of heads
 TEMPERATURE = 0.1
@@ -66,11 +66,7 @@ def make_head(width: int) -> nn.Sequential:
 
 
 class SimCLR(Objective):
-    """Contrast of both views of a sample with all other rows of the batch.
-
-    Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020,
-    arXiv:2002.05709, equation 1.
-    """
+    """The same loss as the library's pair term for many small classes, alone and in a head of the size of peers'."""
 
     def __init__(self, width: int, temperature: float = TEMPERATURE):
         super().__init__()
@@ -79,14 +75,6 @@ class SimCLR(Objective):
 
     def forward(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
         return nt_xent(self.head(features), self.temperature)
-
-
-def nt_xent(projections: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Cross-entropy of each row's other view among all other rows, by cosine; projections (B, d)."""
-    directions = F.normalize(projections, dim=1)
-    own = torch.eye(len(directions), dtype=torch.bool, device=directions.device)
-    logits = (directions @ directions.T / temperature).masked_fill(own, -torch.inf)
-    return F.cross_entropy(logits, torch.arange(len(directions), device=directions.device) ^ 1)
 
 
 class VICReg(Objective):

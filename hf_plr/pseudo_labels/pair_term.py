@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.training_args import AUTO, PLRTrainingArguments
 from hf_plr.utils.distributed import is_single_process
 from hf_plr.utils.rng import isolate_rng
 from hf_plr.utils.serialization import validate_array
@@ -47,21 +50,76 @@ def vicreg_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def nt_xent(projections: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Compute the loss of SimCLR (Chen et al., ICML 2020, arXiv 2002.05709, equation 1).
+
+    It is the cross-entropy of each row's other view among all other rows, by cosine.
+
+    Args:
+        projections: of two views of each sample, which follow each other, shape (B, E), B at least 2.
+        temperature: divisor of the cosines, above 0.
+
+    Returns:
+        A scalar.
+    """
+    directions = F.normalize(projections, dim=1)
+    own = torch.eye(len(directions), dtype=torch.bool, device=directions.device)
+    logits = (directions @ directions.T / temperature).masked_fill(own, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(directions), device=directions.device) ^ 1)
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """A loss between the two views of each sample.
+
+    Attributes:
+        compute: the loss of embeddings (B, E), in which the two views of a sample follow each other, a scalar.
+        weight: its usual weight beside the loss against the prototypes.
+    """
+
+    compute: Callable[[torch.Tensor], torch.Tensor]
+    weight: float
+
+
+PAIR_LOSSES = {
+    "vicreg": PairLoss(lambda embeddings: vicreg_loss(embeddings[0::2], embeddings[1::2]), 0.3),
+    "simclr": PairLoss(functools.partial(nt_xent, temperature=0.1), 1.0),
+}
+# Their clusters are many and small, so that few of a batch that are pushed apart belong together.
+CLUSTERERS_WITH_SIMCLR = ("dbscan", "reciprocal_hdbscan")
+
+
+def select_pair_loss(args: PLRTrainingArguments) -> PairLoss:
+    """Select the loss that the arguments name; "auto" is SimCLR's with a clusterer that finds many small clusters."""
+    if args.pair_loss != AUTO:
+        return PAIR_LOSSES[args.pair_loss]
+    return PAIR_LOSSES["simclr" if args.clusterer in CLUSTERERS_WITH_SIMCLR else "vicreg"]
+
+
 class PairTerm:
-    """VICReg between the two views of each sample, in a head that ends with the training.
+    """A loss between the two views of each sample, in a head that ends with the training.
 
     Every process gathers the features of all of them and computes the whole loss, so that the statistics of the batch
     are those of a single process, and so are the head's gradients. The head has an optimizer of its own: it needs
     another learning rate than a pretrained backbone, and works beside FSDP, DeepSpeed and a user's own optimizer.
 
     Args:
+        loss: loss of embeddings, as in `PairLoss`.
         width: size D of the features.
         weight: weight of the term in the loss, above 0.
         seed: seed of the head's first weights.
         accelerator: connects the processes.
     """
 
-    def __init__(self, width: int, weight: float, seed: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+        width: int,
+        weight: float,
+        seed: int,
+        accelerator: Accelerator,
+    ):
+        self._loss = loss
         self.weight = weight
         self.accelerator = accelerator
         self._may_overflow = accelerator.mixed_precision == "fp16"
@@ -78,8 +136,7 @@ class PairTerm:
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
         """Compute the weighted term of features (B, D), in which the two views of a sample follow each other."""
-        embeddings = self.head(gather_with_gradient(features.float(), self.accelerator))
-        return self.weight * vicreg_loss(embeddings[0::2], embeddings[1::2])
+        return self.weight * self._loss(self.head(gather_with_gradient(features.float(), self.accelerator)))
 
     def step(self, schedule: float) -> None:
         """Update the head by the gradients since the last update.
@@ -152,10 +209,12 @@ def make_pair_term(
     if args.train_batch_size % 2 or args.train_batch_size * args.world_size < 4:
         size = args.per_device_train_batch_size
         raise ValueError(
-            f"per_device_train_batch_size={size}: with pair_weight={args.pair_weight} a batch holds every sample in "
-            "two views, so use an even number of at least 4, or pair_weight=0"
+            f"per_device_train_batch_size={size}: a batch holds every sample in two views, so use an even number of at "
+            "least 4, or pair_weight=0"
         )
-    return PairTerm(width, args.pair_weight, args.seed, accelerator)
+    loss = select_pair_loss(args)
+    weight = loss.weight if args.pair_weight is None else args.pair_weight
+    return PairTerm(loss.compute, width, weight, args.seed, accelerator)
 
 
 class _GatherRows(torch.autograd.Function):

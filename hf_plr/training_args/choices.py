@@ -18,6 +18,7 @@ ClusterSpace = Literal["auto", "white", "centered"]
 Clusterer = Literal["kmeans", "dbscan", "reciprocal_hdbscan", "hdbscan", "agglomerative"]
 FeatureDtype = Literal["auto", "float32", "bfloat16"]
 FeatureSource = Literal["extract", "epoch"]
+PairLoss = Literal["auto", "vicreg", "simclr"]
 Pooling = Literal["cls", "mean", "cls+mean", "pooler"]
 Refinement = Literal["auto", "consensus", "nested", "slr", "joint", "soft", "rlcc", "none"]
 LOWER_IS_BETTER = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_plr.training_args.base import BaseTrainingArguments
-from hf_plr.training_args.choices import Clusterer, ClusterSpace, FeatureDtype, FeatureSource
+from hf_plr.training_args.choices import Clusterer, ClusterSpace, FeatureDtype, FeatureSource, PairLoss
 from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
@@ -84,11 +84,18 @@ class PLRTrainingArguments(BaseTrainingArguments):
             "leaves the features as they are. Default: what the trial at the first stage finds."
         },
     )
-    pair_weight: AtLeastZero = field(
-        default=0.3,
+    pair_loss: PairLoss = field(
+        default="auto",
         metadata={
-            "help": "Weight of the pair term: a batch holds every sample in two augmented views, which also agree with "
-            "each other (VICReg). 0: one view of twice as many samples."
+            "help": "Loss between the two augmented views of a sample: vicreg, simclr (which pushes other samples of "
+            "the batch away, too: for many small classes) or auto (simclr with dbscan and reciprocal_hdbscan)."
+        },
+    )
+    pair_weight: AtLeastZero | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of that loss, beside the one against the prototypes. 0: one view, of twice as many "
+            "samples a batch. Default: 0.3 of vicreg, 1 of simclr."
         },
     )
     confidence_power: AtLeastZero = field(
@@ -116,7 +123,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
         metadata={
             "help": "Features to cluster: extract (from a pass over all samples without augmentation) or epoch (those "
             "of the last epoch's training steps, averaged by sample: older features, and a pass only over what it did "
-            "not draw, half of them with pair_weight above 0)."
+            "not draw, half of them where a batch has two views of each)."
         },
     )
     feature_momentum: FractionBelowOne = field(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,6 @@ from benchmarks.evidence.peers import (
     Batch,
     SwAV,
     byol,
-    nt_xent,
     sinkhorn,
     swapped_prediction,
 )
@@ -33,16 +30,6 @@ def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def _batch(n: int, epoch: int = 0) -> Batch:
     return Batch(torch.arange(n), epoch, lambda backbone: torch.zeros(n, 4))
-
-
-def test_nt_xent_is_the_sum_over_all_other_rows():
-    projections, temperature = _draw(6, 3), 0.3
-    unit = (projections / projections.norm(dim=1, keepdim=True)).numpy()
-    losses = []
-    for i in range(6):
-        cosines = {j: math.exp(unit[i] @ unit[j] / temperature) for j in range(6) if j != i}
-        losses.append(-math.log(cosines[i + 1 if i % 2 == 0 else i - 1] / sum(cosines.values())))
-    assert nt_xent(projections, temperature).item() == pytest.approx(np.mean(losses))
 
 
 def test_sinkhorn_spreads_samples_evenly():

@@ -1,6 +1,8 @@
-"""The pair term: VICReg's value, pairs that are drawn and augmented apart, a head that resumes and serves processes."""
+"""The pair term: its losses, pairs that are drawn and augmented apart, a head that resumes and serves processes."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.pseudo_labels.pair_term import LEARNING_RATE, PairTerm, vicreg_loss
+from hf_plr.pseudo_labels.pair_term import LEARNING_RATE, PAIR_LOSSES, PairTerm, nt_xent, vicreg_loss
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.utils.rng import uniform, uniform_of_pairs
+
+VICREG, SIMCLR = PAIR_LOSSES["vicreg"], PAIR_LOSSES["simclr"]
 
 
 @pytest.fixture
@@ -42,6 +46,16 @@ def test_vicreg_is_the_sum_of_its_three_terms():
     assert vicreg_loss(torch.from_numpy(first), torch.from_numpy(second)).item() == pytest.approx(expected)
 
 
+def test_nt_xent_is_the_sum_over_all_other_rows():
+    projections, temperature = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 0.3
+    unit = (projections / projections.norm(dim=1, keepdim=True)).numpy()
+    losses = []
+    for i in range(6):
+        cosines = {j: math.exp(unit[i] @ unit[j] / temperature) for j in range(6) if j != i}
+        losses.append(-math.log(cosines[i + 1 if i % 2 == 0 else i - 1] / sum(cosines.values())))
+    assert nt_xent(projections, temperature).item() == pytest.approx(np.mean(losses))
+
+
 def test_spread_and_equal_views_have_no_loss():
     rows = torch.eye(4).sub(0.25).mul(4.0)
     rows = torch.linalg.svd(rows)[0][:, :3] * 2.0  # centered, uncorrelated, deviation above 1
@@ -70,7 +84,7 @@ def test_views_are_augmented_by_different_numbers():
 
 
 def test_the_head_learns_and_its_gradient_reaches_the_features(accelerator):
-    term = PairTerm(8, 0.5, 0, accelerator)
+    term = PairTerm(VICREG.compute, 8, 0.5, 0, accelerator)
     before = {name: value.clone() for name, value in term.head.state_dict().items()}
     features = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     loss = term.loss(features)
@@ -89,7 +103,7 @@ def test_a_seed_gives_a_head_and_leaves_other_random_numbers_alone(accelerator):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    terms = [PairTerm(8, 1.0, seed, accelerator) for seed in (0, 0, 1)]
+    terms = [PairTerm(VICREG.compute, 8, 1.0, seed, accelerator) for seed in (0, 0, 1)]
     assert torch.equal(torch.rand(3), expected)
     first, same, other = (term.head[0].weight for term in terms)
     assert torch.equal(first, same)
@@ -104,10 +118,10 @@ def test_a_restored_term_goes_on_by_the_same_bits(accelerator):
             term.loss(batches[step].requires_grad_(False)).backward()
             term.step(schedule=1.0)
 
-    whole, first = PairTerm(8, 1.0, 0, accelerator), PairTerm(8, 1.0, 0, accelerator)
+    whole, first = PairTerm(VICREG.compute, 8, 1.0, 0, accelerator), PairTerm(VICREG.compute, 8, 1.0, 0, accelerator)
     train(whole, range(5))
     train(first, range(2))
-    resumed = PairTerm(8, 1.0, 9, accelerator)
+    resumed = PairTerm(VICREG.compute, 8, 1.0, 9, accelerator)
     resumed.load_state_dict(first.state_dict())
     train(resumed, range(2, 5))
     for name, value in whole.head.state_dict().items():
@@ -115,10 +129,31 @@ def test_a_restored_term_goes_on_by_the_same_bits(accelerator):
 
 
 def test_a_damaged_state_is_refused(accelerator):
-    term = PairTerm(8, 1.0, 0, accelerator)
+    term = PairTerm(VICREG.compute, 8, 1.0, 0, accelerator)
     state = term.state_dict()
     with pytest.raises(ValueError, match=r"head\.0\.weight"):
         term.load_state_dict(state | {"head.0.weight": np.zeros((3, 8), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loss", "weight"),
+    [
+        ({}, VICREG, 0.3),
+        ({"clusterer": "agglomerative"}, VICREG, 0.3),
+        ({"clusterer": "dbscan", "num_clusters": None}, SIMCLR, 1.0),
+        ({"clusterer": "reciprocal_hdbscan", "num_clusters": None}, SIMCLR, 1.0),
+        ({"clusterer": "dbscan", "num_clusters": None, "pair_loss": "vicreg"}, VICREG, 0.3),
+        ({"pair_loss": "simclr", "pair_weight": 0.5}, SIMCLR, 0.5),
+    ],
+)
+def test_many_small_clusters_get_the_loss_of_simclr(make_trainer, arguments, loss, weight):
+    term = make_trainer(**arguments).pair_term
+    embeddings = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    assert term.weight == weight
+    assert term._loss(embeddings) == loss.compute(embeddings)
+    assert VICREG.compute(embeddings) != SIMCLR.compute(embeddings)
+    torch.testing.assert_close(term.loss(features), weight * loss.compute(term.head(features)))
 
 
 @pytest.mark.parametrize(("batch", "is_refused"), [(2, True), (5, True), (4, False)])
