@@ -1,4 +1,4 @@
-"""Finer labelings in which some samples have no target: the loss of several processes is that of one."""
+"""Finer labelings in which some samples have no target: the loss of all parts of a batch is that of the whole."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def shared(tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_each_labeling_is_divided_by_the_targets_of_all_processes(shared, name):
+def test_samples_without_a_target_count_alike_in_all_processes(shared, name):
     whole = train(use_cpu=True, **RUNS[name])
     assert (whole["gaps"] > 0.1).all()
-    losses = shared[f"{name}: losses"]
-    np.testing.assert_allclose(losses[:4], whole["losses"][:4], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(losses, whole["losses"], rtol=1e-3)  # rounding grows from step to step
+    np.testing.assert_allclose(shared[f"{name}: losses"], whole["losses"], rtol=1e-3)
+    added_up = train(use_cpu=True, gradient_accumulation_steps=2, **RUNS[name])
+    np.testing.assert_allclose(added_up["losses"], whole["losses"], rtol=1e-3)
