@@ -139,7 +139,8 @@ def read_out_trainer(trainer: BaseTrainer) -> dict[str, dict[str, float]]:
 def describe_labels(trainer: BaseTrainer) -> dict[str, float]:
     """The last epoch's pseudo-labels against the truth, noise left out; empty where there are none.
 
-    "noise" is the share of samples that are left out, "seconds" those of all stages.
+    "noise" is the share of samples that are left out, "agreement" the adjusted Rand index with the epoch before, and
+    "seconds" those of all stages.
     """
     if not isinstance(trainer, PLRTrainer) or trainer.pseudo_labels is None:
         return {}
@@ -148,8 +149,10 @@ def describe_labels(trainer: BaseTrainer) -> dict[str, float]:
     if found:
         precision, recall = found["pair_precision"], found["pair_recall"]
         scores["pair_f1"] = 2.0 * precision * recall / max(precision + recall, 1e-12)
+    agreements = [entry["plr/agreement_ari"] for entry in trainer.state.log_history if "plr/agreement_ari" in entry]
     return {
         **scores,
+        **({"agreement": agreements[-1]} if agreements else {}),
         "clusters": trainer.pseudo_labels.n_clusters,
         "noise": float((trainer.pseudo_labels.labels == NOISE).mean()),
         "seconds": sum(entry.get("plr/seconds", 0.0) for entry in trainer.state.log_history),
