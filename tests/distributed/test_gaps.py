@@ -22,5 +22,7 @@ def test_samples_without_a_target_count_alike_in_all_processes(shared, name):
     whole = train(use_cpu=True, **RUNS[name])
     assert (whole["gaps"] > 0.1).all()
     np.testing.assert_allclose(shared[f"{name}: losses"], whole["losses"], rtol=1e-3)
+    if name == "in two views":  # which are compared with the others of their step alone
+        return
     added_up = train(use_cpu=True, gradient_accumulation_steps=2, **RUNS[name])
     np.testing.assert_allclose(added_up["losses"], whole["losses"], rtol=1e-3)

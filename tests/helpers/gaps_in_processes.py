@@ -27,6 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "labels of all": {"label_shards": 1, "refinement": "none"},
     "own labels, weighted": {"label_shards": N_SHARDS, "refinement": "slr", "confidence_power": 1.0},
     "soft": {"label_shards": 1, "refinement": "rlcc"},
+    "in two views": {"label_shards": 1, "refinement": "none", "pair_weight": None},
 }
 
 
