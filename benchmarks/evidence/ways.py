@@ -67,7 +67,7 @@ TUNED = {
     },
     PRETRAINED: {
         "simclr": Peer("simclr"),
-        "vicreg": Peer("vicreg"),
+        "vicreg": Peer("vicreg", rate=1 / 3),
         "swav": Peer("swav"),
         "byol": Peer("byol"),
         "diet": Peer("diet"),
