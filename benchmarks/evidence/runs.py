@@ -84,10 +84,10 @@ def carry_out(run: Run, data: Path, starts: Path, peer: Peer | None = None) -> d
         run: what to run.
         data: folder with data.
         starts: folder for trained starts.
-        peer: a peer's settings, for tuning; by default those of the way and the task's kind of start.
+        peer: a peer's settings, for tuning; by default those of the way and the task's kind of model.
     """
     task, way = TASKS[run.task], WAYS[run.way]
-    peer = way.peers.get(task.start) if peer is None else peer
+    peer = way.peers.get(task.model) if peer is None else peer
     changes = {**way.changes, **task.variations.get(run.variation, {})}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from benchmarks.evidence.peers import PEERS, WITH_TEMPERATURE
 from benchmarks.evidence.runs import Run, read_all
 from benchmarks.evidence.ways import Peer
 
-TASKS = ("digits", "cifar-5")  # one for each kind of start
+TASKS = ("digits", "cifar-5")  # one for each kind of model
 SEED = 99
 RATES = {"lr/3": 1 / 3, "lr": 1.0, "3lr": 3.0}
 TEMPERATURES = (0.1, 0.2, 0.5)

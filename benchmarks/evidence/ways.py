@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.evidence.peer_trainer import PeerTrainer
 from benchmarks.evidence.peers import PEERS
-from benchmarks.evidence.tasks import PRETRAINED, RANDOM
+from benchmarks.evidence.tasks import LARGE, SMALL
 from hf_plr.trainer.base_trainer import BaseTrainer
 
 BASELINE, DEFAULT, FROZEN = "none", "auto", "frozen"
@@ -42,7 +42,7 @@ class Way:
 
     Attributes:
         changes: changes to the arguments.
-        peers: a peer's settings by kind of start; empty for `PLRTrainer`.
+        peers: a peer's settings by kind of model; empty for `PLRTrainer`.
         is_trained: False for the start as it is.
     """
 
@@ -56,16 +56,16 @@ class Way:
         return self.is_trained and not self.peers
 
 
-# What `--tune` found best by the mean of centered kNN and linear probe: on digits (random), on cifar-5 (pretrained).
+# What `--tune` found best by the mean of centered kNN and linear probe: small models on digits, large ones on cifar-5.
 TUNED = {
-    RANDOM: {
+    SMALL: {
         "simclr": Peer("simclr"),
         "vicreg": Peer("vicreg"),
         "swav": Peer("swav"),
         "byol": Peer("byol"),
         "diet": Peer("diet"),
     },
-    PRETRAINED: {
+    LARGE: {
         "simclr": Peer("simclr"),
         "vicreg": Peer("vicreg", rate=1 / 3),
         "swav": Peer("swav"),
@@ -87,7 +87,7 @@ WAYS = {
     DEFAULT: Way(),
     "nested": Way({"refinement": "nested"}),
     "slr": Way({"refinement": "slr", "num_labelings": 1}),
-    **{name: Way(peers={start: TUNED[start][name] for start in TUNED}) for name in PEERS},
+    **{name: Way(peers={model: TUNED[model][name] for model in TUNED}) for name in PEERS},
 }
 
 

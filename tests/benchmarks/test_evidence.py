@@ -95,7 +95,7 @@ def test_the_grid_has_every_peer_on_a_seed_of_its_own(tmp_path):
     for task in ("digits", "cifar-5"):
         found = {peer for run, peer in runs.items() if run.task == task}
         assert len(found) == 2 * 9 + 3 * 3
-        assert set(TUNED[TASKS[task].start].values()) <= found
+        assert set(TUNED[TASKS[task].model].values()) <= found
     assert {run.seed for run in runs} == {SEED}
     assert all(run.seed < SEED for suite in SUITES for run in runs_of(suite))
     results = tmp_path / "tuning.jsonl"
@@ -114,7 +114,7 @@ def test_peers_have_the_settings_that_were_best_in_the_grid():
         runs = [run for run in grid() if (run.task, run.way) == (task, way)]
         if all(run in records for run in runs):  # others are not decided yet
             best = max(runs, key=lambda run: merit(records[run]))
-            assert grid()[best] == TUNED[TASKS[task].start][way]
+            assert grid()[best] == TUNED[TASKS[task].model][way]
             chosen += 1
     assert chosen >= 4
 
@@ -210,7 +210,7 @@ def test_a_start_and_peers_are_run_once_for_tasks_that_differ_in_the_clusterer(t
 def test_longer_runs_differ_in_size_alone(tmp_path):
     for name in SUITES["cpu"].tasks:
         task, longer = TASKS[name], TASKS[f"{name}-long"]
-        assert longer.start == task.start
+        assert longer.model == task.model
         changed = {key for key, value in longer.arguments.items() if task.arguments.get(key) != value}
         assert "num_train_epochs" in changed
         assert changed <= {"num_train_epochs", "per_device_train_batch_size", "num_clusters"}
