@@ -425,15 +425,6 @@ def test_a_model_that_is_not_there_is_named(tmp_path, some_digits):
         PLRTrainer("/no/such/model", arguments, some_digits)
 
 
-def test_a_folder_of_models_names_them(tmp_path, some_digits, tiny_vit):
-    arguments = PLRTrainingArguments(str(tmp_path / "out"), num_clusters=5, use_cpu=True, disable_tqdm=True)
-    for name in ("fashion", "digits"):
-        tiny_vit().save_pretrained(tmp_path / "runs" / name)
-    runs = str(tmp_path / "runs")
-    with pytest.raises(ValueError, match=r"is no model; there are models in .*runs.digits, .*runs.fashion$"):
-        PLRTrainer(runs, arguments, some_digits)
-
-
 def test_model_by_path(tmp_path, some_digits, tiny_vit):
     tiny_vit().save_pretrained(tmp_path / "start")
     small_vit_processor(16).save_pretrained(tmp_path / "start")
