@@ -137,7 +137,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
         steps += ", all of them done before: nothing is left to train"
     elif state.global_step:
         steps += f", {state.global_step:,} of them done"
-    if state.max_steps < FEW_STEPS:
+    if state.global_step < state.max_steps < FEW_STEPS:
         steps += ": too few to learn from, give more --num_train_epochs or a smaller --per_device_train_batch_size"
     precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device)
