@@ -51,7 +51,7 @@ class Run:
 
 
 def runs_of(suite: str, seeds: int | None = None, budget: int = 1) -> list[Run]:
-    """All runs of a suite; one seed of everything comes before the next, and no peer is run for a clusterer.
+    """All runs of a suite; one seed of everything comes before the next. Peers of one task are not run for another.
 
     Args:
         suite: its name.

@@ -89,11 +89,28 @@ PAIR_LOSSES = {
 CLUSTERERS_WITH_SIMCLR = ("dbscan", "reciprocal_hdbscan")
 
 
-def select_pair_loss(args: PLRTrainingArguments) -> PairLoss:
-    """Select the loss that the arguments name; "auto" is SimCLR's with a clusterer that finds many small clusters."""
+OLDER_PAIRS = {"pair_loss": "vicreg"}  # settings of checkpoints that are older than the choice
+
+
+def resolve_pair_loss(args: PLRTrainingArguments) -> str:
+    """Resolve the name of the loss; "auto" is SimCLR's with a clusterer that finds many small clusters."""
     if args.pair_loss != AUTO:
-        return PAIR_LOSSES[args.pair_loss]
-    return PAIR_LOSSES["simclr" if args.clusterer in CLUSTERERS_WITH_SIMCLR else "vicreg"]
+        return args.pair_loss
+    return "simclr" if args.clusterer in CLUSTERERS_WITH_SIMCLR else "vicreg"
+
+
+def resolve_pair_weight(args: PLRTrainingArguments, name: str) -> float:
+    """Resolve the weight of the loss of that name."""
+    return PAIR_LOSSES[name].weight if args.pair_weight is None else args.pair_weight
+
+
+def describe_pairs(args: PLRTrainingArguments, term: PairTerm | None) -> dict[str, Any]:
+    """Describe what the arguments stand for, for the settings that a resumed run must share.
+
+    Without a term nothing depends on its loss, and every choice of it is described as that of older checkpoints.
+    """
+    name = OLDER_PAIRS["pair_loss"] if term is None else resolve_pair_loss(args)
+    return {"pair_loss": name, "pair_weight": resolve_pair_weight(args, name)}
 
 
 class PairTerm:
@@ -212,9 +229,8 @@ def make_pair_term(
             f"per_device_train_batch_size={size}: a batch holds every sample in two views, so use an even number of at "
             "least 4, or pair_weight=0"
         )
-    loss = select_pair_loss(args)
-    weight = loss.weight if args.pair_weight is None else args.pair_weight
-    return PairTerm(loss.compute, width, weight, args.seed, accelerator)
+    name = resolve_pair_loss(args)
+    return PairTerm(PAIR_LOSSES[name].compute, width, resolve_pair_weight(args, name), args.seed, accelerator)
 
 
 class _GatherRows(torch.autograd.Function):

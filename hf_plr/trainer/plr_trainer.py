@@ -26,7 +26,7 @@ from hf_plr.pseudo_labels.given_labels import open_given_stage
 from hf_plr.pseudo_labels.holding import make_holder
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
-from hf_plr.pseudo_labels.pair_term import make_pair_term
+from hf_plr.pseudo_labels.pair_term import OLDER_PAIRS, describe_pairs, make_pair_term
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
@@ -290,10 +290,8 @@ class PLRTrainer(BaseTrainer):
 
     def score_labels(self) -> dict[str, float]:
         """Agreement of the pseudo-labels with the true labels, by `score_clusters`; empty if either is not known."""
-        truth = None if self.evaluator is None else self.evaluator.true_labels(self)
-        if truth is None or not self.has_labels:
-            return {}
-        return score_labels(self.labelings[0].pseudo_labels, truth, self.holder)
+        truth = None if self.evaluator is None or not self.has_labels else self.evaluator.true_labels(self)
+        return {} if truth is None else score_labels(self.labelings[0].pseudo_labels, truth, self.holder)
 
     def _snapshot(self) -> Snapshot | None:
         """The labels as the report shows them, on the main process; called on every process."""
@@ -412,13 +410,14 @@ class PLRTrainer(BaseTrainer):
         return self.n_label_shards > 1 and self.accelerator.num_processes > 1
 
     def run_settings(self) -> dict[str, Any]:
-        """Settings of the run with those of clusterer and refiner."""
+        """Settings of the run with those of clusterer, refiner and pair term."""
         parts = {"label_shards": self.n_label_shards if self.n_label_shards > 1 else None}
-        return super().run_settings() | as_stored(presets.describe_settings(self.labelings, self.args) | parts)
+        parts |= presets.describe_settings(self.labelings, self.args) | describe_pairs(self.args, self.pair_term)
+        return super().run_settings() | as_stored(parts)
 
     def default_settings(self) -> dict[str, Any]:
         """Settings of a run to which nothing is given, with those of clusterer and refiner."""
-        return super().default_settings() | as_stored(presets.describe_default_settings(self.labelings))
+        return super().default_settings() | as_stored(presets.describe_default_settings(self.labelings) | OLDER_PAIRS)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, and beside it what is known of their clusters.

@@ -11,6 +11,7 @@ from helpers.runs import StopAt, assert_same_run, assert_same_weights
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
 from hf_plr.trainer.checkpointing import FILE_LIST, _write_file_list, load_state, save_state
+from hf_plr.trainer.settings import check_same_settings
 from hf_plr.utils.parameters import default_parameters
 
 BETWEEN_EPOCHS, WITHIN_EPOCH = "between epochs", "within an epoch"
@@ -125,7 +126,7 @@ def test_other_settings_are_refused_by_name(make_trainer, first_checkpoint, argu
     assert "Resume with the settings that the run was started with" in str(raised.value)
 
 
-OLDER = ("n_levels", "min_confidence", "tol")  # an argument and parameters that a checkpoint may be older than
+OLDER = ("n_levels", "min_confidence", "tol", "pair_loss")  # arguments and parameters that a checkpoint may lack
 
 
 def without(settings, names):
@@ -156,6 +157,23 @@ def test_a_checkpoint_older_than_a_setting_counts_as_written_with_its_default(ma
     resumed = make_trainer(output_dir=str(part), refinement=refinement)
     resumed.train(resume_from_checkpoint=str(part / "checkpoint-7"))
     assert_same_run(whole, resumed)
+
+
+def test_a_checkpoint_older_than_the_choice_of_a_pair_loss_had_the_first(make_trainer):
+    def check(older, now):
+        stored = without(make_trainer(**older, pair_loss="vicreg").run_settings(), ("pair_loss",))
+        trainer = make_trainer(**now)
+        check_same_settings("checkpoint-7", stored, trainer.run_settings(), trainer.default_settings())
+
+    dbscan = {"clusterer": "dbscan", "num_clusters": None}
+    check({}, {})
+    check({}, {"pair_weight": 0.3})  # its default, by another name
+    check(dbscan, {**dbscan, "pair_loss": "vicreg"})
+    with pytest.raises(ValueError, match=r"pair_weight was 0\.3 and is 1\.0") as raised:
+        check(dbscan, dbscan)
+    assert "pair_loss was 'vicreg' and is 'simclr'" in str(raised.value)
+    for without_pairs in ({"pair_weight": 0.0}, {"augmentation": "none"}):
+        check({**dbscan, **without_pairs}, {**dbscan, **without_pairs})
 
 
 def test_classes_that_tell_nothing_of_their_constructor_have_no_defaults():
