@@ -4,7 +4,7 @@ Features are blobs that keep their places from stage to stage but for noise, and
 the last of some stages, when the consensus remembers three; seconds are those of the clock, beside the processors'.
 Memory is what the process needs above its features. Extraction by a backbone is not in it.
 
-With `--against nested` whole stages of the default and of that refinement take turns in one process, on the same
+With `--against consensus` whole stages of the default and of that refinement take turns in one process, on the same
 features.
 """
 
@@ -32,7 +32,7 @@ from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.presets import make_labelings, select_clusterers
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PRESETS, PseudoLabelRefiner
-from hf_plr.training_args import AUTO, PLRTrainingArguments
+from hf_plr.training_args import AUTO, AUTO_LABELINGS, PLRTrainingArguments
 
 EPOCHS = 3  # that a consensus remembers
 NOISE = 1.5  # deviation of a feature from its blob's centre, against the centre's own length of 1
@@ -109,7 +109,7 @@ def run_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int) -
 
 
 def compare_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int, against: str) -> dict[str, Any]:
-    """Let whole stages of the default and of another refinement take turns, each on all of its labelings.
+    """Let whole stages of the default and of another refinement take turns, each on three labelings.
 
     Returns:
         Processor seconds of each stage from the third on, when three epochs are remembered, by refinement; and the
@@ -117,7 +117,8 @@ def compare_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: in
     """
     labelings: dict[str, list[Labeling]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"num_clusters": n_clusters, "use_cpu": True, "disable_tqdm": True}
+        settings: dict[str, Any] = {"num_clusters": n_clusters, "num_labelings": AUTO_LABELINGS}
+        settings |= {"use_cpu": True, "disable_tqdm": True}
         all_args = [PLRTrainingArguments(folder, **{**settings, "refinement": name}) for name in (AUTO, against)]
     holder = AllLabels(Accelerator(cpu=True))  # made last: arguments reset what it shares
     for args in all_args:

@@ -11,7 +11,7 @@ k-means are counted in the run and given to the model.
 
   python -m benchmarks.scaling --json scaling.json
       measure the default and slr, print what the model says beside it, and what limits a billion samples on 64 GPUs
-  python -m benchmarks.scaling --no_measuring --paper 1e7 1024 5000 8 --refinements auto --layers 24
+  python -m benchmarks.scaling --no_measuring --paper 1e7 1024 5000 8 --refinements consensus --layers 24
       only the second, for another size: samples, columns, clusters and GPUs, and another backbone
   python -m benchmarks.scaling --stage 1e6 384 1500 1
       seconds of a stage by part on this machine, one thread a process: calculated from measured rates
@@ -39,6 +39,7 @@ from hf_plr.clustering.kmeans import OTHER_BLOCK_SCORES
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL_CHUNK = str(1 << 16)
+REFINEMENTS = "consensus", "slr"
 PASSES = 15  # of each k-means of a stage, where none was run
 
 
@@ -53,7 +54,11 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=200, help="number of clusters (default: %(default)s)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="processes (default: 1 2)")
     parser.add_argument(
-        "--refinements", nargs="+", default=["auto", "slr"], choices=["auto", "slr"], help="presets (default: both)"
+        "--refinements",
+        nargs="+",
+        default=list(REFINEMENTS),
+        choices=list(REFINEMENTS),
+        help="a consensus beside two finer labelings, or one labeling (default: both)",
     )
     parser.add_argument("--label_shards", type=int, nargs="+", default=[1, 8], help="label shards (default: 1 8)")
     parser.add_argument(

@@ -1,10 +1,11 @@
 """What stages of PLRTrainer with k-means cost one process in memory, as formulas that follow the code.
 
-N samples with D columns are shared by P processes, n = N / P each. There is a labeling of K clusters, with the default
-two finer ones of 2K and 4K, and beside the first an ensemble of members with 2K clusters each. Features and what a pass
-of k-means needs are there for a process's own samples. Labels are there for the h samples that a process holds: with
-one label shard those of all (h = N), with several its own (h = n). Refinement works on the C occupied cells of the
-co-occurrence table, which every process has in full.
+N samples with D columns are shared by P processes, n = N / P each. There is a labeling of K clusters, with a consensus
+two finer ones of 2K and 4K, and beside the first an ensemble of members with 2K clusters each. (The default, nested
+levels, clusters less: 4K and the members alone.) Features and what a pass of k-means needs are there for a process's
+own samples. Labels are there for the h samples that a process holds: with one label shard those of all (h = N), with
+several its own (h = n). Refinement works on the C occupied cells of the co-occurrence table, which every process has in
+full.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hf_plr.refinement.agglomeration import MAX_RELATED_PAIRS, SMALL
 from hf_plr.refinement.agglomeration.coassociation import BLOCK, MAX_PAIRS
 from hf_plr.refinement.cooccurrence import COUNT_CHUNK, TABLE_SIZE
 from hf_plr.refinement.refiner import PRESETS
-from hf_plr.training_args import AUTO, AUTO_LABELINGS
+from hf_plr.training_args import AUTO_LABELINGS, CONSENSUS
 
 INT16, INT32, INT64, FLOAT32, FLOAT64 = 2, 4, 8, 4, 8
 RELATED = 24  # pairs a cell, where each cluster projects onto itself and six beside it
@@ -36,8 +37,8 @@ class Size:
 
     Attributes:
         samples, columns, clusters, processes: N, D, K and P.
-        refinement: "auto", which is a consensus beside two finer labelings in a whitened space, or "slr", which is one
-            labeling of the centered features.
+        refinement: "consensus", beside two finer labelings in a whitened space, or "slr", which is one labeling of the
+            centered features.
         label_shards: 1 where every process holds the labels of all samples, more where each holds its own.
         cells: C; None for seven a cluster, as where samples move between a cluster and the six beside it, and for a
             consensus, whose fifteen labelings part nearly all samples, for one a sample.
@@ -51,7 +52,7 @@ class Size:
     columns: int
     clusters: int
     processes: int
-    refinement: str = AUTO
+    refinement: str = CONSENSUS
     label_shards: int = 1
     cells: int | None = None
     level_cells: int | None = None
@@ -71,12 +72,12 @@ class Size:
 
     @property
     def is_consensus(self) -> bool:
-        """True for the default."""
-        return self.refinement == AUTO
+        """True for a consensus."""
+        return self.refinement == CONSENSUS
 
     @property
     def is_whitened(self) -> bool:
-        """True if clusters are sought in a space of its own; the default's trial decides, and nearly always so."""
+        """True if clusters are sought in a space of its own; the trial decides, and nearly always so."""
         return self.is_consensus
 
     @property

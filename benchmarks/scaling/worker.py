@@ -258,6 +258,7 @@ def make_arguments(size: Size, folder: Path) -> PLRTrainingArguments:
     return PLRTrainingArguments(
         output_dir=os.fspath(folder),
         refinement=size.refinement,  # type: ignore[arg-type]  # checked there
+        num_labelings=len(size.numbers),
         num_clusters=size.clusters,
         label_shards=size.label_shards,
         per_device_train_batch_size=STEP_SAMPLES // size.processes,

@@ -26,11 +26,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "previous": "raw",
     },
     # The same on a clustering four times as fine, cut into three nested levels: training cuts the coarsest into
-    # `num_clusters`, and trains on all of them.
+    # `num_clusters`, and trains on all of them. No labeling has clusters of that size to hold the coarsest cut in its
+    # place, so five epochs vote: it then changes as little as a consensus, and is as good.
     "nested": {
         "weight": None,
         "space": "joint",
-        "generations": 3,
+        "generations": 5,
         "metric": "coassociation",
         "previous": "raw",
         "n_levels": 3,

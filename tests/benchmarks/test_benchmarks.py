@@ -131,16 +131,16 @@ def test_scaling_measures_real_processes_beside_the_model(tmp_path):
     output = tmp_path / "scaling.json"
     size = ["--samples", "2000", "--growth", "1", "--columns", "8", "--clusters", "10", "--processes", "2"]
     command = [sys.executable, "-m", "benchmarks.scaling", "--json", str(output), *size]
-    command += ["--refinements", "auto", "--label_shards", "2", "--paper", "1e6", "8", "100", "4"]
+    command += ["--refinements", "consensus", "--label_shards", "2", "--paper", "1e6", "8", "100", "4"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stderr
-    assert "| auto | 2,000 | 2 | 2 |" in run.stdout
+    assert "| consensus | 2,000 | 2 | 2 |" in run.stdout
     assert "what that means" in run.stdout
     line = json.loads(output.read_text())
     assert line["same_labels"]
     (found,) = line["runs"]
     assert (found["samples"], found["processes"], found["label_shards"]) == (2000, 2, 2)
-    model = Size(2000, 8, 10, 2, "auto", 2, **found["counted"])
+    model = Size(2000, 8, 10, 2, "consensus", 2, **found["counted"])
     for moment, of_model in MEASURED.items():
         assert found[f"{moment}_mib_model"] == pytest.approx(peak_bytes(model, *of_model) / 2**20, abs=0.01)
     assert found["counted"]["cells"] >= 10

@@ -51,7 +51,7 @@ def run_stages(tmp_path, *size, n_stages=3):
     return stages
 
 
-@pytest.mark.parametrize("refinement", ["auto", "slr"])
+@pytest.mark.parametrize("refinement", ["consensus", "slr"])
 @pytest.mark.parametrize("shards", [1, 8])
 def test_what_is_kept_between_stages_is_what_the_stage_keeps(tmp_path, refinement, shards):
     stages = run_stages(tmp_path, 3000, 12, 20, 1, refinement, shards)
@@ -64,18 +64,18 @@ def test_what_is_kept_between_stages_is_what_the_stage_keeps(tmp_path, refinemen
         arrays += [array for name, array in state.items() if name not in ("version", "numbers")]
         of_kmeans.append(kmeans.labels_)
         tables += [kmeans.cluster_centers_, prototypes]
-    assert len(stages.labelings) == len(size.numbers) == (3 if refinement == "auto" else 1)
+    assert len(stages.labelings) == len(size.numbers) == (3 if refinement == "consensus" else 1)
     assert bytes_of(*arrays) == model["labels of held samples"] + model["clusterings of past epochs"]
     assert bytes_of(*of_kmeans) == model["labels of own samples"]
     row_for_noise = tables[0][0].nbytes  # of the prototypes of all labelings, for what belongs to no cluster
     assert bytes_of(*tables) == model["centroids and prototypes"] + row_for_noise
-    spaces = 2 if refinement == "auto" else 1
+    spaces = 2 if refinement == "consensus" else 1
     assert spaces * bytes_of(stages.features(0)) == while_clustering(size)["features"]
 
 
 @pytest.mark.parametrize("shards", [1, 8])
 def test_training_keeps_what_the_model_says(tmp_path, shards):
-    stages = run_stages(tmp_path, 3200, 12, 20, 1, "auto", shards, n_stages=1)
+    stages = run_stages(tmp_path, 3200, 12, 20, 1, "consensus", shards, n_stages=1)
     sampler = stages.begin_epoch(0)
     model = while_training(stages.size)
     assert bytes_of(stages.objective._targets) == model["targets of all labelings"]
@@ -193,7 +193,7 @@ def test_cells_of_each_level_are_counted():
 
 
 def test_parts_of_shards_are_those_of_processes():
-    size = Size(10_234, 8, 10, 2, "auto", 8)
+    size = Size(10_234, 8, 10, 2, "consensus", 8)
     halves, eighths = parts(size, 2), parts(size, 8)
     assert [halves[0][0], halves[0][1], halves[1][1]] == [0, eighths[4][0], 10_234]
     assert eighths[3][1] == eighths[4][0]
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     for name, value in (("label_rates", of_labels), ("consensus_rates", of_consensus), ("order_seconds", 1e-7)):
         monkeypatch.setattr(f"benchmarks.scaling.limits.{name}", lambda *_, value=value: value)
     few, many = (
-        limits(Size(samples, 768, 100, processes, "auto", select_shards(samples, processes)))
+        limits(Size(samples, 768, 100, processes, "consensus", select_shards(samples, processes)))
         for samples, processes in ((10**6, 8), (10**10, 64))
     )
     assert few["fits"] == {"gpu": True, "machine": True}
