@@ -1,11 +1,11 @@
 """What stages of PLRTrainer with k-means cost one process in memory, as formulas that follow the code.
 
-N samples with D columns are shared by P processes, n = N / P each. There is a labeling of K clusters, with a consensus
-two finer ones of 2K and 4K, and beside the first an ensemble of members with 2K clusters each. (The default, nested
-levels, clusters less: 4K and the members alone.) Features and what a pass of k-means needs are there for a process's
-own samples. Labels are there for the h samples that a process holds: with one label shard those of all (h = N), with
-several its own (h = n). Refinement works on the C occupied cells of the co-occurrence table, which every process has in
-full.
+N samples with D columns are shared by P processes, n = N / P each. There is a labeling of K clusters. By default there
+are two finer levels, of 2K and 4K clusters, in a tree that is made of a clustering into 4K and of an ensemble of
+members with 2K clusters each; with a consensus the three labelings are clustered, and the ensemble votes beside the
+first. Features and what a pass of k-means needs are there for a process's own samples. Labels are there for the h
+samples that a process holds: with one label shard those of all (h = N), with several its own (h = n). Refinement works
+on the C occupied cells of the co-occurrence table, which every process has in full.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from hf_plr.refinement.agglomeration import MAX_RELATED_PAIRS, SMALL
 from hf_plr.refinement.agglomeration.coassociation import BLOCK, MAX_PAIRS
 from hf_plr.refinement.cooccurrence import COUNT_CHUNK, TABLE_SIZE
 from hf_plr.refinement.refiner import PRESETS
-from hf_plr.training_args import AUTO_LABELINGS, CONSENSUS
+from hf_plr.training_args import AUTO_LABELINGS, CONSENSUS, NESTED
 
 INT16, INT32, INT64, FLOAT32, FLOAT64 = 2, 4, 8, 4, 8
 RELATED = 24  # pairs a cell, where each cluster projects onto itself and six beside it
 LEFT_BY_A_ROUND = 0.6  # of the pairs, after the first round of merges: measured
-EPOCHS = PRESETS["consensus"]["generations"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class Size:
 
     Attributes:
         samples, columns, clusters, processes: N, D, K and P.
-        refinement: "consensus", beside two finer labelings in a whitened space, or "slr", which is one labeling of the
-            centered features.
+        refinement: "nested", which the default is, or "consensus" beside two finer labelings, both in a whitened space;
+            or "slr", which is one labeling of the centered features.
         label_shards: 1 where every process holds the labels of all samples, more where each holds its own.
         cells: C; None for seven a cluster, as where samples move between a cluster and the six beside it, and for a
-            consensus, whose fifteen labelings part nearly all samples, for one a sample.
+            vote, whose fifteen labelings or more part nearly all samples, for one a sample.
         level_cells: cells of the first two labelings, of the first three and so on, all together; None for the most.
-        chosen: cells that a consensus agglomerates, where all have too many pairs; None for all.
-        pairs: pairs of related cells; None for the most that a consensus takes, and for 24 a cell without one.
+        chosen: cells that a vote agglomerates, where all have too many pairs; None for all.
+        pairs: pairs of related cells; None for the most that a vote takes, and for 24 a cell without one.
         block_scores: scores that a thread of k-means holds at once.
     """
 
@@ -52,7 +51,7 @@ class Size:
     columns: int
     clusters: int
     processes: int
-    refinement: str = CONSENSUS
+    refinement: str = NESTED
     label_shards: int = 1
     cells: int | None = None
     level_cells: int | None = None
@@ -71,24 +70,44 @@ class Size:
         return self.samples if self.label_shards == 1 else self.rows
 
     @property
-    def is_consensus(self) -> bool:
-        """True for a consensus."""
-        return self.refinement == CONSENSUS
+    def is_nested(self) -> bool:
+        """True if the labelings are levels of one tree."""
+        return self.refinement == NESTED
+
+    @property
+    def is_voted(self) -> bool:
+        """True if an ensemble votes."""
+        return self.refinement in (CONSENSUS, NESTED)
 
     @property
     def is_whitened(self) -> bool:
         """True if clusters are sought in a space of its own; the trial decides, and nearly always so."""
-        return self.is_consensus
+        return self.is_voted
 
     @property
     def numbers(self) -> list[int]:
         """Clusters of each labeling."""
-        return [self.clusters * 2**i for i in range(AUTO_LABELINGS if self.is_consensus else 1)]
+        return [self.clusters * 2**i for i in range(AUTO_LABELINGS if self.is_voted else 1)]
+
+    @property
+    def sought(self) -> list[int]:
+        """Clusters of each k-means that starts from its last centroids."""
+        return self.numbers[-1:] if self.is_nested else self.numbers
 
     @property
     def members(self) -> int:
         """Clusterings of the ensemble."""
-        return MEMBERS if self.is_consensus else 0
+        return MEMBERS if self.is_voted else 0
+
+    @property
+    def generations(self) -> int:
+        """Epochs in the co-occurrence table of the first labeling."""
+        return int(PRESETS[self.refinement].get("generations", 2))
+
+    @property
+    def full_stage(self) -> int:
+        """Index of the first stage in which there are as many; at least the third, when k-means has settled."""
+        return max(2, self.generations - 1)
 
     @property
     def member_clusters(self) -> int:
@@ -103,19 +122,19 @@ class Size:
     @property
     def votes(self) -> int:
         """Labelings in the co-occurrence table of the first labeling."""
-        return EPOCHS * (1 + self.members) if self.is_consensus else 2
+        return self.generations * (1 + self.members)
 
     @cached_property
     def n_cells(self) -> int:
         """C."""
-        return self.cells or (self.samples if self.is_consensus else min(self.samples, 7 * self.clusters))
+        return self.cells or (self.samples if self.is_voted else min(self.samples, 7 * self.clusters))
 
     @property
     def n_pairs(self) -> int:
-        """Pairs of related cells: for a consensus of all in a cluster, or as many as it takes."""
+        """Pairs of related cells: for a vote of all in a cluster, or as many as it takes."""
         if self.pairs is not None:
             return self.pairs
-        if self.is_consensus:
+        if self.is_voted:
             return min(MAX_PAIRS, self.n_cells**2 // self.clusters)
         return min(MAX_RELATED_PAIRS, RELATED * self.n_cells)
 
@@ -126,7 +145,7 @@ class Size:
     @property
     def clusters_bytes(self) -> int:
         """Bytes a sample of all clusterings of an epoch in the first labeling."""
-        largest = self.member_clusters if self.members else self.clusters
+        largest = max(self.sought[0], self.member_clusters if self.members else 0)
         return (1 + self.members) * self.label_bytes(largest)
 
 
@@ -137,15 +156,16 @@ Parts = dict[str, int]
 
 def between_stages(size: Size) -> Parts:
     """What a process keeps from one stage to the next."""
-    # PseudoLabels: labels, previous_labels and confidence; raw_labels and targets. A refiner's last labels are the same
-    # arrays, but for a consensus, which keeps the clusterings of two epochs.
-    kept = sum(2 * INT32 + FLOAT32 + 2 * size.label_bytes(k) for k in size.numbers)
-    history = (EPOCHS - 1) * size.clusters_bytes if size.is_consensus else 0
+    # PseudoLabels: labels, previous_labels and confidence; targets, and raw_labels, which finer levels of a tree have
+    # not. A refiner's last labels are the same arrays, but for a vote, which keeps the clusterings of past epochs.
+    kept = sum(2 * INT32 + FLOAT32 + size.label_bytes(k) for k in size.numbers)
+    kept += sum(size.label_bytes(k) for k in size.sought)
+    history = (size.generations - 1) * size.clusters_bytes if size.is_voted else 0
     return {
         "labels of held samples": kept * size.held,
         "clusterings of past epochs": history * size.held,
-        "labels of own samples": INT64 * size.rows * len(size.numbers),  # KMeans.labels_
-        "centroids and prototypes": 2 * FLOAT32 * sum(size.numbers) * size.columns,
+        "labels of own samples": INT64 * size.rows * len(size.sought),  # KMeans.labels_
+        "centroids and prototypes": FLOAT32 * (sum(size.sought) + sum(size.numbers)) * size.columns,
     }
 
 
@@ -192,13 +212,13 @@ def _pass(size: Size, clusters: int, fitted: int) -> Parts:
 
 
 def while_clustering(size: Size, labeling: int = 0) -> Parts:
-    """What is there while a labeling's k-means assigns samples to centroids; the first one by default."""
+    """What is there while a k-means assigns samples to its centroids; the first one by default."""
     # The last labeling's clusterings are there until this one's are.
     waiting = size.clusters_bytes * size.held if labeling == 1 else 0
     return (
         _in_stage(size, labeling)
         | {"clusterings of the last labeling": waiting}
-        | _pass(size, size.numbers[labeling], size.samples)
+        | _pass(size, size.sought[labeling], size.samples)
     )
 
 
@@ -224,10 +244,11 @@ def while_holding(size: Size) -> Parts:
 
 
 def _while_refining_first(size: Size) -> Parts:
-    copied = 1 if size.is_consensus else 0  # the refiner keeps its own
+    copied = 1 if size.is_voted else 0  # the refiner keeps its own
+    levels = len(size.numbers) if size.is_nested else 1
     return _in_stage(size, 0) | {
-        # This epoch's clusterings, the refiner's copy of them, and refined labels.
-        "new labels of held samples": (2 * size.clusters_bytes + INT32) * size.held,
+        # This epoch's clusterings, the refiner's copy of them, and refined labels of each level.
+        "new labels of held samples": (2 * size.clusters_bytes + INT32 * levels) * size.held,
         "cell by sample": INT32 * size.held * copied,
     }
 
@@ -242,7 +263,7 @@ def _table(size: Size) -> int:
 
 def while_counting(size: Size) -> Parts:
     """What is there while the cells of the first labeling's table are counted."""
-    is_dense = not size.is_consensus and (size.clusters + 1) ** 2 <= TABLE_SIZE
+    is_dense = not size.is_voted and (size.clusters + 1) ** 2 <= TABLE_SIZE
     chunk = 40 * min(size.held, COUNT_CHUNK) + 30 * (size.clusters + 1) ** 2
     # Keys are sorted and looked up by bisection; new ones are inserted into a copy.
     sorted_chunk = 100 * min(size.held, COUNT_CHUNK) + (3 * INT64 + INT32 * size.votes) * size.n_cells
@@ -259,7 +280,7 @@ def while_adding_tables(size: Size) -> Parts:
 
 def while_refining(size: Size) -> Parts:
     """What is there while the first labeling's cells are agglomerated."""
-    if not size.is_consensus:
+    if not size.is_voted:
         return _while_refining_first(size) | {
             "table": _table(size),
             "agglomeration": _linkage(size),
@@ -279,7 +300,7 @@ def _linkage(size: Size) -> int:
 
 
 def _agglomeration(size: Size) -> Parts:
-    """What a consensus needs for its cells and pairs, in the moments of their agglomeration."""
+    """What a vote needs for its cells and pairs, in the moments of their agglomeration."""
     votes, cells, pairs = size.votes, size.n_cells, size.n_pairs
     chosen = size.chosen or cells
     own = INT32 * votes * chosen  # the codes of the chosen cells
@@ -328,8 +349,8 @@ def while_training(size: Size) -> Parts:
 MOMENTS: dict[str, Callable[[Size], Parts]] = {
     "whitening": while_whitening,
     "clustering": while_clustering,
-    "clustering 2K": lambda size: while_clustering(size, min(1, len(size.numbers) - 1)),
-    "clustering 4K": lambda size: while_clustering(size, len(size.numbers) - 1),
+    "clustering 2K": lambda size: while_clustering(size, min(1, len(size.sought) - 1)),
+    "clustering 4K": lambda size: while_clustering(size, len(size.sought) - 1),
     "members": while_clustering_members,
     "holding": while_holding,
     "counting": while_counting,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.scaling.model import EPOCHS, Size
+from benchmarks.scaling.model import Size
 from benchmarks.scaling.seconds import count_trials
 from hf_plr.clustering.checks import find_nonfinite_rows
 from hf_plr.clustering.ensemble import FINER, MEMBERS
@@ -97,19 +97,19 @@ def draw_moved(n_clusters: int, n_samples: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def consensus_rates(n_clusters: int, n_samples: int = 1 << 16) -> dict[str, float]:
-    """Rates of a consensus of as many labelings as the default has; each member parts all clusters in its own way."""
+    """Rates of a consensus of fifteen labelings; each member parts all clusters in its own way."""
     rng = np.random.default_rng(0)
     n_clusters = min(n_clusters, n_samples // 256)  # so that a cluster has cells to agglomerate
     cluster = rng.integers(0, n_clusters, n_samples, dtype=np.int32)
     position = rng.normal(size=(n_samples, PARTED))
+    refiner = PseudoLabelRefiner.from_preset("consensus")
     members = []
-    for _ in range(EPOCHS * MEMBERS):
+    for _ in range(refiner.generations * MEMBERS):
         direction = rng.normal(size=(n_clusters, PARTED))
         side = np.einsum("ij,ij->i", position, direction[cluster]) > 0
         members.append((FINER * cluster + side).astype(np.int32))
-    labelings = [*members, *[cluster] * EPOCHS]
+    labelings = [*members, *[cluster] * refiner.generations]
     table = cooccurrence(*labelings)
-    refiner = PseudoLabelRefiner.from_preset("consensus")
     n_labels = n_samples * len(labelings)
     # A cell of a cluster of its own has no pair but with itself.
     alone = np.arange(n_samples // 4, dtype=np.int32)

@@ -63,7 +63,7 @@ Seconds = dict[str, float]
 
 def clusterings(size: Size) -> list[tuple[int, int]]:
     """Clusters of each clustering of a stage, and the samples of all processes that it is fitted on, in their order."""
-    first, *finer = ((clusters, size.samples) for clusters in size.numbers)
+    first, *finer = ((clusters, size.samples) for clusters in size.sought)
     return [first, *[(size.member_clusters, size.member_rows)] * size.members, *finer]
 
 
@@ -115,13 +115,14 @@ def _refinement_seconds(size: Size, rates: Rates) -> Seconds:
     pair = rates.counting + rates.locating
     # Finer labelings are counted against their last ones; the stage's metrics compare each process's own samples.
     others = (len(size.numbers) - 1) * (held + n) * pair + (1 + len(size.numbers) - 1) * n * rates.counting
-    if not size.is_consensus:
+    if not size.is_voted:
         return {
             "refinement, samples": (held + n) * pair + others,
             "refinement, cells": (size.n_pairs * rates.related if size.n_cells > SMALL else size.n_cells * rates.cells),
         }
-    # Labels that continue are counted once more, to keep their numbers.
-    votes = size.votes * (held * rates.counting_votes + (held + n) * rates.locating_votes)
+    # Labels that continue are counted once more, to keep their numbers. Each level of a tree looks up its own.
+    levels = len(size.numbers) if size.is_nested else 1
+    votes = size.votes * (held * rates.counting_votes + levels * (held + n) * rates.locating_votes)
     return {
         "consensus, samples": votes + held * pair,
         "consensus, cells": size.n_cells * rates.cells_of_votes + size.n_pairs * rates.pairs,
@@ -140,7 +141,7 @@ def _sent_labels(size: Size) -> int:
 def seeding_seconds(size: Size, rates: Rates) -> Seconds:
     """Seconds of k-means++ at the first stage, by number of clusters; members start from samples drawn at random."""
     found = {}
-    for clusters in size.numbers:
+    for clusters in size.sought:
         sample = min(size.samples, KMeans(clusters)._seeding_samples()) / size.processes
         found[f"k-means++, {clusters:,} clusters"] = sample * count_trials(clusters) * rates.trials
     return found

@@ -46,7 +46,6 @@ DRAWN_TOGETHER = 100  # samples are drawn and shared in such batches
 WARM_UP_SAMPLES = 10_000  # of each process: what is allocated once is there before memory is measured
 STEP_SAMPLES = 128  # of all processes
 SHRINKAGE = 1.0
-FULL_STAGE = 2  # the first stage in which a consensus has three epochs
 NOISE = 1.2
 
 Note = Callable[[str], None]
@@ -213,10 +212,10 @@ def main() -> None:
 
 
 def measure(size: Size, args: PLRTrainingArguments, accelerator: Accelerator) -> dict[str, Any]:
-    """What this process found: rates, seconds and memory of a third stage, and memory in training after it."""
+    """What this process found: rates, seconds and memory of the first stage that has all epochs, and memory in training after it."""
     small = dataclasses.replace(size, samples=WARM_UP_SAMPLES * size.processes)
     warm_up = Stages(small, args, accelerator)
-    for epoch in range(FULL_STAGE + 1):
+    for epoch in range(size.full_stage + 1):
         warm_up.run(epoch)
     next(iter(warm_up.begin_epoch(0)))
     del warm_up
@@ -224,7 +223,7 @@ def measure(size: Size, args: PLRTrainingArguments, accelerator: Accelerator) ->
     stages = Stages(size, args, accelerator)
     gc.collect()
     at_first = anonymous_kib()
-    for epoch in range(FULL_STAGE):
+    for epoch in range(size.full_stage):
         stages.run(epoch)
     gc.collect()
     peaks: dict[str, float] = {}
@@ -234,10 +233,10 @@ def measure(size: Size, args: PLRTrainingArguments, accelerator: Accelerator) ->
         def note_peak(moment: str) -> None:
             peaks[moment] = max(peaks.get(moment, 0.0), held + memory.lap_mib())
 
-        timed = stages.run(FULL_STAGE, note_peak)
+        timed = stages.run(size.full_stage, note_peak)
     gc.collect()
     peaks["between stages"] = (anonymous_kib() - at_first) / 1024
-    sampler = stages.begin_epoch(FULL_STAGE)
+    sampler = stages.begin_epoch(size.full_stage)
     order = iter(sampler)
     first = next(order)
     gc.collect()

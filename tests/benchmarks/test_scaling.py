@@ -51,10 +51,10 @@ def run_stages(tmp_path, *size, n_stages=3):
     return stages
 
 
-@pytest.mark.parametrize("refinement", ["consensus", "slr"])
+@pytest.mark.parametrize("refinement", ["nested", "consensus", "slr"])
 @pytest.mark.parametrize("shards", [1, 8])
 def test_what_is_kept_between_stages_is_what_the_stage_keeps(tmp_path, refinement, shards):
-    stages = run_stages(tmp_path, 3000, 12, 20, 1, refinement, shards)
+    stages = run_stages(tmp_path, 3000, 12, 20, 1, refinement, shards, n_stages=6)
     size, model = stages.size, between_stages(stages.size)
     arrays, of_kmeans, tables = [], [], []
     for labeling, prototypes in zip(stages.labelings, stages.objective.memory.prototypes, strict=True):
@@ -62,14 +62,18 @@ def test_what_is_kept_between_stages_is_what_the_stage_keeps(tmp_path, refinemen
         arrays += [now.labels, now.previous_labels, now.raw_labels, now.confidence, now.targets]
         state = labeling.stage.refiner.state_dict()
         arrays += [array for name, array in state.items() if name not in ("version", "numbers")]
-        of_kmeans.append(kmeans.labels_)
-        tables += [kmeans.cluster_centers_, prototypes]
-    assert len(stages.labelings) == len(size.numbers) == (3 if refinement == "consensus" else 1)
+        tables.append(prototypes)
+        if labeling.stage.clusterers:
+            of_kmeans.append(kmeans.labels_)
+            tables.append(kmeans.cluster_centers_)
+    assert len(stages.labelings) == len(size.numbers) == (1 if refinement == "slr" else 3)
     assert bytes_of(*arrays) == model["labels of held samples"] + model["clusterings of past epochs"]
     assert bytes_of(*of_kmeans) == model["labels of own samples"]
     row_for_noise = tables[0][0].nbytes  # of the prototypes of all labelings, for what belongs to no cluster
-    assert bytes_of(*tables) == model["centroids and prototypes"] + row_for_noise
-    spaces = 2 if refinement == "consensus" else 1
+    dropped = sum(size.numbers) - sum(each.pseudo_labels.n_clusters for each in stages.labelings)  # of one sample each
+    assert 0 <= dropped < sum(size.numbers) // 4
+    assert bytes_of(*tables) == model["centroids and prototypes"] + (1 - dropped) * row_for_noise
+    spaces = 1 if refinement == "slr" else 2
     assert spaces * bytes_of(stages.features(0)) == while_clustering(size)["features"]
 
 
@@ -90,12 +94,18 @@ def test_training_keeps_what_the_model_says(tmp_path, shards):
     assert held == pytest.approx(model["order of training"], rel=0.15, abs=20_000)
 
 
-def test_passes_are_those_of_all_clusterings_of_a_stage(tmp_path):
-    stages = run_stages(tmp_path, 2000, 8, 10, 1, n_stages=1)
+@pytest.mark.parametrize(
+    ("refinement", "clusters", "fitted"),
+    [
+        ("nested", [40, 20, 20, 20, 20], [2000, *[1280] * 4]),
+        ("consensus", [10, 20, 20, 20, 20, 20, 40], [2000, *[1280] * 4, 2000, 2000]),
+    ],
+)
+def test_passes_are_those_of_all_clusterings_of_a_stage(tmp_path, refinement, clusters, fitted):
+    stages = run_stages(tmp_path, 2000, 8, 10, 1, refinement, n_stages=1)
     passes = stages.run(1)["passes"]
-    assert [clusters for clusters, _ in clusterings(stages.size)] == [10, 20, 20, 20, 20, 20, 40]
-    assert [fitted for _, fitted in clusterings(stages.size)] == [2000, *[1280] * 4, 2000, 2000]
-    assert len(passes) == 7
+    assert clusterings(stages.size) == list(zip(clusters, fitted, strict=True))
+    assert len(passes) == len(clusters)
     assert min(passes) >= 1
 
 
@@ -159,8 +169,9 @@ def test_labels_of_slr_take_as_much_as_the_model_says(n, n_clusters):
     assert peak == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("refinement", ["nested", "consensus"])
 @pytest.mark.parametrize(("n", "n_clusters", "noise"), [(60_000, 300, 0.05), (30_000, 20, 0.01)])
-def test_a_consensus_takes_as_much_as_the_model_says(n, n_clusters, noise):
+def test_a_vote_takes_as_much_as_the_model_says(n, n_clusters, noise, refinement):
     rng = np.random.default_rng(0)
     cluster = rng.integers(0, n_clusters, n, dtype=np.int32)
     position = rng.normal(size=(n, 4))
@@ -170,17 +181,17 @@ def test_a_consensus_takes_as_much_as_the_model_says(n, n_clusters, noise):
         moved = np.where(rng.random(n) < noise, rng.permutation(cluster), cluster)
         return (2 * moved + side).astype(np.int32)
 
-    members = [[part() for _ in range(4)] for _ in range(3)]
-    refiner = PseudoLabelRefiner.from_preset("consensus")
+    refiner = PseudoLabelRefiner.from_preset(refinement, **({"n_clusters": n_clusters} if refinement == "nested" else {}))
+    members = [[part() for _ in range(4)] for _ in range(refiner.generations)]
     clusterer = as_clusterer(Given([cluster.copy() for _ in members]))
     stage = RefinementStage(clusterer, refiner, 1, Accelerator(cpu=True), ensemble=GivenMembers(members))
     found = {}
-    labels, _, peak = run_given(stage, n, 3, found)
+    labels, _, peak = run_given(stage, n, refiner.generations, found)
     assert len(labels.sizes) > 1
     assert found["chosen"] == found["cells"] > n_clusters  # all cells are agglomerated
-    size = Size(n, columns=0, clusters=n_clusters, processes=1, **found)
+    size = Size(n, columns=0, clusters=n_clusters, processes=1, refinement=refinement, **found)
     model = between_stages(size)
-    finer = 2 * 20 * n  # there are no finer labelings, and no k-means
+    finer = (2 * 20 if refinement == "consensus" else 2 * 16) * n  # there are no finer labelings, and no k-means
     expected = peak_bytes(size, *MEASURED["labelling"]) - model["labels of own samples"] - finer
     assert peak == pytest.approx(expected, rel=0.15)
 
@@ -218,7 +229,7 @@ def test_more_processes_share_features_and_with_shards_labels():
 
 
 def test_seeding_and_scoring_count_what_they_do():
-    size = Size(10**6, 384, 1500, 4)
+    size = Size(10**6, 384, 1500, 4, "consensus")
     seeding = seeding_seconds(size, RATES)
     assert list(seeding) == [f"k-means++, {clusters} clusters" for clusters in ("1,500", "3,000", "6,000")]
     first, second, third = seeding.values()
