@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_plr.refinement.agglomeration import LINKAGES
+from hf_plr.refinement.generations import AGREEMENT
 
 CHOICES = (
     ("space", ("projected", "joint")),
@@ -27,7 +28,12 @@ def check_arguments(given: dict[str, Any]) -> None:
         ValueError: naming an argument, its value and what would be right.
     """
     weight, threshold, n_clusters = given["weight"], given["distance_threshold"], given["n_clusters"]
-    if weight is not None and not 0.0 <= weight <= 1.0:
+    if isinstance(weight, str):
+        if weight != AGREEMENT or given["space"] != "joint":
+            raise ValueError(
+                f"weight={weight!r} and space={given['space']!r}: use a fraction, or 'agreement' with 'joint'"
+            )
+    elif weight is not None and not 0.0 <= weight <= 1.0:
         raise ValueError(f"weight={weight} is outside [0, 1]: give a fraction")
     for name, allowed in CHOICES:
         if given[name] not in allowed:

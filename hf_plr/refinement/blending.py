@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
+from hf_plr.refinement.generations import share_among_parts
 
 BLOCK = 128  # cells whose rows are computed together
 
@@ -109,14 +110,20 @@ class SoftCells:
 
 
 def blend(
-    table: CooccurrenceTable, projection: sp.csr_array, weight: float | None, space: str, noise: str, generations: int
+    table: CooccurrenceTable,
+    projection: sp.csr_array,
+    weight: float | str | None,
+    space: str,
+    noise: str,
+    generations: int,
 ) -> SoftCells:
     """Blend the current labels with the projection of the previous ones, or with these in the joint space.
 
     Args:
         table: the cells.
         projection: output of `project`, shape (K', K).
-        weight: fraction of the current label, in [0, 1], None for an equal part of every generation.
+        weight: fraction of the current label, in [0, 1], None for an equal part of every generation; in the joint space
+            also "agreement", see `share_among_parts`.
         space: "projected", "joint", or "current" for the current labels alone.
         noise: "project" or "drop".
         generations: number of epochs in the table.
@@ -125,7 +132,7 @@ def blend(
         return keep_current_labels(table)
     if space == "joint":
         return blend_joint(table, weight, noise, generations)
-    return blend_projected(table, projection, 1.0 / generations if weight is None else weight, noise)
+    return blend_projected(table, projection, 1.0 / generations if weight is None else float(weight), noise)
 
 
 def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: float, noise: str) -> SoftCells:
@@ -160,7 +167,7 @@ def blend_projected(table: CooccurrenceTable, projection: sp.csr_array, weight: 
 
 
 def blend_joint(
-    table: CooccurrenceTable, weight: float | None, noise: str, generations: int | None = None
+    table: CooccurrenceTable, weight: float | str | None, noise: str, generations: int | None = None
 ) -> SoftCells:
     """Blend labels in the joint space: the current one-hot beside those of the previous generations.
 
@@ -170,8 +177,7 @@ def blend_joint(
 
     Args:
         table: the cells of two or more labelings.
-        weight: fraction of the current epoch, in [0, 1]; the previous generations have equal parts of the rest. None
-            for an equal part of every generation.
+        weight: see `share_among_parts`.
         noise: "project" keeps the other labels of samples that are noise now, "drop" empties their rows.
         generations: number of epochs, by default one per labeling. With several labelings per epoch the table has
             the further ones first, in the order of epochs, and the current clusterings of all epochs last.
@@ -180,7 +186,7 @@ def blend_joint(
         Soft labels whose columns are the current clusters, the previous ones, those before, ..., then those of the
         further labelings, latest epoch first.
     """
-    shares = _share_among_parts(table.codes.shape[1], weight, generations or table.codes.shape[1])
+    shares = share_among_parts(table, weight, generations or table.codes.shape[1])
     case, is_labelled = _find_cases(table)
     if noise == "drop":
         is_labelled[~is_labelled[:, 0]] = False
@@ -190,14 +196,6 @@ def blend_joint(
         sp.csr_array(sp.eye_array(n, starts[-1], k=start)) for n, start in zip(n_clusters, starts[:-1], strict=True)
     )
     return SoftCells(table.codes[:, ::-1], case, is_labelled * shares, bases)
-
-
-def _share_among_parts(n_parts: int, weight: float | None, generations: int) -> np.ndarray:
-    """Share of each part of the joint space, shape (parts,); the labelings of an epoch share alike."""
-    n_members = n_parts // generations
-    weight = 1.0 / generations if weight is None else weight
-    of_epoch = np.array([weight] + [(1.0 - weight) / (generations - 1)] * (generations - 1)) / n_members
-    return np.concatenate([of_epoch, np.repeat(of_epoch, n_members - 1)])
 
 
 def _find_cases(table: CooccurrenceTable) -> tuple[np.ndarray, np.ndarray]:

@@ -27,9 +27,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The same on a clustering four times as fine, cut into three nested levels: training cuts the coarsest into
     # `num_clusters`, and trains on all of them. No labeling has clusters of that size to hold the coarsest cut in its
-    # place, so five epochs vote: it then changes as little as a consensus, and is as good.
+    # place, so five epochs vote, as far as they still agree.
     "nested": {
-        "weight": None,
+        "weight": "agreement",
         "space": "joint",
         "generations": 5,
         "metric": "coassociation",

@@ -31,7 +31,10 @@ class PseudoLabelRefiner:
     (previous label, current label), so that its cost hardly depends on the number of samples.
 
     Args:
-        weight: fraction of the current epoch in the blend, in [0, 1]; None for an equal part of every generation.
+        weight: fraction of the current epoch in the blend, in [0, 1]; None for an equal part of every generation. With
+            space="joint" also "agreement": the less an epoch's labelings agree with the current ones, the less it
+            counts, see `hf_plr.refinement.generations`. So old epochs steady labels that have settled, and do not hold
+            back those that have not.
         space: "projected" blends in the space of the current clusters, "joint" holds the generations side by side.
         normalize: axis along which the projection adds up to one, "row" or "column".
         generations: number of epochs that count, the current one included; more than 2 need space="joint".
@@ -76,7 +79,7 @@ class PseudoLabelRefiner:
 
     def __init__(
         self,
-        weight: float | None = 0.5,
+        weight: float | str | None = 0.5,
         space: str = "projected",
         normalize: str = "row",
         generations: int = 2,
@@ -384,7 +387,7 @@ class PseudoLabelRefiner:
             )
         if is_memory_mapped:
             return tuple(members)
-        keeps_dtype = labels.dtype in (np.int16, np.int32)  # up to three epochs of several labelings are remembered
+        keeps_dtype = labels.dtype in (np.int16, np.int32)  # several labelings of some epochs are remembered
         return tuple(_freeze(np.array(member if keeps_dtype else as_int64(member))) for member in members)
 
     @property

@@ -181,7 +181,9 @@ def test_a_vote_takes_as_much_as_the_model_says(n, n_clusters, noise, refinement
         moved = np.where(rng.random(n) < noise, rng.permutation(cluster), cluster)
         return (2 * moved + side).astype(np.int32)
 
-    refiner = PseudoLabelRefiner.from_preset(refinement, **({"n_clusters": n_clusters} if refinement == "nested" else {}))
+    refiner = PseudoLabelRefiner.from_preset(
+        refinement, **({"n_clusters": n_clusters} if refinement == "nested" else {})
+    )
     members = [[part() for _ in range(4)] for _ in range(refiner.generations)]
     clusterer = as_clusterer(Given([cluster.copy() for _ in members]))
     stage = RefinementStage(clusterer, refiner, 1, Accelerator(cpu=True), ensemble=GivenMembers(members))
