@@ -10,7 +10,8 @@ processes, on one block of features and on drawn labels. Cells of the co-occurre
 k-means are counted in the run and given to the model.
 
   python -m benchmarks.scaling --json scaling.json
-      measure the default, a consensus and slr, print what the model says beside it, and what limits a billion samples on 64 GPUs
+      measure the default, a consensus and slr, print what the model says beside it, and what limits a billion samples
+      on 64 GPUs
   python -m benchmarks.scaling --no_measuring --paper 1e7 1024 5000 8 --refinements nested --layers 24
       only the second, for another size: samples, columns, clusters and GPUs, and another backbone
   python -m benchmarks.scaling --stage 1e6 384 1500 1

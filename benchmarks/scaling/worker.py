@@ -212,7 +212,7 @@ def main() -> None:
 
 
 def measure(size: Size, args: PLRTrainingArguments, accelerator: Accelerator) -> dict[str, Any]:
-    """What this process found: rates, seconds and memory of the first stage that has all epochs, and memory in training after it."""
+    """What this process found: rates, seconds and memory of the first stage with all epochs, and memory in training."""
     small = dataclasses.replace(size, samples=WARM_UP_SAMPLES * size.processes)
     warm_up = Stages(small, args, accelerator)
     for epoch in range(size.full_stage + 1):

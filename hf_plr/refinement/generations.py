@@ -42,8 +42,8 @@ def agree_with_current(table: CooccurrenceTable, generations: int) -> np.ndarray
 
     It is the mean adjusted Rand index of the further labelings with their counterparts in the current epoch, over the
     mean of the current epoch's further labelings among each other, since these differ even where nothing has changed.
-    With one further labeling or none an epoch the mean is taken as it is, without further ones of the current
-    clusterings. Samples that are noise in either labeling are left out. The current epoch has 1.
+    With fewer than two of them nothing tells how much, and the index is taken as it is; where there are none it is that
+    of the current clusterings. Samples that are noise in either labeling are left out. The current epoch has 1.
     """
     codes = table.codes[:, ::-1]  # current clusterings, latest first, then the further ones of each epoch
     n_further = codes.shape[1] // generations - 1
