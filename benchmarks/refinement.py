@@ -5,8 +5,8 @@ to its anonymous pages while it refines (so neither the label files nor what was
 `beyond_table_mib` takes the co-occurrence table off. The full way writes a soft label for every sample and clusters
 those rows with `scipy.cluster.hierarchy`; the two take turns.
 
-With `--members M` it is the preset "consensus" on three epochs of M labelings each: the first has the given number of
-clusters, each of the others twice as many, by cutting the true clusters in two at random places.
+With `--members M` it is a preset of M labelings an epoch: with "consensus" the first has the given number of clusters,
+with "nested" four times as many, and each of the others twice as many, by cutting the true clusters at random places.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmarks.measuring import PeakMemory, in_new_process
 from hf_plr.refinement import PseudoLabelRefiner, agglomeration
 
 FULL_LIMIT = 20_000  # samples; scipy holds two matrices of half of N squared
+FINEST = 4  # times as many clusters has the first labeling of nested levels
 EXACT_LIMIT = 20_000  # cells; up to here folding is compared with the exact answer
 BLOCK = 1 << 20
 
@@ -45,6 +46,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--linkage", default="average", help="linkage (default: %(default)s)")
     parser.add_argument("--members", type=int, default=1, help="labelings an epoch, more for a consensus (default: 1)")
+    parser.add_argument("--preset", default="consensus", choices=["consensus", "nested"], help="with --members")
     parser.add_argument("--turns", type=int, default=3, help="refinements to take the median of (default: %(default)s)")
     parser.add_argument("--directory", help="where to put the label files, 24 bytes a sample (default: temporary)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON and nothing else")
@@ -168,33 +170,45 @@ def fold_anyway(folder: Path, linkage_name: str) -> dict[str, Any]:
 
 
 def measure_consensus(folder: Path, args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """Figures of the consensus of three epochs."""
-    write_members(folder, args.samples, args.clusters, args.churn, kind, args.members)
-    ours = [in_new_process(refine_members, folder, False) for _ in range(args.turns)]
-    watched = in_new_process(refine_members, folder, True)
+    """Figures of the refinement of several labelings an epoch, when there are all epochs."""
+    options = {"n_clusters": args.clusters} if args.preset == "nested" else {}
+    n_epochs = PseudoLabelRefiner.from_preset(args.preset, **options).generations
+    pieces = [FINEST if args.preset == "nested" else 1] + [2] * (args.members - 1)
+    write_members(folder, args.samples, args.clusters, args.churn, kind, pieces, n_epochs)
+    ours = [in_new_process(refine_members, folder, args.preset, options, n_epochs, False) for _ in range(args.turns)]
+    watched = in_new_process(refine_members, folder, args.preset, options, n_epochs, True)
     times = {name: statistics.median(run[name] for run in ours) for name in ("seconds", "processor_seconds")}
     return {**watched, **times}
 
 
-def write_members(folder: Path, n_samples: int, n_clusters: int, churn: float, kind: str, n_members: int) -> None:
-    """Write truth.npy and epoch.0.npy to epoch.2.npy of shape (N, M): copies of the truth from which samples stray."""
+def write_members(
+    folder: Path, n_samples: int, n_clusters: int, churn: float, kind: str, pieces: list[int], n_epochs: int
+) -> None:
+    """Write truth.npy, epoch.0.npy and so on of shape (N, M): copies of the truth from which samples stray.
+
+    Each cluster of the truth is cut into as many pieces as a member has.
+    """
     rng = np.random.default_rng(0)
     truth, place = rng.integers(0, n_clusters, n_samples), rng.random(n_samples)
     np.save(folder / "truth.npy", truth)
-    for epoch in range(3):
-        labels = np.empty((n_samples, n_members), dtype=np.int32)
-        for member in range(n_members):
+    for epoch in range(n_epochs):
+        labels = np.empty((n_samples, len(pieces)), dtype=np.int32)
+        for member, n_pieces in enumerate(pieces):
             reach = rng.integers(0, n_clusters, n_samples) if kind == "uniform" else rng.integers(-3, 4, n_samples)
             cluster = np.where(rng.random(n_samples) < churn, (truth + reach) % n_clusters, truth)
-            is_upper = place > rng.random(n_clusters)[cluster]
-            labels[:, member] = cluster if member == 0 else 2 * cluster + is_upper
+            labels[:, member] = n_pieces * cluster
+            for bounds in rng.random((n_pieces - 1, n_clusters)):
+                labels[:, member] += place > bounds[cluster]
         np.save(folder / f"epoch.{epoch}.npy", labels)
 
 
-def refine_members(folder: Path, watch_memory: bool) -> dict[str, Any]:
-    """The third refinement of members, with its confidence, and how well it and its first member match the truth."""
-    truth, *epochs = (np.load(folder / f"{name}.npy") for name in ("truth", "epoch.0", "epoch.1", "epoch.2"))
-    refiner = PseudoLabelRefiner.from_preset("consensus")
+def refine_members(
+    folder: Path, preset: str, options: dict[str, Any], n_epochs: int, watch_memory: bool
+) -> dict[str, Any]:
+    """The last refinement of members, with its confidence, and how well it and its first member match the truth."""
+    names = ["truth", *(f"epoch.{epoch}" for epoch in range(n_epochs))]
+    truth, *epochs = (np.load(folder / f"{name}.npy") for name in names)
+    refiner = PseudoLabelRefiner.from_preset(preset, **options)
     for labels in epochs[:-1]:
         refiner.refine(labels)
     memory = PeakMemory()
