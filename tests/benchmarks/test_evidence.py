@@ -237,7 +237,7 @@ def test_longer_runs_take_all_samples(tmp_path):
     args = arguments_of(TASKS["cifar-5-long"], str(tmp_path), 0, {"report": "no"})
     trainer = TASKS["cifar-5-long"].make(PLRTrainer, args, 0, SHARED_DATA, tmp_path)
     assert len(trainer.train_dataset) == 10_000
-    assert trainer.labelings[0].stage.clusterer.n_clusters == 150
+    assert [labeling.stage.n_sought for labeling in trainer.labelings] == [150, 300, 600]
 
 
 def test_the_page_on_adapters_has_the_table_of_its_records():
