@@ -186,17 +186,23 @@ def adjusted_rand(previous: np.ndarray, current: np.ndarray, counts: np.ndarray)
         >>> adjusted_rand(np.array([0, 1]), np.array([3, 4]), np.array([10, 20]))
         1.0
     """
+    # Cells of more than two generations repeat pairs of clusters, so these are summed first.
+    previous_ids, previous_codes = np.unique(previous, return_inverse=True)
+    current_ids, current_codes = np.unique(current, return_inverse=True)
+    return adjusted_rand_of_table(
+        sum_entries(counts, previous_codes, current_codes, (len(previous_ids), len(current_ids)))
+    )
+
+
+def adjusted_rand_of_table(table: sp.csr_array) -> float:
+    """Adjusted Rand index from the samples that two clusters have in common, sparse, shape (K', K)."""
 
     def count_pairs(sizes: np.ndarray) -> float:
         return float((sizes * (sizes - 1.0) / 2.0).sum())
 
-    # Cells of more than two generations repeat pairs of clusters, so these are summed first.
-    previous_ids, previous_codes = np.unique(previous, return_inverse=True)
-    current_ids, current_codes = np.unique(current, return_inverse=True)
-    table = sum_entries(counts, previous_codes, current_codes, (len(previous_ids), len(current_ids)))
     n_pairs = count_pairs(table.data)
     previous_pairs, current_pairs = count_pairs(table.sum(axis=1)), count_pairs(table.sum(axis=0))
-    n_samples = float(counts.sum())
+    n_samples = float(table.sum())
     expected = previous_pairs * current_pairs / max(n_samples * (n_samples - 1.0) / 2.0, 1.0)
     largest = (previous_pairs + current_pairs) / 2.0
     return 1.0 if largest == expected else (n_pairs - expected) / (largest - expected)

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
-from hf_plr.refinement.correspondence import adjusted_rand
+from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, sum_entries
+from hf_plr.refinement.correspondence import adjusted_rand_of_table
 
 AGREEMENT = "agreement"  # weight of the epochs by how much they agree with the current one
 POWER = 4  # an epoch that agrees by 0.84 counts half
@@ -46,6 +46,7 @@ def agree_with_current(table: CooccurrenceTable, generations: int) -> np.ndarray
     of the current clusterings. Samples that are noise in either labeling are left out. The current epoch has 1.
     """
     codes = table.codes[:, ::-1]  # current clusterings, latest first, then the further ones of each epoch
+    n_clusters = [len(ids) for ids in table.ids[::-1]]
     n_further = codes.shape[1] // generations - 1
     own = [
         range(generations + epoch * n_further, generations + (epoch + 1) * n_further) if n_further else [epoch]
@@ -56,7 +57,9 @@ def agree_with_current(table: CooccurrenceTable, generations: int) -> np.ndarray
         is_in_both = (codes[:, first] != NOISE) & (codes[:, second] != NOISE)
         if not is_in_both.any():
             return 0.0
-        return adjusted_rand(codes[is_in_both, first], codes[is_in_both, second], table.counts[is_in_both])
+        shape = (n_clusters[first], n_clusters[second])
+        shared = sum_entries(table.counts, codes[:, first], codes[:, second], shape, is_in_both)
+        return adjusted_rand_of_table(shared)
 
     among_each_other = [agree(*pair) for pair in itertools.combinations(own[0], 2)]
     highest = float(np.mean(among_each_other)) if among_each_other else 1.0
