@@ -68,7 +68,7 @@ def main() -> None:
 def keep_rows(
     name: str, epochs: int, n_clusters: int | None, seed: int, data: Path
 ) -> tuple[list[torch.Tensor], np.ndarray, int]:
-    """Train on a task by the default; returns the rows of each stage, true labels and the number of clusters."""
+    """Train on a task with nested levels; returns the rows of each stage, true labels and the number of clusters."""
     kept: list[torch.Tensor] = []
     cluster = RefinementStage.cluster
 
@@ -77,7 +77,8 @@ def keep_rows(
         return cluster(stage, rows, epoch)
 
     task = TASKS[name]
-    changes = {"num_train_epochs": epochs} | ({} if n_clusters is None else {"num_clusters": n_clusters})
+    changes: dict[str, Any] = {"num_train_epochs": epochs, "refinement": "nested"}
+    changes |= {} if n_clusters is None else {"num_clusters": n_clusters}
     with tempfile.TemporaryDirectory() as folder:
         args = arguments_of(task, folder, seed, changes)
         trainer = task.make(PLRTrainer, args, seed, data, Path(folder))

@@ -1,10 +1,10 @@
-"""What the parts of a stage cost: the space, k-means, the ensemble, the refinement of all levels, the means.
+"""What the parts of a stage cost: the space, k-means, the ensemble, the finer labelings, the consensus, the means.
 
 Features are blobs that keep their places from stage to stage but for noise, and every stage draws them anew. Timed is
-the last of some stages, when the refinement has all epochs; seconds are those of the clock, beside the processors'.
+the last of some stages, when all epochs vote; seconds are those of the clock, beside the processors'.
 Memory is what the process needs above its features. Extraction by a backbone is not in it.
 
-With `--against consensus` whole stages of the default and of that refinement take turns in one process, on the same
+With `--against nested` whole stages of the default and of that refinement take turns in one process, on the same
 features.
 """
 
@@ -30,11 +30,11 @@ from hf_plr.clustering.whitening import whiten
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.presets import make_labelings, select_clusterers
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PRESETS, PseudoLabelRefiner
-from hf_plr.training_args import AUTO, AUTO_LABELINGS, PLRTrainingArguments
+from hf_plr.training_args import AUTO, PLRTrainingArguments
 
-EPOCHS = PRESETS["nested"]["generations"]  # the first stage that has so many is timed
+EPOCHS = max(PRESETS[name]["generations"] for name in ("consensus", "nested"))  # then all of them vote
 NOISE = 1.5  # deviation of a feature from its blob's centre, against the centre's own length of 1
 
 
@@ -73,13 +73,12 @@ def run_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int) -
         Seconds, processor seconds and MiB by part of the last stage, and whether its consensus was exact.
     """
     accelerator = Accelerator(cpu=True)
-    coarsest, _, finest = make_clusterers(AUTO_LABELINGS, "kmeans", n_clusters, n_samples=n_samples, seed=0)
-    ensemble = make_ensemble(coarsest, n_samples, seed=0)
+    coarse, *finer = make_clusterers(3, "kmeans", n_clusters, n_samples=n_samples, seed=0)
+    ensemble = make_ensemble(coarse, n_samples, seed=0)
     assert ensemble is not None
-    refiner = PseudoLabelRefiner.from_preset("nested", n_clusters=n_clusters)
-    stage = RefinementStage(finest, refiner, 1, accelerator)
+    stage = RefinementStage(coarse, PseudoLabelRefiner.from_preset("consensus"), 1, accelerator)
     part = slice(0, n_samples)
-    labels: list[PseudoLabels | None] = [None] * refiner.n_levels
+    labels = None
     for epoch in range(n_stages):
         rows = draw_features(n_samples, dimension, n_clusters, epoch)
         parts: dict[str, dict[str, float]] = {}
@@ -89,20 +88,20 @@ def run_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int) -
             own = stage.cluster(space, epoch)
         with measured(parts, "ensemble"):
             members = [torch.from_numpy(each) for each in ensemble.fit_predict_shard(space, epoch, accelerator)]
+        with measured(parts, "2K and 4K"):
+            for clusterer in finer:
+                clusterer.fit_predict_shard(space, accelerator)
         del space
         clusters = torch.stack([torch.from_numpy(own).long(), *(each.long() for each in members)], dim=1).numpy()
-        with measured(parts, "refinement"):
-            first = stage.refine(clusters, epoch, part, labels[0])
-            finer = [stage.take_finer(level, epoch, part, last) for level, last in enumerate(labels[1:], start=1)]
+        with measured(parts, "consensus"):
+            labels = stage.refine(clusters, epoch, part, labels)
         with measured(parts, "means"):
-            for level in (first, *finer):
-                average_clusters(rows, torch.from_numpy(level.targets), level.n_clusters, accelerator)
-        labels = [first, *finer]
+            average_clusters(rows, torch.from_numpy(labels.targets), labels.n_clusters, accelerator)
     return {
         "samples": n_samples,
         "dimension": dimension,
         "clusters": n_clusters,
-        "passes": finest.n_iter_ if isinstance(finest, KMeans) else 0,
+        "passes": coarse.n_iter_ if isinstance(coarse, KMeans) else 0,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parts": parts,
@@ -110,16 +109,15 @@ def run_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int) -
 
 
 def compare_stages(n_samples: int, dimension: int, n_clusters: int, n_stages: int, against: str) -> dict[str, Any]:
-    """Let whole stages of the default and of another refinement take turns, each on three labelings.
+    """Let whole stages of the default and of another refinement take turns, each on all of its labelings.
 
     Returns:
-        Processor seconds of each stage from that on which has all epochs, by refinement; and the
+        Processor seconds of each stage from that on in which all epochs vote, by refinement; and the
         median, smallest and largest of the ratios of one stage's to the default's of the same features.
     """
     labelings: dict[str, list[Labeling]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"num_clusters": n_clusters, "num_labelings": AUTO_LABELINGS}
-        settings |= {"use_cpu": True, "disable_tqdm": True}
+        settings: dict[str, Any] = {"num_clusters": n_clusters, "use_cpu": True, "disable_tqdm": True}
         all_args = [PLRTrainingArguments(folder, **{**settings, "refinement": name}) for name in (AUTO, against)]
     holder = AllLabels(Accelerator(cpu=True))  # made last: arguments reset what it shares
     for args in all_args:

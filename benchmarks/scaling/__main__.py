@@ -10,9 +10,9 @@ processes, on one block of features and on drawn labels. Cells of the co-occurre
 k-means are counted in the run and given to the model.
 
   python -m benchmarks.scaling --json scaling.json
-      measure the default, a consensus and slr, print what the model says beside it, and what limits a billion samples
+      measure the default, nested and slr, print what the model says beside it, and what limits a billion samples
       on 64 GPUs
-  python -m benchmarks.scaling --no_measuring --paper 1e7 1024 5000 8 --refinements nested --layers 24
+  python -m benchmarks.scaling --no_measuring --paper 1e7 1024 5000 8 --refinements consensus --layers 24
       only the second, for another size: samples, columns, clusters and GPUs, and another backbone
   python -m benchmarks.scaling --stage 1e6 384 1500 1
       seconds of a stage by part on this machine, one thread a process: calculated from measured rates
@@ -40,7 +40,7 @@ from hf_plr.clustering.kmeans import OTHER_BLOCK_SCORES
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL_CHUNK = str(1 << 16)
-REFINEMENTS = "nested", "consensus", "slr"
+REFINEMENTS = "consensus", "nested", "slr"
 PASSES = 15  # of each k-means of a stage, where none was run
 
 
@@ -59,7 +59,7 @@ def main() -> None:
         nargs="+",
         default=list(REFINEMENTS),
         choices=list(REFINEMENTS),
-        help="nested levels, a consensus beside two finer labelings, or one labeling (default: all)",
+        help="a consensus beside two finer labelings, nested levels, or one labeling (default: all)",
     )
     parser.add_argument("--label_shards", type=int, nargs="+", default=[1, 8], help="label shards (default: 1 8)")
     parser.add_argument(

@@ -1,11 +1,11 @@
 """What stages of PLRTrainer with k-means cost one process in memory, as formulas that follow the code.
 
-N samples with D columns are shared by P processes, n = N / P each. There is a labeling of K clusters. By default there
-are two finer levels, of 2K and 4K clusters, in a tree that is made of a clustering into 4K and of an ensemble of
-members with 2K clusters each; with a consensus the three labelings are clustered, and the ensemble votes beside the
-first. Features and what a pass of k-means needs are there for a process's own samples. Labels are there for the h
-samples that a process holds: with one label shard those of all (h = N), with several its own (h = n). Refinement works
-on the C occupied cells of the co-occurrence table, which every process has in full.
+N samples with D columns are shared by P processes, n = N / P each. There is a labeling of K clusters. By default, with
+a consensus, there are two finer ones of 2K and 4K, which are clustered, too, and beside the first an ensemble of
+members with 2K clusters each votes. Nested levels are of as many clusters, in a tree that is made of a clustering into
+4K and of the ensemble. Features and what a pass of k-means needs are there for a process's own samples. Labels are
+there for the h samples that a process holds: with one label shard those of all (h = N), with several its own (h = n).
+Refinement works on the C occupied cells of the co-occurrence table, which every process has in full.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Size:
 
     Attributes:
         samples, columns, clusters, processes: N, D, K and P.
-        refinement: "nested", which the default is, or "consensus" beside two finer labelings, both in a whitened space;
+        refinement: "consensus" beside two finer labelings, which the default is, or "nested", both in a whitened space;
             or "slr", which is one labeling of the centered features.
         label_shards: 1 where every process holds the labels of all samples, more where each holds its own.
         cells: C; None for seven a cluster, as where samples move between a cluster and the six beside it, and for a
@@ -51,7 +51,7 @@ class Size:
     columns: int
     clusters: int
     processes: int
-    refinement: str = NESTED
+    refinement: str = CONSENSUS
     label_shards: int = 1
     cells: int | None = None
     level_cells: int | None = None

@@ -19,6 +19,7 @@ from hf_plr.training_args import (
     AUTO,
     AUTO_FOR_DBSCAN,
     AUTO_LABELINGS,
+    AUTO_PRESET,
     CONSENSUS,
     FINER_PRESET,
     NESTED,
@@ -29,31 +30,33 @@ from hf_plr.utils.argument_checks import check_levels
 from hf_plr.utils.parameters import default_parameters
 
 
-def resolve_preset(args: BaseTrainingArguments, n_labelings: int = 1, auto: str | None = None) -> str:
+def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
     """Resolve the preset that the arguments name.
 
     Args:
         args: the arguments.
-        n_labelings: number of labelings that are trained on.
-        auto: the meaning of "auto"; None for what suits the clusterer: nested levels for k-means, and with dbscan, a
-            third of whose samples may be noise, soft targets by projection, which take that back in as no consensus of
-            its labels does. A single level is a consensus.
+        auto: the meaning of "auto"; None for what suits the clusterer: with dbscan, a third of whose samples may be
+            noise, soft targets by projection take that back in, which no consensus of its labels does.
     """
     if args.refinement != AUTO:
         return args.refinement
     if auto is not None:
         return auto
-    clusterer = getattr(args, "clusterer", None)
-    if clusterer == "dbscan":
-        return AUTO_FOR_DBSCAN
-    return NESTED if clusterer == "kmeans" and n_labelings > 1 else CONSENSUS
+    return AUTO_FOR_DBSCAN if getattr(args, "clusterer", None) == "dbscan" else AUTO_PRESET
 
 
-def make_refiner(args: BaseTrainingArguments, preset: str, **overrides: Any) -> PseudoLabelRefiner:
-    """Make the refiner of a preset with the weight that the arguments may have, and with other settings."""
+def make_refiner(args: BaseTrainingArguments, auto: str | None = None, **overrides: Any) -> PseudoLabelRefiner:
+    """Make the refiner that the arguments name, with other settings; `auto` as for `resolve_preset`."""
     if args.refinement_weight is not None:
         overrides["weight"] = args.refinement_weight
-    return PseudoLabelRefiner.from_preset(preset, **overrides)
+    return PseudoLabelRefiner.from_preset(resolve_preset(args, auto), **overrides)
+
+
+def _make_further_refiner(args: PLRTrainingArguments, number: int) -> PseudoLabelRefiner:
+    """Make the refiner of a labeling by its number; beside a consensus, finer labelings are taken as they are."""
+    if number > 0 and resolve_preset(args) == CONSENSUS:
+        return PseudoLabelRefiner.from_preset(FINER_PRESET)
+    return make_refiner(args)
 
 
 def select_clusterers(
@@ -145,17 +148,12 @@ def make_labelings(
     nested = _make_levels(args, clusterers, refiner, n_samples, holder)
     if nested is not None:
         return nested
-    preset, labelings = resolve_preset(args, len(clusterers)), []
+    labelings = []
     # The last labels of a run before are those of an epoch before the first. Only the first labeling has them, but
     # where it has soft targets, all have.
     continues = args.continue_from is not None
     for i, clusterer in enumerate(clusterers):
-        if refiner is not None:
-            further = copy.deepcopy(refiner)
-        elif i > 0 and preset == CONSENSUS:  # finer labelings beside a consensus are taken as they are
-            further = PseudoLabelRefiner.from_preset(FINER_PRESET)
-        else:
-            further = make_refiner(args, preset)
+        further = _make_further_refiner(args, i) if refiner is None else copy.deepcopy(refiner)
         stage = RefinementStage(
             clusterer,
             refiner if refiner is not None and i == 0 else further,
@@ -183,9 +181,9 @@ def _make_levels(
     The finest clustering is the current one of the refinement. Its ensemble is that of the coarsest.
     """
     coarsest, finest = clusterers[0], clusterers[-1]
-    if refiner is None and resolve_preset(args, len(clusterers)) == NESTED:
+    if refiner is None and args.refinement == NESTED:
         n_clusters = coarsest.get_params()["n_clusters"]
-        refiner = make_refiner(args, NESTED, n_clusters=n_clusters, n_levels=len(clusterers))
+        refiner = make_refiner(args, n_clusters=n_clusters, n_levels=len(clusterers))
     elif refiner is None or refiner.n_levels == 1:
         return None
     stage = RefinementStage(
@@ -207,7 +205,7 @@ def describe_settings(labelings: Sequence[Labeling], args: PLRTrainingArguments)
     return {
         "clusterer's parameters": clusterers[0] if len(clusterers) == 1 else clusterers,
         "refiner": labelings[0].stage.refiner.settings(),
-        "refinement": resolve_preset(args, len(labelings)),
+        "refinement": resolve_preset(args),
         "num_labelings": len(labelings),
     }
 
@@ -237,4 +235,4 @@ def describe_labelings(labelings: Sequence[Labeling], space: str, args: PLRTrain
     sizes = [f"{number:,}" for number in numbers if number is not None]
     words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(labelings)} labelings"
     kind = describe_clusterer(stage.clusterer)["class"]
-    return f"{words} by {kind} in {space}, refinement {resolve_preset(args, len(labelings))}"
+    return f"{words} by {kind} in {space}, refinement {resolve_preset(args)}"

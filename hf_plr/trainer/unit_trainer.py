@@ -203,7 +203,7 @@ class UnitTrainer(BaseTrainer):
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
-        preset = resolve_preset(self.args, auto=AUTO_FOR_FRAMES)
+        preset = resolve_preset(self.args, AUTO_FOR_FRAMES)
         scaling = self.args.frame_scaling
         space = "" if scaling == "none" else f" standardised {'globally' if scaling == 'global' else f'by {scaling}'}"
         space += "" if self.args.whitening_shrinkage is None else " whitened"
@@ -410,7 +410,7 @@ def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
     """The preset, cut at the number of units where it clusters anew."""
     if args.refinement == NESTED:
         raise ValueError(f"refinement={args.refinement!r} trains on several levels, frames on one: use consensus")
-    refiner = make_refiner(args, resolve_preset(args, auto=AUTO_FOR_FRAMES))
+    refiner = make_refiner(args, auto=AUTO_FOR_FRAMES)
     if refiner.assignment == "soft":
         raise ValueError(
             f"refinement={args.refinement!r} gives soft targets, which frames do not take: use slr or joint"

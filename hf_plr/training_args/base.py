@@ -174,12 +174,11 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     refinement: Refinement = field(
         default="auto",
         metadata={
-            "help": "auto (nested with kmeans; soft with dbscan and consensus with agglomerative, beside two finer "
-            "labelings; consensus with others; slr for frames) or a preset: nested (several clusterings of five "
-            "epochs, re-clustered by how often samples are in one, and cut into three nested levels that are trained "
-            "on; kmeans alone), consensus (the same of three epochs, with one level), slr (projection, as published), "
-            "soft (soft targets by projection), joint (both epochs side by side), rlcc (soft targets as in RLCC) or "
-            "none."
+            "help": "auto (consensus, or soft with dbscan, beside two finer labelings where the clusterer allows it; "
+            "slr for frames) or a preset: consensus (several clusterings of three epochs, re-clustered by how often "
+            "samples are in one), nested (the same of five epochs on a finer clustering, cut into three nested "
+            "levels that are all trained on; kmeans alone), slr (projection, as published), soft (soft targets by "
+            "projection), joint (both epochs side by side), rlcc (soft targets as in RLCC) or none."
         },
     )
     refinement_weight: Fraction | None = field(

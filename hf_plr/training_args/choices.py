@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 CONSENSUS = "consensus"
-NESTED = "nested"  # the preset whose labelings are levels of one hierarchy
-AUTO = "auto"  # the preset that suits the clusterer, and so many labelings where it allows them
+AUTO = "auto"  # this preset, and so many labelings where the clusterer allows it
+AUTO_PRESET = CONSENSUS
 AUTO_FOR_DBSCAN = "soft"
 AUTO_LABELINGS = 3
+NESTED = "nested"  # the preset whose labelings are levels of one hierarchy, so many as auto has labelings
 FINER_PRESET = "none"  # of finer labelings beside a consensus
 
 # Everything may import this file, so that it imports hardly anything of ours. A test holds these equal to registries.

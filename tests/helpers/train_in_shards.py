@@ -25,8 +25,8 @@ from hf_plr.pseudo_labels.holding import is_of_samples
 N_SHARDS = 4
 PER_STEP = 16
 RUNS: dict[str, dict[str, Any]] = {
-    "auto": {},  # three levels of a consensus of several clusterings over three epochs, and the pair term
-    "consensus": {"refinement": "consensus", "num_labelings": 3},
+    "auto": {},  # a consensus of several clusterings over three epochs, three labelings, and the pair term
+    "nested": {"refinement": "nested"},  # three levels of one consensus
     "slr": {"refinement": "slr", "pair_weight": 0, "gradient_accumulation_steps": 2},
     "soft": {"refinement": "soft", "confidence_power": 1, "min_confidence": 0.3, "num_labelings": 2},
     "joint": {"refinement": "joint", "report": "epoch", "ema_decay": 0.5},
