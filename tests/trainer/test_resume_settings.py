@@ -138,24 +138,23 @@ def without(settings, names):
     return {name: without(value, names) for name, value in settings.items() if name not in names}
 
 
-@pytest.mark.parametrize("n_labelings", [1, 3])  # each with a clusterer of its own
-def test_a_checkpoint_older_than_a_setting_counts_as_written_with_its_default(make_trainer, tmp_path, n_labelings):
-    chosen = {"refinement": "slr", "num_labelings": n_labelings}
-    whole = make_trainer(output_dir=str(tmp_path / "whole"), **chosen)
+@pytest.mark.parametrize("refinement", ["slr", "auto"])  # one labeling, and three with a clusterer each
+def test_a_checkpoint_older_than_a_setting_counts_as_written_with_its_default(make_trainer, tmp_path, refinement):
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), refinement=refinement)
     whole.train()
     part = tmp_path / "part"
-    make_trainer({"callbacks": [StopAt(7)]}, output_dir=str(part), **chosen).train()
+    make_trainer({"callbacks": [StopAt(7)]}, output_dir=str(part), refinement=refinement).train()
     state, settings = load_state(part / "checkpoint-7")
     clusterers = settings["clusterer's parameters"]
-    for described in (settings, settings["refiner"], clusterers if n_labelings == 1 else clusterers[2]):
+    for described in (settings, settings["refiner"], clusterers if refinement == "slr" else clusterers[2]):
         assert any(name in described for name in OLDER)
     save_state(part / "checkpoint-7", state, without(settings, OLDER))
     (part / "checkpoint-7" / FILE_LIST).unlink()
     _write_file_list(part / "checkpoint-7")
-    other = make_trainer(output_dir=str(part), **chosen, min_confidence=0.9)
+    other = make_trainer(output_dir=str(part), refinement=refinement, min_confidence=0.9)
     with pytest.raises(ValueError, match=r"min_confidence was 0\.0 and is 0\.9"):
         other.train(resume_from_checkpoint=str(part / "checkpoint-7"))
-    resumed = make_trainer(output_dir=str(part), **chosen)
+    resumed = make_trainer(output_dir=str(part), refinement=refinement)
     resumed.train(resume_from_checkpoint=str(part / "checkpoint-7"))
     assert_same_run(whole, resumed)
 
