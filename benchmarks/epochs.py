@@ -123,8 +123,6 @@ def follow(refiner: PseudoLabelRefiner, clusterings: list[np.ndarray], truth: np
         is_in, is_in_both = now >= 0, (now >= 0) & (before >= 0)
         scores = score_clusters(now[is_in], truth[is_in])
         agreement = adjusted_rand(before[is_in_both], now[is_in_both], np.ones(is_in_both.sum(), np.int64))
-        precision, recall = scores["pair_precision"], scores["pair_recall"]
-        scores["pair_f1"] = 2 * precision * recall / (precision + recall)
         scored.append({"agreement": agreement, **{name: scores[name] for name in SCORES}})
     return {
         f"{when}_{name}": round(float(np.mean([each[name] for each in scored[part]])), 4)

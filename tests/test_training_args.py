@@ -18,6 +18,7 @@ from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS
 from hf_plr.evaluation import label_free
 from hf_plr.features.source import DTYPES, SOURCES
 from hf_plr.models.pooling import POOLINGS
+from hf_plr.pseudo_labels.pair_term import PAIR_LOSSES
 from hf_plr.refinement import PRESETS
 from hf_plr.training_args import BaseTrainingArguments, base
 
@@ -34,6 +35,7 @@ def own_fields(kind: type[BaseTrainingArguments]) -> set[str]:
         (training_args.Clusterer, {*CLUSTERERS}),
         (training_args.FeatureDtype, {*DTYPES}),
         (training_args.FeatureSource, {*SOURCES}),
+        (training_args.choices.PairLoss, {training_args.AUTO, *PAIR_LOSSES}),
         (training_args.Pooling, {*POOLINGS}),
         (training_args.Refinement, {training_args.AUTO, *PRESETS}),
     ],
@@ -58,6 +60,11 @@ def test_the_module_imports_nothing_of_ours_but_checks():
     ("kind", "arguments", "message"),
     [
         (PLRTrainingArguments, {"refinement_weight": 1.5}, "refinement_weight=1.5 is outside [0, 1]"),
+        (
+            PLRTrainingArguments,
+            {"pair_loss": "simclr", "pair_weight": 0.0},
+            "pair_loss='simclr' has no effect with pair_weight=0",
+        ),
         (PLRTrainingArguments, {"refinement_weight": -0.1}, "refinement_weight=-0.1 is outside [0, 1]"),
         (PLRTrainingArguments, {"min_confidence": float("nan")}, "min_confidence=nan is outside [0, 1]"),
         (PLRTrainingArguments, {"confidence_power": -1.0}, "confidence_power=-1.0 must be at least 0"),

@@ -28,7 +28,7 @@ from hf_plr.refinement import NOISE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.progress_display import ProgressDisplay
 
-LABEL_SCORES = ("purity", "pair_precision", "pair_recall", "nmi", "ari")
+LABEL_SCORES = ("purity", "pair_precision", "pair_recall", "pair_f1", "nmi", "ari")
 
 
 @dataclass(frozen=True, order=True)
@@ -146,9 +146,6 @@ def describe_labels(trainer: BaseTrainer) -> dict[str, float]:
         return {}
     found = trainer.score_labels()  # empty where all samples are noise
     scores = {name: found[name] for name in LABEL_SCORES if found}
-    if found:
-        precision, recall = found["pair_precision"], found["pair_recall"]
-        scores["pair_f1"] = 2.0 * precision * recall / max(precision + recall, 1e-12)
     agreements = [entry["plr/agreement_ari"] for entry in trainer.state.log_history if "plr/agreement_ari" in entry]
     return {
         **scores,

@@ -15,6 +15,7 @@ MODULES = (
     "cluster_purity",
     "cluster_pair_precision",
     "cluster_pair_recall",
+    "cluster_pair_f1",
     "weighted_knn",
     "retrieval",
 )

@@ -19,6 +19,7 @@ CLUSTER_SCORES = {
     "purity": "Purity",
     "pair_precision": "Pairwise precision",
     "pair_recall": "Pairwise recall",
+    "pair_f1": "Pairwise F1",
     "coverage": "Fraction in a cluster",
 }
 
@@ -36,6 +37,7 @@ def score_clusters(clusters: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, 
       Retrieval, 2008, 16.3). It rises with the number of clusters. HuBERT's "phone purity" is this one.
     * "pair_precision": fraction of the pairs of samples in one cluster that are in one class; 1 without such pairs.
     * "pair_recall": fraction of the pairs of samples in one class that are in one cluster; 1 without such pairs.
+    * "pair_f1": harmonic mean of these two, 1 without pairs of either kind.
     * "coverage": fraction of the samples of known label that are in a cluster.
 
     All come from the occupied cells of the contingency table: label vectors are read once, in chunks.
@@ -75,6 +77,7 @@ def score_table(co_occurrences: CooccurrenceTable) -> dict[str, float]:
         "purity": int(table.max(axis=0).sum()) / n_samples,
         "pair_precision": shared_pairs / cluster_pairs if cluster_pairs else 1.0,
         "pair_recall": shared_pairs / label_pairs if label_pairs else 1.0,
+        "pair_f1": 2.0 * shared_pairs / (cluster_pairs + label_pairs) if cluster_pairs + label_pairs else 1.0,
         "coverage": n_samples / int(co_occurrences.sizes(0).sum()),
     }
 

@@ -306,8 +306,8 @@ class RefinementStage:
             )
         elif labels.n_clusters == 1 and not self.may_be_empty:
             logger.warning(
-                "Epoch %d: only one cluster is left, so the loss is zero and nothing is learned. Use a larger "
-                "num_clusters, a lower learning rate, or weaker refinement (--refinement none to check).",
+                "Epoch %d: only one cluster is left, so nothing is learned from clusters. Use a larger num_clusters, "
+                "a lower learning rate, or weaker refinement (--refinement none to check).",
                 labels.epoch,
             )
 

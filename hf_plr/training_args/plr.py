@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_plr.training_args.base import BaseTrainingArguments
-from hf_plr.training_args.choices import Clusterer, ClusterSpace, FeatureDtype, FeatureSource, PairLoss
+from hf_plr.training_args.choices import AUTO, Clusterer, ClusterSpace, FeatureDtype, FeatureSource, PairLoss
 from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
@@ -155,6 +155,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         if self.whitening_shrinkage is not None and self.cluster_space != "white":
             value, space = self.whitening_shrinkage, self.cluster_space
             raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
+        if self.pair_loss != AUTO and self.pair_weight == 0.0:
+            raise ValueError(f"pair_loss={self.pair_loss!r} has no effect with pair_weight=0: leave one of them out")
         if self.continue_from is not None and self.labels is not None:
             raise ValueError(f"continue_from={self.continue_from!r} has no effect on given labels: leave it out")
         if self.continue_from is not None:

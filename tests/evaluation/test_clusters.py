@@ -33,6 +33,7 @@ def test_a_hand_worked_case():
     assert scores["purity"] == pytest.approx(4 / 6)
     assert scores["pair_precision"] == pytest.approx(2 / 7)  # one pair in 5, of six in 9 one is right
     assert scores["pair_recall"] == pytest.approx(2 / 4)  # three pairs of class 0, one of class 1
+    assert scores["pair_f1"] == pytest.approx(4 / 11)
     assert scores["coverage"] == pytest.approx(6 / 7)
     assert find_matched(clusters, labels).tolist() == [True, True, False, True, True, False, False, False]
 
@@ -53,6 +54,9 @@ def test_every_score_equals_an_independent_implementation(case):
     (_, wrong), (missed, right) = pair_confusion_matrix(y, c)
     assert scores["pair_precision"] == pytest.approx(right / (right + wrong) if right + wrong else 1.0)
     assert scores["pair_recall"] == pytest.approx(right / (right + missed) if right + missed else 1.0)
+    assert scores["pair_f1"] == pytest.approx(
+        2 * right / (2 * right + wrong + missed) if right + wrong + missed else 1.0
+    )
 
 
 @given(labelings)

@@ -27,13 +27,13 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import evaluate, hf_plr.evaluation as ours
 given = json.loads(sys.stdin.read())
 clusters = {name: given[name] for name in ("predictions", "references")}
-found = {"at once": evaluate.combine([ours.path(name) for name in ours.MODULES[:6]]).compute(**clusters)}
-combined = evaluate.combine([ours.load(name) for name in ours.MODULES[:6]])
+found = {"at once": evaluate.combine([ours.path(name) for name in ours.MODULES[:7]]).compute(**clusters)}
+combined = evaluate.combine([ours.load(name) for name in ours.MODULES[:7]])
 for half in (slice(0, 11), slice(11, None)):
     combined.add_batch(**{name: values[half] for name, values in clusters.items()})
 found["batches"] = combined.compute()
 found["names"] = combined.evaluation_module_names
-found["features"] = evaluate.combine([ours.path(name) for name in ours.MODULES[6:]]).compute(**given["features"])
+found["features"] = evaluate.combine([ours.path(name) for name in ours.MODULES[7:]]).compute(**given["features"])
 found["module"] = ours.__file__
 print(json.dumps(found))
 """
@@ -64,7 +64,7 @@ def test_modules_load_combine_and_take_batches_offline(tmp_path):
     expected = {f"cluster_{name}": scores[name] for name in CLUSTER_SCORES if name != "coverage"}
     assert found["at once"] == pytest.approx(expected)
     assert found["batches"] == pytest.approx(expected)
-    assert found["names"] == list(MODULES[:6]) == list(expected)
+    assert found["names"] == list(MODULES[:7]) == list(expected)
     features = features.astype(np.float32)
     unit = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
     predicted = find_labeled_neighbors(unit[~asks], classes[~asks], unit[asks]).vote_by_similarity()

@@ -41,6 +41,7 @@ KNOWN = {
     "score/pseudo_label_pair_recall": Metric(
         "Pair recall of the labels", "Fraction of the pairs of one class that are in one cluster.", 0, 1
     ),
+    "score/pseudo_label_pair_f1": Metric("Pair F1 of the labels", "Harmonic mean of pair precision and recall.", 0, 1),
     "score/pseudo_label_coverage": Metric("Coverage of the labels", "Fraction of samples with a label.", 0, 1),
     "loss": Metric("Training loss", "Mean loss since the last entry; comparable only between equal targets.", 0),
     "grad_norm": Metric("Gradient norm", "Length of the gradient before clipping.", 0),
