@@ -61,9 +61,9 @@ TUNED = {
     SMALL: {
         "simclr": Peer("simclr"),
         "vicreg": Peer("vicreg"),
-        "swav": Peer("swav"),
-        "byol": Peer("byol"),
-        "diet": Peer("diet"),
+        "swav": Peer("swav", rate=1 / 3, temperature=0.2),
+        "byol": Peer("byol", rate=1 / 3),
+        "diet": Peer("diet", rate=1 / 3),
     },
     LARGE: {
         "simclr": Peer("simclr"),
