@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import sem, t
 
 from benchmarks.evidence.runs import Run, read_all
 from benchmarks.evidence.ways import AS_IT_IS, BASELINE, DEFAULT, FROZEN, WAYS
 
-RESAMPLES = 10_000
-FEWEST_SEEDS = 3  # for an interval: of one or two it would look certain
+FEWEST_SEEDS = 3  # for an interval: one of two values is 12.7 times as wide as they are apart
 SCORES = {"knn": "kNN (5)", "linear": "linear probe", "few": "10 labels a class", "nmi": "NMI of k-means"}
 LABELS = {
     "purity": "purity",
@@ -55,8 +55,9 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
                 f"**{title}, {where}: {DEFAULT} minus each other, in points**\n\n{gains(own, space, score)}",
             ]
         tables.append(f"**Pseudo-labels of the last epoch, {budget}x passes**\n\n{label_quality(own)}")
-        for score in ("knn", "linear"):
-            tables.append(f"**{SCORES[score]}, {where}: off settings**\n\n{off_settings(chosen, space, score)}")
+        if any(run.variation != AS_IT_IS for run in chosen):
+            for score in ("knn", "linear"):
+                tables.append(f"**{SCORES[score]}, {where}: off settings**\n\n{off_settings(chosen, space, score)}")
     return "\n\n".join(tables)
 
 
@@ -223,7 +224,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def difference(scores: BySeed, baseline: BySeed) -> str:
-    """Mean paired difference in points, with a 95% bootstrap interval over seeds, where there are three at least."""
+    """Mean paired difference in points, with a 95% interval over seeds, where there are three at least."""
     seeds = sorted(set(scores) & set(baseline))
     if not seeds:
         return ""
@@ -235,7 +236,11 @@ def difference(scores: BySeed, baseline: BySeed) -> str:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean of values (n,)."""
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    """95% interval of the mean of values (n,), n at least 2, by Student's t.
+
+    Percentiles of a bootstrap are too narrow for few: between those of five normal values the mean lies in 83% of all
+    cases, between those of three in 74%.
+    """
+    reach = float(t.ppf(0.975, len(values) - 1) * sem(values))
+    mean = float(np.mean(values))
+    return mean - reach, mean + reach

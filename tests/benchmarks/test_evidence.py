@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 from helpers.paths import REPOSITORY, SHARED_DATA
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
@@ -64,12 +67,20 @@ def test_paired_differences_and_their_intervals(tmp_path):
     assert "| data | frozen | none | auto | simclr | seeds |" in text
     assert "| digits | 0.300 | 0.600 | 0.620 | 0.700 | 2-3 |" in text
     # An interval of two seeds would look certain.
-    assert "| digits | +32.0 [+22.0, +43.0] | +2.0 [+1.0, +3.0] | -7.5 (2 seeds) |" in text
-    assert "| digits | purity | 0.600 | 0.620 | +2.0 [+1.0, +3.0] |" in text
+    assert "| digits | +32.0 [+5.8, +58.2] | +2.0 [-0.5, +4.5] | -7.5 (2 seeds) |" in text
+    assert "| digits | purity | 0.600 | 0.620 | +2.0 [-0.5, +4.5] |" in text
     assert "| digits | clusters | 64 | 64 |  |" in text
     assert "in no cluster" not in text
+    assert "off settings" not in text
     assert "| digits | 0.400 | 0.700 | 0.720 | 0.800 | 2-3 |" in summarise([results], "white")
     assert interval(np.zeros(5)) == (0.0, 0.0)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=10))
+def test_intervals_are_those_of_the_t_test(values):
+    low, high = interval(np.array(values))
+    expected = ttest_1samp(values, 0.0).confidence_interval(0.95) if np.ptp(values) else (values[0], values[0])
+    assert (low, high) == pytest.approx(tuple(expected), rel=1e-6, abs=1e-9)
 
 
 def test_loss_at_off_settings_against_the_own_best(tmp_path):
@@ -130,7 +141,7 @@ def test_the_default_beside_no_refinement(tmp_path):
     results = tmp_path / "results.jsonl"
     _write_records(results, {BASELINE: (0.5, 0.7, 0.6, 0.9), DEFAULT: (0.52, 0.73, 0.61), "joint": (0.9, 0.9, 0.9)})
     assert own_settings([results]).splitlines()[2:] == [
-        "| digits, knn_accuracy | 0.300 | 0.600 | 0.620 | +2.0 [+1.0, +3.0] | 3 |"
+        "| digits, knn_accuracy | 0.300 | 0.600 | 0.620 | +2.0 [-0.5, +4.5] | 3 |"
     ]
     assert off_settings([results]).splitlines()[2:] == []  # there is nothing to compare with
     _write_records(results, {BASELINE: (0.4, 0.6), DEFAULT: (0.5, 0.7)}, variation="K/2")
