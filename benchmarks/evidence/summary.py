@@ -46,7 +46,8 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
     records = read_all(paths)
     tables = []
     for budget in sorted({run.budget for run in records if run.budget}):
-        chosen = {run: record for run, record in records.items() if run.budget in (0, budget)}
+        tasks = {run.task for run in records if run.budget == budget}
+        chosen = {run: record for run, record in records.items() if run.task in tasks and run.budget in (0, budget)}
         own = {run: record for run, record in chosen.items() if run.variation == AS_IT_IS}
         where = f"{space}, {budget}x passes"
         for score, title in SCORES.items():

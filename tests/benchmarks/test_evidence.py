@@ -99,6 +99,8 @@ def test_budgets_have_tables_of_their_own(tmp_path):
     text = summarise([results])
     assert "| digits | 0.100 | 0.400 | 0.500 | 1 |" in text
     assert "| digits | 0.100 | 0.800 | 0.900 | 1 |" in text
+    _write_runs(results, {"frozen": (0.2,), "auto": (0.6,), "none": (0.5,)}, task="cifar-5")
+    assert summarise([results]).count("| cifar-5 | 0.200 |") == 1  # nothing of it has three times the passes
 
 
 def test_the_grid_has_every_peer_on_a_seed_of_its_own(tmp_path):
