@@ -161,16 +161,17 @@ def test_a_checkpoint_older_than_a_setting_counts_as_written_with_its_default(ma
 
 def test_a_checkpoint_older_than_the_choice_of_a_pair_loss_had_the_first(make_trainer):
     def check(older, now):
-        stored = without(make_trainer(**older, pair_loss="vicreg").run_settings(), ("pair_loss",))
+        stored = without(make_trainer(**older).run_settings(), ("pair_loss",))
         trainer = make_trainer(**now)
         check_same_settings("checkpoint-7", stored, trainer.run_settings(), trainer.default_settings())
 
     dbscan = {"clusterer": "dbscan", "num_clusters": None}
-    check({}, {})
-    check({}, {"pair_weight": 0.3})  # its default, by another name
-    check(dbscan, {**dbscan, "pair_loss": "vicreg"})
+    dbscan_then = {**dbscan, "pair_loss": "vicreg"}
+    check({"pair_loss": "vicreg"}, {})
+    check({"pair_loss": "vicreg"}, {"pair_weight": 0.3})  # its default, by another name
+    check(dbscan_then, dbscan_then)
     with pytest.raises(ValueError, match=r"pair_weight was 0\.3 and is 1\.0") as raised:
-        check(dbscan, dbscan)
+        check(dbscan_then, dbscan)
     assert "pair_loss was 'vicreg' and is 'simclr'" in str(raised.value)
     for without_pairs in ({"pair_weight": 0.0}, {"augmentation": "none"}):
         check({**dbscan, **without_pairs}, {**dbscan, **without_pairs})
