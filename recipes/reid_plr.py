@@ -44,7 +44,8 @@ from hf_plr.recipe_tools.running import (
 )
 from hf_plr.reid.reid_data import JUNK, ReidData, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator, can_score
-from hf_plr.report.outputs import METRICS_FILE, read_intervals, read_scores, write_metrics
+from hf_plr.report.file_names import METRICS_FILE
+from hf_plr.report.metrics_file import read_intervals, read_scores, write_metrics
 from hf_plr.trainer.continuation import open_continuation
 from hf_plr.trainer.predecessor import find_predecessor
 from hf_plr.training_args.defaults import ADAPTERS, FROM_SCRATCH, PRETRAINED

@@ -24,7 +24,7 @@ from benchmarks.gpu_check.launching import (
     share,
 )
 from benchmarks.gpu_check.machine import product_rate
-from hf_plr.report.outputs import PSEUDO_LABELS_FILE
+from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
 
 WEIGHTS_FILE = "model.safetensors"
 RECOMPILATION = "Recompiling function"  # in what torch logs

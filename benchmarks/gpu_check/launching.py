@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from benchmarks.gpu_check.findings import CHECKOUT, Bench
 from benchmarks.gpu_check.machine import usable_cores
-from hf_plr.report.outputs import METRICS_FILE, PSEUDO_LABELS_FILE
+from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
+from hf_plr.report.file_names import METRICS_FILE
 
 WATCHED_RECIPE = Path(__file__).with_name("watched_recipe.py")
 CONFIGS = CHECKOUT / "recipes" / "configs" / "accelerate"

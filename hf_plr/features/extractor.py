@@ -16,10 +16,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from hf_plr.data.loader import StoreLoader
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.features.first_pass import KeptFeatures
+from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.modality.base import Modality
 from hf_plr.utils.distributed import find_sharded_modules, gather_rows, gather_weights, share_running_statistics
-from hf_plr.utils.files import allocate_array
 from hf_plr.utils.precision import fast_fp32_products
 from hf_plr.utils.progress import track
 from hf_plr.utils.rng import uniform
@@ -95,9 +94,10 @@ class FeatureExtractor:
             start += len(rows)
 
         with self.evaluation_mode(dtype):
-            kept = None if self.kept is None or view is not None else self.kept.find(self, store, positions, dtype)
-            if kept is not None:
-                return features.copy_(kept)
+            if self.kept is not None and view is None:
+                kept = self.kept.find(store, positions, self.model, self.describe_products(dtype))
+                if kept is not None:
+                    return features.copy_(kept)
             self._stream(store, positions, collect, view)
         return features
 
@@ -199,16 +199,9 @@ class FeatureExtractor:
             store.note_faults(batch)
             yield batch
 
-    def allocate_kept(self, n_rows: int) -> torch.Tensor | None:
-        """Allocate features of n samples to be kept: float32 (n, D) on the CPU; None if they are not."""
-        if self.kept is None:
-            return None
-        shape, folder = (n_rows, self.width), self.kept.folder
-        return torch.empty(shape) if folder is None else torch.from_numpy(allocate_array(shape, np.float32, folder))
-
-    def name_precision(self, dtype: torch.dtype | None) -> str:
-        """Name of the precision of products with this `dtype`, see `extract`."""
-        return "bf16" if dtype is torch.bfloat16 else str(self.accelerator.mixed_precision)
+    def describe_products(self, dtype: torch.dtype | None) -> tuple[str, int]:
+        """Precision of products with this `dtype`, see `extract`, and samples of a batch, as for `KeptFeatures`."""
+        return "bf16" if dtype is torch.bfloat16 else str(self.accelerator.mixed_precision), self.batch_size
 
     @property
     def width(self) -> int:

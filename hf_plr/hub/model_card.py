@@ -15,10 +15,9 @@ import hf_plr
 from hf_plr.hub.markdown import escape_markdown
 from hf_plr.hub.people_card import describe_folder
 from hf_plr.hub.training_log import tabulate_log
-from hf_plr.report.outputs import VERSIONED
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.shipped_files import find_shipped
-from hf_plr.utils.versions import find_version
+from hf_plr.utils.versions import find_versions
 
 
 def find_template(name: str) -> Path:
@@ -128,7 +127,7 @@ def write_model_card(
         log_header=header,
         log_rows=log_rows,
         n_stages=len(summary.stages),
-        versions=[(name, version) for name in VERSIONED if (version := find_version(name))],
+        versions=list(find_versions().items()),
         settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],
     )
     card.save(out / "README.md")

@@ -32,7 +32,7 @@ from hf_plr.hub.push import (
     push_folder,
 )
 from hf_plr.report.file_names import METRICS_FILE
-from hf_plr.report.outputs import write_metrics
+from hf_plr.report.metrics_file import write_metrics
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.distributed import run_on_main
 

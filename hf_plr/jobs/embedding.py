@@ -19,7 +19,8 @@ from hf_plr.data.loader import StoreLoader
 from hf_plr.data.media_columns import expose_media, flatten_nested
 from hf_plr.data.sample_store import list_stored_paths, select_undecoded
 from hf_plr.features.extractor import FeatureExtractor
-from hf_plr.features.first_pass import KeptFeatures, check_samples
+from hf_plr.features.first_pass import check_samples
+from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.jobs.feature_files import BLOCK_BYTES, FEATURE_COLUMN
 from hf_plr.modality import find_modality
 from hf_plr.pseudo_labels.data_digest import record_data
@@ -189,7 +190,7 @@ def read_run_settings(model: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
-    from hf_plr.report.outputs import METRICS_FILE
+    from hf_plr.report.file_names import METRICS_FILE
     from hf_plr.trainer.checkpointing import STATE_FILE, load_state
 
     folder = os.path.dirname(os.path.normpath(model)) if is_adapter_of_run(model) else model

@@ -25,10 +25,11 @@ from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
 from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
-from hf_plr.report.html.report_file import DATA_FILE, PAGE_FILE
+from hf_plr.report.file_names import METRICS_FILE, PAGE_FILE
+from hf_plr.report.html.report_file import DATA_FILE
 from hf_plr.report.names import NAMES_FILE
-from hf_plr.report.outputs import METRICS_FILE, format_summary
 from hf_plr.report.run_history import HISTORY_FILE
+from hf_plr.report.terminal_summary import format_summary
 from hf_plr.report.tree_file import TREE_FILE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped

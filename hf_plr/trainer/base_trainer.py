@@ -21,7 +21,7 @@ from hf_plr.data.columns import check_dataset, find_scoring_column
 from hf_plr.data.loader import Collator
 from hf_plr.data.streaming import open_stream
 from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
-from hf_plr.features.first_pass import KeptFeatures
+from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality

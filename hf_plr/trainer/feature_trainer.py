@@ -14,7 +14,8 @@ from hf_plr.data.loader import EpochOrder, StoreLoader, end_workers, trainer_set
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.features.extractor import FeatureExtractor
-from hf_plr.features.first_pass import KeptFeatures, check_samples
+from hf_plr.features.first_pass import check_samples
+from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.modality import Modality, SampleOpener
 from hf_plr.report.summary import STAGE_PREFIX, select_last_stage_metrics
 from hf_plr.trainer.ema import EMATeacher

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
 from hf_plr.refinement.hierarchy import ClusterTree, Level, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
+from hf_plr.report.label_table import write_pseudo_labels
 from hf_plr.report.names import NAMES_FILE, carry_names, write_cluster_names
-from hf_plr.report.outputs import PSEUDO_LABELS_FILE, write_pseudo_labels
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 from hf_plr.report.summary import RunSummary
 from hf_plr.report.tree_file import TREE_FILE, write_tree

@@ -16,7 +16,7 @@ from hf_plr.cli import main
 from hf_plr.jobs.embedding import Embedder
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.data_record import read_record
-from hf_plr.report.outputs import write_metrics
+from hf_plr.report.metrics_file import write_metrics
 
 
 def write(dataset, folder):

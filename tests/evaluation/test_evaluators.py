@@ -8,7 +8,7 @@ import pytest
 
 from hf_plr.evaluation.evaluators import Evaluator, FeatureEvaluator, FunctionEvaluator
 from hf_plr.evaluation.intervals import Scored
-from hf_plr.report.outputs import format_summary
+from hf_plr.report.terminal_summary import format_summary
 
 
 def spread(trainer):

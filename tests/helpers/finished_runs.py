@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_plr import PLRTrainer
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters
-from hf_plr.report.outputs import write_metrics
+from hf_plr.report.metrics_file import write_metrics
 
 
 def publish(trainer: PLRTrainer) -> tuple[str, KnownClusters]:

@@ -10,7 +10,7 @@ from PIL import Image
 import hf_plr
 from hf_plr.hub.training_log import MAX_ROWS, tabulate_log
 from hf_plr.modality import Modality
-from hf_plr.report.outputs import format_summary
+from hf_plr.report.terminal_summary import format_summary
 
 
 def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):

@@ -10,7 +10,9 @@ import transformers
 
 from hf_plr import PLRTrainingArguments
 from hf_plr.models.vision import load_backbone
-from hf_plr.report.outputs import METRICS_FILE, format_summary, write_metrics
+from hf_plr.report.file_names import METRICS_FILE
+from hf_plr.report.metrics_file import write_metrics
+from hf_plr.report.terminal_summary import format_summary
 
 SECRET = "hf_secretOfThisTest0123456789"
 

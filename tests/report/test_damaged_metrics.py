@@ -7,7 +7,7 @@ import json
 import pytest
 from helpers.damaged import check_damaged
 
-from hf_plr.report.outputs import read_scores
+from hf_plr.report.metrics_file import read_scores
 
 pytestmark = pytest.mark.timeout(300)
 

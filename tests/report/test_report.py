@@ -20,7 +20,7 @@ from hf_plr.report.html import reporter
 from hf_plr.report.html.report_file import read_report
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.html.tree_facts import describe_tree
-from hf_plr.report.outputs import write_metrics
+from hf_plr.report.metrics_file import write_metrics
 from hf_plr.report.tree_file import read_levels, read_tree
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- "

@@ -31,7 +31,7 @@ from hf_plr.hub.push import list_published_files
 from hf_plr.models.adapter_files import merge_adapters
 from hf_plr.models.lora import adapter_state, prepare_adapters
 from hf_plr.models.vision import load_backbone, small_vit_processor
-from hf_plr.report.outputs import format_summary
+from hf_plr.report.terminal_summary import format_summary
 
 PLAIN = """import sys, numpy, torch
 from transformers import AutoModel

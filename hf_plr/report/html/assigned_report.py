@@ -14,7 +14,7 @@ from hf_plr.report.assigned import SAME, AssignedSamples, compare_shares
 from hf_plr.report.drift import TimeBins, homogeneity
 from hf_plr.report.html.previews import Preview
 from hf_plr.report.html.run_facts import as_line, current_time
-from hf_plr.utils.versions import find_version
+from hf_plr.utils.versions import find_versions
 
 FORMAT = "hf-plr-assigned-1"
 MAX_CLUSTERS = 2_000  # whose shares are listed
@@ -156,7 +156,7 @@ def assigned_report(
         "media": media,
         "media_types": media_types,
         "media_wanted": len(shown.list_keys()),
-        "versions": {name: number for name in VERSIONED if (number := find_version(name))},
+        "versions": find_versions(VERSIONED),
     }
 
 

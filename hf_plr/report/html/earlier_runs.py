@@ -8,13 +8,15 @@ from typing import Any
 
 import pandas as pd
 
+from hf_plr.report.file_names import PAGE_FILE
 from hf_plr.report.html.curves import metric_curves
 from hf_plr.report.html.folder_facts import collect_folder_facts
 from hf_plr.report.html.render import render
-from hf_plr.report.html.report_file import DATA_FILE, FORMAT, PAGE_FILE, read_report, write_text
+from hf_plr.report.html.report_file import DATA_FILE, FORMAT, read_report
 from hf_plr.report.html.run_facts import as_line, current_time, finite_scores
 from hf_plr.report.html.sheets import Snapshot, size_table
 from hf_plr.report.html.tree_facts import find_tree
+from hf_plr.utils.text_files import write_text
 
 METRICS_FILE, PSEUDO_LABELS_FILE = "metrics.json", "pseudo_labels.parquet"
 NO_DATA = (

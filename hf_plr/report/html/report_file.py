@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hf_plr.report.file_names import PAGE_FILE
 from hf_plr.report.html.folder_facts import collect_folder_facts
 from hf_plr.report.html.render import as_json, render
 from hf_plr.report.html.tree_facts import find_tree
-from hf_plr.utils.text_files import write_text as write_text
+from hf_plr.utils.text_files import write_text
 
 DATA_FILE = "report.json"
-PAGE_FILE = "report.html"
 FORMAT = "hf-plr-report-1"
 
 _NUMBER = (int, float)

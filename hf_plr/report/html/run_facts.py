@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_plr.report.html.curves import metric_curves
-from hf_plr.utils.versions import find_version
+from hf_plr.utils.versions import find_versions
 
 if TYPE_CHECKING:
     from hf_plr.report.summary import RunSummary
@@ -25,8 +25,6 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
         finished: True if the run has ended.
         stage: unit of training after each stage: "epoch" or "round".
     """
-    from hf_plr.report.outputs import VERSIONED
-
     modality, out = summary.modality, str(summary.args.output_dir)
     return {
         "title": as_line(Path(out).absolute().name),
@@ -53,7 +51,7 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
         "score_titles": dict(summary.score_titles),
         "curves": metric_curves(log),
         "settings": [[name, as_line(value)] for name, value in summary.changed_settings()],
-        "versions": {name: number for name in VERSIONED if (number := find_version(name))},
+        "versions": find_versions(),
     }
 
 
