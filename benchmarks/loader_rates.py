@@ -23,7 +23,7 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 
-from benchmarks.time_to_first_step import BATCH_SIZE, IMAGE_SIZE, PATCH_SIZE
+from benchmarks.loader_model import BATCH_SIZE, IMAGE_SIZE, PATCH_SIZE
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.loading import load_splits
 from hf_plr.models.vision import small_vit, small_vit_processor

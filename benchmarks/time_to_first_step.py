@@ -28,11 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.jpeg_folder import make_jpeg_folder
+from benchmarks.loader_model import BATCH_SIZE, IMAGE_SIZE, PATCH_SIZE
 from benchmarks.measuring import TreeMemory
-
-IMAGE_SIZE = 64
-PATCH_SIZE = 16
-BATCH_SIZE = 128
 
 
 def main() -> None:
