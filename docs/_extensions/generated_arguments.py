@@ -16,6 +16,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from hf_plr.cli import make_parser
+from hf_plr.cli.train import make_launch_parser
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.utils.shipped_files import find_shipped
 
@@ -65,6 +66,8 @@ def describe_commands() -> Iterator[str]:
                 yield from (f"## hf-plr {choice.dest}", "", escape(choice.help or ""), "")
                 if parser.description:
                     yield from ("```text", parser.description.strip(), "```", "")
+                if choice.dest == "train":  # its parser is made apart, as it leaves the recipe's arguments alone
+                    parser = make_launch_parser()
                 for argument in parser._actions:
                     if argument.help is not argparse.SUPPRESS:
                         yield from describe(usage(argument), argument.help, argument.default)

@@ -2,8 +2,9 @@
 
   hf-plr push out --repo USER/NAME
 
-`out` is the output folder of a run. Its backbone, processor, model card, plots, report and labels are pushed, nothing
-else: no checkpoint, no optimizer, no arguments. The commit has a tag that says how many epochs were trained, such as
+`out` is the output folder of a run. Its backbone, processor, model card, picture, metrics, labels with the names of
+files, and clusters with names, tree, history and features of up to 8,192 samples are pushed, nothing else: no report,
+no checkpoint, no optimizer, no arguments. The commit has a tag that says how many epochs were trained, such as
 epoch-30. The token is that of `hf auth login` or HF_TOKEN. Pushing again is safe: files on the Hub are not sent twice.
 """
 

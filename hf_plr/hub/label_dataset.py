@@ -14,8 +14,11 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 import hf_plr
 from hf_plr.hub.model_card import find_template
+from hf_plr.hub.people_card import describe_findings
 from hf_plr.hub.push import open_repo, push_with_retries
 from hf_plr.pseudo_labels.label_files import find_level
+from hf_plr.report.file_names import METRICS_FILE
+from hf_plr.report.metrics_file import read_settings
 
 LABEL_FILES = ("pseudo_labels.parquet", "units.parquet")  # of a run on images or recordings, and of one on frames
 TEMPLATE = "labels.md"
@@ -110,7 +113,7 @@ def push_labels(
         The data set's full name, and its URL.
 
     Raises:
-        ValueError: if the folder has no labels.
+        ValueError: if the folder has no labels, or a damaged file.
         HubError: if the push failed. It is safe to repeat it.
     """
     table = pq.read_table(find_label_file(folder))
@@ -122,7 +125,7 @@ def push_labels(
         name, url = open_repo(api, repo_id, private=private, repo_type="dataset")
         if revision is not None:
             api.create_branch(name, branch=revision, repo_type="dataset", exist_ok=True)
-        card = make_labels_card(labels, name)
+        card = make_labels_card(labels, name, folder)
         # The card first: push_to_hub adds the files and columns to its metadata.
         api.upload_file(
             path_or_fileobj=str(card).encode(),
@@ -138,8 +141,16 @@ def push_labels(
     return push_with_retries(push, repo_id, token)
 
 
-def make_labels_card(labels: Dataset, repo_id: str) -> DatasetCard:
-    """Make the card of a data set of labels."""
+def make_labels_card(labels: Dataset, repo_id: str, folder: str | os.PathLike[str]) -> DatasetCard:
+    """Make the card of a data set of labels.
+
+    Args:
+        labels: the labels, a row per sample.
+        repo_id: name on the Hub.
+        folder: the run's output folder, whose files tell how the labels came about and what people found.
+    """
+    metrics = Path(folder) / METRICS_FILE
+    settings = read_settings(metrics) if metrics.is_file() else None
     return DatasetCard.from_template(
         DatasetCardData(pretty_name=f"Pseudo-labels {repo_id.split('/')[-1]}", tags=sorted(TAGS)),
         template_path=str(find_template(TEMPLATE)),
@@ -147,6 +158,9 @@ def make_labels_card(labels: Dataset, repo_id: str) -> DatasetCard:
         hf_plr_version=hf_plr.__version__,
         n_samples=f"{len(labels):,}",
         clusters=_count_clusters(labels.data.table),
+        are_given=settings is not None and "labels" in settings,
+        are_refined=settings is not None and settings.get("refinement") != "none",  # else it is not known
+        people=describe_findings(folder),
         columns=[(name, _describe_column(name)) for name in labels.column_names],
         has_units="units" in labels.column_names,
         media=next((name for name in ("image", "audio") if name in labels.column_names), None),

@@ -109,6 +109,7 @@ def write_model_card(
         steps=f"{summary.steps:,}",
         processes=summary.processes,
         given_labels=escape_markdown(getattr(args, "labels", None) or ""),
+        is_refined=args.refinement != "none",
         last_labels=summary.last_labels,
         lineage=lineage,
         people=people,

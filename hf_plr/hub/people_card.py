@@ -32,8 +32,16 @@ def describe_people(folder: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: if a file is damaged, naming it.
     """
-    parts = [*_describe_audit(RunHistory.read(folder)), *_describe_names(Path(folder))]
-    return "\n".join([BEGIN, *parts, END])
+    return "\n".join(part for part in (BEGIN, describe_findings(folder), END) if part)
+
+
+def describe_findings(folder: str | os.PathLike[str]) -> str:
+    """Describe the last audit and the named clusters of an output folder as Markdown; empty where there is neither.
+
+    Raises:
+        ValueError: if a file is damaged, naming it.
+    """
+    return "\n".join([*_describe_audit(RunHistory.read(folder)), *_describe_names(Path(folder))]).rstrip("\n")
 
 
 def _describe_audit(history: RunHistory | None) -> list[str]:

@@ -62,6 +62,16 @@ def read_intervals(path: str | os.PathLike[str]) -> dict[str, dict[str, Interval
         }
 
 
+def read_settings(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the settings that differ from the defaults, as text, from a file of `write_metrics`.
+
+    Raises:
+        ValueError: if the file is damaged, naming it.
+    """
+    with _name_file_in_errors(path):
+        return {str(name): str(value) for name, value in json.loads(Path(path).read_bytes())["settings"].items()}
+
+
 @contextlib.contextmanager
 def _name_file_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:

@@ -133,8 +133,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
     feature_dtype: FeatureDtype = field(
         default="auto",
         metadata={
-            "help": "Arithmetic of the features that are clustered: float32, bfloat16, or auto (bfloat16 where the "
-            "device has it and a trial on 2,048 samples gives the same clusters)."
+            "help": "Arithmetic of the features that are clustered: float32, bfloat16, or auto (bfloat16 if training "
+            "is in bf16, otherwise where the device has it and at most 2% of 2,048 samples get another cluster by it)."
         },
     )
 

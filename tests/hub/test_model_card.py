@@ -115,3 +115,18 @@ def test_frames_are_the_members_of_units(make_sound_trainer, tmp_path):
     text = (tmp_path / "out" / "README.md").read_text()
     assert "frames, the median one" in text
     assert (tmp_path / "out" / "clusters.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("refinement", "told"),
+    [
+        ("none", "by pseudo-labels (hf-plr"),
+        ("none", "learned the clusters as they were found, without refinement."),
+        ("slr", "by pseudo-label refinement (hf-plr"),
+        ("slr", "the clusters were refined by those of the epoch before"),
+    ],
+)
+def test_clusters_that_were_not_refined_are_not_called_so(make_trainer, tmp_path, refinement, told):
+    trainer = make_trainer(refinement=refinement)
+    trainer.create_model_card()
+    assert told in (tmp_path / "out" / "README.md").read_text()

@@ -218,7 +218,7 @@ def test_media_of_segments_are_not_pushed(make, folder, tmp_path, capsys):
     trainer.train()
     trainer.save_labels(tmp_path / "out")
     labels = Dataset.from_parquet(str(tmp_path / "out" / "pseudo_labels.parquet"))
-    card = str(make_labels_card(labels, "me/labels"))
+    card = str(make_labels_card(labels, "me/labels", tmp_path / "out"))
     assert "start" in card
     assert "second of the recording at which the segment begins" in card
     with pytest.raises(ValueError, match="labels of segments, and each would bring its whole recording along"):

@@ -62,7 +62,7 @@ def test_the_labels_have_a_column_for_each_level(make_trainer, tmp_path, setting
     assert list(read_levels(tmp_path / "chosen")) == tree.choose_levels()
     assert main(["cut", str(out), "--output", str(tmp_path / "cut.parquet")]) == 0  # without levels those of the run
     assert list(pd.read_parquet(tmp_path / "cut.parquet"))[-2:] == ["level_3", "level_8"]
-    card = str(make_labels_card(Dataset.from_pandas(table), "alice/labels"))
+    card = str(make_labels_card(Dataset.from_pandas(table), "alice/labels", out))
     assert "cluster of the sample where the tree of the clusters is cut into 8" in card
 
 
