@@ -62,12 +62,11 @@ def describe_commands() -> Iterator[str]:
     for action in make_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             for choice in action._choices_actions:
-                parser = action.choices[choice.dest]
+                # That of `train` is made apart, as it leaves the recipe's arguments alone.
+                parser = make_launch_parser() if choice.dest == "train" else action.choices[choice.dest]
                 yield from (f"## hf-plr {choice.dest}", "", escape(choice.help or ""), "")
                 if parser.description:
                     yield from ("```text", parser.description.strip(), "```", "")
-                if choice.dest == "train":  # its parser is made apart, as it leaves the recipe's arguments alone
-                    parser = make_launch_parser()
                 for argument in parser._actions:
                     if argument.help is not argparse.SUPPRESS:
                         yield from describe(usage(argument), argument.help, argument.default)
