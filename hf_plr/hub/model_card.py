@@ -15,6 +15,7 @@ import hf_plr
 from hf_plr.hub.markdown import escape_markdown
 from hf_plr.hub.people_card import describe_folder
 from hf_plr.hub.training_log import tabulate_log
+from hf_plr.report.file_names import PLOT_FILE
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.shipped_files import find_shipped
 from hf_plr.utils.versions import find_versions
@@ -25,7 +26,6 @@ def find_template(name: str) -> Path:
     return find_shipped("model_cards") / name
 
 
-PLOT_FILE = "clusters.png"
 AGREEMENT, NOISE_SHARE = "plr/agreement_ari", "plr/noise_share"
 
 

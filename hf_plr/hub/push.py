@@ -18,7 +18,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, ge
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from hf_plr.hub.errors import HubError
-from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS
+from hf_plr.report.file_names import METRICS_FILE, PLOT_FILE, TRAINED_EPOCHS
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ PUBLISHED = (
     "preprocessor_config.json",
     "processor_config.json",
     "metrics.json",
-    "*.png",
+    PLOT_FILE,
     "pseudo_labels.parquet",
     "prototypes.safetensors",
     "cluster_names.json",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
+from hf_plr.data.archives import archive_stem, unpack
 from hf_plr.data.columns import check_column, find_image_column
 from hf_plr.data.loading import choose_split, load_splits, load_tables
 from hf_plr.data.media_kinds import identify_name
@@ -86,7 +87,7 @@ def load_reid_data(
     """Load a re-identification data set, with the identities and cameras that it has.
 
     Args:
-        name: a folder in one of the layouts of `load_reid_folder`, whose columns are known, or a name for
+        name: a folder or archive in one of the layouts of `load_reid_folder`, whose columns are known, or a name for
             `load_train_and_test` of hf_plr.data.loading. Splits "query" and "gallery" (in a folder: files
             `query.parquet` and `gallery.parquet`) are scored. Without them every training image asks among all others,
             except those of its own identity and camera.
@@ -100,13 +101,12 @@ def load_reid_data(
     Raises:
         ValueError: if the data set or a column is missing, or a split is empty, naming it.
     """
-    if find_reid_folder(name) is not None:
-        splits = load_reid_folder(name)
+    folder = _open_folder(name)
+    if find_reid_folder(folder) is not None:
+        splits = load_reid_folder(folder)
         image_column, identity_column, camera_column, train_split = "image", "identity", "camera", "train"
     else:
-        files = {
-            split: [str(Path(name, f"{split}.parquet"))] for split in SPLITS if Path(name, f"{split}.parquet").exists()
-        }
+        files = {split: [str(path)] for split in SPLITS if (path := Path(folder, f"{split}.parquet")).exists()}
         # By file names alone, datasets finds neither query nor gallery.
         splits = load_tables(files, name) if len(files) > 1 else load_splits(name, config_name, "image")
     train = choose_split(splits, name, train_split)
@@ -129,6 +129,12 @@ def load_reid_data(
             None if seen_by is None else encode_labels(rows, seen_by, cameras),
         )
     return ReidData(reid_splits["train"], reid_splits.get("query"), reid_splits.get("gallery"))
+
+
+def _open_folder(name: str) -> str:
+    """The folder that a name stands for, unpacked from an archive; what is not on this machine as it is."""
+    path = os.path.expanduser(name)
+    return unpack(path) if archive_stem(path) is not None and os.path.isfile(path) else path
 
 
 def _choose_column(rows: Dataset, argument: str, name: str | None, usual: tuple[str, ...]) -> str | None:

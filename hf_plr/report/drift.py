@@ -13,6 +13,8 @@ from scipy.stats import chi2
 MAX_BINS = 36
 UNITS = (("minute", "min"), ("hour", "h"), ("day", "D"), ("week", "W"), ("month", "M"), ("quarter", "Q"), ("year", "Y"))
 UNIX_SECONDS = (6e8, 4.2e9)  # from 1989 to 2103
+DIGIT_DATES = (19_890_101, 21_031_231)
+NUMERIC_DATE = r"^\s*(\d{1,2})([./-])(\d{1,2})[./-]\d{2}"  # 31/08/2026, 8-31-26
 UNIX_SCALES = (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9))
 LEAST_EXPECTED = 5.0  # samples of a cluster in a bin, on average, below which its changes are not judged
 FORMATS = {"min": "%Y-%m-%d %H:%M", "h": "%Y-%m-%d %H:00", "M": "%Y-%m", "Y": "%Y"}
@@ -38,16 +40,18 @@ class TimeBins:
 def bin_times(dataset: Dataset, column: str) -> TimeBins:
     """Put the rows of a data set into at most 36 bins of equal width, by a column of dates or numbers.
 
-    Dates are timestamps, text that pandas reads as dates, and numbers that all lie between 1989 and 2103 as seconds,
-    milli-, micro- or nanoseconds of Unix time. Bins are the shortest of minutes, hours, days, weeks, months, quarters
-    and years that do, in UTC. Other numbers are binned as they are.
+    Dates are timestamps, text that pandas reads as dates, whole numbers that are all dates as 20260803, and numbers
+    that all lie between 1989 and 2103 as seconds, milli-, micro- or nanoseconds of Unix time. Whether the day or the
+    month comes first in dates such as 03/08/2026, the whole column tells. Bins are the shortest of minutes, hours,
+    days, weeks, months, quarters and years that do, in UTC. Other numbers are binned as they are.
 
     Args:
         dataset: the data set.
         column: its column of times; empty values have no bin.
 
     Raises:
-        ValueError: if it does not exist or holds something else, with the first value that cannot be read.
+        ValueError: if it does not exist or holds something else, with the first value that cannot be read, or if
+            days and months cannot be told apart.
     """
     if column not in dataset.column_names:
         raise ValueError(
@@ -68,6 +72,10 @@ def bin_times(dataset: Dataset, column: str) -> TimeBins:
         return _bin_dates(column, pd.to_datetime(series, utc=True))
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     finite = numbers[np.isfinite(numbers)]
+    if len(finite) and DIGIT_DATES[0] <= finite.min() and finite.max() <= DIGIT_DATES[1]:
+        dates = pd.to_datetime(pd.Series(numbers).astype("Int64").astype("string"), format="%Y%m%d", errors="coerce")
+        if dates.notna().sum() == len(finite):
+            return _bin_dates(column, dates.dt.tz_localize("UTC"))
     for unit, scale in UNIX_SCALES:
         if len(finite) and UNIX_SECONDS[0] * scale <= finite.min() and finite.max() <= UNIX_SECONDS[1] * scale:
             known = pd.Series(np.where(np.isfinite(numbers), numbers, np.nan))
@@ -80,10 +88,38 @@ def _parse_text(column: str, series: pd.Series) -> pd.Series:
     dates = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
     if (dates.isna() & text.notna()).any():
         dates = pd.to_datetime(text, errors="coerce", utc=True, format="mixed")
+        numeric = text.str.match(NUMERIC_DATE).fillna(False).astype(bool)
+        if numeric.any() and _find_order(
+            column, text[numeric]
+        ):  # of the others, pandas would turn 2026-08-05 round too
+            dates[numeric] = pd.to_datetime(text[numeric], errors="coerce", utc=True, format="mixed", dayfirst=True)
     bad = np.flatnonzero((dates.isna() & text.notna()).to_numpy())
     if len(bad):
         raise ValueError(f"time_column={column!r}: row {bad[0]} holds {text.iloc[bad[0]]!r}, which is not a date")
     return dates
+
+
+def _find_order(column: str, text: pd.Series) -> bool:
+    """True if the day comes first in dates that match `NUMERIC_DATE`; with dots it does where it can.
+
+    Raises:
+        ValueError: if it comes first in some rows alone, or no row tells.
+    """
+    parts = text.str.extract(NUMERIC_DATE)
+    first, second = parts[0].astype(int), parts[2].astype(int)
+    if (first > 12).any() and (second > 12).any():
+        days, months = text[(first > 12).idxmax()], text[(second > 12).idxmax()]
+        raise ValueError(
+            f"time_column={column!r} has days before months ({days!r}) and months before days ({months!r}): write "
+            "dates as 2026-08-31"
+        )
+    is_open = (first != second) & (parts[1] != ".")
+    if is_open.any() and not (first > 12).any() and not (second > 12).any():
+        raise ValueError(
+            f"time_column={column!r}: {text[is_open.idxmax()]!r} may begin with the day or with the month, and no row "
+            "tells: write dates as 2026-08-31"
+        )
+    return not (second > 12).any()
 
 
 def _bin_dates(column: str, dates: pd.Series) -> TimeBins:

@@ -2,4 +2,5 @@
 
 METRICS_FILE = "metrics.json"
 PAGE_FILE = "report.html"
+PLOT_FILE = "clusters.png"  # of the model card
 TRAINED_EPOCHS = "trained_epochs"  # in metrics.json

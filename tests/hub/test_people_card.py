@@ -51,8 +51,11 @@ def test_names_and_history_are_published(make_trainer, tmp_path):
     trainer.save_model(_internal_call=True)
     make_history(2, 6).write(tmp_path / "out")
     write_cluster_names(tmp_path / "out", {1: "crack"})
+    for picture in ("clusters.png", "patient_0231.png"):
+        (tmp_path / "out" / picture).write_bytes(b"")
     published = {path.name for path in list_published_files(tmp_path / "out")}
-    assert {"cluster_names.json", "run_history.json", "config.json"} <= published
+    assert {"cluster_names.json", "run_history.json", "config.json", "clusters.png"} <= published
+    assert "patient_0231.png" not in published  # a picture of somebody else's
 
 
 def test_a_first_run_without_names_has_neither(make_trainer, tmp_path):

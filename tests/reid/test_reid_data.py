@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +64,17 @@ def msmt17(tmp_path, request):
         text = "".join(f"{path} {identity}\n" for path, identity in lines)
         (tmp_path / name / listed).write_text(text)
     return tmp_path / name
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_an_archive_is_what_the_folder_in_it_is(market, monkeypatch, tmp_path, ending):
+    archive = shutil.make_archive(str(tmp_path / "market"), ending[1:], market.parent, market.name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (archive, f"~/market{ending}", "~/Market-1501-v15.09.15"):
+        data = load_reid_data(name)
+        assert data.train.identities.tolist() == [2, 7]
+        assert data.train.cameras.tolist() == [1, 2]
+        assert len(data.query.images) == 1
 
 
 def rows(split):

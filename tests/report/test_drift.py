@@ -52,6 +52,35 @@ def test_text_numbers_and_gaps_are_read():
     assert bins_of(["August 3, 2026", "2026-08-05"]).bins.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize(
+    "dates",
+    [
+        [f"{day:02d}/04/2026" for day in range(1, 31)],
+        [f"{day}.4.26" for day in range(1, 31)],
+        [f"04/{day:02d}/2026 10:00" for day in range(1, 31)],
+        [f"{day:02d}.04.2026" for day in range(1, 13)],  # with dots the day comes first
+        [20_260_400 + day for day in range(1, 31)],
+        [f"{20_260_400 + day}" for day in range(1, 31)],
+    ],
+)
+def test_a_month_of_dates_is_a_month_in_each_notation(dates):
+    times = bins_of(dates)
+    assert times.unit == "day"
+    assert times.starts[:2] == ["2026-04-01", "2026-04-02"]
+    assert times.bins.tolist() == list(range(len(dates)))
+
+
+def test_days_and_months_that_cannot_be_told_apart_are_refused():
+    with pytest.raises(ValueError, match="'03/04/2026' may begin with the day or with the month, and no row tells"):
+        bins_of(["03/04/2026", "03/05/2026"])
+    with pytest.raises(
+        ValueError, match=r"days before months \('13/04/2026'\) and months before days \('04/14/2026'\)"
+    ):
+        bins_of(["13/04/2026", None, "04/14/2026"])
+    assert bins_of(["04/04/2026", "05/05/2026"]).bins.tolist() == [0, 31]
+    assert bins_of([20_260_231, 20_260_301]).unit != "day"  # there is no such day: numbers
+
+
 @given(st.lists(st.one_of(st.none(), st.integers(-5_000, 5_000), st.floats(-1e6, 1e6)), min_size=1, max_size=60))
 def test_numbers_keep_their_order_in_at_most_as_many_bins(values):
     known = [value for value in values if value is not None]
