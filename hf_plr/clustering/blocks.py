@@ -8,11 +8,22 @@ import torch
 
 from hf_plr.utils.threads import share_blocks
 
+UNPADDED_DEVICES = ("cpu",)
+
 
 def iterate_rows(n_rows: int, height: int) -> Iterator[slice]:
     """Iterate over slices of up to `height` rows that cover all rows."""
     for start in range(0, n_rows, height):
         yield slice(start, min(start + height, n_rows))
+
+
+def pad_rows(block: torch.Tensor, height: int) -> torch.Tensor:
+    """Add rows of zeros to a block of up to `height` rows, so that its products do not depend on their number.
+
+    The kernel, and so the rounding, does: on CPUs for a single row, which becomes two, elsewhere for any number.
+    """
+    missing = (2 if block.device.type in UNPADDED_DEVICES else height) - len(block)
+    return torch.nn.functional.pad(block, (0, 0, 0, missing)) if missing > 0 else block
 
 
 def find_largest_entry(features: torch.Tensor, height: int = 1 << 12) -> float:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
 
-from hf_plr.clustering.blocks import iterate_rows
+from hf_plr.clustering.blocks import iterate_rows, pad_rows
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.exact_sums import ClusterSums, count_block_rows, to_exact
 from hf_plr.clustering.seeding import draw_seeds
@@ -22,7 +22,6 @@ from hf_plr.utils.threads import block_threads, share_blocks
 BLOCK_SCORES = {"cpu": 1 << 20}  # scores that a thread holds at once, 4 MiB: they stay in a CPU's cache
 OTHER_BLOCK_SCORES = 1 << 26
 LARGEST_BLOCK_ROWS, LARGEST_DEVICE_BLOCK_ROWS = 1 << 14, 1 << 16
-UNPADDED_DEVICES = ("cpu",)  # elsewhere, the kernel of a product and so its rounding depend on the number of rows
 SEEDING_SAMPLES_PER_CLUSTER = 64
 SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
 
@@ -296,8 +295,7 @@ class Rows:
     def share_blocks(self, work: Callable[[Blocks], None], n_columns: int = 1) -> None:
         """Call `work` with slices and their rows, of a size for `n_columns` scores per row; on CPUs in several threads.
 
-        Rows are not normalised. On GPUs all blocks have the same height, whatever the number of rows: zeros follow
-        the last rows.
+        Rows are not normalised. Zeros may follow the last ones, see `pad_rows`.
         """
         height = compute_block_height(self.device, max(n_columns, self.features.shape[1]))
 
@@ -307,10 +305,7 @@ class Rows:
         share_blocks(iterate_rows(len(self), height), self.device, read)
 
     def _read(self, span: slice, height: int) -> torch.Tensor:
-        block = self.features[span].to(self.device, torch.float32)
-        if self.device.type not in UNPADDED_DEVICES and len(block) < height:
-            block = torch.nn.functional.pad(block, (0, 0, 0, height - len(block)))
-        return block
+        return pad_rows(self.features[span].to(self.device, torch.float32), height)
 
     def _compute_norms(self, blocks: Blocks) -> None:
         for span, block in blocks:

@@ -63,9 +63,14 @@ def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:
         return FreshKMeans(clusterer, n_samples, seed)
     if isinstance(clusterer, ReciprocalDBSCAN):
         return Clusterings(
-            [clone(clusterer).set_params(eps=min(factor * clusterer.eps, 1.0)) for factor in MEMBERS_EPS]
+            [clone(clusterer).set_params(eps=_scale_eps(clusterer.eps, factor)) for factor in MEMBERS_EPS]
         )
     return None
+
+
+def _scale_eps(eps: float, factor: float) -> float:
+    """Multiply an eps, and stay below 1, at which all samples are neighbours and one cluster."""
+    return min(factor * eps, (1.0 + eps) / 2)
 
 
 def can_be_finer(clusterer: BaseEstimator) -> bool:

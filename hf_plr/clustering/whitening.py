@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_plr.clustering.blocks import iterate_rows
+from hf_plr.clustering.blocks import iterate_rows, pad_rows
 from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 from hf_plr.utils.precision import exact_products
 
@@ -116,13 +116,12 @@ def iterate_products(
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Iterate over slices of rows (n, D), and these rows relative to an origin (D,) times a matrix (D, D), in float32.
 
-    On GPUs blocks have one height, whatever the number of rows, so that the same kernels multiply them.
+    The same kernels multiply them, whatever the number of rows, see `pad_rows`.
     """
     for span in iterate_rows(len(rows), BLOCK_ROWS):
         block = rows[span].float() if origin is None else rows[span].float() - origin
         height = len(block)
-        if rows.device.type != "cpu":
-            block = F.pad(block, (0, 0, 0, BLOCK_ROWS - height))
+        block = pad_rows(block, BLOCK_ROWS)
         with exact_products(rows.device):
             product = (block @ matrix)[:height]
         yield span, product

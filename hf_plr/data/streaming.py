@@ -114,6 +114,13 @@ def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
         return materialise(dataset)
 
 
+def open_streams(data: Any, args: BaseTrainingArguments) -> Any:
+    """Apply `open_stream` to a data set, or to each of several by name; called on every process."""
+    if isinstance(data, dict):
+        return type(data)({name: open_stream(dataset, args) for name, dataset in data.items()})
+    return open_stream(data, args)
+
+
 def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards: list[Path]) -> None:
     """Write the shards that are missing, and the note that all are there."""
     n_done = sum(len(Dataset.from_file(str(shard))) for shard in shards)

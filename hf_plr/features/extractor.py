@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from hf_plr.utils.progress import track
 from hf_plr.utils.rng import uniform
 
 logger = logging.getLogger(__name__)
+PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16"}  # as accelerate names them
 
 
 @dataclass
@@ -78,7 +78,8 @@ class FeatureExtractor:
         Args:
             store: the samples.
             positions: positions in the store, shape (n,).
-            dtype: torch.bfloat16 for products in bfloat16; None for the precision of training.
+            dtype: torch.float32 or torch.bfloat16 for products in it; None for the precision of training, which it
+                always is with FSDP and DeepSpeed.
             out: float32 tensor of shape (n, D) to write to, on any device.
             view: seed and epoch of the augmentation, as for `uniform`; None for samples as they are.
 
@@ -171,7 +172,7 @@ class FeatureExtractor:
                 gather_weights(self.model, self.accelerator),
                 torch.inference_mode(),
                 fast_fp32_products(self.accelerator.device),
-                self._autocast(dtype),
+                self._compute_in(dtype),
             ):
                 yield
         finally:
@@ -201,7 +202,8 @@ class FeatureExtractor:
 
     def describe_products(self, dtype: torch.dtype | None) -> tuple[str, int]:
         """Precision of products with this `dtype`, see `extract`, and samples of a batch, as for `KeptFeatures`."""
-        return "bf16" if dtype is torch.bfloat16 else str(self.accelerator.mixed_precision), self.batch_size
+        trained_in = str(self.accelerator.mixed_precision)
+        return trained_in if dtype is None else PRECISIONS[dtype], self.batch_size
 
     @property
     def width(self) -> int:
@@ -249,7 +251,30 @@ class FeatureExtractor:
         is_shown = self.progress and self.accelerator.is_main_process
         return track(batches, "Extracting features", n_batches, is_shown)
 
-    def _autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-        if dtype is None:
-            return self.accelerator.autocast()
-        return torch.autocast(self.accelerator.device.type, dtype)  # one context for all batches casts weights once
+    @contextlib.contextmanager
+    def _compute_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        if dtype is None or find_sharded_modules(self.model):
+            with self.accelerator.autocast():
+                yield
+            return
+        is_as_trained = PRECISIONS[dtype] == self.accelerator.mixed_precision
+        with (
+            contextlib.nullcontext() if is_as_trained else forwards_as_written(self.model),
+            # One context for all batches casts weights once.
+            torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16),
+        ):
+            yield
+
+
+@contextlib.contextmanager
+def forwards_as_written(model: torch.nn.Module) -> Iterator[None]:
+    """Let modules compute in the precision of the context around them: accelerate gives a prepared one its own."""
+    prepared = [module for module in model.modules() if {"forward", "_original_forward"} <= vars(module).keys()]
+    forwards = [module.forward for module in prepared]
+    for module in prepared:
+        module.forward = module._original_forward  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module, forward in zip(prepared, forwards, strict=True):
+            module.forward = forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ LARGEST_MOVED_SHARE = 0.02  # of the trial's samples that bfloat16 may put neare
 class FeatureSource:
     """Source of the stage's features: a pass over all samples, or the features of training steps, averaged by sample.
 
-    Precision "auto" extracts the first stage in float32. Where the device computes in bfloat16, a trial follows: 2,048
-    samples, evenly spaced, are extracted in bfloat16 too. If at most 2% of them are nearest to another of the stage's
-    clusters than in float32, later stages use bfloat16. Training with bf16 always gives bfloat16.
+    Precision "auto" is that of training with bf16 or fp16. Otherwise it extracts the first stage in float32. Where the
+    device computes in bfloat16, a trial follows: 2,048 samples, evenly spaced, are extracted in bfloat16 too. If at
+    most 2% of them are nearest to another of the stage's clusters than in float32, later stages use bfloat16.
 
     Args:
         source: "extract" for a pass, "epoch" for the features of the last epoch's training steps: they are free, but
@@ -61,14 +62,13 @@ class FeatureSource:
         dtype = self.decide_autocast(extractor.accelerator.mixed_precision)
         local_slice = extractor.local_slice(store)
         positions = torch.arange(local_slice.start, local_slice.stop)
-        buffer = None
-        if self.folder is not None:
-            buffer = torch.from_numpy(allocate_array((len(positions), extractor.width), np.float32, self.folder))
+        shape = (len(positions), extractor.width)
+        buffer = None if self.folder is None else self._allocate(shape, torch.device("cpu"))
         if self.source == "extract" or len(self._rows) == 0:
             features = extractor.extract(store, positions, dtype, buffer)
         else:
             device = extractor.accelerator.device
-            features = torch.empty(len(positions), extractor.width, device=device) if buffer is None else buffer
+            features = torch.empty(shape, device=device) if buffer is None else buffer
             kept = slice(local_slice.start - self._first, local_slice.stop - self._first)
             features.copy_(self._rows[kept])
             unseen = (~self._seen[kept]).nonzero().flatten().cpu()
@@ -76,15 +76,23 @@ class FeatureSource:
             features[unseen.to(features.device)] = new_features.to(features.device)
         if self.source == "epoch":
             self._first = local_slice.start if self.keeps_own else 0
-            self._rows = (features if self.keeps_own else gather_rows(extractor.accelerator, features)).clone()
+            of_all = features if self.keeps_own else gather_rows(extractor.accelerator, features)
+            self._rows = self._allocate(of_all.shape, of_all.device).copy_(of_all)
+            self._rows[~of_all.isfinite().all(dim=1)] = 0.0  # nothing is kept of these
             self._seen = torch.zeros(len(self._rows), dtype=torch.bool, device=self._rows.device)
         return features
+
+    def _allocate(self, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+        """Allocate features: in a file on the CPU where there is a folder for it, otherwise on the device."""
+        if self.folder is None:
+            return torch.empty(tuple(shape), device=device)
+        return torch.from_numpy(allocate_array(tuple(shape), np.float32, self.folder))
 
     def decide_autocast(self, mixed_precision: str) -> torch.dtype | None:
         """Decide the `dtype` of the next extraction, see `FeatureExtractor.extract`, by the precision of training."""
         if self.dtype == "auto" and mixed_precision == "bf16":
             self.dtype = "bfloat16"
-        return torch.bfloat16 if self.dtype == "bfloat16" else None
+        return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
     def decide_dtype(
         self, extractor: FeatureExtractor, store: SampleStore, features: CenteredFeatures, prototypes: torch.Tensor
@@ -97,7 +105,7 @@ class FeatureSource:
             features: what the stage clustered, in float32.
             prototypes: directions of its clusters, shape (K, D).
         """
-        if self.dtype != "auto":
+        if self.dtype != "auto" or extractor.accelerator.mixed_precision == "fp16":
             return
         if not has_bf16_arithmetic(extractor.accelerator.device):
             self.dtype = "float32"
@@ -118,12 +126,16 @@ class FeatureSource:
         """Record the features (B, D) of a step at positions (B,): of all processes, or own ones if these are kept."""
         if self.source != "epoch":
             return
+        is_finite = features.isfinite().all(dim=1)
+        features, index = features[is_finite], index[is_finite]
         samples, row = torch.unique(index - self._first, return_inverse=True)
         largest = float(features.abs().max()) if len(features) else 0.0
         sums = ClusterSums(len(samples), features.shape[1], len(row), largest, features.device)
         sums.add(features, row)
         means, samples = sums.means().to(self._rows), samples.to(self._rows.device)
-        self._rows[samples] = self.momentum * self._rows[samples] + (1.0 - self.momentum) * means
+        kept = self._rows[samples]
+        mixed = self.momentum * kept + (1.0 - self.momentum) * means
+        self._rows[samples] = torch.where(kept.any(dim=1, keepdim=True), mixed, means)
         self._seen[samples] = True
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -138,7 +150,7 @@ class FeatureSource:
 
         Args:
             state: arrays by name.
-            device: device of the features.
+            device: device of the features, where there is no folder for them.
             held: positions of the samples whose features are kept.
             width: size D of a feature.
 
@@ -150,8 +162,9 @@ class FeatureSource:
             shape = (held.stop - held.start, width)
             self._first = held.start
             rows = validate_array(state, "features.rows", "floats", shape).astype(np.float32, copy=False)
-            self._seen = torch.from_numpy(validate_array(state, "features.seen", "booleans", shape[:1])).to(device)
-            self._rows = torch.from_numpy(rows).to(device)
+            self._rows = self._allocate(shape, device).copy_(torch.from_numpy(rows))
+            seen = validate_array(state, "features.seen", "booleans", shape[:1])
+            self._seen = torch.from_numpy(seen).to(self._rows.device)
 
 
 def count_moved(exact: torch.Tensor, fast: torch.Tensor, prototypes: torch.Tensor) -> int:

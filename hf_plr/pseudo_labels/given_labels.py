@@ -32,6 +32,7 @@ from hf_plr.utils.shards import list_files
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".parquet", ".npy", ".csv")
+LARGEST_LABEL = 2**31 - 1  # that files of labels hold
 CONFIDENCE_COLUMN = "confidence"
 COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN)  # beside those of `LabelFile`
 
@@ -86,6 +87,8 @@ class GivenLabels:
         """
         columns, with_index = _read_columns(path, record)
         labels = columns["label"].to_numpy(np.int64)
+        if labels.max(initial=NOISE) > LARGEST_LABEL:
+            raise ValueError(f"{path} has a label {labels.max()}: number clusters from 0 to at most {LARGEST_LABEL:,}")
         if not with_index and len(labels) != n_rows:
             raise ValueError(f"{path} has {len(labels):,} labels, but the data set has {n_rows:,} rows")
         index = columns[INDEX_COLUMN].to_numpy()

@@ -217,6 +217,8 @@ def make_pair_term(
     Raises:
         ValueError: if a batch cannot hold every sample twice.
     """
+    if not has_views and args.pair_loss != AUTO:
+        raise ValueError(f"pair_loss={args.pair_loss!r} compares two views of a sample: it needs an augmentation")
     if args.pair_weight == 0.0 or not has_views:
         return None
     if args.auto_find_batch_size:

@@ -106,6 +106,8 @@ def select_clusterers(
         )
 
     n_levels = 1 if refiner is None else refiner.n_levels
+    if n_levels > 1 and args.num_labelings not in (None, n_levels):
+        raise ValueError(f"num_labelings={args.num_labelings}, but the refiner has n_levels={n_levels}: leave it out")
     clusterers = make(args.num_labelings or (AUTO_LABELINGS if is_nested else n_levels))
     is_auto = args.num_labelings is None and args.refinement == AUTO and refiner is None
     if is_auto and can_be_finer(clusterers[0]):
@@ -220,13 +222,16 @@ def describe_default_settings(labelings: Sequence[Labeling]) -> dict[str, Any]:
     }
 
 
-def describe_labelings(labelings: Sequence[Labeling], space: str, args: PLRTrainingArguments) -> str:
+def describe_labelings(
+    labelings: Sequence[Labeling], space: str, args: PLRTrainingArguments, has_own_refiner: bool = False
+) -> str:
     """Describe what is clustered into what, and how it is refined, in a line.
 
     Args:
         labelings: the labelings.
         space: the space in which clusters are sought, in words.
         args: the arguments, with the refinement.
+        has_own_refiner: True if a refiner was passed in, and not made by the arguments.
     """
     stage = labelings[0].stage
     if isinstance(stage, GivenStage):
@@ -235,4 +240,5 @@ def describe_labelings(labelings: Sequence[Labeling], space: str, args: PLRTrain
     sizes = [f"{number:,}" for number in numbers if number is not None]
     words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(labelings)} labelings"
     kind = describe_clusterer(stage.clusterer)["class"]
-    return f"{words} by {kind} in {space}, refinement {resolve_preset(args)}"
+    refinement = "by a refiner of your own" if has_own_refiner else resolve_preset(args)
+    return f"{words} by {kind} in {space}, refinement {refinement}"

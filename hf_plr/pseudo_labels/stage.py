@@ -300,9 +300,13 @@ class RefinementStage:
                 "Epoch %d: a finer labeling has no clusters, so this epoch trains on the others.", labels.epoch
             )
         elif labels.n_clusters == 0:
+            is_noise = not labels.sizes.sum()
             raise ValueError(
                 f"epoch {labels.epoch}: all {labels.n_samples} samples are noise, so there is nothing to train on. "
-                "Use fewer, larger clusters or a lower min_cluster_size or min_confidence; with dbscan, a larger eps."
+                "Use fewer, larger clusters or a lower min_cluster_size; with dbscan, a larger eps."
+                if is_noise
+                else f"epoch {labels.epoch}: no sample in a cluster has a confidence of at least min_confidence, so "
+                "there is nothing to train on. Use a lower min_confidence."
             )
         elif labels.n_clusters == 1 and not self.may_be_empty:
             logger.warning(

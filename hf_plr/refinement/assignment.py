@@ -18,7 +18,7 @@ def argmax(soft: SoftCells) -> np.ndarray:
     Where several columns are largest, a cell keeps its current cluster, or stays noise.
     """
     current_weight, previous_weight = soft.shares(0), soft.shares(1)
-    current = np.where(current_weight > 0, soft.codes[:, 0], NOISE)
+    current = np.where(current_weight + previous_weight > 0, soft.codes[:, 0], NOISE)  # also of weight 0
     previous = np.where(previous_weight > 0, soft.codes[:, 1], NOISE)
     projection = soft.bases[1]
     largest, column, is_unique = _row_maxima(projection)

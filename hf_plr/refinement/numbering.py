@@ -67,7 +67,13 @@ class ClusterNumbers:
 
         Returns:
             The refinement under these numbers.
+
+        Raises:
+            ValueError: if the labels do not fit into `out`.
         """
+        largest = int(cells.labels.max(initial=NOISE))
+        if largest > np.iinfo(out.dtype).max:  # else it would become another one
+            raise ValueError(f"labels of {out.dtype} cannot hold the cluster {largest}: use smaller numbers")
         for span in iterate_chunks(len(out)):
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
         if self.last is not None and self.last is not labelings[-2]:

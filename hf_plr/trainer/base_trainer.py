@@ -19,7 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from hf_plr.clustering.checks import NotFiniteError
 from hf_plr.data.columns import check_dataset, find_scoring_column
 from hf_plr.data.loader import Collator
-from hf_plr.data.streaming import open_stream
+from hf_plr.data.streaming import open_stream, open_streams
 from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
 from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.hub.model_card import write_model_card
@@ -87,6 +87,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         **kwargs: Any,
     ):
         train_dataset = check_dataset(open_stream(train_dataset, args))
+        eval_dataset = open_streams(eval_dataset, args)
         if args.is_exact_gpu:
             require_determinism()
         check_lora_arguments(args)
@@ -111,7 +112,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         super().__init__(
             model=trained,
             args=args,
-            data_collator=Collator(kwargs.pop("data_collator", self.modality.collate)),
+            data_collator=Collator(kwargs.pop("data_collator", None) or self.modality.collate),
             train_dataset=self.open_samples(train_dataset),
             eval_dataset={} if eval_dataset is None else eval_dataset,  # None would be refused: see `evaluate`
             processing_class=self.modality.processor,

@@ -141,7 +141,9 @@ class LogContinuation(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put back the sums of the loss that a checkpoint had."""
         if self._restored:  # Trainer has just set them to zero
-            self.trainer._tr_loss += float(self._restored[LOSS_SUMS][self.trainer.accelerator.process_index])
+            sums = self._restored[LOSS_SUMS]
+            self.trainer._tr_loss += float(sums[self.trainer.accelerator.process_index])
+            self.trainer._total_loss_scalar -= float(sums.mean())  # its mean at the end is of the steps from here on
             self.trainer._globalstep_last_logged = int(self._restored[LAST_LOGGED][0])
             self._restored = {}
 

@@ -160,7 +160,7 @@ class Continuation:
         last, ids = of_all[part], np.unique(of_all[of_all != NOISE])
         carried = carry_labels(rows, last, position[part] < 0, ids, accelerator)
         clusterer = labeling.stage.clusterer
-        if isinstance(clusterer, KMeans) and clusterer.init == "warm" and len(ids):
+        if isinstance(clusterer, KMeans) and str(clusterer.init) == "warm" and len(ids):
             start_from_clusters(clusterer, carried, rows, accelerator)
         labels_now = holder.hold(carried.labels).astype(np.int32)
         labeling.continue_from(labels_now, holder.first(part), self.predecessor.history.next_number)

@@ -40,6 +40,7 @@ from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.trainer.cluster_tree import make_stage_tree
 from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
+from hf_plr.trainer.rates import fraction_of_peak
 from hf_plr.trainer.settings import as_stored
 from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import PLRTrainingArguments
@@ -242,7 +243,8 @@ class PLRTrainer(BaseTrainer):
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
-        return presets.describe_labelings(self.labelings, self.cluster_space.describe(), self.args)
+        space, has_own_refiner = self.cluster_space.describe(), self._chosen[2] is not None
+        return presets.describe_labelings(self.labelings, space, self.args, has_own_refiner)
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
@@ -323,9 +325,7 @@ class PLRTrainer(BaseTrainer):
             self.update_prototypes()
             if self.pair_term is not None:
                 assert self.optimizer is not None
-                group = self.optimizer.param_groups[0]
-                peak = group.get("initial_lr", group["lr"])  # which schedulers of torch write there
-                self.pair_term.step(schedule=group["lr"] / peak if peak else 1.0)
+                self.pair_term.step(schedule=fraction_of_peak(self.optimizer))
         return loss
 
     def update_prototypes(self) -> None:

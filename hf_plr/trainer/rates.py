@@ -1,4 +1,4 @@
-"""Learning rates by layer."""
+"""Learning rates by layer, and by the schedule."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def decay_rates(optimizer: Any, backbone: nn.Module, layer_decay: float) -> None
         ]
     groups.sort(key=lambda item: item[0])
     optimizer.param_groups[:] = [group for _, group in groups]
+
+
+def fraction_of_peak(optimizer: Any) -> float:
+    """Learning rate of an optimizer's first group as a fraction of its peak, in [0, 1]; 1 where the peak is 0.
+
+    The peak is what a scheduler notes that rises from a low rate (`OneCycleLR`), or else the rate that the optimizer
+    began with: as a scheduler notes it, or as it was made.
+    """
+    group, defaults = optimizer.param_groups[0], getattr(optimizer, "defaults", {})
+    peak = group.get("max_lr", group.get("initial_lr", defaults.get("lr", group["lr"])))
+    return float(min(1.0, group["lr"] / peak)) if peak else 1.0

@@ -117,7 +117,7 @@ class UnitTrainer(BaseTrainer):
             processing_class=processing_class,
             eval_dataset=eval_dataset,
             compute_metrics=compute_metrics,
-            data_collator=kwargs.pop("data_collator", collate_with_positions),
+            data_collator=kwargs.pop("data_collator", None) or collate_with_positions,
             **kwargs,
         )
         args = self.args  # for a pretrained backbone, with its defaults

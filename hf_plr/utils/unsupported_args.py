@@ -34,6 +34,11 @@ def refuse_unsupported(args: TrainingArguments) -> None:
             raise ValueError(f"{name}={_plain(value)!r} is not supported: {reason}")
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU: on CPUs use bf16=True, or neither")
+    if getattr(args.accelerator_config, "split_batches", False) and args.world_size > 1:
+        raise ValueError(
+            "accelerator_config with split_batches=True is not supported in several processes: it would tear the two "
+            "views of a sample apart; divide per_device_train_batch_size by the number of processes"
+        )
     if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
             f"hub_strategy={_plain(args.hub_strategy)!r} would push optimizer, random states and pickled arguments, "

@@ -18,6 +18,7 @@ from hf_plr import KMeans
 from hf_plr.clustering import kmeans as kmeans_module
 from hf_plr.clustering.exact_sums import get_exact_device, to_exact
 from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.clustering.whitening import fit_whitening, map_rows
 from hf_plr.utils.precision import exact_products
 
 
@@ -135,10 +136,22 @@ def test_what_processes_send_for_empty_clusters_is_small(monkeypatch):
     assert 400 * 8 < max(sent) < 400 * 64 * 4  # less than the rows themselves
 
 
+@pytest.mark.parametrize("width", [64, 384])
+def test_a_row_alone_in_its_block_has_the_bits_of_any_other(width):
+    rows = torch.nn.functional.normalize(torch.randn(4_097, width, generator=torch.Generator().manual_seed(0)), dim=1)
+    matrix = fit_whitening(rows, 0.3)
+    torch.testing.assert_close(map_rows(rows[-1:], matrix), map_rows(rows, matrix)[-1:], rtol=0.0, atol=0.0)
+    parts = torch.cat([map_rows(part, matrix) for part in (rows[:2_049], rows[2_049:])])
+    assert torch.equal(map_rows(rows, matrix), parts)
+    centers = rows[:60]
+    both = [kmeans_module.assign_rows(kmeans_module.Rows(part, True, None), centers) for part in (rows, rows[-1:])]
+    assert torch.equal(both[0][1][-1:], both[1][1])
+
+
 @pytest.mark.parametrize("spherical", [True, False])
 def test_blocks_of_one_height_give_the_same(blobs, monkeypatch, spherical):
     expected = KMeans(20, spherical=spherical).fit(blobs)
-    monkeypatch.setattr("hf_plr.clustering.kmeans.UNPADDED_DEVICES", ())
+    monkeypatch.setattr("hf_plr.clustering.blocks.UNPADDED_DEVICES", ())
     monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {})
     monkeypatch.setattr("hf_plr.clustering.kmeans.LARGEST_BLOCK_ROWS", 300)
     heights = set()

@@ -177,6 +177,15 @@ def test_a_trainer_takes_a_stream(tables, some_digits, tmp_path):
     assert_same_weights(streamed, stored)
 
 
+def test_streams_score_too(some_digits, tmp_path):
+    part = some_digits.select(range(40))
+    settings = {"num_train_epochs": 1, "eval_strategy": "epoch", "label_column": "label"}
+    for streams in (part.to_iterable_dataset(), {"first": part.to_iterable_dataset(), "second": part}):
+        trainer = tiny.image_trainer(tmp_path / "out", part, {"eval_dataset": streams}, **settings)
+        trainer.train()
+        assert any("knn_accuracy" in name for entry in trainer.state.log_history for name in entry)
+
+
 def test_the_recipe_streams_the_first_samples(tables, tmp_path):
     recipe = load_script(VIT_PLR)
     arguments = ["--dataset_name", str(tables), "--streaming", "true", "--max_samples", "60"]

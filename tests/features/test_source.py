@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import tiny
+from transformers import TrainerCallback
 
 from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.features.centering import CenteredFeatures
@@ -79,6 +81,27 @@ def test_training_in_bfloat16_extracts_in_it(make_trainer):
     assert trainer._feature_source.moved_share is None
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_are_computed_as_told_whatever_training_is_in(make_trainer, dtype):
+    in_float32, found = [], []
+
+    class Compare(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            bare = tiny.tiny_vit().eval()
+            bare.load_state_dict(trainer.model.state_dict())
+            with torch.inference_mode():
+                batch = next(iter(trainer.extractor.batches(trainer.train_dataset, torch.arange(16))))
+                in_float32.append(trainer.modality.features(bare, batch))
+            found.append(trainer._feature_source.extract_local(trainer.extractor, trainer.train_dataset)[:16])
+
+    settings = {"bf16": True, "feature_dtype": dtype, "num_train_epochs": 1, "save_strategy": "no"}
+    trainer = make_trainer({"callbacks": [Compare()]}, **settings)
+    trainer.train()
+    difference = (found[0] - in_float32[0]).abs().max()
+    assert (difference < 1e-5) == (dtype == "float32")
+    assert hasattr(trainer.model.forward, "__wrapped__")  # training goes on in bfloat16
+
+
 def test_the_trial_takes_positions_beyond_float32(monkeypatch):
     """float32 has no last position of 2**24 + 3 samples, and would round to one behind it."""
     asked = []
@@ -104,7 +127,7 @@ def test_the_model_moves_to_its_batches_before_it_extracts(make_trainer):
     extractor = dataclasses.replace(
         trainer.extractor, accelerator=SimpleNamespace(device=torch.device("meta"), num_processes=1)
     )
-    extractor._autocast = lambda dtype: contextlib.nullcontext()
+    extractor._compute_in = lambda dtype: contextlib.nullcontext()
     with extractor.evaluation_mode():
         assert {parameter.device.type for parameter in extractor.model.parameters()} == {"meta"}
 
@@ -165,6 +188,37 @@ def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(mak
     left_out = int((trainer.pseudo_labels.previous_labels == -1).sum())
     assert left_out > 0
     assert Counting.images == 203 + left_out
+
+
+def test_a_sample_that_was_nan_once_is_extracted_again(make_trainer, tmp_path):
+    for folder in (None, str(tmp_path / "features")):
+        trainer = make_trainer(feature_source="epoch", feature_dir=folder, num_train_epochs=1, save_strategy="no")
+        trainer.train()
+        source, store = trainer._feature_source, trainer.train_dataset
+        features = source.extract_local(trainer.extractor, store)
+        recorded = torch.cat([torch.full((1, 32), torch.nan), features[1:3]])
+        source.record(torch.tensor([0, 1, 2]), recorded)
+        found = source.extract_local(trainer.extractor, store)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found[:3], features[:3])
+        if folder is not None:
+            assert folder in Path("/proc/self/maps").read_text()
+            assert source._rows.data_ptr() != found.data_ptr()
+
+
+def test_nothing_is_kept_of_a_stage_that_was_nan():
+    source = FeatureSource("epoch", "float32", 0.2, None)
+    extracted = torch.tensor([[torch.nan, 1.0], [2.0, 2.0]])
+    extractor = SimpleNamespace(
+        accelerator=SimpleNamespace(mixed_precision="no", num_processes=1, device=CPU),
+        local_slice=lambda store: slice(0, 2),
+        width=2,
+        extract=lambda store, positions, dtype, out=None: extracted[positions],
+    )
+    source.extract_local(extractor, range(2))
+    assert all(np.isfinite(value).all() for value in source.state_dict().values())
+    source.record(torch.tensor([0, 1]), torch.tensor([[1.0, 3.0], [4.0, 4.0]]))
+    torch.testing.assert_close(source._rows, torch.tensor([[1.0, 3.0], [3.6, 3.6]]))  # 0.2 of the old feature stays
 
 
 def test_features_of_the_epoch_are_near_to_those_of_a_pass(make_trainer):

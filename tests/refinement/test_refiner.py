@@ -189,6 +189,18 @@ def test_noise_cases():
     assert refined(previous, current, noise="drop").labels[2] == -1
 
 
+def test_a_number_that_the_labels_cannot_hold_is_refused():
+    refiner = PseudoLabelRefiner.from_preset("none")
+    with pytest.raises(ValueError, match="labels of int8 cannot hold the cluster 128"):
+        refiner.refine(np.array([127, 128]), out=np.empty(2, np.int8))
+
+
+def test_a_tie_keeps_the_current_cluster_whatever_its_weight():
+    for weight in (0.0, 0.01):
+        result = refined([0, 0, 0, 0], [0, 0, 1, 1], weight=weight, assignment="argmax", min_cluster_size=1)
+        assert result.labels.tolist() == [0, 0, 1, 1]
+
+
 def test_argmax_changes_nothing_above_one_half():
     previous, current = churned(400, 10, 0.5)
     high = refined(previous, current, weight=0.51, assignment="argmax", min_cluster_size=1).labels

@@ -10,6 +10,11 @@ from helpers.runs import weights
 PLAIN = {"cluster_space": "centered", "pair_weight": 0.0}  # clusters that change enough to doubt them
 
 
+def test_samples_that_are_all_doubtful_are_not_called_noise(make_trainer):
+    with pytest.raises(ValueError, match="epoch .: no sample in a cluster has a confidence of at least min_confidence"):
+        make_trainer(min_confidence=1.0, refinement="consensus", num_labelings=1).train()
+
+
 def test_doubtful_members_are_left_out_of_the_epoch_but_keep_their_labels(make_trainer):
     trainer = make_trainer(min_confidence=0.75, refinement="joint", num_train_epochs=2, **PLAIN)
     trainer.train()

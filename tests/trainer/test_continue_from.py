@@ -14,7 +14,7 @@ from helpers.run_lines import make_audit
 from helpers.runs import StopAt, assert_same_run
 from transformers import TrainingArguments
 
-from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner, read_levels
+from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner, read_levels
 from hf_plr.recipe_tools.running import OutputArguments, score_and_train
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
@@ -415,3 +415,10 @@ def test_recordings_in_segments_are_continued(some_sounds, tmp_path):
     whole = continue_run(tmp_path / "whole", some_sounds, tmp_path / "sounds", **{**settings, "segment_seconds": None})
     with pytest.raises(ValueError, match="has labels of segments, but this run trains on whole samples"):
         whole.train()
+
+
+def test_centers_of_ones_own_are_no_reason_to_stop(first, grown_digits, tmp_path):
+    clusterer = KMeans(12, init=np.random.default_rng(0).normal(size=(12, 32)).astype(np.float32))
+    trainer = continue_run(tmp_path / "second", grown_digits, first, {"clusterer": clusterer}, num_train_epochs=1)
+    trainer.train()
+    assert trainer.pseudo_labels.n_clusters > 1

@@ -103,6 +103,12 @@ def test_rows_without_a_label_are_noise_and_doubtful_ones_have_no_loss(make_trai
     assert found.n_clusters == len(np.unique(labels[has_loss]))
 
 
+def test_labels_that_files_cannot_hold_are_refused(make_trainer, labels, tmp_path):
+    path = write_shards(tmp_path / "labels", label=labels + 5_000_000_000)
+    with pytest.raises(ValueError, match=r"has a label 50000000\d\d: number clusters from 0 to at most 2,147,483,647"):
+        make_trainer(labels=path).train()
+
+
 def test_soft_targets_of_the_refinement_are_trained_on(make_trainer, labels, tmp_path):
     rng = np.random.default_rng(1)
     current = np.where(rng.random(203) < 0.3, rng.integers(-1, 9, 203), labels)

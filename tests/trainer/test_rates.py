@@ -14,6 +14,7 @@ from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingAr
 from hf_plr.models.layers import find_depths
 from hf_plr.models.speech import small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.trainer.rates import fraction_of_peak
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
 
 FIELDS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
@@ -34,6 +35,40 @@ class Rates(TrainerCallback):
 
     def on_step_end(self, args, state, control, optimizer, **kwargs):
         self.noted.append([group["lr"] for group in optimizer.param_groups])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "largest"),
+    [
+        (lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=14), 1.0),
+        (lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 14), 1.0),
+        (lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, 100), 0.5),
+    ],
+)
+def test_the_head_of_the_pair_loss_follows_any_schedule(make_trainer, scheduler, largest):
+    model = three_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = make_trainer({"model": model, "optimizers": (optimizer, scheduler(optimizer))}, num_train_epochs=2)
+    fractions, step = [], trainer.pair_term.step
+
+    def note(schedule):
+        fractions.append(schedule)
+        step(schedule)
+
+    trainer.pair_term.step = note
+    trainer.train()
+    assert len(fractions) == 14
+    assert min(fractions) >= 0.0
+    assert max(fractions) == pytest.approx(largest, abs=0.02)
+
+
+def test_a_rate_that_is_lowered_on_a_plateau_lowers_that_of_the_head():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert fraction_of_peak(optimizer) == 1.0
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    plateau.step(1.0)
+    plateau.step(2.0)
+    assert fraction_of_peak(optimizer) == pytest.approx(0.5)
 
 
 # ---- rates by layer --------------------------------------------------------------------------------------------------

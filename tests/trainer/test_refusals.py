@@ -9,7 +9,7 @@ from helpers.runs import StopAt, weights
 from sklearn.cluster import KMeans
 from transformers import ViTConfig, ViTModel
 
-from hf_plr import PLRTrainer, UnitTrainer
+from hf_plr import PLRTrainer, PseudoLabelRefiner, UnitTrainer
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import CheckpointError
@@ -115,8 +115,23 @@ def test_an_optimizer_of_ones_own_has_rates_of_its_own(make_trainer, reads_nothi
         make_trainer({"model": model, "optimizers": (optimizer, None)}, layer_decay=0.75)
 
 
-def test_no_optimizer_is_none_of_the_users(make_trainer):
-    make_trainer({"optimizers": (None, None)})
+def test_none_is_what_trainer_would_take_by_itself(make_trainer, make_sound_trainer):
+    make_trainer({"optimizers": (None, None), "data_collator": None}, max_steps=1).train()
+    make_sound_trainer(trainer={"data_collator": None}, max_steps=1).train()
+
+
+# ---- settings that would be ignored ----------------------------------------------------------------------------------
+
+
+def test_a_pair_loss_needs_an_augmentation(make_trainer):
+    with pytest.raises(ValueError, match="pair_loss='simclr' compares two views of a sample: it needs an augmentation"):
+        make_trainer(pair_loss="simclr", augmentation="none")
+
+
+def test_as_many_labelings_as_levels(make_trainer, reads_nothing):
+    refiner = PseudoLabelRefiner.from_preset("nested")
+    with pytest.raises(ValueError, match=r"num_labelings=2, but the refiner has n_levels=3: leave it out"):
+        make_trainer({"refiner": refiner}, num_labelings=2)
 
 
 class NoHiddenStates(ViTModel):

@@ -236,6 +236,17 @@ def test_nan_features_stop_the_run_and_name_sample_and_epoch(make_trainer, tmp_p
     assert last_complete_checkpoint(tmp_path / "out")[0] == tmp_path / "out" / "checkpoint-7"
 
 
+def test_the_mean_loss_of_a_resumed_run_is_of_its_own_steps(make_trainer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 13, "num_train_epochs": 2, "logging_strategy": "epoch"}
+    whole = make_trainer(**settings)
+    mean = whole.train().training_loss
+    resumed = make_trainer(**settings)
+    last = resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-13")).training_loss
+    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    assert mean == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert last < 2 * max(losses)  # of one step, not of seven
+
+
 def test_an_epoch_of_nan_features_can_keep_the_labels(make_trainer, caplog):
     trainer = with_nan_features(make_trainer(on_nan="skip_epoch"), epoch=1)
     seen = []

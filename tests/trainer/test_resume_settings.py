@@ -116,6 +116,8 @@ def first_checkpoint(tmp_path_factory, some_digits):
         ({"num_labelings": 2}, "num_labelings was 1 and is 2"),
         ({"per_device_train_batch_size": 16}, "per_device_train_batch_size was 32 and is 16"),
         ({"learning_rate": 1e-4}, "learning_rate was 0.001 and is 0.0001"),
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-4}}, "lr_scheduler_kwargs was None and is {'min_lr': 0.0001}"),
+        ({"optim_args": "momentum=0.5"}, "optim_args was None and is 'momentum=0.5'"),
         ({"clusterer": "dbscan"}, "clusterer was 'kmeans' and is 'dbscan'"),
     ],
 )
