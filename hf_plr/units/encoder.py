@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -23,6 +22,7 @@ from hf_plr.refinement import NOISE
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.units.frames import Frames
 from hf_plr.units.space import SCALINGS, FrameSpace, number_recordings, number_speakers
+from hf_plr.utils.hub_files import download_if_there
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
@@ -72,15 +72,15 @@ class UnitEncoder:
         Raises:
             ValueError: if they are missing, damaged or of another format.
         """
-        path = os.path.join(name, CENTROIDS_FILE)
+        path: str | None = os.path.join(name, CENTROIDS_FILE)
         if not os.path.isdir(name):
             try:
-                path = hf_hub_download(os.fspath(name), CENTROIDS_FILE)
-            except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
+                path = download_if_there(os.fspath(name), CENTROIDS_FILE)
+            except (HFValidationError, RepositoryNotFoundError) as error:
                 raise ValueError(
                     f"{name} is not a folder here, and the Hub has no {CENTROIDS_FILE}: {error}"
                 ) from error
-        if not os.path.isfile(path):
+        if path is None or not os.path.isfile(path):
             raise ValueError(
                 f"{name} has no {CENTROIDS_FILE}: give the output folder of `hf-plr train audio --objective frames`, "
                 "or call UnitTrainer.save_labels"

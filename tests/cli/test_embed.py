@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from helpers.hub_cache import cache_repo
 from helpers.tiny import deep_images, image_trainer, tiny_vit
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
-from hf_plr.jobs.embedding import Embedder
+from hf_plr.jobs.embedding import Embedder, read_run_settings
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.data_record import read_record
 from hf_plr.report.metrics_file import write_metrics
@@ -229,3 +230,16 @@ def test_an_embedder_names_rows_of_the_whole_and_leaves_no_trace(some_digits, tm
         with pytest.raises(ValueError, match=r"image 3 cannot be read .*\(row 1221 of the whole data set\)"):
             embedder(table)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_cached_backbone_goes_on_without_the_hub(some_digits, tmp_path, monkeypatch, caplog, known):
+    snapshot = cache_repo(tmp_path / "cache", monkeypatch, "alice/vit", missing=["metrics.json"] if known else [])
+    tiny_vit().save_pretrained(snapshot)
+    small_vit_processor(16).save_pretrained(snapshot)
+    command = ["embed", "--model", "alice/vit", "--dataset", write(some_digits.select(range(5)), tmp_path / "data")]
+    assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 0
+    warning = "the Hub cannot be reached, and metrics.json of alice/vit is not in the cache"
+    assert (warning in caplog.text) is not known
+    (snapshot / "metrics.json").write_text('{"settings": {"pooling": "mean"}}')
+    assert read_run_settings("alice/vit") == {"pooling": "mean"}
