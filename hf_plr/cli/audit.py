@@ -23,7 +23,6 @@ since sheets of doubtful members have more wrong ones than others.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ from hf_plr.report.marks import read_labels, read_marks
 from hf_plr.report.names import read_cluster_names
 from hf_plr.report.rate_change import RateChange, find_rate_change, find_rate_changes_by_cluster, note_audit
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
+from hf_plr.utils.files import replacing
 
 SUMMARY = "estimate the error rate of pseudo-labels from an auditor's marks"
 SHOWN_CLUSTERS = 10
@@ -199,8 +199,8 @@ def _write_clusters(path: str, clusters: RankedClusters, names: Mapping[int, str
             "expected_wrong": clusters.expected_wrong.round(2),
         }
     )
-    frame.to_csv(f"{path}.tmp", index=False)
-    os.replace(f"{path}.tmp", path)
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
 
 
 def _format_count(number: int, noun: str) -> str:

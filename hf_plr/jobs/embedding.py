@@ -28,6 +28,7 @@ from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord
 from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, SPAN_COLUMNS
 from hf_plr.training_args import PLRTrainingArguments
+from hf_plr.utils.files import replacing
 from hf_plr.utils.hub_files import download_if_there
 
 logger = logging.getLogger(__name__)
@@ -182,8 +183,8 @@ def _find_folder(undecoded: Dataset, column: str) -> str | None:
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
     """Write the table of `embed` as parquet; the file is complete or does not exist."""
     width = table.schema.field(FEATURE_COLUMN).type.list_size
-    pq.write_table(table, f"{path}.tmp", row_group_size=max(1, BLOCK_BYTES // (4 * width)))
-    os.replace(f"{path}.tmp", path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=max(1, BLOCK_BYTES // (4 * width)))
 
 
 def read_run_settings(model: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from hf_plr.pseudo_labels.data_record import DataRecord, read_record
 from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
+from hf_plr.utils.files import replacing
 
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
@@ -204,12 +205,11 @@ def write_labels(
     """
     check_output(path, overwrite)
     kind = _validate_kind(path)
-    temporary = f"{path}.tmp{kind}"
 
     def build(rows: slice) -> pd.DataFrame:
         return _build_frame(files, cells, rows, first_row, has_cells)
 
-    try:
+    with replacing(path) as temporary:
         if kind == ".npy":
             _write_npy(temporary, files, cells)
         elif kind == ".csv":
@@ -226,12 +226,9 @@ def write_labels(
                 for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
                     table = pa.Table.from_pandas(build(rows), schema=schema, preserve_index=False)
                     writer.write_table(table)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
-def _write_npy(path: str, files: list[LabelFile], cells: CellRefinement) -> None:
+def _write_npy(path: Path, files: list[LabelFile], cells: CellRefinement) -> None:
     shape = files[-1].labels.shape
     output = np.lib.format.open_memmap(path, "w+", np.int64, shape)
     for rows in iterate_blocks(shape[0], BLOCK_ROWS):

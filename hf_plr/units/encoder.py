@@ -22,6 +22,7 @@ from hf_plr.refinement import NOISE
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.units.frames import Frames
 from hf_plr.units.space import SCALINGS, FrameSpace, number_recordings, number_speakers
+from hf_plr.utils.files import replacing
 from hf_plr.utils.hub_files import download_if_there
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
@@ -59,8 +60,8 @@ class UnitEncoder:
         space_format = FORMAT if self.space.is_identity else SPACE_FORMAT
         if space_format == SPACE_FORMAT:
             arrays |= _store_space(self.space)
-        save_file(arrays, path + ".tmp", metadata={"format": space_format})
-        os.replace(path + ".tmp", path)
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, metadata={"format": space_format})
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> UnitEncoder:
@@ -196,7 +197,7 @@ def write_units(
     fields += [] if segments is None else [("start", pa.float64()), ("end", pa.float64())]
     schema = pa.schema([*fields, ("units", pa.list_(pa.int32()))])
     order = np.argsort(rows, kind="stable") if segments is None else np.lexsort((segments[:, 0], rows))
-    with pq.ParquetWriter(f"{path}.tmp", schema) as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in iterate_blocks(len(order), WRITTEN_ROWS):
             columns = {
                 "index": np.asarray(rows)[order[part]],
@@ -207,4 +208,3 @@ def write_units(
             if segments is not None:
                 columns["start"], columns["end"] = segments[order[part]].T
             writer.write_table(pa.table(columns, schema))
-    os.replace(f"{path}.tmp", path)
