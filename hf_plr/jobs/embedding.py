@@ -190,8 +190,11 @@ def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
 def read_run_settings(model: str) -> dict[str, Any]:
     """Read how a backbone's run computed its features: from `metrics.json`, or from the state in a checkpoint.
 
-    Empty for a backbone without either, and with a warning where the Hub cannot be reached to tell: a plain backbone
-    that `transformers` has cached shall go on offline.
+    Empty for a backbone without either, also beside a `metrics.json` that is not of a run, and with a warning where the
+    Hub cannot be reached to tell: a plain backbone that `transformers` has cached shall go on offline.
+
+    Raises:
+        ValueError: if a file is damaged, naming it.
     """
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -214,7 +217,10 @@ def read_run_settings(model: str) -> dict[str, Any]:
     try:
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
-                settings = json.load(file)["settings"]
+                content = json.load(file)
+            settings = content.get("settings") if isinstance(content, dict) else None
+            if not isinstance(settings, dict):
+                return {}
         elif os.path.isfile(path := os.path.join(folder, STATE_FILE)):
             settings = {name: value for name, value in load_state(folder)[1].items() if value is not None}
         else:
@@ -222,7 +228,10 @@ def read_run_settings(model: str) -> dict[str, Any]:
         kinds = RUN_SETTINGS | SEGMENT_SETTINGS
         return {name: kind(settings[name]) for name, kind in kinds.items() if name in settings}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): give --pooling, --layer or --max_seconds") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}), which tells the run's pooling, layer and segments: restore it, or "
+            "remove it to do without them"
+        ) from error
 
 
 def is_adapter_of_run(model: str) -> bool:

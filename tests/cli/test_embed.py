@@ -46,9 +46,16 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
     assert np.abs(cls - np.stack(found["feature"])).max() > 0.01
     assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 2
     assert "give --overwrite to replace it" in capsys.readouterr().err
-    (tmp_path / "out" / "metrics.json").write_text("{")
-    assert main([*command, "--output", str(tmp_path / "other.parquet")]) == 2
-    assert "give --pooling, --layer or --max_seconds" in capsys.readouterr().err
+    for damaged in ("{", '{"settings": {"layer": "last"}}'):
+        (tmp_path / "out" / "metrics.json").write_text(damaged)
+        assert main([*command, "--output", str(tmp_path / "other.parquet")]) == 2
+        assert "restore it, or remove it to do without them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"accuracy": 0.9}', "[1, 2]", '{"settings": "default"}'])
+def test_a_metrics_file_that_is_not_of_a_run_tells_nothing(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    assert read_run_settings(str(tmp_path)) == {}
 
 
 TWO_LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
