@@ -52,9 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--assignment", help="hierarchical, argmax, soft or current")
     options.add_argument("--linkage", help="average, ward, complete, single or centroid")
     options.add_argument(
-        "--n_clusters", type=lambda text: text if text == "current" else int(text), metavar="N",
-        help="cut into as many clusters, or 'current'",
-    )  # fmt: skip
+        "--n_clusters", type=_parse_n_clusters, metavar="N", help="cut into as many clusters, or 'current'"
+    )
     options.add_argument("--distance_threshold", type=float, metavar="D", help="cut at this height instead")
     options.add_argument("--noise", help="project (noise is taken back in) or drop")
     options.add_argument("--min_cluster_size", type=int, metavar="N", help="smaller clusters become noise")
@@ -62,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+def _parse_n_clusters(text: str) -> int | str:
+    try:
+        return text if text == "current" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'current'") from None
+
+
     """Refine, write the labels, print a summary.
 
     Raises:
