@@ -26,6 +26,7 @@ from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner
 
 SUMMARY = "refine cluster labels by those of the epoch before"
 SHOWN_EVENTS = 10
+COLUMN_OPTION = "--column"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--current", required=True, metavar="FILE", help="labels of this epoch")
     files.add_argument("--output", required=True, metavar="FILE", help="where the refined labels go")
     files.add_argument(
-        "--column", metavar="NAME", help="column with the labels (default: 'label', or the only one of integers)"
+        COLUMN_OPTION, metavar="NAME", help="column with the labels (default: 'label', or the only one of integers)"
     )
     files.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     options = parser.add_argument_group("refinement (defaults are the preset's)")
@@ -60,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--max_cells", type=int, metavar="N", help="more cells than this may be folded")
 
 
-def run(args: argparse.Namespace) -> None:
 def _parse_n_clusters(text: str) -> int | str:
     try:
         return text if text == "current" else int(text)
@@ -68,6 +68,7 @@ def _parse_n_clusters(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'current'") from None
 
 
+def run(args: argparse.Namespace) -> None:
     """Refine, write the labels, print a summary.
 
     Raises:
@@ -76,11 +77,11 @@ def _parse_n_clusters(text: str) -> int | str:
     epochs = [*args.previous, args.current]
     refiner = PseudoLabelRefiner.from_preset(args.preset, **_collect_options(args, len(epochs)))
     if any(os.path.isdir(epoch) for epoch in epochs):
-        shards = LabelShards(epochs, args.column)
+        shards = LabelShards(epochs, args.column, COLUMN_OPTION)
         print(describe_refinement(refine_shards(shards, refiner, args.output, args.overwrite)))
     else:
         check_output(args.output, args.overwrite)  # before the work
-        files = [LabelFile.open(path, args.column) for path in epochs]
+        files = [LabelFile.open(path, args.column, COLUMN_OPTION) for path in epochs]
         check_same_samples(files)
         cells = refiner.refine_cells(cooccurrence(*(file.labels for file in files)))
         write_labels(args.output, files, cells, overwrite=args.overwrite)
