@@ -151,6 +151,14 @@ def test_a_job_array_assigns_what_one_process_does(features, tmp_path, capsys):
         (lambda folder: (folder / "3.parquet").write_bytes(b"x"), "3.parquet cannot be read as features"),
         (lambda folder: pd.DataFrame({"x": [1]}).to_parquet(folder / "3.parquet"), "has no column 'feature'"),
         (lambda folder: pd.DataFrame({"feature": [1.0]}).to_parquet(folder / "3.parquet"), "not lists of numbers"),
+        (
+            lambda folder: pd.DataFrame({"feature": [None, [1.0] * 12]}).to_parquet(folder / "3.parquet"),
+            "3.parquet cannot be read as features: features are missing in some rows",
+        ),
+        (
+            lambda folder: pd.DataFrame({"feature": [[1.0] * 12, None]}).to_parquet(folder / "3.parquet"),
+            "3.parquet: features are missing in some rows",
+        ),
         (lambda folder: pd.DataFrame({"feature": [[1.0] * 12, [2.0]]}).to_parquet(folder / "3.parquet"), "in length"),
         (lambda folder: pd.DataFrame({"feature": [[1.0] * 5]}).to_parquet(folder / "3.parquet"), "of one backbone"),
         (
