@@ -23,7 +23,6 @@ since sheets of doubtful members have more wrong ones than others.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from hf_plr.cli.pages import write_pages
 from hf_plr.pseudo_labels.label_files import check_output
 from hf_plr.refinement import NOISE
 from hf_plr.report.audit import ErrorRate, Marks, RankedClusters, estimate_error_rate, rank_clusters
@@ -38,6 +38,7 @@ from hf_plr.report.marks import read_labels, read_marks
 from hf_plr.report.names import read_cluster_names
 from hf_plr.report.rate_change import RateChange, find_rate_change, find_rate_changes_by_cluster, note_audit
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
+from hf_plr.utils.files import replacing
 
 SUMMARY = "estimate the error rate of pseudo-labels from an auditor's marks"
 SHOWN_CLUSTERS = 10
@@ -71,29 +72,26 @@ def run(args: argparse.Namespace) -> None:
     pseudo_labels, names = np.asarray(labels.labels), read_cluster_names(args.folder)
     clusters, estimate = rank_clusters(marks, pseudo_labels), estimate_error_rate(marks, pseudo_labels)
     print(describe_audit(marks, pseudo_labels, estimate, clusters, names))
-    if estimate is not None:
-        _keep_estimate(Path(args.folder), marks, estimate, names)
     if args.output is not None:
         _write_clusters(args.output, clusters, names)
         print(f"\nWrote {args.output}")
+    if estimate is not None:
+        _keep_estimate(Path(args.folder), marks, estimate, names)
 
 
 def _keep_estimate(folder: Path, marks: Marks, estimate: ErrorRate, names: Mapping[int, str]) -> None:
     """Keep the estimate in the history, compare it with the one before, and show both on the page."""
-    from hf_plr.hub.people_card import write_people_into_card
-    from hf_plr.report.html.earlier_runs import render_again
-
     try:
         history = note_audit(folder, marks, estimate)
-        if history is None:
-            print(f"\nNot kept for later runs: {folder} has no {HISTORY_FILE}, as runs of older releases.")
-            return
-        shown = [path for path in (render_again(folder), write_people_into_card(folder)) if path is not None]
-    except OSError as error:  # such as a folder that is read alone: what was printed holds
+    except (OSError, ValueError) as error:  # as in a folder that is read alone: what was printed holds
         print(f"hf-plr audit: the error rate is not kept: {error}", file=sys.stderr)
+        return
+    if history is None:
+        print(f"\nNot kept for later runs: {folder} has no {HISTORY_FILE}, as runs of older releases.")
         return
     comparison = describe_changes(history, names)
     print(f"\n{comparison}" if comparison else "")
+    shown = write_pages(folder, "audit", "the error rate is kept")
     print(f"Wrote {', '.join(map(str, (folder / HISTORY_FILE, *shown)))}")
 
 
@@ -199,8 +197,8 @@ def _write_clusters(path: str, clusters: RankedClusters, names: Mapping[int, str
             "expected_wrong": clusters.expected_wrong.round(2),
         }
     )
-    frame.to_csv(f"{path}.tmp", index=False)
-    os.replace(f"{path}.tmp", path)
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
 
 
 def _format_count(number: int, noun: str) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_plr.utils.shards import Shard, list_files, name_by_file
@@ -83,8 +84,11 @@ def run(args: argparse.Namespace) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = list_files(args.features, ENDINGS, "features")
-    outputs = name_by_file(paths, args.output)
+    tasks: Sequence[tuple[str, str]] = list(zip(paths, name_by_file(paths, args.output), strict=True))
+    tasks = tasks if shard is None else shard.select(tasks)
     centroids_path = os.path.join(args.output, CENTROIDS_FILE)
+    outputs = [*([] if args.assign_only else [centroids_path]), *(output for _, output in tasks if not args.fit_only)]
+    _check_outputs(outputs, paths, args)
     if not args.assign_only and not _is_done(centroids_path, args):
         start = time.perf_counter()
         features = FeatureFiles(paths)
@@ -97,8 +101,7 @@ def run(args: argparse.Namespace) -> None:
     if args.fit_only:
         return
     centroids = Centroids.load(args.output, device)
-    tasks = list(zip(paths, outputs, strict=True))
-    for path, output in tasks if shard is None else shard.select(tasks):
+    for path, output in tasks:
         if not _is_done(output, args):
             _assign(FeatureFile(path), centroids, output)
 
@@ -113,22 +116,43 @@ def _check_arguments(args: argparse.Namespace) -> None:
             "--cluster_space white and --whitening_shrinkage need each other: nothing is augmented here to find a "
             "shrinkage by; the log of a training run names the one that it has found"
         )
+    for name in ("num_clusters", "start", "fit_samples", "whitening_shrinkage"):
+        if args.assign_only and getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name} is for fitting, and --assign_only takes the centroids of the output: leave one out"
+            )
     for name in ("num_clusters", "iterations", "fit_samples", "whitening_shrinkage"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name} {value} must be above 0")
 
 
-def _is_done(path: str, args: argparse.Namespace) -> bool:
-    """True if a file is there and shall stay.
+def _check_outputs(outputs: Sequence[str], inputs: Sequence[str], args: argparse.Namespace) -> None:
+    """Reject outputs that are features, or are there and nothing is said of what shall become of them.
 
     Raises:
-        FileExistsError: if it is there and nothing is said of what shall become of it.
+        ValueError, FileExistsError: naming the first.
     """
+    features = {_identify(path) for path in inputs}
+    for path in filter(os.path.exists, outputs):
+        if _identify(path) in features:
+            raise ValueError(f"--output {args.output}: {path} would take the place of features: name another folder")
+        if not (args.skip_existing or args.overwrite):
+            raise FileExistsError(
+                f"{path} exists already: give --skip_existing to keep it, or --overwrite to replace it"
+            )
+
+
+def _identify(path: str) -> tuple[int, int]:
+    """Identify a file by more than its name, as `os.path.samefile` does."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_done(path: str, args: argparse.Namespace) -> bool:
+    """True if a file is there and shall stay."""
     if not os.path.exists(path) or args.overwrite:
         return False
-    if not args.skip_existing:
-        raise FileExistsError(f"{path} exists already: give --skip_existing to keep it, or --overwrite to replace it")
     print(f"Kept {path}")
     return True
 

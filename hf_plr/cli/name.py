@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_plr.cli.pages import write_pages
 from hf_plr.refinement import NOISE
 from hf_plr.refinement.hierarchy import Level
 from hf_plr.report.marks import read_labels
@@ -95,7 +96,10 @@ def run(args: argparse.Namespace) -> None:
         write_cluster_names(args.folder, kept)
     else:
         write_cluster_names(args.folder, clusters, read_level_names(args.folder) | {len(level): kept})
-    print("\n".join([*lines, "", _write_pages(Path(args.folder))]))
+    print("\n".join([*lines, ""]))
+    folder = Path(args.folder)
+    written = [folder / NAMES_FILE, *write_pages(folder, "name", "the names are kept")]
+    print(f"Wrote {', '.join(str(path) for path in written if path.exists())}")
 
 
 def _find_level(folder: str, n_clusters: int) -> Level:
@@ -183,15 +187,6 @@ def _check_known(
     if unknown:
         others = f" and {len(unknown) - 1} more are" if len(unknown) > 1 else " is"
         raise ValueError(f"{path}: cluster {unknown[0]}{others} not in {folder}: hf-plr name {folder} --list lists all")
-
-
-def _write_pages(folder: Path) -> str:
-    """Write the report and the card again; returns a line on what was written."""
-    from hf_plr.hub.people_card import write_people_into_card
-    from hf_plr.report.html.earlier_runs import render_again
-
-    written = [folder / NAMES_FILE, render_again(folder), write_people_into_card(folder)]
-    return f"Wrote {', '.join(str(path) for path in written if path is not None and path.exists())}"
 
 
 def _count_members(labels: np.ndarray) -> dict[int, int]:

@@ -26,6 +26,7 @@ from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner
 
 SUMMARY = "refine cluster labels by those of the epoch before"
 SHOWN_EVENTS = 10
+COLUMN_OPTION = "--column"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--current", required=True, metavar="FILE", help="labels of this epoch")
     files.add_argument("--output", required=True, metavar="FILE", help="where the refined labels go")
     files.add_argument(
-        "--column", metavar="NAME", help="column with the labels (default: 'label', or the only one of integers)"
+        COLUMN_OPTION, metavar="NAME", help="column with the labels (default: 'label', or the only one of integers)"
     )
     files.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     options = parser.add_argument_group("refinement (defaults are the preset's)")
@@ -52,13 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--assignment", help="hierarchical, argmax, soft or current")
     options.add_argument("--linkage", help="average, ward, complete, single or centroid")
     options.add_argument(
-        "--n_clusters", type=lambda text: text if text == "current" else int(text), metavar="N",
-        help="cut into as many clusters, or 'current'",
-    )  # fmt: skip
+        "--n_clusters", type=_parse_n_clusters, metavar="N", help="cut into as many clusters, or 'current'"
+    )
     options.add_argument("--distance_threshold", type=float, metavar="D", help="cut at this height instead")
     options.add_argument("--noise", help="project (noise is taken back in) or drop")
     options.add_argument("--min_cluster_size", type=int, metavar="N", help="smaller clusters become noise")
     options.add_argument("--max_cells", type=int, metavar="N", help="more cells than this may be folded")
+
+
+def _parse_n_clusters(text: str) -> int | str:
+    try:
+        return text if text == "current" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'current'") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,11 +77,11 @@ def run(args: argparse.Namespace) -> None:
     epochs = [*args.previous, args.current]
     refiner = PseudoLabelRefiner.from_preset(args.preset, **_collect_options(args, len(epochs)))
     if any(os.path.isdir(epoch) for epoch in epochs):
-        shards = LabelShards(epochs, args.column)
+        shards = LabelShards(epochs, args.column, COLUMN_OPTION)
         print(describe_refinement(refine_shards(shards, refiner, args.output, args.overwrite)))
     else:
         check_output(args.output, args.overwrite)  # before the work
-        files = [LabelFile.open(path, args.column) for path in epochs]
+        files = [LabelFile.open(path, args.column, COLUMN_OPTION) for path in epochs]
         check_same_samples(files)
         cells = refiner.refine_cells(cooccurrence(*(file.labels for file in files)))
         write_labels(args.output, files, cells, overwrite=args.overwrite)

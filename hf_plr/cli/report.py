@@ -19,13 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `hf-plr report`."""
     parser.add_argument("folder", metavar="OUT", help="output folder of a run")
     parser.add_argument("--output", metavar="FILE", help="where the page goes (default: report.html in OUT)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
 def run(args: argparse.Namespace) -> None:
     """Render the page, and print its path.
 
     Raises:
-        ValueError, OSError: if the folder holds no run, or its files are damaged.
+        ValueError, OSError: if the folder holds no run, its files are damaged, or the output may not be written.
     """
     from hf_plr.report.file_names import PAGE_FILE
     from hf_plr.report.html.earlier_runs import report_of
@@ -34,6 +35,15 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.folder)
     path = folder / PAGE_FILE if args.output is None else Path(args.output)
+    _check_output(path, folder / PAGE_FILE, args.overwrite)
     page = render(report_of(folder))
     write_text(path, page)
     print(f"Wrote {path} ({len(page.encode()) / MIB:.1f} MiB): open it in a browser")
+
+
+def _check_output(path: Path, own: Path, overwrite: bool) -> None:
+    """Reject a file that is no page, or that is there and not the run's own page, which is written again and again."""
+    if path.suffix.lower() != ".html":
+        raise ValueError(f"--output {path}: the page is written as .html; name such a file")
+    if path.exists() and not overwrite and not (own.exists() and path.samefile(own)):
+        raise FileExistsError(f"{path} exists already: give --overwrite to replace it")

@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.whitening import Whitening, iterate_products
 from hf_plr.utils.distributed import gather_rows, locate_rows
+from hf_plr.utils.files import replacing
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
@@ -197,8 +198,8 @@ class KnownClusters:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, completely or not at all; of at most 13 MiB at a width of 384."""
         arrays = {name: np.ascontiguousarray(value) for name, value in self._arrays().items()}
-        save_file(arrays, f"{path}.tmp", metadata={"format": FORMAT})
-        os.replace(f"{path}.tmp", path)
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, metadata={"format": FORMAT})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KnownClusters:

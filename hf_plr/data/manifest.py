@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from hf_plr.utils.files import replacing
 from hf_plr.utils.serialization import read_tensors, validate_array
 
 logger = logging.getLogger(__name__)
@@ -70,24 +70,12 @@ class ManifestFile:
         arrays = {"unreadable": np.asarray(manifest.unreadable, np.int64)}
         if manifest.totals is not None:
             arrays["totals"] = np.asarray(manifest.totals, np.int64)
-        # Processes of several machines, which may share the folder, can have the same number.
-        temporary = self.path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, temporary, metadata={"format": FORMAT})
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                save_file(arrays, temporary, metadata={"format": FORMAT})
         except (OSError, SafetensorError) as error:  # the second one: a full disk, or a folder without permission
             logger.warning("The next run checks all samples again: %s cannot be written (%s).", self.path, error)
-        finally:
-            _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file if it is there and can be removed."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 def find_manifest_folder(cache_dir: str | None) -> Path:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,9 @@ from datasets.fingerprint import Hasher
 from hf_plr.data.loading import TABLE_READERS
 from hf_plr.data.media_columns import expose_media
 from hf_plr.utils.distributed import run_main_first
+from hf_plr.utils.files import replacing
 from hf_plr.utils.progress import track
+from hf_plr.utils.text_files import write_text
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -145,9 +146,9 @@ def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards
         n_done += written
         if is_exact:
             note = {"rows": n_done, "state": stream.state_dict()}
-            _write_whole(place / f"shard-{number:06d}.json", json.dumps(note))
+            write_text(place / f"shard-{number:06d}.json", json.dumps(note))
         number += 1
-    _write_whole(place / WHOLE, json.dumps({"rows": n_done}))
+    write_text(place / WHOLE, json.dumps({"rows": n_done}))
 
 
 def _write_shard(rows: Iterator[Any], path: Path, features: Features | None) -> tuple[int, Features | None]:
@@ -157,21 +158,20 @@ def _write_shard(rows: Iterator[Any], path: Path, features: Features | None) -> 
     first = next(rows, None)
     if first is None:
         return 0, features
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     n_written = 0
     try:
-        with ArrowWriter(features=features, path=str(temporary), writer_batch_size=ROWS_WRITTEN) as writer:
+        with (
+            replacing(path) as temporary,
+            ArrowWriter(features=features, path=str(temporary), writer_batch_size=ROWS_WRITTEN) as writer,
+        ):
             for row in itertools.chain([first], rows):
                 writer.write(row)
                 n_written += 1
                 if n_written >= SHARD_ROWS or temporary.stat().st_size >= SHARD_BYTES:
                     break
             writer.finalize()
-        os.replace(temporary, path)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
         raise ValueError(f"sample {n_written} of a shard of the stream differs from those before: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return n_written, Dataset.from_file(str(path)).features
 
 
@@ -188,12 +188,6 @@ def _read_state(shard: Path, n_rows: int) -> dict[str, Any] | None:
         return dict(note["state"]) if note["rows"] == n_rows else None
     except (OSError, ValueError, TypeError, LookupError):
         return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _fingerprint(stream: IterableDataset, max_samples: int | None) -> str:

@@ -17,6 +17,7 @@ from hf_plr.hub.people_card import describe_folder
 from hf_plr.hub.training_log import tabulate_log
 from hf_plr.report.file_names import PLOT_FILE
 from hf_plr.report.summary import RunSummary
+from hf_plr.utils.files import replacing
 from hf_plr.utils.shipped_files import find_shipped
 from hf_plr.utils.versions import find_versions
 
@@ -51,9 +52,8 @@ def plot_clusters(path: str | os.PathLike[str], sizes: np.ndarray, stages: list[
     right.set(xlabel="epoch", ylim=(-0.02, 1.02), title="How the labels settled")
     if right.lines:
         right.legend()
-    temporary = Path(f"{os.fspath(path)}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 TAGS = ("pseudo-label-refinement", "self-supervised", "clustering", "hf-plr")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import logging
 import math
 import os
 from dataclasses import dataclass, field
@@ -30,6 +30,9 @@ from hf_plr.report.html.previews import MEDIA_TYPES, Preview, Previews
 from hf_plr.report.level_table import name_samples
 from hf_plr.report.names import NAMES_FILE, read_cluster_names
 from hf_plr.report.tree_file import TREE_FILE, read_levels
+from hf_plr.utils.hub_files import download_if_there
+
+logger = logging.getLogger(__name__)
 
 FALSE_ALARMS = 0.01
 KEEPS_NOTHING = {"image_cache_gib": 0.0, "sound_cache_gib": 0.0}  # every sample is needed once
@@ -163,29 +166,30 @@ def assign(
 def read_known_clusters(model: str) -> tuple[KnownClusters, dict[int, str], dict[int, Level]]:
     """Read the clusters that a run left, their names by label, and the levels of their tree by number of clusters.
 
-    Names and levels are empty where there are none.
+    Names and levels are empty where there are none, and with a warning where the Hub cannot be reached to tell.
 
     Args:
         model: output folder or Hub id of the run, or the folder of its adapters.
 
     Raises:
         FileNotFoundError: if the run left none.
-        ValueError: if a file is damaged, naming it.
+        ValueError: if a file is damaged, naming it, or the Hub cannot be reached and the clusters are not in the cache.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     folder = os.path.dirname(os.path.normpath(model)) if is_adapter_of_run(model) else model
     if not os.path.isdir(model):
         try:
-            folder = os.path.dirname(hf_hub_download(model, KNOWN_CLUSTERS_FILE))
-            for name in (NAMES_FILE, TREE_FILE):
-                with contextlib.suppress(EntryNotFoundError):
-                    hf_hub_download(model, name)
-        except EntryNotFoundError:
-            pass
+            downloaded = download_if_there(model, KNOWN_CLUSTERS_FILE)
         except (HFValidationError, RepositoryNotFoundError) as error:
             raise ValueError(f"{model} is neither a folder here nor a model on the Hub: check the name") from error
+        if downloaded is not None:
+            folder = os.path.dirname(downloaded)
+            for name in (NAMES_FILE, TREE_FILE):
+                try:
+                    download_if_there(model, name)
+                except ValueError as error:  # of a copy of the whole repository, which is good offline without them
+                    logger.warning("%s: if the run has one, it is left out.", error)
     path = os.path.join(folder, KNOWN_CLUSTERS_FILE)
     if not os.path.isfile(path):
         raise FileNotFoundError(

@@ -19,6 +19,7 @@ from hf_plr.clustering.streamed_kmeans import fit_stream
 from hf_plr.jobs.feature_files import FeatureFile, FeatureFiles
 from hf_plr.jobs.feature_space import FeatureSpace, MappedFeatures
 from hf_plr.pseudo_labels.label_files import LABEL_COLUMN
+from hf_plr.utils.files import replacing
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
@@ -47,8 +48,8 @@ class Centroids:
         if self.space.matrix is not None:
             arrays["matrix"] = self.space.matrix
         stored = {name: np.ascontiguousarray(array.cpu().numpy()) for name, array in arrays.items()}
-        save_file(stored | {"iterations": np.array([self.iterations])}, f"{path}.tmp", {"format": CENTROIDS_FORMAT})
-        os.replace(f"{path}.tmp", path)
+        with replacing(path) as temporary:
+            save_file(stored | {"iterations": np.array([self.iterations])}, temporary, {"format": CENTROIDS_FORMAT})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device) -> Centroids:
@@ -130,8 +131,7 @@ def assign_file(file: FeatureFile, centroids: Centroids, output: str) -> int:
         rows = centroids.space.map(as_features(features).to(centroids.centers.device))
         return kmeans.predict(rows).astype(np.int32)
 
-    temporary = f"{output}.tmp"
-    try:
+    with replacing(output) as temporary:
         if file.is_parquet:
             _write_parquet(temporary, file, predict)
         else:
@@ -140,13 +140,10 @@ def assign_file(file: FeatureFile, centroids: Centroids, output: str) -> int:
                 labels[start : start + len(features)] = predict(features, start)
             with open(temporary, "wb") as stream:
                 np.save(stream, labels)
-        os.replace(temporary, output)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return file.n_rows
 
 
-def _write_parquet(path: str, file: FeatureFile, predict: Callable[[np.ndarray, int], np.ndarray]) -> None:
+def _write_parquet(path: Path, file: FeatureFile, predict: Callable[[np.ndarray, int], np.ndarray]) -> None:
     """Write labels beside the columns that tell which samples they are of."""
     schema = pa.schema([*file.identity, pa.field(LABEL_COLUMN, pa.int32())])
     schema = schema.with_metadata(None if file.record is None else file.record.metadata())

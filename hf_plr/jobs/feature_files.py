@@ -61,6 +61,8 @@ class FeatureFile:
                 width = kind.list_size
             elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
                 first = next(file.iter_batches(1, columns=[FEATURE_COLUMN]), None)
+                if first is not None and first.column(0).null_count:
+                    raise ValueError("features are missing in some rows")
                 width = 0 if first is None else len(first.column(0)[0])
             else:
                 raise ValueError(f"its column {FEATURE_COLUMN!r} holds {kind}, not lists of numbers")

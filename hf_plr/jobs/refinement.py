@@ -24,7 +24,7 @@ class LabelShards:
     Args:
         epochs: a folder of shard files, or one file, per epoch, oldest first. The shards of all epochs label the same
             samples in the same order, one by one in the order of their names.
-        column: column with the labels, see `LabelFile.open`.
+        column, option: column with the labels, and the option for it, see `LabelFile.open`.
 
     Attributes:
         paths: the files of each shard, oldest epoch first.
@@ -33,7 +33,7 @@ class LabelShards:
         ValueError, FileNotFoundError: if epochs differ in the number of their shards, or have none.
     """
 
-    def __init__(self, epochs: Sequence[str], column: str | None = None):
+    def __init__(self, epochs: Sequence[str], column: str | None = None, option: str | None = None):
         files = [list_files([epoch], ENDINGS, "labels") for epoch in epochs]
         for epoch, of_epoch in zip(epochs[:-1], files[:-1], strict=True):
             if len(of_epoch) != len(files[-1]):
@@ -42,13 +42,13 @@ class LabelShards:
                     "label the same samples, one by one"
                 )
         self.paths = list(zip(*files, strict=True))
-        self._column = column
+        self._column, self._option = column, option
 
     def __iter__(self) -> Iterator[tuple[int, list[LabelFile]]]:
         """Iterate over shards: the number of samples before it, and its labels, oldest epoch first."""
         first = 0
         for paths in self.paths:
-            files = [LabelFile.open(path, self._column) for path in paths]
+            files = [LabelFile.open(path, self._column, self._option) for path in paths]
             check_same_samples(files)
             merge_records({file.path: file.record for file in files})
             yield first, files

@@ -24,6 +24,7 @@ from hf_plr.models.lora import (
     require_peft,
     train_adapters_alone,
 )
+from hf_plr.utils.files import replacing
 
 ADAPTER_FOLDER = "adapter"  # below the output folder
 CONFIG_FILE = "adapter_config.json"
@@ -162,9 +163,8 @@ def save_adapter(backbone: PreTrainedModel, folder: str | os.PathLike[str]) -> N
     names = {"base_model_class": type(backbone).__name__, "parent_library": type(backbone).__module__}
     config.save_pretrained(os.fspath(folder), auto_mapping_dict=names)
     weights = {f"{PEFT_PREFIX}{name}": value.contiguous() for name, value in adapter_state(backbone).items()}
-    path = os.path.join(folder, WEIGHTS_FILE)
-    save_file(weights, f"{path}.tmp", metadata={"format": "pt"})
-    os.replace(f"{path}.tmp", path)
+    with replacing(os.path.join(folder, WEIGHTS_FILE)) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
 
 
 def merge_adapters(backbone: PreTrainedModel) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from hf_plr.refinement import CellRefinement
 from hf_plr.refinement.assignment import keep_current
+from hf_plr.utils.files import replacing
 from hf_plr.utils.serialization import read_tensors
 
 CELL_TARGETS_FILE = "cell_targets.safetensors"
@@ -34,10 +35,9 @@ def write_cell_targets(folder: str | os.PathLike[str], cells: CellRefinement) ->
     }
     for part, basis in enumerate(soft.bases):
         arrays |= {f"basis.{part}.{name}": getattr(basis, name) for name in ("data", "indices", "indptr")}
-    path = os.path.join(folder, CELL_TARGETS_FILE)
     stored = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    save_file(stored, f"{path}.tmp", {"format": CELL_TARGETS_FORMAT})
-    os.replace(f"{path}.tmp", path)
+    with replacing(os.path.join(folder, CELL_TARGETS_FILE)) as temporary:
+        save_file(stored, temporary, {"format": CELL_TARGETS_FORMAT})
 
 
 def read_cell_targets(folder: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from hf_plr.pseudo_labels.data_record import DataRecord, read_record
 from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
+from hf_plr.utils.files import replacing
 
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
@@ -74,12 +75,13 @@ class LabelFile:
     record: DataRecord | None = None
 
     @classmethod
-    def open(cls, path: str, column: str | None = None) -> LabelFile:
+    def open(cls, path: str, column: str | None = None, option: str | None = None) -> LabelFile:
         """Open a file of labels.
 
         Args:
             path: a .npy with an array (N,), or a .csv or .parquet with one row per sample.
             column: column of the labels; by default "label", or the only column of integers beside "index".
+            option: option that the caller has for the column, such as "--column", for messages; None for none.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -102,11 +104,9 @@ class LabelFile:
         frame: pd.DataFrame = content
         frame.columns = frame.columns.map(str)
         if kind == ".csv" and column is None and all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in frame.columns):
-            raise ValueError(
-                f"{path}: the first line holds numbers: put a header there, such as 'label', or name the column with "
-                "--column if it is one"
-            )
-        name = _find_label_column(path, frame, column)
+            choice = "" if option is None else f", or name the column with {option} if it is one"
+            raise ValueError(f"{path}: the first line holds numbers: put a header there, such as 'label'{choice}")
+        name = _find_label_column(path, frame, column, option)
         if frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax())
             raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
@@ -146,7 +146,7 @@ def _find_spans(frame: pd.DataFrame) -> np.ndarray | None:
     return spans
 
 
-def _find_label_column(path: str, frame: pd.DataFrame, column: str | None) -> str:
+def _find_label_column(path: str, frame: pd.DataFrame, column: str | None, option: str | None) -> str:
     if column is not None:
         if column not in frame.columns:
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(repr, frame.columns))}")
@@ -156,9 +156,8 @@ def _find_label_column(path: str, frame: pd.DataFrame, column: str | None) -> st
     candidates = [str(n) for n in frame.columns if n != INDEX_COLUMN and pd.api.types.is_integer_dtype(frame[n])]
     if len(candidates) != 1:
         found = f"{len(candidates)} columns of integers" if candidates else "no column of integers"
-        raise ValueError(
-            f"{path} has no column 'label' and {found} ({', '.join(map(repr, frame.columns))}): name one with --column"
-        )
+        remedy = "give the one with the labels this name" if option is None else f"name one with {option}"
+        raise ValueError(f"{path} has no column 'label' and {found} ({', '.join(map(repr, frame.columns))}): {remedy}")
     return candidates[0]
 
 
@@ -204,12 +203,11 @@ def write_labels(
     """
     check_output(path, overwrite)
     kind = _validate_kind(path)
-    temporary = f"{path}.tmp{kind}"
 
     def build(rows: slice) -> pd.DataFrame:
         return _build_frame(files, cells, rows, first_row, has_cells)
 
-    try:
+    with replacing(path) as temporary:
         if kind == ".npy":
             _write_npy(temporary, files, cells)
         elif kind == ".csv":
@@ -226,12 +224,9 @@ def write_labels(
                 for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
                     table = pa.Table.from_pandas(build(rows), schema=schema, preserve_index=False)
                     writer.write_table(table)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
-def _write_npy(path: str, files: list[LabelFile], cells: CellRefinement) -> None:
+def _write_npy(path: Path, files: list[LabelFile], cells: CellRefinement) -> None:
     shape = files[-1].labels.shape
     output = np.lib.format.open_memmap(path, "w+", np.int64, shape)
     for rows in iterate_blocks(shape[0], BLOCK_ROWS):

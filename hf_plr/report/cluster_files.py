@@ -14,6 +14,7 @@ from hf_plr.features.centering import CenteredFeatures, center_features
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.report.label_results import average_labels
+from hf_plr.utils.files import replacing
 
 PROTOTYPES_FILE = "prototypes.safetensors"
 PROTOTYPES_FORMAT = "hf-plr-prototypes-1"
@@ -68,5 +69,5 @@ def write_prototypes(
         "labels": np.ascontiguousarray(labels, np.int64),
         "center": np.ascontiguousarray(center, np.float32),
     }
-    save_file(arrays, f"{path}.tmp", metadata={"format": PROTOTYPES_FORMAT})
-    os.replace(f"{path}.tmp", path)
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={"format": PROTOTYPES_FORMAT})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,10 @@ MAX_QUOTED = 40  # characters of foreign text in a message
 def read_rows(
     path: str | os.PathLike[str], columns: Sequence[str], required: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line and the fields by column of every row, stripped of spaces; empty lines are skipped.
+    """Yield the line and the fields by column of every row, stripped of spaces; rows without any text are skipped.
 
     Args:
-        path: a CSV file with a header, UTF-8.
+        path: a CSV file with a header, UTF-8; fields are separated by commas, or by semicolons if the header is.
         columns: columns that are known.
         required: those of them that must be there.
 
@@ -27,12 +28,14 @@ def read_rows(
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
-            reader = csv.reader(file, strict=True)
+            first = file.readline()
+            delimiter = ";" if ";" in first and "," not in first else ","
+            reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(reader, [])]
             _check_header(path, header, columns, required)
             for fields in reader:
-                if not fields:
-                    continue
+                if not any(field.strip() for field in fields):
+                    continue  # spreadsheets end a table with rows of nothing but separators
                 if len(fields) != len(header):
                     raise ValueError(
                         f"{path}, line {reader.line_num}: {len(fields)} fields under a header of {len(header)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from hf_plr.data.content_digest import format_digests
 from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, level_column
 from hf_plr.refinement.hierarchy import Level
+from hf_plr.utils.files import replacing
 
 WRITTEN_ROWS = 1 << 20  # that are in memory at once
 
@@ -43,32 +43,29 @@ def write_pseudo_labels(
     """
     keys = (rows,) if segments is None else (segments[:, 0], rows)  # the last one counts most
     order = np.lexsort(keys)  # sounds are stored by length
-    writer, temporary = None, f"{os.fspath(path)}.tmp"
-    try:
-        for start in range(0, max(len(order), 1), WRITTEN_ROWS):
-            part = order[start : start + WRITTEN_ROWS]
-            frame = pd.DataFrame(
-                {
-                    "index": rows[part],
-                    **({} if files is None else {"file": [files[position] for position in part.tolist()]}),
-                    **({} if segments is None else {"start": segments[part, 0], "end": segments[part, 1]}),
-                    "label": columns["label"][part],
-                    "previous_label": columns["previous_label"][part],
-                    "confidence": columns["confidence"][part].astype(np.float32),
-                    **({} if digests is None else {DIGEST_COLUMN: format_digests(digests[part])}),
-                    **{
-                        level_column(n): level.apply(columns["label"][part])
-                        for n, level in sorted((levels or {}).items())
-                    },
-                }
-            )
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            writer = pq.ParquetWriter(temporary, table.schema) if writer is None else writer
-            writer.write_table(table)
-        assert writer is not None
-        writer.close()
-        os.replace(temporary, path)
-    finally:
-        if writer is not None:
-            writer.close()  # also where it was closed already
-        Path(temporary).unlink(missing_ok=True)
+    writer = None
+    with replacing(path) as temporary:
+        try:
+            for start in range(0, max(len(order), 1), WRITTEN_ROWS):
+                part = order[start : start + WRITTEN_ROWS]
+                frame = pd.DataFrame(
+                    {
+                        "index": rows[part],
+                        **({} if files is None else {"file": [files[position] for position in part.tolist()]}),
+                        **({} if segments is None else {"start": segments[part, 0], "end": segments[part, 1]}),
+                        "label": columns["label"][part],
+                        "previous_label": columns["previous_label"][part],
+                        "confidence": columns["confidence"][part].astype(np.float32),
+                        **({} if digests is None else {DIGEST_COLUMN: format_digests(digests[part])}),
+                        **{
+                            level_column(n): level.apply(columns["label"][part])
+                            for n, level in sorted((levels or {}).items())
+                        },
+                    }
+                )
+                table = pa.Table.from_pandas(frame, preserve_index=False)
+                writer = pq.ParquetWriter(temporary, table.schema) if writer is None else writer
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()

@@ -20,6 +20,7 @@ from hf_plr.pseudo_labels.label_files import (
     level_column,
 )
 from hf_plr.refinement.hierarchy import Level
+from hf_plr.utils.files import replacing
 
 CLUSTER_COLUMN = "cluster"  # the run's own label, beside that of a level
 NAME_COLUMN = "name"
@@ -82,21 +83,16 @@ def _write(
     """Write a table with one column per level; `own_column` has the labels of the run."""
     source = Path(folder) / PSEUDO_LABELS_FILE
     check_output(folder, output, overwrite=True)
-    temporary = Path(f"{os.fspath(output)}.tmp")
     n_samples, has_names = 0, bool(names) or any(level.own_names for level in levels.values())
-    try:
-        with _open(source) as file:
-            kept = [name for name in SAMPLE_COLUMNS if name in file.schema_arrow.names]
-            schema = _schema(file.schema_arrow, kept, levels, name_columns if has_names else {}, own_column)
-            level_names = {column: level.names(names) for column, level in levels.items()} if has_names else {}
-            with pq.ParquetWriter(temporary, schema) as writer:
-                for batch in file.iter_batches(BATCH_ROWS, columns=[*kept, LABEL_COLUMN]):
-                    arrays = _extend(batch, kept, levels, level_names, source)
-                    writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-                    n_samples += len(batch)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _open(source) as file, replacing(output) as temporary:
+        kept = [name for name in SAMPLE_COLUMNS if name in file.schema_arrow.names]
+        schema = _schema(file.schema_arrow, kept, levels, name_columns if has_names else {}, own_column)
+        level_names = {column: level.names(names) for column, level in levels.items()} if has_names else {}
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for batch in file.iter_batches(BATCH_ROWS, columns=[*kept, LABEL_COLUMN]):
+                arrays = _extend(batch, kept, levels, level_names, source)
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+                n_samples += len(batch)
     return n_samples
 
 

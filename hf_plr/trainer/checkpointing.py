@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_plr.utils.distributed import wait_for_all
+from hf_plr.utils.files import replacing
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 logger = logging.getLogger(__name__)
@@ -275,8 +276,8 @@ def check_parts(directory: str | os.PathLike[str]) -> None:
 
 def _write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    save_file(contiguous, path + ".tmp", metadata={"format": FORMAT})
-    os.replace(path + ".tmp", path)
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={"format": FORMAT})
 
 
 def load_state(

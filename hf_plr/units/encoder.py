@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -23,6 +22,8 @@ from hf_plr.refinement import NOISE
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.units.frames import Frames
 from hf_plr.units.space import SCALINGS, FrameSpace, number_recordings, number_speakers
+from hf_plr.utils.files import replacing
+from hf_plr.utils.hub_files import download_if_there
 from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
@@ -59,8 +60,8 @@ class UnitEncoder:
         space_format = FORMAT if self.space.is_identity else SPACE_FORMAT
         if space_format == SPACE_FORMAT:
             arrays |= _store_space(self.space)
-        save_file(arrays, path + ".tmp", metadata={"format": space_format})
-        os.replace(path + ".tmp", path)
+        with replacing(path) as temporary:
+            save_file(arrays, temporary, metadata={"format": space_format})
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> UnitEncoder:
@@ -72,15 +73,15 @@ class UnitEncoder:
         Raises:
             ValueError: if they are missing, damaged or of another format.
         """
-        path = os.path.join(name, CENTROIDS_FILE)
+        path: str | None = os.path.join(name, CENTROIDS_FILE)
         if not os.path.isdir(name):
             try:
-                path = hf_hub_download(os.fspath(name), CENTROIDS_FILE)
-            except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
+                path = download_if_there(os.fspath(name), CENTROIDS_FILE)
+            except (HFValidationError, RepositoryNotFoundError) as error:
                 raise ValueError(
                     f"{name} is not a folder here, and the Hub has no {CENTROIDS_FILE}: {error}"
                 ) from error
-        if not os.path.isfile(path):
+        if path is None or not os.path.isfile(path):
             raise ValueError(
                 f"{name} has no {CENTROIDS_FILE}: give the output folder of `hf-plr train audio --objective frames`, "
                 "or call UnitTrainer.save_labels"
@@ -196,7 +197,7 @@ def write_units(
     fields += [] if segments is None else [("start", pa.float64()), ("end", pa.float64())]
     schema = pa.schema([*fields, ("units", pa.list_(pa.int32()))])
     order = np.argsort(rows, kind="stable") if segments is None else np.lexsort((segments[:, 0], rows))
-    with pq.ParquetWriter(f"{path}.tmp", schema) as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in iterate_blocks(len(order), WRITTEN_ROWS):
             columns = {
                 "index": np.asarray(rows)[order[part]],
@@ -207,4 +208,3 @@ def write_units(
             if segments is not None:
                 columns["start"], columns["end"] = segments[order[part]].T
             writer.write_table(pa.table(columns, schema))
-    os.replace(f"{path}.tmp", path)

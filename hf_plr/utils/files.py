@@ -1,16 +1,45 @@
-"""Arrays in files without a name, which are gone as soon as nothing refers to them."""
+"""Files that are whole or as they were before, and arrays in files without a name, which nothing leaves behind."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from hf_plr.utils.shards import TEMPORARY
+
 PREFIX = "hf-plr-"  # what names begin with while files have one
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path beside a file to write to; at the end of the context it takes the file's place.
+
+    Each context has a path of its own, so that of several processes that write one file, the last one's is there as a
+    whole. After an error the file is as it was before. A process that is killed leaves a file whose name ends in .tmp.
+
+    Args:
+        path: the file, in a folder that exists.
+
+    Raises:
+        OSError: if the file cannot be replaced.
+    """
+    # Processes of several machines, which may share the folder, can have the same number.
+    temporary = Path(f"{os.fspath(path)}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def allocate_array(

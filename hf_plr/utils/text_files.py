@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from hf_plr.utils.files import replacing
 
 
 def write_text(path: Path, text: str) -> None:
@@ -12,9 +13,5 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written; what was there stays.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from helpers.hub_cache import cache_repo
 from helpers.tiny import deep_images, image_trainer, tiny_vit
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
-from hf_plr.jobs.embedding import Embedder
+from hf_plr.jobs.embedding import Embedder, read_run_settings
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.data_record import read_record
 from hf_plr.report.metrics_file import write_metrics
@@ -45,9 +46,16 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
     assert np.abs(cls - np.stack(found["feature"])).max() > 0.01
     assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 2
     assert "give --overwrite to replace it" in capsys.readouterr().err
-    (tmp_path / "out" / "metrics.json").write_text("{")
-    assert main([*command, "--output", str(tmp_path / "other.parquet")]) == 2
-    assert "give --pooling, --layer or --max_seconds" in capsys.readouterr().err
+    for damaged in ("{", '{"settings": {"layer": "last"}}'):
+        (tmp_path / "out" / "metrics.json").write_text(damaged)
+        assert main([*command, "--output", str(tmp_path / "other.parquet")]) == 2
+        assert "restore it, or remove it to do without them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"accuracy": 0.9}', "[1, 2]", '{"settings": "default"}'])
+def test_a_metrics_file_that_is_not_of_a_run_tells_nothing(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    assert read_run_settings(str(tmp_path)) == {}
 
 
 TWO_LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
@@ -229,3 +237,16 @@ def test_an_embedder_names_rows_of_the_whole_and_leaves_no_trace(some_digits, tm
         with pytest.raises(ValueError, match=r"image 3 cannot be read .*\(row 1221 of the whole data set\)"):
             embedder(table)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_cached_backbone_goes_on_without_the_hub(some_digits, tmp_path, monkeypatch, caplog, known):
+    snapshot = cache_repo(tmp_path / "cache", monkeypatch, "alice/vit", missing=["metrics.json"] if known else [])
+    tiny_vit().save_pretrained(snapshot)
+    small_vit_processor(16).save_pretrained(snapshot)
+    command = ["embed", "--model", "alice/vit", "--dataset", write(some_digits.select(range(5)), tmp_path / "data")]
+    assert main([*command, "--output", str(tmp_path / "features.parquet")]) == 0
+    warning = "the Hub cannot be reached, and metrics.json of alice/vit is not in the cache"
+    assert (warning in caplog.text) is not known
+    (snapshot / "metrics.json").write_text('{"settings": {"pooling": "mean"}}')
+    assert read_run_settings("alice/vit") == {"pooling": "mean"}

@@ -239,7 +239,6 @@ def test_folders_without_page_card_and_history_are_named_too(out, name):
     [
         ("cluster_names.json", "cannot be read as names of clusters"),
         ("run_history.json", "cannot be read as a history of runs"),
-        ("report.json", "cannot be read as the data of a report"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(out, name, file, fault):
@@ -249,6 +248,19 @@ def test_damaged_files_are_named_in_one_line(out, name, file, fault):
     assert status == 2
     assert said.count("\n") == 1
     assert f"{out / file} {fault}" in said
+
+
+def test_a_damaged_report_takes_no_names_away(out, tmp_path, capsys):
+    (first, *_) = clusters_of(out)
+    (out / "report.json").write_text("{")
+    assert main(["name", str(out), "--rename", f"{first}=crack"]) == 0
+    said = capsys.readouterr()
+    assert f"Named: {first} is now crack." in said.out
+    assert f"Wrote {out / 'cluster_names.json'}, {out / 'README.md'}" in said.out
+    assert "hf-plr name: the names are kept, but not shown everywhere: " in said.err
+    assert f"{out / 'report.json'} cannot be read as the data of a report" in said.err
+    assert read_cluster_names(out) == {first: "crack"}
+    assert "crack" in (out / "README.md").read_text()
 
 
 def test_what_is_no_run_of_samples_is_refused(tmp_path, capsys):
@@ -267,7 +279,7 @@ def test_an_interrupted_command_leaves_whole_files_and_is_repeated(out, name, mo
     with monkeypatch.context() as patched:
         patched.setattr("hf_plr.report.html.earlier_runs.render", lambda *_: (_ for _ in ()).throw(OSError("no room")))
         status, said = name("--names", text)
-    assert (status, "no room" in said) == (2, True)
+    assert (status, "report.html" in said) == (0, False)
     assert (out / "report.html").read_bytes() == page
     assert not list(out.glob("*.tmp"))
     assert name("--names", text)[0] == 0

@@ -151,6 +151,12 @@ def test_options_that_do_not_fit_are_named(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_number_of_clusters_that_is_none_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["refine", "--previous", "a", "--current", "b", "--output", "c", "--n_clusters", "many"])
+    assert "argument --n_clusters: 'many' is neither a number nor 'current'" in capsys.readouterr().err
+
+
 def test_nobody_reads_the_output(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("label\n0\n1\n")

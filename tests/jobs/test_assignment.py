@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from datasets import Audio, Dataset, Image, concatenate_datasets
 from helpers.finished_runs import publish
+from helpers.hub_cache import cache_repo
 from helpers.tiny import image_trainer, sound_trainer
 from PIL import Image as PILImage
 
@@ -311,10 +312,10 @@ def test_a_killed_command_leaves_nothing_that_seems_whole(run, folder, tmp_path)
     command = ["assign", "--model", out, "--dataset", folder, "--output", str(tmp_path / "assigned.parquet")]
     killed = subprocess.run([sys.executable, "-c", SCRIPT, *command], capture_output=True, text=True, timeout=600)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    endings = {path.suffix for path in tmp_path.iterdir() if path.is_file()}
-    assert endings == {".tmp"}
+    unfinished = {path for path in tmp_path.iterdir() if path.is_file()}
+    assert {path.suffix for path in unfinished} == {".tmp"}
     assert main(command) == 0
-    names = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_file() and path not in unfinished)
     assert names == ["assigned.html", "assigned.json", "assigned.parquet"]
     assert len(pd.read_parquet(tmp_path / "assigned.parquet")) == 170
 
@@ -356,6 +357,21 @@ def test_what_does_not_fit_is_refused_in_one_line(run, folder, tmp_path, capsys)
     assert "known_clusters.safetensors" in error
     assert "\n" not in error
     assert not os.path.exists(path)
+
+
+def test_without_the_hub_the_clusters_in_the_cache_are_read_and_others_are_not_said_to_be_missing(
+    run, tmp_path, monkeypatch, caplog
+):
+    _, out, known = run
+    snapshot = cache_repo(tmp_path, monkeypatch, "alice/run", missing=["cluster_names.json"])
+    with pytest.raises(ValueError, match=r"cannot be reached, and known_clusters\.safetensors of alice/run is not in"):
+        assignment.read_known_clusters("alice/run")
+    shutil.copy(os.path.join(out, "known_clusters.safetensors"), snapshot)
+    found, names, levels = assignment.read_known_clusters("alice/run")
+    np.testing.assert_array_equal(found.labels, known.labels)
+    assert (names, levels) == ({}, {})
+    assert "tree.json of alice/run is not in the cache" in caplog.text
+    assert "cluster_names.json" not in caplog.text
 
 
 def test_a_model_that_gives_no_numbers_is_named(run, new_digits, monkeypatch):

@@ -151,6 +151,14 @@ def test_a_job_array_assigns_what_one_process_does(features, tmp_path, capsys):
         (lambda folder: (folder / "3.parquet").write_bytes(b"x"), "3.parquet cannot be read as features"),
         (lambda folder: pd.DataFrame({"x": [1]}).to_parquet(folder / "3.parquet"), "has no column 'feature'"),
         (lambda folder: pd.DataFrame({"feature": [1.0]}).to_parquet(folder / "3.parquet"), "not lists of numbers"),
+        (
+            lambda folder: pd.DataFrame({"feature": [None, [1.0] * 12]}).to_parquet(folder / "3.parquet"),
+            "3.parquet cannot be read as features: features are missing in some rows",
+        ),
+        (
+            lambda folder: pd.DataFrame({"feature": [[1.0] * 12, None]}).to_parquet(folder / "3.parquet"),
+            "3.parquet: features are missing in some rows",
+        ),
         (lambda folder: pd.DataFrame({"feature": [[1.0] * 12, [2.0]]}).to_parquet(folder / "3.parquet"), "in length"),
         (lambda folder: pd.DataFrame({"feature": [[1.0] * 5]}).to_parquet(folder / "3.parquet"), "of one backbone"),
         (
@@ -178,6 +186,8 @@ def test_files_that_do_not_fit_are_named(features, tmp_path, capsys, damage, mes
         (["--shard", "0/2"], "--shard needs --assign_only"),
         (["--assign_only", "--shard", "2/2"], "the last of 2 is 1/2"),
         (["--assign_only", "--shard", "2"], "write I/N"),
+        (["--assign_only", "--num_clusters", "7"], "--num_clusters is for fitting, and --assign_only takes the"),
+        (["--assign_only", "--start", "c"], "--start is for fitting"),
         (["--assign_only"], "has no centroids.safetensors"),
         (["--num_clusters", "2000"], "n_clusters=2000 but there are 1000 samples"),
         (["--num_clusters", "0"], "--num_clusters 0 must be above 0"),
@@ -190,6 +200,26 @@ def test_arguments_that_do_not_fit_are_named(features, tmp_path, capsys, options
     folder = write(features, tmp_path / "features")
     assert main(["cluster", folder, *options, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [[], ["--skip_existing"], ["--overwrite"]])
+def test_features_are_never_replaced_by_labels(features, tmp_path, capsys, option):
+    folder = write(features, tmp_path / "features")
+    (tmp_path / "link").symlink_to(folder)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "features").iterdir()}
+    for output in (folder, str(tmp_path / "link")):
+        assert main(["cluster", folder, "--num_clusters", "3", "--output", output, *option]) == 2
+        assert "0.parquet would take the place of features: name another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "features").iterdir()} == before
+
+
+def test_labels_that_are_there_are_refused_before_the_fit(features, tmp_path, capsys):
+    folder, out = write(features, tmp_path / "features"), tmp_path / "out"
+    out.mkdir()
+    (out / "3.parquet").write_bytes(b"labels")
+    assert main(["cluster", folder, "--num_clusters", "3", "--output", str(out)]) == 2
+    assert "3.parquet exists already: give --skip_existing to keep it" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["3.parquet"]
 
 
 def test_shards_that_are_missing_and_shards_of_other_data_are_named(features, tmp_path, capsys):

@@ -195,7 +195,8 @@ def test_it_runs_as_a_program_without_torch(folder, tmp_path):
         ("index,mark\n10,\n11, \n", "holds no marks: its column 'mark' is empty in every row"),
         ("index,sheet,mark\n99,random,\n", "line 2: sample 99 is not in"),
         ("index,label\n1,1\n", "line 1: no column 'mark'"),
-        ("index;mark\n1;wrong\n", "line 1: unknown column 'index;mark'"),
+        ("index;mark\n1;wrong\n", "line 2: sample 1 is not in"),
+        ("index;mark,x\n1;wrong\n", "line 1: unknown column 'index;mark'"),
         ("index,mark,\x1b[2Jnote\n1,wrong,x\n", r"line 1: unknown column '\x1b[2Jnote'"),
         ("index,mark,mark\n1,wrong,wrong\n", "line 1: a column is there twice"),
         ("index,mark\n10,right\n11,bad\n", "line 3: mark 'bad' is unknown: use one of wrong, right"),
@@ -324,6 +325,21 @@ def test_an_audit_that_cannot_be_kept_is_printed(continued, tmp_path, capsys, mo
     said = audit_of(out, tmp_path, capsys, 3)
     assert "Error rate: " in said.out
     assert "hf-plr audit: the error rate is not kept: read-only" in said.err
+
+
+def test_damaged_files_of_a_run_cost_no_more_than_themselves(continued, tmp_path, capsys):
+    out, _ = continued
+    data, history = (out / "report.json").read_bytes(), (out / "run_history.json").read_bytes()
+    (out / "report.json").write_text("{")
+    said = audit_of(out, tmp_path, capsys, 3)
+    assert f"Wrote {out / 'run_history.json'}, {out / 'README.md'}" in said.out
+    assert f"hf-plr audit: the error rate is kept, but not shown everywhere: {out / 'report.json'} cannot" in said.err
+    assert (out / "run_history.json").read_bytes() != history
+    (out / "report.json").write_bytes(data)
+    (out / "run_history.json").write_text("{")
+    said = audit_of(out, tmp_path, capsys, 3, "--output", tmp_path / "clusters.csv")
+    assert f"hf-plr audit: the error rate is not kept: {out / 'run_history.json'} cannot be read" in said.err
+    assert len(pd.read_csv(tmp_path / "clusters.csv")) > 1
 
 
 def test_without_an_earlier_audit_it_is_said_that_there_is_none(continued, tmp_path, capsys):

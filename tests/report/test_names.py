@@ -88,6 +88,16 @@ def test_a_table_of_names(tmp_path):
     assert read_names_table(path) == {3: "crack", 11: "Riß, längs", 7: None}
 
 
+def test_a_table_as_spreadsheets_write_it(tmp_path):
+    path = tmp_path / "names.csv"
+    path.write_text(
+        '\ufeffcluster;name\r\n3;crack\r\n11;"Riß, längs; tief"\r\n;\r\n ; ;\r\n', encoding="utf-8", newline=""
+    )
+    assert read_names_table(path) == {3: "crack", 11: "Riß, längs; tief"}
+    path.write_text("cluster,name\n3,crack\n,\n,\n")
+    assert read_names_table(path) == {3: "crack"}
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.run_lines import make_history, write_run
 from helpers.runs import StopAt, assert_same_weights, logged, weights
 
 from hf_plr.cli import main
@@ -354,6 +355,23 @@ def test_the_command_on_a_run_of_an_older_version(make_trainer, tmp_path, capsys
     (out / "metrics.json").write_text("{}")
     assert main(["report", str(out)]) == 2
     assert "metrics.json cannot be read as the metrics of a run" in capsys.readouterr().err
+
+
+def test_the_command_replaces_no_file_that_is_not_its_own_page(tmp_path, capsys):
+    out = write_run(tmp_path / "out", make_history(1, 3))
+    page, other = out / "report.html", tmp_path / "mine.html"
+    other.write_text("mine")
+    for output in (page, out / ".." / "out" / "report.html"):
+        assert main(["report", str(out), "--output", str(output)]) == 0
+    assert main(["report", str(out), "--output", str(other)]) == 2
+    assert "mine.html exists already: give --overwrite to replace it" in capsys.readouterr().err
+    assert other.read_text() == "mine"
+    metrics = (out / "metrics.json").read_bytes()
+    assert main(["report", str(out), "--output", str(out / "metrics.json"), "--overwrite"]) == 2
+    assert "metrics.json: the page is written as .html; name such a file" in capsys.readouterr().err
+    assert (out / "metrics.json").read_bytes() == metrics
+    assert main(["report", str(out), "--output", str(other), "--overwrite"]) == 0
+    assert other.read_bytes() == page.read_bytes()
 
 
 def test_a_replaced_run_leaves_no_report(make_trainer, tmp_path):

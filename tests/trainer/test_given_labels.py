@@ -224,6 +224,14 @@ def test_labels_of_other_data_are_refused_by_name(make_trainer, tmp_path, column
     assert folder in str(raised.value)
 
 
+@pytest.mark.parametrize("header", ["cluster,fold", "3,4"])
+def test_no_option_is_named_that_training_does_not_have(tmp_path, header):
+    (tmp_path / "labels.csv").write_text(f"{header}\n0,1\n1,1\n")
+    with pytest.raises(ValueError, match="'label'") as raised:
+        GivenLabels.read(str(tmp_path / "labels.csv"), np.arange(2), None, 2)
+    assert "--" not in str(raised.value)
+
+
 def test_what_has_no_effect_is_refused(make_trainer, labels, tmp_path):
     folder = write_shards(tmp_path / "labels", label=labels)
     with pytest.raises(ValueError, match="num_labelings=3 has no effect on given labels"):

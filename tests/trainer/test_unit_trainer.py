@@ -136,8 +136,10 @@ def test_published_units_are_those_of_the_run(make_sound_trainer, some_sounds, t
 def test_a_model_without_centroids_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no centroids\.safetensors: give the output folder of `hf-plr"):
         UnitEncoder.load(tmp_path)
-    with pytest.raises(ValueError, match=r"no/where is not a folder here, and the Hub has no centroids\.safetensors"):
+    with pytest.raises(ValueError, match=r"the Hub cannot be reached, and centroids\.safetensors of no/where"):
         UnitEncoder.load("no/where")
+    with pytest.raises(ValueError, match=r"/no/where is not a folder here, and the Hub has no centroids\.safetensors"):
+        UnitEncoder.load("/no/where")
 
 
 def test_a_refiner_that_makes_more_units_than_there_is_room_for_is_refused(make_sound_trainer):

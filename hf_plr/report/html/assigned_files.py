@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from hf_plr.pseudo_labels.label_files import check_output
 from hf_plr.report.html.render import ASSIGNED, as_json, render
+from hf_plr.utils.files import replacing
 
 ROW_GROUP = 1 << 18
 
@@ -59,14 +61,9 @@ def write_assigned(
     """
     check_outputs(path, overwrite)
     files = list_outputs(path)
-    temporary = [file.with_name(f"{file.name}.tmp") for file in files]
-    try:
+    with contextlib.ExitStack() as stack:  # which leaves the context of the table as the last one
+        unnamed_table, unnamed_data, unnamed_page = (stack.enter_context(replacing(file)) for file in reversed(files))
         text = as_json(report)
-        temporary[0].write_text(render(report, text, ASSIGNED), encoding="utf-8")
-        temporary[1].write_text(text, encoding="utf-8")
-        pq.write_table(table, temporary[2], row_group_size=ROW_GROUP)
-        for unnamed, file in zip(temporary, files, strict=True):
-            os.replace(unnamed, file)
-    finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+        unnamed_page.write_text(render(report, text, ASSIGNED), encoding="utf-8")
+        unnamed_data.write_text(text, encoding="utf-8")
+        pq.write_table(table, unnamed_table, row_group_size=ROW_GROUP)
