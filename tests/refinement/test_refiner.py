@@ -190,9 +190,10 @@ def test_noise_cases():
 
 
 def test_a_number_that_the_labels_cannot_hold_is_refused():
-    refiner = PseudoLabelRefiner.from_preset("none")
+    refiner = PseudoLabelRefiner.from_preset("none", min_cluster_size=1)
+    refiner.continue_from(np.array([127, 127, -1]), 1, 128)
     with pytest.raises(ValueError, match="labels of int8 cannot hold the cluster 128"):
-        refiner.refine(np.array([127, 128]), out=np.empty(2, np.int8))
+        refiner.refine(np.array([0, 0, 1]), out=np.empty(3, np.int8))
 
 
 def test_a_tie_keeps_the_current_cluster_whatever_its_weight():
