@@ -6,7 +6,8 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
     if reader == "csv":
         options = {"sep": find_delimiter(first), "encoding": "utf-8-sig", "encoding_errors": "replace"}
     splits = _prepare(load_dataset_builder(reader, data_files=escaped, **options), name)
-    return _expose(splits, os.path.dirname(os.path.abspath(first)))
+    folders = {split: os.path.dirname(os.path.abspath(paths[0])) for split, paths in files.items()}
+    return DatasetDict({split: expose_media(rows, folders[split]) for split, rows in splits.items()})
 
 
 def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
@@ -147,11 +149,12 @@ def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | N
         splits = chosen.load()
         _announce(f"{name}: {chosen.describe()}", chosen.is_complete)
         return splits
-    left_out = {table for table in contents.tables if contents.tables[table] not in tables}
-    if n_rows and (n_files or left_out):
-        also = f", {n_files:,} files and {len(left_out):,} other tables beside them are left out"
+    n_others = len(contents.tables) - len(tables)
+    if n_rows and (n_files or n_others):
+        also = f", {n_files:,} files and {n_others:,} other tables beside them are left out"
         _announce(f"{name}: tables with {n_rows:,} rows are taken{also}", is_complete=False)
-        return load_tables(_by_split(tables), name)
+    if n_rows and (n_files or n_others or _has_pattern(folder)):
+        return load_tables(_by_split({table: contents.tables[table] for table in tables}), name)
     if contents.files and not contents.tables:
         found = max(contents.files, key=lambda file: file.media.kind in kinds).media.kind
         raise ValueError(f"dataset_name={name!r} holds nothing to train on: {MediaFolder(contents, found).describe()}")
@@ -168,20 +171,25 @@ def _load_file(path: str, name: str, config_name: str | None, kind: Kind | None)
 
 
 def _find_media_tables(contents: FolderContents) -> dict[str, int]:
-    """Rows of the tables that hold images or recordings themselves, or name files elsewhere; of their first kind."""
+    """Rows of the tables that hold images or recordings themselves, or name files elsewhere, by name; of one kind."""
     found: dict[str, int] = {}
-    parquet = [path for path in contents.tables.values() if path.lower().endswith(".parquet")]
-    others = [path for path in contents.tables.values() if not path.lower().endswith(".parquet")]
-    for path in parquet + others[:MAX_TABLES]:  # there may be one of text beside each file
-        if found and not path.endswith(os.path.splitext(next(iter(found)))[1]):
+    parquet = [name for name in contents.tables if name.lower().endswith(".parquet")]
+    others = [name for name in contents.tables if not name.lower().endswith(".parquet")]
+    for name in parquet + others[:MAX_TABLES]:  # there may be one of text beside each file
+        if found and _ending(name) != _ending(next(iter(found))):
             continue
+        path = contents.tables[name]
         try:
             table = _read_start(path)
         except (ValueError, pa.ArrowException, OSError):
             continue
-        if any(holds_media(table[column], contents.root) for column in table.column_names):
-            found[path] = _count_rows(path)
+        if any(holds_media(table[column], os.path.dirname(path), contents.root) for column in table.column_names):
+            found[name] = _count_rows(path)
     return found
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _read_start(path: str) -> pa.Table:
@@ -199,23 +207,49 @@ def _count_rows(path: str) -> int:
     return int(pyarrow.parquet.read_metadata(path).num_rows) if is_parquet else len(read_table(path))
 
 
-def _by_split(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Tables by the split that the first word of their names tells, "train" where it tells none."""
+def _by_split(tables: Mapping[str, str]) -> dict[str, list[str]]:
+    """Paths of tables by split.
+
+    Args:
+        tables: path of each table, by its name below the folder.
+    """
     found: dict[str, list[str]] = {}
-    for path in sorted(paths):
-        word = re.split(r"[^a-z]", os.path.basename(path).lower())[0]
-        found.setdefault(SPLIT_WORDS.get(word, "train"), []).append(path)
+    for name in sorted(tables):
+        found.setdefault(_find_split(name), []).append(tables[name])
     return found
+
+
+def _find_split(name: str) -> str:
+    """The split that a table's folders tell, or else its own name; "train" where neither does.
+
+    A folder that is called like a split comes first, then a word in the name of a folder, of the innermost first.
+    """
+    *folders, file = name.lower().split("/")
+    words = [word for part in (*reversed(folders), file) for word in re.split(r"[^a-z]+", part)]
+    return next((SPLIT_WORDS[word] for word in [*folders, *words] if word in SPLIT_WORDS), "train")
+
+
+def _has_pattern(path: str) -> bool:
+    """Whether `datasets` would take a path for a pattern."""
+    return any(character in os.path.abspath(path) for character in GLOB_CHARACTERS)
+
+
+def _most_common_tables(folder: Path) -> dict[str, str]:
+    """Path of each table below a folder, by name, of those with the most common ending."""
+    files = {path.relative_to(folder).as_posix(): str(path) for path in folder.rglob("*") if path.is_file()}
+    tables = {name: path for name, path in files.items() if not name.startswith(".") and "/." not in name}
+    numbers = Counter(map(_ending, tables))
+    common = max(TABLE_READERS, key=lambda ending: numbers[ending])
+    return {name: path for name, path in tables.items() if _ending(name) == common}
 
 
 def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
     """Load with `datasets`, which knows configurations and shards."""
     is_local = os.path.exists(source)
-    if is_local and any(character in os.path.abspath(source) for character in GLOB_CHARACTERS):
-        tables = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in TABLE_READERS)
-        if tables:  # datasets would take the folder's name for a pattern
-            first = os.path.splitext(tables[0])[1].lower()
-            return load_tables(_by_split(path for path in tables if path.lower().endswith(first)), name)
+    if is_local and _has_pattern(source):
+        tables = _most_common_tables(Path(source))
+        if tables:
+            return load_tables(_by_split(tables), name)
     try:
         builder = load_dataset_builder(source, config_name)
     except EmptyDatasetError as error:
@@ -234,7 +268,9 @@ def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
             f"dataset_name={name!r} is neither a folder or file here nor a data set on the Hub: check the name"
         ) from error
     splits = _prepare(builder, name)
-    return _expose(splits, os.path.abspath(source)) if is_local else splits
+    if not is_local:
+        return splits
+    return DatasetDict({split: expose_media(rows, os.path.abspath(source)) for split, rows in splits.items()})
 
 
 def _prepare(builder: Any, name: str) -> DatasetDict:
@@ -248,10 +284,6 @@ def _prepare(builder: Any, name: str) -> DatasetDict:
         return builder.as_dataset()
     except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
         raise ValueError(f"dataset_name={name!r} cannot be loaded: {error.__cause__ or error}") from error
-
-
-def _expose(splits: DatasetDict, folder: str) -> DatasetDict:
-    return DatasetDict({name: expose_media(split, folder) for name, split in splits.items()})
 
 
 class _AudioFile(Audio):

@@ -44,12 +44,13 @@ def flatten_nested(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def holds_media(column: pa.ChunkedArray, folder: str) -> bool:
+def holds_media(column: pa.ChunkedArray, folder: str, root: str) -> bool:
     """Whether a column's first values are images or recordings, or name such files outside of a folder.
 
     Args:
         column: the column, of any type.
-        folder: the folder, as an absolute path.
+        folder: where relative paths begin.
+        root: the folder outside of which the files are, as an absolute path.
     """
     feature = generate_from_arrow_type(column.type)
     values = column.slice(0, LOOKED_AT).to_pylist()
@@ -58,7 +59,7 @@ def holds_media(column: pa.ChunkedArray, folder: str) -> bool:
         return False
     is_text = isinstance(feature, Value) and feature.dtype in TEXT
     return not is_text or not all(
-        os.path.abspath(os.path.join(folder, value)).startswith(f"{folder}{os.sep}") for value in values if value
+        os.path.abspath(os.path.join(folder, value)).startswith(f"{root}{os.sep}") for value in values if value
     )
 
 

@@ -141,6 +141,64 @@ def test_tables_that_hold_more_than_there_are_files_are_taken_and_said(tmp_path,
     assert len(load(tmp_path / "d")[0]["train"]) == 3
 
 
+def count_rows(splits):
+    return {name: len(split) for name, split in splits.items()}
+
+
+@pytest.mark.parametrize("root", ["hub", "[hub]"])
+@pytest.mark.parametrize("beside", [None, "classes.csv", "preview.png"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("config/partial-train/0000.parquet", "config/partial-test/0000.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("birds_train.parquet", "birds_test.parquet"),
+    ],
+)
+def test_splits_of_tables_are_words_of_folders_or_names(tmp_path, load, root, beside, names):
+    folder = tmp_path / "test" / root  # what lies above the folder says nothing
+    for name, n in zip(names, (4, 2), strict=True):
+        write_parquet(folder / name, n)
+    if beside == "classes.csv":
+        (folder / beside).write_text("class\na\n")
+    elif beside is not None:
+        draw(folder, beside)
+    assert count_rows(load(folder)[0]) == {"train": 4, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("a/0.parquet", "test/train/0.parquet"), ("test_config/train/0.parquet", "test_config/test/0.parquet")],
+)
+def test_a_folder_called_like_a_split_comes_before_other_words(tmp_path, load, train, test):
+    write_parquet(tmp_path / train, 4)
+    write_parquet(tmp_path / test, 2)
+    draw(tmp_path, "logo.png")
+    assert count_rows(load(tmp_path)[0]) == {"train": 4, "test": 2}
+
+
+def test_other_tables_beside_those_of_images_are_not_taken_for_them(tmp_path, load):
+    folder = tmp_path / "[hub]"
+    write_parquet(folder / "train-00000-of-00001.parquet", 3)
+    (folder / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    splits, _ = load(folder)
+    assert splits["train"].column_names == ["photo"]
+    assert len(splits["train"]) == 3
+
+
+def test_paths_of_each_split_begin_beside_its_table(tmp_path, load):
+    for split in ("train", "test"):
+        draw(tmp_path / "elsewhere" / split, "1.png")
+        (tmp_path / "lists" / split).mkdir(parents=True)
+        (tmp_path / "lists" / split / "list.csv").write_text(f"photo\n../../elsewhere/{split}/1.png\n")
+    (tmp_path / "lists" / "notes.csv").write_text("a\n1\n")
+    splits, _ = load(tmp_path / "lists")
+    for split in ("train", "test"):
+        path = splits[split].cast_column("photo", Image(decode=False))[0]["photo"]["path"]
+        assert os.path.samefile(path, tmp_path / "elsewhere" / split / "1.png")
+
+
 def test_tables_that_are_not_used_are_named(tmp_path, load):
     draw(tmp_path, "ISIC_0.png", "ISIC_1.png", "ISIC_2.png")
     (tmp_path / "ragged.csv").write_text("file,label\nISIC_0.png,1,2\nISIC_1.png,3\n")
