@@ -70,32 +70,44 @@ def _is_file(feature: dict[str, Any]) -> bool:
 def _names_files(feature: Any, values: list[Any]) -> bool:
     """Whether a column of bytes and paths has paths alone."""
     is_file = isinstance(feature, dict) and _is_file(feature)
-    return is_file and all(value is None or (value["bytes"] is None and value["path"]) for value in values)
+    return is_file and all(value is None or value["bytes"] is None for value in values)
 
 
 def _find_type(feature: Any, values: list[Any], folder: str) -> Any:
-    """Type of a column by its first values: `Image` or `Audio` if all of them are such files, else its own."""
+    """Type of a column by its first values: `Image` or `Audio` if all are such files and any is there, else its own."""
     if isinstance(feature, dict) and not _is_file(feature):
         fields = {name: [value[name] for value in values if value is not None] for name in feature}
         types = {name: _find_type(feature[name], fields[name], folder) for name in feature}
         return feature if all(types[name] is feature[name] for name in feature) else types
     if not isinstance(feature, dict) and not (isinstance(feature, Value) and feature.dtype in TEXT + BINARY):
         return feature
-    kinds = {_kind_of_value(value, folder) for value in values if value is not None}
-    kind = kinds.pop() if len(kinds) == 1 else None
+    stored = [_to_stored(value) for value in values]
+    stored = [value for value in stored if value["bytes"] or value["path"]]
+    kinds = {_kind_of_value(value) for value in stored}
+    kind = kinds.pop() if len(kinds) == 1 and any(_is_there(value, folder) for value in stored) else None
     return feature if kind is None or kind not in FEATURES else FEATURES[kind]()
 
 
-def _kind_of_value(value: Any, folder: str) -> Kind | None:
-    stored = value if isinstance(value, dict) else {"bytes": value if isinstance(value, bytes) else None, "path": value}
-    if stored["bytes"] is not None:
+def _to_stored(value: Any) -> dict[str, Any]:
+    """Bytes and path of a value that is missing, one of the two, or both."""
+    if isinstance(value, dict):
+        return value
+    return {"bytes": value, "path": None} if isinstance(value, bytes) else {"bytes": None, "path": value}
+
+
+def _kind_of_value(stored: dict[str, Any]) -> Kind | None:
+    """What the bytes hold, or without any the file of that name; it need not be there."""
+    if stored["bytes"]:
         media = identify_head(stored["bytes"][:HEAD_BYTES])
     else:
         path = str(stored["path"]).replace("\\", "/")
         media = identify_name(os.path.splitext(path.split("::")[0])[1].lower())
-        if "://" not in path and not os.path.exists(os.path.join(folder, path)):
-            return None
     return None if media is None else media.kind
+
+
+def _is_there(stored: dict[str, Any], folder: str) -> bool:
+    path = str(stored["path"]).replace("\\", "/")
+    return bool(stored["bytes"]) or "://" in path or os.path.exists(os.path.join(folder, path))
 
 
 def _make_absolute(dataset: Dataset, name: str, folder: str) -> Dataset:
@@ -123,7 +135,7 @@ def _make_absolute(dataset: Dataset, name: str, folder: str) -> Dataset:
 
 def _resolve(path: str | None, folder: str) -> str | None:
     """A path or address whose last part, the file of this machine, begins in the folder."""
-    if path is None:
+    if not path:
         return None
     *inner, last = path.replace("\\", "/").split("::")
     return "::".join([*inner, last if "://" in last else os.path.join(folder, last)])

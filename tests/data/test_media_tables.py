@@ -12,6 +12,7 @@ from datasets import Audio, Dataset, Features, Image, Value
 from helpers.media_folders import draw, labels, record
 from PIL import Image as PILImage
 
+from hf_plr.data.image_decoding import UnreadableImage
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore
 from hf_plr.models.vision import small_vit_processor
@@ -91,6 +92,24 @@ def test_tables_whose_columns_are_paths_or_bytes(tmp_path, load):
         assert [image.size for image in split["photo"]] == [(4, 4), (4, 4)]
     with pytest.raises(ValueError, match="is an image or recording: name a folder"):
         load(tmp_path / "imgs" / "1.png")
+
+
+@pytest.mark.parametrize("has_structs", [False, True])
+def test_files_that_are_missing_make_no_other_column(tmp_path, load, has_structs):
+    draw(tmp_path / "imgs", "1.png", "2.png")
+    paths = ["imgs/1.png", "imgs/gone.png", "", None, "imgs/2.png"]
+    structs = [{"bytes": None, "path": path or None} for path in paths]
+    pd.DataFrame({"photo": structs if has_structs else paths}).to_parquet(tmp_path / "list.parquet")
+    split = load(tmp_path / "list.parquet")[0]["train"]
+    assert isinstance(split.features["photo"], Image)
+    geometry = ImageGeometry(small_vit_processor(32), num_channels=3)
+    store = ImageStore(split, "photo", geometry, skip_unreadable=True).check()
+    assert store.rows.tolist() == [0, 4]
+    with pytest.raises(UnreadableImage, match=r"image 1 cannot be read \(.*imgs/gone\.png"):
+        ImageStore(split, "photo", geometry).check()
+    os.remove(tmp_path / "imgs" / "1.png")
+    os.remove(tmp_path / "imgs" / "2.png")
+    assert not isinstance(load(tmp_path / "list.parquet")[0]["train"].features["photo"], Image)
 
 
 def test_nested_columns_have_names_with_a_dot(tmp_path, load):
