@@ -19,6 +19,7 @@ from datasets import Audio, Dataset, DatasetDict, Features, load_dataset_builder
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+from datasets.packaged_modules.csv.csv import Csv
 from huggingface_hub import metadata_load
 
 from hf_plr.data.archives import archive_stem, unpack
@@ -92,15 +93,23 @@ def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
     Raises:
         ValueError: if they cannot be read.
     """
-    first = next(iter(files.values()))[0]
-    reader = TABLE_READERS[os.path.splitext(first)[1].lower()]
+    reader, options = find_reader(next(iter(files.values()))[0])
     escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        options = {"sep": find_delimiter(first), "encoding": "utf-8-sig", "encoding_errors": "replace"}
     splits = _prepare(load_dataset_builder(reader, data_files=escaped, **options), name)
     folders = {split: os.path.dirname(os.path.abspath(paths[0])) for split, paths in files.items()}
     return DatasetDict({split: expose_media(rows, folders[split]) for split, rows in splits.items()})
+
+
+def find_reader(table: str) -> tuple[str, dict[str, Any]]:
+    """Find what reads a table: the name of a builder of `datasets`, and its options.
+
+    Args:
+        table: path of a table, with one of the endings in `TABLE_READERS`.
+    """
+    reader = TABLE_READERS[_ending(table)]
+    if reader != "csv":
+        return reader, {}
+    return reader, {"sep": find_delimiter(table), "encoding": "utf-8-sig", "encoding_errors": "replace"}
 
 
 def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
@@ -164,7 +173,7 @@ def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | N
 def _load_file(path: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
     if archive_stem(path) is not None:
         return _load_folder(unpack(path), name, config_name, kind)
-    if os.path.splitext(path)[1].lower() not in TABLE_READERS:
+    if _ending(path) not in TABLE_READERS:
         what = "an image or recording" if identify(path) else "neither a table nor an archive"
         raise ValueError(f"dataset_name={name!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
     return load_tables({"train": [path]}, name)
@@ -252,6 +261,10 @@ def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
             return load_tables(_by_split(tables), name)
     try:
         builder = load_dataset_builder(source, config_name)
+        if is_local and config_name is None and not _has_configs(Path(source) / "README.md"):
+            first = _first_files(builder)
+            options = find_reader(next(iter(first.values())))[1] if isinstance(builder, Csv) and first else {}
+            builder = load_dataset_builder(source, **options) if options else builder
     except EmptyDatasetError as error:
         raise ValueError(
             f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files; put some there"
@@ -270,7 +283,17 @@ def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
     splits = _prepare(builder, name)
     if not is_local:
         return splits
-    return DatasetDict({split: expose_media(rows, os.path.abspath(source)) for split, rows in splits.items()})
+    folders = {split: os.path.dirname(file) for split, file in _first_files(builder).items()}
+    return DatasetDict({split: expose_media(rows, folders.get(split, source)) for split, rows in splits.items()})
+
+
+def _first_files(builder: Any) -> dict[str, str]:
+    """The first table of each split that a builder reads."""
+    files = {
+        split: [file for file in files if _ending(file) in TABLE_READERS]
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    return {str(split): tables[0] for split, tables in files.items() if tables}
 
 
 def _prepare(builder: Any, name: str) -> DatasetDict:

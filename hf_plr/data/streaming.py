@@ -20,7 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.exceptions import DatasetNotFoundError
 from datasets.fingerprint import Hasher
 
-from hf_plr.data.loading import TABLE_READERS
+from hf_plr.data.loading import TABLE_READERS, find_reader
 from hf_plr.data.media_columns import expose_media
 from hf_plr.utils.distributed import run_main_first
 from hf_plr.utils.progress import track
@@ -57,7 +57,8 @@ def load_stream(name: str, config_name: str | None, split: str, max_samples: int
     ending = os.path.splitext(path)[1].lower()
     try:
         if os.path.isfile(path) and ending in TABLE_READERS:
-            stream = load_dataset(TABLE_READERS[ending], data_files={"train": path}, split=split, streaming=True)
+            reader, options = find_reader(path)
+            stream = load_dataset(reader, data_files={"train": path}, split=split, streaming=True, **options)
         else:
             stream = load_dataset(path if is_local else name, config_name, split=split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:

@@ -280,6 +280,20 @@ def test_paths_of_tables_begin_where_they_lie(tmp_path, load):
     assert load(tmp_path / "t.parquet")[0]["train"]._fingerprint != split._fingerprint
 
 
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ";"), ("csv", ","), ("tsv", "\t"), ("csv", "\t")])
+def test_separators_of_a_table_in_a_folder(tmp_path, load, suffix, separator):
+    draw(tmp_path / "pics", "0.png", "1.png")
+    (tmp_path / "lists" / "of site").mkdir(parents=True)
+    for split, number in (("train", 0), ("test", 1)):
+        lines = ["photo", "place"], [f"../../pics/{number}.png", "Zoé"]
+        text = "".join(f"{separator.join(line)}\n" for line in lines)
+        (tmp_path / "lists" / "of site" / f"birds_{split}.{suffix}").write_text(text, encoding="utf-8-sig")
+    splits, _ = load(tmp_path / "lists")
+    assert count_rows(splits) == {"train": 1, "test": 1}
+    assert splits["test"].column_names == ["place", "photo"]
+    assert (splits["test"][0]["photo"].size, splits["test"]["place"][0]) == ((4, 4), "Zoé")
+
+
 def test_many_tables_take_time_by_their_number(tmp_path, load):
     for i in range(60):
         draw(tmp_path, f"{i:02d}/0.png")
