@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
-from datasets import Audio, Dataset, DatasetDict, Features, load_dataset_builder, load_from_disk
+from datasets import Audio, Dataset, DatasetDict, Features, IterableDataset, load_dataset_builder, load_from_disk
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
@@ -33,6 +34,55 @@ logger = logging.getLogger(__name__)
 TEST_SPLITS = ("test", "validation", "val", "valid")
 TABLE_READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 GLOB_CHARACTERS = "[]*?"
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Tables of this machine, or a data set of the Hub, of which no row has been read.
+
+    Attributes:
+        builder: what reads it.
+        name: name of the data set, for messages.
+        folders: folder in which relative paths begin, of each split of this machine.
+    """
+
+    builder: Any
+    name: str
+    folders: dict[str, str]
+
+    def load(self) -> DatasetDict:
+        """Read all rows; columns that hold images or recordings get their types, see `expose_media`.
+
+        Raises:
+            ValueError: if they cannot be read.
+        """
+        try:
+            if isinstance(self.builder, AudioFolder):
+                self.builder.BASE_FEATURE = _AudioFile
+                self.builder.download_and_prepare()
+                features = self.builder.info.features
+                self.builder.info.features = Features.from_dict(features.to_dict())  # plain Audio again
+            else:
+                self.builder.download_and_prepare()
+            splits = self.builder.as_dataset()
+        except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
+            raise ValueError(f"dataset_name={self.name!r} cannot be loaded: {error.__cause__ or error}") from error
+        return DatasetDict({split: self.expose(rows, split) for split, rows in splits.items()})
+
+    def stream(self, split: str) -> IterableDataset:
+        """Open a split as a stream.
+
+        Raises:
+            ValueError: if there is no such split, or it cannot be read.
+        """
+        try:
+            return self.builder.as_streaming_dataset(split=split)
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
+            raise ValueError(f"dataset_name={self.name!r} cannot be streamed: {error}") from error
+
+    def expose(self, rows: Dataset, split: str) -> Dataset:
+        """Give rows of a split of this machine the types of `expose_media`; others are returned as they are."""
+        return expose_media(rows, self.folders[split]) if split in self.folders else rows
 
 
 def load_train_and_test(
@@ -68,19 +118,8 @@ def load_splits(name: str, config_name: str | None = None, kind: Kind | None = N
     Raises:
         ValueError: if the data set does not exist, or holds neither images nor recordings.
     """
-    if not name:
-        raise ValueError("dataset_name='' is empty: name a data set of the Hub, a folder or a file")
-    path = os.path.expanduser(name)
-    if path.startswith("zip://"):
-        inner, _, outer = path.removeprefix("zip://").partition("::")
-        return _load_folder(os.path.join(unpack(outer), inner), name, config_name, kind)
-    if os.path.isdir(path):
-        return _load_folder(os.path.abspath(path), name, config_name, kind)
-    if os.path.isfile(path):
-        return _load_file(os.path.abspath(path), name, config_name, kind)
-    if "/" not in name:  # more often a misspelled folder than a data set without an owner; an answer takes its time
-        _announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
-    return _build(name, name, config_name)
+    source = find_source(name, config_name, kind)
+    return source if isinstance(source, DatasetDict) else source.load()
 
 
 def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
@@ -93,14 +132,39 @@ def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
     Raises:
         ValueError: if they cannot be read.
     """
-    reader, options = find_reader(next(iter(files.values()))[0])
-    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
-    splits = _prepare(load_dataset_builder(reader, data_files=escaped, **options), name)
-    folders = {split: os.path.dirname(os.path.abspath(paths[0])) for split, paths in files.items()}
-    return DatasetDict({split: expose_media(rows, folders[split]) for split, rows in splits.items()})
+    return _open_tables(files, name).load()
 
 
-def find_reader(table: str) -> tuple[str, dict[str, Any]]:
+def find_source(name: str, config_name: str | None = None, kind: Kind | None = None) -> DatasetDict | TableSource:
+    """Find what `load_splits` loads, without reading the rows of tables.
+
+    Args:
+        name: see `load_splits`.
+        config_name: configuration of a Hub data set.
+        kind: see `load_splits`.
+
+    Returns:
+        The splits of a folder of files, or of one that `save_to_disk` wrote; or what reads tables.
+
+    Raises:
+        ValueError: if the data set does not exist, or holds neither images nor recordings.
+    """
+    if not name:
+        raise ValueError("dataset_name='' is empty: name a data set of the Hub, a folder or a file")
+    path = os.path.expanduser(name)
+    if path.startswith("zip://"):
+        inner, _, outer = path.removeprefix("zip://").partition("::")
+        return _find_in_folder(os.path.join(unpack(outer), inner), name, config_name, kind)
+    if os.path.isdir(path):
+        return _find_in_folder(os.path.abspath(path), name, config_name, kind)
+    if os.path.isfile(path):
+        return _find_file(os.path.abspath(path), name, config_name, kind)
+    if "/" not in name:  # more often a misspelled folder than a data set without an owner; an answer takes its time
+        _announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
+    return _open_builder(name, name, config_name)
+
+
+def _find_reader(table: str) -> tuple[str, dict[str, Any]]:
     """Find what reads a table: the name of a builder of `datasets`, and its options.
 
     Args:
@@ -140,14 +204,14 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n_rows)[:max_samples])
 
 
-def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+def _find_in_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict | TableSource:
     if not os.path.isdir(folder):
         raise ValueError(f"dataset_name={name!r}: there is no folder {folder}")
     if _is_saved(Path(folder)):
         saved = load_from_disk(folder)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     if config_name is not None or _has_configs(Path(folder) / "README.md"):
-        return _build(folder, name, config_name)
+        return _open_builder(folder, name, config_name)
     contents = list_folder(folder)
     kinds: tuple[Kind, ...] = ("image", "audio")
     taken = max(kinds, key=contents.count) if kind is None or contents.count(kind) == 0 else kind
@@ -163,20 +227,20 @@ def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | N
         also = f", {n_files:,} files and {n_others:,} other tables beside them are left out"
         _announce(f"{name}: tables with {n_rows:,} rows are taken{also}", is_complete=False)
     if n_rows and (n_files or n_others or _has_pattern(folder)):
-        return load_tables(_by_split({table: contents.tables[table] for table in tables}), name)
+        return _open_tables(_by_split({table: contents.tables[table] for table in tables}), name)
     if contents.files and not contents.tables:
         found = max(contents.files, key=lambda file: file.media.kind in kinds).media.kind
         raise ValueError(f"dataset_name={name!r} holds nothing to train on: {MediaFolder(contents, found).describe()}")
-    return _build(folder, name, config_name)
+    return _open_builder(folder, name, config_name)
 
 
-def _load_file(path: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+def _find_file(path: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict | TableSource:
     if archive_stem(path) is not None:
-        return _load_folder(unpack(path), name, config_name, kind)
+        return _find_in_folder(unpack(path), name, config_name, kind)
     if _ending(path) not in TABLE_READERS:
         what = "an image or recording" if identify(path) else "neither a table nor an archive"
         raise ValueError(f"dataset_name={name!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
-    return load_tables({"train": [path]}, name)
+    return _open_tables({"train": [path]}, name)
 
 
 def _find_media_tables(contents: FolderContents) -> dict[str, int]:
@@ -252,19 +316,30 @@ def _most_common_tables(folder: Path) -> dict[str, str]:
     return {name: path for name, path in tables.items() if _ending(name) == common}
 
 
-def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
-    """Load with `datasets`, which knows configurations and shards."""
+def _open_tables(files: dict[str, list[str]], name: str) -> TableSource:
+    reader, options = _find_reader(next(iter(files.values()))[0])
+    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
+    folders = {split: os.path.dirname(os.path.abspath(paths[0])) for split, paths in files.items()}
+    return TableSource(load_dataset_builder(reader, data_files=escaped, **options), name, folders)
+
+
+def _open_builder(source: str, name: str, config_name: str | None) -> TableSource:
+    """Open with `datasets`, which knows configurations and shards."""
     is_local = os.path.exists(source)
     if is_local and _has_pattern(source):
-        tables = _most_common_tables(Path(source))
-        if tables:
-            return load_tables(_by_split(tables), name)
+        common = _most_common_tables(Path(source))
+        if common:
+            return _open_tables(_by_split(common), name)
     try:
         builder = load_dataset_builder(source, config_name)
-        if is_local and config_name is None and not _has_configs(Path(source) / "README.md"):
-            first = _first_files(builder)
-            options = find_reader(next(iter(first.values())))[1] if isinstance(builder, Csv) and first else {}
-            builder = load_dataset_builder(source, **options) if options else builder
+        if not is_local:
+            return TableSource(builder, name, {})
+        first = {str(split): files[0] for split, files in (builder.config.data_files or {}).items() if files}
+        has_options = config_name is not None or _has_configs(Path(source) / "README.md")
+        tables = [file for file in first.values() if _ending(file) in TABLE_READERS]
+        if isinstance(builder, Csv) and tables and not has_options:
+            builder = load_dataset_builder(source, **_find_reader(tables[0])[1])
+        return TableSource(builder, name, {split: os.path.dirname(file) for split, file in first.items()})
     except EmptyDatasetError as error:
         raise ValueError(
             f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files; put some there"
@@ -280,33 +355,6 @@ def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
         raise ValueError(
             f"dataset_name={name!r} is neither a folder or file here nor a data set on the Hub: check the name"
         ) from error
-    splits = _prepare(builder, name)
-    if not is_local:
-        return splits
-    folders = {split: os.path.dirname(file) for split, file in _first_files(builder).items()}
-    return DatasetDict({split: expose_media(rows, folders.get(split, source)) for split, rows in splits.items()})
-
-
-def _first_files(builder: Any) -> dict[str, str]:
-    """The first table of each split that a builder reads."""
-    files = {
-        split: [file for file in files if _ending(file) in TABLE_READERS]
-        for split, files in (builder.config.data_files or {}).items()
-    }
-    return {str(split): tables[0] for split, tables in files.items() if tables}
-
-
-def _prepare(builder: Any, name: str) -> DatasetDict:
-    try:
-        if isinstance(builder, AudioFolder):
-            builder.BASE_FEATURE = _AudioFile
-            builder.download_and_prepare()
-            builder.info.features = Features.from_dict(builder.info.features.to_dict())  # plain Audio again
-        else:
-            builder.download_and_prepare()
-        return builder.as_dataset()
-    except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
-        raise ValueError(f"dataset_name={name!r} cannot be loaded: {error.__cause__ or error}") from error
 
 
 class _AudioFile(Audio):

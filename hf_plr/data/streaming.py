@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
-from datasets import Audio, Dataset, Features, Image, IterableDataset, concatenate_datasets, load_dataset
+from datasets import Audio, Dataset, DatasetDict, Features, Image, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
-from datasets.exceptions import DatasetNotFoundError
 from datasets.fingerprint import Hasher
 
-from hf_plr.data.loading import TABLE_READERS, find_reader
-from hf_plr.data.media_columns import expose_media
+from hf_plr.data.loading import choose_split, find_source
+from hf_plr.data.media_kinds import Kind
 from hf_plr.utils.distributed import run_main_first
 from hf_plr.utils.progress import track
 
@@ -40,31 +39,25 @@ WHOLE = "whole.json"
 EXACT = {"ArrowExamplesIterable", "ExamplesIterable", "SelectColumnsIterable", "TakeExamplesIterable"}
 
 
-def load_stream(name: str, config_name: str | None, split: str, max_samples: int | None) -> Dataset:
+def load_stream(
+    name: str, config_name: str | None, split: str, max_samples: int | None, kind: Kind | None = None
+) -> Dataset:
     """Read the first samples of a data set, without the rest of it; see `materialise`.
 
     Args:
-        name: a Hub id, a folder of tables or of files, or a table.
+        name: see `load_splits`. Of a folder of files the first ones are taken, and nothing is written.
         config_name: configuration of a Hub data set.
         split: the split.
-        max_samples: number of samples; None for all.
+        max_samples: number of samples, at least 1; None for all.
+        kind: see `load_splits`.
 
     Raises:
         ValueError: if there is no such data set, configuration or split.
     """
-    path = os.path.expanduser(name)
-    is_local = os.path.exists(path)
-    ending = os.path.splitext(path)[1].lower()
-    try:
-        if os.path.isfile(path) and ending in TABLE_READERS:
-            reader, options = find_reader(path)
-            stream = load_dataset(reader, data_files={"train": path}, split=split, streaming=True, **options)
-        else:
-            stream = load_dataset(path if is_local else name, config_name, split=split, streaming=True)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
-        raise ValueError(f"dataset_name={name!r} cannot be streamed: {error}") from error
-    dataset = materialise(stream, max_samples)
-    return expose_media(dataset, path if os.path.isdir(path) else os.path.dirname(path)) if is_local else dataset
+    source = find_source(name, config_name, kind)
+    if isinstance(source, DatasetDict):
+        return _take(choose_split(source, name, split), max_samples)
+    return source.expose(materialise(source.stream(split), max_samples), split)
 
 
 def materialise(
@@ -85,8 +78,7 @@ def materialise(
         ValueError: if the stream is empty, or cannot be recognised and there is no folder.
         OSError: if the disk is full but for a GiB.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples={max_samples} must be at least 1")
+    _check_number(max_samples)
     key = None if folder is not None else _fingerprint(stream, max_samples)
     place = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / str(key) if folder is None else Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -113,6 +105,17 @@ def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
         return dataset
     with run_main_first(args.distributed_state, "reading the stream"):
         return materialise(dataset)
+
+
+def _check_number(max_samples: int | None) -> None:
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples={max_samples} must be at least 1")
+
+
+def _take(dataset: Dataset, max_samples: int | None) -> Dataset:
+    """The first samples of a data set, or all if there are no more."""
+    _check_number(max_samples)
+    return dataset if max_samples is None or max_samples >= len(dataset) else dataset.select(range(max_samples))
 
 
 def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards: list[Path]) -> None:
