@@ -66,8 +66,9 @@ def materialise(
     """Write the samples of a stream to files, as they come and undecoded, and open these as a data set.
 
     What a killed process has written is kept, shard by shard, and the next call goes on behind it. A call with the same
-    stream and number of samples reads nothing of the stream once it is whole. Streams are equal if what makes them is:
-    functions, arguments, and the sizes and times of local files; data sets of the Hub if their revision is.
+    stream and number of samples reads nothing of the stream once these are written. With a folder, a call for more goes
+    on behind them, and one for fewer takes the first ones. Streams are equal if what makes them is: functions,
+    arguments, and the sizes and times of local files; data sets of the Hub if their revision is.
 
     Args:
         stream: the stream, finite unless `max_samples` is given. It must give the same samples whenever it is read.
@@ -83,7 +84,7 @@ def materialise(
     place = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / str(key) if folder is None else Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     shards = _finished_shards(place)
-    if not (place / WHOLE).exists():
+    if not _has_enough(place, max_samples):
         _write(stream, max_samples, place, shards)
         shards = _finished_shards(place)
     if not shards:
@@ -96,7 +97,7 @@ def materialise(
             dataset = dataset.cast_column(name, type(feature)(**restored))
     if key is not None:
         dataset._fingerprint = key  # of what it holds, and not of the times of its files
-    return dataset
+    return _take(dataset, max_samples)
 
 
 def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
@@ -144,7 +145,8 @@ def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards
             note = {"rows": n_done, "state": stream.state_dict()}
             _write_whole(place / f"shard-{number:06d}.json", json.dumps(note))
         number += 1
-    _write_whole(place / WHOLE, json.dumps({"rows": n_done}))
+    has_ended = max_samples is None or n_done < max_samples
+    _write_whole(place / WHOLE, json.dumps({"rows": n_done, "has_ended": has_ended}))
 
 
 def _write_shard(rows: Iterator[Any], path: Path, features: Features | None) -> tuple[int, Features | None]:
@@ -176,6 +178,15 @@ def _finished_shards(place: Path) -> list[Path]:
     """Shards from the first one on, without a gap."""
     found = (place / f"shard-{number:06d}.arrow" for number in itertools.count())
     return list(itertools.takewhile(Path.exists, found))
+
+
+def _has_enough(place: Path, max_samples: int | None) -> bool:
+    """Whether an earlier call has written as many samples, or all that there are."""
+    try:
+        note = json.loads((place / WHOLE).read_bytes())
+        return bool(note.get("has_ended")) or (max_samples is not None and note["rows"] >= max_samples)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return False
 
 
 def _read_state(shard: Path, n_rows: int) -> dict[str, Any] | None:

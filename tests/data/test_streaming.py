@@ -104,6 +104,27 @@ def test_a_generator_that_is_interrupted_goes_on(some_digits):
     assert (second.n_read > 0, third.n_read) == (True, 0)
 
 
+@pytest.mark.parametrize("has_tables", [False, True])
+def test_a_folder_goes_on_for_more_samples_and_gives_fewer(tables, some_digits, has_tables):
+    counted = Counted(some_digits.select(range(150)))
+    folder = tables.parent / "mine"
+
+    def take(n):
+        return materialise(open_tables(tables) if has_tables else counted.stream(), n, folder)
+
+    for n in (10, 50, 25, 50):
+        assert_same_samples(take(n), some_digits.select(range(n)))
+        assert len(take(n)) == n
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.arrow")}
+    for n in (None, 150, 200, None):
+        assert_same_samples(take(n), some_digits.select(range(150)))
+    n_read = counted.n_read
+    assert_same_samples(take(70), some_digits.select(range(70)))
+    assert_same_samples(take(None), some_digits.select(range(150)))
+    assert counted.n_read == n_read
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_the_next_start_finds_the_stream_and_no_other(tables):
     first = materialise(open_tables(tables), 60)
     half_read = open_tables(tables)
