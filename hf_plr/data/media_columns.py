@@ -7,13 +7,14 @@ import os
 from typing import Any
 
 import pyarrow as pa
-from datasets import Audio, Dataset, Image, Value
+from datasets import Audio, Dataset, Image, Value, concatenate_datasets
 from datasets.features.features import generate_from_arrow_type
 
 from hf_plr.data.media_kinds import HEAD_BYTES, Kind, identify_head, identify_name
 
 LOOKED_AT = 16  # values of a column that tell whether all are paths or files
 FEATURES = {"image": Image, "audio": Audio}
+WAVEFORM = {"array", "sampling_rate"}
 TEXT, BINARY = ("string", "large_string"), ("binary", "large_binary")
 
 
@@ -24,6 +25,7 @@ def expose_media(dataset: Dataset, folder: str) -> Dataset:
         dataset: a split; nested columns are flattened, see `flatten_nested`.
         folder: where relative paths begin.
     """
+    dataset = flatten_nested(dataset)
     for name, feature in list(dataset.features.items()):
         values = dataset.with_format("arrow")[:LOOKED_AT][name].to_pylist()
         found = _find_type(feature, values, folder)
@@ -33,15 +35,24 @@ def expose_media(dataset: Dataset, folder: str) -> Dataset:
         if holds_paths or _names_files(feature, values):
             dataset = _make_absolute(dataset, name, folder)
         dataset = dataset.cast_column(name, found)
-    return flatten_nested(dataset)
+    return dataset
 
 
 def flatten_nested(dataset: Dataset) -> Dataset:
-    """Make columns "a.b" of a column "a" with fields; a data set without such columns is returned as it is."""
-    is_nested = any(isinstance(feature, dict) and not _is_file(feature) for feature in dataset.features.values())
-    if is_nested and dataset.format["type"] != "custom":  # a transform is refused elsewhere
-        return dataset.flatten().with_format(None)  # a format would still name the columns from before
+    """Make columns "a.b" of a column "a" with fields, but not of one whose fields are a file or a waveform.
+
+    A data set without such columns is returned as it is.
+    """
+    if dataset.format["type"] == "custom":  # a transform is refused elsewhere
+        return dataset
+    while any(map(_is_nested, dataset.features.values())):
+        dataset = _flatten_once(dataset)
     return dataset
+
+
+def holds_waveforms(feature: Any) -> bool:
+    """Whether a column holds `{"array": samples, "sampling_rate": samples per second}`, with a path or without."""
+    return isinstance(feature, dict) and WAVEFORM <= set(feature) <= {*WAVEFORM, "path"}
 
 
 def holds_media(column: pa.ChunkedArray, folder: str, root: str) -> bool:
@@ -63,6 +74,25 @@ def holds_media(column: pa.ChunkedArray, folder: str, root: str) -> bool:
     )
 
 
+def _flatten_once(dataset: Dataset) -> Dataset:
+    """Flatten nested columns by one level."""
+    kept = [name for name, feature in dataset.features.items() if isinstance(feature, dict) and not _is_nested(feature)]
+    if not kept or len(dataset.data) == 0:
+        return dataset.flatten(max_depth=2).with_format(None)  # a format would still name the columns from before
+    flat = dataset.select_columns([name for name in dataset.column_names if name not in kept])
+    flat = flat.flatten(max_depth=2).with_format(None)
+    whole = dataset.select_columns(kept).with_format(None)
+    # Both choose the same rows of their tables; columns of whole tables are joined without a copy.
+    rows, flat._indices, whole._indices = flat._indices, None, None
+    joined = concatenate_datasets([flat, whole], split=dataset.split, axis=1)
+    joined._indices = rows
+    return joined
+
+
+def _is_nested(feature: Any) -> bool:
+    return isinstance(feature, dict) and not _is_file(feature) and not holds_waveforms(feature)
+
+
 def _is_file(feature: dict[str, Any]) -> bool:
     return set(feature) == {"bytes", "path"}
 
@@ -75,11 +105,12 @@ def _names_files(feature: Any, values: list[Any]) -> bool:
 
 def _find_type(feature: Any, values: list[Any], folder: str) -> Any:
     """Type of a column by its first values: `Image` or `Audio` if all are such files and any is there, else its own."""
-    if isinstance(feature, dict) and not _is_file(feature):
+    if _is_nested(feature):
         fields = {name: [value[name] for value in values if value is not None] for name in feature}
         types = {name: _find_type(feature[name], fields[name], folder) for name in feature}
         return feature if all(types[name] is feature[name] for name in feature) else types
-    if not isinstance(feature, dict) and not (isinstance(feature, Value) and feature.dtype in TEXT + BINARY):
+    is_file = isinstance(feature, dict) and _is_file(feature)
+    if not is_file and not (isinstance(feature, Value) and feature.dtype in TEXT + BINARY):
         return feature
     stored = [_to_stored(value) for value in values]
     stored = [value for value in stored if value["bytes"] or value["path"]]
