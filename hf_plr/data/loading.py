@@ -24,7 +24,7 @@ from datasets.packaged_modules.csv.csv import Csv
 from huggingface_hub import metadata_load
 
 from hf_plr.data.archives import archive_stem, unpack
-from hf_plr.data.media_columns import LOOKED_AT, expose_media, holds_media
+from hf_plr.data.media_columns import LOOKED_AT, expose_media, flatten_nested, holds_media
 from hf_plr.data.media_folder import MAX_TABLE_BYTES, MAX_TABLES, SPLIT_WORDS, FolderContents, MediaFolder, list_folder
 from hf_plr.data.media_kinds import Kind, identify
 from hf_plr.data.metadata_files import find_delimiter, read_table
@@ -108,6 +108,8 @@ def load_train_and_test(
 def load_splits(name: str, config_name: str | None = None, kind: Kind | None = None) -> DatasetDict:
     """Load all splits of a data set. What lies in a folder but is not taken is counted and logged, with the reason.
 
+    Nested columns have names with a dot, see `flatten_nested`.
+
     Args:
         name: a Hub id; a folder of images or recordings (see `MediaFolder`); a folder of parquet files such as
             `train.parquet` and `test.parquet`, or one that `save_to_disk` wrote; an archive (.zip, .tar, .tar.gz) of
@@ -119,7 +121,8 @@ def load_splits(name: str, config_name: str | None = None, kind: Kind | None = N
         ValueError: if the data set does not exist, or holds neither images nor recordings.
     """
     source = find_source(name, config_name, kind)
-    return source if isinstance(source, DatasetDict) else source.load()
+    splits = source if isinstance(source, DatasetDict) else source.load()
+    return DatasetDict({split: flatten_nested(rows) for split, rows in splits.items()})
 
 
 def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:

@@ -20,6 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.fingerprint import Hasher
 
 from hf_plr.data.loading import choose_split, find_source
+from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.media_kinds import Kind
 from hf_plr.utils.distributed import run_main_first
 from hf_plr.utils.progress import track
@@ -56,8 +57,8 @@ def load_stream(
     """
     source = find_source(name, config_name, kind)
     if isinstance(source, DatasetDict):
-        return _take(choose_split(source, name, split), max_samples)
-    return source.expose(materialise(source.stream(split), max_samples), split)
+        return flatten_nested(_take(choose_split(source, name, split), max_samples))
+    return flatten_nested(source.expose(materialise(source.stream(split), max_samples), split))
 
 
 def materialise(

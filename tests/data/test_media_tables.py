@@ -120,6 +120,13 @@ def test_nested_columns_have_names_with_a_dot(tmp_path, load):
     split = load(tmp_path / "t")[0]["train"]
     assert isinstance(split.features["sample.image"], Image)
     assert split["sample.id"] == [7]
+    draw(tmp_path / "t", "pics/2.png")
+    (tmp_path / "t" / "list.jsonl").write_text('{"sample": {"image": "pics/2.png", "id": 8}}\n')
+    split = load(tmp_path / "t" / "list.jsonl")[0]["train"]
+    assert split[0]["sample.image"].size == (4, 4)
+    nested = Dataset.from_list([{"sample": value}], Features({"sample": {"image": Image(), "id": Value("int64")}}))
+    nested.save_to_disk(tmp_path / "saved")
+    assert set(load(tmp_path / "saved")[0]["train"].column_names) == {"sample.image", "sample.id"}
 
 
 def test_media_in_parquet_beside_a_picture(tmp_path, load):
