@@ -143,6 +143,7 @@ class MediaFolder:
         self.kind = kind
         self.splits: dict[str, list[MediaFile]] = {}
         self.left_out: Counter[str] = Counter()
+        self._base = ""  # folder around everything
         self._class_folders: dict[str, tuple[str, ...]] = {}  # of each file, by its name
         self._notes: list[str] = []  # of what is not taken, or may surprise
         self._facts: list[str] = []
@@ -205,8 +206,8 @@ class MediaFolder:
 
     def _assign(self, files: list[MediaFile]) -> None:
         """Assign files to splits, in the order of `SPLITS`, and note each one's folders within it."""
-        base = _find_base([file.name for file in files])
-        folders = {file.name: tuple(file.name[len(base) :].split("/")[:-1]) for file in files}
+        self._base = _find_base([file.name for file in files])
+        folders = {file.name: tuple(file.name[len(self._base) :].split("/")[:-1]) for file in files}
         tops = {path[0] if path else "" for path in folders.values()}
         split_of = {top: SPLIT_WORDS[top.lower()] for top in tops if top.lower() in SPLIT_WORDS}
         if "train" not in split_of.values() and set(split_of) != tops:
@@ -247,11 +248,11 @@ class MediaFolder:
         everywhere = FileIndex(self.contents.root, files)
         found = []
         for name in self._choose_tables():
-            top = f"{name.split('/')[0]}/"
-            is_in_split = top[:-1].lower() in SPLIT_WORDS
-            index = (
-                FileIndex(self.contents.root, [f for f in files if f.startswith(top)]) if is_in_split else everywhere
-            )
+            top = name.removeprefix(self._base).split("/")[0]
+            index = everywhere
+            if name.startswith(self._base) and top.lower() in SPLIT_WORDS:
+                inside = [file for file in files if file.startswith(f"{self._base}{top}/")]
+                index = FileIndex(self.contents.root, inside)
             metadata = self._read(name, index)
             if metadata is not None:
                 found.append(metadata)
@@ -284,7 +285,7 @@ class MediaFolder:
             name
             for name in names
             if not is_metadata(name)
-            and name.count("/") <= 2
+            and name.removeprefix(self._base).count("/") <= 2
             and os.path.getsize(self.contents.tables[name]) <= MAX_TABLE_BYTES
         ]
         if len(others) > MAX_TABLES:

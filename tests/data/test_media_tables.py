@@ -248,6 +248,16 @@ def test_a_table_of_a_split_tells_of_that_split_alone(tmp_path, load):
     assert splits["test"]["site"] == [None, None]
 
 
+@pytest.mark.parametrize("top", ["", "data/", "down/load/pets/"])
+def test_tables_of_splits_name_files_alike(tmp_path, load, top):
+    for split, classes in (("train", "ab"), ("test", "ba")):
+        draw(tmp_path, *(f"{top}{split}/imgs/{i}.png" for i in range(2)))
+        lines = "".join(f"{i}.png,{name}\n" for i, name in enumerate(classes))
+        (tmp_path / top / split / "labels.csv").write_text(f"name,label\n{lines}")
+    splits, _ = load(tmp_path)
+    assert {name: split["label"][:] for name, split in splits.items()} == {"train": ["a", "b"], "test": ["b", "a"]}
+
+
 def test_absolute_paths_in_metadata_and_labels_with_gaps(tmp_path, load):
     draw(tmp_path, "a/0.png", "a/1.png", "b/0.png")
     lines = "".join(f"{tmp_path / name},{label}\n" for name, label in (("a/0.png", "x"), ("b/0.png", "y")))
