@@ -16,7 +16,7 @@ from datasets.features.features import generate_from_arrow_type
 from datasets.table import InMemoryTable
 
 from hf_plr.data.archives import OTHER_ARCHIVES, archive_stem, unpack
-from hf_plr.data.media_kinds import Kind, Media, identify
+from hf_plr.data.media_kinds import BAD_NAME, Kind, Media, identify, is_utf8
 from hf_plr.data.metadata_files import TABLE_SUFFIXES, FileIndex, Metadata, is_metadata, join_tables, read_metadata
 
 SPLIT_WORDS = {
@@ -80,7 +80,10 @@ def list_folder(folder: str) -> FolderContents:
         if name.lower().endswith(OTHER_ARCHIVES):
             contents.notes[f"archives ({', '.join(OTHER_ARCHIVES)}) that are not unpacked"] += 1
         if name.lower().endswith(TABLE_SUFFIXES):
-            contents.tables[name] = path
+            if is_utf8(path):
+                contents.tables[name] = path
+            else:
+                contents.notes["tables whose names are not UTF-8"] += 1
         media = identify(path)
         if media is not None:
             status = os.stat(path)
@@ -152,6 +155,9 @@ class MediaFolder:
             if file.media.problem is not None:
                 self.left_out[file.media.problem] += 1
         self._assign([file for file in files if file.media.problem is None])
+        unnamed = next((file.name for file in files if file.media.problem == BAD_NAME), None)
+        if unnamed is not None:
+            self._notes.append(f"{os.fsencode(unnamed).decode(errors='backslashreplace')} is a name that is not UTF-8")
         others = Counter(file.media.kind for file in contents.files if file.media.kind != kind)
         self._notes += [f"{n:,} {PLURALS[other]} beside them are not taken" for other, n in others.items()]
         self._notes += [f"{n:,} {what}" for what, n in contents.notes.items() if n]
