@@ -207,7 +207,7 @@ def load(recipe: RecipeArguments, args: Arguments) -> tuple[Dataset, Dataset | N
     with run_main_first(args.distributed_state, "loading the data set"):
         if recipe.streaming:
             config, split = recipe.dataset_config_name, recipe.train_split
-            return load_stream(recipe.dataset_name, config, split, recipe.max_samples), None
+            return load_stream(recipe.dataset_name, config, split, recipe.max_samples, "audio"), None
         return load_train_and_test(recipe.dataset_name, recipe.dataset_config_name, recipe.train_split, "audio")
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pyarrow.compute as pc
 from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 
-from hf_plr.data.media_columns import flatten_nested
+from hf_plr.data.media_columns import flatten_nested, holds_waveforms
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def find_audio_column(dataset: Dataset, column: str | None = None) -> str:
 
     Args:
         dataset: the data set.
-        column: the column that the user named; None looks for the only column of type `datasets.Audio`.
+        column: the column that the user named; None looks for the only column of type `datasets.Audio`, or of
+            waveforms with their sampling rates.
 
     Raises:
         ValueError: if the named column is missing, or none or several hold recordings.
@@ -152,7 +153,11 @@ def _find_column(dataset: Dataset, modality: ModalityName, column: str | None) -
 
 
 def _list_columns(dataset: Dataset, modality: ModalityName) -> list[str]:
-    return [name for name, feature in dataset.features.items() if isinstance(feature, COLUMN_TYPES[modality][0])]
+    return [
+        name
+        for name, feature in dataset.features.items()
+        if isinstance(feature, COLUMN_TYPES[modality][0]) or (modality == "audio" and holds_waveforms(feature))
+    ]
 
 
 def _holds_classes(dataset: Dataset, name: str) -> bool:

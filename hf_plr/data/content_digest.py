@@ -61,12 +61,12 @@ def digest_content(stored: Any) -> int:
         _add_array(digest, stored)
     elif stored.get("bytes") is not None:
         _add_bytes(digest, memoryview(stored["bytes"]))
-    elif stored.get("path") is not None:
+    elif stored.get("path") is not None and stored.get("array") is None:
         path = str(stored["path"])
         with _archives if "://" in path else contextlib.nullcontext(), open_binary(path) as file:
             _add_file(digest, file)
     else:  # such as {"array": ..., "sampling_rate": ...}
-        for name in sorted(stored):
+        for name in sorted(set(stored) - {"path"}):
             digest.update(name.encode())
             _add_array(digest, stored[name])
     return int.from_bytes(digest.digest(), "big")

@@ -142,7 +142,7 @@ class ImageDecoder:
         except WrongChannels as error:
             raise WrongChannels(f"image {row} {error}") from error
         except DECODING_ERRORS as error:
-            reason = "is missing" if value is None else f"cannot be read ({describe_error(value, error)})"
+            reason = "is missing" if _is_missing(value) else f"cannot be read ({describe_error(value, error)})"
             raise UnreadableImage(f"image {row} {reason}") from error
 
     def open(self, value: Any) -> PILImage.Image | np.ndarray:
@@ -362,6 +362,11 @@ def describe_unreadable(head: bytes, suffix: str) -> str | None:
 def has_heic() -> bool:
     """True if pillow-heif is installed and opens HEIC files."""
     return "HEIF" in PILImage.OPEN
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a stored value has neither bytes nor a path."""
+    return value is None or (isinstance(value, dict) and not (value.get("bytes") or value.get("path")))
 
 
 def _read_bands(image: PILImage.Image) -> np.ndarray:

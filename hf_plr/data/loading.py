@@ -6,7 +6,9 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
-from datasets import Audio, Dataset, DatasetDict, Features, load_dataset_builder, load_from_disk
+from datasets import Audio, Dataset, DatasetDict, Features, IterableDataset, load_dataset_builder, load_from_disk
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+from datasets.packaged_modules.csv.csv import Csv
 from huggingface_hub import metadata_load
 
 from hf_plr.data.archives import archive_stem, unpack
-from hf_plr.data.media_columns import LOOKED_AT, expose_media, holds_media
+from hf_plr.data.media_columns import LOOKED_AT, expose_media, flatten_nested, holds_media
 from hf_plr.data.media_folder import MAX_TABLE_BYTES, MAX_TABLES, SPLIT_WORDS, FolderContents, MediaFolder, list_folder
 from hf_plr.data.media_kinds import Kind, identify
 from hf_plr.data.metadata_files import find_delimiter, read_table
@@ -31,6 +34,55 @@ logger = logging.getLogger(__name__)
 TEST_SPLITS = ("test", "validation", "val", "valid")
 TABLE_READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 GLOB_CHARACTERS = "[]*?"
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Tables of this machine, or a data set of the Hub, of which no row has been read.
+
+    Attributes:
+        builder: what reads it.
+        name: name of the data set, for messages.
+        folders: folder in which relative paths begin, of each split of this machine.
+    """
+
+    builder: Any
+    name: str
+    folders: dict[str, str]
+
+    def load(self) -> DatasetDict:
+        """Read all rows; columns that hold images or recordings get their types, see `expose_media`.
+
+        Raises:
+            ValueError: if they cannot be read.
+        """
+        try:
+            if isinstance(self.builder, AudioFolder):
+                self.builder.BASE_FEATURE = _AudioFile
+                self.builder.download_and_prepare()
+                features = self.builder.info.features
+                self.builder.info.features = Features.from_dict(features.to_dict())  # plain Audio again
+            else:
+                self.builder.download_and_prepare()
+            splits = self.builder.as_dataset()
+        except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
+            raise ValueError(f"dataset_name={self.name!r} cannot be loaded: {error.__cause__ or error}") from error
+        return DatasetDict({split: self.expose(rows, split) for split, rows in splits.items()})
+
+    def stream(self, split: str) -> IterableDataset:
+        """Open a split as a stream.
+
+        Raises:
+            ValueError: if there is no such split, or it cannot be read.
+        """
+        try:
+            return self.builder.as_streaming_dataset(split=split)
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
+            raise ValueError(f"dataset_name={self.name!r} cannot be streamed: {error}") from error
+
+    def expose(self, rows: Dataset, split: str) -> Dataset:
+        """Give rows of a split of this machine the types of `expose_media`; others are returned as they are."""
+        return expose_media(rows, self.folders[split]) if split in self.folders else rows
 
 
 def load_train_and_test(
@@ -56,6 +108,8 @@ def load_train_and_test(
 def load_splits(name: str, config_name: str | None = None, kind: Kind | None = None) -> DatasetDict:
     """Load all splits of a data set. What lies in a folder but is not taken is counted and logged, with the reason.
 
+    Nested columns have names with a dot, see `flatten_nested`.
+
     Args:
         name: a Hub id; a folder of images or recordings (see `MediaFolder`); a folder of parquet files such as
             `train.parquet` and `test.parquet`, or one that `save_to_disk` wrote; an archive (.zip, .tar, .tar.gz) of
@@ -66,19 +120,9 @@ def load_splits(name: str, config_name: str | None = None, kind: Kind | None = N
     Raises:
         ValueError: if the data set does not exist, or holds neither images nor recordings.
     """
-    if not name:
-        raise ValueError("dataset_name='' is empty: name a data set of the Hub, a folder or a file")
-    path = os.path.expanduser(name)
-    if path.startswith("zip://"):
-        inner, _, outer = path.removeprefix("zip://").partition("::")
-        return _load_folder(os.path.join(unpack(outer), inner), name, config_name, kind)
-    if os.path.isdir(path):
-        return _load_folder(os.path.abspath(path), name, config_name, kind)
-    if os.path.isfile(path):
-        return _load_file(os.path.abspath(path), name, config_name, kind)
-    if "/" not in name:  # more often a misspelled folder than a data set without an owner; an answer takes its time
-        _announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
-    return _build(name, name, config_name)
+    source = find_source(name, config_name, kind)
+    splits = source if isinstance(source, DatasetDict) else source.load()
+    return DatasetDict({split: flatten_nested(rows) for split, rows in splits.items()})
 
 
 def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
@@ -91,14 +135,48 @@ def load_tables(files: dict[str, list[str]], name: str) -> DatasetDict:
     Raises:
         ValueError: if they cannot be read.
     """
-    first = next(iter(files.values()))[0]
-    reader = TABLE_READERS[os.path.splitext(first)[1].lower()]
-    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        options = {"sep": find_delimiter(first), "encoding": "utf-8-sig", "encoding_errors": "replace"}
-    splits = _prepare(load_dataset_builder(reader, data_files=escaped, **options), name)
-    return _expose(splits, os.path.dirname(os.path.abspath(first)))
+    return _open_tables(files, name).load()
+
+
+def find_source(name: str, config_name: str | None = None, kind: Kind | None = None) -> DatasetDict | TableSource:
+    """Find what `load_splits` loads, without reading the rows of tables.
+
+    Args:
+        name: see `load_splits`.
+        config_name: configuration of a Hub data set.
+        kind: see `load_splits`.
+
+    Returns:
+        The splits of a folder of files, or of one that `save_to_disk` wrote; or what reads tables.
+
+    Raises:
+        ValueError: if the data set does not exist, or holds neither images nor recordings.
+    """
+    if not name:
+        raise ValueError("dataset_name='' is empty: name a data set of the Hub, a folder or a file")
+    path = os.path.expanduser(name)
+    if path.startswith("zip://"):
+        inner, _, outer = path.removeprefix("zip://").partition("::")
+        return _find_in_folder(os.path.join(unpack(outer), inner), name, config_name, kind)
+    if os.path.isdir(path):
+        return _find_in_folder(os.path.abspath(path), name, config_name, kind)
+    if os.path.isfile(path):
+        return _find_file(os.path.abspath(path), name, config_name, kind)
+    if "/" not in name:  # more often a misspelled folder than a data set without an owner; an answer takes its time
+        _announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
+    return _open_builder(name, name, config_name)
+
+
+def _find_reader(table: str) -> tuple[str, dict[str, Any]]:
+    """Find what reads a table: the name of a builder of `datasets`, and its options.
+
+    Args:
+        table: path of a table, with one of the endings in `TABLE_READERS`.
+    """
+    reader = TABLE_READERS[_ending(table)]
+    if reader != "csv":
+        return reader, {}
+    return reader, {"sep": find_delimiter(table), "encoding": "utf-8-sig", "encoding_errors": "replace"}
 
 
 def choose_split(splits: DatasetDict, name: str, split: str) -> Dataset:
@@ -129,14 +207,14 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n_rows)[:max_samples])
 
 
-def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+def _find_in_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict | TableSource:
     if not os.path.isdir(folder):
         raise ValueError(f"dataset_name={name!r}: there is no folder {folder}")
     if _is_saved(Path(folder)):
         saved = load_from_disk(folder)
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     if config_name is not None or _has_configs(Path(folder) / "README.md"):
-        return _build(folder, name, config_name)
+        return _open_builder(folder, name, config_name)
     contents = list_folder(folder)
     kinds: tuple[Kind, ...] = ("image", "audio")
     taken = max(kinds, key=contents.count) if kind is None or contents.count(kind) == 0 else kind
@@ -147,41 +225,47 @@ def _load_folder(folder: str, name: str, config_name: str | None, kind: Kind | N
         splits = chosen.load()
         _announce(f"{name}: {chosen.describe()}", chosen.is_complete)
         return splits
-    left_out = {table for table in contents.tables if contents.tables[table] not in tables}
-    if n_rows and (n_files or left_out):
-        also = f", {n_files:,} files and {len(left_out):,} other tables beside them are left out"
+    n_others = len(contents.tables) - len(tables)
+    if n_rows and (n_files or n_others):
+        also = f", {n_files:,} files and {n_others:,} other tables beside them are left out"
         _announce(f"{name}: tables with {n_rows:,} rows are taken{also}", is_complete=False)
-        return load_tables(_by_split(tables), name)
+    if n_rows and (n_files or n_others or _has_pattern(folder)):
+        return _open_tables(_by_split({table: contents.tables[table] for table in tables}), name)
     if contents.files and not contents.tables:
         found = max(contents.files, key=lambda file: file.media.kind in kinds).media.kind
         raise ValueError(f"dataset_name={name!r} holds nothing to train on: {MediaFolder(contents, found).describe()}")
-    return _build(folder, name, config_name)
+    return _open_builder(folder, name, config_name)
 
 
-def _load_file(path: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict:
+def _find_file(path: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict | TableSource:
     if archive_stem(path) is not None:
-        return _load_folder(unpack(path), name, config_name, kind)
-    if os.path.splitext(path)[1].lower() not in TABLE_READERS:
+        return _find_in_folder(unpack(path), name, config_name, kind)
+    if _ending(path) not in TABLE_READERS:
         what = "an image or recording" if identify(path) else "neither a table nor an archive"
         raise ValueError(f"dataset_name={name!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
-    return load_tables({"train": [path]}, name)
+    return _open_tables({"train": [path]}, name)
 
 
 def _find_media_tables(contents: FolderContents) -> dict[str, int]:
-    """Rows of the tables that hold images or recordings themselves, or name files elsewhere; of their first kind."""
+    """Rows of the tables that hold images or recordings themselves, or name files elsewhere, by name; of one kind."""
     found: dict[str, int] = {}
-    parquet = [path for path in contents.tables.values() if path.lower().endswith(".parquet")]
-    others = [path for path in contents.tables.values() if not path.lower().endswith(".parquet")]
-    for path in parquet + others[:MAX_TABLES]:  # there may be one of text beside each file
-        if found and not path.endswith(os.path.splitext(next(iter(found)))[1]):
+    parquet = [name for name in contents.tables if name.lower().endswith(".parquet")]
+    others = [name for name in contents.tables if not name.lower().endswith(".parquet")]
+    for name in parquet + others[:MAX_TABLES]:  # there may be one of text beside each file
+        if found and _ending(name) != _ending(next(iter(found))):
             continue
+        path = contents.tables[name]
         try:
             table = _read_start(path)
         except (ValueError, pa.ArrowException, OSError):
             continue
-        if any(holds_media(table[column], contents.root) for column in table.column_names):
-            found[path] = _count_rows(path)
+        if any(holds_media(table[column], os.path.dirname(path), contents.root) for column in table.column_names):
+            found[name] = _count_rows(path)
     return found
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _read_start(path: str) -> pa.Table:
@@ -199,25 +283,66 @@ def _count_rows(path: str) -> int:
     return int(pyarrow.parquet.read_metadata(path).num_rows) if is_parquet else len(read_table(path))
 
 
-def _by_split(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Tables by the split that the first word of their names tells, "train" where it tells none."""
+def _by_split(tables: Mapping[str, str]) -> dict[str, list[str]]:
+    """Paths of tables by split.
+
+    Args:
+        tables: path of each table, by its name below the folder.
+    """
     found: dict[str, list[str]] = {}
-    for path in sorted(paths):
-        word = re.split(r"[^a-z]", os.path.basename(path).lower())[0]
-        found.setdefault(SPLIT_WORDS.get(word, "train"), []).append(path)
+    for name in sorted(tables):
+        found.setdefault(_find_split(name), []).append(tables[name])
     return found
 
 
-def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
-    """Load with `datasets`, which knows configurations and shards."""
+def _find_split(name: str) -> str:
+    """The split that a table's folders tell, or else its own name; "train" where neither does.
+
+    A folder that is called like a split comes first, then a word in the name of a folder, of the innermost first.
+    """
+    *folders, file = name.lower().split("/")
+    words = [word for part in (*reversed(folders), file) for word in re.split(r"[^a-z]+", part)]
+    return next((SPLIT_WORDS[word] for word in [*folders, *words] if word in SPLIT_WORDS), "train")
+
+
+def _has_pattern(path: str) -> bool:
+    """Whether `datasets` would take a path for a pattern."""
+    return any(character in os.path.abspath(path) for character in GLOB_CHARACTERS)
+
+
+def _most_common_tables(folder: Path) -> dict[str, str]:
+    """Path of each table below a folder, by name, of those with the most common ending."""
+    files = {path.relative_to(folder).as_posix(): str(path) for path in folder.rglob("*") if path.is_file()}
+    tables = {name: path for name, path in files.items() if not name.startswith(".") and "/." not in name}
+    numbers = Counter(map(_ending, tables))
+    common = max(TABLE_READERS, key=lambda ending: numbers[ending])
+    return {name: path for name, path in tables.items() if _ending(name) == common}
+
+
+def _open_tables(files: dict[str, list[str]], name: str) -> TableSource:
+    reader, options = _find_reader(next(iter(files.values()))[0])
+    escaped = {split: [glob.escape(os.path.abspath(path)) for path in paths] for split, paths in files.items()}
+    folders = {split: os.path.dirname(os.path.abspath(paths[0])) for split, paths in files.items()}
+    return TableSource(load_dataset_builder(reader, data_files=escaped, **options), name, folders)
+
+
+def _open_builder(source: str, name: str, config_name: str | None) -> TableSource:
+    """Open with `datasets`, which knows configurations and shards."""
     is_local = os.path.exists(source)
-    if is_local and any(character in os.path.abspath(source) for character in GLOB_CHARACTERS):
-        tables = sorted(str(path) for path in Path(source).rglob("*") if path.suffix.lower() in TABLE_READERS)
-        if tables:  # datasets would take the folder's name for a pattern
-            first = os.path.splitext(tables[0])[1].lower()
-            return load_tables(_by_split(path for path in tables if path.lower().endswith(first)), name)
+    if is_local and _has_pattern(source):
+        common = _most_common_tables(Path(source))
+        if common:
+            return _open_tables(_by_split(common), name)
     try:
         builder = load_dataset_builder(source, config_name)
+        if not is_local:
+            return TableSource(builder, name, {})
+        first = {str(split): files[0] for split, files in (builder.config.data_files or {}).items() if files}
+        has_options = config_name is not None or _has_configs(Path(source) / "README.md")
+        tables = [file for file in first.values() if _ending(file) in TABLE_READERS]
+        if isinstance(builder, Csv) and tables and not has_options:
+            builder = load_dataset_builder(source, **_find_reader(tables[0])[1])
+        return TableSource(builder, name, {split: os.path.dirname(file) for split, file in first.items()})
     except EmptyDatasetError as error:
         raise ValueError(
             f"dataset_name={name!r}: the folder holds no images, no recordings and no parquet files; put some there"
@@ -233,25 +358,6 @@ def _build(source: str, name: str, config_name: str | None) -> DatasetDict:
         raise ValueError(
             f"dataset_name={name!r} is neither a folder or file here nor a data set on the Hub: check the name"
         ) from error
-    splits = _prepare(builder, name)
-    return _expose(splits, os.path.abspath(source)) if is_local else splits
-
-
-def _prepare(builder: Any, name: str) -> DatasetDict:
-    try:
-        if isinstance(builder, AudioFolder):
-            builder.BASE_FEATURE = _AudioFile
-            builder.download_and_prepare()
-            builder.info.features = Features.from_dict(builder.info.features.to_dict())  # plain Audio again
-        else:
-            builder.download_and_prepare()
-        return builder.as_dataset()
-    except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
-        raise ValueError(f"dataset_name={name!r} cannot be loaded: {error.__cause__ or error}") from error
-
-
-def _expose(splits: DatasetDict, folder: str) -> DatasetDict:
-    return DatasetDict({name: expose_media(split, folder) for name, split in splits.items()})
 
 
 class _AudioFile(Audio):

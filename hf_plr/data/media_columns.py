@@ -7,13 +7,14 @@ import os
 from typing import Any
 
 import pyarrow as pa
-from datasets import Audio, Dataset, Image, Value
+from datasets import Audio, Dataset, Image, Value, concatenate_datasets
 from datasets.features.features import generate_from_arrow_type
 
 from hf_plr.data.media_kinds import HEAD_BYTES, Kind, identify_head, identify_name
 
 LOOKED_AT = 16  # values of a column that tell whether all are paths or files
 FEATURES = {"image": Image, "audio": Audio}
+WAVEFORM = {"array", "sampling_rate"}
 TEXT, BINARY = ("string", "large_string"), ("binary", "large_binary")
 
 
@@ -24,6 +25,7 @@ def expose_media(dataset: Dataset, folder: str) -> Dataset:
         dataset: a split; nested columns are flattened, see `flatten_nested`.
         folder: where relative paths begin.
     """
+    dataset = flatten_nested(dataset)
     for name, feature in list(dataset.features.items()):
         values = dataset.with_format("arrow")[:LOOKED_AT][name].to_pylist()
         found = _find_type(feature, values, folder)
@@ -33,23 +35,33 @@ def expose_media(dataset: Dataset, folder: str) -> Dataset:
         if holds_paths or _names_files(feature, values):
             dataset = _make_absolute(dataset, name, folder)
         dataset = dataset.cast_column(name, found)
-    return flatten_nested(dataset)
-
-
-def flatten_nested(dataset: Dataset) -> Dataset:
-    """Make columns "a.b" of a column "a" with fields; a data set without such columns is returned as it is."""
-    is_nested = any(isinstance(feature, dict) and not _is_file(feature) for feature in dataset.features.values())
-    if is_nested and dataset.format["type"] != "custom":  # a transform is refused elsewhere
-        return dataset.flatten().with_format(None)  # a format would still name the columns from before
     return dataset
 
 
-def holds_media(column: pa.ChunkedArray, folder: str) -> bool:
+def flatten_nested(dataset: Dataset) -> Dataset:
+    """Make columns "a.b" of a column "a" with fields, but not of one whose fields are a file or a waveform.
+
+    A data set without such columns is returned as it is.
+    """
+    if dataset.format["type"] == "custom":  # a transform is refused elsewhere
+        return dataset
+    while any(map(_is_nested, dataset.features.values())):
+        dataset = _flatten_once(dataset)
+    return dataset
+
+
+def holds_waveforms(feature: Any) -> bool:
+    """Whether a column holds `{"array": samples, "sampling_rate": samples per second}`, with a path or without."""
+    return isinstance(feature, dict) and WAVEFORM <= set(feature) <= {*WAVEFORM, "path"}
+
+
+def holds_media(column: pa.ChunkedArray, folder: str, root: str) -> bool:
     """Whether a column's first values are images or recordings, or name such files outside of a folder.
 
     Args:
         column: the column, of any type.
-        folder: the folder, as an absolute path.
+        folder: where relative paths begin.
+        root: the folder outside of which the files are, as an absolute path.
     """
     feature = generate_from_arrow_type(column.type)
     values = column.slice(0, LOOKED_AT).to_pylist()
@@ -58,8 +70,27 @@ def holds_media(column: pa.ChunkedArray, folder: str) -> bool:
         return False
     is_text = isinstance(feature, Value) and feature.dtype in TEXT
     return not is_text or not all(
-        os.path.abspath(os.path.join(folder, value)).startswith(f"{folder}{os.sep}") for value in values if value
+        os.path.abspath(os.path.join(folder, value)).startswith(f"{root}{os.sep}") for value in values if value
     )
+
+
+def _flatten_once(dataset: Dataset) -> Dataset:
+    """Flatten nested columns by one level."""
+    kept = [name for name, feature in dataset.features.items() if isinstance(feature, dict) and not _is_nested(feature)]
+    if not kept or len(dataset.data) == 0:
+        return dataset.flatten(max_depth=2).with_format(None)  # a format would still name the columns from before
+    flat = dataset.select_columns([name for name in dataset.column_names if name not in kept])
+    flat = flat.flatten(max_depth=2).with_format(None)
+    whole = dataset.select_columns(kept).with_format(None)
+    # Both choose the same rows of their tables; columns of whole tables are joined without a copy.
+    rows, flat._indices, whole._indices = flat._indices, None, None
+    joined = concatenate_datasets([flat, whole], split=dataset.split, axis=1)
+    joined._indices = rows
+    return joined
+
+
+def _is_nested(feature: Any) -> bool:
+    return isinstance(feature, dict) and not _is_file(feature) and not holds_waveforms(feature)
 
 
 def _is_file(feature: dict[str, Any]) -> bool:
@@ -69,32 +100,45 @@ def _is_file(feature: dict[str, Any]) -> bool:
 def _names_files(feature: Any, values: list[Any]) -> bool:
     """Whether a column of bytes and paths has paths alone."""
     is_file = isinstance(feature, dict) and _is_file(feature)
-    return is_file and all(value is None or (value["bytes"] is None and value["path"]) for value in values)
+    return is_file and all(value is None or value["bytes"] is None for value in values)
 
 
 def _find_type(feature: Any, values: list[Any], folder: str) -> Any:
-    """Type of a column by its first values: `Image` or `Audio` if all of them are such files, else its own."""
-    if isinstance(feature, dict) and not _is_file(feature):
+    """Type of a column by its first values: `Image` or `Audio` if all are such files and any is there, else its own."""
+    if _is_nested(feature):
         fields = {name: [value[name] for value in values if value is not None] for name in feature}
         types = {name: _find_type(feature[name], fields[name], folder) for name in feature}
         return feature if all(types[name] is feature[name] for name in feature) else types
-    if not isinstance(feature, dict) and not (isinstance(feature, Value) and feature.dtype in TEXT + BINARY):
+    is_file = isinstance(feature, dict) and _is_file(feature)
+    if not is_file and not (isinstance(feature, Value) and feature.dtype in TEXT + BINARY):
         return feature
-    kinds = {_kind_of_value(value, folder) for value in values if value is not None}
-    kind = kinds.pop() if len(kinds) == 1 else None
+    stored = [_to_stored(value) for value in values]
+    stored = [value for value in stored if value["bytes"] or value["path"]]
+    kinds = {_kind_of_value(value) for value in stored}
+    kind = kinds.pop() if len(kinds) == 1 and any(_is_there(value, folder) for value in stored) else None
     return feature if kind is None or kind not in FEATURES else FEATURES[kind]()
 
 
-def _kind_of_value(value: Any, folder: str) -> Kind | None:
-    stored = value if isinstance(value, dict) else {"bytes": value if isinstance(value, bytes) else None, "path": value}
-    if stored["bytes"] is not None:
+def _to_stored(value: Any) -> dict[str, Any]:
+    """Bytes and path of a value that is missing, one of the two, or both."""
+    if isinstance(value, dict):
+        return value
+    return {"bytes": value, "path": None} if isinstance(value, bytes) else {"bytes": None, "path": value}
+
+
+def _kind_of_value(stored: dict[str, Any]) -> Kind | None:
+    """What the bytes hold, or without any the file of that name; it need not be there."""
+    if stored["bytes"]:
         media = identify_head(stored["bytes"][:HEAD_BYTES])
     else:
         path = str(stored["path"]).replace("\\", "/")
         media = identify_name(os.path.splitext(path.split("::")[0])[1].lower())
-        if "://" not in path and not os.path.exists(os.path.join(folder, path)):
-            return None
     return None if media is None else media.kind
+
+
+def _is_there(stored: dict[str, Any], folder: str) -> bool:
+    path = str(stored["path"]).replace("\\", "/")
+    return bool(stored["bytes"]) or "://" in path or os.path.exists(os.path.join(folder, path))
 
 
 def _make_absolute(dataset: Dataset, name: str, folder: str) -> Dataset:
@@ -122,7 +166,7 @@ def _make_absolute(dataset: Dataset, name: str, folder: str) -> Dataset:
 
 def _resolve(path: str | None, folder: str) -> str | None:
     """A path or address whose last part, the file of this machine, begins in the folder."""
-    if path is None:
+    if not path:
         return None
     *inner, last = path.replace("\\", "/").split("::")
     return "::".join([*inner, last if "://" in last else os.path.join(folder, last)])

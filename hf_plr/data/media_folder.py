@@ -16,7 +16,7 @@ from datasets.features.features import generate_from_arrow_type
 from datasets.table import InMemoryTable
 
 from hf_plr.data.archives import OTHER_ARCHIVES, archive_stem, unpack
-from hf_plr.data.media_kinds import Kind, Media, identify
+from hf_plr.data.media_kinds import BAD_NAME, Kind, Media, identify, is_utf8
 from hf_plr.data.metadata_files import TABLE_SUFFIXES, FileIndex, Metadata, is_metadata, join_tables, read_metadata
 
 SPLIT_WORDS = {
@@ -80,7 +80,10 @@ def list_folder(folder: str) -> FolderContents:
         if name.lower().endswith(OTHER_ARCHIVES):
             contents.notes[f"archives ({', '.join(OTHER_ARCHIVES)}) that are not unpacked"] += 1
         if name.lower().endswith(TABLE_SUFFIXES):
-            contents.tables[name] = path
+            if is_utf8(path):
+                contents.tables[name] = path
+            else:
+                contents.notes["tables whose names are not UTF-8"] += 1
         media = identify(path)
         if media is not None:
             status = os.stat(path)
@@ -143,6 +146,7 @@ class MediaFolder:
         self.kind = kind
         self.splits: dict[str, list[MediaFile]] = {}
         self.left_out: Counter[str] = Counter()
+        self._base = ""  # folder around everything
         self._class_folders: dict[str, tuple[str, ...]] = {}  # of each file, by its name
         self._notes: list[str] = []  # of what is not taken, or may surprise
         self._facts: list[str] = []
@@ -151,6 +155,9 @@ class MediaFolder:
             if file.media.problem is not None:
                 self.left_out[file.media.problem] += 1
         self._assign([file for file in files if file.media.problem is None])
+        unnamed = next((file.name for file in files if file.media.problem == BAD_NAME), None)
+        if unnamed is not None:
+            self._notes.append(f"{os.fsencode(unnamed).decode(errors='backslashreplace')} is a name that is not UTF-8")
         others = Counter(file.media.kind for file in contents.files if file.media.kind != kind)
         self._notes += [f"{n:,} {PLURALS[other]} beside them are not taken" for other, n in others.items()]
         self._notes += [f"{n:,} {what}" for what, n in contents.notes.items() if n]
@@ -205,8 +212,8 @@ class MediaFolder:
 
     def _assign(self, files: list[MediaFile]) -> None:
         """Assign files to splits, in the order of `SPLITS`, and note each one's folders within it."""
-        base = _find_base([file.name for file in files])
-        folders = {file.name: tuple(file.name[len(base) :].split("/")[:-1]) for file in files}
+        self._base = _find_base([file.name for file in files])
+        folders = {file.name: tuple(file.name[len(self._base) :].split("/")[:-1]) for file in files}
         tops = {path[0] if path else "" for path in folders.values()}
         split_of = {top: SPLIT_WORDS[top.lower()] for top in tops if top.lower() in SPLIT_WORDS}
         if "train" not in split_of.values() and set(split_of) != tops:
@@ -247,11 +254,11 @@ class MediaFolder:
         everywhere = FileIndex(self.contents.root, files)
         found = []
         for name in self._choose_tables():
-            top = f"{name.split('/')[0]}/"
-            is_in_split = top[:-1].lower() in SPLIT_WORDS
-            index = (
-                FileIndex(self.contents.root, [f for f in files if f.startswith(top)]) if is_in_split else everywhere
-            )
+            top = name.removeprefix(self._base).split("/")[0]
+            index = everywhere
+            if name.startswith(self._base) and top.lower() in SPLIT_WORDS:
+                inside = [file for file in files if file.startswith(f"{self._base}{top}/")]
+                index = FileIndex(self.contents.root, inside)
             metadata = self._read(name, index)
             if metadata is not None:
                 found.append(metadata)
@@ -284,7 +291,7 @@ class MediaFolder:
             name
             for name in names
             if not is_metadata(name)
-            and name.count("/") <= 2
+            and name.removeprefix(self._base).count("/") <= 2
             and os.path.getsize(self.contents.tables[name]) <= MAX_TABLE_BYTES
         ]
         if len(others) > MAX_TABLES:

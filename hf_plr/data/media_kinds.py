@@ -73,9 +73,12 @@ def identify(path: str) -> Media | None:
     Args:
         path: a file of this machine.
     """
+    media = _identify_readable(path)
+    return media if media is None or is_utf8(path) else Media(media.kind, BAD_NAME)
+
+
+def _identify_readable(path: str) -> Media | None:
     stem, suffix = os.path.splitext(path.lower())
-    if not _is_utf8(path) and (named := identify_name(suffix)) is not None:
-        return Media(named.kind, BAD_NAME)
     packed = identify_name(os.path.splitext(stem)[1]) if suffix in (".gz", ".bz2", ".xz") else None
     if packed is not None:
         return Media(packed.kind, f"{suffix} files are not read: unpack them")
@@ -89,7 +92,7 @@ def identify(path: str) -> Media | None:
         return None
 
 
-def _is_utf8(path: str) -> bool:
+def is_utf8(path: str) -> bool:
     """Whether a name can be stored in a table; names of other encodings cannot."""
     try:
         path.encode()

@@ -406,6 +406,9 @@ def add_content(digest: Any, stored: Any) -> None:
         digest.update(np.asarray(stored).tobytes())
     elif stored.get("bytes") is not None:
         digest.update(bytes(stored["bytes"]))
+    elif stored.get("array") is not None:
+        digest.update(f"{stored.get('sampling_rate')}|".encode())
+        digest.update(np.asarray(stored["array"]).tobytes())
     elif "://" in (path := str(stored.get("path"))) or os.path.isfile(path):
         with open_binary(path) as file:
             while block := file.read(DIGEST_BLOCK):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
-from datasets import Audio, Dataset, Features, Image, IterableDataset, concatenate_datasets, load_dataset
+from datasets import Audio, Dataset, DatasetDict, Features, Image, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
-from datasets.exceptions import DatasetNotFoundError
 from datasets.fingerprint import Hasher
 
-from hf_plr.data.loading import TABLE_READERS
-from hf_plr.data.media_columns import expose_media
+from hf_plr.data.loading import choose_split, find_source
+from hf_plr.data.media_columns import flatten_nested
+from hf_plr.data.media_kinds import Kind
 from hf_plr.utils.distributed import run_main_first
 from hf_plr.utils.files import replacing
 from hf_plr.utils.progress import track
@@ -41,30 +41,25 @@ WHOLE = "whole.json"
 EXACT = {"ArrowExamplesIterable", "ExamplesIterable", "SelectColumnsIterable", "TakeExamplesIterable"}
 
 
-def load_stream(name: str, config_name: str | None, split: str, max_samples: int | None) -> Dataset:
+def load_stream(
+    name: str, config_name: str | None, split: str, max_samples: int | None, kind: Kind | None = None
+) -> Dataset:
     """Read the first samples of a data set, without the rest of it; see `materialise`.
 
     Args:
-        name: a Hub id, a folder of tables or of files, or a table.
+        name: see `load_splits`. Of a folder of files the first ones are taken, and nothing is written.
         config_name: configuration of a Hub data set.
         split: the split.
-        max_samples: number of samples; None for all.
+        max_samples: number of samples, at least 1; None for all.
+        kind: see `load_splits`.
 
     Raises:
         ValueError: if there is no such data set, configuration or split.
     """
-    path = os.path.expanduser(name)
-    is_local = os.path.exists(path)
-    ending = os.path.splitext(path)[1].lower()
-    try:
-        if os.path.isfile(path) and ending in TABLE_READERS:
-            stream = load_dataset(TABLE_READERS[ending], data_files={"train": path}, split=split, streaming=True)
-        else:
-            stream = load_dataset(path if is_local else name, config_name, split=split, streaming=True)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
-        raise ValueError(f"dataset_name={name!r} cannot be streamed: {error}") from error
-    dataset = materialise(stream, max_samples)
-    return expose_media(dataset, path if os.path.isdir(path) else os.path.dirname(path)) if is_local else dataset
+    source = find_source(name, config_name, kind)
+    if isinstance(source, DatasetDict):
+        return flatten_nested(_take(choose_split(source, name, split), max_samples))
+    return flatten_nested(source.expose(materialise(source.stream(split), max_samples), split))
 
 
 def materialise(
@@ -73,8 +68,9 @@ def materialise(
     """Write the samples of a stream to files, as they come and undecoded, and open these as a data set.
 
     What a killed process has written is kept, shard by shard, and the next call goes on behind it. A call with the same
-    stream and number of samples reads nothing of the stream once it is whole. Streams are equal if what makes them is:
-    functions, arguments, and the sizes and times of local files; data sets of the Hub if their revision is.
+    stream and number of samples reads nothing of the stream once these are written. With a folder, a call for more goes
+    on behind them, and one for fewer takes the first ones. Streams are equal if what makes them is: functions,
+    arguments, and the sizes and times of local files; data sets of the Hub if their revision is.
 
     Args:
         stream: the stream, finite unless `max_samples` is given. It must give the same samples whenever it is read.
@@ -85,13 +81,12 @@ def materialise(
         ValueError: if the stream is empty, or cannot be recognised and there is no folder.
         OSError: if the disk is full but for a GiB.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples={max_samples} must be at least 1")
+    _check_number(max_samples)
     key = None if folder is not None else _fingerprint(stream, max_samples)
     place = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / str(key) if folder is None else Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     shards = _finished_shards(place)
-    if not (place / WHOLE).exists():
+    if not _has_enough(place, max_samples):
         _write(stream, max_samples, place, shards)
         shards = _finished_shards(place)
     if not shards:
@@ -104,7 +99,7 @@ def materialise(
             dataset = dataset.cast_column(name, type(feature)(**restored))
     if key is not None:
         dataset._fingerprint = key  # of what it holds, and not of the times of its files
-    return dataset
+    return _take(dataset, max_samples)
 
 
 def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
@@ -118,8 +113,19 @@ def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
 def open_streams(data: Any, args: BaseTrainingArguments) -> Any:
     """Apply `open_stream` to a data set, or to each of several by name; called on every process."""
     if isinstance(data, dict):
-        return type(data)({name: open_stream(dataset, args) for name, dataset in data.items()})
+        return {name: open_stream(dataset, args) for name, dataset in data.items()}
     return open_stream(data, args)
+
+
+def _check_number(max_samples: int | None) -> None:
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples={max_samples} must be at least 1")
+
+
+def _take(dataset: Dataset, max_samples: int | None) -> Dataset:
+    """The first samples of a data set, or all if there are no more."""
+    _check_number(max_samples)
+    return dataset if max_samples is None or max_samples >= len(dataset) else dataset.select(range(max_samples))
 
 
 def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards: list[Path]) -> None:
@@ -148,7 +154,8 @@ def _write(stream: IterableDataset, max_samples: int | None, place: Path, shards
             note = {"rows": n_done, "state": stream.state_dict()}
             write_text(place / f"shard-{number:06d}.json", json.dumps(note))
         number += 1
-    write_text(place / WHOLE, json.dumps({"rows": n_done}))
+    has_ended = max_samples is None or n_done < max_samples
+    write_text(place / WHOLE, json.dumps({"rows": n_done, "has_ended": has_ended}))
 
 
 def _write_shard(rows: Iterator[Any], path: Path, features: Features | None) -> tuple[int, Features | None]:
@@ -179,6 +186,15 @@ def _finished_shards(place: Path) -> list[Path]:
     """Shards from the first one on, without a gap."""
     found = (place / f"shard-{number:06d}.arrow" for number in itertools.count())
     return list(itertools.takewhile(Path.exists, found))
+
+
+def _has_enough(place: Path, max_samples: int | None) -> bool:
+    """Whether an earlier call has written as many samples, or all that there are."""
+    try:
+        note = json.loads((place / WHOLE).read_bytes())
+        return bool(note.get("has_ended")) or (max_samples is not None and note["rows"] >= max_samples)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return False
 
 
 def _read_state(shard: Path, n_rows: int) -> dict[str, Any] | None:

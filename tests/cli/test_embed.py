@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, Features, Image, Value, load_dataset
 from helpers.hub_cache import cache_repo
 from helpers.tiny import deep_images, image_trainer, tiny_vit
 from transformers import ViTConfig, ViTModel
@@ -81,6 +81,20 @@ def test_the_snippet_of_the_card_gives_the_feature_of_the_run(
     names = {}
     exec(trainer.modality.usage_snippet(str(out)).replace("image.png", str(picture)), names)  # noqa: S102
     np.testing.assert_allclose(names["feature"][0].numpy(), embedded, atol=1e-4)
+
+
+def test_images_in_nested_columns_are_found(some_digits, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "model")
+    small_vit_processor(16).save_pretrained(tmp_path / "model")
+    rows = [{"sample": {"image": image, "id": i}} for i, image in enumerate(some_digits[:20]["image"])]
+    nested = Dataset.from_list(rows, Features({"sample": {"image": Image(), "id": Value("int64")}}))
+    nested.save_to_disk(tmp_path / "saved")
+    command = ["embed", "--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "saved")]
+    assert main([*command, "--output", str(tmp_path / "found.parquet")]) == 0
+    assert main([*command, "--output", str(tmp_path / "named.parquet"), "--image_column", "sample.image"]) == 0
+    found, named = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("found", "named"))
+    assert len(found) == 20
+    pd.testing.assert_frame_equal(found, named)
 
 
 def test_deep_images_are_decoded_as_in_the_run(make_trainer, tmp_path, capsys):

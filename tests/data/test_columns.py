@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 from helpers import tiny
 
+from hf_plr import PLRTrainer
 from hf_plr.data.columns import (
     AmbiguousLabelColumns,
+    check_dataset,
     find_audio_column,
     find_image_column,
     find_label_column,
@@ -113,3 +116,36 @@ def test_nested_columns_are_named_with_a_dot(tmp_path, some_digits):
     assert trainer.modality.column == "sample.image"
     assert trainer.label_column == "sample.label"
     assert len(trainer.open_samples(nested)) == 40
+
+
+def make_waveforms(n, **others):
+    rng = np.random.default_rng(0)
+    sounds = [{"array": rng.normal(0, 0.1, 4000 + 100 * i).tolist(), "sampling_rate": 8000} for i in range(n)]
+    return Dataset.from_dict({"audio": [sound | others for sound in sounds], "label": [i % 2 for i in range(n)]})
+
+
+def test_waveforms_with_their_rates_are_recordings(tmp_path):
+    dataset = make_waveforms(30)
+    assert check_dataset(dataset) is dataset
+    assert find_modality_column(dataset, None, None) == ("audio", "audio")
+    trainer = tiny.sound_trainer(tmp_path / "out", dataset, PLRTrainer, num_clusters=4, num_train_epochs=1)
+    trainer.train()
+    assert len(trainer.open_samples(dataset)) == 30
+
+
+@pytest.mark.parametrize("has_chosen", [False, True])
+def test_files_and_waveforms_stay_whole_beside_nested_columns(has_chosen):
+    rows = make_waveforms(6, path="0.wav")
+    rows = rows.add_column("file", [{"bytes": b"%d" % i, "path": None} for i in range(6)])
+    rows = rows.add_column("deep", [{"sound": value, "note": {"id": i}} for i, value in enumerate(rows["audio"][:])])
+    chosen = rows.select([4, 1, 3]).with_format("numpy") if has_chosen else rows
+    flat = check_dataset(chosen)
+    assert set(flat.column_names) == {"label", "deep.note.id", "deep.sound", "audio", "file"}
+    order = [4, 1, 3] if has_chosen else list(range(6))
+    assert flat["deep.note.id"][:] == order
+    assert flat["label"][:] == [i % 2 for i in order]
+    assert [value["bytes"] for value in flat["file"]] == [b"%d" % i for i in order]
+    for name in ("audio", "deep.sound"):
+        assert [len(value["array"]) for value in flat[name]] == [4000 + 100 * i for i in order]
+    assert check_dataset(chosen)._fingerprint == flat._fingerprint
+    assert check_dataset(rows.select([]))["deep.note.id"][:] == []

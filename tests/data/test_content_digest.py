@@ -69,6 +69,8 @@ def test_arrays_differ_by_values_shape_and_rate():
     stored = [*arrays, *({"array": values, "sampling_rate": rate} for rate in (8_000, 16_000))]
     assert len({digest_content(each) for each in stored}) == len(stored)
     assert digest_content(values.tolist()) == digest_content(values.tolist())
+    named = {"array": values, "sampling_rate": 8_000, "path": "gone.wav"}
+    assert digest_content(named) == digest_content({"array": values, "sampling_rate": 8_000})
 
 
 def test_samples_of_a_store_have_the_digests_of_their_rows():

@@ -370,6 +370,12 @@ def test_files_that_are_no_images_are_described(head, suffix, reason):
     assert described is None if reason is None else reason in described
 
 
+@pytest.mark.parametrize("value", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
+def test_values_without_bytes_and_path_are_missing(value):
+    with pytest.raises(UnreadableImage, match=r"^image 7 is missing$"):
+        ImageDecoder(3).decode(value, 7)
+
+
 def test_tiff_files_that_pillow_does_not_read_are_told(deep):
     colour = encode_tiff((deep[1] // 16).astype(np.uint8))
     as_grey = colour.replace(struct.pack("<HHII", 262, 4, 1, 2), struct.pack("<HHII", 262, 4, 1, 1))

@@ -163,13 +163,18 @@ def test_annotations_beside_images_change_nothing(tmp_path, load):
 
 def test_names_that_no_table_can_hold_and_packed_files_are_counted(tmp_path, load):
     draw(tmp_path, "1.png")
-    shutil.copy(tmp_path / "1.png", os.fsencode(tmp_path) + b"/\xff.png")
+    for name in (b"photo\xe9", b"\xff.png"):
+        shutil.copy(tmp_path / "1.png", os.fsencode(tmp_path) + b"/" + name)
+    with open(os.fsencode(tmp_path) + b"/photo\xe9.csv", "w") as file:
+        file.write("file_name,label\n1.png,a\n")
     shutil.copy(tmp_path / "1.png", tmp_path / "2.png.gz")
     (tmp_path / "more.rar").write_bytes(b"Rar!")
     splits, said = load(tmp_path)
     assert len(splits["train"]) == 1
-    assert "3 images: 1 train, 1 left out: .gz files are not read: unpack them" in said
-    assert "1 left out: names that are not UTF-8" in said
+    assert "4 images: 1 train, 1 left out: .gz files are not read: unpack them" in said
+    assert "2 left out: names that are not UTF-8" in said
+    assert "photo\\xe9 is a name that is not UTF-8" in said
+    assert "1 tables whose names are not UTF-8" in said
     assert "1 archives (.rar, .7z, .zst, .lz4) that are not unpacked" in said
 
 

@@ -12,6 +12,7 @@ from datasets import Audio, Dataset, Features, Image, Value
 from helpers.media_folders import draw, labels, record
 from PIL import Image as PILImage
 
+from hf_plr.data.image_decoding import UnreadableImage
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore
 from hf_plr.models.vision import small_vit_processor
@@ -93,6 +94,24 @@ def test_tables_whose_columns_are_paths_or_bytes(tmp_path, load):
         load(tmp_path / "imgs" / "1.png")
 
 
+@pytest.mark.parametrize("has_structs", [False, True])
+def test_files_that_are_missing_make_no_other_column(tmp_path, load, has_structs):
+    draw(tmp_path / "imgs", "1.png", "2.png")
+    paths = ["imgs/1.png", "imgs/gone.png", "", None, "imgs/2.png"]
+    structs = [{"bytes": None, "path": path or None} for path in paths]
+    pd.DataFrame({"photo": structs if has_structs else paths}).to_parquet(tmp_path / "list.parquet")
+    split = load(tmp_path / "list.parquet")[0]["train"]
+    assert isinstance(split.features["photo"], Image)
+    geometry = ImageGeometry(small_vit_processor(32), num_channels=3)
+    store = ImageStore(split, "photo", geometry, skip_unreadable=True).check()
+    assert store.rows.tolist() == [0, 4]
+    with pytest.raises(UnreadableImage, match=r"image 1 cannot be read \(.*imgs/gone\.png"):
+        ImageStore(split, "photo", geometry).check()
+    os.remove(tmp_path / "imgs" / "1.png")
+    os.remove(tmp_path / "imgs" / "2.png")
+    assert not isinstance(load(tmp_path / "list.parquet")[0]["train"].features["photo"], Image)
+
+
 def test_nested_columns_have_names_with_a_dot(tmp_path, load):
     draw(tmp_path, "1.png")
     value = {"image": {"bytes": (tmp_path / "1.png").read_bytes(), "path": "1.png"}, "id": 7}
@@ -101,6 +120,13 @@ def test_nested_columns_have_names_with_a_dot(tmp_path, load):
     split = load(tmp_path / "t")[0]["train"]
     assert isinstance(split.features["sample.image"], Image)
     assert split["sample.id"] == [7]
+    draw(tmp_path / "t", "pics/2.png")
+    (tmp_path / "t" / "list.jsonl").write_text('{"sample": {"image": "pics/2.png", "id": 8}}\n')
+    split = load(tmp_path / "t" / "list.jsonl")[0]["train"]
+    assert split[0]["sample.image"].size == (4, 4)
+    nested = Dataset.from_list([{"sample": value}], Features({"sample": {"image": Image(), "id": Value("int64")}}))
+    nested.save_to_disk(tmp_path / "saved")
+    assert set(load(tmp_path / "saved")[0]["train"].column_names) == {"sample.image", "sample.id"}
 
 
 def test_media_in_parquet_beside_a_picture(tmp_path, load):
@@ -141,6 +167,64 @@ def test_tables_that_hold_more_than_there_are_files_are_taken_and_said(tmp_path,
     assert len(load(tmp_path / "d")[0]["train"]) == 3
 
 
+def count_rows(splits):
+    return {name: len(split) for name, split in splits.items()}
+
+
+@pytest.mark.parametrize("root", ["hub", "[hub]"])
+@pytest.mark.parametrize("beside", [None, "classes.csv", "preview.png"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("config/partial-train/0000.parquet", "config/partial-test/0000.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        ("birds_train.parquet", "birds_test.parquet"),
+    ],
+)
+def test_splits_of_tables_are_words_of_folders_or_names(tmp_path, load, root, beside, names):
+    folder = tmp_path / "test" / root  # what lies above the folder says nothing
+    for name, n in zip(names, (4, 2), strict=True):
+        write_parquet(folder / name, n)
+    if beside == "classes.csv":
+        (folder / beside).write_text("class\na\n")
+    elif beside is not None:
+        draw(folder, beside)
+    assert count_rows(load(folder)[0]) == {"train": 4, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("a/0.parquet", "test/train/0.parquet"), ("test_config/train/0.parquet", "test_config/test/0.parquet")],
+)
+def test_a_folder_called_like_a_split_comes_before_other_words(tmp_path, load, train, test):
+    write_parquet(tmp_path / train, 4)
+    write_parquet(tmp_path / test, 2)
+    draw(tmp_path, "logo.png")
+    assert count_rows(load(tmp_path)[0]) == {"train": 4, "test": 2}
+
+
+def test_other_tables_beside_those_of_images_are_not_taken_for_them(tmp_path, load):
+    folder = tmp_path / "[hub]"
+    write_parquet(folder / "train-00000-of-00001.parquet", 3)
+    (folder / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    splits, _ = load(folder)
+    assert splits["train"].column_names == ["photo"]
+    assert len(splits["train"]) == 3
+
+
+def test_paths_of_each_split_begin_beside_its_table(tmp_path, load):
+    for split in ("train", "test"):
+        draw(tmp_path / "elsewhere" / split, "1.png")
+        (tmp_path / "lists" / split).mkdir(parents=True)
+        (tmp_path / "lists" / split / "list.csv").write_text(f"photo\n../../elsewhere/{split}/1.png\n")
+    (tmp_path / "lists" / "notes.csv").write_text("a\n1\n")
+    splits, _ = load(tmp_path / "lists")
+    for split in ("train", "test"):
+        path = splits[split].cast_column("photo", Image(decode=False))[0]["photo"]["path"]
+        assert os.path.samefile(path, tmp_path / "elsewhere" / split / "1.png")
+
+
 def test_tables_that_are_not_used_are_named(tmp_path, load):
     draw(tmp_path, "ISIC_0.png", "ISIC_1.png", "ISIC_2.png")
     (tmp_path / "ragged.csv").write_text("file,label\nISIC_0.png,1,2\nISIC_1.png,3\n")
@@ -162,6 +246,16 @@ def test_a_table_of_a_split_tells_of_that_split_alone(tmp_path, load):
     splits, _ = load(tmp_path)
     assert splits["train"]["site"] == ["a", "b"]
     assert splits["test"]["site"] == [None, None]
+
+
+@pytest.mark.parametrize("top", ["", "data/", "down/load/pets/"])
+def test_tables_of_splits_name_files_alike(tmp_path, load, top):
+    for split, classes in (("train", "ab"), ("test", "ba")):
+        draw(tmp_path, *(f"{top}{split}/imgs/{i}.png" for i in range(2)))
+        lines = "".join(f"{i}.png,{name}\n" for i, name in enumerate(classes))
+        (tmp_path / top / split / "labels.csv").write_text(f"name,label\n{lines}")
+    splits, _ = load(tmp_path)
+    assert {name: split["label"][:] for name, split in splits.items()} == {"train": ["a", "b"], "test": ["b", "a"]}
 
 
 def test_absolute_paths_in_metadata_and_labels_with_gaps(tmp_path, load):
@@ -201,6 +295,20 @@ def test_paths_of_tables_begin_where_they_lie(tmp_path, load):
     assert split[0]["image"].size == (4, 4)
     os.utime(tmp_path / "pics" / "0.png", ns=(0, 0))
     assert load(tmp_path / "t.parquet")[0]["train"]._fingerprint != split._fingerprint
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ";"), ("csv", ","), ("tsv", "\t"), ("csv", "\t")])
+def test_separators_of_a_table_in_a_folder(tmp_path, load, suffix, separator):
+    draw(tmp_path / "pics", "0.png", "1.png")
+    (tmp_path / "lists" / "of site").mkdir(parents=True)
+    for split, number in (("train", 0), ("test", 1)):
+        lines = ["photo", "place"], [f"../../pics/{number}.png", "Zoé"]
+        text = "".join(f"{separator.join(line)}\n" for line in lines)
+        (tmp_path / "lists" / "of site" / f"birds_{split}.{suffix}").write_text(text, encoding="utf-8-sig")
+    splits, _ = load(tmp_path / "lists")
+    assert count_rows(splits) == {"train": 1, "test": 1}
+    assert splits["test"].column_names == ["place", "photo"]
+    assert (splits["test"][0]["photo"].size, splits["test"]["place"][0]) == ((4, 4), "Zoé")
 
 
 def test_many_tables_take_time_by_their_number(tmp_path, load):

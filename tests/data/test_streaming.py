@@ -10,10 +10,12 @@ import pytest
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 from helpers import tiny
 from helpers.launching import call, load_script
+from helpers.media_folders import draw, record
 from helpers.paths import VIT_PLR
 from helpers.runs import assert_same_weights
 
 from hf_plr.data import streaming
+from hf_plr.data.loading import load_splits
 from hf_plr.data.streaming import load_stream, materialise
 
 
@@ -102,6 +104,27 @@ def test_a_generator_that_is_interrupted_goes_on(some_digits):
     assert (second.n_read > 0, third.n_read) == (True, 0)
 
 
+@pytest.mark.parametrize("has_tables", [False, True])
+def test_a_folder_goes_on_for_more_samples_and_gives_fewer(tables, some_digits, has_tables):
+    counted = Counted(some_digits.select(range(150)))
+    folder = tables.parent / "mine"
+
+    def take(n):
+        return materialise(open_tables(tables) if has_tables else counted.stream(), n, folder)
+
+    for n in (10, 50, 25, 50):
+        assert_same_samples(take(n), some_digits.select(range(n)))
+        assert len(take(n)) == n
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.arrow")}
+    for n in (None, 150, 200, None):
+        assert_same_samples(take(n), some_digits.select(range(150)))
+    n_read = counted.n_read
+    assert_same_samples(take(70), some_digits.select(range(70)))
+    assert_same_samples(take(None), some_digits.select(range(150)))
+    assert counted.n_read == n_read
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_the_next_start_finds_the_stream_and_no_other(tables):
     first = materialise(open_tables(tables), 60)
     half_read = open_tables(tables)
@@ -158,11 +181,48 @@ def test_what_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name a folder for its samples by hf_plr\.data\.streaming\.materialise"):
         materialise(unknown)
     assert materialise(unknown, folder=tmp_path / "mine")["a"][:] == ["0x", "1y", "2z"]
-    with pytest.raises(ValueError, match="dataset_name='nobody/nothing' cannot be streamed"):
+    with pytest.raises(ValueError, match="dataset_name='nobody/nothing' is neither a folder or file here"):
         load_stream("nobody/nothing", None, "train", 3)
     monkeypatch.setattr(streaming, "LEAST_FREE", 2**60)
     with pytest.raises(OSError, match="the disk is full"):
         materialise(IterableDataset.from_generator(mixed))
+
+
+@pytest.mark.parametrize("name", ["site A", "[site A]", "w*at?"])
+@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_tables_of_paths_are_streamed_as_they_are_loaded(tmp_path, name, is_folder, suffix):
+    draw(tmp_path / "pics", *(f"{i}.png" for i in range(4)))
+    folder = tmp_path / name
+    folder.mkdir()
+    separator = ";" if suffix == "csv" else "\t"
+    for split, numbers in (("train", (0, 1, 2)), ("test", (3,))):
+        lines = [f"photo{separator}place", *(f"../pics/{i}.png{separator}Zoé" for i in numbers)]
+        (folder / f"{split}.{suffix}").write_text("\n".join(lines), encoding="utf-8-sig")
+    path = str(folder if is_folder else folder / f"train.{suffix}")
+    loaded, streamed = load_splits(path)["train"], load_stream(path, None, "train", 2)
+    assert len(streamed) == 2
+    assert isinstance(streamed.features["photo"], Image)
+    assert streamed[1]["photo"].size == (4, 4)
+    assert streamed["place"][:] == loaded["place"][:2] == ["Zoé", "Zoé"]
+
+
+def test_folders_of_files_and_saved_ones_are_streamed_as_they_are_loaded(tmp_path, some_digits):
+    folder = draw(tmp_path / "[site A] photos", *(f"train/{i}.png" for i in range(3)), "test/3.png")
+    record(folder / "train", *(f"{i}.wav" for i in range(5)))
+    images = load_stream(str(folder), None, "train", 2, "image")
+    assert [images.column_names, len(images), images[1]["image"].size] == [["image"], 2, (4, 4)]
+    assert len(load_stream(str(folder), None, "test", 9, "image")) == 1
+    assert len(load_stream(str(folder), None, "train", None)) == 5
+    with pytest.raises(ValueError, match="max_samples=0 must be at least 1"):
+        load_stream(str(folder), None, "train", 0)
+    with pytest.raises(ValueError, match="has no split 'query'; its splits are: train, test"):
+        load_stream(str(folder), None, "query", 2, "image")
+    some_digits.select(range(30)).save_to_disk(tmp_path / "saved")
+    assert_same_samples(load_stream(str(tmp_path / "saved"), None, "train", 20), some_digits.select(range(20)))
+    some_digits.select(range(30)).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="cannot be streamed: Bad split: test"):
+        load_stream(str(tmp_path / "train.parquet"), None, "test", 20)
 
 
 def test_a_trainer_takes_a_stream(tables, some_digits, tmp_path):
