@@ -11,7 +11,7 @@ PLAIN = {"cluster_space": "centered", "pair_weight": 0.0}  # clusters that chang
 
 
 def test_samples_that_are_all_doubtful_are_not_called_noise(make_trainer):
-    with pytest.raises(ValueError, match=r"epoch .: no sample in a cluster has a confidence of at least min_confidence"):
+    with pytest.raises(ValueError, match=r"epoch .: no sample in a cluster has a confidence of at least"):
         make_trainer(min_confidence=1.0, refinement="consensus", num_labelings=1).train()
 
 
