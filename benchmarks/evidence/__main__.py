@@ -46,7 +46,7 @@ def main() -> None:
     elif args.default:
         print("\n\n".join(table(args.default) for table in (own_settings, parts, off_settings)))
     elif args.overview:
-        print(overview(args.overview))
+        print(overview(args.overview, args.from_seed))
     elif args.brief:
         print(brief(args.brief))
     elif args.summary:
@@ -90,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overview", nargs="+", type=Path, metavar="FILE", help="the same with intervals, of does_it_help.md"
     )
+    parser.add_argument("--from_seed", type=int, default=0, metavar="N", help="only seeds from N on in --overview")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(
         "--space", choices=list(SPACES), default="centered", help="space of the tables' scores (default: %(default)s)"

@@ -62,15 +62,16 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
     return "\n\n".join(tables)
 
 
-def overview(paths: list[Path]) -> str:
+def overview(paths: list[Path], from_seed: int = 0) -> str:
     """A row a task and score: what a user may choose, as means over the seeds that all have, and paired differences.
 
     Args:
         paths: files of results; their runs at the tasks' own settings and budget are compared.
+        from_seed: first seed that counts; tasks without this or a later one are left out.
     """
     rows = []
     for (space, score), title in OVERVIEW_SCORES.items():
-        for task, default, others in _choices(paths, space, score):
+        for task, default, others in _choices(paths, space, score, from_seed):
             means, seeds = _shared_means([*others, default])
             differences = [difference(default, each) for each in others[1:]]
             rows.append((task, [f"{task}, {title}", *means, *differences, seeds]))
@@ -102,9 +103,13 @@ def brief(paths: list[Path]) -> str:
     return _table(["data", *CHOICES.values(), DEFAULT, "seeds"], rows)
 
 
-def _choices(paths: list[Path], space: str, score: str) -> list[tuple[str, BySeed, list[BySeed]]]:
+def _choices(paths: list[Path], space: str, score: str, from_seed: int = 0) -> list[tuple[str, BySeed, list[BySeed]]]:
     """Scores by seed of the default, and of each of `CHOICES`, for every task that has the score."""
-    records = {run: record for run, record in read_all(paths).items() if run.variation == AS_IT_IS and run.budget < 2}
+    records = {
+        run: record
+        for run, record in read_all(paths).items()
+        if run.variation == AS_IT_IS and run.budget < 2 and run.seed >= from_seed
+    }
     scores = _collect(records, space, score)
     return [
         (task, scores.get((task, DEFAULT), {}), [scores.get((task, way), {}) for way in CHOICES])
