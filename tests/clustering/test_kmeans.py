@@ -18,7 +18,7 @@ from hf_plr import KMeans
 from hf_plr.clustering import kmeans as kmeans_module
 from hf_plr.clustering.exact_sums import get_exact_device, to_exact
 from hf_plr.clustering.seeding import draw_seeds
-from hf_plr.clustering.whitening import fit_whitening, map_rows
+from hf_plr.clustering.whitening import map_rows
 from hf_plr.utils.precision import exact_products
 
 
@@ -136,16 +136,27 @@ def test_what_processes_send_for_empty_clusters_is_small(monkeypatch):
     assert 400 * 8 < max(sent) < 400 * 64 * 4  # less than the rows themselves
 
 
-@pytest.mark.parametrize("width", [64, 384])
-def test_a_row_alone_in_its_block_has_the_bits_of_any_other(width):
-    rows = torch.nn.functional.normalize(torch.randn(4_097, width, generator=torch.Generator().manual_seed(0)), dim=1)
-    matrix = fit_whitening(rows, 0.3)
-    torch.testing.assert_close(map_rows(rows[-1:], matrix), map_rows(rows, matrix)[-1:], rtol=0.0, atol=0.0)
-    parts = torch.cat([map_rows(part, matrix) for part in (rows[:2_049], rows[2_049:])])
-    assert torch.equal(map_rows(rows, matrix), parts)
-    centers = rows[:60]
-    both = [kmeans_module.assign_rows(kmeans_module.Rows(part, True, None), centers) for part in (rows, rows[-1:])]
-    assert torch.equal(both[0][1][-1:], both[1][1])
+def test_a_row_alone_is_never_multiplied_alone():
+    """A product of one row has a kernel of its own, and so other bits than among further rows."""
+    rows = torch.nn.functional.normalize(torch.randn(4_097, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert len(rows[4_096:]) == 1  # what blocks of 4,096 leave
+    heights = []
+
+    class Heights(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            if function in (torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__):
+                heights.append(len(arguments[0]))
+            return function(*arguments, **(keywords or {}))
+
+    matrix, last = torch.eye(8), kmeans_module.Rows(rows[-1:], True, None)
+    with Heights():
+        mapped, (_, scores) = map_rows(rows, matrix), kmeans_module.assign_rows(last, rows[:60])
+    assert len(mapped) == 4_097
+    assert len(scores) == 1
+    assert min(heights) == 2
+    assert heights.count(2) == 2
+    torch.testing.assert_close(mapped, rows)
+    torch.testing.assert_close(scores, (rows[-1:] @ rows[:60].T).max(dim=1).values - 0.5)
 
 
 @pytest.mark.parametrize("spherical", [True, False])

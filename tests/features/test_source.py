@@ -98,7 +98,7 @@ def test_features_are_computed_as_told_whatever_training_is_in(make_trainer, dty
     trainer = make_trainer({"callbacks": [Compare()]}, **settings)
     trainer.train()
     difference = (found[0] - in_float32[0]).abs().max()
-    assert (difference < 1e-5) == (dtype == "float32")
+    assert (difference < 1e-3) == (dtype == "float32")
     assert hasattr(trainer.model.forward, "__wrapped__")  # training goes on in bfloat16
 
 
