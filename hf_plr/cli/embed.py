@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
     check_output(args, "features")
 
     # Imported here: `hf-plr refine` needs no torch.
-    from hf_plr.jobs.embedding import SEGMENT_SETTINGS, describe_data, embed, read_run_settings, write_table
+    from hf_plr.jobs.embedding import describe_data, embed, write_table
+    from hf_plr.jobs.run_settings import SEGMENT_SETTINGS, read_run_settings
     from hf_plr.modality import find_modality
 
     settings = {name: getattr(args, name) for name in DATA_SETTINGS}

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_plr.report.file_names import PAGE_FILE
     from hf_plr.report.html.earlier_runs import report_of
     from hf_plr.report.html.render import MIB, render
-    from hf_plr.utils.text_files import write_text
+    from hf_plr.utils.files import write_text
 
     folder = Path(args.folder)
     path = folder / PAGE_FILE if args.output is None else Path(args.output)

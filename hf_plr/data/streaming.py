@@ -22,9 +22,8 @@ from hf_plr.data.loading import choose_split, find_source
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.media_kinds import Kind
 from hf_plr.utils.distributed import run_main_first
-from hf_plr.utils.files import replacing
+from hf_plr.utils.files import replacing, write_text
 from hf_plr.utils.progress import track
-from hf_plr.utils.text_files import write_text
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments

@@ -22,7 +22,7 @@ from hf_plr.features.centering import CenteredFeatures, compute_directions
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 from hf_plr.utils.serialization import validate_array
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 
 
 @dataclass

@@ -13,7 +13,7 @@ from hf_plr.data.sample_store import SampleStore
 from hf_plr.features.centering import CenteredFeatures, compute_directions
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.utils.distributed import gather_objects, gather_rows
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.serialization import validate_array
 

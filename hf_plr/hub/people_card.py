@@ -13,7 +13,7 @@ from hf_plr.hub.markdown import escape_markdown
 from hf_plr.pseudo_labels.label_files import LABEL_COLUMN, PSEUDO_LABELS_FILE
 from hf_plr.report.names import NAMES_FILE, read_cluster_names
 from hf_plr.report.run_history import RunEntry, RunHistory
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 
 CARD_FILE = "README.md"
 BEGIN, END = "<!-- hf-plr: what people found -->", "<!-- hf-plr: end of what people found -->"

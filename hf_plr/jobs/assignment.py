@@ -17,7 +17,8 @@ from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.loading import choose_split, load_splits
 from hf_plr.data.media_columns import flatten_nested
-from hf_plr.jobs.embedding import describe_data, is_adapter_of_run, make_extractor, read_run_settings
+from hf_plr.jobs.embedding import describe_data, make_extractor
+from hf_plr.jobs.run_settings import is_adapter_of_run, read_run_settings
 from hf_plr.jobs.sample_assigner import SampleAssigner
 from hf_plr.modality import Modality
 from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, LABEL_COLUMN, SPAN_COLUMNS, level_column

@@ -16,7 +16,7 @@ from hf_plr.clustering.novelty import KnownClusters
 from hf_plr.data.sample_store import Finding, SampleStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.report.assigned import AssignedSamples
-from hf_plr.utils.files import PREFIX
+from hf_plr.utils.mapped_arrays import PREFIX
 
 BLOCK_ROWS = 4_096  # features that are assigned together
 

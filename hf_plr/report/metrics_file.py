@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.report.file_names import TRAINED_EPOCHS
 from hf_plr.report.summary import RunSummary
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 from hf_plr.utils.versions import find_versions
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 
 NAMES_FILE = "cluster_names.json"
 FORMAT = "hf-plr-names-1"

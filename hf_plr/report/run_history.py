@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_plr.refinement.correspondence import ClusterEvents
 from hf_plr.report.names import NAMES_FILE
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 
 HISTORY_FILE = "run_history.json"
 FORMAT = "hf-plr-history-1"

@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_plr.refinement.hierarchy import ClusterTree, Level
 from hf_plr.report.names import read_level_names
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 
 TREE_FILE = "tree.json"
 FORMAT = "hf-plr-tree-1"

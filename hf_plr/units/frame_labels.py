@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.utils.distributed import gather_objects, gather_rows, is_single_process, wait_for_all
-from hf_plr.utils.files import PREFIX, allocate_array, reserve
+from hf_plr.utils.mapped_arrays import PREFIX, allocate_array, reserve
 
 SENT_FRAMES = 1 << 22  # of each process at a time, where there are several machines
 

@@ -21,7 +21,7 @@ from hf_plr.units.frame_labels import SharedLabels
 from hf_plr.units.frames import Frames, compute_frame_bounds
 from hf_plr.units.space import FrameSpace, FrameSpaceFitter
 from hf_plr.utils.distributed import gather_objects
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 from hf_plr.utils.serialization import select_prefix, validate_array
 
 SPREAD_RECORDINGS = 1 << 12  # whose frames get their true labels at a time

@@ -19,7 +19,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch.distributed.fsdp import FSDPModule
 
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 from hf_plr.utils.progress import LINE_SECONDS, describe_time
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
 from hf_plr.cli import main
-from hf_plr.jobs.embedding import Embedder, read_run_settings
+from hf_plr.jobs.embedding import Embedder
+from hf_plr.jobs.run_settings import read_run_settings
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.data_record import read_record
 from hf_plr.report.metrics_file import write_metrics

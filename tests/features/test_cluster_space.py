@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_plr.clustering.whitening import Whitening, whiten
 from hf_plr.features.centering import center_features
 from hf_plr.features.cluster_space import CENTERED, SHRINKAGES, ClusterSpace, find_stable_shrinkage
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 
 
 def draw(loud: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from hf_plr import KMeans, ReciprocalDBSCAN
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.features.source import FeatureSource, count_moved, has_bf16_arithmetic
-from hf_plr.utils.files import allocate_array
+from hf_plr.utils.mapped_arrays import allocate_array
 from hf_plr.utils.precision import _onednn_keeps_fp32, fast_fp32_products
 
 CPU = torch.device("cpu")

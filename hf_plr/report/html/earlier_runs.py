@@ -16,7 +16,7 @@ from hf_plr.report.html.report_file import DATA_FILE, FORMAT, read_report
 from hf_plr.report.html.run_facts import as_line, current_time, finite_scores
 from hf_plr.report.html.sheets import Snapshot, size_table
 from hf_plr.report.html.tree_facts import find_tree
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 
 METRICS_FILE, PSEUDO_LABELS_FILE = "metrics.json", "pseudo_labels.parquet"
 NO_DATA = (

@@ -11,7 +11,7 @@ from hf_plr.report.file_names import PAGE_FILE
 from hf_plr.report.html.folder_facts import collect_folder_facts
 from hf_plr.report.html.render import as_json, render
 from hf_plr.report.html.tree_facts import find_tree
-from hf_plr.utils.text_files import write_text
+from hf_plr.utils.files import write_text
 
 DATA_FILE = "report.json"
 FORMAT = "hf-plr-report-1"
