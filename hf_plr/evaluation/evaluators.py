@@ -106,7 +106,7 @@ class FeatureEvaluator(Evaluator):
     def __call__(self, trainer: ScoredTrainer) -> Scored:
         """Score the features of the training samples, or of the evaluation set with these as the gallery."""
         features, labels, groups = extract_part(trainer, trainer.train_dataset)
-        self.scored_by_recording = groups is not None
+        self.scored_by_recording, self.scored_on_test = groups is not None, False
         test_features = test_labels = test_groups = None
         dataset = trainer.eval_dataset
         if isinstance(dataset, Dataset) and trainer.label_column in dataset.column_names:
@@ -187,10 +187,11 @@ def extract_part(
 
 
 def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) -> dict[str, float]:
-    """Score predicted features against up to 10,000 training samples, evenly spaced: a `compute_metrics`."""
+    """Score predicted features against up to 10,000 labelled training samples, evenly spaced: a `compute_metrics`."""
     store = trainer.train_dataset
-    positions = np.unique(np.linspace(0, len(store) - 1, min(len(store), GALLERY_SAMPLES)).astype(np.int64))
-    gallery, labels, groups = extract_part(trainer, store, torch.from_numpy(positions))
+    labelled = np.flatnonzero(store.true_labels() >= 0)
+    drawn = np.linspace(0, len(labelled) - 1, min(len(labelled), GALLERY_SAMPLES)).astype(np.int64)
+    gallery, labels, groups = extract_part(trainer, store, torch.from_numpy(labelled[np.unique(drawn)]))
     accelerator = trainer.accelerator
     tested = trainer.open_samples.latest
     is_cut = tested.segments is not None and len(tested) == len(prediction.predictions)
@@ -204,14 +205,30 @@ def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) ->
     )
 
 
-def check_best_metric(args: TrainingArguments, is_scored: bool) -> None:
-    """Reject a best model by a score that needs labels where there are none.
+def check_best_metric(args: TrainingArguments, label_column: str | None, eval_dataset: Any, is_scored: bool) -> None:
+    """Reject a best model by a score that needs labels where no evaluation has it.
+
+    Args:
+        args: the arguments.
+        label_column: column of the true labels; None where there is none.
+        eval_dataset: an evaluation set, several by name, or None.
+        is_scored: True if there is a `compute_metrics`.
 
     Raises:
         ValueError: naming the score.
     """
-    if args.load_best_model_at_end and args.metric_for_best_model in SCORES and not is_scored:
-        raise ValueError(
-            f"load_best_model_at_end with metric_for_best_model={args.metric_for_best_model!r} needs a label "
-            "column to score by, and there is none: take a score that needs no labels, such as plr/silhouette"
-        )
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if not args.load_best_model_at_end or metric not in SCORES:
+        return
+    what = f"load_best_model_at_end with metric_for_best_model={args.metric_for_best_model!r}"
+    instead = "take a score that needs no labels, such as plr/silhouette"
+    if not is_scored:
+        raise ValueError(f"{what} needs a label column to score by, and there is none: {instead}")
+    if not eval_dataset:
+        raise ValueError(f"{what} needs an eval_dataset with labels, whose samples are scored: give one, or {instead}")
+    if isinstance(eval_dataset, Mapping):
+        names = ", ".join(f"{name}_{metric}" for name in eval_dataset)
+        raise ValueError(f"{what}, but there are several evaluation sets: name one of {names}")
+    columns = getattr(eval_dataset, "column_names", None)
+    if label_column is not None and columns is not None and label_column not in columns:
+        raise ValueError(f"{what} needs the column {label_column!r} in eval_dataset, which has none: {instead}")

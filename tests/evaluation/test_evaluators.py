@@ -8,6 +8,7 @@ import pytest
 
 from hf_plr.evaluation.evaluators import Evaluator, FeatureEvaluator, FunctionEvaluator
 from hf_plr.evaluation.intervals import Scored
+from hf_plr.evaluation.scores import score_features
 from hf_plr.report.terminal_summary import format_summary
 
 
@@ -66,3 +67,47 @@ def test_an_evaluator_gives_intervals_titles_and_true_labels(make_trainer):
 def test_what_cannot_be_called_is_refused(make_trainer):
     with pytest.raises(TypeError, match="evaluator='knn' is not callable: give an Evaluator or a function"):
         make_trainer({"evaluator": "knn"})
+
+
+BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch"}
+
+
+@pytest.mark.parametrize("metric", [None, "knn_accuracy", "eval_nmi"])
+def test_the_best_model_by_scores_needs_labels_where_it_is_evaluated(make_trainer, some_digits, metric):
+    settings = {**BEST, "metric_for_best_model": metric}
+    unlabelled = some_digits.remove_columns("label")
+    with pytest.raises(ValueError, match="needs a label column"):
+        make_trainer({"train_dataset": unlabelled, "eval_dataset": some_digits}, **settings)
+    with pytest.raises(ValueError, match="needs an eval_dataset with labels"):
+        make_trainer(**settings)
+    with pytest.raises(ValueError, match="needs the column 'label' in eval_dataset"):
+        make_trainer({"eval_dataset": unlabelled}, **settings)
+    with pytest.raises(ValueError, match=r"several evaluation sets: name one of first_.*, second_"):
+        make_trainer({"eval_dataset": {"first": some_digits, "second": some_digits}}, **settings)
+    make_trainer({"eval_dataset": some_digits}, **settings)
+    make_trainer({"eval_dataset": {"first": some_digits}}, **BEST, metric_for_best_model="first_knn_accuracy")
+
+
+def test_all_labelled_samples_are_the_gallery_of_an_evaluation_set(make_trainer, some_digits, monkeypatch):
+    monkeypatch.setattr("hf_plr.evaluation.evaluators.GALLERY_SAMPLES", 60)
+    labels = [label if row % 4 == 1 else -1 for row, label in enumerate(some_digits["label"])]  # 51 of 203
+    few = some_digits.remove_columns("label").add_column("label", labels)
+    trainer = make_trainer({"train_dataset": few, "eval_dataset": some_digits})
+    seen = []
+
+    def score(features, labels, *others, **settings):
+        seen.append(labels)
+        return score_features(features, labels, *others, **settings)
+
+    monkeypatch.setattr("hf_plr.evaluation.evaluators.score_features", score)
+    assert "eval_knn_accuracy" in trainer.evaluate()
+    assert seen[0].tolist() == [label for label in labels if label >= 0]
+
+
+def test_what_is_scored_is_told_anew_each_time(make_trainer, some_digits):
+    trainer = make_trainer({"eval_dataset": some_digits.select(range(40))})
+    trainer.score("before")
+    assert trainer.evaluator.describe("images") == "the test split"
+    trainer.eval_dataset = None
+    trainer.score("after")
+    assert trainer.evaluator.describe("images") == "the training images, cross-validated"

@@ -293,15 +293,6 @@ def test_text_labels_mean_the_same_in_both_splits(make_trainer, some_digits):
     assert names[store.true_labels()].tolist() == test["label"][:]
 
 
-def test_the_best_model_by_scores_needs_labels(make_trainer, some_digits):
-    with pytest.raises(ValueError, match="needs a label column"):
-        make_trainer(
-            {"train_dataset": some_digits.remove_columns("label"), "eval_dataset": some_digits},
-            load_best_model_at_end=True,
-            eval_strategy="epoch",
-        )
-
-
 def test_own_refiner_and_bf16(make_trainer):
     trainer = make_trainer({"refiner": PseudoLabelRefiner(linkage="ward", weight=0.4)}, bf16=True, num_train_epochs=2)
     trainer.train()
