@@ -215,10 +215,11 @@ def make_pair_term(
         accelerator: connects the processes.
 
     Raises:
-        ValueError: if a batch cannot hold every sample twice.
+        ValueError: if a batch cannot hold every sample twice, or a term is asked for and there is one view.
     """
-    if not has_views and args.pair_loss != AUTO:
-        raise ValueError(f"pair_loss={args.pair_loss!r} compares two views of a sample: it needs an augmentation")
+    given = f"pair_loss={args.pair_loss!r}" if args.pair_loss != AUTO else f"pair_weight={args.pair_weight}"
+    if not has_views and (args.pair_loss != AUTO or args.pair_weight):
+        raise ValueError(f"{given} compares two views of a sample: it needs an augmentation")
     if args.pair_weight == 0.0 or not has_views:
         return None
     if args.auto_find_batch_size:

@@ -45,7 +45,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
 
     With a backbone that is given by name or path, or that has been trained, a trainer takes a copy of the arguments
     in which those of `by_default` have other values: `learning_rate` 3e-5 (with adapters 1e-3), `num_train_epochs` 10
-    and `per_device_train_batch_size` 64 (sounds: 16). Values that are given or assigned are never changed.
+    and `per_device_train_batch_size` 64 (sounds: 16). Values that are given or assigned are never changed. Copy
+    arguments by `copy.deepcopy`: `dataclasses.replace` and a dictionary of them give all values, and leave no default.
 
     Attributes:
         is_bf16_by_default: True if `bf16` was not given and the device decided.

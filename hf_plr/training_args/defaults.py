@@ -45,7 +45,8 @@ def fill_from_scratch(args: BaseTrainingArguments) -> frozenset[str]:
 def keep_from_scratch(args: Args) -> Args:
     """Return a copy of the arguments in which the defaults of random weights count as given."""
     kept = object.__new__(type(args))  # copy.copy would leave tokens out, see __getstate__
-    vars(kept).update({**vars(args), "by_default": args.by_default - set(FROM_SCRATCH)})
+    by_default = args.by_default - set(FROM_SCRATCH)
+    vars(kept).update({**vars(args), "by_default": by_default, "stays_from_scratch": True})
     return kept
 
 
@@ -65,6 +66,8 @@ def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"], has_adapter
     """
     defaults = PRETRAINED[kind] | (ADAPTERS if has_adapters else {})
     changes = {name: value for name, value in defaults.items() if name in args.by_default}
+    if not getattr(args, "stays_from_scratch", False):
+        _warn_of_copies(args, defaults)
     if not changes:
         return args
     if args.deepspeed is not None:
@@ -73,3 +76,19 @@ def adapt_to_pretrained(args: Args, kind: Literal["image", "audio"], has_adapter
     vars(adapted).update({**vars(args), **changes})
     logger.info("Defaults of a pretrained backbone: %s", changes)
     return adapted
+
+
+def _warn_of_copies(args: BaseTrainingArguments, defaults: dict[str, Any]) -> None:
+    """Warn where all values are those for random weights, but none counts as a default.
+
+    That is what `dataclasses.replace` and a dictionary of all arguments make of defaults: values that were given.
+    """
+    names = [name for name, value in defaults.items() if hasattr(args, name) and FROM_SCRATCH[name] != value]
+    if not args.by_default.intersection(names) and all(getattr(args, name) == FROM_SCRATCH[name] for name in names):
+        own, wanted = ({name: values[name] for name in names} for values in (FROM_SCRATCH, defaults))
+        logger.warning(
+            "%s are the defaults for random weights, but given for a pretrained backbone, whose defaults are %s. If "
+            "the arguments were copied by dataclasses.replace or from a dictionary, use copy.deepcopy and assign.",
+            own,
+            wanted,
+        )

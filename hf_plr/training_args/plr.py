@@ -157,6 +157,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
             raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
         if self.pair_loss != AUTO and self.pair_weight == 0.0:
             raise ValueError(f"pair_loss={self.pair_loss!r} has no effect with pair_weight=0: leave one of them out")
+        if self.refinement_weight is not None and self.refinement == "none":
+            raise ValueError(f"refinement_weight={self.refinement_weight} has no effect with refinement='none'")
         if self.continue_from is not None and self.labels is not None:
             raise ValueError(f"continue_from={self.continue_from!r} has no effect on given labels: leave it out")
         if self.continue_from is not None:

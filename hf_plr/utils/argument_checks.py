@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -15,8 +15,9 @@ class Limit(NamedTuple):
     complaint: str
 
 
-Count = Annotated[int, Limit(lambda value: value >= 1, "must be at least 1")]
-CountOrZero = Annotated[int, Limit(lambda value: value >= 0, "must be at least 0")]
+WHOLE = Limit(lambda value: float(value).is_integer(), "must be a whole number")
+Count = Annotated[int, WHOLE, Limit(lambda value: value >= 1, "must be at least 1")]
+CountOrZero = Annotated[int, WHOLE, Limit(lambda value: value >= 0, "must be at least 0")]
 AtLeastZero = Annotated[float, Limit(lambda value: value >= 0, "must be at least 0")]
 AboveZero = Annotated[float, Limit(lambda value: value > 0, "must be above 0")]
 Fraction = Annotated[float, Limit(lambda value: 0 <= value <= 1, "is outside [0, 1]")]
@@ -70,7 +71,7 @@ def read_json_object(argument: str, value: dict[str, Any] | str | None) -> dict[
         return value
     try:
         read = json.loads(value)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (TypeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{argument}={value!r} is not JSON: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{argument}={value!r} must be a JSON object, such as '{{\"eps\": 0.5}}'")
@@ -92,7 +93,7 @@ def read_levels_argument(value: list[int] | str | None, n_clusters: int | None =
     """
     if value is None:
         return None
-    words = value.split(",") if isinstance(value, str) else list(value)
+    words = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     shown = ",".join(str(word).strip() for word in words)
     try:
         numbers = [int(word) for word in words if not isinstance(word, (bool, float))]

@@ -17,9 +17,15 @@ WITHOUT_EFFECT = {
     "bf16_full_eval": "features are extracted as feature_dtype says",
     "train_sampling_strategy": "the sampler draws clusters, and recordings by their length",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint as it is",
+    "eval_do_concat_batches": "scores take the features of all samples at once",
     "remove_unused_columns": "the trainer picks its columns itself",
 }
-DEFAULTS = {"train_sampling_strategy": "random", "include_num_input_tokens_seen": "no", "neftune_noise_alpha": None}
+TAKEN: dict[str, tuple[Any, ...]] = {  # values that are taken, where it is not False alone
+    "train_sampling_strategy": ("random",),
+    "include_num_input_tokens_seen": ("no", False),
+    "neftune_noise_alpha": (None, False),
+    "eval_do_concat_batches": (True,),
+}
 
 
 def refuse_unsupported(args: TrainingArguments) -> None:
@@ -30,7 +36,7 @@ def refuse_unsupported(args: TrainingArguments) -> None:
     """
     for name, reason in WITHOUT_EFFECT.items():
         value = getattr(args, name)
-        if value not in (DEFAULTS.get(name, False), False):
+        if value not in TAKEN.get(name, (False,)):
             raise ValueError(f"{name}={_plain(value)!r} is not supported: {reason}")
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU: on CPUs use bf16=True, or neither")

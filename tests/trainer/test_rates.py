@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -293,6 +294,19 @@ def test_one_object_of_arguments_serves_several_trainers(make):
     assert values(make(trained_vit(), pretrained.args).args) == TRAINED
     assert pretrained.run_settings()["learning_rate"] == 3e-5
     assert pretrained._train_batch_size == 64
+
+
+def test_defaults_that_a_copy_has_made_given_are_warned_of(make, caplog):
+    args = PLRTrainingArguments("out", use_cpu=True, num_clusters=12)
+    assert values(make(trained_vit(), copy.deepcopy(args)).args) == TRAINED
+    assert "copy.deepcopy" not in caplog.text
+    copied = dataclasses.replace(args, seed=1)
+    make(tiny.tiny_vit(), copied)
+    make(trained_vit(), dataclasses.replace(args, learning_rate=1e-4))
+    assert "copy.deepcopy" not in caplog.text
+    assert values(make(trained_vit(), copied).args) == NEW
+    assert "{'learning_rate': 3e-05, 'num_train_epochs': 10, 'per_device_train_batch_size': 64}" in caplog.text
+    assert "copy.deepcopy" in caplog.text
 
 
 def test_arguments_are_numbers_before_there_is_a_model(tmp_path):

@@ -126,6 +126,8 @@ def test_none_is_what_trainer_would_take_by_itself(make_trainer, make_sound_trai
 def test_a_pair_loss_needs_an_augmentation(make_trainer):
     with pytest.raises(ValueError, match="pair_loss='simclr' compares two views of a sample: it needs an augmentation"):
         make_trainer(pair_loss="simclr", augmentation="none")
+    with pytest.raises(ValueError, match=r"pair_weight=0\.5 compares two views of a sample: it needs an augmentation"):
+        make_trainer(pair_weight=0.5, augmentation="none")
 
 
 def test_as_many_labelings_as_levels(make_trainer, reads_nothing):
