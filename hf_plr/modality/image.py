@@ -18,7 +18,7 @@ from hf_plr.data.image_geometry import KEPT_BACKGROUND, ImageGeometry, scale_pro
 from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Modality, quote_python
+from hf_plr.modality.base import Modality, choose_augmentation, quote_python
 from hf_plr.models.vision import load_backbone, load_image_processor
 from hf_plr.models.vision_backbone import VisionBackbone, count_channels
 
@@ -85,6 +85,9 @@ class ImageModality(Modality):
     ):
         self.args = args
         self.column = column
+        if augmentation is None:
+            augmentation = choose_augmentation(args.augmentation or "affine", IMAGE_AUGMENTATIONS, self.plural)
+        self.augmentation = augmentation
         self.model = load_backbone(model)
         # Copied: what is found of these images is stored with it.
         self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
@@ -101,7 +104,6 @@ class ImageModality(Modality):
             if args.process_index == 0:
                 logger.warning("%s.", note)
         self.backbone = VisionBackbone(self.model, args.pooling, self.geometry.image_size, args.layer)
-        self.augmentation = IMAGE_AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
 
     @property
     def feature_size(self) -> int:
