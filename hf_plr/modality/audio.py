@@ -35,7 +35,7 @@ extractor = AutoFeatureExtractor.from_pretrained({name})
 model = {model}
 channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
 waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples per second
-inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
+inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt"{arguments})
 with torch.inference_mode():
     output = model(**inputs, output_hidden_states=True)
 feature = {feature}  # shape (1, {width})"""
@@ -221,6 +221,7 @@ class AudioModality(Modality):
             name=quote_python(name),
             model=self.backbone.load_expression(quote_python(name)),
             rate=self.format.sampling_rate,
+            arguments=self.backbone.extractor_arguments,
             feature=self.backbone.feature_expression(),
             width=self.feature_size,
         )
