@@ -21,7 +21,7 @@ from hf_plr.data.audio_containers import HEAD_BYTES, name_container, open_contai
 from hf_plr.data.audio_containers import describe_unreadable as describe_unreadable
 from hf_plr.data.unreadable import UnreadableSample
 
-COUNTED_FRAMES = 1 << 16  # that are read at a time to count them
+BLOCK_FRAMES = 1 << 16  # that are read at a time, to count them or to find the end
 MOST_FRAMES = 1 << 32  # more are a header's way to say that it does not know, or damage
 MOST_FRAMES_PER_BYTE = 128  # of a file: more is silence, or damage to the header, so that they are counted
 MIN_RATE = 100  # samples per second (Hz) of a file
@@ -89,7 +89,7 @@ def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | N
             frames = min(frames, limit)
         if frames is None or frames > MOST_FRAMES_PER_BYTE * count_bytes(value):
             frames = 0
-            while len(block := reader.read(COUNTED_FRAMES)):
+            while len(block := reader.read(BLOCK_FRAMES)):
                 frames += len(block)
                 if limit is not None and frames >= limit:
                     break
@@ -225,6 +225,11 @@ class _FileReader:
         self.can_seek = file.seekable() and file.format != "OGG" and file.subtype.startswith(SEEKABLE)
 
     def read(self, frames: int | None) -> np.ndarray:
+        if frames is None and not self._file.seekable():  # soundfile finds the end of no such file
+            blocks = [self.read(BLOCK_FRAMES)]
+            while len(blocks[-1]):
+                blocks.append(self.read(BLOCK_FRAMES))
+            return np.concatenate(blocks)
         stored = self._file.read(-1 if frames is None else frames, dtype="float32", always_2d=True)
         waveform: np.ndarray = stored.mean(axis=1)
         return waveform

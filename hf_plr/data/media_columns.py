@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 import pyarrow as pa
-from datasets import Audio, Dataset, Image, Value, concatenate_datasets
+from datasets import Audio, Dataset, Features, Image, Value, concatenate_datasets
 from datasets.features.features import generate_from_arrow_type
 
 from hf_plr.data.media_kinds import HEAD_BYTES, Kind, identify_head, identify_name
@@ -75,18 +75,24 @@ def holds_media(column: pa.ChunkedArray, folder: str, root: str) -> bool:
 
 
 def _flatten_once(dataset: Dataset) -> Dataset:
-    """Flatten nested columns by one level."""
-    kept = [name for name, feature in dataset.features.items() if isinstance(feature, dict) and not _is_nested(feature)]
-    if not kept or len(dataset.data) == 0:
-        return dataset.flatten(max_depth=2).with_format(None)  # a format would still name the columns from before
-    flat = dataset.select_columns([name for name in dataset.column_names if name not in kept])
-    flat = flat.flatten(max_depth=2).with_format(None)
-    whole = dataset.select_columns(kept).with_format(None)
+    """Flatten nested columns by one level, in their places."""
+    nested = [name for name, feature in dataset.features.items() if _is_nested(feature)]
+    others = [name for name in dataset.column_names if name not in nested]
+    features: dict[str, Any] = {}
+    for name, feature in dataset.features.items():
+        features |= {f"{name}.{field}": kind for field, kind in feature.items()} if name in nested else {name: feature}
+    if len(dataset) == 0:
+        return Dataset.from_dict({name: [] for name in features}, Features(features), split=dataset.split)
+    # `Dataset.flatten` refuses sounds, and takes undecoded files and waveforms apart: it gets nested columns alone.
+    flat = dataset.select_columns(nested).flatten(max_depth=2).with_format(None)  # formats name the columns from before
+    if not others:
+        return flat
+    whole = dataset.select_columns(others).with_format(None)
     # Both choose the same rows of their tables; columns of whole tables are joined without a copy.
     rows, flat._indices, whole._indices = flat._indices, None, None
     joined = concatenate_datasets([flat, whole], split=dataset.split, axis=1)
     joined._indices = rows
-    return joined
+    return joined.select_columns(list(features))
 
 
 def _is_nested(feature: Any) -> bool:

@@ -16,7 +16,7 @@ from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Modality, quote_python
+from hf_plr.modality.base import Modality, choose_augmentation, quote_python
 from hf_plr.models.sound import load_sound_backbone
 from hf_plr.models.spectrogram import NO_FRAMES
 from hf_plr.models.speech import SpeechBackbone
@@ -35,7 +35,7 @@ extractor = AutoFeatureExtractor.from_pretrained({name})
 model = {model}
 channels, rate = soundfile.read("sound.wav", dtype="float32", always_2d=True)
 waveform = soxr.resample(channels.mean(axis=1), rate, {rate})  # one channel, {rate:,} samples per second
-inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt")
+inputs = extractor(waveform, sampling_rate={rate}, return_tensors="pt"{arguments})
 with torch.inference_mode():
     output = model(**inputs, output_hidden_states=True)
 feature = {feature}  # shape (1, {width})"""
@@ -76,6 +76,9 @@ class AudioModality(Modality):
     ):
         self.args = args
         self.column = column
+        if augmentation is None:
+            augmentation = choose_augmentation(args.augmentation or "waveform", AUDIO_AUGMENTATIONS, self.plural)
+        self.augmentation = augmentation
         self.backbone: Any  # of waveforms or of spectrograms, with what this class needs of either
         self.model, self.processor, self.backbone = load_sound_backbone(model, processor, args.pooling, args.layer)
         self.format = AudioFormat(
@@ -88,10 +91,6 @@ class AudioModality(Modality):
         )
         if self.format.segmentation is not None:
             self.noun, self.plural = "segment", "segments"
-        name = args.augmentation or "waveform"
-        if augmentation is None and name not in AUDIO_AUGMENTATIONS:
-            raise ValueError(f"augmentation={name!r} does not fit recordings: use {' or '.join(AUDIO_AUGMENTATIONS)}")
-        self.augmentation = AUDIO_AUGMENTATIONS[name] if augmentation is None else augmentation
 
     @property
     def row_plural(self) -> str:
@@ -222,6 +221,7 @@ class AudioModality(Modality):
             name=quote_python(name),
             model=self.backbone.load_expression(quote_python(name)),
             rate=self.format.sampling_rate,
+            arguments=self.backbone.extractor_arguments,
             feature=self.backbone.feature_expression(),
             width=self.feature_size,
         )

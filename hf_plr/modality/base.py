@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.models.auto_classes import find_auto_class
+
+Augmentation = TypeVar("Augmentation")
 
 
 class Modality(ABC):
@@ -166,6 +168,23 @@ class SampleOpener:
         if self.check is not None and not self.latest.is_checked:
             self.check(self.latest)
         return self.latest
+
+
+def choose_augmentation(name: str, augmentations: Mapping[str, Augmentation], plural: str) -> Augmentation:
+    """Choose an augmentation of a modality by its name.
+
+    Args:
+        name: its name.
+        augmentations: all of the modality, two or more, by name.
+        plural: name of the samples in the message.
+
+    Raises:
+        ValueError: if the modality has none of this name.
+    """
+    if name not in augmentations:
+        *others, last = augmentations
+        raise ValueError(f"augmentation={name!r} does not fit {plural}: use {', '.join(others)} or {last}")
+    return augmentations[name]
 
 
 def quote_python(text: str) -> str:

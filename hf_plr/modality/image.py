@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS, SAMPLING_AUGMENTATIONS, ImageAugmentation
-from hf_plr.data.image_geometry import ImageGeometry, scale_processor
+from hf_plr.data.image_geometry import KEPT_BACKGROUND, ImageGeometry, scale_processor
 from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
-from hf_plr.modality.base import Modality, quote_python
+from hf_plr.modality.base import Modality, choose_augmentation, quote_python
 from hf_plr.models.vision import load_backbone, load_image_processor
 from hf_plr.models.vision_backbone import VisionBackbone, count_channels
 
@@ -28,20 +28,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SNIPPET = """{numpy}import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained({name})
 model = AutoModel.from_pretrained({name}).eval()
-image = {image}
+{image}
 with torch.inference_mode():
     output = model(**processor(image, return_tensors="pt"){arguments})
 tokens = {tokens}
 feature = {feature}  # shape (1, {width})"""
 
-
-EIGHT_BITS = 'Image.open("image.png"){convert}'
-DEEP = """Image.open("image.png")
+EIGHT_BITS = 'image = ImageOps.exif_transpose(Image.open("image.png")){convert}  # upright'
+TRANSPARENT = """upright = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")
+image = Image.new("RGB", upright.size, {background})  # behind transparent pixels, as in training
+image.paste(upright, mask=upright)
+image = image{convert}"""
+DEEP = """image = ImageOps.exif_transpose(Image.open("image.png"))  # upright
 pixels = np.asarray(image, dtype=np.float64) - {low:.10g}  # {low:,.10g} to {high:,.10g} become 0 to 255, as in training
 image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8)){convert}"""
 CONVERT = {1: '.convert("L")', 3: '.convert("RGB")'}  # by number of channels; other images have them already
@@ -82,6 +85,9 @@ class ImageModality(Modality):
     ):
         self.args = args
         self.column = column
+        if augmentation is None:
+            augmentation = choose_augmentation(args.augmentation or "affine", IMAGE_AUGMENTATIONS, self.plural)
+        self.augmentation = augmentation
         self.model = load_backbone(model)
         # Copied: what is found of these images is stored with it.
         self.processor = load_image_processor(self.model) if processor is None else copy.deepcopy(processor)
@@ -98,7 +104,6 @@ class ImageModality(Modality):
             if args.process_index == 0:
                 logger.warning("%s.", note)
         self.backbone = VisionBackbone(self.model, args.pooling, self.geometry.image_size, args.layer)
-        self.augmentation = IMAGE_AUGMENTATIONS[args.augmentation or "affine"] if augmentation is None else augmentation
 
     @property
     def feature_size(self) -> int:
@@ -164,7 +169,10 @@ class ImageModality(Modality):
     def usage_snippet(self, name: str) -> str:
         """Write the Python for a model card that computes a feature; see `Modality.usage_snippet`."""
         pixel_range, convert = self.geometry.settings.pixel_range, CONVERT.get(self.geometry.num_channels, "")
+        background = getattr(self.processor, KEPT_BACKGROUND, None)
         opened = EIGHT_BITS.format(convert=convert)
+        if background is not None and convert:  # images of other channels are taken as they are
+            opened = TRANSPARENT.format(background=quote_python(background), convert=convert)
         if pixel_range is not None:
             low, high = pixel_range
             opened = DEEP.format(low=low, high=high, span=high - low, convert=convert)

@@ -136,6 +136,11 @@ class SpectrogramBackbone:
         for name in self._unreached:
             freeze(model.get_parameter(name))
 
+    @property
+    def extractor_arguments(self) -> str:
+        """Further arguments of the extractor in Python code, each after a comma."""
+        return ", return_attention_mask=True" if self.inputs.needs_mask else ""
+
     def load_expression(self, name: str) -> str:
         """Write Python code that loads the model from `name`, a Python literal."""
         return f"AutoModel.from_pretrained({name}){'.get_encoder()' if self._is_encoder else ''}.eval()"

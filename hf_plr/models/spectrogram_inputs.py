@@ -30,6 +30,7 @@ class SpectrogramInputs:
         receptive_field: samples of the shortest clip that has a frame.
         hop: samples from one frame to the next.
         width: frames to which every clip is padded or cut; None if batches are as wide as their longest clip.
+        needs_mask: True if the extractor is asked for a mask of each clip's frames, whatever its own setting is.
 
     Raises:
         ValueError: if the extractor draws random numbers, makes something else, or its frames are not evenly spaced.
@@ -50,6 +51,7 @@ class SpectrogramInputs:
                 raise ValueError(f"the frames of {name} are not evenly spaced: use another feature extractor")
         short, long = (self._make(n)[0].shape for n in (self.receptive_field, self.receptive_field + 2 * self.hop))
         self.width = self._count_padded(self.receptive_field) if short == long else None
+        self.needs_mask = self.width is None and self._make(self.receptive_field)[1] is not None
 
     @property
     def longest(self) -> int | None:
@@ -68,8 +70,9 @@ class SpectrogramInputs:
         """
         waveforms = values.detach().float().cpu().numpy()
         clips = [waveform[:length] for waveform, length in zip(waveforms, lengths.tolist(), strict=True)]
+        settings = {"return_attention_mask": True} if self.needs_mask else {}
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            made = self.extractor(clips, sampling_rate=self.sampling_rate, return_tensors="pt")
+            made = self.extractor(clips, sampling_rate=self.sampling_rate, return_tensors="pt", **settings)
         return {name: value.to(values.device) for name, value in made.items()}
 
     def _make(self, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:

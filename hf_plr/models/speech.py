@@ -64,6 +64,7 @@ class SpeechBackbone:
     """
 
     takes_waveforms = True
+    extractor_arguments = ""  # further ones in the Python code of a model card: a single clip has no padding
     max_samples: int | None = None
 
     def __init__(self, model: PreTrainedModel, layer: int | None = None):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, Features, Image, Value, load_dataset
 from helpers.hub_cache import cache_repo
 from helpers.tiny import deep_images, image_trainer, tiny_vit
+from PIL import Image as PILImage
 from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer
@@ -82,6 +86,51 @@ def test_the_snippet_of_the_card_gives_the_feature_of_the_run(
     names = {}
     exec(trainer.modality.usage_snippet(str(out)).replace("image.png", str(picture)), names)  # noqa: S102
     np.testing.assert_allclose(names["feature"][0].numpy(), embedded, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_channels", [3, 1])
+@pytest.mark.parametrize("background", [None, "white", "#ff8000"])
+def test_the_snippet_of_the_card_turns_photos_and_lays_them_on_the_background(tmp_path, n_channels, background):
+    rng = np.random.default_rng(0)
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    files = []
+    for _ in range(30):
+        pixels = rng.integers(0, 256, (16, 24, 3 if background is None else 4), np.uint8)
+        PILImage.fromarray(pixels).save(buffer := io.BytesIO(), "PNG", exif=exif)
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    photos = Dataset.from_dict({"image": files}).cast_column("image", Image())
+    processor = small_vit_processor(16)
+    if n_channels == 1:
+        processor.do_convert_rgb, processor.image_mean, processor.image_std = False, [0.5], [0.5]
+    model = ViTModel(ViTConfig(**TWO_LAYERS, intermediate_size=64, num_channels=n_channels))
+    parts = {"model": model, "processing_class": processor}
+    trainer = image_trainer(tmp_path / "out", photos, parts, num_clusters=4, transparency_background=background)
+    trainer.save_model()
+    snippet = trainer.modality.usage_snippet(str(tmp_path / "out"))
+    features = trainer.extract_features()
+    for row in (0, 7):
+        (tmp_path / "image.png").write_bytes(files[row]["bytes"])
+        names = {}
+        exec(snippet.replace("image.png", str(tmp_path / "image.png")), names)  # noqa: S102
+        torch.testing.assert_close(names["feature"][0], features[row], atol=1e-4, rtol=1e-4)
+
+
+def test_the_snippet_of_the_card_turns_deep_photos(tmp_path):
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    files = []
+    for image in deep_images(30)["image"]:
+        image.save(buffer := io.BytesIO(), "PNG", exif=exif)
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    photos = Dataset.from_dict({"image": files}).cast_column("image", Image())
+    trainer = image_trainer(tmp_path / "out", photos, num_clusters=4)
+    trainer.save_model()
+    (tmp_path / "image.png").write_bytes(files[4]["bytes"])
+    names = {}
+    snippet = trainer.modality.usage_snippet(str(tmp_path / "out"))
+    exec(snippet.replace("image.png", str(tmp_path / "image.png")), names)  # noqa: S102
+    torch.testing.assert_close(names["feature"][0], trainer.extract_features()[4], atol=1e-4, rtol=1e-4)
 
 
 def test_images_in_nested_columns_are_found(some_digits, tmp_path):

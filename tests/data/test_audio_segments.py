@@ -12,7 +12,7 @@ import torch
 from datasets import Audio, Dataset, Features, Value
 from transformers import Wav2Vec2FeatureExtractor
 
-from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform
+from hf_plr.data.audio_decoding import UnreadableRecording, count_samples, decode_waveform
 from hf_plr.data.audio_segments import Segmentation, decode_segments, iterate_segments
 from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings
 
@@ -117,6 +117,22 @@ def test_segments_are_those_of_the_whole_recording(kind, rate):
     again = decode_segments(stored, 0, RATE, [spans[i] for i in order])
     for i, segment in zip(order, again, strict=True):
         np.testing.assert_array_equal(segment, found[i][1])
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "GSM610"), ("WAV", "G721_32"), ("AU", "G723_40")])
+def test_files_that_cannot_jump_are_read_as_a_whole_and_in_segments(monkeypatch, kind, subtype):
+    monkeypatch.setattr("hf_plr.data.audio_decoding.BLOCK_FRAMES", 1000)
+    samples = sweep(4.3, RATE)
+    try:
+        stored = encode(samples, RATE, kind, subtype)
+    except soundfile.LibsndfileError:
+        pytest.skip(f"this libsndfile has no {subtype}")
+    whole = decode_waveform(stored, 0, RATE)
+    assert len(whole) == count_samples(stored, 0, RATE)
+    assert np.corrcoef(whole[: len(samples)], samples)[0, 1] > 0.9
+    np.testing.assert_array_equal(decode_waveform(stored, 0, RATE, max_samples=5000), whole[:5000])
+    for start, segment in iterate_segments(stored, 0, RATE, SECOND):
+        np.testing.assert_array_equal(segment, whole[start : start + len(segment)])
 
 
 @pytest.mark.parametrize("rate", RATES)

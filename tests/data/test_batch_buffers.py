@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
@@ -30,7 +35,44 @@ def test_a_batch_that_is_held_keeps_its_values():
     ]  # views too
     for start, part in enumerate(held):
         assert torch.equal(part, SOURCE[start + 2 : start + 5])
-    assert len(buffers._buffers) == MOST_BUFFERS
+    del held, part
+    assert len(buffers._free) == MOST_BUFFERS
+
+
+def test_what_is_held_does_not_rest_on_how_an_interpreter_counts_references(monkeypatch):
+    count = sys.getrefcount
+    monkeypatch.setattr(sys, "getrefcount", lambda value: count(value) - 2)  # one for this function, one for 3.14
+    buffers = BatchBuffers()
+    held = [buffers.take(SOURCE.numpy(), np.arange(start, start + 8)) for start in range(2 * MOST_BUFFERS)]
+    for start, batch in enumerate(held):
+        assert torch.equal(batch, SOURCE[start : start + 8])
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda batch: batch.numpy()[2:],
+        lambda batch: batch.view(-1)[12:].view(-1, 2, 3),
+        lambda batch: batch.detach()[2:],
+    ],
+)
+def test_whatever_shares_the_memory_of_a_batch_holds_it(keep):
+    buffers = BatchBuffers()
+    held = [keep(buffers.take(SOURCE.numpy(), np.arange(start, start + 8))) for start in range(2 * MOST_BUFFERS)]
+    for start, part in enumerate(held):
+        assert torch.equal(torch.as_tensor(part), SOURCE[start + 2 : start + 8])
+
+
+def test_threads_get_batches_of_their_own():
+    buffers = BatchBuffers()
+
+    def check(start: int) -> bool:
+        batch = buffers.take(SOURCE.numpy(), np.arange(start % 30, start % 30 + 8))
+        time.sleep(1e-4)
+        return torch.equal(batch, SOURCE[start % 30 : start % 30 + 8])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(check, range(500)))
 
 
 def test_a_smaller_batch_fits_and_a_larger_one_gets_more():

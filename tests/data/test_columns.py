@@ -149,3 +149,29 @@ def test_files_and_waveforms_stay_whole_beside_nested_columns(has_chosen):
         assert [len(value["array"]) for value in flat[name]] == [4000 + 100 * i for i in order]
     assert check_dataset(chosen)._fingerprint == flat._fingerprint
     assert check_dataset(rows.select([]))["deep.note.id"][:] == []
+
+
+@pytest.mark.parametrize("rows", [None, [3, 1], []])
+@pytest.mark.parametrize("feature", [Audio(8000), Audio(decode=False), Image("L"), Image(decode=False)])
+def test_recordings_and_images_stay_whole_beside_nested_columns(feature, rows):
+    notes = [{"who": "a", "mic": {"id": i}} for i in range(4)]
+    columns = {"text": list("abcd"), "note": notes, "media": ["0", "1", "2", "3"], "label": [0, 1, 0, 1]}
+    dataset = Dataset.from_dict(columns).cast_column("media", feature)
+    chosen = dataset if rows is None else dataset.select(rows)
+    flat = check_dataset(chosen)
+    assert flat.column_names == ["text", "note.who", "note.mic.id", "media", "label"]
+    assert flat.features["media"] == feature
+    order = list(range(4)) if rows is None else rows
+    assert flat["note.mic.id"][:] == order
+    undecoded = flat.cast_column("media", type(feature)(decode=False))
+    assert [value["path"] for value in undecoded["media"]] == [str(i) for i in order]
+    assert check_dataset(chosen)._fingerprint == flat._fingerprint
+
+
+def test_recordings_in_nested_columns_are_found():
+    features = Features({"take": {"sound": Audio(), "id": Value("int64")}, "clip": Audio(decode=False)})
+    nested = Dataset.from_list([{"take": {"sound": None, "id": i}, "clip": None} for i in (4, 5)], features)
+    flat = check_dataset(nested)
+    assert flat.features == Features({"take.sound": Audio(), "take.id": Value("int64"), "clip": Audio(decode=False)})
+    assert find_audio_column(flat, "take.sound") == "take.sound"
+    assert flat["take.id"][:] == [4, 5]

@@ -84,6 +84,21 @@ def test_the_snippet_of_the_card_gives_the_same_feature(name, pooling, layer):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_an_extractor_that_gives_no_mask_by_itself_changes_nothing(name):
+    extractor = make_extractor(name)
+    extractor.return_attention_mask = False
+    model, _, backbone = load_sound_backbone(make_model(name), extractor, "mean")
+    expected_model, _, expected = load(name, "mean")
+    features = backbone.features(model.eval(), clips(), LENGTHS)
+    assert torch.equal(features, expected.features(expected_model.eval(), clips(), LENGTHS))
+    plain = model.get_encoder() if name == "whisper" else model
+    names = {"extractor": extractor, "waveform": clips()[3, :4000].numpy(), "torch": torch}
+    call = f'extractor(waveform, sampling_rate=8000, return_tensors="pt"{backbone.extractor_arguments})'
+    names["output"] = plain(**eval(call, names), output_hidden_states=True)
+    torch.testing.assert_close(eval(backbone.feature_expression(), names), features[3:4], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [None, 1])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_reaches_what_is_not_frozen_and_draws_nothing(name, layer):

@@ -123,6 +123,21 @@ def test_none_is_what_trainer_would_take_by_itself(make_trainer, make_sound_trai
 # ---- settings that would be ignored ----------------------------------------------------------------------------------
 
 
+def test_augmentations_of_the_other_modality_are_refused_before_a_model_is_loaded(
+    make_trainer, make_sound_trainer, reads_nothing, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("hf_plr.modality.image.load_backbone", fail)
+    monkeypatch.setattr("hf_plr.modality.audio.load_sound_backbone", fail)
+    message = "augmentation='waveform' does not fit images: use affine, photo, reid or none"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(augmentation="waveform")
+    with pytest.raises(ValueError, match="augmentation='reid' does not fit recordings: use waveform or none"):
+        make_sound_trainer(PLRTrainer, augmentation="reid")
+
+
 def test_a_pair_loss_needs_an_augmentation(make_trainer):
     with pytest.raises(ValueError, match="pair_loss='simclr' compares two views of a sample: it needs an augmentation"):
         make_trainer(pair_loss="simclr", augmentation="none")

@@ -45,6 +45,7 @@ def test_it_trains_and_the_card_of_what_it_saves_runs_elsewhere(make, some_sound
 
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ("Its decoder is saved with it" in card) == (name == "whisper")
+    assert ("return_attention_mask=True" in card) == (name == "wav2vec2-bert")
     snippet = card.split("```python\n")[1].split("```")[0]
     position = 40
     row = int(trainer.train_dataset.rows[position])
