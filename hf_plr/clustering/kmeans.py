@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 
 from hf_plr.clustering.blocks import iterate_rows, pad_rows
 from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.empty_clusters import find_empty_clusters, move_to_empty, take_farthest
 from hf_plr.clustering.exact_sums import ClusterSums, count_block_rows, to_exact
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
@@ -22,6 +23,7 @@ from hf_plr.utils.threads import block_threads, share_blocks
 BLOCK_SCORES = {"cpu": 1 << 20}  # scores that a thread holds at once, 4 MiB: they stay in a CPU's cache
 OTHER_BLOCK_SCORES = 1 << 26
 LARGEST_BLOCK_ROWS, LARGEST_DEVICE_BLOCK_ROWS = 1 << 14, 1 << 16
+INITS = ("warm", "k-means++")
 SEEDING_SAMPLES_PER_CLUSTER = 64
 SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
 
@@ -105,6 +107,24 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         return self._fit(features, accelerator).labels_
 
+    def check_arguments(self) -> None:
+        """Check the arguments as far as they need no features.
+
+        Raises:
+            ValueError: naming an argument that is out of its range.
+        """
+        if self.n_clusters < 1:
+            raise ValueError(f"n_clusters={self.n_clusters} must be at least 1")
+        if self.fit_samples is not None and self.fit_samples < self.n_clusters:
+            raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
+        if isinstance(self.init, str):
+            if self.init not in INITS:
+                raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
+            return
+        shape = tuple(torch.as_tensor(self.init).shape)
+        if len(shape) != 2 or shape[0] != self.n_clusters:
+            raise ValueError(f"init has shape {shape} but the centroids have shape ({self.n_clusters}, D)")
+
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
         """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
         rows = Rows(as_features(features), self.spherical, self.device)
@@ -137,8 +157,9 @@ class KMeans(ClusterMixin, BaseEstimator):
             return self._fit_rows(all_rows, accelerator)
 
     def _fit_rows(self, all_rows: Rows, accelerator: Accelerator | None) -> KMeans:
+        self.check_arguments()
         start, total = locate_rows(accelerator, len(all_rows))
-        if not 1 <= self.n_clusters <= total:
+        if self.n_clusters > total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
@@ -217,8 +238,6 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         shape = (self.n_clusters, rows.width)
         if isinstance(self.init, str):
-            if self.init not in ("warm", "k-means++"):
-                raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
             last_centers = getattr(self, "cluster_centers_", None)
             if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
                 return last_centers.to(rows.device, torch.float32)
@@ -229,15 +248,9 @@ class KMeans(ClusterMixin, BaseEstimator):
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
 
     def draw_fit_positions(self, total: int) -> torch.Tensor | None:
-        """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all.
-
-        Raises:
-            ValueError: if there are fewer than clusters.
-        """
+        """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all."""
         if self.fit_samples is None or self.fit_samples >= total:
             return None
-        if self.fit_samples < self.n_clusters:
-            raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
         return draw_positions(total, self.fit_samples, self.seed + 1)
 
     def draw_rows_to_seed(self, rows: Sliceable, start: int, total: int) -> torch.Tensor:
@@ -399,45 +412,6 @@ def _refill_empty(
     moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
     moved_rows = sum_all(accelerator, moved_rows)
     move_to_empty(sums, moved_rows, from_clusters, empties)
-
-
-def find_empty_clusters(sums: ClusterSums) -> tuple[np.ndarray, np.ndarray]:
-    """Find the empty clusters, and how many rows of each cluster are wanted for them, shape (K,): of the largest.
-
-    The empty clusters are in the order in which they get rows that are ordered by their clusters.
-    """
-    counts = sums.counts.cpu().numpy().copy()
-    empties = np.flatnonzero(counts == 0)
-    donors = np.empty_like(empties)
-    for i, empty in enumerate(empties):
-        donors[i] = counts.argmax()
-        counts[donors[i]] -= 1
-        counts[empty] += 1
-    return empties[donors.argsort(kind="stable")], np.bincount(donors, minlength=len(counts))
-
-
-def move_to_empty(sums: ClusterSums, rows: torch.Tensor, from_clusters: np.ndarray, empties: np.ndarray) -> None:
-    """Move one row to each empty cluster.
-
-    Args:
-        sums: of all rows, changed in place.
-        rows: the moved rows, shape (n, D), ordered by their clusters.
-        from_clusters: their clusters, shape (n,).
-        empties: the empty clusters, as `find_empty_clusters` orders them.
-    """
-    sums.add(rows, torch.from_numpy(from_clusters), sign=-1)
-    sums.add(rows, torch.from_numpy(empties))
-
-
-def take_farthest(
-    clusters: np.ndarray, distances: np.ndarray, positions: np.ndarray, wanted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take the farthest samples of each cluster, `wanted` (K,) of them, ordered by cluster and from far to near."""
-    order = np.lexsort((positions, -distances, clusters))
-    ordered = clusters[order]
-    ranks = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    taken = order[ranks < wanted[ordered]]
-    return clusters[taken], distances[taken], positions[taken]
 
 
 def draw_positions(total: int, size: int, seed: int) -> torch.Tensor:

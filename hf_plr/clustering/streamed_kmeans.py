@@ -12,16 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from hf_plr.clustering.empty_clusters import find_empty_clusters, move_to_empty, take_farthest
 from hf_plr.clustering.exact_sums import ClusterSums, to_exact
-from hf_plr.clustering.kmeans import (
-    KMeans,
-    Rows,
-    assign_rows,
-    find_empty_clusters,
-    move_to_empty,
-    take_farthest,
-    update_sums,
-)
+from hf_plr.clustering.kmeans import KMeans, Rows, assign_rows, update_sums
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.threads import block_threads
 
@@ -60,8 +53,9 @@ def fit_stream(kmeans: KMeans, stream: RowStream) -> None:
     Raises:
         ValueError: as `KMeans.fit`.
     """
+    kmeans.check_arguments()
     total = len(stream)
-    if not 1 <= kmeans.n_clusters <= total:
+    if kmeans.n_clusters > total:
         raise ValueError(f"n_clusters={kmeans.n_clusters} but there are {total} samples")
     positions = kmeans.draw_fit_positions(total)
     rows = _StreamedRows(stream, kmeans.spherical)
