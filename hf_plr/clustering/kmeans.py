@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from hf_plr.clustering.blocks import iterate_rows, pad_rows
 from hf_plr.clustering.checks import as_features, check_finite
 from hf_plr.clustering.empty_clusters import find_empty_clusters, move_to_empty, take_farthest
-from hf_plr.clustering.exact_sums import ClusterSums, count_block_rows, to_exact
+from hf_plr.clustering.exact_sums import ClusterSums, average_rows, count_block_rows, to_exact
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
@@ -127,9 +127,10 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
         """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
-        rows = Rows(as_features(features), self.spherical, self.device)
+        origin = self._find_origin(self.cluster_centers_)
+        rows = Rows(as_features(features), self.spherical, self.device, origin)
         with block_threads(rows.device), exact_products(rows.device):
-            return assign_rows(rows, self.cluster_centers_)[0].cpu().numpy()
+            return assign_rows(rows, rows.shift(self.cluster_centers_))[0].cpu().numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Centroids for the next warm start; empty before the first fit."""
@@ -171,7 +172,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         centers = self.init_centers(all_rows, start, total, accelerator)
         with exact_products(all_rows.device):
             centers = self.iterate_rows(fit_rows, centers, accelerator)
-            labels, scores = assign_rows(all_rows, centers)
+            all_rows = all_rows.relative_to(self._find_origin(centers))
+            labels, scores = assign_rows(all_rows, all_rows.shift(centers))
         self.cluster_centers_ = centers
         self.labels_ = labels.cpu().numpy()
         self.inertia_ = float(sum_all(accelerator, to_exact(all_rows.distances(scores)).sum()))
@@ -179,6 +181,9 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def iterate_rows(self, rows: Rows, centers: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
         """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
+        if not self.spherical:  # float32 loses the distances of rows that are all far from zero
+            rows = rows.relative_to(average_rows(rows.features, accelerator))
+            centers = rows.shift(centers)
         total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
         squares = float(sum_all(accelerator, to_exact(rows.lengths()).square().sum()))
@@ -194,7 +199,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             _refill_empty(all_sums, rows, labels, scores, accelerator)
             return all_sums
 
-        return self.iterate_centers(sum_clusters, centers, squares, total)
+        centers = self.iterate_centers(sum_clusters, centers, squares, total)
+        return centers if rows.origin is None else centers + rows.origin
 
     def iterate_centers(
         self, sum_clusters: Callable[[torch.Tensor], ClusterSums], centers: torch.Tensor, squares: float, total: int
@@ -247,6 +253,10 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
 
+    def _find_origin(self, centers: torch.Tensor) -> torch.Tensor | None:
+        """Mean (D,) of the centers, relative to which rows are assigned; None for unit rows, which need none."""
+        return None if self.spherical else average_rows(centers, None)
+
     def draw_fit_positions(self, total: int) -> torch.Tensor | None:
         """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all."""
         if self.fit_samples is None or self.fit_samples >= total:
@@ -291,19 +301,35 @@ class Sliceable(Protocol):
 
 
 class Rows:
-    """Features (N, D) in blocks of float32, divided by their norms where `unit` is True."""
+    """Features (N, D) in blocks of float32, relative to `origin` (D,), divided by their norms where `unit` is True."""
 
-    def __init__(self, features: torch.Tensor, unit: bool, device: str | torch.device | None):
+    def __init__(
+        self,
+        features: torch.Tensor,
+        unit: bool,
+        device: str | torch.device | None,
+        origin: torch.Tensor | None = None,
+    ):
         self.features = features
         self.unit = unit
         self.width = features.shape[1]
         self.device = features.device if device is None else torch.device(device)
+        self.origin = None if origin is None else origin.to(self.device)
         self.norms = torch.empty(len(features), device=self.device)
         self.share_blocks(self._compute_norms)
         self._divisors = self.norms.clamp(min=1e-12)[:, None]
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def relative_to(self, origin: torch.Tensor | None) -> Rows:
+        """The same features relative to another origin; these rows where it is theirs."""
+        return self if origin is self.origin else Rows(self.features, self.unit, self.device, origin)
+
+    def shift(self, points: torch.Tensor) -> torch.Tensor:
+        """Points (n, D) relative to the origin."""
+        points = points.to(self.device, torch.float32)
+        return points if self.origin is None else points - self.origin
 
     def share_blocks(self, work: Callable[[Blocks], None], n_columns: int = 1) -> None:
         """Call `work` with slices and their rows, of a size for `n_columns` scores per row; on CPUs in several threads.
@@ -318,7 +344,7 @@ class Rows:
         share_blocks(iterate_rows(len(self), height), self.device, read)
 
     def _read(self, span: slice, height: int) -> torch.Tensor:
-        return pad_rows(self.features[span].to(self.device, torch.float32), height)
+        return pad_rows(self.shift(self.features[span]), height)
 
     def _compute_norms(self, blocks: Blocks) -> None:
         for span, block in blocks:
@@ -330,7 +356,7 @@ class Rows:
 
     def take(self, positions: torch.Tensor) -> torch.Tensor:
         """Take the rows at these positions into memory, normalised."""
-        rows = self.features[positions.to(self.features.device)].to(self.device, torch.float32)
+        rows = self.shift(self.features[positions.to(self.features.device)])
         return rows / self._divisors[positions.to(self.device)] if self.unit else rows
 
     def lengths(self) -> torch.Tensor:

@@ -16,14 +16,14 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.clustering.exact_sums import average_rows
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.evaluation.clusters import find_matched, score_clusters
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.evaluation.neighbors import LabeledNeighbors, find_labeled_neighbors
-from hf_plr.utils.distributed import gather_rows, locate_rows, max_all, run_on_main
+from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 
 MAX_SAMPLES = 10_000  # for the linear probe and cross-validation, which are slow
 RESTARTS = 10  # of k-means
@@ -172,11 +172,7 @@ def assess_features(
 def _find_center(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
     """Find the mean (D,) of all processes' rows (n, D), exact and so the same for any number of processes."""
     check_finite(rows, "features", accelerator)
-    _, total = locate_rows(accelerator, len(rows))
-    largest = max_all(accelerator, find_largest_entry(rows))
-    sums = ClusterSums(1, rows.shape[1], total, largest, rows.device)
-    sums.add(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
-    return sums.all_reduce(accelerator).means()[0].to(rows)
+    return average_rows(rows, accelerator)
 
 
 def _select_known(

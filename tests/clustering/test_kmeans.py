@@ -18,6 +18,7 @@ from hf_plr import KMeans
 from hf_plr.clustering import kmeans as kmeans_module
 from hf_plr.clustering.exact_sums import get_exact_device, to_exact
 from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.clustering.streamed_kmeans import fit_stream
 from hf_plr.clustering.whitening import map_rows
 from hf_plr.utils.precision import exact_products
 
@@ -291,3 +292,46 @@ def test_state_carries_the_warm_start(blobs):
 def test_bad_input_is_named(kmeans, features, message):
     with pytest.raises(ValueError, match=message):
         kmeans.fit(features)
+
+
+class Blocks:
+    """Rows that are read in blocks of 300."""
+
+    def __init__(self, rows):
+        self.rows, self.width, self.device = torch.from_numpy(rows), rows.shape[1], torch.device("cpu")
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows.split(300))
+
+    def take(self, positions):
+        return self.rows[positions]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 3e3, 1e4])
+def test_an_offset_of_all_features_changes_no_cluster(offset):
+    features, truth = make_blobs(2000, n_features=32, centers=5, cluster_std=1.0, random_state=0)
+    features = (features + offset).astype(np.float32)
+    kmeans = KMeans(5, spherical=False).fit(features)
+    assert adjusted_rand_score(kmeans.labels_, truth) == 1.0
+    means = np.stack([features[kmeans.labels_ == k].mean(axis=0, dtype=np.float64) for k in range(5)])
+    np.testing.assert_allclose(kmeans.cluster_centers_.numpy(), means, rtol=1e-6, atol=1e-4)
+    inertia = np.square(features - means[kmeans.labels_]).sum()
+    assert kmeans.inertia_ == pytest.approx(inertia, rel=1e-4)
+    np.testing.assert_array_equal(kmeans.predict(features), kmeans.labels_)
+    again = KMeans(5, init=kmeans.cluster_centers_, spherical=False).fit(features)
+    np.testing.assert_array_equal(again.labels_, kmeans.labels_)
+
+
+@pytest.mark.parametrize("fit_samples", [None, 700])
+@pytest.mark.parametrize("offset", [0.0, 3e3])
+def test_a_stream_has_the_centers_of_all_rows_at_once(blobs, offset, fit_samples):
+    rows = blobs + np.float32(offset)
+    whole, streamed = (KMeans(20, spherical=False, fit_samples=fit_samples, max_iter=5) for _ in range(2))
+    whole.fit(rows)
+    fit_stream(streamed, Blocks(rows))
+    assert torch.equal(streamed.cluster_centers_, whole.cluster_centers_)
+    labels = np.concatenate([streamed.predict(block) for block in np.array_split(rows, 7)])
+    np.testing.assert_array_equal(labels, whole.labels_)
