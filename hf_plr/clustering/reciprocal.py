@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import HDBSCAN
 
-from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.checks import as_features, check_finite, check_lengths
 from hf_plr.clustering.jaccard import compute_jaccard_distances, find_near_pairs
 from hf_plr.clustering.neighborhoods import Neighborhoods, SharedNeighborhoods, find_neighborhoods
 from hf_plr.clustering.neighbors import SEARCHES
@@ -75,6 +75,7 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         if len(features) == 0:
             raise ValueError(f"features have shape (0, {features.shape[1]}): there are no samples to cluster")
         check_finite(features)
+        check_lengths(features)
         features = torch.nn.functional.normalize(features.float(), dim=1)
         find = find_neighborhoods if self._shared is None else self._shared.find
         neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
