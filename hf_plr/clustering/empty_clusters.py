@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.utils.distributed import gather_objects, locate_rows, sum_all
+
+if TYPE_CHECKING:
+    from hf_plr.clustering.kmeans import Rows
+
+
+def refill_empty(
+    sums: ClusterSums, rows: Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
+) -> None:
+    """Refill every empty cluster with the farthest sample that the largest clusters can spare."""
+    empties, wanted = find_empty_clusters(sums)
+    if not len(empties):
+        return
+    start, _ = locate_rows(accelerator, len(rows))
+    clusters = labels.cpu().numpy()
+    offered = np.flatnonzero(wanted[clusters])
+    distances = rows.distances(scores).cpu().numpy()
+    own = take_farthest(clusters[offered], distances[offered], start + offered, wanted)
+    columns = [np.concatenate(parts) for parts in zip(*gather_objects(accelerator, own), strict=True)]
+    from_clusters, _, positions = take_farthest(columns[0], columns[1], columns[2], wanted)
+    local = positions - start
+    is_own = (local >= 0) & (local < len(rows))
+    moved_rows = torch.zeros(len(local), rows.width, device=rows.device)
+    moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
+    moved_rows = sum_all(accelerator, moved_rows)
+    move_to_empty(sums, moved_rows, from_clusters, empties)
 
 
 def find_empty_clusters(sums: ClusterSums) -> tuple[np.ndarray, np.ndarray]:

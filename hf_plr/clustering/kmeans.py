@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils.validation import check_is_fitted
 
 from hf_plr.clustering.blocks import iterate_rows, pad_rows
-from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.empty_clusters import find_empty_clusters, move_to_empty, take_farthest
+from hf_plr.clustering.checks import as_features, check_finite, check_lengths
+from hf_plr.clustering.empty_clusters import refill_empty
 from hf_plr.clustering.exact_sums import ClusterSums, average_rows, count_block_rows, to_exact
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
@@ -43,7 +44,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             "k-means++" seeds on a sample of 64 points per cluster, of fewer with more than 4,096 clusters (its work
             grows with their square); or an array of shape (K, D).
         spherical: normalise features and centroids to unit length, for cosine distances.
-        max_iter: largest number of iterations.
+        max_iter: largest number of iterations; 0 assigns to the first centroids.
         tol: stop when the centroids' mean squared move is below tol times the mean variance of the features.
         seed: seed of the k-means++ start and of the samples for `fit_samples`.
         fit_samples: number of samples, drawn at random, that the centroids are fitted on, at least K; None fits on all.
@@ -115,6 +116,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         if self.n_clusters < 1:
             raise ValueError(f"n_clusters={self.n_clusters} must be at least 1")
+        if self.max_iter < 0:
+            raise ValueError(f"max_iter={self.max_iter} must be at least 0")
         if self.fit_samples is not None and self.fit_samples < self.n_clusters:
             raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
         if isinstance(self.init, str):
@@ -126,9 +129,19 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"init has shape {shape} but the centroids have shape ({self.n_clusters}, D)")
 
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
-        origin = self._find_origin(self.cluster_centers_)
-        rows = Rows(as_features(features), self.spherical, self.device, origin)
+        """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,).
+
+        Raises:
+            ValueError: if there are no centroids yet, or features are not finite or of another width.
+        """
+        check_is_fitted(self, "cluster_centers_")
+        features, width = as_features(features), self.cluster_centers_.shape[1]
+        if features.shape[1] != width:
+            raise ValueError(f"features have {features.shape[1]} columns, but the centroids have {width}")
+        rows = Rows(features, self.spherical, self.device, self._find_origin(self.cluster_centers_))
+        if not torch.isfinite(rows.norms).all():
+            check_finite(rows.features)
+            check_lengths(rows.features)
         with block_threads(rows.device), exact_products(rows.device):
             return assign_rows(rows, rows.shift(self.cluster_centers_))[0].cpu().numpy()
 
@@ -164,6 +177,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
+            check_lengths(all_rows.features, accelerator=accelerator)
         fit_rows = all_rows
         positions = self.draw_fit_positions(total)
         if positions is not None:
@@ -196,7 +210,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             labels, scores = assign_rows(rows, centers)
             update_sums(sums, rows, labels, labels_before)
             all_sums = sums.all_reduce(accelerator)
-            _refill_empty(all_sums, rows, labels, scores, accelerator)
+            refill_empty(all_sums, rows, labels, scores, accelerator)
             return all_sums
 
         centers = self.iterate_centers(sum_clusters, centers, squares, total)
@@ -213,6 +227,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             squares: sum of the squared lengths of all rows.
             total: number of rows.
         """
+        self.n_iter_ = 0
         steps = range(1, self.max_iter + 1)
         for step in track(steps, "Clustering", len(steps), self.verbose):
             self.n_iter_ = step
@@ -416,28 +431,6 @@ def update_sums(sums: ClusterSums, rows: Rows, labels: torch.Tensor, labels_befo
 
     height = count_block_rows(rows.device, rows.features.shape[1])
     share_blocks(iterate_rows(len(changed), height), rows.device, move)
-
-
-def _refill_empty(
-    sums: ClusterSums, rows: Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
-) -> None:
-    """Refill every empty cluster with the farthest sample that the largest clusters can spare."""
-    empties, wanted = find_empty_clusters(sums)
-    if not len(empties):
-        return
-    start, _ = locate_rows(accelerator, len(rows))
-    clusters = labels.cpu().numpy()
-    offered = np.flatnonzero(wanted[clusters])
-    distances = rows.distances(scores).cpu().numpy()
-    own = take_farthest(clusters[offered], distances[offered], start + offered, wanted)
-    columns = [np.concatenate(parts) for parts in zip(*gather_objects(accelerator, own), strict=True)]
-    from_clusters, _, positions = take_farthest(columns[0], columns[1], columns[2], wanted)
-    local = positions - start
-    is_own = (local >= 0) & (local < len(rows))
-    moved_rows = torch.zeros(len(local), rows.width, device=rows.device)
-    moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
-    moved_rows = sum_all(accelerator, moved_rows)
-    move_to_empty(sums, moved_rows, from_clusters, empties)
 
 
 def draw_positions(total: int, size: int, seed: int) -> torch.Tensor:

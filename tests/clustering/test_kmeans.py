@@ -6,11 +6,13 @@ import contextlib
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from torch.overrides import TorchFunctionMode
 
@@ -130,7 +132,8 @@ def test_what_processes_send_for_empty_clusters_is_small(monkeypatch):
     start = np.vstack([rows[:40], np.full((400, 64), 1e3, dtype=np.float32)])
     sent = []
     monkeypatch.setattr(
-        "hf_plr.clustering.kmeans.gather_objects", lambda _, item: sent.append(len(pickle.dumps(item))) or [item]
+        "hf_plr.clustering.empty_clusters.gather_objects",
+        lambda _, item: sent.append(len(pickle.dumps(item))) or [item],
     )
     kmeans = KMeans(440, init=start, spherical=False, max_iter=1).fit(rows)
     assert len(np.unique(kmeans.labels_)) == 440
@@ -335,3 +338,39 @@ def test_a_stream_has_the_centers_of_all_rows_at_once(blobs, offset, fit_samples
     assert torch.equal(streamed.cluster_centers_, whole.cluster_centers_)
     labels = np.concatenate([streamed.predict(block) for block in np.array_split(rows, 7)])
     np.testing.assert_array_equal(labels, whole.labels_)
+
+
+def test_features_of_other_kinds(blobs):
+    expected = KMeans(20).fit_predict(blobs)
+    np.testing.assert_array_equal(KMeans(20).fit_predict(torch.from_numpy(blobs).requires_grad_()), expected)
+    frame = pd.DataFrame(blobs, columns=[f"feature_{i}" for i in range(16)])
+    kmeans = KMeans(20).fit(frame)
+    np.testing.assert_array_equal(kmeans.labels_, expected)
+    np.testing.assert_array_equal(kmeans.predict(frame), expected)
+    with pytest.raises(ValueError, match="features are no numbers, but <U1"):
+        KMeans(2).fit(np.array([["a", "b"]]))
+
+
+def test_what_predict_cannot_do_is_named(blobs):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        KMeans(20).predict(blobs)
+    kmeans = KMeans(20).fit(blobs)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="features of 1 samples are NaN or infinite, the first is sample 3"):
+            kmeans.predict(np.where(np.arange(9)[:, None] == 3, np.float32(bad), blobs[:9]))
+    with pytest.raises(ValueError, match="features have 3 columns, but the centroids have 16"):
+        kmeans.predict(blobs[:, :3])
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_features_whose_lengths_are_no_numbers_are_refused(blobs, spherical):
+    with pytest.raises(ValueError, match="features of 2000 samples are too large for float32, the first is sample 0"):
+        KMeans(20, spherical=spherical).fit(blobs * np.float32(1e25))
+
+
+def test_no_iteration_leaves_the_start_and_fewer_are_refused(blobs):
+    kmeans = KMeans(20, init=blobs[:20], spherical=False, max_iter=0).fit(blobs)
+    assert kmeans.n_iter_ == 0
+    np.testing.assert_allclose(kmeans.cluster_centers_.numpy(), blobs[:20], atol=1e-5)
+    with pytest.raises(ValueError, match="max_iter=-1 must be at least 0"):
+        KMeans(20, max_iter=-1).fit(blobs)
