@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 
-from hf_plr.clustering.blocks import iterate_rows
-from hf_plr.utils.distributed import sum_all
+from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
+from hf_plr.utils.distributed import locate_rows, max_all, sum_all
 from hf_plr.utils.threads import share_blocks
 
 BLOCK_ROWS = 1 << 12  # rows that a CPU's thread adds
@@ -111,3 +111,11 @@ class ClusterSums:
     def means(self) -> torch.Tensor:
         """Mean of each cluster in float64, shape (K, D); zeros where there is no row."""
         return self.sums / self.counts.clamp(min=1)[:, None]
+
+
+def average_rows(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
+    """Average the rows (n, D) of all processes: float32 (D,), exact, and so the same for any number of processes."""
+    largest = max_all(accelerator, find_largest_entry(rows))
+    sums = ClusterSums(1, rows.shape[1], locate_rows(accelerator, len(rows))[1], largest, rows.device)
+    sums.add(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
+    return sums.all_reduce(accelerator).means()[0].float().to(rows.device)

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils.validation import check_is_fitted
 
 from hf_plr.clustering.blocks import iterate_rows, pad_rows
-from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.exact_sums import ClusterSums, count_block_rows, to_exact
+from hf_plr.clustering.checks import as_features, check_finite, check_lengths
+from hf_plr.clustering.empty_clusters import refill_empty
+from hf_plr.clustering.exact_sums import ClusterSums, average_rows, count_block_rows, to_exact
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
@@ -22,6 +24,7 @@ from hf_plr.utils.threads import block_threads, share_blocks
 BLOCK_SCORES = {"cpu": 1 << 20}  # scores that a thread holds at once, 4 MiB: they stay in a CPU's cache
 OTHER_BLOCK_SCORES = 1 << 26
 LARGEST_BLOCK_ROWS, LARGEST_DEVICE_BLOCK_ROWS = 1 << 14, 1 << 16
+INITS = ("warm", "k-means++")
 SEEDING_SAMPLES_PER_CLUSTER = 64
 SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
 
@@ -41,7 +44,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             "k-means++" seeds on a sample of 64 points per cluster, of fewer with more than 4,096 clusters (its work
             grows with their square); or an array of shape (K, D).
         spherical: normalise features and centroids to unit length, for cosine distances.
-        max_iter: largest number of iterations.
+        max_iter: largest number of iterations; 0 assigns to the first centroids.
         tol: stop when the centroids' mean squared move is below tol times the mean variance of the features.
         seed: seed of the k-means++ start and of the samples for `fit_samples`.
         fit_samples: number of samples, drawn at random, that the centroids are fitted on, at least K; None fits on all.
@@ -105,11 +108,42 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         return self._fit(features, accelerator).labels_
 
+    def check_arguments(self) -> None:
+        """Check the arguments as far as they need no features.
+
+        Raises:
+            ValueError: naming an argument that is out of its range.
+        """
+        if self.n_clusters < 1:
+            raise ValueError(f"n_clusters={self.n_clusters} must be at least 1")
+        if self.max_iter < 0:
+            raise ValueError(f"max_iter={self.max_iter} must be at least 0")
+        if self.fit_samples is not None and self.fit_samples < self.n_clusters:
+            raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
+        if isinstance(self.init, str):
+            if self.init not in INITS:
+                raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
+            return
+        shape = tuple(torch.as_tensor(self.init).shape)
+        if len(shape) != 2 or shape[0] != self.n_clusters:
+            raise ValueError(f"init has shape {shape} but the centroids have shape ({self.n_clusters}, D)")
+
     def predict(self, features: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,)."""
-        rows = Rows(as_features(features), self.spherical, self.device)
+        """Predict the nearest centroid per row of features (N, D): int64 array of shape (N,).
+
+        Raises:
+            ValueError: if there are no centroids yet, or features are not finite or of another width.
+        """
+        check_is_fitted(self, "cluster_centers_")
+        features, width = as_features(features), self.cluster_centers_.shape[1]
+        if features.shape[1] != width:
+            raise ValueError(f"features have {features.shape[1]} columns, but the centroids have {width}")
+        rows = Rows(features, self.spherical, self.device, self._find_origin(self.cluster_centers_))
+        if not torch.isfinite(rows.norms).all():
+            check_finite(rows.features)
+            check_lengths(rows.features)
         with block_threads(rows.device), exact_products(rows.device):
-            return assign_rows(rows, self.cluster_centers_)[0].cpu().numpy()
+            return assign_rows(rows, rows.shift(self.cluster_centers_))[0].cpu().numpy()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Centroids for the next warm start; empty before the first fit."""
@@ -137,11 +171,13 @@ class KMeans(ClusterMixin, BaseEstimator):
             return self._fit_rows(all_rows, accelerator)
 
     def _fit_rows(self, all_rows: Rows, accelerator: Accelerator | None) -> KMeans:
+        self.check_arguments()
         start, total = locate_rows(accelerator, len(all_rows))
-        if not 1 <= self.n_clusters <= total:
+        if self.n_clusters > total:
             raise ValueError(f"n_clusters={self.n_clusters} but there are {total} samples")
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
+            check_lengths(all_rows.features, accelerator=accelerator)
         fit_rows = all_rows
         positions = self.draw_fit_positions(total)
         if positions is not None:
@@ -150,7 +186,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         centers = self.init_centers(all_rows, start, total, accelerator)
         with exact_products(all_rows.device):
             centers = self.iterate_rows(fit_rows, centers, accelerator)
-            labels, scores = assign_rows(all_rows, centers)
+            all_rows = all_rows.relative_to(self._find_origin(centers))
+            labels, scores = assign_rows(all_rows, all_rows.shift(centers))
         self.cluster_centers_ = centers
         self.labels_ = labels.cpu().numpy()
         self.inertia_ = float(sum_all(accelerator, to_exact(all_rows.distances(scores)).sum()))
@@ -158,6 +195,9 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     def iterate_rows(self, rows: Rows, centers: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
         """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
+        if not self.spherical:  # float32 loses the distances of rows that are all far from zero
+            rows = rows.relative_to(average_rows(rows.features, accelerator))
+            centers = rows.shift(centers)
         total = locate_rows(accelerator, len(rows))[1]
         largest = max_all(accelerator, float(rows.lengths().max()) if len(rows) else 0.0)
         squares = float(sum_all(accelerator, to_exact(rows.lengths()).square().sum()))
@@ -170,10 +210,11 @@ class KMeans(ClusterMixin, BaseEstimator):
             labels, scores = assign_rows(rows, centers)
             update_sums(sums, rows, labels, labels_before)
             all_sums = sums.all_reduce(accelerator)
-            _refill_empty(all_sums, rows, labels, scores, accelerator)
+            refill_empty(all_sums, rows, labels, scores, accelerator)
             return all_sums
 
-        return self.iterate_centers(sum_clusters, centers, squares, total)
+        centers = self.iterate_centers(sum_clusters, centers, squares, total)
+        return centers if rows.origin is None else centers + rows.origin
 
     def iterate_centers(
         self, sum_clusters: Callable[[torch.Tensor], ClusterSums], centers: torch.Tensor, squares: float, total: int
@@ -186,6 +227,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             squares: sum of the squared lengths of all rows.
             total: number of rows.
         """
+        self.n_iter_ = 0
         steps = range(1, self.max_iter + 1)
         for step in track(steps, "Clustering", len(steps), self.verbose):
             self.n_iter_ = step
@@ -217,8 +259,6 @@ class KMeans(ClusterMixin, BaseEstimator):
         """
         shape = (self.n_clusters, rows.width)
         if isinstance(self.init, str):
-            if self.init not in ("warm", "k-means++"):
-                raise ValueError(f"init={self.init!r} is unknown: use 'warm', 'k-means++' or an array (K, D)")
             last_centers = getattr(self, "cluster_centers_", None)
             if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
                 return last_centers.to(rows.device, torch.float32)
@@ -228,16 +268,14 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
 
-    def draw_fit_positions(self, total: int) -> torch.Tensor | None:
-        """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all.
+    def _find_origin(self, centers: torch.Tensor) -> torch.Tensor | None:
+        """Mean (D,) of the centers, relative to which rows are assigned; None for unit rows, which need none."""
+        return None if self.spherical else average_rows(centers, None)
 
-        Raises:
-            ValueError: if there are fewer than clusters.
-        """
+    def draw_fit_positions(self, total: int) -> torch.Tensor | None:
+        """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all."""
         if self.fit_samples is None or self.fit_samples >= total:
             return None
-        if self.fit_samples < self.n_clusters:
-            raise ValueError(f"fit_samples={self.fit_samples} must be at least n_clusters={self.n_clusters}")
         return draw_positions(total, self.fit_samples, self.seed + 1)
 
     def draw_rows_to_seed(self, rows: Sliceable, start: int, total: int) -> torch.Tensor:
@@ -278,19 +316,35 @@ class Sliceable(Protocol):
 
 
 class Rows:
-    """Features (N, D) in blocks of float32, divided by their norms where `unit` is True."""
+    """Features (N, D) in blocks of float32, relative to `origin` (D,), divided by their norms where `unit` is True."""
 
-    def __init__(self, features: torch.Tensor, unit: bool, device: str | torch.device | None):
+    def __init__(
+        self,
+        features: torch.Tensor,
+        unit: bool,
+        device: str | torch.device | None,
+        origin: torch.Tensor | None = None,
+    ):
         self.features = features
         self.unit = unit
         self.width = features.shape[1]
         self.device = features.device if device is None else torch.device(device)
+        self.origin = None if origin is None else origin.to(self.device)
         self.norms = torch.empty(len(features), device=self.device)
         self.share_blocks(self._compute_norms)
         self._divisors = self.norms.clamp(min=1e-12)[:, None]
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def relative_to(self, origin: torch.Tensor | None) -> Rows:
+        """The same features relative to another origin; these rows where it is theirs."""
+        return self if origin is self.origin else Rows(self.features, self.unit, self.device, origin)
+
+    def shift(self, points: torch.Tensor) -> torch.Tensor:
+        """Points (n, D) relative to the origin."""
+        points = points.to(self.device, torch.float32)
+        return points if self.origin is None else points - self.origin
 
     def share_blocks(self, work: Callable[[Blocks], None], n_columns: int = 1) -> None:
         """Call `work` with slices and their rows, of a size for `n_columns` scores per row; on CPUs in several threads.
@@ -305,7 +359,7 @@ class Rows:
         share_blocks(iterate_rows(len(self), height), self.device, read)
 
     def _read(self, span: slice, height: int) -> torch.Tensor:
-        return pad_rows(self.features[span].to(self.device, torch.float32), height)
+        return pad_rows(self.shift(self.features[span]), height)
 
     def _compute_norms(self, blocks: Blocks) -> None:
         for span, block in blocks:
@@ -317,7 +371,7 @@ class Rows:
 
     def take(self, positions: torch.Tensor) -> torch.Tensor:
         """Take the rows at these positions into memory, normalised."""
-        rows = self.features[positions.to(self.features.device)].to(self.device, torch.float32)
+        rows = self.shift(self.features[positions.to(self.features.device)])
         return rows / self._divisors[positions.to(self.device)] if self.unit else rows
 
     def lengths(self) -> torch.Tensor:
@@ -377,67 +431,6 @@ def update_sums(sums: ClusterSums, rows: Rows, labels: torch.Tensor, labels_befo
 
     height = count_block_rows(rows.device, rows.features.shape[1])
     share_blocks(iterate_rows(len(changed), height), rows.device, move)
-
-
-def _refill_empty(
-    sums: ClusterSums, rows: Rows, labels: torch.Tensor, scores: torch.Tensor, accelerator: Accelerator | None
-) -> None:
-    """Refill every empty cluster with the farthest sample that the largest clusters can spare."""
-    empties, wanted = find_empty_clusters(sums)
-    if not len(empties):
-        return
-    start, _ = locate_rows(accelerator, len(rows))
-    clusters = labels.cpu().numpy()
-    offered = np.flatnonzero(wanted[clusters])
-    distances = rows.distances(scores).cpu().numpy()
-    own = take_farthest(clusters[offered], distances[offered], start + offered, wanted)
-    columns = [np.concatenate(parts) for parts in zip(*gather_objects(accelerator, own), strict=True)]
-    from_clusters, _, positions = take_farthest(columns[0], columns[1], columns[2], wanted)
-    local = positions - start
-    is_own = (local >= 0) & (local < len(rows))
-    moved_rows = torch.zeros(len(local), rows.width, device=rows.device)
-    moved_rows[torch.from_numpy(is_own).to(rows.device)] = rows.take(torch.from_numpy(local[is_own]))
-    moved_rows = sum_all(accelerator, moved_rows)
-    move_to_empty(sums, moved_rows, from_clusters, empties)
-
-
-def find_empty_clusters(sums: ClusterSums) -> tuple[np.ndarray, np.ndarray]:
-    """Find the empty clusters, and how many rows of each cluster are wanted for them, shape (K,): of the largest.
-
-    The empty clusters are in the order in which they get rows that are ordered by their clusters.
-    """
-    counts = sums.counts.cpu().numpy().copy()
-    empties = np.flatnonzero(counts == 0)
-    donors = np.empty_like(empties)
-    for i, empty in enumerate(empties):
-        donors[i] = counts.argmax()
-        counts[donors[i]] -= 1
-        counts[empty] += 1
-    return empties[donors.argsort(kind="stable")], np.bincount(donors, minlength=len(counts))
-
-
-def move_to_empty(sums: ClusterSums, rows: torch.Tensor, from_clusters: np.ndarray, empties: np.ndarray) -> None:
-    """Move one row to each empty cluster.
-
-    Args:
-        sums: of all rows, changed in place.
-        rows: the moved rows, shape (n, D), ordered by their clusters.
-        from_clusters: their clusters, shape (n,).
-        empties: the empty clusters, as `find_empty_clusters` orders them.
-    """
-    sums.add(rows, torch.from_numpy(from_clusters), sign=-1)
-    sums.add(rows, torch.from_numpy(empties))
-
-
-def take_farthest(
-    clusters: np.ndarray, distances: np.ndarray, positions: np.ndarray, wanted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take the farthest samples of each cluster, `wanted` (K,) of them, ordered by cluster and from far to near."""
-    order = np.lexsort((positions, -distances, clusters))
-    ordered = clusters[order]
-    ranks = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    taken = order[ranks < wanted[ordered]]
-    return clusters[taken], distances[taken], positions[taken]
 
 
 def draw_positions(total: int, size: int, seed: int) -> torch.Tensor:

@@ -41,7 +41,8 @@ def group_new_samples(
         known: those of samples that fit, drawn at random, float32 (B, D); B may be 0. The first five
             per new sample are used, at least 500 and at most 4,000.
         n_known: samples that fit, which they were drawn from, at least B.
-        min_size: size of the smallest group, at least 2; None takes `smallest_pattern`.
+        min_size: size of the smallest group, at least 2; None takes `smallest_pattern`. Where samples are drawn, it is
+            estimated from those of the group that are, at least four of them or `min_size`.
         seed: seed of what is drawn.
 
     Returns:
@@ -64,7 +65,8 @@ def group_new_samples(
     n_clusters = int(labels.max()) + 1
     sizes, others = (np.bincount(part[part != NOISE], minlength=n_clusters) for part in (own, beside))
     new_weight, known_weight = n_new / len(drawn), n_known / max(len(known), 1)
-    is_group = (sizes >= min_size) & (sizes * new_weight > others * known_weight)
+    is_group = (sizes >= min(min_size, MIN_SAMPLES)) & (sizes * new_weight >= min_size)
+    is_group &= sizes * new_weight > others * known_weight
     groups[drawn] = np.where(np.append(is_group, False)[own], own, NOISE)  # the last is for noise
     if len(drawn) < n_new:
         rest = np.setdiff1d(np.arange(n_new), drawn)

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.cluster import HDBSCAN
 
-from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.checks import as_features, check_finite, check_lengths
 from hf_plr.clustering.jaccard import compute_jaccard_distances, find_near_pairs
 from hf_plr.clustering.neighborhoods import Neighborhoods, SharedNeighborhoods, find_neighborhoods
 from hf_plr.clustering.neighbors import SEARCHES
@@ -71,10 +71,11 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
         """Restore nothing."""
 
     def _fit(self, features: torch.Tensor, accelerator: Accelerator | None) -> None:
-        self._check_arguments()
+        self.check_arguments()
         if len(features) == 0:
             raise ValueError(f"features have shape (0, {features.shape[1]}): there are no samples to cluster")
         check_finite(features)
+        check_lengths(features)
         features = torch.nn.functional.normalize(features.float(), dim=1)
         find = find_neighborhoods if self._shared is None else self._shared.find
         neighborhoods = find(features, self.k1, self.k2, self.search, accelerator)
@@ -92,7 +93,12 @@ class _ReciprocalClustering(ClusterMixin, BaseEstimator, ABC):
     def _suggest_remedy(self) -> str:
         """Suggest a remedy where all samples are noise."""
 
-    def _check_arguments(self) -> None:
+    def check_arguments(self) -> None:
+        """Check the arguments.
+
+        Raises:
+            ValueError: naming an argument that is out of its range.
+        """
         for name in ("min_samples", "k1", "k2"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -156,10 +162,11 @@ class ReciprocalDBSCAN(_ReciprocalClustering):
     def _suggest_remedy(self) -> str:
         return f" at eps={self.eps}: try a larger eps"
 
-    def _check_arguments(self) -> None:
+    def check_arguments(self) -> None:
+        """Check the arguments, as the base does."""
         if not 0.0 <= self.eps <= 1.0:
             raise ValueError(f"eps={self.eps} is outside [0, 1], the range of Jaccard distances")
-        super()._check_arguments()
+        super().check_arguments()
 
 
 class ReciprocalHDBSCAN(_ReciprocalClustering):
@@ -213,8 +220,9 @@ class ReciprocalHDBSCAN(_ReciprocalClustering):
     def _suggest_remedy(self) -> str:
         return ": no two clusters stand out; try a smaller min_cluster_size or k1"
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
+    def check_arguments(self) -> None:
+        """Check the arguments, as the base does."""
+        super().check_arguments()
         if self.min_cluster_size < 2:
             raise ValueError(f"min_cluster_size={self.min_cluster_size} must be at least 2")
         if not 0.0 < self.max_distance <= 1.0:

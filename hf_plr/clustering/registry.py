@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering
 
@@ -21,6 +23,7 @@ CLUSTERERS: dict[str, type[BaseEstimator]] = {
     "hdbscan": HDBSCAN,
     "agglomerative": AgglomerativeClustering,
 }
+TRIAL = {"n_clusters": 2, "connectivity": None, "min_cluster_size": 2, "min_samples": 1}  # for three samples
 
 
 def make_clusterer(
@@ -48,7 +51,28 @@ def make_clusterer(
         )
     defaults = {"n_clusters": num_clusters, "copy": True, **defaults}  # HDBSCAN warns without `copy`
     chosen = {key: value for key, value in defaults.items() if key in accepted}
-    return CLUSTERERS[name](**{**chosen, **(settings or {})})
+    clusterer = CLUSTERERS[name](**{**chosen, **(settings or {})})
+    try:
+        _check_arguments(clusterer)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"clusterer_kwargs: {name}: {error}") from error
+    return clusterer
+
+
+def _check_arguments(clusterer: Any) -> None:
+    """Check the arguments of a clusterer without features; raises ValueError or TypeError."""
+    if not isinstance(clusterer, (HDBSCAN, AgglomerativeClustering)):
+        clusterer.check_arguments()
+        return
+    clusterer._validate_params()  # scikit-learn has nothing public that checks values without features
+    if callable(clusterer.metric):  # it may need features of a certain width
+        return
+    parameters = clusterer.get_params(deep=False)
+    small = {name: value for name, value in TRIAL.items() if parameters.get(name) is not None}
+    trial = clone(clusterer).set_params(**small)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trial.fit(1.0 - np.eye(3))  # distances and features alike: finds values that do not fit together
 
 
 def make_ensemble(clusterer: Any, n_samples: int, seed: int) -> Ensemble | None:

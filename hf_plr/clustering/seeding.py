@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
-from hf_plr.clustering.exact_sums import ClusterSums, to_exact
+from hf_plr.clustering.exact_sums import average_rows, to_exact
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.threads import block_threads, share_blocks
@@ -153,7 +153,7 @@ class _Sample:
         self._block_rows = BLOCK_ROWS.get(rows.device.type, OTHER_BLOCK_ROWS)
         height = -(-len(rows) // self._block_rows) * self._block_rows
         self._rows = rows.new_zeros(height, rows.shape[1])
-        self._mean = self._compute_mean(rows)
+        self._mean = average_rows(rows, accelerator)
         torch.sub(rows, self._mean, out=self._rows[: len(rows)])
         largest = max_all(accelerator, find_largest_entry(self._rows))
         self._scale = min(1 / _power_above(largest), LARGEST_SCALE)
@@ -209,12 +209,6 @@ class _Sample:
             distances=distances,
             shift=shift,
         )
-
-    def _compute_mean(self, rows: torch.Tensor) -> torch.Tensor:
-        largest = max_all(self._accelerator, find_largest_entry(rows))
-        sums = ClusterSums(1, rows.shape[1], self.total, largest, self._device)
-        sums.add(rows, torch.zeros(len(rows), dtype=torch.int64, device=self._device))
-        return sums.all_reduce(self._accelerator).means()[0].float().to(self._device)
 
     def _compute_distances(self, candidates: torch.Tensor) -> torch.Tensor:
         """Squared distances from candidates (C, D) to the rows, shape (C + 1, n), and a row of infinity."""

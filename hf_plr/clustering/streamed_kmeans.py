@@ -12,16 +12,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from hf_plr.clustering.blocks import find_largest_entry
+from hf_plr.clustering.empty_clusters import find_empty_clusters, move_to_empty, take_farthest
 from hf_plr.clustering.exact_sums import ClusterSums, to_exact
-from hf_plr.clustering.kmeans import (
-    KMeans,
-    Rows,
-    assign_rows,
-    find_empty_clusters,
-    move_to_empty,
-    take_farthest,
-    update_sums,
-)
+from hf_plr.clustering.kmeans import KMeans, Rows, assign_rows, update_sums
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.threads import block_threads
 
@@ -60,8 +54,9 @@ def fit_stream(kmeans: KMeans, stream: RowStream) -> None:
     Raises:
         ValueError: as `KMeans.fit`.
     """
+    kmeans.check_arguments()
     total = len(stream)
-    if not 1 <= kmeans.n_clusters <= total:
+    if kmeans.n_clusters > total:
         raise ValueError(f"n_clusters={kmeans.n_clusters} but there are {total} samples")
     positions = kmeans.draw_fit_positions(total)
     rows = _StreamedRows(stream, kmeans.spherical)
@@ -71,6 +66,9 @@ def fit_stream(kmeans: KMeans, stream: RowStream) -> None:
             sample = Rows(rows.take(positions), kmeans.spherical, rows.device)
             kmeans.cluster_centers_ = kmeans.iterate_rows(sample, centers)
             return
+        if not kmeans.spherical:
+            rows.origin = rows.average()
+            centers = centers - rows.origin
         largest, squares = rows.measure()
 
         def sum_clusters(centers: torch.Tensor) -> ClusterSums:
@@ -80,17 +78,19 @@ def fit_stream(kmeans: KMeans, stream: RowStream) -> None:
             _refill_empty(sums, rows, centers)
             return sums
 
-        kmeans.cluster_centers_ = kmeans.iterate_centers(sum_clusters, centers, squares, total)
+        centers = kmeans.iterate_centers(sum_clusters, centers, squares, total)
+        kmeans.cluster_centers_ = centers if rows.origin is None else centers + rows.origin
 
 
 class _StreamedRows:
-    """Rows of a stream in blocks, divided by their norms where `unit` is True."""
+    """Rows of a stream in blocks, relative to `origin`, divided by their norms where `unit` is True."""
 
     def __init__(self, stream: RowStream, unit: bool):
         self.stream = stream
         self.unit = unit
         self.width = stream.width
         self.device = stream.device
+        self.origin: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -99,12 +99,20 @@ class _StreamedRows:
         """Iterate over the position of the first row of each block, and the block."""
         start = 0
         for block in self.stream:
-            yield start, Rows(block, self.unit, self.device)
+            yield start, Rows(block, self.unit, self.device, self.origin)
             start += len(block)
 
     def take(self, positions: torch.Tensor) -> torch.Tensor:
-        rows = Rows(self.stream.take(positions), self.unit, self.device)
+        rows = Rows(self.stream.take(positions), self.unit, self.device, self.origin)
         return rows.take(torch.arange(len(rows)))
+
+    def average(self) -> torch.Tensor:
+        """Average all rows as `average_rows` does: float32 (D,)."""
+        largest = max(find_largest_entry(block) for block in self.stream)
+        sums = ClusterSums(1, self.width, len(self), largest, self.device)
+        for block in self.stream:
+            sums.add(block, torch.zeros(len(block), dtype=torch.int64, device=self.device))
+        return sums.means()[0].float().to(self.device)
 
     def measure(self) -> tuple[float, float]:
         """Measure the largest length of a row, and the sum of squared lengths."""

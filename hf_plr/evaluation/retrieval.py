@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hf_plr.clustering.checks import check_finite
+from hf_plr.evaluation.codes import validate_codes
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.utils.precision import exact_products
 
@@ -77,13 +78,13 @@ def assess_retrieval(
     if (query_cameras is None) != (gallery_cameras is None):
         raise ValueError("query_cameras and gallery_cameras: give both or none")
     device = gallery.device
-    ids_q = _validate_codes("query_ids", query_ids, len(query), device)
-    ids_g = _validate_codes("gallery_ids", gallery_ids, len(gallery), device)
+    ids_q = torch.from_numpy(validate_codes("query_ids", query_ids, len(query))).to(device)
+    ids_g = torch.from_numpy(validate_codes("gallery_ids", gallery_ids, len(gallery))).to(device)
     if query_cameras is None or gallery_cameras is None:
         cameras_q = cameras_g = None
     else:
-        cameras_q = _validate_codes("query_cameras", query_cameras, len(query), device)
-        cameras_g = _validate_codes("gallery_cameras", gallery_cameras, len(gallery), device)
+        cameras_q = torch.from_numpy(validate_codes("query_cameras", query_cameras, len(query))).to(device)
+        cameras_g = torch.from_numpy(validate_codes("gallery_cameras", gallery_cameras, len(gallery))).to(device)
 
     query, gallery = (torch.nn.functional.normalize(features, dim=1) for features in (query, gallery))
     height = max(1, int(block_mib * 2**20 / 4 / max(len(gallery), 1)))
@@ -141,10 +142,3 @@ def _check_features(query: torch.Tensor, gallery: torch.Tensor) -> None:
         check_finite(features, f"{name} features")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")
-
-
-def _validate_codes(name: str, values: Sequence[int] | np.ndarray, n: int, device: torch.device) -> torch.Tensor:
-    codes = torch.as_tensor(np.asarray(values), device=device)
-    if codes.shape != (n,) or codes.is_floating_point():
-        raise ValueError(f"{name} must be {n} integers, not {codes.dtype} of shape {tuple(codes.shape)}")
-    return codes

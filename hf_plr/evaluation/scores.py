@@ -16,14 +16,15 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import as_features, check_finite
-from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.clustering.exact_sums import average_rows
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.evaluation.clusters import find_matched, score_clusters
+from hf_plr.evaluation.codes import validate_codes
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.evaluation.neighbors import LabeledNeighbors, find_labeled_neighbors
-from hf_plr.utils.distributed import gather_rows, locate_rows, max_all, run_on_main
+from hf_plr.utils.distributed import gather_rows, locate_rows, run_on_main
 
 MAX_SAMPLES = 10_000  # for the linear probe and cross-validation, which are slow
 RESTARTS = 10  # of k-means
@@ -139,9 +140,15 @@ def assess_features(
         Scores that need more classes or members are left out.
 
     Raises:
-        ValueError: if features are not finite or not of shape (n, D).
+        ValueError: if features are not finite or not of shape (n, D), labels or groups are not one integer per row, or
+            only a part of the test samples is given.
     """
+    if (test_features is None) != (test_labels is None):
+        raise ValueError("test_features and test_labels: give both or none")
+    if test_features is None and test_groups is not None:
+        raise ValueError("test_groups have no effect without test_features: leave them out")
     rows = as_features(features).float()
+    labels, groups = _validate("", labels, groups, len(rows))
     center = _find_center(rows, accelerator)
     gallery = _select_known(rows, labels, center, groups)
     judge: Callable[[], dict[str, list[np.ndarray]]]
@@ -151,6 +158,9 @@ def assess_features(
         judge = functools.partial(_cross_validate, all_tested, seed)
     else:
         test_rows = as_features(test_features).to(rows.device, torch.float32)
+        if test_rows.shape[1] != rows.shape[1]:
+            raise ValueError(f"features have {rows.shape[1]} columns, test features {test_rows.shape[1]}")
+        test_labels, test_groups = _validate("test_", test_labels, test_groups, len(test_rows))
         check_finite(test_rows, "test features", accelerator)
         tested = _select_known(test_rows, test_labels, center, test_groups)
         all_tested = tested.gather(accelerator)
@@ -169,27 +179,28 @@ def assess_features(
     return scored
 
 
+def _validate(prefix: str, labels: Any, groups: Any, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Validate labels and groups of n samples as int64 (n,)."""
+    known_groups = None if groups is None else validate_codes(f"{prefix}groups", groups, n)
+    return validate_codes(f"{prefix}labels", labels, n), known_groups
+
+
 def _find_center(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
     """Find the mean (D,) of all processes' rows (n, D), exact and so the same for any number of processes."""
     check_finite(rows, "features", accelerator)
-    _, total = locate_rows(accelerator, len(rows))
-    largest = max_all(accelerator, find_largest_entry(rows))
-    sums = ClusterSums(1, rows.shape[1], total, largest, rows.device)
-    sums.add(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
-    return sums.all_reduce(accelerator).means()[0].to(rows)
+    return average_rows(rows, accelerator)
 
 
 def _select_known(
     rows: torch.Tensor, labels: np.ndarray, center: torch.Tensor, groups: np.ndarray | None = None
 ) -> _Samples:
     """Select the rows with a known class, as directions from the center."""
-    known = np.flatnonzero(np.asarray(labels) != -1)
+    known = np.flatnonzero(labels != -1)
     positions = torch.from_numpy(known)
     directions = rows.new_empty(len(known), rows.shape[1])
     for block in iterate_rows(len(known), BLOCK_ROWS):
         directions[block] = F.normalize(rows[positions[block]] - center, dim=1)
-    known_groups = None if groups is None else np.asarray(groups, np.int64)[known]
-    return _Samples(directions, np.asarray(labels, np.int64)[known], known_groups)
+    return _Samples(directions, labels[known], None if groups is None else groups[known])
 
 
 def _cluster(features: torch.Tensor, n_clusters: int, seed: int, accelerator: Accelerator | None) -> np.ndarray:

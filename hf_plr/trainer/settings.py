@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_plr.utils.parameters import describe_value
+
 logger = logging.getLogger(__name__)
 
 SHARED = (
@@ -67,7 +69,7 @@ def default_settings_of(arguments_class: type[TrainingArguments]) -> dict[str, A
 
 def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they are after they have been written to a file and read."""
-    stored: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    stored: dict[str, Any] = json.loads(json.dumps(settings, default=describe_value))
     return stored
 
 

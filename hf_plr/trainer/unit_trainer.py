@@ -109,7 +109,8 @@ class UnitTrainer(BaseTrainer):
         self._n_units = args.num_clusters or DEFAULT_UNITS
         self._temperature = args.unit_temperature
         self._unmasked_weight = args.unmasked_weight
-        refiner = _frame_refiner(args) if refiner is None else refiner
+        self._has_own_refiner = refiner is not None
+        refiner = _frame_refiner(args) if refiner is None else _check_refiner(refiner)
         super().__init__(
             model,
             args,
@@ -203,12 +204,15 @@ class UnitTrainer(BaseTrainer):
 
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
-        preset = resolve_preset(self.args, AUTO_FOR_FRAMES)
         scaling = self.args.frame_scaling
         space = "" if scaling == "none" else f" standardised {'globally' if scaling == 'global' else f'by {scaling}'}"
         space += "" if self.args.whitening_shrinkage is None else " whitened"
+        refined = f"refinement {self._describe_refinement()}"
         chance = f"a loss of {math.log(self._n_units):.2f} is guessing"
-        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames{space}, refinement {preset}; {chance}"
+        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames{space}, {refined}; {chance}"
+
+    def _describe_refinement(self) -> str:
+        return "by a refiner of your own" if self._has_own_refiner else resolve_preset(self.args, AUTO_FOR_FRAMES)
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True where a round begins."""
@@ -371,7 +375,7 @@ class UnitTrainer(BaseTrainer):
         """Settings that a resumed run must share, by name."""
         refinement = {
             "refiner": self.stage.refiner.settings(),
-            "refinement": resolve_preset(self.args, auto=AUTO_FOR_FRAMES),
+            "refinement": self._describe_refinement(),
         }
         if self._speakers is not None:  # the digest of the data knows nothing of them
             refinement["speakers"] = hashlib.sha256(self._speakers.tobytes()).hexdigest()[:16]
@@ -416,3 +420,14 @@ def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
             f"refinement={args.refinement!r} gives soft targets, which frames do not take: use slr or joint"
         )
     return PseudoLabelRefiner(**{**refiner.settings(), "n_clusters": "current", "distance_threshold": None})
+
+
+def _check_refiner(refiner: PseudoLabelRefiner) -> PseudoLabelRefiner:
+    """Refuse a refiner that is passed in, if its result is not one unit per frame."""
+    if refiner.n_levels > 1:
+        raise ValueError(
+            f"the refiner has n_levels={refiner.n_levels}, but frames are trained on one level: use n_levels=1"
+        )
+    if refiner.assignment == "soft":
+        raise ValueError("the refiner gives soft targets, which frames do not take: use another assignment than 'soft'")
+    return refiner

@@ -211,8 +211,9 @@ class FrameStage:
         start, n_bad = own.start, 0
         for rows, positions in frames.stream_recordings(torch.arange(recordings.start, recordings.stop)):
             n_bad += len(find_nonfinite_rows(rows))
-            mapped = self.space.map(rows, *self.fitter.describe(frames, positions))
-            labels[start : start + len(rows)] = self.kmeans.predict(mapped)
+            if not n_bad:  # the others are told of on every process, when all are counted
+                mapped = self.space.map(rows, *self.fitter.describe(frames, positions))
+                labels[start : start + len(rows)] = self.kmeans.predict(mapped)
             start += len(rows)
         self._check_finite(n_bad, round_)
         self.files.complete(labels, own)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def describe_value(value: object) -> str:
+    """Describe a parameter alike in every run: a function by its module and name, an object without its address."""
+    if inspect.isroutine(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return ADDRESS.sub("", str(value))
 
 
 def default_parameters(part: object) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import contextlib
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import make_blobs
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +20,7 @@ from hf_plr import KMeans
 from hf_plr.clustering import kmeans as kmeans_module
 from hf_plr.clustering.exact_sums import get_exact_device, to_exact
 from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.clustering.streamed_kmeans import fit_stream
 from hf_plr.clustering.whitening import map_rows
 from hf_plr.utils.precision import exact_products
 
@@ -129,7 +132,8 @@ def test_what_processes_send_for_empty_clusters_is_small(monkeypatch):
     start = np.vstack([rows[:40], np.full((400, 64), 1e3, dtype=np.float32)])
     sent = []
     monkeypatch.setattr(
-        "hf_plr.clustering.kmeans.gather_objects", lambda _, item: sent.append(len(pickle.dumps(item))) or [item]
+        "hf_plr.clustering.empty_clusters.gather_objects",
+        lambda _, item: sent.append(len(pickle.dumps(item))) or [item],
     )
     kmeans = KMeans(440, init=start, spherical=False, max_iter=1).fit(rows)
     assert len(np.unique(kmeans.labels_)) == 440
@@ -291,3 +295,82 @@ def test_state_carries_the_warm_start(blobs):
 def test_bad_input_is_named(kmeans, features, message):
     with pytest.raises(ValueError, match=message):
         kmeans.fit(features)
+
+
+class Blocks:
+    """Rows that are read in blocks of 300."""
+
+    def __init__(self, rows):
+        self.rows, self.width, self.device = torch.from_numpy(rows), rows.shape[1], torch.device("cpu")
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows.split(300))
+
+    def take(self, positions):
+        return self.rows[positions]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 3e3, 1e4])
+def test_an_offset_of_all_features_changes_no_cluster(offset):
+    features, truth = make_blobs(2000, n_features=32, centers=5, cluster_std=1.0, random_state=0)
+    features = (features + offset).astype(np.float32)
+    kmeans = KMeans(5, spherical=False).fit(features)
+    assert adjusted_rand_score(kmeans.labels_, truth) == 1.0
+    means = np.stack([features[kmeans.labels_ == k].mean(axis=0, dtype=np.float64) for k in range(5)])
+    np.testing.assert_allclose(kmeans.cluster_centers_.numpy(), means, rtol=1e-6, atol=1e-4)
+    inertia = np.square(features - means[kmeans.labels_]).sum()
+    assert kmeans.inertia_ == pytest.approx(inertia, rel=1e-4)
+    np.testing.assert_array_equal(kmeans.predict(features), kmeans.labels_)
+    again = KMeans(5, init=kmeans.cluster_centers_, spherical=False).fit(features)
+    np.testing.assert_array_equal(again.labels_, kmeans.labels_)
+
+
+@pytest.mark.parametrize("fit_samples", [None, 700])
+@pytest.mark.parametrize("offset", [0.0, 3e3])
+def test_a_stream_has_the_centers_of_all_rows_at_once(blobs, offset, fit_samples):
+    rows = blobs + np.float32(offset)
+    whole, streamed = (KMeans(20, spherical=False, fit_samples=fit_samples, max_iter=5) for _ in range(2))
+    whole.fit(rows)
+    fit_stream(streamed, Blocks(rows))
+    assert torch.equal(streamed.cluster_centers_, whole.cluster_centers_)
+    labels = np.concatenate([streamed.predict(block) for block in np.array_split(rows, 7)])
+    np.testing.assert_array_equal(labels, whole.labels_)
+
+
+def test_features_of_other_kinds(blobs):
+    expected = KMeans(20).fit_predict(blobs)
+    np.testing.assert_array_equal(KMeans(20).fit_predict(torch.from_numpy(blobs).requires_grad_()), expected)
+    frame = pd.DataFrame(blobs, columns=[f"feature_{i}" for i in range(16)])
+    kmeans = KMeans(20).fit(frame)
+    np.testing.assert_array_equal(kmeans.labels_, expected)
+    np.testing.assert_array_equal(kmeans.predict(frame), expected)
+    with pytest.raises(ValueError, match="features are no numbers, but <U1"):
+        KMeans(2).fit(np.array([["a", "b"]]))
+
+
+def test_what_predict_cannot_do_is_named(blobs):
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        KMeans(20).predict(blobs)
+    kmeans = KMeans(20).fit(blobs)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="features of 1 samples are NaN or infinite, the first is sample 3"):
+            kmeans.predict(np.where(np.arange(9)[:, None] == 3, np.float32(bad), blobs[:9]))
+    with pytest.raises(ValueError, match="features have 3 columns, but the centroids have 16"):
+        kmeans.predict(blobs[:, :3])
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_features_whose_lengths_are_no_numbers_are_refused(blobs, spherical):
+    with pytest.raises(ValueError, match="features of 2000 samples are too large for float32, the first is sample 0"):
+        KMeans(20, spherical=spherical).fit(blobs * np.float32(1e25))
+
+
+def test_no_iteration_leaves_the_start_and_fewer_are_refused(blobs):
+    kmeans = KMeans(20, init=blobs[:20], spherical=False, max_iter=0).fit(blobs)
+    assert kmeans.n_iter_ == 0
+    np.testing.assert_allclose(kmeans.cluster_centers_.numpy(), blobs[:20], atol=1e-5)
+    with pytest.raises(ValueError, match="max_iter=-1 must be at least 0"):
+        KMeans(20, max_iter=-1).fit(blobs)

@@ -80,3 +80,13 @@ def test_patterns_are_found_without_known_samples():
     groups = group_new_samples(rows, rows[:0], 0)
     assert (groups[kind == 0] == 0).mean() > 0.9
     assert (groups[kind == 1] == 1).mean() > 0.9
+
+
+def test_the_size_of_a_pattern_is_that_among_all_and_not_among_the_drawn(monkeypatch):
+    rows, kind = make_kinds([140, 60, 100], seed=3)
+    monkeypatch.setattr(new_patterns, "MAX_GROUPED", 100)  # half of the new samples
+    groups = group_new_samples(rows[kind < 2], rows[kind == 2], 100, min_size=45)
+    for number in (0, 1):
+        assert (groups[kind[kind < 2] == number] == number).mean() > 0.9
+    groups = group_new_samples(rows[kind < 2], rows[kind == 2], 100, min_size=100)
+    assert groups.max() == 0

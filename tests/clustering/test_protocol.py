@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from sklearn.base import clone
 from sklearn.cluster import AgglomerativeClustering
+from sklearn.preprocessing import FunctionTransformer
 
 from hf_plr import KMeans, ReciprocalDBSCAN, ReciprocalHDBSCAN
 from hf_plr.clustering import Clusterer, FitPredictClusterer, as_clusterer
 from hf_plr.clustering.protocol import describe_clusterer
+from hf_plr.trainer.settings import as_stored
 
 
 class Answer:
@@ -77,3 +81,47 @@ def test_answers_that_are_not_one_integer_per_sample_are_refused(labels):
 def test_an_object_without_fit_predict_is_refused_before_any_work(make_trainer):
     with pytest.raises(TypeError, match="the clusterer dict has no fit_predict: give an object with"):
         make_trainer({"clusterer": {}})
+
+
+class WithParameters(Answer):
+    """One with parameters."""
+
+    def __init__(self, **parameters):
+        super().__init__(None)
+        self.parameters = parameters
+
+    def get_params(self, deep=True):
+        return self.parameters
+
+
+def describe_in_another_place(**parameters):
+    return as_stored(describe_clusterer(as_clusterer(WithParameters(**parameters))))
+
+
+def test_a_description_holds_no_addresses():
+    """Those of a resumed run are others, and it would be refused."""
+    found = describe_in_another_place(
+        metric=fit_predict,
+        bound=Answer(None).fit_predict,
+        plain=Answer(None),
+        partial=functools.partial(fit_predict, n=3),
+        scale=FunctionTransformer(fit_predict),
+        steps=[("first", Answer(None)), ("second", lambda rows: rows)],
+        array=np.arange(3),
+        kind=Answer,
+    )
+    here = fit_predict.__module__
+    assert found == {
+        "class": "WithParameters",
+        "metric": f"{here}.fit_predict",
+        "bound": f"{here}.Answer.fit_predict",
+        "plain": f"<{here}.Answer object>",
+        "partial": "functools.partial(<function fit_predict>, n=3)",
+        "scale": "FunctionTransformer(func=<function fit_predict>)",
+        "steps": [
+            ["first", f"<{here}.Answer object>"],
+            ["second", f"{here}.test_a_description_holds_no_addresses.<locals>.<lambda>"],
+        ],
+        "array": "[0 1 2]",
+        "kind": f"<class '{here}.Answer'>",
+    }

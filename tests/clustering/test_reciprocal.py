@@ -193,3 +193,14 @@ def test_hdbscan_edge_cases_have_defined_results(caplog):
     ):
         with pytest.raises(ValueError, match=message):
             ReciprocalHDBSCAN(**arguments).fit(np.ones((9, 3)))
+
+
+def test_a_tensor_that_requires_a_gradient_has_the_same_clusters():
+    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    expected = ReciprocalDBSCAN(k1=8).fit_predict(rows)
+    np.testing.assert_array_equal(ReciprocalDBSCAN(k1=8).fit_predict(rows.clone().requires_grad_()), expected)
+
+
+def test_features_whose_lengths_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="features of 9 samples are too large for float32, the first is sample 0"):
+        ReciprocalDBSCAN().fit(torch.full((9, 4), 1e25))

@@ -39,3 +39,44 @@ def test_what_is_unknown_is_named_with_what_there_is():
         make_clusterer("dbscam", 5)
     with pytest.raises(ValueError, match=r"dbscan has no argument 'epsilon'; it has eps, min_samples, k1, k2"):
         make_clusterer("dbscan", 5, {"epsilon": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("dbscan", {"eps": 5}, r"clusterer_kwargs: dbscan: eps=5 is outside \[0, 1\]"),
+        ("dbscan", {"search": "annoy"}, "clusterer_kwargs: dbscan: search='annoy' is unknown"),
+        ("reciprocal_hdbscan", {"max_distance": 2}, "clusterer_kwargs: reciprocal_hdbscan: max_distance=2 is outside"),
+        ("reciprocal_hdbscan", {"k1": "many"}, "clusterer_kwargs: reciprocal_hdbscan: "),
+        ("kmeans", {"init": "random"}, "clusterer_kwargs: kmeans: init='random' is unknown"),
+        ("kmeans", {"init": np.ones((3, 2))}, r"clusterer_kwargs: kmeans: init has shape \(3, 2\)"),
+        ("kmeans", {"init": [["a"]]}, "clusterer_kwargs: kmeans: "),
+        ("kmeans", {"fit_samples": 3}, "clusterer_kwargs: kmeans: fit_samples=3 must be at least n_clusters=5"),
+        ("kmeans", {"n_clusters": 0}, "clusterer_kwargs: kmeans: n_clusters=0 must be at least 1"),
+        ("agglomerative", {"linkage": "wrd"}, "clusterer_kwargs: agglomerative: The 'linkage' parameter of"),
+        ("agglomerative", {"metric": "cosine"}, "clusterer_kwargs: agglomerative: cosine was provided as metric"),
+        ("agglomerative", {"distance_threshold": 1.0}, "clusterer_kwargs: agglomerative: Exactly one of n_clusters"),
+        ("hdbscan", {"min_cluster_size": 1}, "clusterer_kwargs: hdbscan: The 'min_cluster_size' parameter of"),
+        ("hdbscan", {"algorithm": "kd_tree", "metric": "cosine"}, "clusterer_kwargs: hdbscan: cosine is not a valid"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_before_there_are_features(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_clusterer(name, 5, settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("agglomerative", {"metric": "precomputed", "linkage": "average"}),
+        ("agglomerative", {"n_clusters": None, "distance_threshold": 3.0}),
+        ("agglomerative", {"connectivity": np.ones((50, 50))}),
+        ("hdbscan", {"min_cluster_size": 100, "min_samples": 50, "metric": "precomputed"}),
+        ("hdbscan", {"max_cluster_size": 40, "store_centers": "medoid"}),
+        ("kmeans", {"fit_samples": 5, "init": np.ones((5, 2)).tolist()}),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_values_that_fit_are_taken(name, settings):
+    found = make_clusterer(name, 5, settings).get_params()
+    assert all(found[key] is value for key, value in settings.items())

@@ -71,7 +71,10 @@ def test_constant_features_score_nothing():
     [
         ({"query_cameras": [0, 0]}, "give both or none"),
         ({"query_ids": [0]}, "query_ids must be 2 integers"),
-        ({"gallery_ids": [0.5, 1.0]}, "gallery_ids must be 2 integers, not torch.float64"),
+        ({"gallery_ids": [0.5, 1.0]}, "gallery_ids must be 2 integers, not float64"),
+        ({"gallery_ids": ["a", "b"]}, r"gallery_ids must be 2 integers, not <U1 of shape \(2,\)"),
+        ({"query_ids": [2**70, 1]}, "query_ids must be 2 integers, not object"),
+        ({"query_ids": np.array([2**64 - 1, 1], np.uint64)}, "query_ids must be 2 integers below 2"),
         (
             {"query": torch.full((2, 3), torch.nan)},
             "query features of 2 samples are NaN or infinite, the first is sample 0",
@@ -100,3 +103,12 @@ def test_the_metric_of_the_evaluate_library_gives_the_same():
             predictions=features[half], references=ids[half], cameras=cameras[half], is_query=is_query[half]
         )
     assert metric.compute() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int8])
+def test_codes_of_any_integer_type_are_those_numbers(dtype):
+    rng = np.random.default_rng(0)
+    features, last = rng.normal(size=(40, 5)), np.iinfo(dtype).max
+    ids = np.array([last, 3], dtype)[np.arange(40) % 2]
+    expected = score_retrieval(features[:10], features[10:], *np.split(np.where(ids == 3, 3, 9), [10]))
+    assert score_retrieval(features[:10], features[10:], *np.split(ids, [10])) == expected

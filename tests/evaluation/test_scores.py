@@ -204,3 +204,28 @@ def test_a_class_of_a_single_recording_is_left_out():
     assert 0.0 <= found["knn_accuracy"] <= 1.0
     alone = (labels == 0) | only
     assert "knn_accuracy" not in score_features(features[alone], labels[alone], groups=groups[alone])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros(89, int)}, r"labels must be 90 integers, not int64 of shape \(89,\)"),
+        ({"labels": np.zeros(91, int)}, r"labels must be 90 integers, not int64 of shape \(91,\)"),
+        ({"labels": np.full(90, "cat")}, r"labels must be 90 integers, not <U3 of shape \(90,\)"),
+        ({"labels": np.zeros(90)}, "labels must be 90 integers, not float64"),
+        ({"groups": np.zeros(30, int)}, r"groups must be 90 integers, not int64 of shape \(30,\)"),
+        ({"test_features": np.ones((4, 3))}, "test_features and test_labels: give both or none"),
+        ({"test_labels": np.ones(4, int)}, "test_features and test_labels: give both or none"),
+        ({"test_groups": np.ones(4, int)}, "test_groups have no effect without test_features"),
+        ({"test_features": np.ones((4, 3)), "test_labels": [0, 1]}, "test_labels must be 4 integers, not int64"),
+        (
+            {"test_features": np.ones((4, 3)), "test_labels": [0, 1, 0, 1], "test_groups": [0, 1]},
+            "test_groups must be 4 integers, not int64",
+        ),
+        ({"test_features": np.ones((4, 2)), "test_labels": [0, 1, 0, 1]}, "features have 3 columns, test features 2"),
+    ],
+)
+def test_input_that_does_not_fit_is_named(change, message):
+    features, labels = blobs(90, 1.0)
+    with pytest.raises(ValueError, match=message):
+        assess_features(**{"features": features, "labels": labels, **change})

@@ -15,7 +15,7 @@ from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans
 from hf_plr.cli import main
-from hf_plr.clustering import kmeans as kmeans_module
+from hf_plr.clustering.empty_clusters import find_empty_clusters
 from hf_plr.clustering.whitening import whiten
 from hf_plr.features.centering import center_features
 from hf_plr.jobs import feature_files
@@ -105,7 +105,7 @@ def test_empty_clusters_are_refilled_alike(features, tmp_path, monkeypatch):
     space = Centroids.load(_first_centroids(folder, tmp_path), torch.device("cpu")).space
     Centroids(centers, space, 1).save(tmp_path / "bad")
     found = []
-    find = kmeans_module.find_empty_clusters
+    find = find_empty_clusters
     monkeypatch.setattr(
         "hf_plr.clustering.streamed_kmeans.find_empty_clusters",
         lambda sums: found.append(int((sums.counts == 0).sum())) or find(sums),

@@ -144,3 +144,11 @@ def test_a_cut_leaves_as_many_clusters_as_asked_for_unless_merges_are_tied(heigh
     labels = agglomeration.Cut(n_clusters, None).apply(merges)
     identical = int((heights <= 3e-7).sum())
     assert len(np.unique(labels)) == min(n_clusters, 13 - identical)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_distances_that_are_no_numbers_are_refused(bad):
+    distances = np.ones((3, 3)) - np.eye(3)
+    distances[0, 1] = distances[1, 0] = bad
+    with pytest.raises(ValueError, match="2 of the distances are NaN or infinite"):
+        weighted_linkage(distances, np.ones(3))

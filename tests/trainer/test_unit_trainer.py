@@ -190,3 +190,28 @@ def test_what_does_not_fit_is_named(make_sound_trainer, arguments, message):
 def test_its_arguments_are_needed(tmp_path, some_sounds, tiny_hubert):
     with pytest.raises(TypeError, match="args must be UnitTrainingArguments, not PLRTrainingArguments"):
         UnitTrainer(tiny_hubert(), PLRTrainingArguments(str(tmp_path)), some_sounds)
+
+
+@pytest.mark.parametrize(
+    ("refiner", "message"),
+    [
+        (
+            PseudoLabelRefiner(n_levels=3),
+            "the refiner has n_levels=3, but frames are trained on one level",
+        ),
+        (
+            PseudoLabelRefiner.from_preset("soft"),
+            "the refiner gives soft targets, which frames do not take",
+        ),
+    ],
+)
+def test_a_refiner_whose_result_frames_do_not_take_is_refused(make_sound_trainer, refiner, message):
+    with pytest.raises(ValueError, match=message):
+        make_sound_trainer(trainer={"refiner": refiner})
+
+
+def test_a_refiner_that_is_passed_in_is_told_of(make_sound_trainer):
+    own = make_sound_trainer(trainer={"refiner": PseudoLabelRefiner(weight=0.7)})
+    assert "refinement by a refiner of your own; a loss of" in own.describe_clusters()
+    assert own.run_settings()["refinement"] == "by a refiner of your own"
+    assert "refinement slr; a loss of" in make_sound_trainer().describe_clusters()

@@ -113,7 +113,7 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
         lightest clusters merge first.
 
     Raises:
-        ValueError: for an unknown linkage, or shapes that do not fit.
+        ValueError: for an unknown linkage, shapes that do not fit, or distances that are not finite.
 
     Example:
         >>> distances = np.abs(np.subtract.outer([0.0, 1.0, 9.0], [0.0, 1.0, 9.0]))
@@ -126,4 +126,7 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
     distances = np.array(distances, dtype=np.float64)
     if distances.shape != (len(weights), len(weights)):
         raise ValueError(f"distances have shape {distances.shape}, expected ({len(weights)}, {len(weights)})")
+    n_bad = np.count_nonzero(~np.isfinite(distances))
+    if n_bad:
+        raise ValueError(f"{n_bad} of the distances are NaN or infinite")
     return merge_all(distances, np.asarray(weights, dtype=np.float64), linkage).tree()
