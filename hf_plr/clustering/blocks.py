@@ -8,7 +8,7 @@ import torch
 
 from hf_plr.utils.threads import share_blocks
 
-UNPADDED_DEVICES = ("cpu",)
+LOWEST_BLOCKS = {"cpu": 16}  # rows from which on the kernel is one; some CPUs have others for up to three rows
 
 
 def iterate_rows(n_rows: int, height: int) -> Iterator[slice]:
@@ -20,9 +20,9 @@ def iterate_rows(n_rows: int, height: int) -> Iterator[slice]:
 def pad_rows(block: torch.Tensor, height: int) -> torch.Tensor:
     """Add rows of zeros to a block of up to `height` rows, so that its products do not depend on their number.
 
-    The kernel, and so the rounding, does: on CPUs for a single row, which becomes two, elsewhere for any number.
+    The kernel, and so the rounding, does: on CPUs for a few rows, elsewhere for any number.
     """
-    missing = (2 if block.device.type in UNPADDED_DEVICES else height) - len(block)
+    missing = min(LOWEST_BLOCKS.get(block.device.type, height), height) - len(block)
     return torch.nn.functional.pad(block, (0, 0, 0, missing)) if missing > 0 else block
 
 

@@ -101,7 +101,7 @@ def test_labelings_of_dbscan_are_trained_on(make_trainer):
 def test_a_finer_labeling_without_clusters_sits_the_epoch_out(make_trainer, tmp_path, caplog):
     settings = {**DENSITY, "clusterer_kwargs": {"eps": 0.3, "k1": 12, "min_samples": 6}, "refinement": "soft"}
     settings |= {"num_labelings": 3, "cluster_space": "centered", "pair_weight": 0.0}
-    settings |= {"learning_rate": 1e-5}  # so that the features of the start, and with them the clusters, stay
+    settings |= {"learning_rate": 1e-12}  # so that the features of the start, and with them the clusters, stay
     whole = make_trainer(output_dir=str(tmp_path / "whole"), confidence_power=1.0, **settings)
     whole.train()
     assert [labeling.pseudo_labels.n_clusters > 0 for labeling in whole.labelings] == [True, True, False]
