@@ -166,7 +166,7 @@ def test_few_rows_are_never_multiplied_alone():
 @pytest.mark.parametrize("spherical", [True, False])
 def test_blocks_of_one_height_give_the_same(blobs, monkeypatch, spherical):
     expected = KMeans(20, spherical=spherical).fit(blobs)
-    monkeypatch.setattr("hf_plr.clustering.blocks.UNPADDED_DEVICES", ())
+    monkeypatch.setattr("hf_plr.clustering.blocks.LOWEST_BLOCKS", {})
     monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {})
     monkeypatch.setattr("hf_plr.clustering.kmeans.LARGEST_BLOCK_ROWS", 300)
     heights = set()
