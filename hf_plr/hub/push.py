@@ -24,14 +24,17 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # Patterns for the top of the folder; the state for resuming (optimizer, random states, ...) is useless to others.
-PUBLISHED = (
-    "README.md",
+BACKBONE_FILES = (
     "config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
+)
+PUBLISHED = (
+    *BACKBONE_FILES,
+    "README.md",
     "metrics.json",
     PLOT_FILE,
     "pseudo_labels.parquet",
