@@ -35,6 +35,7 @@ from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
     OutputArguments,
+    check_given_labels,
     check_output_dir,
     claim_output_dir,
     run_recipe,
@@ -132,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     check_output_dir(args)
+    check_given_labels(recipe, args)
     target, rows = load(recipe, args)
     model, processor = start(recipe, args, target)
     source_folder = Path(str(args.output_dir)) / SOURCE_FOLDER
@@ -320,6 +322,7 @@ def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -
     ours.num_train_epochs = recipe.source_epochs
     ours.learning_rate = recipe.source_learning_rate
     ours.refinement, ours.num_labelings = "none", None
+    ours.labels = None  # those of the target
     ours.cluster_space, ours.whitening_shrinkage = "centered", None  # identities are no clusters
     ours.pair_weight = 0.0
     # Known labels do not move, so prototypes need not follow every batch. Short runs on Omniglot: mAP 0.048 with a

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import evaluate
@@ -60,6 +60,12 @@ class DataArguments:
         default=None,
         metadata={"help": "Threads per process on CPUs. Default: all cores, where one process runs alone."},
     )
+
+
+class SampleArguments(Protocol):
+    """Arguments of a recipe that trains on a part of the rows if it is told to."""
+
+    max_samples: int | None
 
 
 @dataclass
@@ -151,7 +157,7 @@ def check_output_dir(args: OutputArguments) -> None:
         )
 
 
-def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> None:
+def check_given_labels(recipe: SampleArguments, args: PLRTrainingArguments) -> None:
     """Reject labels of all rows of the data for a part of the rows.
 
     Raises:

@@ -296,6 +296,29 @@ def test_what_is_wrong_with_the_data_is_said_before_training(recipe, tmp_path, c
         assert len(target.train.images) == 72
 
 
+def test_labels_of_all_rows_are_refused_for_some_rows(recipe, tmp_path):
+    folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
+    np.save(tmp_path / "labels.npy", np.arange(72) % 4)
+    arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *TINY]
+    with pytest.raises(ValueError, match="--max_samples 40 draws some rows, but --labels tells of all"):
+        recipe.main([*arguments, "--labels", str(tmp_path / "labels.npy"), "--max_samples", "40"])
+
+
+def test_given_labels_are_of_the_target_alone(recipe, tmp_path):
+    folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
+    np.save(tmp_path / "labels.npy", np.arange(72) % 4)
+    arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *SIZE]
+    few = [*("--num_train_epochs", "1", "--source_epochs", "1", "--use_cpu", "true", "--disable_tqdm", "true")]
+    recipe.main(
+        [
+            *(*arguments, *few, "--source_dataset_name", str(folder), "--per_device_train_batch_size", "36"),
+            *("--labels", str(tmp_path / "labels.npy"), "--cpu_threads", "1"),
+        ]
+    )
+    labels = pd.read_parquet(tmp_path / "out" / "pseudo_labels.parquet")["label"]
+    np.testing.assert_array_equal(labels, np.arange(72) % 4)
+
+
 def test_all_noise_says_what_to_change(recipe, tmp_path, caplog):
     folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
     arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *TINY]
