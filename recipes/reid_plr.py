@@ -269,22 +269,22 @@ def train_on_source(
     Returns:
         A description of the source, and the scores and their intervals by moment.
     """
+    source_name = str(recipe.source_dataset_name)
     with run_main_first(args.distributed_state, "loading the source"):
         identity_column = recipe.source_identity_column or recipe.identity_column
         source = load_reid_data(
-            str(recipe.source_dataset_name),
+            source_name,
             recipe.source_dataset_config_name,
             args.image_column,
             identity_column,
             train_split=recipe.train_split,
         ).train
     if (source.identities == JUNK).all():
-        raise ValueError(f"source_dataset_name={recipe.source_dataset_name!r} has no identities to train on")
+        raise ValueError(f"source_dataset_name={source_name!r} has no identities to train on")
     source = source.select(draw_rows(len(source.images), recipe.max_samples, args.seed))
-    n_identities = len(np.unique(source.identities))
-    name = (
-        f"{len(source.images):,} images of {n_identities:,} identities ({Path(str(recipe.source_dataset_name)).name})"
-    )
+    known_identities = source.identities[source.identities != JUNK]
+    n_identities = len(np.unique(known_identities))
+    name = f"{len(known_identities):,} images of {n_identities:,} identities ({Path(source_name).name})"
     metrics = folder / METRICS_FILE
     if args.resume_from_checkpoint is not None and metrics.exists():
         return name, read_scores(metrics), read_intervals(metrics)
