@@ -78,7 +78,7 @@ def write_model_card(
         finetuned_from: Hub id of the starting weights; by default the source of the model, unless it is a folder.
     """
     args, out = summary.args, Path(str(summary.args.output_dir))
-    name = model_name or args.hub_model_id or out.name
+    name = model_name or args.hub_model_id or os.path.basename(os.path.abspath(out))  # out may be "."
     start = finetuned_from or summary.start
     base_model = start if start and _is_hub_id(start) else None
     card_data = ModelCardData(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _from_metrics(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     sizes = _read_sizes(folder / PSEUDO_LABELS_FILE)
     return {
         "format": FORMAT,
-        "title": as_line(folder.absolute().name),
+        "title": as_line(os.path.basename(os.path.abspath(folder))),
         "run": {
             "noun": "sample",
             "plural": "samples",
