@@ -14,6 +14,10 @@ def escape_markdown(value: object) -> str:
 
     Names of data sets, columns and models are untrusted text. A URL in them may still become a link to itself.
     """
+    return html.escape(MARKUP.sub(r"\\\g<0>", as_one_line(value)), quote=False)
+
+
+def as_one_line(value: object) -> str:
+    """Convert a value to one line of printable characters, of bounded length, for metadata, which YAML quotes."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
-    line = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return html.escape(MARKUP.sub(r"\\\g<0>", line), quote=False)
+    return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
