@@ -35,6 +35,7 @@ from hf_plr.trainer.start import check_start
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
+from hf_plr.utils.streams import escape_what_streams_lack
 
 # Patterns of all files that a run writes at the top of its output folder.
 WRITTEN = (*PUBLISHED, DATA_FILE, PAGE_FILE, f"{Path(STATE_FILE).stem}*.safetensors", "training_args.bin")
@@ -90,6 +91,7 @@ class OutputArguments:
 
 def run_recipe(main: Callable[[], object]) -> None:
     """Run a recipe's main function, and report errors in arguments or data in one line."""
+    escape_what_streams_lack()
     transformers.logging.set_verbosity_warning()
     adopt_launch()
     if not sys.stderr.isatty():
