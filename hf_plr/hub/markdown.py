@@ -6,6 +6,7 @@ import html
 import re
 
 LONGEST_TEXT = 200
+JOINERS = "\u200c\u200d"  # without a width; Persian, Indic scripts and emoji need them
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is not markup
 
 
@@ -19,5 +20,6 @@ def escape_markdown(value: object) -> str:
 
 def as_one_line(value: object) -> str:
     """Convert a value to one line of printable characters, of bounded length, for metadata, which YAML quotes."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
+    line = " ".join(str(value).split())
+    line = "".join(c if c.isprintable() or c in JOINERS else "\N{REPLACEMENT CHARACTER}" for c in line)
     return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
