@@ -304,7 +304,8 @@ def test_labels_of_all_rows_are_refused_for_some_rows(recipe, tmp_path):
         recipe.main([*arguments, "--labels", str(tmp_path / "labels.npy"), "--max_samples", "40"])
 
 
-def test_given_labels_are_of_the_target_alone(recipe, tmp_path, capsys):
+def test_given_labels_are_of_the_target_alone(tmp_path, capsys):
+    recipe = load_script(REID_PLR)  # loaded last: pickle takes the class of the arguments by the name of its module
     folder = parquet_folder(tmp_path / "data", [*np.repeat(np.arange(11), 6), *[None] * 6])
     np.save(tmp_path / "labels.npy", np.arange(72) % 4)
     arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *SIZE]
