@@ -35,6 +35,7 @@ from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
     OutputArguments,
+    check_given_labels,
     check_output_dir,
     claim_output_dir,
     run_recipe,
@@ -132,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     set_cpu_threads(recipe.cpu_threads, args)
     started = time.perf_counter()
     check_output_dir(args)
+    check_given_labels(recipe, args)
     target, rows = load(recipe, args)
     model, processor = start(recipe, args, target)
     source_folder = Path(str(args.output_dir)) / SOURCE_FOLDER
@@ -267,22 +269,22 @@ def train_on_source(
     Returns:
         A description of the source, and the scores and their intervals by moment.
     """
+    source_name = str(recipe.source_dataset_name)
     with run_main_first(args.distributed_state, "loading the source"):
         identity_column = recipe.source_identity_column or recipe.identity_column
         source = load_reid_data(
-            str(recipe.source_dataset_name),
+            source_name,
             recipe.source_dataset_config_name,
             args.image_column,
             identity_column,
             train_split=recipe.train_split,
         ).train
     if (source.identities == JUNK).all():
-        raise ValueError(f"source_dataset_name={recipe.source_dataset_name!r} has no identities to train on")
+        raise ValueError(f"source_dataset_name={source_name!r} has no identities to train on")
     source = source.select(draw_rows(len(source.images), recipe.max_samples, args.seed))
-    n_identities = len(np.unique(source.identities))
-    name = (
-        f"{len(source.images):,} images of {n_identities:,} identities ({Path(str(recipe.source_dataset_name)).name})"
-    )
+    known_identities = source.identities[source.identities != JUNK]
+    n_identities = len(np.unique(known_identities))
+    name = f"{len(known_identities):,} images of {n_identities:,} identities ({Path(source_name).name})"
     metrics = folder / METRICS_FILE
     if args.resume_from_checkpoint is not None and metrics.exists():
         return name, read_scores(metrics), read_intervals(metrics)
@@ -320,6 +322,7 @@ def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -
     ours.num_train_epochs = recipe.source_epochs
     ours.learning_rate = recipe.source_learning_rate
     ours.refinement, ours.num_labelings = "none", None
+    ours.labels = None  # those of the target
     ours.cluster_space, ours.whitening_shrinkage = "centered", None  # identities are no clusters
     ours.pair_weight = 0.0
     # Known labels do not move, so prototypes need not follow every batch. Short runs on Omniglot: mAP 0.048 with a

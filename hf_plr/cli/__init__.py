@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_plr.hub.errors import HubError
+from hf_plr.utils.streams import escape_what_streams_lack
 
 COMMANDS = (
     "refine",
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     It is 0, 1 if the Hub fails, 2 if arguments or files do not fit, or 3 for an alarm that was asked for.
     """
+    escape_what_streams_lack()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
         return _load("train").main(argv[1:])

@@ -89,9 +89,9 @@ def _keep_estimate(folder: Path, marks: Marks, estimate: ErrorRate, names: Mappi
     if history is None:
         print(f"\nNot kept for later runs: {folder} has no {HISTORY_FILE}, as runs of older releases.")
         return
+    shown = write_pages(folder, "audit", "the error rate is kept")
     comparison = describe_changes(history, names)
     print(f"\n{comparison}" if comparison else "")
-    shown = write_pages(folder, "audit", "the error rate is kept")
     print(f"Wrote {', '.join(map(str, (folder / HISTORY_FILE, *shown)))}")
 
 

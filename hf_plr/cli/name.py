@@ -96,9 +96,10 @@ def run(args: argparse.Namespace) -> None:
         write_cluster_names(args.folder, kept)
     else:
         write_cluster_names(args.folder, clusters, read_level_names(args.folder) | {len(level): kept})
-    print("\n".join([*lines, ""]))
     folder = Path(args.folder)
+    # Before anything is said: a reader that has gone, as `head` does, ends this process.
     written = [folder / NAMES_FILE, *write_pages(folder, "name", "the names are kept")]
+    print("\n".join([*lines, ""]))
     print(f"Wrote {', '.join(str(path) for path in written if path.exists())}")
 
 

@@ -6,6 +6,7 @@ import html
 import re
 
 LONGEST_TEXT = 200
+JOINERS = "\u200c\u200d"  # without a width; Persian, Indic scripts and emoji need them
 MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # a "_" inside a word is not markup
 
 
@@ -14,6 +15,11 @@ def escape_markdown(value: object) -> str:
 
     Names of data sets, columns and models are untrusted text. A URL in them may still become a link to itself.
     """
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
-    line = line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return html.escape(MARKUP.sub(r"\\\g<0>", line), quote=False)
+    return html.escape(MARKUP.sub(r"\\\g<0>", as_one_line(value)), quote=False)
+
+
+def as_one_line(value: object) -> str:
+    """Convert a value to one line of printable characters, of bounded length, for metadata, which YAML quotes."""
+    line = " ".join(str(value).split())
+    line = "".join(c if c.isprintable() or c in JOINERS else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return line if len(line) <= LONGEST_TEXT else line[: LONGEST_TEXT - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 import hf_plr
-from hf_plr.hub.markdown import escape_markdown
+from hf_plr.hub.markdown import as_one_line, escape_markdown
 from hf_plr.hub.people_card import describe_folder
 from hf_plr.hub.training_log import tabulate_log
 from hf_plr.report.file_names import PLOT_FILE
@@ -78,7 +78,7 @@ def write_model_card(
         finetuned_from: Hub id of the starting weights; by default the source of the model, unless it is a folder.
     """
     args, out = summary.args, Path(str(summary.args.output_dir))
-    name = model_name or args.hub_model_id or out.name
+    name = model_name or args.hub_model_id or os.path.basename(os.path.abspath(out))  # out may be "."
     start = finetuned_from or summary.start
     base_model = start if start and _is_hub_id(start) else None
     card_data = ModelCardData(
@@ -110,7 +110,7 @@ def write_model_card(
         processes=summary.processes,
         given_labels=escape_markdown(getattr(args, "labels", None) or ""),
         is_refined=args.refinement != "none",
-        last_labels=summary.last_labels,
+        last_labels=escape_markdown(summary.last_labels),
         lineage=lineage,
         people=people,
         clusters=summary.cluster_facts(),
@@ -147,10 +147,10 @@ def _list_results(summary: RunSummary, dataset: str | None) -> list[EvalResult] 
         EvalResult(
             task_type=summary.modality.pipeline_tag,
             dataset_type=dataset if on_hub and dataset else "local",
-            dataset_name=escape_markdown(Path(dataset).name if dataset else "unnamed"),
+            dataset_name=as_one_line(Path(dataset).name if dataset else "unnamed"),
             dataset_split="test" if summary.scored_on_test else "train",
             metric_type=key,
-            metric_name=f"{title} ({escape_markdown(phase)} training, {summary.scored_on})",
+            metric_name=f"{title} ({as_one_line(phase)} training, {summary.scored_on})",
             metric_value=round(scores[key], 4),
         )
         for key, title in summary.score_titles.items()

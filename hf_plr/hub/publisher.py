@@ -136,7 +136,7 @@ class Publisher:
             HubError: if the Hub refuses it. An unreachable Hub only causes a warning; the push then creates it.
         """
         args = self.trainer.args
-        repo_id = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+        repo_id = args.hub_model_id or os.path.basename(os.path.abspath(str(args.output_dir)))
         token = args.hub_token if token is None else token
         private = args.hub_private_repo if private is None else private
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fnmatch
 import json
@@ -14,24 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import yaml_dump
 
 from hf_plr.hub.errors import HubError
+from hf_plr.hub.markdown import escape_markdown
 from hf_plr.report.file_names import METRICS_FILE, PLOT_FILE, TRAINED_EPOCHS
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # Patterns for the top of the folder; the state for resuming (optimizer, random states, ...) is useless to others.
-PUBLISHED = (
-    "README.md",
+BACKBONE_FILES = (
     "config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
+)
+PUBLISHED = (
+    *BACKBONE_FILES,
+    "README.md",
     "metrics.json",
     PLOT_FILE,
     "pseudo_labels.parquet",
@@ -48,6 +55,8 @@ LOGIN_REMEDY = "`hf auth login`, or set HF_TOKEN to a token that may write"
 RETRIED_STATUSES = (408, 429)
 PAUSES = (1.0, 5.0)  # seconds before each retry
 RETRY_SECONDS = 30.0  # a push that took longer to fail was retried by the client
+METADATA = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)  # at the beginning of a card
+LOAD = re.compile(r"""(from_pretrained\()("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')""")
 MAX_CHARACTERS = 300  # of messages of the Hub or its client
 
 
@@ -172,12 +181,47 @@ def _read_content(path: Path, repo_id: str) -> Path | bytes:
     """Read the content to upload; the card gets the repository's name in its code for loading the model."""
     if path.name != "README.md":
         return path
-    card = path.read_text(encoding="utf-8")
-    for name in set(re.findall(r'from_pretrained\("([^"]+)"', card)):
-        card = card.replace(f'from_pretrained("{name}"', f'from_pretrained("{repo_id}"')
-        for heading in ("# ", "model-index:\n- name: "):
-            card = re.sub(rf"^{heading}{re.escape(name)}$", heading + repo_id, card, count=1, flags=re.MULTILINE)
-    return card.encode()
+    return rename_model(path.read_text(encoding="utf-8"), repo_id).encode()
+
+
+def rename_model(card: str, repo_id: str) -> str:
+    """Replace the name that a model card was written with by that of a repository: metadata, title, code that loads it.
+
+    Other names in it stay, such as those of models that people compare with. A card without metadata stays as it is.
+    """
+    name = _read_model_name(card)
+    if name is None:
+        return card
+
+    def rename_load(match: re.Match[str]) -> str:
+        return f'{match[1]}"{repo_id}"' if _evaluate(match[2]) == name else match[0]
+
+    for describe in (_index_by_name, lambda name: yaml_dump({"model_name": name})):
+        card = card.replace(f"\n{describe(name)}", f"\n{describe(repo_id)}", 1)
+    title, new_title = (f"\n# {escape_markdown(text)}\n" for text in (name, repo_id))
+    return LOAD.sub(rename_load, card.replace(title, new_title, 1))
+
+
+def _read_model_name(card: str) -> str | None:
+    """Read the name that a card was written with from its metadata."""
+    header = METADATA.match(card)
+    try:
+        metadata: Any = yaml.safe_load(header[1]) if header is not None else None
+        name = metadata["model_name"] if "model_name" in metadata else metadata["model-index"][0]["name"]
+    except (yaml.YAMLError, TypeError, LookupError):
+        return None
+    return str(name) if name else None
+
+
+def _index_by_name(name: str) -> str:
+    return yaml_dump({"model-index": [{"name": name}]})
+
+
+def _evaluate(literal: str) -> object:
+    try:
+        return ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return None
 
 
 def open_repo(api: HfApi, repo_id: str, *, private: bool | None, repo_type: str = "model") -> tuple[str, str]:

@@ -28,6 +28,7 @@ class LabelShards:
 
     Attributes:
         paths: the files of each shard, oldest epoch first.
+        folders: the epochs that are folders.
 
     Raises:
         ValueError, FileNotFoundError: if epochs differ in the number of their shards, or have none.
@@ -42,6 +43,7 @@ class LabelShards:
                     "label the same samples, one by one"
                 )
         self.paths = list(zip(*files, strict=True))
+        self.folders = [epoch for epoch in epochs if os.path.isdir(epoch)]
         self._column, self._option = column, option
 
     def __iter__(self) -> Iterator[tuple[int, list[LabelFile]]]:
@@ -75,6 +77,7 @@ def refine_shards(
     outputs = name_by_file([paths[-1] for paths in shards.paths], folder, ".parquet")
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ValueError(f"--output {folder} is a file: name a folder for labels in folders")
+    _check_adds_no_shards(shards, folder, outputs)
     os.makedirs(folder, exist_ok=True)
     for output in outputs:
         check_output(output, overwrite)
@@ -94,6 +97,19 @@ def refine_shards(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return cells
+
+
+def _check_adds_no_shards(shards: LabelShards, folder: str, outputs: list[str]) -> None:
+    """Reject a folder of labels that would keep its own shards beside the refined ones: nothing reads such a folder."""
+    names = {os.path.basename(output) for output in outputs}
+    for epoch in shards.folders:
+        if os.path.isdir(folder) and os.path.samefile(epoch, folder):
+            files = list_files([epoch], ENDINGS, "labels")
+            if any(os.path.basename(file) not in names for file in files):
+                raise ValueError(
+                    f"--output {folder} is a folder of labels before refinement, whose files have other names than the "
+                    "refined ones: name another folder"
+                )
 
 
 def _move_into_place(aside: str, folder: str, outputs: list[str]) -> None:

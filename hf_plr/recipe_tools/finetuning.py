@@ -153,7 +153,7 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     """Load both splits, without samples that have no class, and draw `args.labels_per_class` samples per class.
 
     Raises:
-        ValueError: if the test split or the label column is missing, or a class has too few samples.
+        ValueError: if the test split or the label column is missing, a split has no class, or a class too few samples.
     """
     train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split, kind)
     if test is None:
@@ -162,6 +162,10 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     if column is None:
         raise ValueError("no column holds classes: name it with --label_column")
     train_labels, test_labels, names = number_classes(train, test, column)
+    if not (train_labels >= 0).any():
+        raise ValueError(f"no sample of the {args.train_split} split has a class in column {column!r}")
+    if not (test_labels >= 0).any():
+        raise ValueError(f"no sample of the test split has a class in column {column!r} that samples to train on have")
     rows = draw_per_class(train_labels, args.labels_per_class, seed)
     labelled_rows = np.flatnonzero(test_labels >= 0)
     return LabelledData(

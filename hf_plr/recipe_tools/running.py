@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import os
 import shlex
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import evaluate
@@ -21,23 +22,23 @@ import numpy as np
 import torch
 import transformers
 
-from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
-from hf_plr.hub.push import HubError
+from hf_plr.hub.push import BACKBONE_FILES, PUBLISHED, HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
 from hf_plr.report.file_names import METRICS_FILE, PAGE_FILE
 from hf_plr.report.html.report_file import DATA_FILE
-from hf_plr.report.names import NAMES_FILE
-from hf_plr.report.run_history import HISTORY_FILE
 from hf_plr.report.terminal_summary import format_summary
-from hf_plr.report.tree_file import TREE_FILE
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
-from hf_plr.trainer.checkpointing import ASIDE, CheckpointError, last_complete_checkpoint, list_checkpoints
+from hf_plr.trainer.checkpointing import ASIDE, STATE_FILE, CheckpointError, last_complete_checkpoint, list_checkpoints
 from hf_plr.trainer.start import check_start
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
+from hf_plr.utils.streams import escape_what_streams_lack
+
+# Patterns of all files that a run writes at the top of its output folder.
+WRITTEN = (*PUBLISHED, DATA_FILE, PAGE_FILE, f"{Path(STATE_FILE).stem}*.safetensors", "training_args.bin")
 
 
 @dataclass
@@ -62,6 +63,12 @@ class DataArguments:
     )
 
 
+class SampleArguments(Protocol):
+    """Arguments of a recipe that trains on a part of the rows if it is told to."""
+
+    max_samples: int | None
+
+
 @dataclass
 class OutputArguments:
     """Arguments for the output folder: a mixin for subclasses of `BaseTrainingArguments`."""
@@ -84,6 +91,7 @@ class OutputArguments:
 
 def run_recipe(main: Callable[[], object]) -> None:
     """Run a recipe's main function, and report errors in arguments or data in one line."""
+    escape_what_streams_lack()
     transformers.logging.set_verbosity_warning()
     adopt_launch()
     if not sys.stderr.isatty():
@@ -151,7 +159,7 @@ def check_output_dir(args: OutputArguments) -> None:
         )
 
 
-def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> None:
+def check_given_labels(recipe: SampleArguments, args: PLRTrainingArguments) -> None:
     """Reject labels of all rows of the data for a part of the rows.
 
     Raises:
@@ -164,18 +172,35 @@ def check_given_labels(recipe: DataArguments, args: PLRTrainingArguments) -> Non
         )
 
 
-def prepare_output_dir(args: OutputArguments, is_main_process: bool) -> None:
-    """Remove an earlier run, if --overwrite is set.
+def prepare_output_dir(args: OutputArguments, is_main_process: bool, start: str = "") -> None:
+    """Remove an earlier run, if --overwrite is set: its checkpoints, its adapters, and the files of `WRITTEN`.
 
-    These are its checkpoints, adapters, metrics, report, and what tells of its clusters beside the labels.
+    Args:
+        args: the arguments of the new run. Labels that it is given stay, also in this folder.
+        is_main_process: False removes nothing.
+        start: name or path of the backbone that the new run starts from; one in this folder stays.
     """
     folder = Path(str(args.output_dir))
     if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
         return
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for name in (METRICS_FILE, DATA_FILE, PAGE_FILE, NAMES_FILE, HISTORY_FILE, KNOWN_CLUSTERS_FILE, TREE_FILE):
-        (folder / name).unlink(missing_ok=True)
+    labels = getattr(args, "labels", None)
+    for path in [path for path in folder.glob("*") if path.is_file() and _matches(path, WRITTEN)]:
+        is_start = bool(start) and _is_same(start, folder) and _matches(path, BACKBONE_FILES)
+        is_given = labels is not None and (
+            _is_same(labels, path) or (_is_same(labels, folder) and path.suffix == ".parquet")
+        )
+        if not is_start and not is_given:
+            path.unlink(missing_ok=True)
+
+
+def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
+
+
+def _is_same(one: str | Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
@@ -185,7 +210,8 @@ def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
         CheckpointError, ValueError: as `check_start`; nothing is removed then.
     """
     check_start(trainer, _resumes(args))
-    prepare_output_dir(args, is_main_process=trainer.is_world_process_zero())
+    wait_for_all(trainer.accelerator, "checking that training can begin")  # others may still read the folder
+    prepare_output_dir(args, trainer.is_world_process_zero(), trainer.backbone.name_or_path or "")
     wait_for_all(trainer.accelerator, "preparing the output folder")
 
 

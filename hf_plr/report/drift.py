@@ -15,6 +15,9 @@ UNITS = (("minute", "min"), ("hour", "h"), ("day", "D"), ("week", "W"), ("month"
 UNIX_SECONDS = (6e8, 4.2e9)  # from 1989 to 2103
 DIGIT_DATES = (19_890_101, 21_031_231)
 NUMERIC_DATE = r"^\s*(\d{1,2})([./-])(\d{1,2})[./-]\d{2}"  # 31/08/2026, 8-31-26
+EXIF_DATE = r"^\s*(\d{4}):(\d{2}):(\d{2})(?!\d)"  # 2026:08:31 10:15:00
+TIME_OF_DAY = r"(?i)\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s*[+-]\d{2}:?\d{2})?|\b\d{1,2}\s*[ap]m\b"
+WITH_YEAR = r"\d{4}|\d\D+\d+\D+\d|(?=.*[^\W\d_]{3}).*\d\D+\d"  # four digits, three numbers, or two and a month
 UNIX_SCALES = (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9))
 LEAST_EXPECTED = 5.0  # samples of a cluster in a bin, on average, below which its changes are not judged
 FORMATS = {"min": "%Y-%m-%d %H:%M", "h": "%Y-%m-%d %H:00", "M": "%Y-%m", "Y": "%Y"}
@@ -40,10 +43,11 @@ class TimeBins:
 def bin_times(dataset: Dataset, column: str) -> TimeBins:
     """Put the rows of a data set into at most 36 bins of equal width, by a column of dates or numbers.
 
-    Dates are timestamps, text that pandas reads as dates, whole numbers that are all dates as 20260803, and numbers
-    that all lie between 1989 and 2103 as seconds, milli-, micro- or nanoseconds of Unix time. Whether the day or the
-    month comes first in dates such as 03/08/2026, the whole column tells. Bins are the shortest of minutes, hours,
-    days, weeks, months, quarters and years that do, in UTC. Other numbers are binned as they are.
+    Dates are timestamps, text with a year that pandas reads as dates or that is of Exif (2026:08:31 10:15:00), whole
+    numbers that are all dates as 20260803, and numbers that all lie between 1989 and 2103 as seconds, milli-, micro- or
+    nanoseconds of Unix time. Whether the day or the month comes first in dates such as 03/08/2026, the whole column
+    tells. Bins are the shortest of minutes, hours, days, weeks, months, quarters and years that do, in UTC. Other
+    numbers are binned as they are.
 
     Args:
         dataset: the data set.
@@ -84,7 +88,7 @@ def bin_times(dataset: Dataset, column: str) -> TimeBins:
 
 
 def _parse_text(column: str, series: pd.Series) -> pd.Series:
-    text = series.where(series.str.strip() != "")
+    text = series.where(series.str.strip() != "").str.replace(EXIF_DATE, r"\1-\2-\3", regex=True)
     dates = pd.to_datetime(text, errors="coerce", utc=True, format="ISO8601")
     if (dates.isna() & text.notna()).any():
         dates = pd.to_datetime(text, errors="coerce", utc=True, format="mixed")
@@ -93,9 +97,11 @@ def _parse_text(column: str, series: pd.Series) -> pd.Series:
             column, text[numeric]
         ):  # of the others, pandas would turn 2026-08-05 round too
             dates[numeric] = pd.to_datetime(text[numeric], errors="coerce", utc=True, format="mixed", dayfirst=True)
-    bad = np.flatnonzero((dates.isna() & text.notna()).to_numpy())
+    # Of text without a year pandas makes this year, or the year 1.
+    has_year = text.str.replace(TIME_OF_DAY, "", regex=True).str.contains(WITH_YEAR, regex=True).fillna(False)
+    bad = np.flatnonzero(((dates.isna() | ~has_year.astype(bool)) & text.notna()).to_numpy())
     if len(bad):
-        raise ValueError(f"time_column={column!r}: row {bad[0]} holds {text.iloc[bad[0]]!r}, which is not a date")
+        raise ValueError(f"time_column={column!r}: row {bad[0]} holds {series.iloc[bad[0]]!r}, which is not a date")
     return dates
 
 

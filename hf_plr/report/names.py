@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hf_plr.utils.files import write_text
 NAMES_FILE = "cluster_names.json"
 FORMAT = "hf-plr-names-1"
 LONGEST_NAME = 60  # characters
+JOINER = re.compile(r"(?<=[^\s\u200c\u200d])[\u200c\u200d](?=[^\s\u200c\u200d])")
 
 
 def read_cluster_names(folder: str | os.PathLike[str]) -> dict[int, str]:
@@ -108,6 +111,9 @@ def _as_json(names: Mapping[int, str]) -> dict[str, str]:
 def validate_name(name: object) -> str:
     """Return a name of a cluster: one line of 1 to 60 printable characters, without spaces around it.
 
+    Spaces of any width become plain ones. Zero width joiners and non-joiners, which Persian, Indic scripts and emoji
+    need, may stand between two other characters that are not spaces.
+
     Raises:
         ValueError: if it is something else.
     """
@@ -115,11 +121,17 @@ def validate_name(name: object) -> str:
         raise ValueError(f"a name is text, not {type(name).__name__}")
     if not name.strip():
         raise ValueError("a name is empty")
-    if not name.isprintable() or name != name.strip():
+    name = unify_spaces(name)
+    if not JOINER.sub("", name).isprintable() or name != name.strip():
         raise ValueError(f"the name {name[:LONGEST_NAME]!a} is not one line of printable characters")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"the name {name[:20] + '...'!a} has {len(name)} characters, more than {LONGEST_NAME}")
     return name
+
+
+def unify_spaces(text: str) -> str:
+    """Replace every Unicode space by a plain one; tabs and ends of lines, which are control characters, stay."""
+    return "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
 
 
 def format_cluster(label: int, names: Mapping[int, str]) -> str:

@@ -15,7 +15,7 @@ from hf_plr.pseudo_labels.label_files import LabelFile
 from hf_plr.refinement.cooccurrence import NOISE
 from hf_plr.report.csv_rows import parse_integer, parse_second, quote, read_rows
 from hf_plr.report.marks import list_starts, round_to_units
-from hf_plr.report.names import validate_name
+from hf_plr.report.names import unify_spaces, validate_name
 
 FILE_COLUMN = "file"
 
@@ -103,7 +103,7 @@ def parse_renames(texts: Sequence[str], names: Mapping[int, str]) -> dict[int, s
         if not equals or not old:
             raise ValueError(f"{where} is not OLD=NEW, such as 7=dent, or crak=crack")
         is_number = old.isascii() and old.isdecimal()
-        clusters = [int(old)] if is_number else [label for label, name in names.items() if name == old]
+        clusters = [int(old)] if is_number else [label for label, name in names.items() if name == unify_spaces(old)]
         if not clusters:
             raise ValueError(f"{where}: no cluster is called {quote(old)}: give a name from --list, or a number")
         name = _parse_name(where, new) if new else None

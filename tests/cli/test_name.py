@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -314,3 +318,33 @@ def test_many_clusters_are_listed_in_short(tmp_path, capsys):
     assert "Without a labelled sample: 59 clusters of 177 samples: 1, 2, 3," in said
     assert "20 and 39 more." in said
     assert not (out / "cluster_names.json").exists()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
+def test_names_that_the_terminal_has_no_characters_for_are_shown_as_escapes(out, encoding):
+    command = [sys.executable, "-m", "hf_plr.cli", "name", str(out)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    name = "\N{CYRILLIC SMALL LETTER A}"  # in none of them but UTF-8
+    cluster = clusters_of(out)[0]
+    run = functools.partial(subprocess.run, cwd=REPOSITORY, env=environment, capture_output=True)
+    named = run([*command, "--rename", f"{cluster}={name}"])
+    assert (named.returncode, named.stderr) == (0, b"")
+    shown = name.encode() if encoding == "utf-8" else rb"\u0430"
+    assert b"is now " + shown in named.stdout
+    assert shown_names(out) == {str(cluster): name}
+    assert b"  " + shown in run([*command, "--list"]).stdout
+
+
+def test_pages_are_written_before_anything_is_said(out, monkeypatch):
+    class ClosedPipe(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_WRONLY)
+
+    cluster = clusters_of(out)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", ClosedPipe())
+        assert main(["name", str(out), "--rename", f"{cluster}=crack"]) == 128 + signal.SIGPIPE
+    assert shown_names(out) == {str(cluster): "crack"}

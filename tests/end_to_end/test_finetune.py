@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from helpers.launching import load_script
 from helpers.paths import RECIPES
 from helpers.spectrograms import MODELS, make_extractor, make_model
@@ -17,7 +17,13 @@ from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.recipe_tools.finetuning import LabelledData, draw_per_class, number_classes
+from hf_plr.recipe_tools.finetuning import (
+    FinetuneArguments,
+    LabelledData,
+    draw_per_class,
+    load_labelled,
+    number_classes,
+)
 
 
 def recipe(name, *arguments):
@@ -30,6 +36,20 @@ def write(train, test, folder):
     train.to_parquet(folder / "train.parquet")
     test.to_parquet(folder / "test.parquet")
     return folder
+
+
+@pytest.mark.parametrize("labels_per_class", [None, 2])
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("classes", [[0, 1], ["a", "b"]])
+def test_a_split_without_any_class_is_named(tmp_path, some_digits, labels_per_class, split, classes):
+    images = some_digits.select(range(20)).select_columns(["image"])
+    feature = Value("int64" if classes == [0, 1] else "string")
+    none = images.add_column("kind", [None] * 20, feature=feature)
+    some = images.add_column("kind", classes * 10, feature=feature)
+    folder = write(*((none, some) if split == "train" else (some, none)), tmp_path / "data")
+    args = FinetuneArguments("model", str(folder), label_column="kind", labels_per_class=labels_per_class)
+    with pytest.raises(ValueError, match=f"no sample of the {split} split has a class in column 'kind'"):
+        load_labelled(args, 0, "image")
 
 
 def test_deep_images_have_the_pixels_of_the_run(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def parquet_folder(folder, identities):
     rows = [(identity, camera, shot) for identity in range(12) for camera in (1, 2) for shot in range(3)]
     columns = {
         "photo": [person(*row) for row in rows],
-        "person": [f"person {identity}" for identity in identities],
+        "person": [None if identity is None else f"person {identity}" for identity in identities],
         "place": [row[1] for row in rows],
     }
     features = Features({"photo": Image(), "person": Value("string"), "place": Value("int64")})
@@ -294,6 +294,31 @@ def test_what_is_wrong_with_the_data_is_said_before_training(recipe, tmp_path, c
         target, _ = recipe.load(options, args)
         assert "Nothing is scored: no two images of" in caplog.text
         assert len(target.train.images) == 72
+
+
+def test_labels_of_all_rows_are_refused_for_some_rows(recipe, tmp_path):
+    folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
+    np.save(tmp_path / "labels.npy", np.arange(72) % 4)
+    arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *TINY]
+    with pytest.raises(ValueError, match="--max_samples 40 draws some rows, but --labels tells of all"):
+        recipe.main([*arguments, "--labels", str(tmp_path / "labels.npy"), "--max_samples", "40"])
+
+
+def test_given_labels_are_of_the_target_alone(tmp_path, capsys):
+    recipe = load_script(REID_PLR)  # loaded last: pickle takes the class of the arguments by the name of its module
+    folder = parquet_folder(tmp_path / "data", [*np.repeat(np.arange(11), 6), *[None] * 6])
+    np.save(tmp_path / "labels.npy", np.arange(72) % 4)
+    arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *SIZE]
+    few = [*("--num_train_epochs", "1", "--source_epochs", "1", "--use_cpu", "true", "--disable_tqdm", "true")]
+    recipe.main(
+        [
+            *(*arguments, *few, "--source_dataset_name", str(folder), "--per_device_train_batch_size", "36"),
+            *("--labels", str(tmp_path / "labels.npy"), "--cpu_threads", "1"),
+        ]
+    )
+    labels = pd.read_parquet(tmp_path / "out" / "pseudo_labels.parquet")["label"]
+    np.testing.assert_array_equal(labels, np.arange(72) % 4)
+    assert "Trained on 66 images of 11 identities (data)" in capsys.readouterr().out  # nobody is known in six
 
 
 def test_all_noise_says_what_to_change(recipe, tmp_path, caplog):

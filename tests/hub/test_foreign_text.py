@@ -145,6 +145,27 @@ def test_the_card_shows_names_and_does_nothing_else(make_trainer, tmp_path, text
     assert [call.args[0].value for call in loads] == [text, text]
 
 
+def test_the_path_of_given_labels_is_text_in_the_card(make_trainer, tmp_path):
+    path = tmp_path / "*my* <i>|labels.npy"
+    np.save(path, np.arange(203) % 3)
+    trainer = make_trainer(labels=str(path), num_train_epochs=1)
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "out" / "README.md").read_text()
+    (line,) = [line for line in card.splitlines() if line.startswith("* Last labels:")]
+    assert "given by " in line
+    assert r"\*my\* &lt;i&gt;\|labels.npy, the same in all epochs" in line
+
+
+def test_names_in_the_metadata_are_plain_text_of_one_line(make_trainer, tmp_path):
+    trainer = make_trainer(label_column="label")
+    trainer.scores = {"R&D\n*before*": {"knn_accuracy": 0.75}}
+    trainer.create_model_card(dataset="R&D\n*photos* <1>")
+    (result,) = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert result.dataset_name == "R&D *photos* <1>"
+    assert "(R&D *before* training, " in result.metric_name
+
+
 def test_the_card_of_sounds_too(make_sound_trainer, tmp_path):
     trainer = make_sound_trainer()
     texts = []

@@ -46,6 +46,20 @@ def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
         assert len(np.unique(np.asarray(plot.convert("L")))) > 20  # something is drawn
 
 
+@pytest.mark.parametrize("output_dir", [".", "../photos", "sub/.."])
+def test_a_run_in_the_working_folder_has_the_name_of_that_folder(make_trainer, tmp_path, monkeypatch, output_dir):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    trainer = make_trainer(output_dir=output_dir)
+    trainer.create_model_card()
+    trainer.write_report()
+    card = (folder / "README.md").read_text()
+    assert "\n# photos\n" in card
+    assert 'AutoModel.from_pretrained("photos")' in card
+    assert '"title":"photos"' in (folder / "report.json").read_text()
+
+
 def test_the_log_of_the_epochs_is_a_table(make_trainer, tmp_path):
     trainer = make_trainer(num_train_epochs=3, score_every=2, label_column="label")
     trainer.train()

@@ -207,3 +207,23 @@ def test_shards_that_do_not_fit_are_named(folders, tmp_path, capsys):
     fails_with("has no labels (.npy, .csv, .parquet)")
     whole.to_parquet(tmp_path / "1" / "a.parquet")
     fails_with("has 3 files of labels and")
+
+
+@pytest.mark.parametrize("kind", [".npy", ".parquet"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_no_folder_of_an_epoch_gets_further_shards(tmp_path, capsys, kind, epoch):
+    labels = make_labels(0, 2)
+    bounds = [0, 20, len(labels[0])]
+    names = [write_shards(each, tmp_path / f"epoch-{i}", bounds, kind) for i, each in enumerate(labels)]
+    if kind == ".parquet":  # the same samples under other names
+        for number, path in enumerate(sorted((tmp_path / "epoch-0").iterdir())):
+            path.rename(path.with_name(f"part-{number}.parquet"))
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*")}
+    (tmp_path / "link").symlink_to(names[epoch])
+    command = ["refine", "--previous", names[0], "--current", names[1], "--output", str(tmp_path / "link")]
+    if kind == ".parquet" and epoch == 1:
+        assert main([*command, "--overwrite"]) == 0  # in place of its own shards
+        return
+    assert main([*command, "--overwrite"]) == 2
+    assert "link is a folder of labels before refinement" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.glob("epoch-*/*")} == before

@@ -26,6 +26,32 @@ def test_overwriting_leaves_nothing_that_tells_of_other_clusters(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {*left, "mine.txt"}
 
 
+def test_overwriting_leaves_nothing_that_a_run_writes(tmp_path):
+    written = {
+        *("README.md", "clusters.png", "model.safetensors", "model-00001-of-00002.safetensors", "config.json"),
+        *("preprocessor_config.json", "metrics.json", "report.json", "report.html", "training_args.bin"),
+        *("pseudo_labels.parquet", "units.parquet", "prototypes.safetensors", "centroids.safetensors", "tree.json"),
+        *("plr_state.safetensors", "plr_state-00001-of-00002.safetensors"),
+    }
+    mine = {"marks.csv", "names.csv", "labels.parquet", "ten.parquet", "notes.md", "features.npy"}
+    for name in written | mine:
+        (tmp_path / name).write_text("{}")
+    prepare_output_dir(OutputArguments(output_dir=str(tmp_path), overwrite=True), is_main_process=True)
+    assert {path.name for path in tmp_path.iterdir()} == mine
+
+
+@pytest.mark.parametrize("labels", ["pseudo_labels.parquet", "."])
+def test_overwriting_keeps_what_the_run_starts_from(tmp_path, labels):
+    for name in ("model.safetensors", "config.json", "README.md", "prototypes.safetensors", "pseudo_labels.parquet"):
+        (tmp_path / name).write_text("{}")
+    args = SimpleNamespace(
+        output_dir=str(tmp_path), overwrite=True, resume_from_checkpoint=None, labels=str(tmp_path / labels)
+    )
+    prepare_output_dir(args, is_main_process=True, start=str(tmp_path))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model.safetensors", "config.json", "pseudo_labels.parquet"}
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 
 import numpy as np
 import pytest
@@ -61,6 +62,11 @@ def test_text_numbers_and_gaps_are_read():
         [f"{day:02d}.04.2026" for day in range(1, 13)],  # with dots the day comes first
         [20_260_400 + day for day in range(1, 31)],
         [f"{20_260_400 + day}" for day in range(1, 31)],
+        [f"2026:04:{day:02d} 10:15:00" for day in range(1, 31)],  # as cameras write them, by Exif
+        [f"2026:04:{day:02d}T10:15:00+02:00" for day in range(1, 31)],
+        [f"2026:04:{day:02d}" for day in range(1, 31)],
+        [f"{day} Apr 26" for day in range(1, 31)],
+        [f"Apr {day} 10:15:00 2026" for day in range(1, 31)],
     ],
 )
 def test_a_month_of_dates_is_a_month_in_each_notation(dates):
@@ -68,6 +74,17 @@ def test_a_month_of_dates_is_a_month_in_each_notation(dates):
     assert times.unit == "day"
     assert times.starts[:2] == ["2026-04-01", "2026-04-02"]
     assert times.bins.tolist() == list(range(len(dates)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["March", "August 3", "8/3", "10:15", "10:15:00.123456", "10 am", "Aug 3 10am", "10:15 Aug 3", "today", "now"],
+)
+def test_text_without_a_year_is_no_date(text):
+    with pytest.raises(ValueError, match=re.escape(f"row 1 holds {text!r}, which is not a date")):
+        bins_of(["2026-08-03", text])
+    with pytest.raises(ValueError, match=re.escape(f"row 0 holds {text!r}, which is not a date")):
+        bins_of([text, text])
 
 
 def test_days_and_months_that_cannot_be_told_apart_are_refused():

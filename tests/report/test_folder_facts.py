@@ -14,6 +14,7 @@ from helpers.runs import StopAt
 from hf_plr.recipe_tools.running import prepare_output_dir
 from hf_plr.report.html.earlier_runs import render_again, report_of
 from hf_plr.report.html.folder_facts import MAX_CLUSTERS, MAX_EVENTS, MAX_RUNS, collect_folder_facts
+from hf_plr.report.html.report_file import read_report
 from hf_plr.report.names import write_cluster_names
 from hf_plr.report.run_history import RunEvents, RunHistory
 
@@ -93,6 +94,22 @@ def test_a_run_writes_them_into_its_report_and_warns_of_damaged_ones(make_traine
         trainer.write_report()
     assert re.search(r"The report is not written: ValueError: .*cluster_names.json cannot be read", caplog.text)
     assert (out / "report.html").read_bytes() == page
+
+
+def test_the_page_of_a_folder_that_was_moved_tells_where_it_is(tmp_path):
+    out = write_run(tmp_path / "out", make_history(1, 6))
+    before = read_report(out / "report.json")
+    moved = out.rename(tmp_path / "dents in steel")
+    render_again(moved)
+    page = (moved / "report.html").read_text()
+    assert str(out) not in page
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    assert (data["title"], data["run"]["output_dir"]) == ("dents in steel", str(moved))
+    assert data["labels_id"] == "out"  # marks of older pages are kept by their title
+    assert data["run"] == before["run"] | {"output_dir": str(moved)}
+    labels_id = {"labels_id": "a1"}
+    (moved / "report.json").write_text(json.dumps(before | labels_id))
+    assert report_of(moved)["labels_id"] == "a1"
 
 
 def test_a_replaced_run_leaves_neither(make_trainer, tmp_path):

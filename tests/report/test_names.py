@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_plr.hub.markdown import escape_markdown
 from hf_plr.report.marks import read_labels
 from hf_plr.report.names import carry_names, format_cluster, read_cluster_names, read_level_names, write_cluster_names
-from hf_plr.report.naming import FewLabels, count_votes, read_few_labels, read_names_table
+from hf_plr.report.naming import FewLabels, count_votes, parse_renames, read_few_labels, read_names_table
 from hf_plr.report.run_history import RunEvents
 
 NAMES = {3: "crack", 11: "Riß, längs", 7: '"<b>"'}
@@ -39,7 +40,43 @@ def test_names_are_read_as_they_were_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", " ", "two\nlines", "tab\tbed", " spaced", "x" * 61, "\u202ereversed", None, 3])
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", None),  # Persian with a zero width non-joiner
+        ("\u0915\u094d\u200d\u0937", None),  # Devanagari with a zero width joiner
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467", None),  # a family
+        ("\u6771\u3000\u4eac", "\u6771 \u4eac"),  # with an ideographic space
+        ("12\u00a0mm", "12 mm"),
+        ("12\u202fmm", "12 mm"),
+    ],
+)
+def test_names_of_all_scripts_are_names(tmp_path, name, kept):
+    write_cluster_names(tmp_path, {1: name})
+    assert read_cluster_names(tmp_path) == {1: kept or name}
+    (tmp_path / "names.csv").write_text(f"cluster,name\n1,{name}\n", encoding="utf-8")
+    assert read_names_table(tmp_path / "names.csv") == {1: kept or name}
+    assert parse_renames([f"{name}=dent"], {1: kept or name}) == {1: "dent"}
+    assert escape_markdown(name) == (kept or name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", " ", "\u3000", "two\nlines", "tab\tbed", " spaced", "x" * 61, "\u202ereversed", None, 3),
+        *(
+            "\u200dx",
+            "x\u200c",
+            "a \u200d b",
+            "\u200c",
+            "a\u200d\u200cb",
+            "a\u200bb",
+            "a\u2066b",
+            "a\u2028b",
+            "\ufeffa",
+        ),
+    ],
+)
 def test_what_is_not_a_name_is_refused_and_changes_nothing(tmp_path, name):
     write_cluster_names(tmp_path, NAMES)
     with pytest.raises(ValueError, match="name"):

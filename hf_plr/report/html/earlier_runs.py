@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ NO_DATA = (
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    """Read the data of a run's report, with the scores of its `metrics.json`; names, history and tree are those of now.
+    """Read the data of a run's report, with the scores of its `metrics.json`.
+
+    The folder, names, history and tree, which may have changed since, are those of now.
 
     Args:
         folder: output folder of a run.
@@ -41,6 +44,8 @@ def report_of(folder: Path) -> dict[str, Any]:
     if has_data:
         data = read_report(folder / DATA_FILE)
         data["scores"] = finite_scores(metrics["scores"]) if has_metrics else data["scores"]
+        data["labels_id"] = data.get("labels_id") or data["title"]  # browsers keep marks by it
+        data |= {"title": _title_of(folder), "run": data["run"] | {"output_dir": as_line(folder)}}
     else:
         data = _from_metrics(folder, metrics)
     return data | collect_folder_facts(folder) | {"tree": find_tree(folder, data)}
@@ -59,11 +64,15 @@ def render_again(folder: Path) -> Path | None:
     return folder / PAGE_FILE
 
 
+def _title_of(folder: Path) -> str:
+    return as_line(os.path.basename(os.path.abspath(folder)))
+
+
 def _from_metrics(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     sizes = _read_sizes(folder / PSEUDO_LABELS_FILE)
     return {
         "format": FORMAT,
-        "title": as_line(folder.absolute().name),
+        "title": _title_of(folder),
         "run": {
             "noun": "sample",
             "plural": "samples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
     """
     modality, out = summary.modality, str(summary.args.output_dir)
     return {
-        "title": as_line(Path(out).absolute().name),
+        "title": as_line(os.path.basename(os.path.abspath(out))),
         "run": {
             "noun": modality.noun,
             "plural": modality.plural,
