@@ -126,6 +126,8 @@ class UnitEncoder:
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
         space = self.space.to(extractor.accelerator.device)
         known = None if speakers is None or space.scaling != "speaker" else number_speakers(speakers[store.rows])
+        if known is not None and known.max(initial=-1) < 0:  # a space cannot look up speakers where it knows of none
+            known = None
         if store.segments is not None and space.scaling in ("recording", "speaker"):
             known = number_recordings(store.rows, known)
         if known is not None:

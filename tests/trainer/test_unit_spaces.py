@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Value
 from helpers.runs import StopAt, assert_same_weights, weights
 
 from hf_plr.cli import main
@@ -66,6 +67,18 @@ def test_published_units_are_those_of_the_run(make, spoken, tmp_path, capsys):
     differing = [not np.array_equal(one, other) for one, other in zip(alone, published, strict=True)]
     assert any(differing)
     assert not any(differing[i] for i in range(83) if SPEAKERS[i % 7] is None)  # these were by themselves before
+
+    (tmp_path / "unknown").mkdir()
+    nobody = spoken.remove_columns("speaker").add_column("speaker", [None] * 83, feature=Value("string"))
+    nobody.to_parquet(tmp_path / "unknown" / "train.parquet")
+    unknown = [str(tmp_path / "unknown") if word == str(tmp_path / "new") else word for word in command]
+    for more in ([], ["--segment_seconds", "0.4"]):
+        assert main([*unknown, *more, "--speaker_column", "speaker"]) == 0
+        by_nobody = pd.read_parquet(output)["units"]
+        assert main([*command, *more]) == 0
+        expected = pd.read_parquet(output)["units"]
+        assert all(np.array_equal(one, other) for one, other in zip(by_nobody, expected, strict=True))
+    capsys.readouterr()
 
     assert main([*command, "--speaker_column", "digit"]) == 2
     assert "speaker_column='digit' is not in the data set" in capsys.readouterr().err
