@@ -76,7 +76,7 @@ def holds_media(column: pa.ChunkedArray, folder: str, root: str) -> bool:
 
 def _flatten_once(dataset: Dataset) -> Dataset:
     """Flatten nested columns by one level."""
-    kept = [name for name, feature in dataset.features.items() if isinstance(feature, dict) and not _is_nested(feature)]
+    kept = [name for name, feature in dataset.features.items() if _stays_whole(feature)]
     if not kept or len(dataset.data) == 0:
         return dataset.flatten(max_depth=2).with_format(None)  # a format would still name the columns from before
     flat = dataset.select_columns([name for name in dataset.column_names if name not in kept])
@@ -87,6 +87,11 @@ def _flatten_once(dataset: Dataset) -> Dataset:
     joined = concatenate_datasets([flat, whole], split=dataset.split, axis=1)
     joined._indices = rows
     return joined
+
+
+def _stays_whole(feature: Any) -> bool:
+    """Whether `Dataset.flatten` takes a column apart that is a sample, or fails by one, as by decoded recordings."""
+    return isinstance(feature, Audio) or (isinstance(feature, dict) and not _is_nested(feature))
 
 
 def _is_nested(feature: Any) -> bool:

@@ -149,3 +149,15 @@ def test_files_and_waveforms_stay_whole_beside_nested_columns(has_chosen):
         assert [len(value["array"]) for value in flat[name]] == [4000 + 100 * i for i in order]
     assert check_dataset(chosen)._fingerprint == flat._fingerprint
     assert check_dataset(rows.select([]))["deep.note.id"][:] == []
+
+
+def test_recordings_stay_as_they_are_beside_nested_columns(some_sounds):
+    few = some_sounds.select(range(5))
+    nested = few.add_column("meta", [{"who": f"speaker {i}"} for i in range(5)])
+    for rows, order in ((nested, [0, 1, 2, 3, 4]), (nested.select([4, 1]), [4, 1])):
+        flat = check_dataset(rows)
+        assert set(flat.column_names) == {*few.column_names, "meta.who"}
+        assert flat.features["audio"] == few.features["audio"]
+        assert flat["meta.who"][:] == [f"speaker {i}" for i in order]
+        undecoded = [each.cast_column("audio", Audio(decode=False))["audio"][:] for each in (flat, few.select(order))]
+        assert undecoded[0] == undecoded[1]
