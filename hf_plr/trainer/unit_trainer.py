@@ -18,7 +18,8 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.data.audio_store import AudioStore, collate_recordings
-from hf_plr.data.columns import check_column
+from hf_plr.data.columns import check_column, check_dataset
+from hf_plr.data.streaming import open_stream
 from hf_plr.data.true_labels import encode_labels
 from hf_plr.modality import AudioModality
 from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
@@ -104,6 +105,7 @@ class UnitTrainer(BaseTrainer):
         **kwargs: Any,
     ):
         args = check_arguments(UnitTrainingArguments, args, model, kwargs)
+        train_dataset = check_dataset(open_stream(train_dataset, args))
         if args.augmentation not in (None, "none"):
             raise ValueError(f"augmentation={args.augmentation!r}: units belong to frames, which must stay: use 'none'")
         self._n_units = args.num_clusters or DEFAULT_UNITS

@@ -123,6 +123,16 @@ def test_what_does_not_fit_is_named(make, arguments, message):
         make(**arguments)
 
 
+def test_speakers_of_a_nested_column_and_of_a_stream_are_read(make, spoken):
+    speakers = make(**BY_SPEAKER)._speakers
+    nested = spoken.remove_columns("speaker").add_column("meta", [{"who": speaker} for speaker in spoken["speaker"]])
+    for data, column in ((nested, "meta.who"), (spoken.to_iterable_dataset(), "speaker")):
+        trainer = make({"train_dataset": data}, **{**BY_SPEAKER, "speaker_column": column})
+        np.testing.assert_array_equal(trainer._speakers, speakers)
+    with pytest.raises(ValueError, match=r"speaker_column='meta' is not in the data set; .*meta\.who"):
+        make({"train_dataset": nested}, **{**BY_SPEAKER, "speaker_column": "meta"})
+
+
 def test_a_column_without_speakers_is_refused(make, spoken):
     nobody = spoken.remove_columns("speaker").add_column("speaker", [-1] * 83)
     with pytest.raises(ValueError, match="speaker_column='speaker' names no speaker"):
