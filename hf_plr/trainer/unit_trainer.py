@@ -144,6 +144,13 @@ class UnitTrainer(BaseTrainer):
         counts = count_frames(self.modality, store)
         if self._n_units > counts.sum():
             raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
+        if args.fit_frames < self._n_units:
+            raise ValueError(f"fit_frames={args.fit_frames} is below num_clusters={self._n_units}: fit on more frames")
+        if counts.max() == 1 and self._unmasked_weight == 0.0:
+            raise ValueError(
+                f"each of the {len(counts)} recordings is of a single frame, and none can be hidden: use longer ones, "
+                "or PLRTrainer (without --objective frames)"
+            )
         self._bounds = compute_frame_bounds(counts)
         self._n_spans = count_spans(int(counts.max()), args.mask_probability, args.mask_length)
         self._speakers = None if self._row_speakers is None else number_speakers(self._row_speakers[store.rows])

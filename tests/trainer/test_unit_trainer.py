@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from helpers.runs import StopAt, assert_same_weights, weights
 from transformers import AutoModel, TrainerCallback
 
@@ -213,6 +214,8 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
         ({"refinement": "nested"}, "refinement='nested' trains on several levels, frames on one"),
         ({"unit_layer": 3}, "unit_layer=3 is outside 0 to 2"),
         ({"num_clusters": 10**6}, "num_clusters=1000000 but the recordings have"),
+        ({"num_clusters": 50, "fit_frames": 49}, "fit_frames=49 is below num_clusters=50"),
+        ({"num_clusters": None, "fit_frames": 99}, "fit_frames=99 is below num_clusters=100"),
         ({"relabel_every": 0}, "relabel_every=0 must be at least 1"),
         ({"mask_probability": 0.0}, r"mask_probability=0.0 is outside \(0, 1\]"),
         ({"first_units": "fbank"}, "first_units='fbank' is unknown: use one of mfcc, layer"),
@@ -223,6 +226,16 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
 def test_what_does_not_fit_is_named(make_sound_trainer, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_sound_trainer(**arguments)
+
+
+def test_recordings_in_which_no_frame_can_be_hidden_are_refused(make_sound_trainer):
+    waveforms = [np.random.default_rng(i).normal(0, 0.1, 250) for i in range(8)]
+    clicks = Dataset.from_dict({"audio": [{"array": waveform, "sampling_rate": 8000} for waveform in waveforms]})
+    arguments = {"trainer": {"train_dataset": clicks}, "num_clusters": 4, "num_train_epochs": 1}
+    with pytest.raises(ValueError, match="each of the 8 recordings is of a single frame, and none can be hidden"):
+        make_sound_trainer(**arguments)
+    trainer = make_sound_trainer(**arguments, unmasked_weight=1.0)
+    assert trainer.train().training_loss > 0
 
 
 def test_its_arguments_are_needed(tmp_path, some_sounds, tiny_hubert):
