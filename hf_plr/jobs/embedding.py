@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import Dataset
 
+from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.data.loader import StoreLoader
 from hf_plr.data.media_columns import expose_media, flatten_nested
 from hf_plr.data.sample_store import list_stored_paths, select_undecoded
@@ -65,7 +66,7 @@ class Embedder:
             One row per sample with the columns that `hf-plr embed` writes.
 
         Raises:
-            ValueError: if there is no column index of integers, or samples cannot be read.
+            ValueError: if there is no column index of integers, samples cannot be read, or features are not finite.
         """
         if INDEX_COLUMN not in table.column_names or not pa.types.is_integer(table.schema.field(INDEX_COLUMN).type):
             raise ValueError(f"the table needs a column {INDEX_COLUMN!r}: the row of each sample in the whole data set")
@@ -125,13 +126,21 @@ def embed(
 
     Raises:
         ValueError: if samples cannot be read.
+        NotFiniteError: if features are NaN or infinite, naming the first row.
     """
     store = extractor.modality.open(dataset, None, {}, numbers, has_manifest)
     extractor = dataclasses.replace(extractor, kept=KeptFeatures())
     check_samples(extractor, store)
-    features = extractor.extract_all(store).cpu().numpy()
+    extracted = extractor.extract_all(store).cpu()
     rows, segments = store.rows, store.segments
     index = rows if numbers is None else numbers[rows]
+    bad, features = find_nonfinite_rows(extracted).numpy(), extracted.numpy()
+    if len(bad):
+        others = f", as are {len(bad) - 1} others" if len(bad) > 1 else ""
+        raise NotFiniteError(
+            f"the feature of row {index[bad].min()} is NaN or infinite{others}: check that sample, and the weights of "
+            "the model"
+        )
     paths = list_stored_paths(store.undecoded_column, extractor.modality.column)
     starts = np.zeros(len(rows)) if segments is None else segments[:, 0]
     order = np.lexsort((starts, rows))  # a store of recordings is ordered by length

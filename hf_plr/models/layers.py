@@ -15,8 +15,9 @@ def find_depths(model: nn.Module) -> dict[str, int]:
     """Find the depth of every parameter by its name, from the module tree.
 
     The layers are the items of an outermost `nn.ModuleList`: of one as long as `config.num_hidden_layers` if there is
-    one, and among several of the one with the most parameters. An item that is a stage, as in Swin or ConvNeXt, stands
-    for its blocks. What is registered before the layers is below them, what is registered after them is above.
+    one, and among several of the one with the most parameters. Of a model with a decoder (Whisper) they are those of
+    the encoder. An item that is a stage, as in Swin or ConvNeXt, stands for its blocks. What is registered before the
+    layers is below them, what is registered after them is above.
 
     Example:
         >>> from transformers import ViTConfig, ViTModel
@@ -90,16 +91,21 @@ def _count_parameters(module: nn.Module) -> int:
 
 def _find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Name and list of the layers, or of the stages."""
+    config: Any = getattr(model, "config", None)
+    whole: Any = model
+    # A decoder may have as many layers and more parameters, but no feature depends on it.
+    searched: nn.Module = whole.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+    candidates = set(searched.modules())
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         is_inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and not is_inside and _count_parameters(module):
+        is_list = isinstance(module, nn.ModuleList) and module in candidates
+        if is_list and not is_inside and _count_parameters(module):
             lists[name] = module
     if not lists:
         raise ValueError(
             f"{type(model).__name__} has no list of layers: use layer_decay=1 and freeze_layers=0, which need none"
         )
-    config: Any = getattr(model, "config", None)
     n_layers = getattr(config, "num_hidden_layers", None)
     named = {name: module for name, module in lists.items() if len(module) == n_layers} or lists
     return max(named.items(), key=lambda item: _count_parameters(item[1]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +19,16 @@ class Trial(NamedTuple):
     """What a backbone returned for two images, with gradients.
 
     Attributes:
-        hidden: tokens (2, T, D) or a map (2, C, H, W) that features are pooled from.
+        hidden: tokens (2, T, D), or a map (2, C, H, W) or (2, H, W, C), that features are pooled from.
         pooled: output of the model's own pooler (2, D), or None.
         inner: every tensor that went into one of its modules or came out of one, in the order of execution.
+        map_channels: dimension of the channels of a map, 1 or 3; None for tokens.
     """
 
     hidden: torch.Tensor
     pooled: torch.Tensor | None
     inner: list[torch.Tensor]
+    map_channels: int | None
 
 
 class UnsuitableImages(ValueError):
@@ -46,7 +48,8 @@ def try_backbone(
 
     Raises:
         UnsuitableImages: if the model fails.
-        ValueError: if it needs other inputs, or returns something else than features, or other features each time.
+        ValueError: if it needs other inputs, or returns something else than features, or other features each time, or
+            nothing tells which dimension of a layer's map has the channels.
     """
     name = type(model).__name__
     others = _list_required(model) - {"pixel_values", *arguments}
@@ -71,7 +74,11 @@ def try_backbone(
     if not torch.allclose(hidden, select_hidden(again, layer), rtol=1e-2, atol=1e-3, equal_nan=True):
         raise ValueError(f"{name} returns other features each time, even in evaluation: such cannot be clustered")
     pooled = getattr(output, "pooler_output", None)
-    return Trial(hidden, None if pooled is None else pooled.flatten(1), inner)
+    pooled = None if pooled is None else pooled.flatten(1)
+    map_channels = None
+    if hidden.dim() == 4:
+        map_channels = _find_map_channels(model, hidden, pooled, arguments, images, layer)
+    return Trial(hidden, pooled, inner, map_channels)
 
 
 def select_hidden(output: Any, layer: int | None) -> Any:
@@ -100,8 +107,8 @@ def find_layout(trial: Trial) -> Layout:
         ValueError: if no token depends on the image, or the patches are not in a row.
     """
     hidden, pooled = trial.hidden.detach(), trial.pooled
-    if hidden.dim() == 4:
-        return Layout(0, 0, map_channels=3 if pooled is not None and pooled.shape[1] == hidden.shape[3] else 1)
+    if trial.map_channels is not None:
+        return Layout(0, 0, map_channels=trial.map_channels)
     n_tokens = hidden.shape[1]
     differs = next(
         (
@@ -126,6 +133,42 @@ def find_layout(trial: Trial) -> Layout:
     return Layout(n_class, max(first, n_class), n_after)
 
 
+def _find_map_channels(
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    pooled: torch.Tensor | None,
+    arguments: dict[str, Any],
+    images: torch.Tensor,
+    layer: int | None,
+) -> int:
+    """Find the dimension of the channels of a map: (B, C, H, W) or (B, H, W, C).
+
+    They are as many as what is pooled of the last map, or stay where images have another size, or are as many as the
+    configuration says of a model's layers. The last map is otherwise taken for one with the channels first.
+
+    Raises:
+        ValueError: if nothing tells it of a layer.
+    """
+    shape = tuple(hidden.shape)
+    if layer is None and pooled is not None and (shape[1] == pooled.shape[1]) != (shape[3] == pooled.shape[1]):
+        return 1 if shape[1] == pooled.shape[1] else 3
+    for scale in (0.5, 2.0):  # smaller ones cost less, but a map of one place stays as it is
+        with contextlib.suppress(Exception), trial_of(model), torch.no_grad():  # a model may take one size alone
+            resized = torch.nn.functional.interpolate(images[:1], scale_factor=scale)
+            found = select_hidden(model(pixel_values=resized, **arguments), layer).shape
+            if (found[1] == shape[1]) != (found[3] == shape[3]):
+                return 1 if found[1] == shape[1] else 3
+    if layer is None:
+        return 1
+    width = getattr(model.config, "hidden_size", None)
+    if (shape[1] == width) != (shape[3] == width):
+        return 1 if shape[1] == width else 3
+    raise ValueError(
+        f"layer={layer} of {type(model).__name__} is a map of shape {shape[1:]}, and nothing tells which of its "
+        "dimensions are channels: use another layer, or leave it out"
+    )
+
+
 def _list_required(model: nn.Module) -> set[str]:
     """Names of the inputs that a model's forward cannot do without."""
     parameters = inspect.signature(model.forward).parameters.values()
@@ -138,7 +181,7 @@ def _takes(model: nn.Module, name: str) -> bool:
     return name in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _recorded(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Record every tensor that goes into a module or comes out of one, detached."""
     tensors: list[torch.Tensor] = []

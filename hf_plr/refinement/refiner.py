@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -313,6 +314,12 @@ class PseudoLabelRefiner:
             first.reuses = bool(numbers[1])
         self._numbers = [first, *(ClusterNumbers(labels) for labels in finer)]
         self._numbers += [ClusterNumbers() for _ in range(self.n_levels - len(self._numbers))]
+
+    def copy(self) -> PseudoLabelRefiner:
+        """Copy the refiner: what it remembers is the same, and its next call leaves this one as it is."""
+        other = copy.copy(self)
+        other._numbers = [copy.copy(numbers) for numbers in self._numbers]
+        return other
 
     def forget(self) -> None:
         """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist.

@@ -18,7 +18,8 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel
 
 from hf_plr.data.audio_store import AudioStore, collate_recordings
-from hf_plr.data.columns import check_column
+from hf_plr.data.columns import check_column, check_dataset
+from hf_plr.data.streaming import open_stream
 from hf_plr.data.true_labels import encode_labels
 from hf_plr.modality import AudioModality
 from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
@@ -104,6 +105,7 @@ class UnitTrainer(BaseTrainer):
         **kwargs: Any,
     ):
         args = check_arguments(UnitTrainingArguments, args, model, kwargs)
+        train_dataset = check_dataset(open_stream(train_dataset, args))
         if args.augmentation not in (None, "none"):
             raise ValueError(f"augmentation={args.augmentation!r}: units belong to frames, which must stay: use 'none'")
         self._n_units = args.num_clusters or DEFAULT_UNITS
@@ -131,6 +133,7 @@ class UnitTrainer(BaseTrainer):
         self.adapt_to_samples()
         self._present = torch.empty(0, dtype=torch.bool)
         self._frame_units: FrameUnits | None = None
+        self._published_units: FrameUnits | None = None  # of the last round, for the summary
         n_layers = int(self.modality.model.config.num_hidden_layers)
         self.unit_layer = -(-2 * n_layers // 3) if args.unit_layer is None else args.unit_layer
         if not 0 <= self.unit_layer <= n_layers:
@@ -142,6 +145,13 @@ class UnitTrainer(BaseTrainer):
         counts = count_frames(self.modality, store)
         if self._n_units > counts.sum():
             raise ValueError(f"num_clusters={self._n_units} but the recordings have {counts.sum()} frames")
+        if args.fit_frames < self._n_units:
+            raise ValueError(f"fit_frames={args.fit_frames} is below num_clusters={self._n_units}: fit on more frames")
+        if counts.max() == 1 and self._unmasked_weight == 0.0:
+            raise ValueError(
+                f"each of the {len(counts)} recordings is of a single frame, and none can be hidden: use longer ones, "
+                "or PLRTrainer (without --objective frames)"
+            )
         self._bounds = compute_frame_bounds(counts)
         self._n_spans = count_spans(int(counts.max()), args.mask_probability, args.mask_length)
         self._speakers = None if self._row_speakers is None else number_speakers(self._row_speakers[store.rows])
@@ -182,20 +192,33 @@ class UnitTrainer(BaseTrainer):
         self._refresh_units(round_, self.unit_layer if round_ > 0 or self.args.first_units == "layer" else None)
 
     def _refresh_units(self, round_: int, layer: int | None) -> None:
-        """Cluster all frames (MFCC, or those of a layer), project, blend and re-cluster."""
-        clock = Stopwatch()
+        """Make new units of all frames, and train on them from now on."""
+        self._frame_units, self._published_units = self._make_units(self.stage, round_, layer), None
+
+    def _make_units(self, stage: FrameStage, round_: int, layer: int | None, is_noted: bool = True) -> FrameUnits:
+        """Cluster all frames (MFCC, or those of a layer), project, blend and re-cluster.
+
+        Args:
+            stage: does it, and goes on to the next round.
+            round_: the round.
+            layer: layer of the frames; None for MFCC.
+            is_noted: log and report the units.
+        """
+        clock, before = Stopwatch(), self._frame_units
         with isolate_rng(self.args.seed + round_):
             frames = Frames(self.extractor, self.train_dataset, layer)
             with clock("fit"):
-                self.stage.fit(frames, round_)
+                stage.fit(frames, round_)
             with clock("assign"):
-                clusters = self.stage.assign(frames, round_)
+                clusters = stage.assign(frames, round_)
             with clock("refine"):
-                units = self.stage.refine(clusters, round_, self.stage.own_frames(frames))
-            before, self._frame_units = self._frame_units, units
-            metrics = unit_metrics(before, units, self.accelerator) | clock.seconds() | self.score_labels()
-            self.reporter.note_stage(self._snapshot(None if before is None else before.labels))
+                units = stage.refine(clusters, round_, stage.own_frames(frames))
+            if not is_noted:
+                return units
+            metrics = unit_metrics(before, units, self.accelerator) | clock.seconds() | self._score_units(units)
+            self.reporter.note_stage(self._snapshot(units, None if before is None else before.labels))
         self.log({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()})
+        return units
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the units: the loss knows those in use."""
@@ -243,13 +266,15 @@ class UnitTrainer(BaseTrainer):
 
     def score_labels(self) -> dict[str, float]:
         """Agreement of the units with the true labels of their recordings, where there are some."""
-        if self.label_column is None or not self.has_labels:
-            return {}
-        return self.stage.score(self._units, self.train_dataset.true_labels(), self._bounds)
+        return self._score_units(self._units) if self.has_labels else {}
 
-    def _snapshot(self, previous: np.ndarray | None) -> Snapshot:
+    def _score_units(self, units: FrameUnits) -> dict[str, float]:
+        if self.label_column is None:
+            return {}
+        return self.stage.score(units, self.train_dataset.true_labels(), self._bounds)
+
+    def _snapshot(self, units: FrameUnits, previous: np.ndarray | None) -> Snapshot:
         """The units as the report shows them."""
-        units = self._units
         return Snapshot(units.round, units.labels, previous, bounds=self._bounds)
 
     def _units_in_use(self) -> torch.Tensor:
@@ -322,21 +347,24 @@ class UnitTrainer(BaseTrainer):
         """Cluster the frames of the trained backbone and publish centroids and units.
 
         `centroids.safetensors` gives the same units to the same sounds, and continues the numbers of the last round's;
-        `units.parquet` has them for every training recording.
+        `units.parquet` has them for every training recording. A run that goes on is trained on the units that it had.
 
         Args:
             directory: where to.
             rows: as for `PLRTrainer.save_labels`.
         """
-        self._refresh_units(self._units.round + 1, self.unit_layer)
+        # On a copy: else the next epoch would find other centroids, and the units of another round.
+        stage, is_noted = self.stage.copy(), not self.is_in_train
+        published = self._make_units(stage, self._units.round + 1, self.unit_layer, is_noted)
+        self._published_units = published if is_noted else None
         self.publisher.note_labels(directory, rows)
         if not self.is_world_process_zero():
             return
-        centroids = self.stage.kmeans.cluster_centers_.cpu().numpy()
-        units_of_centroids = self._units.map_centroids_to_units(len(centroids))
-        encoder = UnitEncoder(centroids, units_of_centroids, self.unit_layer, self.stage.space.to(torch.device("cpu")))
+        centroids = stage.kmeans.cluster_centers_.cpu().numpy()
+        units_of_centroids = published.map_centroids_to_units(len(centroids))
+        encoder = UnitEncoder(centroids, units_of_centroids, self.unit_layer, stage.space.to(torch.device("cpu")))
         encoder.save(directory)
-        units = self.stage.apply_centroid_units(encoder.units, self._units.raw_labels)
+        units = stage.apply_centroid_units(encoder.units, published.raw_labels)
         readable = self.train_dataset.rows
         write_units(
             Path(directory) / UNITS_FILE,
@@ -369,7 +397,7 @@ class UnitTrainer(BaseTrainer):
                 for name, value in self._head().items()
             }
         predictor.load_state_dict(head, strict=False)
-        self.reporter.resume(self._snapshot(None))
+        self.reporter.resume(self._snapshot(self._units, None))
 
     def run_settings(self) -> dict[str, Any]:
         """Settings that a resumed run must share, by name."""
@@ -389,8 +417,9 @@ class UnitTrainer(BaseTrainer):
         """What is known of the run so far."""
         sizes, last = np.empty(0, np.int64), ""
         if self.has_labels:
-            sizes = self._units.count_frames()
-            last = f"{len(sizes)} units of {len(self._units.labels):,} frames"
+            units = self._published_units or self._units
+            sizes = units.count_frames()
+            last = f"{len(sizes)} units of {len(units.labels):,} frames"
         files = (
             (CENTROIDS_FILE, "the centroids of the units, for `hf-plr units`"),
             (UNITS_FILE, "the units of every recording"),

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hf_plr.clustering import KMeans
+from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import NOISE
@@ -114,6 +115,7 @@ class UnitEncoder:
 
         Raises:
             ValueError: if the centroids do not fit the backbone.
+            NotFiniteError: if frames of a sample are NaN or infinite, naming its row.
         """
         width, n_layers = extractor.width, int(extractor.modality.model.config.num_hidden_layers)
         if self.centroids.shape[1] != width or self.layer > n_layers:
@@ -126,12 +128,21 @@ class UnitEncoder:
         kmeans.load_state_dict({"cluster_centers": torch.from_numpy(self.centroids)})
         space = self.space.to(extractor.accelerator.device)
         known = None if speakers is None or space.scaling != "speaker" else number_speakers(speakers[store.rows])
+        if known is not None and known.max(initial=-1) < 0:  # a space cannot look up speakers where it knows of none
+            known = None
         if store.segments is not None and space.scaling in ("recording", "speaker"):
             known = number_recordings(store.rows, known)
         if known is not None:
             space = space.with_speakers(frames, known, extractor.accelerator)
         for rows, positions in frames.stream_recordings(torch.arange(len(store))):
             chosen = positions.numpy()
+            bad = find_nonfinite_rows(rows)
+            if len(bad):
+                sample = int(np.searchsorted(np.cumsum(frames.counts[chosen]), int(bad[0]), side="right"))
+                raise NotFiniteError(
+                    f"the frames of row {store.rows[chosen[sample]]} are NaN or infinite: check that recording, and "
+                    "the weights of the model"
+                )
             mapped = space.map(rows, frames.counts[chosen], None if known is None else known[chosen])
             units = np.split(self.units[kmeans.predict(mapped)], np.cumsum(frames.counts[chosen])[:-1])
             yield from zip(store.rows[chosen].tolist(), units, strict=True)

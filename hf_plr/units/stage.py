@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -118,6 +119,12 @@ class FrameStage:
         self.accelerator = accelerator
         self.files = SharedLabels(accelerator, folder)
         self.kmeans = KMeans(n_units, spherical=False, seed=seed)
+
+    def copy(self) -> FrameStage:
+        """Copy the stage: what the copy fits and refines leaves this one as it is. They share labels of frames."""
+        other = copy.copy(self)
+        other.refiner, other.kmeans = self.refiner.copy(), copy.copy(self.kmeans)
+        return other
 
     def refine(self, clusters: np.ndarray, round_: int, own: slice) -> FrameUnits:
         """Refine the output of `assign` by the units of the last round; each process refines its own frames."""

@@ -57,6 +57,18 @@ def test_images_have_the_features_of_the_run(make_trainer, some_digits, tmp_path
         assert "restore it, or remove it to do without them" in capsys.readouterr().err
 
 
+def test_features_that_are_not_finite_are_refused(make_trainer, some_digits, tmp_path, capsys):
+    trainer = make_trainer()
+    trainer.modality.model.embeddings.cls_token.data.fill_(float("nan"))
+    trainer.modality.model.save_pretrained(tmp_path / "out")
+    trainer.modality.processor.save_pretrained(tmp_path / "out")
+    data = write(some_digits.select(range(30)), tmp_path / "data")
+    command = ["embed", "--model", str(tmp_path / "out"), "--dataset", data, "--output", str(tmp_path / "features")]
+    assert main([*command, "--shard", "1/3"]) == 2
+    assert "shard 1/3: the feature of row 10 is NaN or infinite, as are 9 others" in capsys.readouterr().err
+    assert list((tmp_path / "features").iterdir()) == []
+
+
 @pytest.mark.parametrize("content", ['{"accuracy": 0.9}', "[1, 2]", '{"settings": "default"}'])
 def test_a_metrics_file_that_is_not_of_a_run_tells_nothing(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)

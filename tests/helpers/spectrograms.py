@@ -39,7 +39,7 @@ def whisper_config(**settings: Any) -> WhisperConfig:
     size: dict[str, Any] = {"d_model": 32, "vocab_size": 16, "max_source_positions": 50, "num_mel_bins": BINS}
     size |= {"max_target_positions": 8, "suppress_tokens": [], "begin_suppress_tokens": []}
     size |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    for part, layers in (("encoder", 2), ("decoder", 1)):
+    for part, layers in (("encoder", 2), ("decoder", 2)):
         size |= {f"{part}_layers": layers, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 64}
     return WhisperConfig(**{**size, **settings})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.spectrograms import make_model
 from transformers import (
     ConvNextConfig,
     ConvNextModel,
@@ -21,7 +22,9 @@ from transformers import (
     ViTModel,
 )
 
+from hf_plr.models.frozen import freeze
 from hf_plr.models.layers import find_depths, freeze_first_layers
+from hf_plr.models.spectrogram import prepare_spectrogram_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 SOUNDS = {**SIZES, "conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 5), "conv_stride": (5, 4, 2)}
@@ -118,6 +121,33 @@ def test_the_norm_that_is_applied_last_is_above():
     depths = find_depths(model)
     assert depths["encoder.layer_norm.weight"] == 3
     assert depths["encoder.pos_conv_embed.conv.bias"] == 0
+
+
+@pytest.fixture
+def whisper():
+    """A Whisper as it is trained: its decoder, as deep as the encoder and larger, is frozen."""
+    model = prepare_spectrogram_model(make_model("whisper", encoder_layers=3, decoder_layers=3))
+    for parameter in model.get_decoder().parameters():
+        freeze(parameter)
+    return model
+
+
+def test_the_layers_of_a_model_with_a_decoder_are_those_of_the_trained_encoder(whisper):
+    depths = find_depths(whisper)
+    expected = {"conv1.weight": 0, "layers.0.fc1.weight": 1, "layers.2.fc1.weight": 3, "layer_norm.weight": 3}
+    assert {name: depths[f"encoder.{name}"] for name in expected} == expected
+    freeze_first_layers(whisper, 2)
+    trained = {name for name, parameter in whisper.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in depths if name.startswith("encoder.") and depths[name] == 3}
+    assert find_depths(whisper) == depths
+
+
+def test_depths_of_a_model_stay_where_all_of_it_is_frozen(whisper):
+    depths = find_depths(whisper)
+    whisper.requires_grad_(False)
+    assert find_depths(whisper) == depths
+    with pytest.raises(ValueError, match="freeze_layers=1 leaves nothing to train: 0 layers are trained"):
+        freeze_first_layers(whisper, 1)
 
 
 def test_a_model_without_layers_is_refused():

@@ -109,6 +109,45 @@ def test_a_layer_of_images_is_pooled_and_what_lies_above_it_is_unused():
         VisionBackbone(model, "pooler", (16, 16), layer=1)
 
 
+SAM = {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+    **{"output_channels": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "layer", "channels"),
+    [
+        (lambda: tf.SamVisionModel(tf.SamVisionConfig(**SAM)), 32, None, 1),
+        (lambda: tf.SamVisionModel(tf.SamVisionConfig(**SAM)), 32, 1, 3),
+        (lambda: tf.SamVisionModel(tf.SamVisionConfig(**{**SAM, "hidden_size": 16})), 32, 0, 3),
+        (lambda: tf.ConvNextModel(tf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)), 32, 1, 1),
+        (lambda: tf.ConvNextModel(tf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)), 128, None, 1),
+        (lambda: tf.ResNetModel(tf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])), 8, 2, 1),
+    ],
+    ids=[
+        *("SAM", "SAM, layer 1", "SAM, layer 0", "ConvNeXt, layer 1 of 8 x 8 x 8", "ConvNeXt of 16 x 16 x 16"),
+        "ResNet, layer 2 of 16 x 1 x 1",
+    ],
+)
+def test_a_map_is_averaged_over_its_places(make, size, layer, channels):
+    model = load_backbone(make().eval())
+    backbone = VisionBackbone(model, "mean", (size, size), layer=layer)
+    images = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        output = model(pixel_values=images, output_hidden_states=True)
+        hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
+        expected = hidden.mean(dim=(2, 3) if channels == 1 else (1, 2))
+        torch.testing.assert_close(backbone.features(model, images), expected)
+    assert backbone.layout.map_channels == channels
+
+
+def test_a_layer_whose_channels_cannot_be_told_is_refused():
+    model = load_backbone(tf.SamVisionModel(tf.SamVisionConfig(**{**SAM, "hidden_size": 4})).eval())
+    with pytest.raises(ValueError, match=r"layer=1 of SamVisionModel is a map of shape \(4, 4, 4\), and nothing tells"):
+        VisionBackbone(model, None, (32, 32), layer=1)
+
+
 def test_the_feature_in_words_is_the_feature():
     images = torch.rand(2, 3, 16, 16)
     for model in (FAMILY[3], yolos(), siglip(), tf.PixioModel(tf.PixioConfig(**WITH_MLP))):
@@ -163,13 +202,9 @@ def test_several_towers_give_the_one_for_images(caplog, tmp_path):
 
 
 def test_a_sam_gives_its_vision_encoder_as_automodel_loads_it(tmp_path):
-    vision = {
-        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
-        **{"output_channels": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 32},
-    }
     prompts = {"hidden_size": 16, "image_size": 32, "patch_size": 8}
     decoder = {"hidden_size": 16, "num_attention_heads": 2, "mlp_dim": 32, "iou_head_hidden_dim": 16}
-    config = tf.SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    config = tf.SamConfig(vision_config=SAM, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     sam = tf.SamModel(config).eval()
     backbone = load_backbone(sam)
     assert backbone.vision_encoder is sam.vision_encoder

@@ -95,6 +95,16 @@ def test_checkpointing_bf16_teachers_and_segments(make, name, arguments):
     assert len(trainer.train_dataset) > 83
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_have_rates_of_their_own_and_the_first_can_be_frozen(make, name):
+    trainer = make(name, layer_decay=0.5, learning_rate=1e-3)
+    assert {group["lr"] for group in trainer.create_optimizer().param_groups} == {1e-3, 5e-4, 2.5e-4}
+    frozen = make(name, layer_decay=0.5, learning_rate=1e-3, freeze_layers=1)
+    assert {group["lr"] for group in frozen.create_optimizer().param_groups} == {1e-3}
+    with pytest.raises(ValueError, match="freeze_layers=2 leaves nothing to train: 2 layers are trained"):
+        make(name, freeze_layers=2)
+
+
 def test_batches_of_a_fixed_length_count_its_seconds_and_longer_clips_are_told_of(make, caplog):
     with caplog.at_level("WARNING"):
         trainer = make("ast", {"model": make_model("ast", max_length=40), "processing_class": _short_extractor()})

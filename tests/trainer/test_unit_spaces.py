@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from datasets import Dataset, Value
 from helpers.runs import StopAt, assert_same_weights, weights
+from safetensors.torch import load_file, save_file
 
 from hf_plr.cli import main
 from hf_plr.units.encoder import UnitEncoder
@@ -67,8 +70,50 @@ def test_published_units_are_those_of_the_run(make, spoken, tmp_path, capsys):
     assert any(differing)
     assert not any(differing[i] for i in range(83) if SPEAKERS[i % 7] is None)  # these were by themselves before
 
+    (tmp_path / "unknown").mkdir()
+    nobody = spoken.remove_columns("speaker").add_column("speaker", [None] * 83, feature=Value("string"))
+    nobody.to_parquet(tmp_path / "unknown" / "train.parquet")
+    unknown = [str(tmp_path / "unknown") if word == str(tmp_path / "new") else word for word in command]
+    for more in ([], ["--segment_seconds", "0.4"]):
+        assert main([*unknown, *more, "--speaker_column", "speaker"]) == 0
+        by_nobody = pd.read_parquet(output)["units"]
+        assert main([*command, *more]) == 0
+        expected = pd.read_parquet(output)["units"]
+        assert all(np.array_equal(one, other) for one, other in zip(by_nobody, expected, strict=True))
+    capsys.readouterr()
+
     assert main([*command, "--speaker_column", "digit"]) == 2
     assert "speaker_column='digit' is not in the data set" in capsys.readouterr().err
+
+
+def test_frames_that_are_not_finite_have_no_units(make, some_sounds, tmp_path, capsys):
+    trainer = make(num_train_epochs=1, frame_scaling="global")
+    trainer.train()
+    trainer.save_model()
+    trainer.save_labels(trainer.args.output_dir)
+    (tmp_path / "new").mkdir()
+    waveforms = [np.random.default_rng(i).normal(0, 0.1, 4000 - 100 * i).astype(np.float32) for i in range(6)]
+    waveforms[4] *= np.float32(1e38)  # each sample is a number, but not their variance
+    write_sounds(tmp_path / "new" / "train.parquet", waveforms)
+    output = tmp_path / "units.parquet"
+    command = ["units", "--model", trainer.args.output_dir, "--dataset", str(tmp_path / "new"), "--batch_size", "8"]
+    assert main([*command, "--output", str(output)]) == 2
+    assert "the frames of row 4 are NaN or infinite" in capsys.readouterr().err
+    assert not output.exists()
+
+    weights_file = tmp_path / "out" / "model.safetensors"
+    state = {name: torch.full_like(value, np.nan) for name, value in load_file(weights_file).items()}
+    save_file(state, weights_file, metadata={"format": "pt"})
+    command[4] = str(tmp_path / "whole")
+    (tmp_path / "whole").mkdir()
+    write_sounds(tmp_path / "whole" / "train.parquet", waveforms[:4])
+    assert main([*command, "--output", str(output)]) == 2
+    assert "the frames of row 3 are NaN or infinite" in capsys.readouterr().err  # the shortest comes first
+
+
+def write_sounds(path, waveforms):
+    sounds = [{"array": waveform, "sampling_rate": 8000} for waveform in waveforms]
+    Dataset.from_dict({"audio": sounds}).to_parquet(path)
 
 
 def test_a_column_of_speakers_without_effect_is_refused(make, spoken, tmp_path, capsys):
@@ -108,6 +153,16 @@ def test_checkpoints_of_another_space_are_refused(make, spoken, tmp_path):
 def test_what_does_not_fit_is_named(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_speakers_of_a_nested_column_and_of_a_stream_are_read(make, spoken):
+    speakers = make(**BY_SPEAKER)._speakers
+    nested = spoken.remove_columns("speaker").add_column("meta", [{"who": speaker} for speaker in spoken["speaker"]])
+    for data, column in ((nested, "meta.who"), (spoken.to_iterable_dataset(), "speaker")):
+        trainer = make({"train_dataset": data}, **{**BY_SPEAKER, "speaker_column": column})
+        np.testing.assert_array_equal(trainer._speakers, speakers)
+    with pytest.raises(ValueError, match=r"speaker_column='meta' is not in the data set; .*meta\.who"):
+        make({"train_dataset": nested}, **{**BY_SPEAKER, "speaker_column": "meta"})
 
 
 def test_a_column_without_speakers_is_refused(make, spoken):

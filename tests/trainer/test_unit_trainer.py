@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from helpers.runs import StopAt, assert_same_weights, weights
-from transformers import AutoModel
+from transformers import AutoModel, TrainerCallback
 
 from hf_plr import PLRTrainingArguments, UnitTrainer
 from hf_plr.cli import main
@@ -123,7 +124,7 @@ def test_published_units_are_those_of_the_run(make_sound_trainer, some_sounds, t
     assert all(np.array_equal(one, other) for one, other in zip(found["units"], published["units"], strict=True))
     # The run's numbers: most frames have the unit that the last refinement gave them.
     order = np.argsort(trainer.train_dataset.rows)
-    refined = np.split(trainer.frame_units.labels, trainer._bounds[1:-1])
+    refined = np.split(trainer._published_units.labels, trainer._bounds[1:-1])
     refined = np.concatenate([refined[i] for i in order])
     assert (np.concatenate(list(found["units"])) == refined).mean() > 0.9
 
@@ -131,6 +132,44 @@ def test_published_units_are_those_of_the_run(make_sound_trainer, some_sounds, t
     assert "give --overwrite to replace it" in capsys.readouterr().err
     assert main([*command, "--output", str(tmp_path / "units.csv")]) == 2
     assert "units are written as .parquet" in capsys.readouterr().err
+
+
+class SaveLabels(TrainerCallback):
+    """Saves the labels twice after an epoch, in the middle of training."""
+
+    def __init__(self, epoch, folder):
+        self.epoch, self.folder, self.trainer = epoch, folder, None
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if round(state.epoch) == self.epoch:
+            for name in ("first", "second"):
+                (self.folder / name).mkdir()
+                self.trainer.save_labels(self.folder / name)
+
+
+def test_labels_that_are_saved_in_the_middle_of_a_run_leave_it_as_it_is(make_sound_trainer, tmp_path):
+    arguments = {"num_train_epochs": 4, "relabel_every": 2, "save_strategy": "no"}
+    alone = make_sound_trainer(output_dir=str(tmp_path / "alone"), **arguments)
+    alone.train()
+    saving = SaveLabels(3, tmp_path)
+    trainer = make_sound_trainer(trainer={"callbacks": [saving]}, output_dir=str(tmp_path / "saving"), **arguments)
+    saving.trainer = trainer
+    trainer.train()
+    assert figures(trainer, "round") == figures(alone, "round") == [0, 1]
+    assert trainer.frame_units.round == 1
+    assert_same_weights(weights(alone), weights(trainer))
+    np.testing.assert_array_equal(alone.frame_units.labels, trainer.frame_units.labels)
+    for name in ("centroids.safetensors", "units.parquet"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+    alone.save_labels(tmp_path / "alone")
+    trainer.save_labels(tmp_path / "saving")
+    assert trainer.frame_units.round == 1
+    assert figures(trainer, "round") == [0, 1, 2]  # of what is published, in the report of the run
+    for name in ("centroids.safetensors", "units.parquet"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "saving" / name).read_bytes()
+    state, expected = trainer.label_state(), alone.label_state()
+    assert all(np.array_equal(value, expected[name]) for name, value in state.items())
 
 
 def test_a_model_without_centroids_is_refused(tmp_path):
@@ -175,6 +214,8 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
         ({"refinement": "nested"}, "refinement='nested' trains on several levels, frames on one"),
         ({"unit_layer": 3}, "unit_layer=3 is outside 0 to 2"),
         ({"num_clusters": 10**6}, "num_clusters=1000000 but the recordings have"),
+        ({"num_clusters": 50, "fit_frames": 49}, "fit_frames=49 is below num_clusters=50"),
+        ({"num_clusters": None, "fit_frames": 99}, "fit_frames=99 is below num_clusters=100"),
         ({"relabel_every": 0}, "relabel_every=0 must be at least 1"),
         ({"mask_probability": 0.0}, r"mask_probability=0.0 is outside \(0, 1\]"),
         ({"first_units": "fbank"}, "first_units='fbank' is unknown: use one of mfcc, layer"),
@@ -185,6 +226,16 @@ def test_scoring_leaves_the_model_as_it_was(make_sound_trainer):
 def test_what_does_not_fit_is_named(make_sound_trainer, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_sound_trainer(**arguments)
+
+
+def test_recordings_in_which_no_frame_can_be_hidden_are_refused(make_sound_trainer):
+    waveforms = [np.random.default_rng(i).normal(0, 0.1, 250) for i in range(8)]
+    clicks = Dataset.from_dict({"audio": [{"array": waveform, "sampling_rate": 8000} for waveform in waveforms]})
+    arguments = {"trainer": {"train_dataset": clicks}, "num_clusters": 4, "num_train_epochs": 1}
+    with pytest.raises(ValueError, match="each of the 8 recordings is of a single frame, and none can be hidden"):
+        make_sound_trainer(**arguments)
+    trainer = make_sound_trainer(**arguments, unmasked_weight=1.0)
+    assert trainer.train().training_loss > 0
 
 
 def test_its_arguments_are_needed(tmp_path, some_sounds, tiny_hubert):
