@@ -61,8 +61,9 @@ def make_clusterer(
 
 def _check_arguments(clusterer: Any) -> None:
     """Check the arguments of a clusterer without features; raises ValueError or TypeError."""
-    if not isinstance(clusterer, (HDBSCAN, AgglomerativeClustering)):
+    if hasattr(clusterer, "check_arguments"):
         clusterer.check_arguments()
+    if not isinstance(clusterer, (HDBSCAN, AgglomerativeClustering)):
         return
     clusterer._validate_params()  # scikit-learn has nothing public that checks values without features
     if callable(clusterer.metric):  # it may need features of a certain width
