@@ -22,7 +22,7 @@ from hf_plr.data.columns import check_column, check_dataset
 from hf_plr.data.streaming import open_stream
 from hf_plr.data.true_labels import encode_labels
 from hf_plr.modality import AudioModality
-from hf_plr.pseudo_labels.presets import make_refiner, resolve_preset
+from hf_plr.pseudo_labels.presets import resolve_preset
 from hf_plr.pseudo_labels.sampler import (
     LengthSampler,
     count_samples_per_epoch,
@@ -36,8 +36,9 @@ from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.trainer.settings import as_stored
 from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
-from hf_plr.training_args import NESTED, UnitTrainingArguments
+from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
+from hf_plr.units.frame_refiner import AUTO_FOR_FRAMES, choose_frame_refiner
 from hf_plr.units.frames import Frames, compute_frame_bounds, count_frames
 from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_spans
 from hf_plr.units.space import FrameSpaceFitter, number_recordings, number_speakers
@@ -51,7 +52,6 @@ from hf_plr.utils.stopwatch import Stopwatch
 logger = logging.getLogger(__name__)
 
 DEFAULT_UNITS = 100
-AUTO_FOR_FRAMES = "slr"  # what refinement="auto" stands for; soft targets are not for units
 UNITS_FILE = "units.parquet"
 HEAD_PREFIX = "head."
 
@@ -112,7 +112,7 @@ class UnitTrainer(BaseTrainer):
         self._temperature = args.unit_temperature
         self._unmasked_weight = args.unmasked_weight
         self._has_own_refiner = refiner is not None
-        refiner = _frame_refiner(args) if refiner is None else _check_refiner(refiner)
+        refiner = choose_frame_refiner(args, refiner)
         super().__init__(
             model,
             args,
@@ -437,26 +437,3 @@ class UnitTrainer(BaseTrainer):
 def collate_with_positions(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack items as `collate_recordings` does, and list their "positions", which stay with the host."""
     return {**collate_recordings(items), "positions": [item["index"] for item in items]}
-
-
-def _frame_refiner(args: UnitTrainingArguments) -> PseudoLabelRefiner:
-    """The preset, cut at the number of units where it clusters anew."""
-    if args.refinement == NESTED:
-        raise ValueError(f"refinement={args.refinement!r} trains on several levels, frames on one: use consensus")
-    refiner = make_refiner(args, auto=AUTO_FOR_FRAMES)
-    if refiner.assignment == "soft":
-        raise ValueError(
-            f"refinement={args.refinement!r} gives soft targets, which frames do not take: use slr or joint"
-        )
-    return PseudoLabelRefiner(**{**refiner.settings(), "n_clusters": "current", "distance_threshold": None})
-
-
-def _check_refiner(refiner: PseudoLabelRefiner) -> PseudoLabelRefiner:
-    """Refuse a refiner that is passed in, if its result is not one unit per frame."""
-    if refiner.n_levels > 1:
-        raise ValueError(
-            f"the refiner has n_levels={refiner.n_levels}, but frames are trained on one level: use n_levels=1"
-        )
-    if refiner.assignment == "soft":
-        raise ValueError("the refiner gives soft targets, which frames do not take: use another assignment than 'soft'")
-    return refiner
