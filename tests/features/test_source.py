@@ -192,7 +192,8 @@ def test_features_of_the_epoch_take_no_pass_but_for_samples_that_it_left_out(mak
 
 def test_a_sample_that_was_nan_once_is_extracted_again(make_trainer, tmp_path):
     for folder in (None, str(tmp_path / "features")):
-        trainer = make_trainer(feature_source="epoch", feature_dir=folder, num_train_epochs=1, save_strategy="no")
+        settings = {"feature_source": "epoch", "feature_dir": folder, "feature_dtype": "float32"}
+        trainer = make_trainer(**settings, num_train_epochs=1, save_strategy="no")
         trainer.train()
         source, store = trainer._feature_source, trainer.train_dataset
         features = source.extract_local(trainer.extractor, store)
