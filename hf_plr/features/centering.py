@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_plr.clustering.blocks import find_largest_entry, iterate_rows
+from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
-from hf_plr.clustering.exact_sums import ClusterSums
-from hf_plr.utils.distributed import gather_objects, locate_rows, max_all
+from hf_plr.clustering.exact_sums import average_rows
+from hf_plr.utils.distributed import gather_objects, locate_rows
 from hf_plr.utils.threads import share_blocks
 
 BLOCK_ROWS = 1 << 14  # rows that are centered together
@@ -54,11 +54,8 @@ def center_features(
         accelerator: connects processes that hold further rows.
         out: tensor of the same shape for the result; may be `features` itself, which saves a copy.
     """
-    start, total = locate_rows(accelerator, len(features))
-    largest = max_all(accelerator, find_largest_entry(features))
-    sums = ClusterSums(1, features.shape[1], total, largest, features.device)
-    sums.add(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))
-    center = sums.all_reduce(accelerator).means()[0].to(features)
+    start, _ = locate_rows(accelerator, len(features))
+    center = average_rows(features, accelerator)
     rows = torch.empty_like(features) if out is None else out
 
     def compute(spans: Iterator[slice]) -> None:
