@@ -322,6 +322,7 @@ def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -
     ours.num_train_epochs = recipe.source_epochs
     ours.learning_rate = recipe.source_learning_rate
     ours.refinement, ours.num_labelings = "none", None
+    ours.num_clusters, ours.clusterer_kwargs = None, None
     ours.labels = None  # those of the target
     ours.cluster_space, ours.whitening_shrinkage = "centered", None  # identities are no clusters
     ours.pair_weight = 0.0

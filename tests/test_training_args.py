@@ -70,6 +70,21 @@ def test_the_module_imports_nothing_of_ours_but_checks():
             {"refinement": "none", "refinement_weight": 0.3},
             "refinement_weight=0.3 has no effect with refinement='none'",
         ),
+        (
+            PLRTrainingArguments,
+            {"refinement": "none", "refine_start_epoch": 3},
+            "refine_start_epoch=3 has no effect with refinement='none': leave refine_start_epoch out",
+        ),
+        (
+            PLRTrainingArguments,
+            {"feature_momentum": 0.5},
+            "feature_momentum=0.5 has no effect without feature_source='epoch': add it, or leave feature_momentum out",
+        ),
+        (
+            UnitTrainingArguments,
+            {"refinement": "none", "refinement_weight": 0.3},
+            "refinement_weight=0.3 has no effect with refinement='none'",
+        ),
         (PLRTrainingArguments, {"num_clusters": 2.5}, "num_clusters=2.5 must be a whole number"),
         (PLRTrainingArguments, {"steps_per_epoch": 1.5}, "steps_per_epoch=1.5 must be a whole number"),
         (PLRTrainingArguments, {"levels": 1}, "levels=1: a level has at least 2 clusters"),

@@ -44,23 +44,6 @@ def require_peft(purpose: str) -> None:
         raise ImportError(f"{purpose} needs peft: pip install 'hf-plr[lora]'")
 
 
-def check_lora_arguments(args: BackboneArguments) -> None:
-    """Check the arguments of LoRA by themselves.
-
-    Raises:
-        ImportError: if peft is needed and not installed.
-        ValueError: if an argument has no effect.
-    """
-    if args.lora:
-        require_peft("lora=True")
-        return
-    defaults = {"lora_rank": BackboneArguments.lora_rank, "lora_alpha": None, "lora_targets": None}
-    for name, default in defaults.items():
-        value = getattr(args, name)
-        if value != default:
-            raise ValueError(f"{name}={value} has no effect without lora=True: add it, or leave {name} out")
-
-
 def has_adapters(model: Any) -> bool:
     """True for a backbone or a whole model with adapters of peft inside."""
     return bool(getattr(model, "peft_config", None))

@@ -26,6 +26,7 @@ from hf_plr.training_args import (
     BaseTrainingArguments,
     PLRTrainingArguments,
 )
+from hf_plr.training_args.ignored import BESIDE_OWN_CLUSTERER, BESIDE_OWN_REFINER, refuse_ignored
 from hf_plr.utils.argument_checks import check_levels
 from hf_plr.utils.parameters import default_parameters
 
@@ -75,20 +76,22 @@ def select_clusterers(
         clusters.
 
     Raises:
-        ValueError: if there are fewer samples than clusters, or the clusterer cannot be made finer.
+        ValueError: if there are fewer samples than clusters, the clusterer cannot be made finer, or arguments have no
+            effect on the user's own.
         TypeError: if the user's own has no `fit_predict`.
     """
     if args.labels is not None:
         if clusterer is not None or refiner is not None:
             raise ValueError(f"labels={args.labels!r} are neither clustered nor refined: pass no clusterer or refiner")
         return []
+    if refiner is not None:
+        refuse_ignored(args, BESIDE_OWN_REFINER)
     is_nested = args.refinement == NESTED and refiner is None
     if is_nested and (clusterer is not None or args.clusterer != "kmeans"):
         chosen = args.clusterer if clusterer is None else "one of your own"
         raise ValueError(f"refinement={NESTED!r} needs clusterer='kmeans', which can be made finer, not {chosen}")
     if clusterer is not None:
-        if (args.num_labelings or 1) != 1:
-            raise ValueError(f"num_labelings={args.num_labelings} needs a clusterer by name, not one of your own")
+        refuse_ignored(args, BESIDE_OWN_CLUSTERER)
         return [as_clusterer(clusterer)]
     num_clusters = args.num_clusters or default_num_clusters(n_samples)
     if num_clusters > n_samples > 0:

@@ -27,7 +27,7 @@ from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.models.adapter_files import ADAPTER_FOLDER, hash_frozen_weights, merge_adapters, save_adapter
 from hf_plr.models.frozen import hold_frozen_statistics
-from hf_plr.models.lora import check_lora_arguments, describe_adapters, describe_kind, has_adapters, prepare_adapters
+from hf_plr.models.lora import describe_adapters, describe_kind, has_adapters, prepare_adapters, require_peft
 from hf_plr.pseudo_labels.holding import is_of_samples
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
@@ -90,7 +90,8 @@ class BaseTrainer(FeatureTrainer, ABC):
         eval_dataset = open_streams(eval_dataset, args)
         if args.is_exact_gpu:
             require_determinism()
-        check_lora_arguments(args)
+        if args.lora:
+            require_peft("lora=True")
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
         args = start.adapt_to_start(args, model, self.modality)

@@ -174,10 +174,6 @@ class UnitTrainer(BaseTrainer):
         """
         column = self.args.speaker_column
         if self.args.frame_scaling != "speaker":
-            if column is not None:
-                raise ValueError(
-                    f"speaker_column={column!r} has no effect: add frame_scaling='speaker', or leave it out"
-                )
             return None
         if column is None:
             raise ValueError("frame_scaling='speaker' needs the speakers: name their column with speaker_column")

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from hf_plr.training_args.backbone import BackboneArguments
 from hf_plr.training_args.choices import LOWER_IS_BETTER, Augmentation, Refinement
 from hf_plr.training_args.defaults import fill_from_scratch
+from hf_plr.training_args.ignored import OF_ALL, refuse_ignored
 from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
@@ -308,6 +309,7 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
         for declared_in in (BackboneArguments, BaseTrainingArguments):
             check_values(self, declared_in)
+        refuse_ignored(self, OF_ALL)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_plr.training_args.base import BaseTrainingArguments
-from hf_plr.training_args.choices import AUTO, Clusterer, ClusterSpace, FeatureDtype, FeatureSource, PairLoss
+from hf_plr.training_args.choices import Clusterer, ClusterSpace, FeatureDtype, FeatureSource, PairLoss
+from hf_plr.training_args.ignored import OF_CLUSTERS, refuse_ignored
 from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
@@ -25,7 +26,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
     """Arguments of `PLRTrainer`: `BaseTrainingArguments` with the settings of clustering and of its objective.
 
     Raises:
-        ValueError: if a value is outside its range, naming the argument.
+        ValueError: if a value is outside its range, or has no effect beside others, naming the argument.
     """
 
     labels: str | None = field(
@@ -88,7 +89,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default="auto",
         metadata={
             "help": "Loss between the two augmented views of a sample: vicreg, simclr (which pushes other samples of "
-            "the batch away, too: for many small classes) or auto (simclr with dbscan and reciprocal_hdbscan)."
+            "the batch away, too: for many small classes) or auto (simclr with clusterer dbscan or reciprocal_hdbscan, "
+            "which says so of given labels, too)."
         },
     )
     pair_weight: AtLeastZero | None = field(
@@ -152,20 +154,10 @@ class PLRTrainingArguments(BaseTrainingArguments):
         check_values(self, PLRTrainingArguments)
         self.clusterer_kwargs = read_json_object("clusterer_kwargs", self.clusterer_kwargs)
         self.levels = read_levels_argument(self.levels, self.num_clusters)
-        if self.whitening_shrinkage is not None and self.cluster_space != "white":
-            value, space = self.whitening_shrinkage, self.cluster_space
-            raise ValueError(f"whitening_shrinkage={value} needs cluster_space='white', not {space!r}")
-        if self.pair_loss != AUTO and self.pair_weight == 0.0:
-            raise ValueError(f"pair_loss={self.pair_loss!r} has no effect with pair_weight=0: leave one of them out")
-        if self.refinement_weight is not None and self.refinement == "none":
-            raise ValueError(f"refinement_weight={self.refinement_weight} has no effect with refinement='none'")
-        if self.continue_from is not None and self.labels is not None:
-            raise ValueError(f"continue_from={self.continue_from!r} has no effect on given labels: leave it out")
+        refuse_ignored(self, OF_CLUSTERS)
         if self.continue_from is not None:
             before, own = (os.path.realpath(str(folder)) for folder in (self.continue_from, self.output_dir))
             if before == own:
                 raise ValueError(
                     f"continue_from={self.continue_from!r} is output_dir, too: give the new run a folder of its own"
                 )
-        if self.labels is not None and (self.num_labelings or 1) != 1:
-            raise ValueError(f"num_labelings={self.num_labelings} has no effect on given labels: leave it out")

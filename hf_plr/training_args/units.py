@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_plr.training_args.base import BaseTrainingArguments
+from hf_plr.training_args.ignored import OF_FRAMES, refuse_ignored
 from hf_plr.utils.argument_checks import AboveZero, AtLeastZero, Count, FractionAboveZero, check_values
 
 
@@ -68,3 +69,4 @@ class UnitTrainingArguments(BaseTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_values(self, UnitTrainingArguments)
+        refuse_ignored(self, OF_FRAMES)

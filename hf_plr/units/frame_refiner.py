@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_plr.pseudo_labels.presets import make_refiner
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import NESTED, UnitTrainingArguments
+from hf_plr.training_args.ignored import BESIDE_OWN_REFINER, refuse_ignored
 
 AUTO_FOR_FRAMES = "slr"  # what refinement="auto" stands for; soft targets are not for units
 
@@ -27,5 +28,6 @@ def choose_frame_refiner(args: UnitTrainingArguments, refiner: PseudoLabelRefine
         instead = "another assignment than 'soft'" if refiner is not None else "slr or joint"
         raise ValueError(f"{named} gives soft targets, which frames do not take: use {instead}")
     if refiner is not None:
+        refuse_ignored(args, BESIDE_OWN_REFINER)
         return refiner
     return PseudoLabelRefiner(**{**chosen.settings(), "n_clusters": "current", "distance_threshold": None})

@@ -53,10 +53,8 @@ def check_segments(seconds: float | None, overlap: float) -> None:
     """Check the length and the overlap of the segments of recordings.
 
     Raises:
-        ValueError: if there is an overlap without segments, or one as long as they are.
+        ValueError: if the overlap is as long as they are.
     """
-    if overlap and seconds is None:
-        raise ValueError(f"segment_overlap={overlap} has no effect without segment_seconds: add it")
     if seconds is not None and overlap >= seconds:
         raise ValueError(f"segment_overlap={overlap} must be less than segment_seconds={seconds}")
 

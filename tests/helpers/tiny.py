@@ -44,21 +44,22 @@ def tiny_hubert(seed: int = 0) -> torch.nn.Module:
 
 def image_trainer(out: Path, data: Dataset, trainer: dict[str, Any] | None = None, **arguments: Any) -> PLRTrainer:
     """A trainer of a tiny ViT; `trainer` holds keywords of the trainer, others go to the arguments."""
-    settings = {
-        "output_dir": str(out),
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 32,
-        "num_clusters": 12,
-        "refinement": "slr",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **arguments,
-    }
     parts = {
         "model": tiny_vit(),
         "train_dataset": data,
         "processing_class": small_vit_processor(16),
         **(trainer or {}),
+    }
+    is_given = arguments.get("labels") is not None
+    settings = {
+        "output_dir": str(out),
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 32,
+        **({} if is_given or "clusterer" in parts else {"num_clusters": 12}),
+        **({} if is_given or "refiner" in parts else {"refinement": "slr"}),
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **arguments,
     }
     return PLRTrainer(args=PLRTrainingArguments(**settings), **parts)
 
@@ -76,7 +77,7 @@ def sound_trainer(
         "num_train_epochs": 3,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 8,
-        "num_clusters": 12,
+        **({} if arguments.get("labels") is not None or "clusterer" in (trainer or {}) else {"num_clusters": 12}),
         "disable_tqdm": True,
         "use_cpu": True,
         **({"relabel_every": 1, "mask_length": 4} if kind is UnitTrainer else {}),

@@ -234,8 +234,17 @@ def test_no_option_is_named_that_training_does_not_have(tmp_path, header):
 
 def test_what_has_no_effect_is_refused(make_trainer, labels, tmp_path):
     folder = write_shards(tmp_path / "labels", label=labels)
-    with pytest.raises(ValueError, match="num_labelings=3 has no effect on given labels"):
-        make_trainer(labels=folder, num_labelings=3)
+    for ignored in (
+        {"num_labelings": 3},
+        {"num_clusters": 9},
+        {"clusterer_kwargs": {"eps": 0.4}},
+        {"cluster_space": "white"},
+        {"refinement": "slr"},
+        {"refine_start_epoch": 2},
+        {"feature_source": "epoch"},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(ignored))}=.* has no effect on given labels: leave"):
+            make_trainer(labels=folder, **ignored)
     with pytest.raises(ValueError, match="pass no clusterer or refiner"):
         make_trainer({"refiner": PseudoLabelRefiner()}, labels=folder)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):

@@ -36,7 +36,7 @@ def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
         ValueError, match=r"num_labelings=2 needs a clusterer with a number of clusters, .* hdbscan has none"
     ):
         make_trainer(num_labelings=2, clusterer="hdbscan")
-    with pytest.raises(ValueError, match="num_labelings=2 needs a clusterer by name"):
+    with pytest.raises(ValueError, match="num_labelings=2 has no effect on a clusterer of your own"):
         make_trainer({"clusterer": KMeans(5)}, num_labelings=2)
     with pytest.raises(ValueError, match="num_labelings=0 must be at least 1"):
         make_trainer(num_labelings=0)

@@ -145,7 +145,7 @@ def test_checkpoints_of_another_space_are_refused(make, spoken, tmp_path):
     [
         ({"frame_scaling": "speaker"}, "frame_scaling='speaker' needs the speakers"),
         ({"frame_scaling": "speaker", "speaker_column": "who"}, "speaker_column='who' is not in the data set"),
-        ({"speaker_column": "speaker"}, "speaker_column='speaker' has no effect: add frame_scaling='speaker'"),
+        ({"speaker_column": "speaker"}, "speaker_column='speaker' has no effect without frame_scaling='speaker'"),
         ({"frame_scaling": "word"}, "frame_scaling='word' is unknown: use one of none, global, recording, speaker"),
         ({"whitening_shrinkage": 0.0}, "whitening_shrinkage=0.0 must be above 0"),
     ],
