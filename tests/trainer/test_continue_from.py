@@ -419,6 +419,8 @@ def test_recordings_in_segments_are_continued(some_sounds, tmp_path):
 
 def test_centers_of_ones_own_are_no_reason_to_stop(first, grown_digits, tmp_path):
     clusterer = KMeans(12, init=np.random.default_rng(0).normal(size=(12, 32)).astype(np.float32))
-    trainer = continue_run(tmp_path / "second", grown_digits, first, {"clusterer": clusterer}, num_train_epochs=1)
+    trainer = continue_run(
+        tmp_path / "second", grown_digits, first, {"clusterer": clusterer}, num_train_epochs=1, num_clusters=None
+    )
     trainer.train()
     assert trainer.pseudo_labels.n_clusters > 1
