@@ -32,7 +32,8 @@ def find_largest_entry(features: torch.Tensor, height: int = 1 << 12) -> float:
 
     def find(spans: Iterator[slice]) -> None:
         for span in spans:
-            largest.append(features[span].abs().max().item())
+            block = features[span]  # whole numbers have no absolute value, or not each one
+            largest.append((block if block.is_floating_point() else block.double()).abs().max().item())
 
     share_blocks(iterate_rows(len(features), height), features.device, find)
     return max(largest, default=0.0)

@@ -32,15 +32,30 @@ def as_features(features: np.ndarray | torch.Tensor) -> torch.Tensor:
             features = features if isinstance(features, np.ndarray) else np.ascontiguousarray(features)
             if features.dtype.kind not in "fiub":
                 raise ValueError(f"features are no numbers, but {features.dtype}")
+            features = _as_torch_takes_them(features)
         tensor = torch.as_tensor(features).detach()
     if tensor.ndim != 2:
         raise ValueError(f"features must have shape (N, D), not {tuple(tensor.shape)}")
     return tensor
 
 
+def _as_torch_takes_them(array: np.ndarray) -> np.ndarray:
+    """The array in the machine's byte order, of a type and with strides that torch has; itself where it is so."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(array) if min(array.strides, default=0) < 0 else array
+
+
 def find_nonfinite_rows(features: torch.Tensor) -> torch.Tensor:
     """Find the rows of features (N, D) with NaN or infinite values; returns ascending positions on the CPU."""
     return _find_rows(features, lambda block: ~torch.isfinite(block).all(dim=1))
+
+
+def find_too_long_rows(features: torch.Tensor) -> torch.Tensor:
+    """Find the rows of features (N, D) whose length float32 cannot hold; returns ascending positions on the CPU."""
+    return _find_rows(features, lambda block: ~torch.isfinite(torch.linalg.vector_norm(block.float(), dim=1)))
 
 
 def _find_rows(features: torch.Tensor, is_bad: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -66,7 +81,7 @@ def check_lengths(features: torch.Tensor, name: str = "features", accelerator: A
     Raises:
         NotFiniteError: with the number of such rows and the first of them.
     """
-    bad = _find_rows(features, lambda block: ~torch.isfinite(torch.linalg.vector_norm(block.float(), dim=1)))
+    bad = find_too_long_rows(features)
     _reject(bad, len(features), f"{name} of {{}} samples are too large for float32", accelerator)
 
 

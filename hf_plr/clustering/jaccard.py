@@ -139,8 +139,8 @@ def _compute_cosines(features: torch.Tensor, rows: np.ndarray, columns: np.ndarr
 
 
 def _find_least_overlap(eps: float) -> float:
-    """Find the overlap of two neighbourhoods that are eps apart."""
-    return 2.0 * (1.0 - eps) / (2.0 - eps)
+    """Find the overlap of two neighbourhoods that are eps apart, less what rounding may take from a sum of weights."""
+    return (1.0 - ROUNDING) * 2.0 * (1.0 - eps) / (2.0 - eps)
 
 
 def _iterate_candidates(weights: sp.csr_array, least_overlap: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

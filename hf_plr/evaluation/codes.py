@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+UNKNOWN = -1
 LARGEST = np.iinfo(np.int64).max
 
 
@@ -21,3 +22,9 @@ def validate_codes(name: str, values: Any, n: int) -> np.ndarray:
     if codes.dtype == np.uint64 and len(codes) and codes.max() > LARGEST:
         raise ValueError(f"{name} must be {n} integers below 2**63: one is {codes.max()}")
     return codes.astype(np.int64)
+
+
+def lift_classes(classes: np.ndarray) -> np.ndarray:
+    """Number classes (N,) that may be any integers but -1, which is unknown, from 0 on: int64 (N,) without others."""
+    lowest = classes.min(initial=UNKNOWN)
+    return classes if lowest == UNKNOWN else np.where(classes == UNKNOWN, UNKNOWN, classes - lowest)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hf_plr.clustering.checks import check_finite
+from hf_plr.clustering.checks import check_finite, check_lengths
 from hf_plr.evaluation.codes import validate_codes
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.utils.precision import exact_products
@@ -140,5 +140,6 @@ def _check_features(query: torch.Tensor, gallery: torch.Tensor) -> None:
                 f"{name} features have shape {tuple(features.shape)}, expected (n, D) with n of at least 1"
             )
         check_finite(features, f"{name} features")
+        check_lengths(features, f"{name} features")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features have {query.shape[1]} columns, gallery features {gallery.shape[1]}")

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hf_plr.clustering.blocks import iterate_rows
-from hf_plr.clustering.checks import as_features, check_finite
+from hf_plr.clustering.checks import as_features, check_finite, check_lengths
 from hf_plr.clustering.exact_sums import average_rows
 from hf_plr.clustering.kmeans import KMeans
 from hf_plr.evaluation.clusters import find_matched, score_clusters
@@ -162,6 +162,7 @@ def assess_features(
             raise ValueError(f"features have {rows.shape[1]} columns, test features {test_rows.shape[1]}")
         test_labels, test_groups = _validate("test_", test_labels, test_groups, len(test_rows))
         check_finite(test_rows, "test features", accelerator)
+        check_lengths(test_rows, "test features", accelerator)
         tested = _select_known(test_rows, test_labels, center, test_groups)
         all_tested = tested.gather(accelerator)
         trained = gallery.draw(MAX_SAMPLES, seed, accelerator).gather(accelerator)
@@ -188,6 +189,7 @@ def _validate(prefix: str, labels: Any, groups: Any, n: int) -> tuple[np.ndarray
 def _find_center(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
     """Find the mean (D,) of all processes' rows (n, D), exact and so the same for any number of processes."""
     check_finite(rows, "features", accelerator)
+    check_lengths(rows, "features", accelerator)
     return average_rows(rows, accelerator)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hf_plr.clustering.blocks import find_largest_entry
-from hf_plr.clustering.checks import NotFiniteError, as_features, find_nonfinite_rows
+from hf_plr.clustering.checks import NotFiniteError, as_features, find_nonfinite_rows, find_too_long_rows
 from hf_plr.clustering.exact_sums import ClusterSums
 from hf_plr.clustering.whitening import Whitening, draw_positions_to_fit, map_rows
 from hf_plr.features.centering import compute_directions
@@ -99,5 +99,10 @@ def _find_largest(features: FeatureFiles) -> float:
             bad = find_nonfinite_rows(rows)
             if len(bad):
                 raise NotFiniteError(f"{file.path}: the feature in row {start + int(bad[0])} is NaN or infinite")
+            too_long = find_too_long_rows(rows)
+            if len(too_long):
+                raise NotFiniteError(
+                    f"{file.path}: the feature in row {start + int(too_long[0])} is too large for float32"
+                )
             largest = max(largest, find_largest_entry(rows))
     return largest

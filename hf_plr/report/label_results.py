@@ -10,6 +10,7 @@ import torch
 
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.clusters import score_table
+from hf_plr.evaluation.codes import lift_classes
 from hf_plr.evaluation.label_free import describe_collapse
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.pseudo_labels.holding import AllLabels
@@ -32,9 +33,7 @@ def score_labels(labels: PseudoLabels, truth: np.ndarray, holder: AllLabels) -> 
     Returns:
         The scores, on every process; empty where no sample has both.
     """
-    if truth.min() < NOISE:
-        truth = np.where(truth == NOISE, NOISE, truth - truth.min())
-    own_truth = truth[labels.first : labels.first + len(labels.labels)]
+    own_truth = lift_classes(truth)[labels.first : labels.first + len(labels.labels)]
     table = holder.add_shards(cooccurrence(own_truth, labels.labels))
     return score_table(table) if table.matrix().nnz else {}
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from hf_plr.clustering import KMeans
 from hf_plr.clustering.checks import NotFiniteError, find_nonfinite_rows
+from hf_plr.evaluation.codes import lift_classes
 from hf_plr.evaluation.units import score_unit_table
 from hf_plr.pseudo_labels.holding import add_tables, is_of_samples
 from hf_plr.pseudo_labels.stage import REFINER_LABELS
@@ -62,10 +63,12 @@ class FrameUnits:
         return self.table.sizes(-1)
 
     def map_centroids_to_units(self, n_centroids: int) -> np.ndarray:
-        """Map each centroid to the unit of most of its frames, int64 (K,); -1 for a centroid without frames."""
-        counts = self.table.matrix().toarray()
+        """Map each centroid to the unit of most of its frames, int64 (K,); -1 if most have none, or there are none."""
+        table, is_known = self.table, self.table.previous != NOISE
+        counts = np.zeros((len(table.previous_ids), len(table.current_ids) + 1))  # of noise in the last column
+        np.add.at(counts, (table.previous[is_known], table.current[is_known]), table.counts[is_known])
         units = np.full(n_centroids, NOISE, dtype=np.int64)
-        units[self.table.previous_ids] = self.table.current_ids[counts.argmax(axis=1)]
+        units[table.previous_ids] = np.append(table.current_ids, NOISE)[counts.argmax(axis=1)]
         return units
 
 
@@ -231,9 +234,13 @@ class FrameStage:
 
         Args:
             units: the units.
-            truth: true label per recording, integers (N,), -1 = unknown.
+            truth: true label per recording, integers (N,), -1 = unknown; classes may have any other numbers.
             bounds: output of `compute_frame_bounds`, (N + 1,).
+
+        Returns:
+            The scores, on every process; empty where no frame has both a unit and a label.
         """
+        truth = lift_classes(truth)
         first, last = np.searchsorted(bounds, [units.own.start, units.own.stop])
         table = cooccurrence(np.empty(0, np.int64), np.empty(0, np.int64))
         for part in iterate_blocks(int(last - first), SPREAD_RECORDINGS):
@@ -241,7 +248,8 @@ class FrameStage:
             counts = np.diff(bounds[recordings.start : recordings.stop + 1])
             found = units.labels[bounds[recordings.start] : bounds[recordings.stop]]
             table = table + cooccurrence(np.repeat(truth[recordings], counts), found)
-        return score_unit_table(add_tables(self.accelerator, table))
+        table = add_tables(self.accelerator, table)
+        return score_unit_table(table) if table.matrix().nnz else {}
 
     def apply_centroid_units(self, units: np.ndarray, raw_labels: np.ndarray) -> np.ndarray:
         """Give each frame the unit of its centroid: integers (F,) in a memory-mapped file of this process alone.

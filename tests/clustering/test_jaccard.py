@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.clustering import jaccard
-from hf_plr.clustering.jaccard import compute_jaccard_distances, compute_overlaps, find_near_pairs, weigh_neighborhoods
+from hf_plr.clustering.jaccard import (
+    ROUNDING,
+    compute_jaccard_distances,
+    compute_overlaps,
+    find_near_pairs,
+    weigh_neighborhoods,
+)
 from hf_plr.clustering.neighbors import find_nearest_neighbors
 
 EPS = [0.0, 0.1, 0.3375, 0.45, 0.6, 0.75, 0.9, 0.99, 1.0]
@@ -32,7 +38,7 @@ def dense_overlaps(weights):
 def dense_distances(weights, eps):
     """Distances as a dense array with infinity for pairs that are more than eps apart."""
     overlaps = dense_overlaps(weights)
-    is_near = overlaps >= 2.0 * (1.0 - eps) / (2.0 - eps)
+    is_near = overlaps >= (1.0 - ROUNDING) * 2.0 * (1.0 - eps) / (2.0 - eps)
     np.fill_diagonal(overlaps, 1.0)
     np.fill_diagonal(is_near, True)
     distances = np.clip(1.0 - overlaps / (2.0 - overlaps), 0.0, 1.0).astype(np.float32)

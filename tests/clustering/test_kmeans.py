@@ -374,3 +374,13 @@ def test_no_iteration_leaves_the_start_and_fewer_are_refused(blobs):
     np.testing.assert_allclose(kmeans.cluster_centers_.numpy(), blobs[:20], atol=1e-5)
     with pytest.raises(ValueError, match="max_iter=-1 must be at least 0"):
         KMeans(20, max_iter=-1).fit(blobs)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "bool", "int8", ">f4", "longdouble"])
+@pytest.mark.parametrize("spherical", [True, False])
+def test_arrays_of_numpy_that_torch_does_not_take_as_they_are(dtype, spherical):
+    rows = np.random.default_rng(0).integers(0, 2, (40, 6)) * (1 if dtype == "bool" else 100)
+    expected = KMeans(3, spherical=spherical).fit_predict(rows.astype(np.float32))
+    np.testing.assert_array_equal(KMeans(3, spherical=spherical).fit_predict(rows.astype(dtype)), expected)
+    backwards = KMeans(3, spherical=spherical).fit_predict(rows.astype(dtype)[::-1])
+    np.testing.assert_array_equal(backwards, KMeans(3, spherical=spherical).fit_predict(rows[::-1].astype(np.float32)))

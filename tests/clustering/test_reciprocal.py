@@ -204,3 +204,10 @@ def test_a_tensor_that_requires_a_gradient_has_the_same_clusters():
 def test_features_whose_lengths_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="features of 9 samples are too large for float32, the first is sample 0"):
         ReciprocalDBSCAN().fit(torch.full((9, 4), 1e25))
+
+
+@pytest.mark.parametrize("n_copies", [3, 6, 7, 10, 11, 13])
+def test_copies_are_one_cluster_at_an_eps_of_zero(n_copies):
+    features = np.repeat(np.random.default_rng(0).normal(size=(4, 8)), n_copies, axis=0)
+    found = ReciprocalDBSCAN(eps=0.0, min_samples=3, k1=n_copies, k2=1).fit_predict(features)
+    np.testing.assert_array_equal(found, np.repeat(np.arange(4), n_copies))

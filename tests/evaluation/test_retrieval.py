@@ -112,3 +112,9 @@ def test_codes_of_any_integer_type_are_those_numbers(dtype):
     ids = np.array([last, 3], dtype)[np.arange(40) % 2]
     expected = score_retrieval(features[:10], features[10:], *np.split(np.where(ids == 3, 3, 9), [10]))
     assert score_retrieval(features[:10], features[10:], *np.split(ids, [10])) == expected
+
+
+def test_features_that_float32_cannot_hold_are_refused():
+    query, ids = np.full((3, 4), 1e20, np.float32), np.arange(3)
+    with pytest.raises(ValueError, match="query features of 3 samples are too large for float32"):
+        score_retrieval(query, np.ones((3, 4), np.float32), ids, ids)

@@ -229,3 +229,11 @@ def test_input_that_does_not_fit_is_named(change, message):
     features, labels = blobs(90, 1.0)
     with pytest.raises(ValueError, match=message):
         assess_features(**{"features": features, "labels": labels, **change})
+
+
+def test_features_that_float32_cannot_hold_are_refused():
+    large, labels = np.full((6, 4), 1e20, np.float32), np.arange(6) % 2
+    with pytest.raises(ValueError, match="features of 6 samples are too large for float32"):
+        score_features(large, labels)
+    with pytest.raises(ValueError, match="test features of 6 samples are too large for float32"):
+        score_features(np.ones((6, 4)), labels, large, labels)

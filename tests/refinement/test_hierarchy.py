@@ -276,3 +276,8 @@ def test_labelings_that_tell_nothing_are_left_out():
     once = compare_clusters(prototypes, [cooccurrence(past, now)])
     np.testing.assert_array_equal(compare_clusters(prototypes, [cooccurrence(past, now)] * 2 + [same, none]), once)
     assert not np.array_equal(once, alone)
+
+
+def test_a_prototype_of_zeros_is_far_from_all():
+    distances = compare_clusters(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    np.testing.assert_array_equal(distances, [[0, 1, 1], [1, 0, 1], [1, 1, 0]])

@@ -95,6 +95,22 @@ def test_units_are_scored_by_the_labels_of_their_recordings(recordings, part):
     assert found == score_units(labels, np.repeat(truth, counts))
 
 
+def test_without_a_label_there_are_no_scores_and_classes_may_be_any_numbers():
+    bounds, labels = compute_frame_bounds(np.array([3, 2])), np.array([0, 0, 1, 1, 1])
+    score = make_stage().score
+    assert score(units_of(labels, labels), np.array([-1, -1]), bounds) == {}
+    found = score(units_of(labels, labels), np.array([-5, -3]), bounds)
+    assert found == score(units_of(labels, labels), np.array([0, 1]), bounds)
+
+
+def test_a_centroid_has_the_unit_of_most_of_its_frames_or_none():
+    raw = np.repeat([0, 1, 2, 3], [5, 5, 4, 3])
+    labels = np.array([7] * 5 + [-1] * 5 + [9] * 4 + [-1, -1, 7])
+    assert units_of(raw, labels).map_centroids_to_units(5).tolist() == [7, -1, 9, -1, -1]
+    nothing = np.full(17, -1)
+    assert units_of(raw, nothing).map_centroids_to_units(5).tolist() == [-1] * 5
+
+
 @pytest.mark.parametrize("n_units", [12, 20_000])  # int16 and int32
 def test_a_state_is_taken_up_by_a_process_of_several_and_from_one_file_of_all(n_units):
     rng = np.random.default_rng(0)

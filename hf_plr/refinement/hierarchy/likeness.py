@@ -19,7 +19,8 @@ def compare_clusters(
     """Measure the distances of K clusters, for a tree by average linkage.
 
     Args:
-        prototypes: direction of each cluster in the space in which clusters were sought, (K, D), not zero.
+        prototypes: direction of each cluster in the space in which clusters were sought, (K, D); one of zeros has no
+            direction, and is at a distance of 1 from all.
         tables: co-occurrence of other labelings of the samples, such as those of earlier epochs, with the clusters,
             each with the K clusters as its current labeling. A labeling that has the same clusters, or that was given
             before, adds nothing and is left out.
@@ -38,7 +39,7 @@ def compare_clusters(
 def measure_prototype_distances(prototypes: np.ndarray) -> np.ndarray:
     """Measure 1 - cosine between the rows of (K, D), in [0, 2], float64 (K, K)."""
     rows = np.asarray(prototypes, np.float64)
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return _mirror(1.0 - rows @ rows.T, 2.0)
 
 
