@@ -32,7 +32,7 @@ from benchmarks.evidence.defaults import off_settings, own_settings, parts
 from benchmarks.evidence.readout import SPACES
 from benchmarks.evidence.runs import Run, append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.selection import select
-from benchmarks.evidence.summary import brief, overview, summarise
+from benchmarks.evidence.summary import CHOICES, FURTHER_PEERS, brief, overview, summarise
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS, Peer
 
@@ -46,7 +46,7 @@ def main() -> None:
     elif args.default:
         print("\n\n".join(table(args.default) for table in (own_settings, parts, off_settings)))
     elif args.overview:
-        print(overview(args.overview, args.from_seed))
+        print(overview(args.overview, args.from_seed, FURTHER_PEERS if args.further_peers else CHOICES))
     elif args.brief:
         print(brief(args.brief))
     elif args.summary:
@@ -90,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overview", nargs="+", type=Path, metavar="FILE", help="the same with intervals, of does_it_help.md"
     )
+    parser.add_argument("--further_peers", action="store_true", help="SwAV, BYOL and DIET in --overview, not the others")
     parser.add_argument("--from_seed", type=int, default=0, metavar="N", help="only seeds from N on in --overview")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(

@@ -31,6 +31,7 @@ OVERVIEW_SCORES = {  # by their space and name
     **{(READ_OUT, score): SCORES[score] for score in ("knn", "linear", "nmi")},
 }
 CHOICES = {FROZEN: "start", BASELINE: "no refinement", "simclr": "SimCLR", "vicreg": "VICReg"}
+FURTHER_PEERS = {FROZEN: "start", "swav": "SwAV", "byol": "BYOL", "diet": "DIET"}
 
 Records = dict[Run, dict[str, Any]]
 BySeed = dict[int, float]
@@ -62,22 +63,24 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
     return "\n\n".join(tables)
 
 
-def overview(paths: list[Path], from_seed: int = 0) -> str:
+def overview(paths: list[Path], from_seed: int = 0, choices: dict[str, str] = CHOICES) -> str:
     """A row a task and score: what a user may choose, as means over the seeds that all have, and paired differences.
 
     Args:
         paths: files of results; their runs at the tasks' own settings and budget are compared.
         from_seed: first seed that counts; tasks without this or a later one are left out.
+        choices: the ways beside the default with their titles, the start first; tasks with none of the others are left
+            out.
     """
     rows = []
     for (space, score), title in OVERVIEW_SCORES.items():
-        for task, default, others in _choices(paths, space, score, from_seed):
+        for task, default, others in _choices(paths, space, score, from_seed, choices):
             means, seeds = _shared_means([*others, default])
             differences = [difference(default, each) for each in others[1:]]
             rows.append((task, [f"{task}, {title}", *means, *differences, seeds]))
     rows.sort(key=lambda row: row[0])
-    against = [f"{DEFAULT} minus {title}" for title in list(CHOICES.values())[1:]]
-    return _table(["data, score", *CHOICES.values(), DEFAULT, *against, "seeds"], [cells for _, cells in rows])
+    against = [f"{DEFAULT} minus {title}" for title in list(choices.values())[1:]]
+    return _table(["data, score", *choices.values(), DEFAULT, *against, "seeds"], [cells for _, cells in rows])
 
 
 def brief(paths: list[Path]) -> str:
@@ -103,8 +106,10 @@ def brief(paths: list[Path]) -> str:
     return _table(["data", *CHOICES.values(), DEFAULT, "seeds"], rows)
 
 
-def _choices(paths: list[Path], space: str, score: str, from_seed: int = 0) -> list[tuple[str, BySeed, list[BySeed]]]:
-    """Scores by seed of the default, and of each of `CHOICES`, for every task that has the score."""
+def _choices(
+    paths: list[Path], space: str, score: str, from_seed: int = 0, choices: dict[str, str] = CHOICES
+) -> list[tuple[str, BySeed, list[BySeed]]]:
+    """Scores by seed of the default, and of each of the choices, for every task that has some beside the start's."""
     records = {
         run: record
         for run, record in read_all(paths).items()
@@ -112,8 +117,9 @@ def _choices(paths: list[Path], space: str, score: str, from_seed: int = 0) -> l
     }
     scores = _collect(records, space, score)
     return [
-        (task, scores.get((task, DEFAULT), {}), [scores.get((task, way), {}) for way in CHOICES])
+        (task, scores.get((task, DEFAULT), {}), [scores.get((task, way), {}) for way in choices])
         for task in _tasks_in(scores)
+        if any((task, way) in scores for way in choices if way != FROZEN)
     ]
 
 
