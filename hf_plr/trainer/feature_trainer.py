@@ -10,7 +10,14 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
-from hf_plr.data.loader import EpochOrder, StoreLoader, end_workers, trainer_settings, worker_settings
+from hf_plr.data.loader import (
+    EpochOrder,
+    StoreLoader,
+    end_workers,
+    outlive_sigterm,
+    trainer_settings,
+    worker_settings,
+)
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.features.extractor import FeatureExtractor
@@ -140,6 +147,7 @@ class FeatureTrainer(Trainer):
         order = (lambda samples: EpochOrder(sampler_fn(samples))) if is_training and sampler_fn else sampler_fn
         with trainer_settings(self.args, settings):
             loader = super()._get_dataloader(dataset, description, batch_size, order, is_training)
+        outlive_sigterm(loader)
         if is_training:
             getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # see `EpochOrder`
             self._training_loader = loader
