@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
 from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
+from hf_plr.trainer.checkpointing import last_complete_checkpoint
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.distributed import gather_objects, get_patient_group
 
@@ -159,15 +160,26 @@ class LogContinuation(TrainerCallback):
 
 
 class TrainingStopped(SystemExit):
-    """SIGTERM ended training, after a checkpoint; unless it is caught the process ends, with status 143."""
+    """SIGTERM ended training; unless it is caught the process ends, with status 143.
 
-    def __init__(self, step: int, max_steps: int):
+    Args:
+        step: the last step.
+        max_steps: steps of the whole run.
+        output_dir: folder of the run; the message names the checkpoint in it, or says that there is none.
+    """
+
+    def __init__(self, step: int, max_steps: int, output_dir: str):
         super().__init__(128 + signal.SIGTERM)
         self.step = step
         self.max_steps = max_steps
+        self.output_dir = output_dir
 
     def __str__(self) -> str:
-        return f"Stopped by SIGTERM at step {self.step} of {self.max_steps}: --resume_from_checkpoint resumes there."
+        checkpoint, _ = last_complete_checkpoint(self.output_dir)
+        stopped = f"Stopped by SIGTERM at step {self.step} of {self.max_steps}"
+        if checkpoint is None:
+            return f"{stopped}, without a checkpoint: save_strategy (--save_strategy) decides when one is written."
+        return f"{stopped}: --resume_from_checkpoint resumes from {checkpoint}."
 
 
 class StopSignal(TrainerCallback):
@@ -211,7 +223,10 @@ class StopSignal(TrainerCallback):
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
             if state.is_world_process_zero:
-                logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
+                saves = (
+                    "and saves" if control.should_save else f"and save_strategy={args.save_strategy.value!r} saves none"
+                )
+                logger.warning("SIGTERM: training stops at step %d, %s.", state.global_step, saves)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for the open question to the other processes."""

@@ -49,7 +49,7 @@ def test_the_recipe_says_how_it_was_stopped_and_goes_on(tmp_path):
     stopped.terminate()
     _, errors = stopped.communicate(timeout=300)
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert "--resume_from_checkpoint resumes there" in errors
+    assert "--resume_from_checkpoint resumes from" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out" / "metrics.json").exists()
     refused = call(*arguments, "--output_dir", tmp_path / "out")
