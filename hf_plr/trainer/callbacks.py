@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainerCallback
 
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
@@ -23,11 +24,30 @@ from hf_plr.utils.distributed import gather_objects, get_patient_group
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
+    from hf_plr.training_args import BaseTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 LOSS_SUMS = "trainer.loss_sums"
 LAST_LOGGED = "trainer.last_logged"
+
+
+@contextlib.contextmanager
+def lacking_memory_apart_from_steps(args: BaseTrainingArguments) -> Iterator[None]:
+    """Let a lack of memory inside end a run with `auto_find_batch_size`, which would begin it anew.
+
+    Raises:
+        RuntimeError: which accelerate does not take for a training batch that is too large.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if args.auto_find_batch_size and should_reduce_batch_size(error):
+            raise RuntimeError(
+                "Features of samples, or clusters of them, hit an out-of-memory error. auto_find_batch_size=True finds "
+                f"the batch of training alone: reduce per_device_eval_batch_size={args.per_device_eval_batch_size}"
+            ) from error
+        raise
 
 
 class StageCallback(TrainerCallback):
@@ -51,7 +71,8 @@ class StageCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare the epoch: a stage, where one is due, and the report of it."""
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
-        self.trainer.prepare_epoch(self.epoch)
+        with lacking_memory_apart_from_steps(args):
+            self.trainer.prepare_epoch(self.epoch)
         if state.is_world_process_zero:
             self.trainer.reporter.write_stage(self.trainer.summary(), state.log_history)
         self.epoch += 1
@@ -97,7 +118,8 @@ class ScoreCallback(TrainerCallback):
         has_ended = state.epoch % 1 == 0  # not where a signal or a number of steps stopped it
         if self.trainer.evaluator is None or not has_ended or int(state.epoch) % self.every:
             return
-        scores = self.trainer.assess()
+        with lacking_memory_apart_from_steps(args):
+            scores = self.trainer.assess()
         logged = dict(scores.values)
         for name, (low, high) in scores.intervals.items():
             logged |= {f"{name}_low": low, f"{name}_high": high}

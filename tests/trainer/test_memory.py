@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_plr.trainer.checkpointing import CheckpointError
+
 
 class Refusing:
     """Features of a modality, as long as a batch has few enough samples."""
@@ -66,3 +68,33 @@ def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
     assert trainer._train_batch_size <= 16
     assert trainer.state.global_step == 6
     assert trainer.state.epoch == 2.0
+
+
+class Full:
+    """Memory that is full whenever it is asked for."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize("place", ["refresh_labels", "assess"])
+def test_a_stage_that_memory_does_not_hold_does_not_begin_training_anew(make_trainer, monkeypatch, place):
+    trainer = make_trainer(auto_find_batch_size=True, pair_weight=0.0, score_every=1, per_device_eval_batch_size=48)
+    full = Full()
+    monkeypatch.setattr(trainer, place, full)
+    with pytest.raises(RuntimeError, match="reduce per_device_eval_batch_size=48"):
+        trainer.train()
+    assert full.calls == 1
+
+
+def test_a_checkpoint_that_memory_does_not_hold_does_not_begin_training_anew(make_trainer, monkeypatch):
+    trainer = make_trainer(auto_find_batch_size=True, pair_weight=0.0)
+    full = Full()
+    monkeypatch.setattr(trainer, "run_state", full)
+    with pytest.raises(CheckpointError, match=r"could not be written: CUDA out of memory"):
+        trainer.train()
+    assert full.calls == 1
