@@ -216,6 +216,22 @@ def test_bf16_can_be_switched_off(arguments, expected, tmp_path, monkeypatch):
     assert args.is_bf16_by_default is (arguments == [])
 
 
+@pytest.mark.parametrize(
+    ("launched", "given", "expected"),
+    [("bf16", {}, "bf16"), ("bf16", {"bf16": False}, "no"), ("no", {"bf16": True}, "bf16"), ("no", {}, "no")],
+)
+def test_the_precision_of_the_launch_counts_as_given(tmp_path, monkeypatch, launched, given, expected):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    args = PLRTrainingArguments(str(tmp_path), use_cpu=True, **given)
+    assert (args.bf16, args.is_bf16_by_default, args.mixed_precision) == (expected == "bf16", False, expected)
+
+
+def test_float16_of_the_launch_is_refused_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16=True needs a GPU"):
+        PLRTrainingArguments(str(tmp_path), use_cpu=True)
+
+
 @pytest.mark.parametrize("kind", [PLRTrainingArguments, UnitTrainingArguments])
 def test_several_gpus_without_a_launcher_are_refused_with_the_command(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "n_gpu", property(lambda _: 4))
