@@ -102,7 +102,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.open_samples = SampleOpener(self.modality, self.label_column)
         if compute_metrics is None and self.label_column is not None:
             compute_metrics = functools.partial(score_against_gallery, self)
-        check_best_metric(args, self.label_column, eval_dataset, is_scored=compute_metrics is not None)
+        check_best_metric(args, self.label_column, eval_dataset, compute_metrics)
         trained = self._make_trained_model()
         start.freeze_as_told(args, self.modality.model)
         start.check_trained(args, self.modality.model)
