@@ -144,6 +144,7 @@ class FeatureTrainer(Trainer):
         settings = worker_settings(self.args, dataset)
         if not is_training:  # Trainer would take the loader of the first evaluation set for all others
             settings["persistent_workers"] = False
+            settings["drop_last"] = False  # an incomplete batch is of no harm to scores
         order = (lambda samples: EpochOrder(sampler_fn(samples))) if is_training and sampler_fn else sampler_fn
         with trainer_settings(self.args, settings):
             loader = super()._get_dataloader(dataset, description, batch_size, order, is_training)
