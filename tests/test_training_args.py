@@ -111,6 +111,7 @@ def test_the_module_imports_nothing_of_ours_but_checks():
         (PLRTrainingArguments, {"clusterer": None}, "clusterer=None is unknown: use one of kmeans, dbscan, "),
         (PLRTrainingArguments, {"on_nan": "go"}, "on_nan='go' is unknown: use one of stop, skip_epoch"),
         (PLRTrainingArguments, {"report": "never"}, "report='never' is unknown: use one of epoch, end, no"),
+        (PLRTrainingArguments, {"batch_eval_metrics": True}, "batch_eval_metrics=True is not supported: scores take"),
         (PLRTrainingArguments, {"remove_unused_columns": True}, "remove_unused_columns=True is not supported"),
         (PLRTrainingArguments, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported: pseudo-"),
         (
