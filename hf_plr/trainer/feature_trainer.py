@@ -20,7 +20,7 @@ from hf_plr.data.loader import (
 )
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
-from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.features.extractor import BatchLimit, FeatureExtractor
 from hf_plr.features.first_pass import check_samples
 from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.modality import Modality, SampleOpener
@@ -112,7 +112,12 @@ class FeatureTrainer(Trainer):
             progress=not self.args.disable_tqdm,
             shards=self.n_label_shards,
             kept=self._kept_features,
+            limit=self._batch_limit,
         )
+
+    @functools.cached_property
+    def _batch_limit(self) -> BatchLimit:
+        return BatchLimit()
 
     @functools.cached_property
     def _store_loader(self) -> StoreLoader:

@@ -37,6 +37,14 @@ def test_extraction_halves_its_own_batch(make_trainer, monkeypatch, caplog):
         trainer.extract_features()
 
 
+def test_a_trainer_learns_once_how_many_samples_memory_holds(make_trainer, monkeypatch):
+    trainer = make_trainer(per_device_eval_batch_size=64, num_train_epochs=2, pair_weight=0.0)
+    refusing = Refusing(trainer.modality.features, limit=32)
+    monkeypatch.setattr(trainer.modality, "features", refusing)
+    trainer.train()
+    assert [size for size in refusing.sizes if size > 32] == [64]
+
+
 def test_other_errors_of_extraction_are_not_taken_for_a_lack_of_memory(make_trainer, monkeypatch):
     trainer = make_trainer()
 
