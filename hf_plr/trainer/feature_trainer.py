@@ -157,6 +157,9 @@ class FeatureTrainer(Trainer):
         if is_training:
             getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # see `EpochOrder`
             self._training_loader = loader
+        else:
+            others = (each for each in self.accelerator._dataloaders if each is not loader)
+            self.accelerator._dataloaders = [*others]  # which would hold the samples for ever
         return loader
 
     def end_workers(self) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -43,6 +46,20 @@ def test_a_trainer_learns_once_how_many_samples_memory_holds(make_trainer, monke
     monkeypatch.setattr(trainer.modality, "features", refusing)
     trainer.train()
     assert [size for size in refusing.sizes if size > 32] == [64]
+
+
+def test_samples_of_an_evaluation_are_let_go_of_with_their_data_set(make_trainer, some_digits):
+    kept, passed = some_digits.select(range(20)), some_digits.select(range(30))
+    trainer = make_trainer({"eval_dataset": kept})
+    stores = []
+    for dataset in (None, kept, passed, some_digits):  # the last is that of training
+        trainer.evaluate(dataset)
+        stores.append(weakref.ref(trainer.open_samples.latest))
+    del dataset, passed
+    gc.collect()
+    assert [store() is not None for store in stores] == [True, True, False, True]
+    assert stores[0]() is stores[1]()  # decoded once
+    assert trainer.accelerator._dataloaders == []
 
 
 def test_other_errors_of_extraction_are_not_taken_for_a_lack_of_memory(make_trainer, monkeypatch):
