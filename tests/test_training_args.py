@@ -111,6 +111,7 @@ def test_the_module_imports_nothing_of_ours_but_checks():
         (PLRTrainingArguments, {"clusterer": None}, "clusterer=None is unknown: use one of kmeans, dbscan, "),
         (PLRTrainingArguments, {"on_nan": "go"}, "on_nan='go' is unknown: use one of stop, skip_epoch"),
         (PLRTrainingArguments, {"report": "never"}, "report='never' is unknown: use one of epoch, end, no"),
+        (PLRTrainingArguments, {"batch_eval_metrics": True}, "batch_eval_metrics=True is not supported: scores take"),
         (PLRTrainingArguments, {"remove_unused_columns": True}, "remove_unused_columns=True is not supported"),
         (PLRTrainingArguments, {"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported: pseudo-"),
         (
@@ -214,6 +215,22 @@ def test_bf16_can_be_switched_off(arguments, expected, tmp_path, monkeypatch):
     )
     assert args.bf16 is expected
     assert args.is_bf16_by_default is (arguments == [])
+
+
+@pytest.mark.parametrize(
+    ("launched", "given", "expected"),
+    [("bf16", {}, "bf16"), ("bf16", {"bf16": False}, "no"), ("no", {"bf16": True}, "bf16"), ("no", {}, "no")],
+)
+def test_the_precision_of_the_launch_counts_as_given(tmp_path, monkeypatch, launched, given, expected):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    args = PLRTrainingArguments(str(tmp_path), use_cpu=True, **given)
+    assert (args.bf16, args.is_bf16_by_default, args.mixed_precision) == (expected == "bf16", False, expected)
+
+
+def test_float16_of_the_launch_is_refused_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match="fp16=True needs a GPU"):
+        PLRTrainingArguments(str(tmp_path), use_cpu=True)
 
 
 @pytest.mark.parametrize("kind", [PLRTrainingArguments, UnitTrainingArguments])

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,6 +87,7 @@ class StoreLoader:
             generator=torch.Generator(),  # a separate one: opening a loader draws a number
             **settings,
         )
+        outlive_sigterm(loader)
         if settings["persistent_workers"]:
             self._kept = settings, loader, order
         return loader, order
@@ -169,6 +172,52 @@ def worker_settings(args: BaseTrainingArguments, store: SampleStore) -> dict[str
         "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
         "pin_memory": args.dataloader_pin_memory and args.device.type != "cpu",
     }
+
+
+def outlive_sigterm(loader: Any) -> None:
+    """Let SIGTERM end the workers of a loader only where the process that loads sends it, on Linux.
+
+    Schedulers send SIGTERM to all processes of a run. The one that trains saves and then ends its workers; one that
+    ended by itself would end the run before that.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # only there do processes learn who sent a signal
+        return
+    loader = getattr(loader, "base_dataloader", loader)  # accelerate has wrapped it
+    loader.worker_init_fn = _WorkerStart(loader.worker_init_fn)
+    start_workers = loader._get_iterator
+
+    def start_them_blocked() -> Any:
+        """Start workers with SIGTERM blocked, which they inherit, so that none ends before it has begun."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return start_workers()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    loader._get_iterator = start_them_blocked
+
+
+class _WorkerStart:
+    """What a worker does first; picklable.
+
+    Args:
+        then: what else is called with the number of the worker.
+    """
+
+    def __init__(self, then: Callable[[int], None] | None):
+        self.then = then
+
+    def __call__(self, worker: int) -> None:
+        """Wait for SIGTERM of the parent, which is blocked in all threads."""
+        threading.Thread(target=_end_by_the_parent, args=(os.getppid(),), daemon=True).start()
+        if self.then is not None:
+            self.then(worker)
+
+
+def _end_by_the_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's own handler does, where the parent sends the signal
 
 
 def end_workers(loader: Any) -> None:

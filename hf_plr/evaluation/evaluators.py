@@ -16,6 +16,7 @@ from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
 
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # learning rate schedules that look at a score
 GALLERY_SAMPLES = 10_000  # training samples in the gallery of an evaluation set
 
 
@@ -205,24 +206,39 @@ def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) ->
     )
 
 
-def check_best_metric(args: TrainingArguments, label_column: str | None, eval_dataset: Any, is_scored: bool) -> None:
-    """Reject a best model by a score that needs labels where no evaluation has it.
+def check_best_metric(
+    args: TrainingArguments, label_column: str | None, eval_dataset: Any, compute_metrics: Any
+) -> None:
+    """Reject a best model, or a schedule, by a score that no evaluation gives.
 
     Args:
         args: the arguments.
         label_column: column of the true labels; None where there is none.
         eval_dataset: an evaluation set, several by name, or None.
-        is_scored: True if there is a `compute_metrics`.
+        compute_metrics: the user's, which may give any name, `score_against_gallery` of a trainer, or None.
 
     Raises:
         ValueError: naming the score.
     """
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    if not args.load_best_model_at_end or metric not in SCORES:
+    if not metric or (args.eval_strategy == "no" and not args.load_best_model_at_end):
         return
-    what = f"load_best_model_at_end with metric_for_best_model={args.metric_for_best_model!r}"
+    what = f"metric_for_best_model={args.metric_for_best_model!r}"
+    if args.load_best_model_at_end:
+        what = f"load_best_model_at_end with {what}"
     instead = "take a score that needs no labels, such as plr/silhouette"
-    if not is_scored:
+    if metric not in SCORES:
+        is_own = compute_metrics is not None and getattr(compute_metrics, "func", None) is not score_against_gallery
+        sets = eval_dataset if isinstance(eval_dataset, Mapping) else ()
+        if is_own or metric.startswith("plr/") or metric in {f"{name}_{score}" for name in sets for score in SCORES}:
+            return
+        scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        default = f", the default of lr_scheduler_type={scheduler!r}" if scheduler in BY_METRIC else ""
+        raise ValueError(
+            f"{what}{default if metric == 'loss' else ''}: no evaluation gives it. {instead.capitalize()}, or with "
+            f"labels one of {', '.join(SCORES)}"
+        )
+    if compute_metrics is None:
         raise ValueError(f"{what} needs a label column to score by, and there is none: {instead}")
     if not eval_dataset:
         raise ValueError(f"{what} needs an eval_dataset with labels, whose samples are scored: give one, or {instead}")

@@ -27,6 +27,13 @@ PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16"}  # as accelerate name
 
 
 @dataclass
+class BatchLimit:
+    """Samples of a batch that memory holds at once; extractors that share it learn it once."""
+
+    samples: int = sys.maxsize
+
+
+@dataclass
 class FeatureExtractor:
     """Extractor of features from any samples.
 
@@ -40,6 +47,7 @@ class FeatureExtractor:
         shards: parts that the samples are split into, a multiple of the processes, each of which has equally many
             neighbouring ones; 1 for one part a process.
         kept: features that were just extracted, so that they need not be again; None keeps none.
+        limit: what was learned of memory, for larger batches to be computed in parts.
     """
 
     model: torch.nn.Module
@@ -50,7 +58,7 @@ class FeatureExtractor:
     progress: bool = False
     shards: int = 1
     kept: KeptFeatures | None = None
-    _largest_part: int = field(default=sys.maxsize, init=False)  # samples of a batch that memory holds at once
+    limit: BatchLimit = field(default_factory=BatchLimit)
 
     def extract_all(self, store: SampleStore, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Extract features of a store's samples in their order, on every process.
@@ -138,7 +146,7 @@ class FeatureExtractor:
         """
         n = len(batch["index"])
         while True:
-            size = min(n, self._largest_part)
+            size = min(n, self.limit.samples)
             try:
                 parts = [
                     self.modality.features(
@@ -153,7 +161,7 @@ class FeatureExtractor:
                 if size == 1 or not should_reduce_batch_size(error):
                     raise
             clear_device_cache(garbage_collection=True)
-            self._largest_part = size // 2
+            self.limit.samples = size // 2
             logger.warning("Memory does not hold a batch of %d samples: features are computed of %d", size, size // 2)
 
     @contextlib.contextmanager

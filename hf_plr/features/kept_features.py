@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from hf_plr.utils.mapped_arrays import allocate_array
 
 @dataclass
 class _Kept:
-    store: SampleStore
     revision: int
     positions: torch.Tensor
     products: tuple[str, int]
@@ -27,7 +27,7 @@ class KeptFeatures:
     """Features of this process's part of a store, kept for whoever extracts the very same next.
 
     They are given out as long as store, positions, products and weights are those that they were computed with:
-    weights are compared by a hash. `close` forgets them, and nothing is kept afterwards.
+    weights are compared by a hash. Features go with their store. `close` forgets them, and nothing is kept afterwards.
 
     Args:
         folder: folder of a memory-mapped file without a name for them; None keeps them in memory.
@@ -38,7 +38,7 @@ class KeptFeatures:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = folder
-        self._kept: dict[int, _Kept] = {}
+        self._kept: weakref.WeakKeyDictionary[SampleStore, _Kept] = weakref.WeakKeyDictionary()
         self.is_open = True
 
     def close(self) -> None:
@@ -71,16 +71,15 @@ class KeptFeatures:
             features: shape (n, D).
         """
         if self.is_open:
-            self._kept[id(store)] = _Kept(store, store.revision, positions, products, hash_weights(model), features)
+            self._kept[store] = _Kept(store.revision, positions, products, hash_weights(model), features)
 
     def find(
         self, store: SampleStore, positions: torch.Tensor, model: torch.nn.Module, products: tuple[str, int]
     ) -> torch.Tensor | None:
         """Find what an extraction would give, (n, D), with arguments as of `keep`; None if it is not kept."""
-        kept = self._kept.get(id(store))
+        kept = self._kept.get(store)
         is_asked = (
             kept is not None
-            and kept.store is store
             and kept.revision == store.revision
             and kept.products == products
             and torch.equal(kept.positions, positions)
@@ -90,7 +89,7 @@ class KeptFeatures:
         assert kept is not None
         if kept.weights == hash_weights(model):
             return kept.features
-        del self._kept[id(store)]  # weights do not come back
+        del self._kept[store]  # weights do not come back
         return None
 
 

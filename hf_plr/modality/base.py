@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -134,6 +135,8 @@ class Modality(ABC):
 class SampleOpener:
     """Opener of data sets: each is opened once, with one number per class in all of them.
 
+    A store lives as long as its data set, or as somebody holds it.
+
     Args:
         modality: reads the samples.
         label_column: column of true labels in those data sets that have it; None leaves labels out.
@@ -151,7 +154,7 @@ class SampleOpener:
         self.modality = modality
         self.label_column = label_column
         self.label_numbers: dict[str, int] = {}
-        self._stores: dict[int, tuple[Dataset, SampleStore]] = {}  # with the data set, so that its id stays unique
+        self._stores: dict[int, SampleStore] = {}  # by the id of a data set, which is unique as long as that lives
 
     def __call__(self, dataset: Dataset | SampleStore) -> SampleStore:
         """Open a data set, with true labels if it has the label column; a store is returned as it is."""
@@ -161,10 +164,11 @@ class SampleOpener:
             flat = flatten_nested(dataset)
             has_labels = self.label_column is not None and self.label_column in flat.column_names
             store = self.modality.open(flat, self.label_column if has_labels else None, self.label_numbers)
-            self._stores[id(dataset)] = dataset, store
+            self._stores[id(dataset)] = store
+            weakref.finalize(dataset, self._stores.pop, id(dataset), None)
             self.latest = store
         else:
-            self.latest = self._stores[id(dataset)][1]
+            self.latest = self._stores[id(dataset)]
         if self.check is not None and not self.latest.is_checked:
             self.check(self.latest)
         return self.latest

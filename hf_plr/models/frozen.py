@@ -1,4 +1,4 @@
-"""Freeze weights of a backbone so that a later trainer of the same model can tell them from those that a user froze."""
+"""What a trainer does to a model and a later one takes back: frozen weights, those of the user apart, and precision."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ def thaw(model: nn.Module) -> None:
         if getattr(parameter, MARK, False):
             parameter.requires_grad_(True)
             setattr(parameter, MARK, False)
+
+
+def take_back_precision(model: nn.Module) -> None:
+    """Let modules that accelerate prepared, maybe several times, compute again as their class does."""
+    for module in model.modules():
+        before = vars(module).pop("_original_forward", None)
+        if before is None:
+            continue
+        forward = getattr(module.forward, "__func__", module.forward)
+        while forward is not type(module).forward and hasattr(forward, "__wrapped__"):
+            forward = forward.__wrapped__
+        if forward is type(module).forward:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = before
 
 
 def hold_frozen_statistics(model: nn.Module) -> None:

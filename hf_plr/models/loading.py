@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME
 
 from hf_plr.models.adapter_files import find_processor
 from hf_plr.models.auto_classes import find_auto_class
-from hf_plr.models.frozen import thaw
+from hf_plr.models.frozen import take_back_precision, thaw
 from hf_plr.models.lora import claim_adapters, get_adapted_model, has_adapters
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ SHOWN_FOLDERS = 3
 def extract_backbone(model: PreTrainedModel, *main_inputs: str) -> PreTrainedModel:
     """Extract the backbone of a model: itself if `AutoModel` loads it as what it is, otherwise the first such in it.
 
-    What an earlier trainer of the same model froze is trained again.
+    What an earlier trainer of the same model froze is trained again, in the precision of the new one.
 
     Args:
         model: the model.
@@ -34,6 +34,7 @@ def extract_backbone(model: PreTrainedModel, *main_inputs: str) -> PreTrainedMod
         ValueError: if no part of it takes such an input, or its adapters cannot be merged into that part.
     """
     thaw(model)
+    take_back_precision(model)
     if has_adapters(model):
         whole = get_adapted_model(model)
         backbone = _find_backbone(whole, main_inputs)

@@ -30,7 +30,14 @@ from hf_plr.report.html.report_file import DATA_FILE
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
-from hf_plr.trainer.checkpointing import ASIDE, STATE_FILE, CheckpointError, last_complete_checkpoint, list_checkpoints
+from hf_plr.trainer.checkpointing import (
+    ASIDE,
+    STATE_FILE,
+    CheckpointError,
+    last_complete_checkpoint,
+    list_checkpoints,
+    resume_hint,
+)
 from hf_plr.trainer.start import check_start
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
 from hf_plr.utils.cores import count_cores
@@ -107,7 +114,7 @@ def run_recipe(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # the reader of the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
-    except (OSError, ValueError, TypeError, ImportError, CheckpointError, HubError) as error:
+    except (OSError, ValueError, TypeError, ImportError, CheckpointError, WorkerError, HubError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
@@ -118,9 +125,20 @@ def run_recipe(main: Callable[[], object]) -> None:
             sys.exit(f"error: {error}")
         if "DataLoader worker" not in str(error):
             raise
-        sys.exit(f"error: {error}. It may have run out of memory. --resume_from_checkpoint resumes.")
+        sys.exit(f"error: {describe_dead_worker(error)}")
     # Frees the process group now: gloo's threads abort if that happens as the interpreter shuts down.
     gc.collect()
+
+
+class WorkerError(RuntimeError):
+    """A process that loads samples has ended during training."""
+
+
+def describe_dead_worker(error: RuntimeError) -> str:
+    """Describe that a process that loads samples has ended, by torch's error; memory is named where it may be why."""
+    text = str(error).strip().rstrip(".")
+    is_memory = "signal: Killed" in text or "signal: Bus error" in text
+    return f"{text}. It may have run out of memory." if is_memory else f"{text}."
 
 
 def hide_bars() -> None:
@@ -242,11 +260,20 @@ def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarra
 
 
 def train(trainer: BaseTrainer, args: OutputArguments) -> None:
-    """Train, from the start or from a checkpoint."""
+    """Train, from the start or from a checkpoint.
+
+    Raises:
+        WorkerError: if a process that loads samples has ended, with the checkpoint to resume from, if any.
+    """
     if transformers.logging.is_progress_bar_enabled():  # one per checkpoint would break the run's own bar
         transformers.logging.disable_progress_bar()
         huggingface_hub.utils.enable_progress_bars()  # the same call has hidden them; a push shows them
-    trainer.train(resume_from_checkpoint=_resumes(args))
+    try:
+        trainer.train(resume_from_checkpoint=_resumes(args))
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerError(f"{describe_dead_worker(error)} {resume_hint(Path(str(args.output_dir)))}") from error
 
 
 def _resumes(args: OutputArguments) -> str | bool | None:

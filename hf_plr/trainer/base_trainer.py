@@ -102,7 +102,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.open_samples = SampleOpener(self.modality, self.label_column)
         if compute_metrics is None and self.label_column is not None:
             compute_metrics = functools.partial(score_against_gallery, self)
-        check_best_metric(args, self.label_column, eval_dataset, is_scored=compute_metrics is not None)
+        check_best_metric(args, self.label_column, eval_dataset, compute_metrics)
         trained = self._make_trained_model()
         start.freeze_as_told(args, self.modality.model)
         start.check_trained(args, self.modality.model)
@@ -120,11 +120,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        whole = {"ema_decay": args.ema_decay, "layer_decay": args.layer_decay != 1.0, "lora": self.has_adapters}
-        for name, is_used in whole.items():
-            if is_used and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                value = getattr(args, name)
-                raise ValueError(f"{name}={value} needs whole weights on every process: no FSDP, no DeepSpeed")
+        start.check_whole_weights(self)
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
         self.label_names = ["labels"]
         self.eval_dataset = eval_dataset
@@ -297,7 +293,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         finally:
             self.end_workers()
         if self._stop_signal.stopped:
-            raise TrainingStopped(self.state.global_step, self.state.max_steps)
+            raise TrainingStopped(self.state.global_step, self.state.max_steps, str(self.args.output_dir))
         return result
 
     def run_settings(self) -> dict[str, Any]:
@@ -354,6 +350,10 @@ class BaseTrainer(FeatureTrainer, ABC):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         self._checkpoint_writer.remove_old(run_dir)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # With save_strategy="best" the answer decides alone, and where a signal stops training, it is to save.
+        return bool(super()._determine_best_metric(metrics, trial)) or self._stop_signal.stopped
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._checkpoint_writer.place(super()._get_output_dir(trial))

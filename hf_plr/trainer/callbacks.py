@@ -12,21 +12,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainerCallback
 
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
 from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
+from hf_plr.trainer.checkpointing import last_complete_checkpoint
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.distributed import gather_objects, get_patient_group
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
+    from hf_plr.training_args import BaseTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 LOSS_SUMS = "trainer.loss_sums"
 LAST_LOGGED = "trainer.last_logged"
+
+
+@contextlib.contextmanager
+def lacking_memory_apart_from_steps(args: BaseTrainingArguments) -> Iterator[None]:
+    """Let a lack of memory inside end a run with `auto_find_batch_size`, which would begin it anew.
+
+    Raises:
+        RuntimeError: which accelerate does not take for a training batch that is too large.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if args.auto_find_batch_size and should_reduce_batch_size(error):
+            raise RuntimeError(
+                "Features of samples, or clusters of them, hit an out-of-memory error. auto_find_batch_size=True finds "
+                f"the batch of training alone: reduce per_device_eval_batch_size={args.per_device_eval_batch_size}"
+            ) from error
+        raise
 
 
 class StageCallback(TrainerCallback):
@@ -50,7 +71,8 @@ class StageCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare the epoch: a stage, where one is due, and the report of it."""
         # Counted, since a callback that stops an epoch early leaves state.epoch behind.
-        self.trainer.prepare_epoch(self.epoch)
+        with lacking_memory_apart_from_steps(args):
+            self.trainer.prepare_epoch(self.epoch)
         if state.is_world_process_zero:
             self.trainer.reporter.write_stage(self.trainer.summary(), state.log_history)
         self.epoch += 1
@@ -96,7 +118,8 @@ class ScoreCallback(TrainerCallback):
         has_ended = state.epoch % 1 == 0  # not where a signal or a number of steps stopped it
         if self.trainer.evaluator is None or not has_ended or int(state.epoch) % self.every:
             return
-        scores = self.trainer.assess()
+        with lacking_memory_apart_from_steps(args):
+            scores = self.trainer.assess()
         logged = dict(scores.values)
         for name, (low, high) in scores.intervals.items():
             logged |= {f"{name}_low": low, f"{name}_high": high}
@@ -159,15 +182,26 @@ class LogContinuation(TrainerCallback):
 
 
 class TrainingStopped(SystemExit):
-    """SIGTERM ended training, after a checkpoint; unless it is caught the process ends, with status 143."""
+    """SIGTERM ended training; unless it is caught the process ends, with status 143.
 
-    def __init__(self, step: int, max_steps: int):
+    Args:
+        step: the last step.
+        max_steps: steps of the whole run.
+        output_dir: folder of the run; the message names the checkpoint in it, or says that there is none.
+    """
+
+    def __init__(self, step: int, max_steps: int, output_dir: str):
         super().__init__(128 + signal.SIGTERM)
         self.step = step
         self.max_steps = max_steps
+        self.output_dir = output_dir
 
     def __str__(self) -> str:
-        return f"Stopped by SIGTERM at step {self.step} of {self.max_steps}: --resume_from_checkpoint resumes there."
+        checkpoint, _ = last_complete_checkpoint(self.output_dir)
+        stopped = f"Stopped by SIGTERM at step {self.step} of {self.max_steps}"
+        if checkpoint is None:
+            return f"{stopped}, without a checkpoint: save_strategy (--save_strategy) decides when one is written."
+        return f"{stopped}: --resume_from_checkpoint resumes from {checkpoint}."
 
 
 class StopSignal(TrainerCallback):
@@ -211,7 +245,10 @@ class StopSignal(TrainerCallback):
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
             if state.is_world_process_zero:
-                logger.warning("SIGTERM: training stops at step %d, and saves.", state.global_step)
+                saves = (
+                    "and saves" if control.should_save else f"and save_strategy={args.save_strategy.value!r} saves none"
+                )
+                logger.warning("SIGTERM: training stops at step %d, %s.", state.global_step, saves)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for the open question to the other processes."""

@@ -32,8 +32,11 @@ SETTINGS = "settings"
 PARTS = "parts"
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or there is none to resume from."""
+class CheckpointError(Exception):
+    """A checkpoint could not be written, or there is none to resume from.
+
+    It is no RuntimeError: accelerate would take one that tells of memory for a training batch that is too large.
+    """
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

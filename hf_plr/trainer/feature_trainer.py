@@ -10,10 +10,17 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
-from hf_plr.data.loader import EpochOrder, StoreLoader, end_workers, trainer_settings, worker_settings
+from hf_plr.data.loader import (
+    EpochOrder,
+    StoreLoader,
+    end_workers,
+    outlive_sigterm,
+    trainer_settings,
+    worker_settings,
+)
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Interval, Scored
-from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.features.extractor import BatchLimit, FeatureExtractor
 from hf_plr.features.first_pass import check_samples
 from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.modality import Modality, SampleOpener
@@ -105,7 +112,12 @@ class FeatureTrainer(Trainer):
             progress=not self.args.disable_tqdm,
             shards=self.n_label_shards,
             kept=self._kept_features,
+            limit=self._batch_limit,
         )
+
+    @functools.cached_property
+    def _batch_limit(self) -> BatchLimit:
+        return BatchLimit()
 
     @functools.cached_property
     def _store_loader(self) -> StoreLoader:
@@ -137,12 +149,17 @@ class FeatureTrainer(Trainer):
         settings = worker_settings(self.args, dataset)
         if not is_training:  # Trainer would take the loader of the first evaluation set for all others
             settings["persistent_workers"] = False
+            settings["drop_last"] = False  # an incomplete batch is of no harm to scores
         order = (lambda samples: EpochOrder(sampler_fn(samples))) if is_training and sampler_fn else sampler_fn
         with trainer_settings(self.args, settings):
             loader = super()._get_dataloader(dataset, description, batch_size, order, is_training)
+        outlive_sigterm(loader)
         if is_training:
             getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # see `EpochOrder`
             self._training_loader = loader
+        else:
+            others = (each for each in self.accelerator._dataloaders if each is not loader)
+            self.accelerator._dataloaders = [*others]  # which would hold the samples for ever
         return loader
 
     def end_workers(self) -> None:

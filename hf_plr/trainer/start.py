@@ -135,6 +135,20 @@ def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers
     )
 
 
+def check_whole_weights(trainer: BaseTrainer) -> None:
+    """Check that weights are whole on every process, where something needs them so.
+
+    Raises:
+        ValueError: naming the argument that FSDP or DeepSpeed do not fit.
+    """
+    args = trainer.args
+    needs = {"ema_decay": args.ema_decay, "layer_decay": args.layer_decay != 1.0, "lora": trainer.has_adapters}
+    for name, is_used in needs.items():
+        if is_used and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            value = getattr(args, name)
+            raise ValueError(f"{name}={value} needs whole weights on every process: no FSDP, no DeepSpeed")
+
+
 def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None) -> None:
     """Refuse a training that could not begin, before samples are decoded and before anything is written or removed.
 

@@ -29,6 +29,7 @@ from hf_plr.utils.cores import count_default_workers
 from hf_plr.utils.unsupported_args import refuse_unsupported
 
 logger = logging.getLogger(__name__)
+LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch`
 
 
 @dataclass
@@ -40,7 +41,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     `warmup_steps` 0.1 (a fraction), `logging_strategy` "epoch", `save_strategy` "epoch", `save_total_limit` 2,
     `remove_unused_columns` False. With `load_best_model_at_end`, the default of `metric_for_best_model` is
     "knn_accuracy"; without labels it takes a score that needs none, such as "plr/effective_rank", see
-    `PLRTrainer.evaluate`. `bf16` is True on GPUs that compute in it. `dataloader_num_workers` is the number of cores
+    `PLRTrainer.evaluate`. `bf16` or `fp16` is what `accelerate launch --mixed_precision` says, if it says one of them;
+    otherwise `bf16` is True on GPUs that compute in it. `dataloader_num_workers` is the number of cores
     for this process without its own, up to 16, and 0 for samples that are kept decoded; each worker decodes 4 batches
     in advance.
 
@@ -289,12 +291,18 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         if torch.backends.mps.is_available() and not self.use_cpu:
             self.use_cpu = True  # sums that decide labels are exact in float64, which Apple's GPUs lack
             logger.warning("Training on the CPU: sums are exact in float64, which Apple's GPUs (MPS) do not have.")
+        if self.bf16 is None and not self.fp16:
+            launched_in = os.environ.get(LAUNCHED_PRECISION, "no").lower()
+            self.bf16 = True if launched_in == "bf16" else None
+            self.fp16 = launched_in == "fp16"
         self.is_bf16_by_default = self.bf16 is None and suits_bf16(self.fp16, self.use_cpu)
         self.bf16 = bool(self.bf16 or self.is_bf16_by_default)
         launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
         if (self.bf16 or self.fp16 or launched > 1) and not torch.accelerator.is_available():
             self.use_cpu = True  # TrainingArguments does not find this out by itself
         super().__post_init__()
+        if self.mixed_precision in ("bf16", "fp16") and not (self.bf16 or self.fp16):  # bf16=False is given
+            self.mixed_precision = "no"
         if launched > 1 and self.world_size == 1:  # each would train by itself, and all write to one folder
             raise ValueError(
                 f"{launched} processes were launched, but they cannot talk to each other on {self.device}: "

@@ -18,6 +18,7 @@ WITHOUT_EFFECT = {
     "train_sampling_strategy": "the sampler draws clusters, and recordings by their length",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint as it is",
     "eval_do_concat_batches": "scores take the features of all samples at once",
+    "batch_eval_metrics": "scores take the features of all samples at once",
     "remove_unused_columns": "the trainer picks its columns itself",
 }
 TAKEN: dict[str, tuple[Any, ...]] = {  # values that are taken, where it is not False alone

@@ -25,6 +25,8 @@ from transformers import TrainerCallback, set_seed
 from hf_plr import PLRTrainingArguments
 from hf_plr.data import loader
 from hf_plr.models.vision import small_vit
+from hf_plr.trainer.callbacks import TrainingStopped
+from hf_plr.trainer.checkpointing import last_complete_checkpoint
 from hf_plr.utils import cores
 
 DECODED_EACH_TIME = {"image_cache_gib": 0.0}
@@ -218,6 +220,40 @@ def test_workers_end_with_a_run_that_fails(make_trainer, way):
     while multiprocessing.active_children() and time.monotonic() < until:
         time.sleep(0.05)
     assert multiprocessing.active_children() == []
+
+
+class TerminateAll(TrainerCallback):
+    """SIGTERM reaches the workers too, from another process, as a scheduler sends it."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 9:
+            workers = [worker.pid for worker in multiprocessing.active_children()]
+            assert workers
+            numbers = [str(number) for number in (*workers, os.getpid())]
+            subprocess.run(["/bin/kill", "-TERM", *numbers], check=True)
+
+
+@pytest.mark.parametrize("way", ["two", "kept", pytest.param("spawned", marks=pytest.mark.slow)])
+def test_sigterm_to_all_processes_saves_before_it_ends_the_workers(make_trainer, tmp_path, way):
+    trainer = make_trainer({"callbacks": [TerminateAll()]}, **DECODED_EACH_TIME, **WAYS[way])
+    with pytest.raises(TrainingStopped):
+        trainer.train()
+    began = time.monotonic()
+    assert last_complete_checkpoint(tmp_path / "out")[0] is not None
+    while multiprocessing.active_children() and time.monotonic() < began + 60:
+        time.sleep(0.01)
+    assert time.monotonic() - began < 4  # torch waits five seconds for one that does not end by itself
+
+
+def test_a_worker_ends_where_the_process_that_loads_says_so(make_trainer):
+    trainer = make_trainer(**DECODED_EACH_TIME, dataloader_num_workers=1)
+    store = trainer.train_dataset
+    batches = trainer.extractor.loader.load(store, torch.arange(len(store)).split(1))
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from helpers.launching import call, run_script
 from helpers.paths import HELPERS, VIT_PLR
 
-from hf_plr.trainer.checkpointing import list_checkpoints
+from hf_plr.trainer.checkpointing import last_complete_checkpoint, list_checkpoints
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_the_recipe_says_how_it_was_stopped_and_goes_on(tmp_path):
     stopped.terminate()
     _, errors = stopped.communicate(timeout=300)
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert "--resume_from_checkpoint resumes there" in errors
+    assert "--resume_from_checkpoint resumes from" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out" / "metrics.json").exists()
     refused = call(*arguments, "--output_dir", tmp_path / "out")
@@ -96,3 +97,20 @@ def test_a_continued_run_is_killed_and_resumed_without_the_run_before(tmp_path):
     assert one["next_number"] == other["next_number"]
     assert one["runs"][1]["events"] == other["runs"][1]["events"]
     assert one["from_scratch"] == other["from_scratch"] is True
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_group_of_processes_saves(tmp_path):
+    arguments = ["--max_samples", "400", "--num_train_epochs", "40", "--num_clusters", "12", "--image_cache_gib", "0"]
+    arguments += ["--dataloader_num_workers", "2", "--save_strategy", "steps", "--save_steps", "5"]
+    command = [sys.executable, str(VIT_PLR), *arguments, "--output_dir", str(tmp_path / "out")]
+    stopped = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list_checkpoints(tmp_path / "out") and stopped.poll() is None:
+        time.sleep(0.05)
+    os.killpg(stopped.pid, signal.SIGTERM)  # as scancel, systemd and timeout do
+    _, errors = stopped.communicate(timeout=300)
+    assert stopped.returncode == 128 + signal.SIGTERM, errors
+    assert "Stopped by SIGTERM at step" in errors
+    assert last_complete_checkpoint(tmp_path / "out")[0] is not None

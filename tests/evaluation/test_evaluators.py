@@ -88,6 +88,24 @@ def test_the_best_model_by_scores_needs_labels_where_it_is_evaluated(make_traine
     make_trainer({"eval_dataset": {"first": some_digits}}, **BEST, metric_for_best_model="first_knn_accuracy")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model='loss': no evaluation gives it"),
+        ({"metric_for_best_model": "eval_loss", **BEST}, "with metric_for_best_model='eval_loss': no evaluation gives"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "default of lr_scheduler_type='reduce_lr_on_plateau': no eval"),
+        ({"metric_for_best_model": "knn_acuracy"}, "one of knn_accuracy, "),
+    ],
+)
+def test_a_score_that_no_evaluation_gives_is_refused_at_the_start(make_trainer, some_digits, settings, message):
+    settings = {"eval_strategy": "epoch", **settings}
+    with pytest.raises(ValueError, match=message):
+        make_trainer({"eval_dataset": some_digits}, **settings)
+    with pytest.raises(ValueError, match=message):
+        make_trainer({"train_dataset": some_digits.remove_columns("label")}, **settings)
+    make_trainer({"eval_dataset": some_digits, "compute_metrics": lambda prediction: {"loss": 0.0}}, **settings)
+
+
 def test_all_labelled_samples_are_the_gallery_of_an_evaluation_set(make_trainer, some_digits, monkeypatch):
     monkeypatch.setattr("hf_plr.evaluation.evaluators.GALLERY_SAMPLES", 60)
     labels = [label if row % 4 == 1 else -1 for row, label in enumerate(some_digits["label"])]  # 51 of 203

@@ -11,7 +11,7 @@ from helpers.runs import StopAt, assert_same_run
 from torch import nn
 from transformers import MobileViTConfig, MobileViTModel, ResNetConfig, ResNetModel, set_seed
 
-from hf_plr.models.frozen import freeze, hold_frozen_statistics, thaw
+from hf_plr.models.frozen import freeze, hold_frozen_statistics, take_back_precision, thaw
 from hf_plr.models.vision import small_vit, small_vit_processor
 
 
@@ -30,6 +30,33 @@ def test_only_what_was_frozen_here_is_thawed():
     freeze(model.bias)
     thaw(model)
     assert frozen(model) == {"bias"}
+
+
+def test_a_second_trainer_of_a_model_computes_in_its_own_precision(make_trainer, some_digits):
+    trainer = make_trainer(bf16=True, num_train_epochs=1)
+    for _ in range(2):
+        trainer.train()
+    model = trainer.model
+    unprepared = tiny.tiny_vit()
+    unprepared.load_state_dict(model.state_dict())
+    other = make_trainer({"model": model}, bf16=False)
+    assert other.accelerator.mixed_precision == "no"
+    pixels = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(
+            model.eval()(pixel_values=pixels).last_hidden_state,
+            unprepared.eval()(pixel_values=pixels).last_hidden_state,
+        )
+    assert "forward" not in vars(model)
+
+
+def test_a_forward_of_the_users_own_outlives_the_precision_of_a_trainer():
+    model = nn.Linear(2, 2)
+    own = model.forward = lambda values: values
+    model._original_forward = own
+    model.forward = torch.autocast("cpu", torch.bfloat16)(own)
+    take_back_precision(model)
+    assert model.forward is own
 
 
 def test_a_second_trainer_of_a_model_freezes_by_its_own_arguments(make_trainer):

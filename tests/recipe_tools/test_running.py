@@ -6,7 +6,7 @@ import pytest
 from helpers.launching import load_script
 from helpers.paths import HUBERT_PLR
 
-from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, prepare_output_dir, run_recipe
+from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, prepare_output_dir, run_recipe, train
 
 
 def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
@@ -79,3 +79,16 @@ def test_packages_that_are_missing_are_named_in_one_line(error):
 def test_what_comes_next_depends_on_the_data(objective, dataset_name, command):
     recipe = SimpleNamespace(objective=objective, dataset_name=dataset_name)
     assert load_script(HUBERT_PLR).suggest_next(recipe, SimpleNamespace(output_dir="out"))[0].startswith(command)
+
+
+@pytest.mark.parametrize(("signal_name", "begins"), [("Killed", "It may have run out of memory. "), ("Terminated", "")])
+def test_a_dead_worker_promises_no_resumption_without_a_checkpoint(tmp_path, signal_name, begins):
+    def fail(**arguments):
+        raise RuntimeError(f"DataLoader worker (pid 7) is killed by signal: {signal_name}. ")
+
+    trainer = SimpleNamespace(train=fail)
+    args = SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=None)
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(lambda: train(trainer, args))
+    expected = f"error: DataLoader worker (pid 7) is killed by signal: {signal_name}. {begins}"
+    assert ended.value.code == f"{expected}There is no earlier checkpoint"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
+
+from hf_plr.trainer.checkpointing import CheckpointError
 
 
 class Refusing:
@@ -33,6 +38,28 @@ def test_extraction_halves_its_own_batch(make_trainer, monkeypatch, caplog):
     refusing.limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         trainer.extract_features()
+
+
+def test_a_trainer_learns_once_how_many_samples_memory_holds(make_trainer, monkeypatch):
+    trainer = make_trainer(per_device_eval_batch_size=64, num_train_epochs=2, pair_weight=0.0)
+    refusing = Refusing(trainer.modality.features, limit=32)
+    monkeypatch.setattr(trainer.modality, "features", refusing)
+    trainer.train()
+    assert [size for size in refusing.sizes if size > 32] == [64]
+
+
+def test_samples_of_an_evaluation_are_let_go_of_with_their_data_set(make_trainer, some_digits):
+    kept, passed = some_digits.select(range(20)), some_digits.select(range(30))
+    trainer = make_trainer({"eval_dataset": kept})
+    stores = []
+    for dataset in (None, kept, passed, some_digits):  # the last is that of training
+        trainer.evaluate(dataset)
+        stores.append(weakref.ref(trainer.open_samples.latest))
+    del dataset, passed
+    gc.collect()
+    assert [store() is not None for store in stores] == [True, True, False, True]
+    assert stores[0]() is stores[1]()  # decoded once
+    assert trainer.accelerator._dataloaders == []
 
 
 def test_other_errors_of_extraction_are_not_taken_for_a_lack_of_memory(make_trainer, monkeypatch):
@@ -66,3 +93,33 @@ def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
     assert trainer._train_batch_size <= 16
     assert trainer.state.global_step == 6
     assert trainer.state.epoch == 2.0
+
+
+class Full:
+    """Memory that is full whenever it is asked for."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize("place", ["refresh_labels", "assess"])
+def test_a_stage_that_memory_does_not_hold_does_not_begin_training_anew(make_trainer, monkeypatch, place):
+    trainer = make_trainer(auto_find_batch_size=True, pair_weight=0.0, score_every=1, per_device_eval_batch_size=48)
+    full = Full()
+    monkeypatch.setattr(trainer, place, full)
+    with pytest.raises(RuntimeError, match="reduce per_device_eval_batch_size=48"):
+        trainer.train()
+    assert full.calls == 1
+
+
+def test_a_checkpoint_that_memory_does_not_hold_does_not_begin_training_anew(make_trainer, monkeypatch):
+    trainer = make_trainer(auto_find_batch_size=True, pair_weight=0.0)
+    full = Full()
+    monkeypatch.setattr(trainer, "run_state", full)
+    with pytest.raises(CheckpointError, match=r"could not be written: CUDA out of memory"):
+        trainer.train()
+    assert full.calls == 1

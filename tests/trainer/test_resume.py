@@ -306,15 +306,38 @@ def test_nan_weights_are_not_saved(make_trainer, tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-7"]
 
 
-def test_sigterm_saves_and_stops(make_trainer, whole, tmp_path):
-    class Terminate(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 9:
-                os.kill(os.getpid(), signal.SIGTERM)
+class TerminateIn(TrainerCallback):
+    """SIGTERM in a step, counted from 1."""
 
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_without_a_checkpoint_promises_none(make_trainer):
+    with pytest.raises(TrainingStopped) as stopped:
+        make_trainer({"callbacks": [TerminateIn(3)]}, save_strategy="no").train()
+    assert str(stopped.value).startswith("Stopped by SIGTERM at step 3 of 21, without a checkpoint")
+    assert "resume" not in str(stopped.value)
+
+
+def test_sigterm_saves_at_the_end_of_an_epoch_that_is_not_the_best(make_trainer, some_digits, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.4])
+    monkeypatch.setattr("hf_plr.trainer.base_trainer.score_against_gallery", lambda *_: {"mine": next(scores)})
+    best = {"save_strategy": "best", "eval_strategy": "epoch", "metric_for_best_model": "mine"}
+    parts = {"callbacks": [TerminateIn(14)], "eval_dataset": some_digits.select(range(8))}
+    with pytest.raises(TrainingStopped, match=r"resumes from .*checkpoint-14\."):
+        make_trainer(parts, greater_is_better=True, **best).train()
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-14", "checkpoint-7"]
+
+
+def test_sigterm_saves_and_stops(make_trainer, whole, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(TrainingStopped, match="at step 10 of 21") as stopped:
-        make_trainer({"callbacks": [Terminate()]}).train()
+        make_trainer({"callbacks": [TerminateIn(10)]}).train()
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert last_complete_checkpoint(tmp_path / "out")[0] == tmp_path / "out" / "checkpoint-10"

@@ -213,6 +213,12 @@ def test_evaluation_during_training_and_the_best_checkpoint(make_trainer, all_di
     assert_same_weights(weights(trainer), best.state_dict())
 
 
+def test_evaluation_drops_no_sample_where_training_drops_the_last_batch(make_trainer, some_digits):
+    trainer = make_trainer(dataloader_drop_last=True, per_device_eval_batch_size=16)
+    assert len(trainer.predict(some_digits.select(range(24))).predictions) == 24
+    assert trainer.args.dataloader_drop_last is True
+
+
 def test_own_metrics_get_features_and_labels(make_trainer, all_digits):
     seen = {}
 
