@@ -23,6 +23,7 @@ COMMANDS = (
     "audit",
     "name",
     "cut",
+    "export",
     "push",
     "push-labels",
     "env",

@@ -1,6 +1,7 @@
 """Assign new images or recordings to the clusters of a finished run, and find what fits none of them.
 
   hf-plr assign --model out --dataset NEW --output assigned.parquet
+  hf-plr assign --model out --dataset NEW --output assigned.csv
 
 `out` is the output folder or Hub id of a run that labels whole samples. NEW is a Hub id, a folder of images or
 recordings, an archive or a table. The output has one row per sample: its index, its file if that is known, its cluster
@@ -23,6 +24,7 @@ import sys
 import time
 
 from hf_plr.cli.samples import add_sample_arguments, check_output
+from hf_plr.utils.tables import ENDINGS
 
 SUMMARY = "assign new images or recordings to a run's clusters, and find what is new"
 ALARM = 3  # exit status
@@ -30,7 +32,7 @@ ALARM = 3  # exit status
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `hf-plr assign`."""
-    add_sample_arguments(parser, "images or recordings", "assigned samples")
+    add_sample_arguments(parser, "images or recordings", "assigned samples", ENDINGS)
     parser.add_argument("--image_column", metavar="NAME", help="column with the images (default: the only one)")
     parser.add_argument("--audio_column", metavar="NAME", help="column with the recordings (default: the only one)")
     parser.add_argument(
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: if the arguments, the model or the data do not fit.
     """
-    check_output(args, "assigned samples")
+    check_output(args, "assigned samples", ENDINGS)
     if args.fail_on_new is not None and args.fail_on_new < 1:
         raise ValueError(f"--fail_on_new {args.fail_on_new} must be at least 1")
 

@@ -3,10 +3,12 @@
   hf-plr cluster features/ --num_clusters 500 --output clusters/0
   hf-plr cluster next_features/ --start clusters/0 --output clusters/1
 
-The features are files of `hf-plr embed`, or .npy arrays (N, D), or folders of these. The output folder gets one file of
-labels per file of features, of the same name, and centroids.safetensors. --start begins at the centroids of the epoch
-before, which keeps the clusters of two epochs alike. Centroids and labels are those of one process with everything in
-memory, and the arithmetic is that of training: features relative to their mean, of unit length.
+The features are files of `hf-plr embed`, or your own: .npy arrays (N, D), .parquet files with a column of lists of D
+numbers (--column names it, where there are several and none is called feature), or folders of these. The output folder
+gets one file of labels per file of features, of the same name, and centroids.safetensors. --start begins at the
+centroids of the epoch before, which keeps the clusters of two epochs alike. Centroids and labels are those of one
+process with everything in memory, and the arithmetic is that of training: features relative to their mean, of unit
+length.
 
 Where fitting on a sample is enough, a job array can write the labels:
 
@@ -22,6 +24,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hf_plr.utils.files import check_folder
 from hf_plr.utils.shards import Shard, list_files, name_by_file
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `hf-plr cluster`."""
     parser.add_argument("features", nargs="+", metavar="FEATURES", help="files or folders, in the order of the samples")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for labels and centroids")
+    parser.add_argument(
+        "--column", metavar="NAME", help="column with the features (default: 'feature', or the only one of lists)"
+    )
     parser.add_argument(
         "--num_clusters", type=int, metavar="K", help="default: those of --start, or 1.5 times the square root of N"
     )
@@ -73,8 +79,7 @@ def run(args: argparse.Namespace) -> None:
     """
     _check_arguments(args)
     shard = None if args.shard is None else Shard.parse(args.shard)
-    if os.path.exists(args.output) and not os.path.isdir(args.output):
-        raise ValueError(f"--output {args.output} is a file: name a folder")
+    check_folder(args.output, "labels and centroids")
 
     # Imported here: `hf-plr refine` needs no torch.
     import torch
@@ -91,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     _check_outputs(outputs, paths, args)
     if not args.assign_only and not _is_done(centroids_path, args):
         start = time.perf_counter()
-        features = FeatureFiles(paths)
+        features = FeatureFiles(paths, args.column)
         centroids = _fit(args, features, device)
         centroids.save(args.output)
         print(
@@ -103,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     centroids = Centroids.load(args.output, device)
     for path, output in tasks:
         if not _is_done(output, args):
-            _assign(FeatureFile(path), centroids, output)
+            _assign(FeatureFile(path, args.column), centroids, output)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -164,8 +169,17 @@ def _fit(args: argparse.Namespace, features: FeatureFiles, device: torch.device)
 
     start = None if args.start is None else Centroids.load(args.start, device)
     of_start = None if start is None else len(start.centers)
+    num_clusters = args.num_clusters or of_start or default_num_clusters(len(features))
+    if num_clusters > len(features):
+        is_of_start = args.num_clusters is None and start is not None
+        what = (
+            f"--start {args.start} has {num_clusters} clusters," if is_of_start else f"--num_clusters {num_clusters} is"
+        )
+        raise ValueError(f"{what} more than the {len(features):,} samples: have at most as many clusters as samples")
+    if args.fit_samples is not None and args.fit_samples < num_clusters:
+        raise ValueError(f"--fit_samples {args.fit_samples} must be at least the {num_clusters:,} of --num_clusters")
     kmeans = KMeans(
-        args.num_clusters or of_start or default_num_clusters(len(features)),
+        num_clusters,
         max_iter=args.iterations,
         seed=args.seed,
         fit_samples=args.fit_samples,

@@ -4,12 +4,14 @@
   hf-plr cut out --height 0.3
   hf-plr cut out --clusters 10 --keep 3,17 --join 4,9 --output ten.parquet
   hf-plr cut out --levels 8,16,32 --output levels.parquet
+  hf-plr cut out --output clusters.csv
 
 `out` is a run's output folder. ten.parquet has a row per sample: what tells samples apart, label (the cluster of the
 level, -1 = in none), cluster (the run's own label) and, where clusters have names, name. It is a file of labels that
---labels of a training takes. With --levels the run's labels stay in the column label, and each level has a column, such
-as level_8. Levels are nested: what is together in one is together in every level of fewer clusters. Without --clusters,
---height and --levels they are those of the run, its columns level_N. Without --output nothing is written.
+--labels of a training takes. With --levels the run's labels stay in the column label (name has their names), and each
+level has a column, such as level_8. Levels are nested: what is together in one is together in every level of fewer
+clusters. Without --clusters, --height and --levels they are those of the run, its columns level_N, so that clusters.csv
+has the clusters of the run as they are. Without --output nothing is written. A .csv has the columns of a .parquet.
 
 --keep 3,17 keeps clusters 3 and 17 apart, --join 4,9 joins 4 and 9 before anything else; both can be given several
 times. The number of a cluster of a level is that in the run's column level_N, if the run has that level and nothing is
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--levels", type=_parse_integers, metavar="N,N", help="several numbers of clusters")
     for pin, meaning in (("--keep", "clusters that stay apart"), ("--join", "clusters that are joined first")):
         parser.add_argument(pin, type=_parse_integers, action="append", default=[], metavar="C,C", help=meaning)
-    parser.add_argument("--output", metavar="FILE", help="the .parquet file to write")
+    parser.add_argument("--output", metavar="FILE", help="the .csv or .parquet file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
 
@@ -64,13 +66,15 @@ def run(args: argparse.Namespace) -> None:
             print(f"\nWrote {args.output}: {n_samples:,} samples")
         return
     numbers = (list(own) or tree.choose_levels()) if args.levels is None else sorted(set(args.levels))
-    if not numbers:
+    if not numbers and args.output is None:
         raise ValueError(f"{args.folder}: {len(tree)} clusters have no levels between them: name one with --clusters")
     levels = {n: own.get(n) or _cut(tree, n, None, **pins) for n in numbers}
-    print(describe_levels(tree, levels))
+    if levels:
+        print(describe_levels(tree, levels))
     if args.output is not None:
         n_samples = write_levels(args.folder, args.output, levels, names)
-        print(f"\nWrote {args.output}: {n_samples:,} samples, columns {', '.join(f'level_{n}' for n in numbers)}")
+        columns = ", columns " + ", ".join(f"level_{n}" for n in numbers) if numbers else ""
+        print(f"\nWrote {args.output}: {n_samples:,} samples{columns}")
 
 
 def describe_level(level: Level, names: Mapping[int, str]) -> str:

@@ -32,6 +32,7 @@ from hf_plr.cli.samples import (
     load_samples,
     segment_settings,
 )
+from hf_plr.utils.files import check_folder
 from hf_plr.utils.shards import Shard
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     if args.skip_existing and shard is None:
         raise ValueError("--skip_existing needs --shard: it is for job arrays that are repeated")
     if shard is not None:
+        check_folder(args.output, "the features of shards")
         os.makedirs(args.output, exist_ok=True)
         args.output = os.path.join(args.output, shard.name(".parquet"))
         if args.skip_existing and os.path.exists(args.output):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_plr.pseudo_labels import label_files
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from hf_plr.training_args import PLRTrainingArguments
 
 
-def add_sample_arguments(parser: argparse.ArgumentParser, samples: str, output: str) -> None:
-    """Declare the arguments for model, samples and output."""
+def add_sample_arguments(
+    parser: argparse.ArgumentParser, samples: str, output: str, endings: Sequence[str] = (".parquet",)
+) -> None:
+    """Declare the arguments for model, samples and output, which is a file with one of the endings."""
     parser.add_argument("--model", required=True, help="folder or Hub id of the backbone")
     parser.add_argument("--dataset", required=True, help=f"Hub id, folder of {samples}, archive or table")
     parser.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a Hub data set")
     parser.add_argument("--split", default="train", help="split of the data set (default: %(default)s)")
-    parser.add_argument("--output", required=True, metavar="FILE", help=f"where the {output} go, a .parquet file")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help=f"where the {output} go, a {' or '.join(endings)} file"
+    )
     parser.add_argument("--skip_unreadable", action="store_true", help="leave unreadable samples out and say how many")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
 
@@ -50,14 +54,14 @@ def segment_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def check_output(args: argparse.Namespace, content: str) -> None:
+def check_output(args: argparse.Namespace, content: str, endings: Sequence[str] = (".parquet",)) -> None:
     """Reject an output that cannot be written, before any work.
 
     Raises:
         ValueError, OSError: naming it.
     """
-    if not args.output.endswith(".parquet"):
-        raise ValueError(f"--output {args.output}: {content} are written as .parquet; name such a file")
+    if not args.output.lower().endswith(tuple(endings)):
+        raise ValueError(f"--output {args.output}: {content} are written as {' or '.join(endings)}; name such a file")
     label_files.check_output(args.output, args.overwrite)
     if args.batch_size < 1:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")

@@ -71,7 +71,7 @@ class AssignedData:
         Each file is complete or as it was before; the table is the last.
 
         Args:
-            path: a .parquet file.
+            path: a .csv or .parquet file.
             overwrite: True to replace what exists.
 
         Raises:

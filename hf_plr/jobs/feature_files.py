@@ -14,6 +14,7 @@ from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, SPAN_COLUMNS
 
 ENDINGS = (".parquet", ".npy")
 FEATURE_COLUMN = "feature"
+REMEDY = 'in Python, np.save("features.npy", array) writes an array (N, D) of floats'
 BLOCK_BYTES = 1 << 26  # of features that are in memory together
 
 
@@ -21,7 +22,8 @@ class FeatureFile:
     """Features (N, D) in a file.
 
     Args:
-        path: a parquet file with a column "feature" of lists of D numbers, or a .npy file with an array (N, D).
+        path: a parquet file with a column of lists of D numbers, or a .npy file with an array (N, D).
+        column: column of the features in a parquet file; by default "feature", or the only one of lists of numbers.
 
     Attributes:
         n_rows: rows N.
@@ -33,14 +35,19 @@ class FeatureFile:
         ValueError: if the file cannot be read or holds no features, naming it.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, column: str | None = None):
         self.path = path
         self.is_parquet = Path(path).suffix.lower() == ".parquet"
+        self._column = column or FEATURE_COLUMN
         self.identity = pa.schema([])
         self.record: DataRecord | None = None
         try:
+            if Path(path).suffix.lower() not in ENDINGS:
+                raise ValueError(f"features are read from {' or '.join(ENDINGS)}: {REMEDY}")
             if self.is_parquet:
-                self.n_rows, self.width, self.record = self._read_shape()
+                self.n_rows, self.width, self.record = self._read_shape(column)
+            elif column is not None:
+                raise ValueError(f"a .npy file has no column {column!r}: leave out --column")
             else:
                 array = np.lib.format.open_memmap(path, mode="r")
                 if array.ndim != 2 or array.dtype.kind != "f":
@@ -51,21 +58,18 @@ class FeatureFile:
         if self.n_rows and self.width == 0:
             raise ValueError(f"{path} cannot be read as features: they have no columns")
 
-    def _read_shape(self) -> tuple[int, int, DataRecord | None]:
+    def _read_shape(self, column: str | None) -> tuple[int, int, DataRecord | None]:
         with pq.ParquetFile(self.path, memory_map=True) as file:
             schema = file.schema_arrow
-            if FEATURE_COLUMN not in schema.names:
-                raise ValueError(f"it has no column {FEATURE_COLUMN!r}, but {', '.join(map(repr, schema.names))}")
-            kind = schema.field(FEATURE_COLUMN).type
+            self._column = _find_column(schema, column)
+            kind = schema.field(self._column).type
             if pa.types.is_fixed_size_list(kind):
                 width = kind.list_size
-            elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-                first = next(file.iter_batches(1, columns=[FEATURE_COLUMN]), None)
+            else:
+                first = next(file.iter_batches(1, columns=[self._column]), None)
                 if first is not None and first.column(0).null_count:
                     raise ValueError("features are missing in some rows")
                 width = 0 if first is None else len(first.column(0)[0])
-            else:
-                raise ValueError(f"its column {FEATURE_COLUMN!r} holds {kind}, not lists of numbers")
             self.identity = pa.schema([field for field in schema if field.name in (INDEX_COLUMN, *SPAN_COLUMNS)])
             return file.metadata.num_rows, width, read_record(schema)
 
@@ -81,8 +85,8 @@ class FeatureFile:
             chosen: ascending positions; parts of the file without any of them are passed over. None reads all.
         """
         if self.is_parquet:
-            for start, batch in self._batches([FEATURE_COLUMN], chosen):
-                yield start, self._to_array(batch.column(FEATURE_COLUMN))
+            for start, batch in self._batches([self._column], chosen):
+                yield start, self._to_array(batch.column(self._column))
             return
         array = np.lib.format.open_memmap(self.path, mode="r")
         for start in range(0, self.n_rows, self.height):
@@ -92,8 +96,8 @@ class FeatureFile:
     def blocks_with_identity(self) -> Iterator[tuple[list[pa.Array], np.ndarray]]:
         """Iterate over blocks of a parquet file: its columns of `identity`, and the features."""
         names = self.identity.names
-        for _, batch in self._batches([*names, FEATURE_COLUMN]):
-            yield [batch.column(name) for name in names], self._to_array(batch.column(FEATURE_COLUMN))
+        for _, batch in self._batches([*names, self._column]):
+            yield [batch.column(name) for name in names], self._to_array(batch.column(self._column))
 
     def _batches(self, columns: list[str], chosen: np.ndarray | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         with pq.ParquetFile(self.path, memory_map=True) as file:
@@ -120,12 +124,16 @@ class FeatureFile:
 class FeatureFiles:
     """Features (N, D) in several files, in the order of these.
 
+    Args:
+        paths: files as `FeatureFile` takes them.
+        column: as for `FeatureFile`.
+
     Raises:
         ValueError: if they are not of one width or of different data sets, or if there are no rows.
     """
 
-    def __init__(self, paths: Sequence[str]):
-        self.files = [FeatureFile(path) for path in paths]
+    def __init__(self, paths: Sequence[str], column: str | None = None):
+        self.files = [FeatureFile(path, column) for path in paths]
         filled = [file for file in self.files if file.n_rows]
         if not filled:
             raise ValueError(f"there are no features in {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}")
@@ -158,6 +166,30 @@ class FeatureFiles:
                 taken[begin + low : begin + high] = block[own[low:high] - start]
             first += file.n_rows
         return taken
+
+
+def _find_column(schema: pa.Schema, column: str | None) -> str:
+    """Find the column of the features.
+
+    Raises:
+        ValueError: if it is not there, holds something else, or might be one of several.
+    """
+    name = FEATURE_COLUMN if column is None else column
+    if name in schema.names:
+        if not _has_numbers(schema.field(name).type):
+            raise ValueError(f"its column {name!r} holds {schema.field(name).type}, not lists of numbers: {REMEDY}")
+        return name
+    candidates = [field.name for field in schema if _has_numbers(field.type)]
+    if column is None and len(candidates) == 1:
+        return candidates[0]
+    remedy = f"name one of {', '.join(map(repr, candidates))} with --column" if candidates else REMEDY
+    raise ValueError(f"it has no column {name!r}, but {', '.join(map(repr, schema.names))}: {remedy}")
+
+
+def _has_numbers(kind: pa.DataType) -> bool:
+    """True for lists of numbers."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 def _has_any(chosen: np.ndarray | None, start: int, stop: int) -> bool:

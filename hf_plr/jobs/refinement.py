@@ -12,6 +12,7 @@ from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, write_cell_targ
 from hf_plr.pseudo_labels.data_record import merge_records
 from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
 from hf_plr.refinement import CellRefinement, CooccurrenceTable, PseudoLabelRefiner, cooccurrence
+from hf_plr.utils.files import check_folder
 from hf_plr.utils.shards import list_files, name_by_file
 
 ENDINGS = (".npy", ".csv", ".parquet")
@@ -75,8 +76,7 @@ def refine_shards(
         ValueError, TypeError, OSError: if files do not fit, naming them.
     """
     outputs = name_by_file([paths[-1] for paths in shards.paths], folder, ".parquet")
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise ValueError(f"--output {folder} is a file: name a folder for labels in folders")
+    check_folder(folder, "labels in folders")
     _check_adds_no_shards(shards, folder, outputs)
     os.makedirs(folder, exist_ok=True)
     for output in outputs:

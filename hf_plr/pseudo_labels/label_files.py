@@ -18,6 +18,7 @@ from hf_plr.pseudo_labels.data_record import DataRecord, read_record
 from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.utils.files import replacing
+from hf_plr.utils.tables import writing_table
 
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
 LABEL_COLUMN = "label"
@@ -207,23 +208,18 @@ def write_labels(
     def build(rows: slice) -> pd.DataFrame:
         return _build_frame(files, cells, rows, first_row, has_cells)
 
-    with replacing(path) as temporary:
-        if kind == ".npy":
+    if kind == ".npy":
+        with replacing(path) as temporary:
             _write_npy(temporary, files, cells)
-        elif kind == ".csv":
-            for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
-                is_first = rows.start == 0
-                build(rows).to_csv(temporary, mode="w" if is_first else "a", header=is_first, index=False)
-        else:
-            schema = pa.Schema.from_pandas(build(slice(0, 0)), preserve_index=False)
-            if files[-1].index is not None:  # empty rows do not show its type
-                schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
-            if files[-1].record is not None:
-                schema = schema.with_metadata({**(schema.metadata or {}), **files[-1].record.metadata()})
-            with pq.ParquetWriter(temporary, schema) as writer:
-                for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
-                    table = pa.Table.from_pandas(build(rows), schema=schema, preserve_index=False)
-                    writer.write_table(table)
+        return
+    schema = pa.Schema.from_pandas(build(slice(0, 0)), preserve_index=False)
+    if files[-1].index is not None:  # empty rows do not show its type
+        schema = schema.set(0, pa.field(INDEX_COLUMN, pa.array(files[-1].index, from_pandas=True).type))
+    if files[-1].record is not None:
+        schema = schema.with_metadata({**(schema.metadata or {}), **files[-1].record.metadata()})
+    with writing_table(path, schema) as write:
+        for rows in iterate_blocks(len(files[-1].labels), BLOCK_ROWS):
+            write(pa.Table.from_pandas(build(rows), schema=schema, preserve_index=False))
 
 
 def _write_npy(path: Path, files: list[LabelFile], cells: CellRefinement) -> None:

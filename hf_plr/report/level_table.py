@@ -20,10 +20,11 @@ from hf_plr.pseudo_labels.label_files import (
     level_column,
 )
 from hf_plr.refinement.hierarchy import Level
-from hf_plr.utils.files import replacing
+from hf_plr.utils.tables import check_ending, writing_table
 
 CLUSTER_COLUMN = "cluster"  # the run's own label, beside that of a level
 NAME_COLUMN = "name"
+CONTENT = "clusters"  # in messages
 SAMPLE_COLUMNS = (INDEX_COLUMN, FILE_COLUMN, *SPAN_COLUMNS, DIGEST_COLUMN)
 BATCH_ROWS = 1 << 18  # that are in memory at once
 
@@ -38,7 +39,7 @@ def write_level(
 
     Args:
         folder: the run's output folder.
-        output: the .parquet file to write, atomically.
+        output: the .csv or .parquet file to write, atomically.
         level: the level.
         names: name by cluster of the run; without any there is no column of names.
 
@@ -58,7 +59,9 @@ def write_levels(
     levels: Mapping[int, Level],
     names: Mapping[int, str],
 ) -> int:
-    """Write the run's labels with a column level_N, and with names a column name_N, for each of several levels.
+    """Write the run's labels with a column level_N for each of several levels, which may be none.
+
+    Clusters with names give a column name of the run's own, and a column name_N for each level.
 
     Args:
         folder: as for `write_level`.
@@ -84,14 +87,17 @@ def _write(
     source = Path(folder) / PSEUDO_LABELS_FILE
     check_output(folder, output, overwrite=True)
     n_samples, has_names = 0, bool(names) or any(level.own_names for level in levels.values())
-    with _open(source) as file, replacing(output) as temporary:
+    with _open(source) as file:
         kept = [name for name in SAMPLE_COLUMNS if name in file.schema_arrow.names]
-        schema = _schema(file.schema_arrow, kept, levels, name_columns if has_names else {}, own_column)
+        own_names = names if own_column == LABEL_COLUMN else {}
+        schema = _schema(
+            file.schema_arrow, kept, levels, name_columns if has_names else {}, own_column, bool(own_names)
+        )
         level_names = {column: level.names(names) for column, level in levels.items()} if has_names else {}
-        with pq.ParquetWriter(temporary, schema) as writer:
+        with writing_table(output, schema, CONTENT) as write:
             for batch in file.iter_batches(BATCH_ROWS, columns=[*kept, LABEL_COLUMN]):
-                arrays = _extend(batch, kept, levels, level_names, source)
-                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+                arrays = _extend(batch, kept, levels, level_names, own_names, source)
+                write(pa.Table.from_arrays(arrays, schema=schema))
                 n_samples += len(batch)
     return n_samples
 
@@ -101,11 +107,10 @@ def check_output(folder: str | os.PathLike[str], output: str | os.PathLike[str],
 
     Raises:
         FileNotFoundError: if the run has no labels.
-        ValueError: if the output is no .parquet file, is the run's own, or exists and may not be replaced.
+        ValueError: if the output is neither .csv nor .parquet, is the run's own, or exists and may not be replaced.
     """
     source, output = Path(folder) / PSEUDO_LABELS_FILE, Path(output)
-    if output.suffix.lower() != ".parquet":
-        raise ValueError(f"{output}: levels are written as .parquet")
+    check_ending(output, CONTENT)
     if not source.is_file():
         raise FileNotFoundError(f"{folder} holds no {PSEUDO_LABELS_FILE}")
     if output.exists() and output.samefile(source):
@@ -126,10 +131,15 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _schema(
-    source: pa.Schema, kept: list[str], levels: Mapping[str, Level], name_columns: Mapping[str, str], own_column: str
+    source: pa.Schema,
+    kept: list[str],
+    levels: Mapping[str, Level],
+    name_columns: Mapping[str, str],
+    own_column: str,
+    has_own_names: bool,
 ) -> pa.Schema:
     fields = [source.field(name) for name in kept]
-    own = [pa.field(own_column, pa.int64())]
+    own = [pa.field(own_column, pa.int64()), *([pa.field(NAME_COLUMN, pa.string())] if has_own_names else [])]
     of_levels = [pa.field(column, pa.int64()) for column in levels]
     of_names = [pa.field(name_columns[column], pa.string()) for column in levels if column in name_columns]
     return pa.schema([*fields, *(of_levels + own if own_column == CLUSTER_COLUMN else own + of_levels), *of_names])
@@ -140,6 +150,7 @@ def _extend(
     kept: list[str],
     levels: Mapping[str, Level],
     level_names: Mapping[str, Mapping[int, str]],
+    own_names: Mapping[int, str],
     source: Path,
 ) -> list[pa.Array]:
     """Columns of a batch in the order of the schema."""
@@ -153,7 +164,8 @@ def _extend(
         raise ValueError(f"{source} is not of this tree: {error}") from error
     names = [name_samples(numbers[column], of_level) for column, of_level in level_names.items()]
     arrays = [pa.array(numbers[column]) for column in levels]
-    arrays = [*arrays, pa.array(own)] if LABEL_COLUMN in levels else [pa.array(own), *arrays]
+    of_run = [pa.array(own), *([name_samples(own, own_names)] if own_names else [])]
+    arrays = [*arrays, *of_run] if LABEL_COLUMN in levels else [*of_run, *arrays]
     return [*(batch.column(name) for name in kept), *arrays, *names]
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from hf_plr.utils.shards import TEMPORARY
 
+FILE_ENDINGS = (".npy", ".npz", ".csv", ".tsv", ".parquet", ".json", ".txt", ".safetensors")  # that no folder has
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -32,6 +34,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: str, content: str) -> None:
+    """Check the value of --output where a folder is meant.
+
+    Args:
+        path: the value.
+        content: what is written there, for messages.
+
+    Raises:
+        ValueError: if it is a file, or would be a folder that is named like one.
+    """
+    if os.path.isdir(path):
+        return
+    if os.path.exists(path):
+        raise ValueError(f"--output {path} is a file: name a folder for {content}")
+    ending = Path(path).suffix.lower()
+    if ending in FILE_ENDINGS:
+        raise ValueError(f"--output {path} is named like a file, but {content} go into a folder: leave out {ending}")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

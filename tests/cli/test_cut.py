@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -42,9 +43,37 @@ def cut(out, tmp_path, capsys):
         status = main(["cut", str(out), *options, "--output", str(tmp_path / table)])
         said = capsys.readouterr()
         assert status == 0, said.err
-        return pd.read_parquet(tmp_path / table), said.out
+        is_csv = table.endswith(".csv")
+        read = functools.partial(pd.read_csv, dtype={"digest": str}) if is_csv else pd.read_parquet
+        return read(tmp_path / table), said.out
 
     return call
+
+
+@pytest.mark.parametrize("options", [["--clusters", "3"], ["--levels", "2,4"], []])
+def test_a_csv_has_the_same_columns_and_rows(out, cut, tmp_path, options):
+    write_cluster_names(out, {3: 'a "dog", or two', 8: "Käfer 🪲"})
+    table, _ = cut(*options)
+    as_csv, said = cut(*options, table="cut.csv")
+    pd.testing.assert_frame_equal(as_csv, table, check_dtype=False)
+    assert f"Wrote {tmp_path / 'cut.csv'}: 41 samples" in said
+    text = (tmp_path / "cut.csv").read_bytes().decode("utf-8")
+    assert text.startswith("index,file,start,end,digest,label,")
+    assert text.count("\n") == 42
+    labels = LabelFile.open(str(tmp_path / "cut.csv")).labels  # what --labels of a training reads
+    assert labels.tolist() == table["label"].tolist()
+
+
+def test_a_run_of_few_clusters_without_levels_is_a_table_too(tmp_path, capsys):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    write_tree(folder, make_tree(np.array([0, 1]), np.array([2, 1]), np.array([[0.0, 1.0], [1.0, 0.0]])))
+    pd.DataFrame({"index": [0, 1, 2], "label": [0, 1, 0]}).to_parquet(folder / "pseudo_labels.parquet")
+    assert main(["cut", str(folder), "--output", str(tmp_path / "a.csv")]) == 0
+    assert (tmp_path / "a.csv").read_text() == "index,label\n0,0\n1,1\n2,0\n"
+    capsys.readouterr()
+    assert main(["cut", str(folder)]) == 2
+    assert "2 clusters have no levels between them" in capsys.readouterr().err
 
 
 def test_a_level_is_a_file_of_labels_with_the_runs_own_beside(out, cut, tmp_path):
@@ -90,7 +119,9 @@ def test_names_of_clusters_name_those_of_levels(out, cut):
     assert pairs == {(-1, "-"), (3, "dog"), (8, "cat"), (9, "-"), (20, "car")}
     assert "car" in said
     table, _ = cut("--levels", "2,5", "--overwrite")
-    assert list(table)[-4:] == ["level_2", "level_5", "name_2", "name_5"]
+    assert list(table)[-6:] == ["label", "name", "level_2", "level_5", "name_2", "name_5"]
+    assert set(table["name"][table["label"] == 5]) == {"dog"}
+    assert table["name"][table["label"] == -1].isna().all()
     assert set(table["name_5"][table["level_5"] == 3]) == {"dog"}
     assert set(table["name_2"].dropna()) == {"dog / cat", "car"}
 
@@ -103,7 +134,7 @@ def test_names_of_clusters_name_those_of_levels(out, cut):
         (["--clusters", "1", "--keep", "3,5"], "leaves at least 2 clusters"),
         (["--height", "-1"], "a height is at least 0"),
         (["--levels", "2,9"], "9 clusters are more than the 6"),
-        (["--clusters", "2", "--output", "a.csv"], "a.csv: levels are written as .parquet"),
+        (["--clusters", "2", "--output", "a.xlsx"], "a.xlsx: clusters are written as .csv or .parquet"),
         (["--clusters", "2", "--output", "OUT/pseudo_labels.parquet"], "holds the run's own labels"),
         (["--clusters", "2", "--output", "OUT/none/a.parquet"], "No such file"),
     ],

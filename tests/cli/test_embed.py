@@ -326,3 +326,14 @@ def test_a_cached_backbone_goes_on_without_the_hub(some_digits, tmp_path, monkey
     assert (warning in caplog.text) is not known
     (snapshot / "metrics.json").write_text('{"settings": {"pooling": "mean"}}')
     assert read_run_settings("alice/vit") == {"pooling": "mean"}
+
+
+def test_features_of_shards_go_into_a_folder(tmp_path, capsys):
+    output = tmp_path / "features.parquet"
+    command = ["embed", "--model", "m", "--dataset", "d", "--shard", "0/2", "--output", str(output)]
+    assert main(command) == 2
+    assert (
+        "is named like a file, but the features of shards go into a folder: leave out .parquet"
+        in capsys.readouterr().err
+    )
+    assert not output.exists()

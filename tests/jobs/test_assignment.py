@@ -163,6 +163,14 @@ def test_the_command_writes_a_table_a_page_and_raises_an_alarm(run, folder, tmp_
     assert json.loads((tmp_path / "assigned.json").read_bytes())["drift"] is None
 
 
+def test_a_csv_has_what_the_parquet_has(run, new_digits, tmp_path):
+    assigned = hf_plr.assign(run[1], new_digits)
+    assigned.write(tmp_path / "assigned.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["assigned.csv", "assigned.html", "assigned.json"]
+    expected = assigned.table.to_pandas()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "assigned.csv"), expected, check_dtype=False)
+
+
 def test_names_of_clusters_are_in_table_page_and_lines(run, new_digits, tmp_path, capsys):
     trainer, first, known = run
     out = str(tmp_path / "named")
@@ -297,12 +305,13 @@ import os, signal, sys
 import pyarrow.parquet as pq
 from hf_plr.cli import main
 
-def die(table, path, **options):
-    with open(path, "wb") as file:
-        file.write(b"half")
+write = pq.ParquetWriter.write_table
+
+def die(writer, table, **options):
+    write(writer, table, **options)
     os.kill(os.getpid(), signal.SIGKILL)
 
-pq.write_table = die
+pq.ParquetWriter.write_table = die
 main(sys.argv[1:])
 """
 
@@ -330,7 +339,7 @@ def test_a_full_disk_leaves_the_old_files(run, new_digits, tmp_path, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_plr.report.html.assigned_files.pq.write_table", fail)
+    monkeypatch.setattr("hf_plr.utils.tables.pq.ParquetWriter.write_table", fail)
     with pytest.raises(OSError, match="No space left"):
         assigned.write(path, overwrite=True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -351,7 +360,7 @@ def test_what_does_not_fit_is_refused_in_one_line(run, folder, tmp_path, capsys)
     assert "is finer than the 203 known samples can tell: use at least 0.00491" in error_of("--false_alarms", "0.001")
     assert "time_column='day' is not in the data set; the columns are:" in error_of("--time_column", "day")
     assert "--fail_on_new 0 must be at least 1" in error_of("--fail_on_new", "0")
-    assert "written as .parquet" in error_of(output=str(tmp_path / "assigned.csv"))
+    assert "written as .csv or .parquet" in error_of(output=str(tmp_path / "assigned.xlsx"))
     (tmp_path / "bare" / "known_clusters.safetensors").write_bytes(b"no tensors")
     error = error_of(model=bare)
     assert "known_clusters.safetensors" in error

@@ -168,6 +168,14 @@ def test_a_job_array_assigns_what_one_process_does(features, tmp_path, capsys):
             "3.parquet: the feature in row 1 is NaN",
         ),
         (lambda folder: (folder / "shard-00001-of-00003.parquet").write_bytes(b""), "more than one division"),
+        (
+            lambda folder: pd.DataFrame({"a": [[1.0] * 12], "b": [[1.0]]}).to_parquet(folder / "3.parquet"),
+            "it has no column 'feature', but 'a', 'b': name one of 'a', 'b' with --column",
+        ),
+        (
+            lambda folder: pd.DataFrame({"feature": [["x"] * 12]}).to_parquet(folder / "3.parquet"),
+            "not lists of numbers: in Python, np.save(",
+        ),
         (lambda folder: np.save(folder / "9.npy", np.zeros((2, 12), int)), "9.npy cannot be read as features"),
     ],
 )
@@ -189,17 +197,68 @@ def test_files_that_do_not_fit_are_named(features, tmp_path, capsys, damage, mes
         (["--assign_only", "--num_clusters", "7"], "--num_clusters is for fitting, and --assign_only takes the"),
         (["--assign_only", "--start", "c"], "--start is for fitting"),
         (["--assign_only"], "has no centroids.safetensors"),
-        (["--num_clusters", "2000"], "n_clusters=2000 but there are 1000 samples"),
+        (["--num_clusters", "2000"], "--num_clusters 2000 is more than the 1,000 samples"),
         (["--num_clusters", "0"], "--num_clusters 0 must be above 0"),
         (["--cluster_space", "white"], "need each other"),
         (["--start", "nowhere"], "nowhere has no centroids.safetensors"),
-        (["--fit_samples", "5", "--num_clusters", "9"], "fit_samples=5 must be at least n_clusters=9"),
+        (["--column", "x"], "it has no column 'x', but 'index', 'feature': name one of 'feature' with --column"),
+        (["--fit_samples", "5", "--num_clusters", "9"], "--fit_samples 5 must be at least the 9 of --num_clusters"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(features, tmp_path, capsys, options, message):
     folder = write(features, tmp_path / "features")
     assert main(["cluster", folder, *options, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["list", "large_list", "integers"])
+@pytest.mark.parametrize("options", [[], ["--column", "embedding"]])
+def test_features_may_be_in_a_column_of_any_name(features, tmp_path, kind, options):
+    features = np.round(10 * features).astype(np.int64) if kind == "integers" else features
+    values = pa.array(features.tolist())
+    values = values.cast(pa.large_list(pa.float32())) if kind == "large_list" else values
+    columns = {"file": [f"{i}.png" for i in range(len(features))], "embedding": values}
+    columns |= {"box": values, "feature": pa.array(["no"] * len(features))} if options else {}
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    command = ["cluster", str(tmp_path / "mine.parquet"), "--num_clusters", "17", *options]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    labels = pd.read_parquet(tmp_path / "out" / "mine.parquet")["label"]
+    np.testing.assert_array_equal(labels, cluster_in_memory(features.astype(np.float32), n_clusters=17).labels_)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.npz", "a"])
+def test_files_of_other_kinds_are_told_what_features_are_read_from(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"PK")
+    assert main(["cluster", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} cannot be read as features: features are read from .parquet or .npy: in Python, np.save(" in error
+
+
+def test_a_column_of_an_array_is_refused(features, tmp_path, capsys):
+    np.save(tmp_path / "a.npy", features)
+    command = ["cluster", str(tmp_path / "a.npy"), "--column", "x", "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "a .npy file has no column 'x': leave out --column" in capsys.readouterr().err
+
+
+def test_an_output_that_is_named_like_a_file_is_refused(features, tmp_path, capsys):
+    folder = write(features, tmp_path / "features")
+    for name in ("c/e1.npy", "labels.CSV"):
+        assert main(["cluster", folder, "--num_clusters", "3", "--output", str(tmp_path / name)]) == 2
+        assert "is named like a file, but labels and centroids go into a folder" in capsys.readouterr().err
+    (tmp_path / "taken").write_text("")
+    assert main(["cluster", folder, "--num_clusters", "3", "--output", str(tmp_path / "taken")]) == 2
+    assert "taken is a file: name a folder for labels and centroids" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "taken"]
+    assert main(["cluster", folder, "--num_clusters", "3", "--output", str(tmp_path / "v1.5")]) == 0
+
+
+def test_a_start_of_more_clusters_than_samples_is_named(features, tmp_path, capsys):
+    _first_centroids(write(features, tmp_path / "features"), tmp_path)
+    np.save(tmp_path / "few.npy", features[:16])
+    start = str(tmp_path / "first")
+    assert main(["cluster", str(tmp_path / "few.npy"), "--start", start, "--output", str(tmp_path / "out")]) == 2
+    assert f"--start {start} has 17 clusters, more than the 16 samples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [[], ["--skip_existing"], ["--overwrite"]])

@@ -227,3 +227,10 @@ def test_no_folder_of_an_epoch_gets_further_shards(tmp_path, capsys, kind, epoch
     assert main([*command, "--overwrite"]) == 2
     assert "link is a folder of labels before refinement" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.glob("epoch-*/*")} == before
+
+
+def test_labels_in_folders_go_into_a_folder(folders, tmp_path, capsys):
+    output = tmp_path / "refined.csv"
+    assert main(["refine", "--previous", folders[0], "--current", folders[1], "--output", str(output)]) == 2
+    assert "is named like a file, but labels in folders go into a folder: leave out .csv" in capsys.readouterr().err
+    assert not output.exists()

@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hf_plr.pseudo_labels.label_files import check_output
 from hf_plr.report.html.render import ASSIGNED, as_json, render
 from hf_plr.utils.files import replacing
-
-ROW_GROUP = 1 << 18
+from hf_plr.utils.tables import check_ending, writing_table
 
 
 def list_outputs(path: str | os.PathLike[str]) -> list[Path]:
     """List the files that belong together: the page, its data, and the table, which is written last.
 
     Raises:
-        ValueError: if the path does not name a .parquet file.
+        ValueError: if the path names neither a .csv nor a .parquet file.
     """
     table = Path(path)
-    if table.suffix.lower() != ".parquet":
-        raise ValueError(f"{path}: assigned samples are written as .parquet; name such a file")
+    check_ending(path, "assigned samples")
     return [table.with_suffix(".html"), table.with_suffix(".json"), table]
 
 
@@ -51,7 +48,7 @@ def write_assigned(
     files.
 
     Args:
-        path: a .parquet file.
+        path: a .csv or .parquet file.
         table: the table.
         report: what the page shows.
         overwrite: True to replace what exists.
@@ -62,8 +59,9 @@ def write_assigned(
     check_outputs(path, overwrite)
     files = list_outputs(path)
     with contextlib.ExitStack() as stack:  # which leaves the context of the table as the last one
-        unnamed_table, unnamed_data, unnamed_page = (stack.enter_context(replacing(file)) for file in reversed(files))
+        write_table = stack.enter_context(writing_table(files[-1], table.schema))
+        unnamed_data, unnamed_page = (stack.enter_context(replacing(file)) for file in reversed(files[:-1]))
         text = as_json(report)
         unnamed_page.write_text(render(report, text, ASSIGNED), encoding="utf-8")
         unnamed_data.write_text(text, encoding="utf-8")
-        pq.write_table(table, unnamed_table, row_group_size=ROW_GROUP)
+        write_table(table)
