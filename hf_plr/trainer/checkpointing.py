@@ -77,8 +77,8 @@ class CheckpointWriter:
         try:
             yield checkpoint
             wait_for_all(accelerator, "writing a checkpoint")  # each process writes its random state
+            self._name_best_checkpoint(written, checkpoint)
             if should_save:
-                self._name_best_checkpoint(written, checkpoint)
                 if not self.trainer.args.save_on_each_node:
                     check_parts(written)
                 _write_file_list(written)
@@ -103,10 +103,12 @@ class CheckpointWriter:
             )
 
     def _name_best_checkpoint(self, written: Path, checkpoint: Path) -> None:
-        """Where the best checkpoint is this one, name it as it will be named."""
+        """Where the best checkpoint is this one, name it as it will be named: on every process, which all load it."""
         state = self.trainer.state
-        if state.best_model_checkpoint == str(written):
-            state.best_model_checkpoint = str(checkpoint)
+        if state.best_model_checkpoint != str(written):
+            return
+        state.best_model_checkpoint = str(checkpoint)
+        if self.trainer.args.should_save:
             state.save_to_json(str(written / "trainer_state.json"))
 
 

@@ -23,6 +23,7 @@ from transformers import AutoModel
 from hf_plr import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 
+BEST_IN_PROCESSES = HELPERS / "best_in_processes.py"
 DYING_RECIPE = HELPERS / "dying_recipe.py"
 INTERRUPTED_PROCESSES = HELPERS / "interrupted_processes.py"
 TRAIN_IN_PROCESSES = HELPERS / "train_in_processes.py"
@@ -259,3 +260,11 @@ def test_sigterm_in_one_of_two_processes_stops_both_and_they_go_on(tmp_path):
     for entry in report:
         assert entry["stopped"] == [143, 143]
         assert entry["differences"] == []
+
+
+def test_every_process_ends_with_the_best_checkpoint(tmp_path):
+    succeeded(launch(tmp_path, processes=2, script=BEST_IN_PROCESSES))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [is_loaded for _, is_loaded in found] == [True, True]
+    assert len({best for best, _ in found}) == 1
+    assert Path(found[0][0]).parent == tmp_path / "out"
