@@ -18,6 +18,7 @@ from helpers.launching import alone, launch, launch_machines
 from helpers.paths import ACCELERATE_CONFIGS, HELPERS, HUBERT_PLR, VIT_PLR
 from helpers.spectrograms import MODELS
 from helpers.train_in_processes import LORA, N_IMAGES, SOUNDS, train
+from torch.distributed.fsdp import StateDictType
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments
@@ -89,6 +90,10 @@ def test_processes_that_cannot_talk_to_each_other_are_refused(tmp_path, monkeypa
     ("plugins", "message"),
     [
         ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "fsdp_version=1 is not supported: use 2"),
+        (
+            {"fsdp_plugin": SimpleNamespace(fsdp_version=2, state_dict_type=StateDictType.SHARDED_STATE_DICT)},
+            "fsdp_state_dict_type=SHARDED_STATE_DICT, .* would leave no backbone in output_dir: use FULL_STATE_DICT",
+        ),
         ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "zero_stage=3 is not supported: use 2"),
     ],
 )
