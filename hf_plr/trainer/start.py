@@ -14,7 +14,7 @@ from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
 from hf_plr.models.lora import has_adapters
-from hf_plr.trainer.checkpointing import find_checkpoint, load_state
+from hf_plr.trainer.checkpointing import find_checkpoint, load_state, refuse_without_optimizer
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
@@ -143,13 +143,15 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         resume_from_checkpoint: as for `BaseTrainer.train`.
 
     Raises:
-        CheckpointError, ValueError: if there is no complete checkpoint of these settings, or the run that is to be
-            continued knows none of the samples.
+        CheckpointError, ValueError: if there is no complete checkpoint of these settings with its optimizer, or the run
+            that is to be continued knows none of the samples.
     """
     if resume_from_checkpoint:
         checkpoint = find_checkpoint(resume_from_checkpoint, str(trainer.args.output_dir))
         accelerator = trainer.accelerator
         _, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # they save optimizers in ways of their own
+            refuse_without_optimizer(checkpoint)
         compared = [settings, trainer.run_settings()]
         if not trainer.train_dataset.is_checked:
             compared = [{name: each[name] for name in each if name not in OF_SAMPLES} for each in compared]
