@@ -40,10 +40,15 @@ def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dic
 
     Raises:
         TypeError: if the arguments are of another class, or there is no model.
-        ValueError: if there is a `model_init`.
+        ValueError: if there is a `model_init` or a `compute_loss_func`.
     """
     if others.get("model_init") is not None:
         raise ValueError(f"model_init is not supported: {ONE_MODEL}. Pass model=, and make a trainer for each trial")
+    if others.get("compute_loss_func") is not None:
+        raise ValueError(
+            "compute_loss_func is not supported: the loss is that of the pseudo-labels. Override compute_loss in a "
+            "subclass of the trainer"
+        )
     if model is None:
         raise TypeError("model is missing: pass a backbone, its name on the Hub, or its path")
     if args is None:

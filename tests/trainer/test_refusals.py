@@ -36,6 +36,12 @@ def test_model_init_is_refused(kind, model):
 
 
 @pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_another_loss_is_refused(kind):
+    with pytest.raises(ValueError, match=r"compute_loss_func is not supported: .*Override compute_loss in a subclass"):
+        kind(tiny.tiny_vit(), compute_loss_func=torch.nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
 def test_a_trainer_needs_a_model(kind):
     with pytest.raises(TypeError, match="model is missing: pass a backbone, its name on the Hub, or its path"):
         kind()
