@@ -105,7 +105,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         check_best_metric(args, self.label_column, eval_dataset, is_scored=compute_metrics is not None)
         trained = self._make_trained_model()
         start.freeze_as_told(args, self.modality.model)
-        start.check_trained(args, self.modality.model)
+        start.check_trained(args, self.modality.model, self._compute_example)
         prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
         hold_frozen_statistics(self.modality.model)
         start.check_optimizer(args, self.modality.model, kwargs.get("optimizers"))

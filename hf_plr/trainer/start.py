@@ -8,7 +8,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Args = TypeVar("Args", bound=BaseTrainingArguments)
 Method = TypeVar("Method", bound=Callable[..., Any])
+OF_LAYERS = {"every_n_layers", "offload"}  # arguments of gradient checkpointing that torch does not see
 OF_SAMPLES = ("samples", "data")  # settings that are known once unreadable samples are
 
 ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
@@ -79,20 +82,21 @@ def freeze_as_told(args: BaseTrainingArguments, backbone: nn.Module) -> None:
     """Freeze the first layers, as many as the arguments say.
 
     Raises:
-        ValueError: if none would be left, or with a gradient checkpointing that would leave out the others' gradients.
+        ValueError: if none would be left.
     """
-    if not args.freeze_layers:
-        return
-    kwargs: Any = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and kwargs.get("use_reentrant"):
-        raise ValueError(
-            f"freeze_layers={args.freeze_layers} with use_reentrant=True would train no layer: use use_reentrant=False"
-        )
-    freeze_first_layers(backbone, args.freeze_layers)
+    if args.freeze_layers:
+        freeze_first_layers(backbone, args.freeze_layers)
 
 
-def check_trained(args: BaseTrainingArguments, backbone: nn.Module) -> None:
-    """Check that some weight is trained, and that a gradient checkpointing that is asked for exists.
+def check_trained(
+    args: BaseTrainingArguments, backbone: nn.Module, compute_example: Callable[[], torch.Tensor]
+) -> None:
+    """Check that some weight is trained, and that a gradient checkpointing that is asked for exists and trains.
+
+    Args:
+        args: the arguments.
+        backbone: the bare backbone, with frozen what is frozen.
+        compute_example: computes a feature with it.
 
     Raises:
         ValueError: if not.
@@ -103,8 +107,40 @@ def check_trained(args: BaseTrainingArguments, backbone: nn.Module) -> None:
             f"all weights of {name} that the feature depends on are frozen: call requires_grad_(True) on those to "
             "train (lora=True freezes them itself)"
         )
-    if args.gradient_checkpointing and not getattr(backbone, "supports_gradient_checkpointing", True):
+    if not args.gradient_checkpointing:
+        return
+    if not getattr(backbone, "supports_gradient_checkpointing", True):
         raise ValueError(f"gradient_checkpointing=True but {name} has none: leave it out")
+    kwargs: Any = args.gradient_checkpointing_kwargs or {}
+    is_default = set(kwargs) <= OF_LAYERS  # transformers' default is no reentrant checkpoint, torch's is one
+    is_reentrant = kwargs.get("use_reentrant", not is_default)
+    # Inputs of layers with adapters are given gradients.
+    if is_reentrant and not has_adapters(backbone) and _has_layer_after_frozen(backbone, compute_example):
+        raise ValueError(
+            f"gradient_checkpointing_kwargs={kwargs} would train no layer of {name} whose embeddings, or first layers, "
+            "are frozen: use use_reentrant=False"
+        )
+
+
+def _has_layer_after_frozen(backbone: nn.Module, compute_example: Callable[[], torch.Tensor]) -> bool:
+    """True if a layer is trained whose input needs no gradient."""
+    found: list[bool] = []
+
+    def look(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(not any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs))
+
+    trained = (
+        layer
+        for layer in backbone.modules()
+        if isinstance(layer, GradientCheckpointingLayer) and any(weight.requires_grad for weight in layer.parameters())
+    )
+    hooks = [layer.register_forward_pre_hook(look) for layer in trained]
+    try:
+        compute_example()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(found)
 
 
 def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers: Any) -> None:
