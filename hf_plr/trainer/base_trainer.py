@@ -307,7 +307,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             "processes": self.accelerator.num_processes,
             "samples": len(self.train_dataset),
             "data": self.train_dataset.digest(),
-            **settings_of(self.args, self.arguments_class),
+            **settings_of(self.args, self.arguments_class, self.n_label_shards > 1 or self.has_own_state),
             **self._adapter_settings,
         }
 
