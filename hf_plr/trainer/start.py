@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from transformers import TrainerState
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
@@ -20,6 +22,7 @@ from hf_plr.trainer.checkpointing import find_checkpoint, load_state, refuse_wit
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
+from hf_plr.utils.serialization import name_file_in_errors
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
@@ -197,10 +200,25 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         if not trainer.train_dataset.is_checked:
             compared = [{name: each[name] for name in each if name not in OF_SAMPLES} for each in compared]
         check_same_settings(checkpoint, compared[0], compared[1], trainer.default_settings(), warns=False)
+        _check_batch_size(checkpoint, trainer.args)
         return
     continuation = getattr(trainer, "continuation", None)  # of trainers that can continue a run
     if continuation is not None:
         continuation.check_known(trainer.train_dataset)
+
+
+def _check_batch_size(checkpoint: str, args: BaseTrainingArguments) -> None:
+    """Refuse to go on with batches other than those that `auto_find_batch_size` found: steps are counted in them."""
+    path = os.path.join(checkpoint, TRAINER_STATE_NAME)
+    if args.auto_find_batch_size or not os.path.isfile(path):
+        return
+    with name_file_in_errors(path):
+        found = TrainerState.load_from_json(path).train_batch_size
+    if found not in (None, args.train_batch_size):
+        raise ValueError(
+            f"{checkpoint} was written with batches of {found} samples, which auto_find_batch_size=True found for "
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: resume with auto_find_batch_size=True"
+        )
 
 
 def leaves_no_empty_folder(method: Method) -> Method:
