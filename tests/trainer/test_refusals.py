@@ -185,6 +185,13 @@ def test_shards_that_batches_of_features_do_not_fill_are_refused(make_trainer):
         make_trainer(label_shards=4, per_device_eval_batch_size=256)
 
 
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_recordings_that_one_process_shares_out_are_refused(make_sound_trainer, reads_nothing, monkeypatch, kind):
+    monkeypatch.setattr(kind.arguments_class, "world_size", 2)
+    with pytest.raises(ValueError, match="dispatch_batches=True is not supported for recordings in several processes"):
+        make_sound_trainer(kind, accelerator_config={"dispatch_batches": True})
+
+
 # ---- the output folder -----------------------------------------------------------------------------------------------
 
 
