@@ -23,9 +23,15 @@ def find_modality(
     """Find the modality by the columns of a data set; arguments as in `ImageModality` and `AudioModality`.
 
     Raises:
-        ValueError: if it is not clear which column is meant, or model, processor and arguments do not fit together.
+        ValueError: if it is not clear which column is meant, model, processor and arguments do not fit together, or one
+            process would share out batches of recordings.
     """
     kind, column = find_modality_column(dataset, args.image_column, args.audio_column)
     if kind == "image":
         return ImageModality(model, args, dataset, column, processor, augmentation)
+    if getattr(args.accelerator_config, "dispatch_batches", None) and args.world_size > 1:
+        raise ValueError(
+            "accelerator_config with dispatch_batches=True is not supported for recordings in several processes: their "
+            "lengths differ from batch to batch; leave dispatch_batches out"
+        )
     return AudioModality(model, args, column, processor, augmentation)

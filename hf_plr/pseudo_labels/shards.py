@@ -26,7 +26,8 @@ def select_label_shards(args: PLRTrainingArguments, n_samples: int, views: int) 
 
     By default there is one for fewer than 2^20 samples. Of more samples there are 64, or the largest smaller power of
     two of which the processes have equally many each and every step takes whole groups of `samples_per_cluster` from
-    each. It is one where there is none, as for three processes.
+    each. It is one where there is none, as for three processes, and with `auto_find_batch_size`, whose steps nobody
+    knows.
 
     Args:
         args: the arguments, with `label_shards`.
@@ -34,12 +35,12 @@ def select_label_shards(args: PLRTrainingArguments, n_samples: int, views: int) 
         views: views of each sample in a batch.
 
     Raises:
-        ValueError: if `label_shards` does not fit the processes, the samples or the steps, or accelerate is told to
-            share batches out in a way of its own.
+        ValueError: if `label_shards` does not fit the processes, the samples or the steps, the steps are not known, or
+            accelerate is told to share batches out in a way of its own.
     """
     processes, per_step = args.world_size, count_samples_per_step(args)
     if args.label_shards is None:
-        if n_samples < SHARDED_FROM or _own_ways_to_share(args):
+        if n_samples < SHARDED_FROM or args.auto_find_batch_size or _own_ways_to_share(args):
             return 1
         group = max(args.samples_per_cluster, views)
         numbers = (MOST_SHARDS >> halvings for halvings in range(MOST_SHARDS.bit_length()))
@@ -53,6 +54,11 @@ def select_label_shards(args: PLRTrainingArguments, n_samples: int, views: int) 
         raise ValueError(f"label_shards={n} but there are {n_samples} samples")
     if way := _own_ways_to_share(args):
         raise ValueError(f"label_shards={n} needs batches of own samples on each process: no {way}")
+    if args.auto_find_batch_size:
+        raise ValueError(
+            f"label_shards={n} needs steps of equally many samples from each shard, and auto_find_batch_size=True may "
+            "find other ones: leave one of the two out"
+        )
     check_step(n, per_step, views)
     return n
 

@@ -105,7 +105,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         check_best_metric(args, self.label_column, eval_dataset, compute_metrics)
         trained = self._make_trained_model()
         start.freeze_as_told(args, self.modality.model)
-        start.check_trained(args, self.modality.model)
+        start.check_trained(args, self.modality.model, self._compute_example)
         prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
         hold_frozen_statistics(self.modality.model)
         start.check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
@@ -303,7 +303,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             "processes": self.accelerator.num_processes,
             "samples": len(self.train_dataset),
             "data": self.train_dataset.digest(),
-            **settings_of(self.args, self.arguments_class),
+            **settings_of(self.args, self.arguments_class, self.n_label_shards > 1 or self.has_own_state),
             **self._adapter_settings,
         }
 

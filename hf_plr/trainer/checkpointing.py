@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_plr.utils.distributed import wait_for_all
@@ -80,8 +81,8 @@ class CheckpointWriter:
         try:
             yield checkpoint
             wait_for_all(accelerator, "writing a checkpoint")  # each process writes its random state
+            self._name_best_checkpoint(written, checkpoint)
             if should_save:
-                self._name_best_checkpoint(written, checkpoint)
                 if not self.trainer.args.save_on_each_node:
                     check_parts(written)
                 _write_file_list(written)
@@ -106,10 +107,12 @@ class CheckpointWriter:
             )
 
     def _name_best_checkpoint(self, written: Path, checkpoint: Path) -> None:
-        """Where the best checkpoint is this one, name it as it will be named."""
+        """Where the best checkpoint is this one, name it as it will be named: on every process, which all load it."""
         state = self.trainer.state
-        if state.best_model_checkpoint == str(written):
-            state.best_model_checkpoint = str(checkpoint)
+        if state.best_model_checkpoint != str(written):
+            return
+        state.best_model_checkpoint = str(checkpoint)
+        if self.trainer.args.should_save:
             state.save_to_json(str(written / "trainer_state.json"))
 
 
@@ -220,6 +223,20 @@ def find_defect(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
     return None
+
+
+def refuse_without_optimizer(checkpoint: str) -> None:
+    """Refuse to resume from a checkpoint whose weights alone were saved: optimizer and rates would begin anew.
+
+    Raises:
+        CheckpointError: if the files of the optimizer and the scheduler are not there.
+    """
+    for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
+        if not os.path.isfile(os.path.join(checkpoint, name)):
+            raise CheckpointError(
+                f"{checkpoint} has no {name}, as one that was written by save_only_model=True: start a new run with it "
+                "as the model"
+            )
 
 
 def resume_hint(run_dir: Path) -> str:

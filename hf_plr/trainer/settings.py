@@ -33,6 +33,7 @@ SHARED = (
     "bf16",
     "fp16",
 )
+BOUNDS = ("per_device_eval_batch_size",)  # decides where the parts of the processes begin
 LENGTHS = ("num_train_epochs", "max_steps")
 FREE = (  # where data lie, how they are scored and kept in memory, what happens at faults
     "image_column",
@@ -53,11 +54,19 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
 SHOWN = 6
 
 
-def settings_of(args: TrainingArguments, arguments_class: type[TrainingArguments]) -> dict[str, Any]:
-    """The arguments that decide what a run learns: our own, and those of `TrainingArguments` that do."""
+def settings_of(
+    args: TrainingArguments, arguments_class: type[TrainingArguments], has_parts: bool = False
+) -> dict[str, Any]:
+    """The arguments that decide what a run learns: our own, and those of `TrainingArguments` that do.
+
+    Args:
+        args: the arguments.
+        arguments_class: class of the arguments.
+        has_parts: True if labels belong to parts of the samples, which consist of whole batches of extraction.
+    """
     of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = [field.name for field in dataclasses.fields(arguments_class) if field.name not in of_trainer]
-    names = [name for name in own if name not in FREE] + [*SHARED, *LENGTHS]
+    names = [name for name in own if name not in FREE] + [*SHARED, *LENGTHS, *(BOUNDS if has_parts else ())]
     return as_stored({name: getattr(args, name) for name in names})
 
 

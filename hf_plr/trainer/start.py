@@ -8,22 +8,28 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import torch
 from torch import nn
+from transformers import TrainerState
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
 from hf_plr.models.lora import has_adapters
-from hf_plr.trainer.checkpointing import find_checkpoint, load_state
+from hf_plr.trainer.checkpointing import find_checkpoint, load_state, refuse_without_optimizer
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
+from hf_plr.utils.serialization import name_file_in_errors
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
 
 Args = TypeVar("Args", bound=BaseTrainingArguments)
 Method = TypeVar("Method", bound=Callable[..., Any])
+OF_LAYERS = {"every_n_layers", "offload"}  # arguments of gradient checkpointing that torch does not see
 OF_SAMPLES = ("samples", "data")  # settings that are known once unreadable samples are
 
 ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
@@ -40,10 +46,15 @@ def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dic
 
     Raises:
         TypeError: if the arguments are of another class, or there is no model.
-        ValueError: if there is a `model_init`.
+        ValueError: if there is a `model_init` or a `compute_loss_func`.
     """
     if others.get("model_init") is not None:
         raise ValueError(f"model_init is not supported: {ONE_MODEL}. Pass model=, and make a trainer for each trial")
+    if others.get("compute_loss_func") is not None:
+        raise ValueError(
+            "compute_loss_func is not supported: the loss is that of the pseudo-labels. Override compute_loss in a "
+            "subclass of the trainer"
+        )
     if model is None:
         raise TypeError("model is missing: pass a backbone, its name on the Hub, or its path")
     if args is None:
@@ -74,20 +85,21 @@ def freeze_as_told(args: BaseTrainingArguments, backbone: nn.Module) -> None:
     """Freeze the first layers, as many as the arguments say.
 
     Raises:
-        ValueError: if none would be left, or with a gradient checkpointing that would leave out the others' gradients.
+        ValueError: if none would be left.
     """
-    if not args.freeze_layers:
-        return
-    kwargs: Any = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and kwargs.get("use_reentrant"):
-        raise ValueError(
-            f"freeze_layers={args.freeze_layers} with use_reentrant=True would train no layer: use use_reentrant=False"
-        )
-    freeze_first_layers(backbone, args.freeze_layers)
+    if args.freeze_layers:
+        freeze_first_layers(backbone, args.freeze_layers)
 
 
-def check_trained(args: BaseTrainingArguments, backbone: nn.Module) -> None:
-    """Check that some weight is trained, and that a gradient checkpointing that is asked for exists.
+def check_trained(
+    args: BaseTrainingArguments, backbone: nn.Module, compute_example: Callable[[], torch.Tensor]
+) -> None:
+    """Check that some weight is trained, and that a gradient checkpointing that is asked for exists and trains.
+
+    Args:
+        args: the arguments.
+        backbone: the bare backbone, with frozen what is frozen.
+        compute_example: computes a feature with it.
 
     Raises:
         ValueError: if not.
@@ -98,8 +110,40 @@ def check_trained(args: BaseTrainingArguments, backbone: nn.Module) -> None:
             f"all weights of {name} that the feature depends on are frozen: call requires_grad_(True) on those to "
             "train (lora=True freezes them itself)"
         )
-    if args.gradient_checkpointing and not getattr(backbone, "supports_gradient_checkpointing", True):
+    if not args.gradient_checkpointing:
+        return
+    if not getattr(backbone, "supports_gradient_checkpointing", True):
         raise ValueError(f"gradient_checkpointing=True but {name} has none: leave it out")
+    kwargs: Any = args.gradient_checkpointing_kwargs or {}
+    is_default = set(kwargs) <= OF_LAYERS  # transformers' default is no reentrant checkpoint, torch's is one
+    is_reentrant = kwargs.get("use_reentrant", not is_default)
+    # Inputs of layers with adapters are given gradients.
+    if is_reentrant and not has_adapters(backbone) and _has_layer_after_frozen(backbone, compute_example):
+        raise ValueError(
+            f"gradient_checkpointing_kwargs={kwargs} would train no layer of {name} whose embeddings, or first layers, "
+            "are frozen: use use_reentrant=False"
+        )
+
+
+def _has_layer_after_frozen(backbone: nn.Module, compute_example: Callable[[], torch.Tensor]) -> bool:
+    """True if a layer is trained whose input needs no gradient."""
+    found: list[bool] = []
+
+    def look(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(not any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs))
+
+    trained = (
+        layer
+        for layer in backbone.modules()
+        if isinstance(layer, GradientCheckpointingLayer) and any(weight.requires_grad for weight in layer.parameters())
+    )
+    hooks = [layer.register_forward_pre_hook(look) for layer in trained]
+    try:
+        compute_example()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(found)
 
 
 def check_optimizer(args: BaseTrainingArguments, backbone: nn.Module, optimizers: Any) -> None:
@@ -157,21 +201,38 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         resume_from_checkpoint: as for `BaseTrainer.train`.
 
     Raises:
-        CheckpointError, ValueError: if there is no complete checkpoint of these settings, or the run that is to be
-            continued knows none of the samples.
+        CheckpointError, ValueError: if there is no complete checkpoint of these settings with its optimizer, or the run
+            that is to be continued knows none of the samples.
     """
     if resume_from_checkpoint:
         checkpoint = find_checkpoint(resume_from_checkpoint, str(trainer.args.output_dir))
         accelerator = trainer.accelerator
         _, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
+        if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # they save optimizers in ways of their own
+            refuse_without_optimizer(checkpoint)
         compared = [settings, trainer.run_settings()]
         if not trainer.train_dataset.is_checked:
             compared = [{name: each[name] for name in each if name not in OF_SAMPLES} for each in compared]
         check_same_settings(checkpoint, compared[0], compared[1], trainer.default_settings(), warns=False)
+        _check_batch_size(checkpoint, trainer.args)
         return
     continuation = getattr(trainer, "continuation", None)  # of trainers that can continue a run
     if continuation is not None:
         continuation.check_known(trainer.train_dataset)
+
+
+def _check_batch_size(checkpoint: str, args: BaseTrainingArguments) -> None:
+    """Refuse to go on with batches other than those that `auto_find_batch_size` found: steps are counted in them."""
+    path = os.path.join(checkpoint, TRAINER_STATE_NAME)
+    if args.auto_find_batch_size or not os.path.isfile(path):
+        return
+    with name_file_in_errors(path):
+        found = TrainerState.load_from_json(path).train_batch_size
+    if found not in (None, args.train_batch_size):
+        raise ValueError(
+            f"{checkpoint} was written with batches of {found} samples, which auto_find_batch_size=True found for "
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: resume with auto_find_batch_size=True"
+        )
 
 
 def leaves_no_empty_folder(method: Method) -> Method:

@@ -145,7 +145,8 @@ class PLRTrainingArguments(BaseTrainingArguments):
         metadata={
             "help": "Logical shards of the samples, a multiple of the processes: each process keeps the labels of its "
             "own shards and trains on these, with equal parts of every batch from each. 1 keeps the labels of all "
-            "samples on every process. Default: 1, from 2^20 samples a power of two up to 64."
+            "samples on every process. Default: 1, from 2^20 samples a power of two up to 64; with "
+            "auto_find_batch_size 1."
         },
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,6 +45,14 @@ class UnitPredictor(nn.Module):
         self.units = nn.Parameter(torch.randn(n_units, projection_size) * projection_size**-0.5)
         self.temperature = temperature
         self.unmasked_weight = unmasked_weight
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Let the backbone compute activations anew in the backward pass; called by `Trainer`."""
+        self.backbone.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Do the same by the name that transformers had for it before."""
+        self.backbone.gradient_checkpointing_enable(**kwargs)
 
     def forward(
         self,

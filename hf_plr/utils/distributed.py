@@ -252,7 +252,8 @@ def check_sharding(accelerator: Accelerator, backbone: Any) -> None:
     """Reject unsupported ways to shard weights, and prepare a backbone for FSDP2.
 
     Raises:
-        ValueError: with FSDP1 or ZeRO-3, whose weights cannot be gathered for a pass over the samples.
+        ValueError: with FSDP1 or ZeRO-3, whose weights cannot be gathered for a pass over the samples, or with a
+            state dict in shards, of which `Trainer` saves no backbone.
     """
     deepspeed = getattr(accelerator.state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3:
@@ -262,6 +263,12 @@ def check_sharding(accelerator: Accelerator, backbone: Any) -> None:
         return
     if fsdp.fsdp_version != 2:
         raise ValueError(f"fsdp_version={fsdp.fsdp_version} is not supported: use 2")
+    kind = getattr(fsdp.state_dict_type, "name", fsdp.state_dict_type)
+    if kind != "FULL_STATE_DICT":
+        raise ValueError(
+            f"fsdp_state_dict_type={kind}, accelerate's default, would leave no backbone in output_dir: use "
+            "FULL_STATE_DICT (in the launcher's fsdp_config)"
+        )
     # accelerate shards input embeddings once more, and fails for a model without them.
     backbone.get_input_embeddings = _return_none
 

@@ -18,11 +18,13 @@ from helpers.launching import alone, launch, launch_machines
 from helpers.paths import ACCELERATE_CONFIGS, HELPERS, HUBERT_PLR, VIT_PLR
 from helpers.spectrograms import MODELS
 from helpers.train_in_processes import LORA, N_IMAGES, SOUNDS, train
+from torch.distributed.fsdp import StateDictType
 from transformers import AutoModel
 
 from hf_plr import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 
+BEST_IN_PROCESSES = HELPERS / "best_in_processes.py"
 DYING_RECIPE = HELPERS / "dying_recipe.py"
 INTERRUPTED_PROCESSES = HELPERS / "interrupted_processes.py"
 TRAIN_IN_PROCESSES = HELPERS / "train_in_processes.py"
@@ -88,6 +90,10 @@ def test_processes_that_cannot_talk_to_each_other_are_refused(tmp_path, monkeypa
     ("plugins", "message"),
     [
         ({"fsdp_plugin": SimpleNamespace(fsdp_version=1)}, "fsdp_version=1 is not supported: use 2"),
+        (
+            {"fsdp_plugin": SimpleNamespace(fsdp_version=2, state_dict_type=StateDictType.SHARDED_STATE_DICT)},
+            "fsdp_state_dict_type=SHARDED_STATE_DICT, .* would leave no backbone in output_dir: use FULL_STATE_DICT",
+        ),
         ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "zero_stage=3 is not supported: use 2"),
     ],
 )
@@ -259,3 +265,11 @@ def test_sigterm_in_one_of_two_processes_stops_both_and_they_go_on(tmp_path):
     for entry in report:
         assert entry["stopped"] == [143, 143]
         assert entry["differences"] == []
+
+
+def test_every_process_ends_with_the_best_checkpoint(tmp_path):
+    succeeded(launch(tmp_path, processes=2, script=BEST_IN_PROCESSES))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [is_loaded for _, is_loaded in found] == [True, True]
+    assert len({best for best, _ in found}) == 1
+    assert Path(found[0][0]).parent == tmp_path / "out"

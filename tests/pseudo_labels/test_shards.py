@@ -122,6 +122,7 @@ def arguments(shards=None, processes=1, batch=128, accumulation=1, group=4, **co
         train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
         samples_per_cluster=group,
+        auto_find_batch_size=False,
         accelerator_config=SimpleNamespace(split_batches=False, dispatch_batches=None, **config),
     )
 
@@ -166,6 +167,19 @@ def test_another_way_to_share_batches_out_is_refused(way):
         select_label_shards(given, 1000, views=1)
     given.label_shards = None
     assert select_label_shards(given, 2**20, views=1) == 1
+
+
+def test_steps_that_are_not_known_have_one_shard():
+    given = arguments()
+    given.auto_find_batch_size = True
+    assert select_label_shards(given, 2**20, views=1) == 1
+    given.label_shards = 1
+    assert select_label_shards(given, 2**20, views=1) == 1
+    given.label_shards = 8
+    with pytest.raises(
+        ValueError, match=r"label_shards=8 needs steps of equally many .* auto_find_batch_size=True may"
+    ):
+        select_label_shards(given, 1000, views=1)
 
 
 # ---- what adds up ------------------------------------------------------------------------------------------------

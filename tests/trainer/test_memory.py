@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from helpers.runs import StopAt
 
 from hf_plr.trainer.checkpointing import CheckpointError
 
@@ -73,14 +74,8 @@ def test_other_errors_of_extraction_are_not_taken_for_a_lack_of_memory(make_trai
         trainer.extract_features()
 
 
-def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
-    trainer = make_trainer(
-        auto_find_batch_size=True,
-        pair_weight=0.0,
-        per_device_train_batch_size=32,
-        steps_per_epoch=3,
-        num_train_epochs=2,
-    )
+def refuse_large_batches(trainer, monkeypatch):
+    """Let a step of more than 16 samples find no memory."""
     training_step = trainer.training_step
 
     def refuse_large(model, inputs, *args):
@@ -89,6 +84,17 @@ def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
         return training_step(model, inputs, *args)
 
     monkeypatch.setattr(trainer, "training_step", refuse_large)
+
+
+def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
+    trainer = make_trainer(
+        auto_find_batch_size=True,
+        pair_weight=0.0,
+        per_device_train_batch_size=32,
+        steps_per_epoch=3,
+        num_train_epochs=2,
+    )
+    refuse_large_batches(trainer, monkeypatch)
     trainer.train()
     assert trainer._train_batch_size <= 16
     assert trainer.state.global_step == 6
@@ -123,3 +129,18 @@ def test_a_checkpoint_that_memory_does_not_hold_does_not_begin_training_anew(mak
     with pytest.raises(CheckpointError, match=r"could not be written: CUDA out of memory"):
         trainer.train()
     assert full.calls == 1
+
+
+def test_a_run_goes_on_with_the_batches_that_were_found(make_trainer, tmp_path, monkeypatch):
+    arguments = {"pair_weight": 0.0, "steps_per_epoch": 3, "num_train_epochs": 2}
+    trainer = make_trainer({"callbacks": [StopAt(3)]}, auto_find_batch_size=True, **arguments)
+    refuse_large_batches(trainer, monkeypatch)
+    trainer.train()
+    found = trainer._train_batch_size
+    message = f"checkpoint-3 was written with batches of {found} samples, .* resume with auto_find_batch_size=True"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**arguments).train(resume_from_checkpoint=True)
+    resumed = make_trainer(auto_find_batch_size=True, **arguments)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._train_batch_size == found
+    assert resumed.state.global_step == 6

@@ -230,13 +230,45 @@ def test_what_would_train_nothing_is_refused(make_trainer, make_sound_trainer):
             make_trainer(freeze_layers=n)
     with pytest.raises(ValueError, match="freeze_layers=1 leaves nothing to train: 1 layers are trained"):
         make_sound_trainer(PLRTrainer, layer=1, freeze_layers=1)  # layer 2 is above the feature
-    with pytest.raises(ValueError, match="freeze_layers=1 with use_reentrant=True would train no layer"):
-        make_trainer(
-            {"model": three_layers()},
-            freeze_layers=1,
-            gradient_checkpointing=True,
-            gradient_checkpointing_kwargs={"use_reentrant": True},
-        )
+
+
+def freeze_embeddings(model):
+    model.embeddings.requires_grad_(False)
+    return model
+
+
+def freeze_embeddings_and_a_layer(model):
+    freeze_embeddings(model).layers[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("freeze", "arguments"),
+    [(None, {"freeze_layers": 1}), (freeze_embeddings, {}), (freeze_embeddings_and_a_layer, {})],
+)
+def test_reentrant_checkpoints_after_frozen_layers_are_refused(make_trainer, freeze, arguments):
+    model = three_layers() if freeze is None else freeze(three_layers())
+    arguments = arguments | {"gradient_checkpointing": True}
+    with pytest.raises(ValueError, match=r"'use_reentrant': True.* would train no layer of ViTModel .*use_reentrant=F"):
+        make_trainer({"model": model}, **arguments, gradient_checkpointing_kwargs={"use_reentrant": True})
+    make_trainer({"model": model}, **arguments, gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@pytest.mark.parametrize("arguments", [{}, {"lora": True, "lora_rank": 2}])
+def test_reentrant_checkpoints_train(make_trainer, arguments):
+    trainer = make_trainer(
+        {"model": three_layers()},
+        num_train_epochs=1,
+        save_strategy="no",
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+        **arguments,
+    )
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) is (name not in trained), name
 
 
 # ---- defaults of a pretrained backbone -------------------------------------------------------------------------------

@@ -36,6 +36,12 @@ def test_model_init_is_refused(kind, model):
 
 
 @pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_another_loss_is_refused(kind):
+    with pytest.raises(ValueError, match=r"compute_loss_func is not supported: .*Override compute_loss in a subclass"):
+        kind(tiny.tiny_vit(), compute_loss_func=torch.nn.functional.mse_loss)
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
 def test_a_trainer_needs_a_model(kind):
     with pytest.raises(TypeError, match="model is missing: pass a backbone, its name on the Hub, or its path"):
         kind()
@@ -177,6 +183,13 @@ def test_an_optimizer_made_before_the_adapters_is_refused(make_trainer):
 def test_shards_that_batches_of_features_do_not_fill_are_refused(make_trainer):
     with pytest.raises(ValueError, match="label_shards=4 but the 203 samples are extracted in fewer batches"):
         make_trainer(label_shards=4, per_device_eval_batch_size=256)
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_recordings_that_one_process_shares_out_are_refused(make_sound_trainer, reads_nothing, monkeypatch, kind):
+    monkeypatch.setattr(kind.arguments_class, "world_size", 2)
+    with pytest.raises(ValueError, match="dispatch_batches=True is not supported for recordings in several processes"):
+        make_sound_trainer(kind, accelerator_config={"dispatch_batches": True})
 
 
 # ---- the output folder -----------------------------------------------------------------------------------------------

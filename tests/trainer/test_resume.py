@@ -100,6 +100,14 @@ def test_without_a_whole_checkpoint_it_says_so(make_trainer, tmp_path):
         make_trainer().train(resume_from_checkpoint="nowhere")
 
 
+def test_a_checkpoint_without_the_optimizer_is_refused(make_trainer, tmp_path, monkeypatch):
+    make_trainer({"callbacks": [StopAt(7)]}, save_only_model=True).train()
+    trainer = make_trainer()
+    monkeypatch.setattr(trainer, "check_samples", None)
+    with pytest.raises(CheckpointError, match=r"checkpoint-7 has no optimizer.pt, .* by save_only_model=True: start a"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 def test_the_best_checkpoint_is_named_where_it_is_in_the_end(make_trainer, all_digits, tmp_path):
     trainer = make_trainer(
         {"eval_dataset": all_digits.select(range(60))}, eval_strategy="epoch", load_best_model_at_end=True

@@ -218,6 +218,25 @@ def test_another_number_of_processes_is_refused(make_trainer, first_checkpoint, 
         trainer.train(resume_from_checkpoint=first_checkpoint)
 
 
+@pytest.mark.parametrize("shards", [1, 4])
+def test_the_batch_of_extraction_is_shared_where_it_bounds_shards(make_trainer, shards):
+    sizes = {"label_shards": shards, "per_device_eval_batch_size": 8}
+    make_trainer({"callbacks": [StopAt(7)]}, **sizes).train()
+    other = make_trainer(**(sizes | {"per_device_eval_batch_size": 20}))
+    if shards == 1:
+        other.train(resume_from_checkpoint=True)
+        return
+    with pytest.raises(ValueError, match="per_device_eval_batch_size was 8 and is 20"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_the_batch_of_extraction_is_shared_by_processes_with_units(make_sound_trainer, monkeypatch):
+    trainer = make_sound_trainer()
+    assert "per_device_eval_batch_size" not in trainer.run_settings()
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    assert trainer.run_settings()["per_device_eval_batch_size"] == 8
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(4, 28), (2, 14)])
 def test_a_longer_or_shorter_run_goes_on_with_a_warning(make_trainer, first_checkpoint, caplog, epochs, steps):
     with caplog.at_level(logging.WARNING):

@@ -53,6 +53,18 @@ def test_the_first_round_clusters_mfcc_and_the_next_the_layer(make_sound_trainer
     assert sources == ["layer 1"]
 
 
+def test_gradient_checkpointing_changes_nothing(make_sound_trainer):
+    trained = []
+    for checkpointing in (False, True):
+        trainer = make_sound_trainer(num_train_epochs=1, save_strategy="no", gradient_checkpointing=checkpointing)
+        trainer.train()
+        layer = trainer.backbone.encoder.layers[0]
+        assert layer.gradient_checkpointing is checkpointing
+        trained.append(weights(trainer))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, msg=name)
+
+
 def test_frames_in_a_stream_are_those_of_all_at_once(make_sound_trainer):
     trainer = make_sound_trainer(frame_scaling="none")
     frames = Frames(trainer.extractor, trainer.train_dataset, 1)
