@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -13,7 +14,10 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.data.true_labels import describe_few_classes
 from hf_plr.models.auto_classes import find_auto_class
+
+logger = logging.getLogger(__name__)
 
 Augmentation = TypeVar("Augmentation")
 
@@ -161,6 +165,8 @@ class SampleOpener:
             flat = flatten_nested(dataset)
             has_labels = self.label_column is not None and self.label_column in flat.column_names
             store = self.modality.open(flat, self.label_column if has_labels else None, self.label_numbers)
+            if not self._stores:  # the samples to train on are opened first
+                self._warn_of_few_classes(store)
             self._stores[id(dataset)] = dataset, store
             self.latest = store
         else:
@@ -168,6 +174,13 @@ class SampleOpener:
         if self.check is not None and not self.latest.is_checked:
             self.check(self.latest)
         return self.latest
+
+    def _warn_of_few_classes(self, store: SampleStore) -> None:
+        if store.labels is None or self.label_column is None or self.modality.args.process_index:
+            return
+        complaint = describe_few_classes(store.labels, self.label_column)
+        if complaint is not None:
+            logger.warning("%s.", complaint)
 
 
 def choose_augmentation(name: str, augmentations: Mapping[str, Augmentation], plural: str) -> Augmentation:
