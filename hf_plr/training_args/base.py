@@ -278,6 +278,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = count_default_workers()
             self.by_default |= {"dataloader_num_workers"}
+        for declared_in in (BackboneArguments, BaseTrainingArguments):
+            check_values(self, declared_in)
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
@@ -307,8 +309,6 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
-        for declared_in in (BackboneArguments, BaseTrainingArguments):
-            check_values(self, declared_in)
         refuse_ignored(self, OF_ALL)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)

@@ -46,6 +46,13 @@ def test_a_search_of_hyperparameters_is_refused(make_trainer):
         make_trainer().hyperparameter_search(n_trials=2)
 
 
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_labels_are_not_saved_in_place_of_a_file(make_sound_trainer, tmp_path, kind):
+    (tmp_path / "script.py").touch()
+    with pytest.raises(FileExistsError, match=r"script.py is a file: name a folder for the labels"):
+        make_sound_trainer(kind).save_labels(tmp_path / "script.py")
+
+
 # ---- the clusterer ---------------------------------------------------------------------------------------------------
 
 
