@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.columns import find_image_column
+from hf_plr.data.columns import check_kind, find_image_column
 from hf_plr.data.example_data import digits
 from hf_plr.data.image_store import read_image_sizes
 from hf_plr.data.loading import draw_rows, load_train_and_test
@@ -122,6 +122,7 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
     check_given_labels(recipe, args)
     open_continuation(args)  # refuses a folder before the data are loaded
     images, test = load(recipe, args)
+    check_kind(images, "image", args.image_column, recipe.dataset_name)
     rows = draw_rows(len(images), recipe.max_samples, args.seed)
     images = images.select(rows)
     if recipe.model_name_or_path is not None or args.continue_from is not None:

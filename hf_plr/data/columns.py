@@ -82,6 +82,23 @@ def find_modality_column(
     return ("image", find_image_column(dataset)) if images else ("audio", find_audio_column(dataset))
 
 
+def check_kind(dataset: Dataset, modality: ModalityName, column: str | None, name: str | None) -> None:
+    """Refuse a data set that holds samples of the other modality alone, before a model of this one is loaded.
+
+    Args:
+        dataset: the data set.
+        modality: what the recipe trains on.
+        column: the column that the user named, which decides.
+        name: name of the data set, for the message; None for an example.
+
+    Raises:
+        ValueError: naming the data set, and the recipe for what it holds.
+    """
+    other: ModalityName = "audio" if modality == "image" else "image"
+    if column is None and not _list_columns(dataset, modality) and _list_columns(dataset, other):
+        raise ValueError(f"{name} holds {COLUMN_TYPES[other][1]}: use hf-plr train {other}")
+
+
 def find_label_column(dataset: Dataset, column: str | None = None) -> str | None:
     """Find the column with the true labels, which are for scoring only; returns None without one.
 
