@@ -29,6 +29,7 @@ from hf_plr.models.vision import choose_vit_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
+    SOUND_ARGUMENTS,
     DataArguments,
     OutputArguments,
     adjust_output_dir,
@@ -44,14 +45,6 @@ from hf_plr.trainer.continuation import open_continuation
 from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
-SOUND_ARGUMENTS = (
-    "audio_column",
-    "max_seconds",
-    "segment_seconds",
-    "segment_overlap",
-    "sound_cache_gib",
-    "sound_cache_dir",
-)
 NEXT_COMMAND = (
     "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",
     "your own images",

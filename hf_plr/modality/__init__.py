@@ -10,6 +10,7 @@ from hf_plr.data.columns import find_modality_column
 from hf_plr.modality.audio import AudioModality
 from hf_plr.modality.base import Modality, SampleOpener
 from hf_plr.modality.image import ImageModality
+from hf_plr.training_args.ignored import OF_IMAGES, refuse_ignored
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -23,9 +24,11 @@ def find_modality(
     """Find the modality by the columns of a data set; arguments as in `ImageModality` and `AudioModality`.
 
     Raises:
-        ValueError: if it is not clear which column is meant, or model, processor and arguments do not fit together.
+        ValueError: if it is not clear which column is meant, or model, processor and arguments do not fit together,
+            such as lengths of sounds with images.
     """
     kind, column = find_modality_column(dataset, args.image_column, args.audio_column)
     if kind == "image":
+        refuse_ignored(args, OF_IMAGES)
         return ImageModality(model, args, dataset, column, processor, augmentation)
     return AudioModality(model, args, column, processor, augmentation)

@@ -145,6 +145,12 @@ def test_augmentations_of_the_other_modality_are_refused_before_a_model_is_loade
         make_sound_trainer(PLRTrainer, augmentation="reid")
 
 
+@pytest.mark.parametrize("name", ["segment_seconds", "max_seconds"])
+def test_lengths_of_sounds_are_refused_with_images(make_trainer, reads_nothing, name):
+    with pytest.raises(ValueError, match=rf"{name}=3\.0 has no effect on images: leave {name} out"):
+        make_trainer(**{name: 3.0})
+
+
 def test_a_pair_loss_needs_an_augmentation(make_trainer):
     with pytest.raises(ValueError, match="pair_loss='simclr' compares two views of a sample: it needs an augmentation"):
         make_trainer(pair_loss="simclr", augmentation="none")
