@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+
+logger = logging.getLogger(__name__)
 
 INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 LARGEST_SECOND = 1e9
@@ -58,6 +61,27 @@ def _check_header(
         raise ValueError(f"{path}, line 1: no column {missing[0]!r}; {expected}")
     if len(set(header)) < len(header):
         raise ValueError(f"{path}, line 1: a column is there twice; {expected}")
+
+
+def leave_out(path: str | os.PathLike[str], missing: Sequence[str], n_rows: int, labels_path: str) -> None:
+    """Warn of rows of samples that a run does not have, which are left out.
+
+    Args:
+        path: the file.
+        missing: line and sample of each such row, such as "line 2: sample 99".
+        n_rows: number of all rows.
+        labels_path: the run's labels.
+
+    Raises:
+        ValueError: if no row is of a sample of the run.
+    """
+    if missing and len(missing) == n_rows:
+        others = "" if n_rows == 1 else f", nor is that of any of the other {n_rows - 1:,} rows"
+        raise ValueError(f"{path}, {missing[0]} is not in {labels_path}{others}")
+    if missing:
+        are = "is of a sample" if len(missing) == 1 else "are of samples"
+        counts = f"{len(missing):,} of {n_rows:,} rows {are}"
+        logger.warning("%s: %s not in %s and left out, first %s.", path, counts, labels_path, missing[0])
 
 
 def parse_second(where: str, text: str) -> float:

@@ -178,6 +178,16 @@ def test_a_file_written_by_hand_is_a_random_draw_only_if_that_is_said(audit):
     assert "were those that are right marked too" in audit("index,mark\n10,wrong\n", "--random")[1]
 
 
+def test_marks_of_samples_that_the_run_left_out_are_counted(audit, caplog):
+    status, said = audit(
+        "index,label,sheet,mark\n10,0,random,right\n9,0,random,wrong\n16,4,random,wrong\n8,0,random,\n"
+    )
+    assert status == 0
+    assert "2 samples are marked, 1 of them wrong" in said
+    assert "2 of 4 rows are of samples not in " in caplog.text
+    assert "and left out, first line 3: sample 9." in caplog.text
+
+
 def test_it_runs_as_a_program_without_torch(folder, tmp_path):
     (tmp_path / "m.csv").write_text("index,mark\n10,wrong\n")
     code = "import sys; from hf_plr.cli import main; s = main(); print('torch' in sys.modules); sys.exit(s)"
@@ -207,7 +217,7 @@ def test_it_runs_as_a_program_without_torch(folder, tmp_path):
         ("index,mark\n" + "9" * 5_000 + ",wrong\n", "line 2: index '" + "9" * 37 + "...' is not an integer"),
         ("index,label,mark\n10,,wrong\n", "line 2: label '' is not an integer"),
         ("index,mark\n10,wrong,right\n", "line 2: 3 fields under a header of 2"),
-        ("index,mark\n\n10,right\n9,wrong\n", "line 4: sample 9 is not in"),
+        ("index,mark\n\n7,right\n9,wrong\n", "line 3: sample 7 is not in"),
         ("index,mark\n99999,wrong\n", "line 2: sample 99999 is not in"),
         ("index,mark\n10,right\n16,wrong\n10,wrong\n", "line 4: sample 10 is marked wrong here and right in line 2"),
         ('index,mark\n10,"wrong\n', "cannot be read as csv"),

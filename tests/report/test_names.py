@@ -208,6 +208,18 @@ def test_faults_of_labels_are_told_with_their_line(tmp_path, labels, text, fault
         read_text(tmp_path, text, labels)
 
 
+@pytest.mark.parametrize("prefix", ["", "data/", "/home/me/data/", "data\\", ".\\"])
+def test_files_may_be_written_from_further_above_and_others_are_left_out(tmp_path, prefix, caplog):
+    files = [f"{folder}/{i}.png" for folder in "ab" for i in range(4)]
+    pd.DataFrame({"index": np.arange(8), "file": files, "label": 0}).to_parquet(tmp_path / "pseudo_labels.parquet")
+    separator = "\\" if "\\" in prefix else "/"
+    rows = [f"{prefix}{name.replace('/', separator)},x" for name in ("a/1.png", "b/1.png", "b/broken.png")]
+    few = read_text(tmp_path, "\n".join(["file,label", *rows]), read_labels(tmp_path))
+    assert few.sample.tolist() == [1, 5]
+    assert "few.csv: 1 of 3 rows is of a sample not in" in caplog.text
+    assert "and left out, first line 4: sample " in caplog.text
+
+
 def test_a_file_of_several_rows_and_labels_without_files_are_refused(tmp_path, labels):
     frame = pd.read_parquet(tmp_path / "pseudo_labels.parquet")
     frame.assign(file="same.png").to_parquet(tmp_path / "pseudo_labels.parquet")
