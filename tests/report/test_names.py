@@ -131,6 +131,8 @@ def test_a_table_as_spreadsheets_write_it(tmp_path):
         '\ufeffcluster;name\r\n3;crack\r\n11;"Riß, längs; tief"\r\n;\r\n ; ;\r\n', encoding="utf-8", newline=""
     )
     assert read_names_table(path) == {3: "crack", 11: "Riß, längs; tief"}
+    path.write_text("cluster\tname\tnote\n3.0\tcrack\t\n11\tRiß\tx\n", encoding="utf-8")
+    assert read_names_table(path) == {3: "crack", 11: "Riß"}
     path.write_text("cluster,name\n3,crack\n,\n,\n")
     assert read_names_table(path) == {3: "crack"}
 
@@ -143,7 +145,7 @@ def test_a_table_as_spreadsheets_write_it(tmp_path):
         ("cluster,name\n-1,a\n", "line 2: -1 is not a cluster"),
         ("cluster,name\n1," + "x" * 61 + "\n", "line 2: the name 'x.*' has 61 characters"),
         ("cluster,name\n1\n", "line 2: 1 fields under a header of 2"),
-        ("cluster,title\n1,a\n", "line 1: unknown column 'title'; the header must be cluster,name$"),
+        ("cluster,title\n1,a\n", "line 1: no column 'name'; the header must be cluster,name$"),
         ("cluster\n1\n", "line 1: no column 'name'"),
         ("cluster,name\n", "holds no names"),
     ],
