@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from transformers import EvalPrediction, TrainingArguments
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
+
+logger = logging.getLogger(__name__)
 
 GALLERY_SAMPLES = 10_000  # training samples in the gallery of an evaluation set
 
@@ -208,6 +211,8 @@ def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) ->
 def check_best_metric(args: TrainingArguments, label_column: str | None, eval_dataset: Any, is_scored: bool) -> None:
     """Reject a best model by a score that needs labels where no evaluation has it.
 
+    A `compute_metrics` that is never called, since there is no label column, is warned of.
+
     Args:
         args: the arguments.
         label_column: column of the true labels; None where there is none.
@@ -217,6 +222,8 @@ def check_best_metric(args: TrainingArguments, label_column: str | None, eval_da
     Raises:
         ValueError: naming the score.
     """
+    if is_scored and label_column is None and not args.process_index:
+        logger.warning("compute_metrics is never called: there is no label column. Name one with label_column.")
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if not args.load_best_model_at_end or metric not in SCORES:
         return
