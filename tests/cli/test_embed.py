@@ -166,6 +166,18 @@ def test_the_snippet_of_the_card_takes_images_of_8_and_of_16_bits_from_one_folde
         torch.testing.assert_close(names["feature"][0], features[row], atol=1e-4, rtol=1e-4)
 
 
+def test_the_folder_of_the_output_is_made_and_errors_name_the_option(some_digits, tmp_path, capfd):
+    tiny_vit().save_pretrained(tmp_path / "model")
+    small_vit_processor(16).save_pretrained(tmp_path / "model")
+    data = write(some_digits.select(range(20)), tmp_path / "data")
+    command = ["embed", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "new folder" / "x.parquet")]
+    assert main([*command, "--dataset", data]) == 0
+    assert len(pd.read_parquet(tmp_path / "new folder" / "x.parquet")) == 20
+    assert "Loading weights" not in capfd.readouterr().err
+    assert main([*command, "--overwrite", "--dataset", str(tmp_path / "none")]) == 2
+    assert f"hf-plr embed: error: --dataset '{tmp_path / 'none'}' is neither a folder" in capfd.readouterr().err
+
+
 def test_images_in_nested_columns_are_found(some_digits, tmp_path):
     tiny_vit().save_pretrained(tmp_path / "model")
     small_vit_processor(16).save_pretrained(tmp_path / "model")
