@@ -26,6 +26,7 @@ class Modality(ABC):
     """Modality of samples: reads, augments and names them, and turns them into features.
 
     Attributes:
+        args: the arguments, `BaseTrainingArguments`.
         column: column of the data set that holds the samples.
         model: the bare backbone, in float32.
         backbone: how a feature is computed with it.
@@ -44,6 +45,7 @@ class Modality(ABC):
     card_template: ClassVar[str]
     classifier_name: ClassVar[str]
 
+    args: Any
     column: str
     model: PreTrainedModel
     backbone: Any

@@ -174,7 +174,7 @@ class ImageModality(Modality):
         if pixel_range is not None:
             low, high = pixel_range
             steps.append(DEEP.format(low=low, high=high, span=high - low))
-        if is_laid:
+        if is_laid and background is not None:
             steps.append(TRANSPARENT.format(background=quote_python(background)))
         if convert and len(steps) > 1:
             steps.append(f"image = image{convert}")
