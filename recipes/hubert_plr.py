@@ -28,7 +28,7 @@ from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.audio_store import read_sampling_rates
-from hf_plr.data.columns import find_audio_column
+from hf_plr.data.columns import check_kind, find_audio_column
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.data.loading import draw_rows, load_train_and_test
 from hf_plr.data.streaming import load_stream
@@ -183,6 +183,7 @@ def build_trainer(recipe: RecipeArguments, args: Arguments) -> tuple[PLRTrainer 
         check_given_labels(recipe, args)
         open_continuation(args)  # refuses a folder before the data are loaded
     sounds, test = load(recipe, args)
+    check_kind(sounds, "audio", args.audio_column, recipe.dataset_name)
     rows = draw_rows(len(sounds), recipe.max_samples, args.seed)
     sounds = sounds.select(rows)
     model: Any = recipe.model_name_or_path

@@ -34,6 +34,7 @@ from hf_plr.models.vision import choose_vit_size, load_backbone, load_image_proc
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
+    SOUND_ARGUMENTS,
     OutputArguments,
     check_given_labels,
     check_output_dir,
@@ -169,7 +170,9 @@ def main(argv: list[str] | None = None) -> None:
 def parse(argv: list[str] | None) -> tuple[RecipeArguments, ReidPLRArguments]:
     """Parse the recipe's arguments."""
     assert __doc__ is not None
-    parser = RecipeParser([RecipeArguments, ReidPLRArguments], localize_commands(__doc__), adjust=adjust_defaults)
+    parser = RecipeParser(
+        [RecipeArguments, ReidPLRArguments], localize_commands(__doc__), adjust_defaults, hidden=SOUND_ARGUMENTS
+    )
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args
 

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
-from hf_plr.data.columns import find_image_column
+from hf_plr.data.columns import check_kind, find_image_column
 from hf_plr.data.example_data import digits
 from hf_plr.data.image_store import read_image_sizes
 from hf_plr.data.loading import draw_rows, load_train_and_test
@@ -29,6 +29,7 @@ from hf_plr.models.vision import choose_vit_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import (
+    SOUND_ARGUMENTS,
     DataArguments,
     OutputArguments,
     adjust_output_dir,
@@ -44,14 +45,6 @@ from hf_plr.trainer.continuation import open_continuation
 from hf_plr.utils.distributed import run_main_first
 
 DEMO_OUTPUT_DIR = "out/digits"
-SOUND_ARGUMENTS = (
-    "audio_column",
-    "max_seconds",
-    "segment_seconds",
-    "segment_overlap",
-    "sound_cache_gib",
-    "sound_cache_dir",
-)
 NEXT_COMMAND = (
     "accelerate launch recipes/vit_plr.py --dataset_name YOUR_IMAGES --output_dir out/yours",
     "your own images",
@@ -122,6 +115,7 @@ def build_trainer(recipe: RecipeArguments, args: VitPLRArguments) -> tuple[PLRTr
     check_given_labels(recipe, args)
     open_continuation(args)  # refuses a folder before the data are loaded
     images, test = load(recipe, args)
+    check_kind(images, "image", args.image_column, recipe.dataset_name)
     rows = draw_rows(len(images), recipe.max_samples, args.seed)
     images = images.select(rows)
     if recipe.model_name_or_path is not None or args.continue_from is not None:

@@ -90,7 +90,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overview", nargs="+", type=Path, metavar="FILE", help="the same with intervals, of does_it_help.md"
     )
-    parser.add_argument("--further_peers", action="store_true", help="SwAV, BYOL and DIET in --overview, not the others")
+    parser.add_argument(
+        "--further_peers", action="store_true", help="SwAV, BYOL and DIET in --overview, not the others"
+    )
     parser.add_argument("--from_seed", type=int, default=0, metavar="N", help="only seeds from N on in --overview")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(

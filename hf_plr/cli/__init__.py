@@ -39,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
         return _load("train").main(argv[1:])
-    args = make_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
+    parser = make_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        again = unknown[0] if getattr(args, "rename", None) and not unknown[0].startswith("-") else None
+        hint = "" if again is None else f"; give --rename again before {again}"
+        print(f"hf-plr {args.command}: error: unrecognized arguments: {' '.join(unknown)}{hint}", file=sys.stderr)
+        raise SystemExit(2)
     try:
         status = _load(args.command).run(args)
         sys.stdout.flush()
@@ -47,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (OSError, TypeError, ValueError, ImportError) as error:
-        print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)
+        message = str(error).replace("dataset_name=", "--dataset ")  # what recipes and trainers call it
+        print(f"hf-plr {args.command}: error: {message}", file=sys.stderr)
         return 2
     except HubError as error:
         print(f"hf-plr {args.command}: error: {error}", file=sys.stderr)

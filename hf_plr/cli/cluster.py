@@ -99,9 +99,10 @@ def run(args: argparse.Namespace) -> None:
         features = FeatureFiles(paths, args.column)
         centroids = _fit(args, features, device)
         centroids.save(args.output)
+        rounds = f"{centroids.iterations} iteration{'s' * (centroids.iterations != 1)}"
         print(
             f"Wrote {centroids_path}: {len(centroids.centers):,} centroids of {len(features):,} samples after "
-            f"{centroids.iterations} iterations in {time.perf_counter() - start:.1f} s"
+            f"{rounds} in {time.perf_counter() - start:.1f} s"
         )
     if args.fit_only:
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +57,24 @@ def segment_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_output(args: argparse.Namespace, content: str, endings: Sequence[str] = (".parquet",)) -> None:
-    """Reject an output that cannot be written, before any work.
+    """Reject an output that cannot be written, before any work, make its folder, and hide bars outside a terminal.
 
     Raises:
         ValueError, OSError: naming it.
     """
     if not args.output.lower().endswith(tuple(endings)):
         raise ValueError(f"--output {args.output}: {content} are written as {' or '.join(endings)}; name such a file")
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {args.output}: its folder cannot be made: {error}") from error
     label_files.check_output(args.output, args.overwrite)
     if args.batch_size < 1:
         raise ValueError(f"--batch_size {args.batch_size} must be at least 1")
+    if not sys.stderr.isatty():
+        from hf_plr.recipe_tools.running import hide_bars  # here: `hf-plr refine` needs no torch
+
+        hide_bars()
 
 
 def load_samples(

@@ -82,6 +82,23 @@ def find_modality_column(
     return ("image", find_image_column(dataset)) if images else ("audio", find_audio_column(dataset))
 
 
+def check_kind(dataset: Dataset, modality: ModalityName, column: str | None, name: str | None) -> None:
+    """Refuse a data set that holds samples of the other modality alone, before a model of this one is loaded.
+
+    Args:
+        dataset: the data set.
+        modality: what the recipe trains on.
+        column: the column that the user named, which decides.
+        name: name of the data set, for the message; None for an example.
+
+    Raises:
+        ValueError: naming the data set, and the recipe for what it holds.
+    """
+    other: ModalityName = "audio" if modality == "image" else "image"
+    if column is None and not _list_columns(dataset, modality) and _list_columns(dataset, other):
+        raise ValueError(f"{name} holds {COLUMN_TYPES[other][1]}: use hf-plr train {other}")
+
+
 def find_label_column(dataset: Dataset, column: str | None = None) -> str | None:
     """Find the column with the true labels, which are for scoring only; returns None without one.
 
@@ -98,25 +115,30 @@ def find_label_column(dataset: Dataset, column: str | None = None) -> str | None
     features: Features = dataset.features
     candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if not candidates:
-        candidates = [
-            name for name in features if name.rsplit(".")[-1] in LABEL_NAMES and _holds_classes(dataset, name)
-        ]
+        candidates = [name for name in features if _has_label_name(name) and _holds_classes(dataset, name)]
     if len(candidates) > 1:
         raise AmbiguousLabelColumns(f"{len(candidates)} columns could hold the labels ({', '.join(candidates)})")
     return candidates[0] if candidates else None
 
 
 def find_scoring_column(dataset: Dataset, column: str | None = None) -> str | None:
-    """Find the column with the true labels; returns None without one, or with a warning if several could be meant.
+    """Find the column with the true labels; returns None without one.
+
+    It warns if several could be meant, or if one with a usual name holds nothing, or fractions, which are no classes.
 
     Raises:
         ValueError: if the named column is missing.
     """
     try:
-        return find_label_column(dataset, column)
+        found = find_label_column(dataset, column)
     except AmbiguousLabelColumns as error:
         logger.warning("%s: nothing is scored; choose one with --label_column (label_column=...).", error)
         return None
+    for name in dataset.features if found is None else ():
+        if _has_label_name(name) and _has_dtype(dataset, name, ("float", "null")):
+            content = "fractions, which are no classes" if _has_dtype(dataset, name, ("float",)) else "nothing"
+            logger.warning("Column %r holds %s: nothing is scored by it.", name, content)
+    return found
 
 
 def check_dataset(dataset: object) -> Dataset:
@@ -160,12 +182,21 @@ def _list_columns(dataset: Dataset, modality: ModalityName) -> list[str]:
     ]
 
 
+def _has_label_name(name: str) -> bool:
+    return name.rsplit(".")[-1] in LABEL_NAMES
+
+
+def _has_dtype(dataset: Dataset, name: str, starts: tuple[str, ...]) -> bool:
+    feature = dataset.features[name]
+    return isinstance(feature, Value) and feature.dtype.startswith(starts)
+
+
 def _holds_classes(dataset: Dataset, name: str) -> bool:
     """Whether a column holds text, truth values or whole numbers, with gaps or without."""
     feature = dataset.features[name]
     if not isinstance(feature, Value):
         return False
-    if feature.dtype.startswith("float"):
+    if _has_dtype(dataset, name, ("float",)):
         column = dataset.with_format("arrow")[:][name].drop_null()
         is_whole = pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))
         return bool(pc.all(pc.or_(pc.is_nan(column), is_whole)).as_py())

@@ -126,8 +126,8 @@ def describe_range(survey: ImageSurvey, pixel_range: tuple[float, float]) -> str
         counts += f", {survey.n_fractions} of these floating-point pixels: they need a data set of their own"
     images = "16-bit images" if survey.n_wide == 0 else "Images of more than 8 bits"
     return (
-        f"{images}: pixels {low} to {high} become 0 to 255 in all images ({counts}); the training argument "
-        "pixel_range sets another range"
+        f"{images}: pixels {low} to {high} become 0 to 255 in all images ({counts}); "
+        "pixel_range (--pixel_range) sets another range"
     )
 
 
@@ -137,7 +137,7 @@ def describe_transparency(survey: ImageSurvey, background: str) -> str:
     text = f"{count} are transparent: they lie on {background}"
     if 2 * survey.n_flat > survey.n_transparent:
         text += f", where {survey.n_flat} of them show nearly nothing"
-    return f"{text}; the training argument transparency_background sets another colour"
+    return f"{text}; transparency_background (--transparency_background) sets another colour"
 
 
 def read_size(opened: PILImage.Image | np.ndarray) -> tuple[int, int]:

@@ -14,6 +14,8 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from hf_plr.utils.csv_text import choose_delimiter
+
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 LOOKED_AT = 16  # rows of another table that tell whether a column names files
@@ -101,7 +103,7 @@ def find_delimiter(path: str) -> str:
     """What separates the values of a table of text: comma, semicolon or tab, which its first line has most of."""
     with open(path, encoding="latin-1") as file:
         first = file.readline()
-    return max(",;\t", key=first.count)
+    return choose_delimiter(first)
 
 
 def _read_csv(path: str, encoding: str) -> pa.Table:

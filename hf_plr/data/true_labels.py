@@ -42,6 +42,26 @@ def encode_labels(dataset: Dataset, label_column: str, names: dict[str, int] | N
     return labels
 
 
+def describe_few_classes(labels: np.ndarray, label_column: str) -> str | None:
+    """Describe why scores by true labels are missing or say nothing; None where there are enough of them.
+
+    Args:
+        labels: as `encode_labels` gives them, shape (N,).
+        label_column: their column.
+    """
+    classes, sizes = np.unique(labels[labels != -1], return_counts=True)
+    what = f"label_column={label_column!r}"
+    if not len(classes):
+        return f"{what} is empty in all {len(labels):,} rows: no features are scored by it"
+    if len(classes) == 1:
+        return f"{what} holds one class only: no features are scored by it"
+    if len(classes) == sizes.sum():
+        return f"{what} holds as many classes as labelled samples, {len(classes):,}: scores by it say nothing"
+    if (sizes > 1).sum() < 2:
+        return f"{what} has a single class with 2 labelled samples or more: scores by it say little"
+    return None
+
+
 def _to_class(value: Any, label_column: str) -> int:
     if not isinstance(value, (bool, int, float)) or not float(value).is_integer():
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from transformers import EvalPrediction, TrainingArguments
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.evaluation.intervals import Scored
 from hf_plr.evaluation.scores import SCORES, assess_features, score_features
+
+logger = logging.getLogger(__name__)
 
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # learning rate schedules that look at a score
 GALLERY_SAMPLES = 10_000  # training samples in the gallery of an evaluation set
@@ -211,6 +214,8 @@ def check_best_metric(
 ) -> None:
     """Reject a best model, or a schedule, by a score that no evaluation gives.
 
+    A `compute_metrics` that is never called, since there is no label column, is warned of.
+
     Args:
         args: the arguments.
         label_column: column of the true labels; None where there is none.
@@ -220,6 +225,8 @@ def check_best_metric(
     Raises:
         ValueError: naming the score.
     """
+    if compute_metrics is not None and label_column is None and not args.process_index:
+        logger.warning("compute_metrics is never called: there is no label column. Name one with label_column.")
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if not metric or (args.eval_strategy == "no" and not args.load_best_model_at_end):
         return

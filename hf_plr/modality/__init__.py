@@ -10,6 +10,7 @@ from hf_plr.data.columns import find_modality_column
 from hf_plr.modality.audio import AudioModality
 from hf_plr.modality.base import Modality, SampleOpener
 from hf_plr.modality.image import ImageModality
+from hf_plr.training_args.ignored import OF_IMAGES, refuse_ignored
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -23,11 +24,12 @@ def find_modality(
     """Find the modality by the columns of a data set; arguments as in `ImageModality` and `AudioModality`.
 
     Raises:
-        ValueError: if it is not clear which column is meant, model, processor and arguments do not fit together, or one
-            process would share out batches of recordings.
+        ValueError: if it is not clear which column is meant, model, processor and arguments do not fit together, such
+            as lengths of sounds with images, or one process would share out batches of recordings.
     """
     kind, column = find_modality_column(dataset, args.image_column, args.audio_column)
     if kind == "image":
+        refuse_ignored(args, OF_IMAGES)
         return ImageModality(model, args, dataset, column, processor, augmentation)
     if getattr(args.accelerator_config, "dispatch_batches", None) and args.world_size > 1:
         raise ValueError(

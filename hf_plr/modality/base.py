@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,10 @@ from transformers import PreTrainedModel
 
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.data.true_labels import describe_few_classes
 from hf_plr.models.auto_classes import find_auto_class
+
+logger = logging.getLogger(__name__)
 
 Augmentation = TypeVar("Augmentation")
 
@@ -23,6 +27,7 @@ class Modality(ABC):
     """Modality of samples: reads, augments and names them, and turns them into features.
 
     Attributes:
+        args: the arguments, `BaseTrainingArguments`.
         column: column of the data set that holds the samples.
         model: the bare backbone, in float32.
         backbone: how a feature is computed with it.
@@ -41,6 +46,7 @@ class Modality(ABC):
     card_template: ClassVar[str]
     classifier_name: ClassVar[str]
 
+    args: Any
     column: str
     model: PreTrainedModel
     backbone: Any
@@ -164,6 +170,8 @@ class SampleOpener:
             flat = flatten_nested(dataset)
             has_labels = self.label_column is not None and self.label_column in flat.column_names
             store = self.modality.open(flat, self.label_column if has_labels else None, self.label_numbers)
+            if not self._stores:  # the samples to train on are opened first
+                self._warn_of_few_classes(store)
             self._stores[id(dataset)] = store
             weakref.finalize(dataset, self._stores.pop, id(dataset), None)
             self.latest = store
@@ -172,6 +180,13 @@ class SampleOpener:
         if self.check is not None and not self.latest.is_checked:
             self.check(self.latest)
         return self.latest
+
+    def _warn_of_few_classes(self, store: SampleStore) -> None:
+        if store.labels is None or self.label_column is None or self.modality.args.process_index:
+            return
+        complaint = describe_few_classes(store.labels, self.label_column)
+        if complaint is not None:
+            logger.warning("%s.", complaint)
 
 
 def choose_augmentation(name: str, augmentations: Mapping[str, Augmentation], plural: str) -> Augmentation:

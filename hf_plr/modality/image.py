@@ -39,14 +39,13 @@ with torch.inference_mode():
 tokens = {tokens}
 feature = {feature}  # shape (1, {width})"""
 
-EIGHT_BITS = 'image = ImageOps.exif_transpose(Image.open("image.png")){convert}  # upright'
-TRANSPARENT = """upright = ImageOps.exif_transpose(Image.open("image.png")).convert("RGBA")
+OPENED = 'image = ImageOps.exif_transpose(Image.open("image.png")){convert}  # upright'
+DEEP = """if image.mode.startswith(("I", "F")):  # {low:,.10g} to {high:,.10g} become 0 to 255, as in training
+    pixels = np.asarray(image, dtype=np.float64) - {low:.10g}
+    image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8))"""
+TRANSPARENT = """upright = image.convert("RGBA")
 image = Image.new("RGB", upright.size, {background})  # behind transparent pixels, as in training
-image.paste(upright, mask=upright)
-image = image{convert}"""
-DEEP = """image = ImageOps.exif_transpose(Image.open("image.png"))  # upright
-pixels = np.asarray(image, dtype=np.float64) - {low:.10g}  # {low:,.10g} to {high:,.10g} become 0 to 255, as in training
-image = Image.fromarray((pixels.clip(0, {span:.10g}) * 255 / {span:.10g}).astype(np.uint8)){convert}"""
+image.paste(upright, mask=upright)"""
 CONVERT = {1: '.convert("L")', 3: '.convert("RGB")'}  # by number of channels; other images have them already
 
 
@@ -170,15 +169,18 @@ class ImageModality(Modality):
         """Write the Python for a model card that computes a feature; see `Modality.usage_snippet`."""
         pixel_range, convert = self.geometry.settings.pixel_range, CONVERT.get(self.geometry.num_channels, "")
         background = getattr(self.processor, KEPT_BACKGROUND, None)
-        opened = EIGHT_BITS.format(convert=convert)
-        if background is not None and convert:  # images of other channels are taken as they are
-            opened = TRANSPARENT.format(background=quote_python(background), convert=convert)
+        is_laid = background is not None and bool(convert)  # images of other channels are taken as they are
+        steps = [OPENED.format(convert="" if is_laid or pixel_range is not None else convert)]
         if pixel_range is not None:
             low, high = pixel_range
-            opened = DEEP.format(low=low, high=high, span=high - low, convert=convert)
+            steps.append(DEEP.format(low=low, high=high, span=high - low))
+        if is_laid and background is not None:
+            steps.append(TRANSPARENT.format(background=quote_python(background)))
+        if convert and len(steps) > 1:
+            steps.append(f"image = image{convert}")
         return SNIPPET.format(
             numpy="" if pixel_range is None else "import numpy as np\n",
-            image=opened,
+            image="\n".join(steps),
             name=quote_python(name),
             arguments=self.backbone.forward_expression(),
             tokens=self.backbone.tokens_expression(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from hf_plr.pseudo_labels.data_record import DataRecord, read_record
 from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
+from hf_plr.utils.csv_text import choose_delimiter, describe_csv_error
 from hf_plr.utils.files import replacing
 from hf_plr.utils.tables import writing_table
 
@@ -27,6 +29,8 @@ FILE_COLUMN = "file"
 DIGEST_COLUMN = "digest"
 SPAN_COLUMNS = ("start", "end")
 CELL_COLUMN = "cell"
+FIRST_ROW_LINE = 2  # of a .csv file, below its header
+EXACT_FLOATS = 1 << 53  # below it, a float64 holds every integer
 BLOCK_ROWS = 1 << 18  # rows that are written together
 
 
@@ -50,9 +54,18 @@ def _read_parquet(path: str, column: str | None) -> pd.DataFrame:
     return pd.read_parquet(path, columns=[n for n in names if n in (INDEX_COLUMN, *SPAN_COLUMNS, labels)])
 
 
+def _read_csv(path: str) -> pd.DataFrame:
+    """Read all rows, empty ones between others too, since a row's position may say which sample it is of."""
+    content = Path(path).read_bytes().rstrip(b"\r\n ")
+    delimiter = choose_delimiter(content.partition(b"\n")[0].decode("utf-8", "replace"))
+    frame = pd.read_csv(io.BytesIO(content), sep=delimiter, skip_blank_lines=False)
+    last = frame.notna().any(axis=1).to_numpy().nonzero()[0]
+    return frame.iloc[: last[-1] + 1] if len(last) else frame.iloc[:0]  # tables may end with nothing but separators
+
+
 READERS: dict[str, Callable[[str, str | None], Any]] = {  # of a path and the name of the column of labels
     ".npy": lambda path, _: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too
-    ".csv": lambda path, _: pd.read_csv(path),
+    ".csv": lambda path, _: _read_csv(path),
     ".parquet": _read_parquet,
 }
 
@@ -99,7 +112,7 @@ class LabelFile:
             if kind == ".parquet":
                 record = read_record(pq.read_schema(path))
         except Exception as error:  # numpy, pandas and pyarrow raise a dozen kinds for damaged files
-            raise ValueError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+            raise ValueError(f"{path} cannot be read as {kind[1:]}: {describe_csv_error(error)}") from error
         if kind == ".npy":
             return cls(path, _validate_labels(path, "it", content), None)
         frame: pd.DataFrame = content
@@ -110,9 +123,11 @@ class LabelFile:
         name = _find_label_column(path, frame, column, option)
         if frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax())
-            raise ValueError(f"{path}: column {name!r} is empty in row {row}; noise is written as -1")
-        labels = _validate_labels(path, f"column {name!r}", frame[name].to_numpy())
-        index = frame[INDEX_COLUMN].to_numpy() if INDEX_COLUMN in frame.columns and name != INDEX_COLUMN else None
+            where = f"line {row + FIRST_ROW_LINE}" if kind == ".csv" else f"row {row}"
+            raise ValueError(f"{path}: column {name!r} is empty in {where}; noise is written as -1")
+        labels = _validate_labels(path, f"column {name!r}", _take_whole(frame[name].to_numpy()))
+        has_index = INDEX_COLUMN in frame.columns and name != INDEX_COLUMN
+        index = _take_whole(frame[INDEX_COLUMN].to_numpy()) if has_index else None
         return cls(path, labels, index, None if index is None else _find_spans(frame), record)
 
 
@@ -121,6 +136,12 @@ def _validate_kind(path: str) -> str:
     if kind not in READERS:
         raise ValueError(f"{path}: label files are {', '.join(READERS)}, not {kind or 'without an ending'}")
     return kind
+
+
+def _take_whole(labels: np.ndarray) -> np.ndarray:
+    """Take floats that are whole, which tools write for integers where there were gaps, as integers."""
+    is_whole = labels.dtype.kind == "f" and bool(((np.abs(labels) < EXACT_FLOATS) & (labels == np.rint(labels))).all())
+    return labels.astype(np.int64) if is_whole else labels
 
 
 def _validate_labels(path: str, subject: str, labels: np.ndarray) -> np.ndarray:
@@ -154,7 +175,9 @@ def _find_label_column(path: str, frame: pd.DataFrame, column: str | None, optio
         return column
     if LABEL_COLUMN in frame.columns:
         return LABEL_COLUMN
-    candidates = [str(n) for n in frame.columns if n != INDEX_COLUMN and pd.api.types.is_integer_dtype(frame[n])]
+    others = [str(name) for name in frame.columns if name != INDEX_COLUMN]
+    candidates = [name for name in others if pd.api.types.is_integer_dtype(frame[name])]
+    candidates = candidates or [name for name in others if _take_whole(frame[name].to_numpy()).dtype.kind == "i"]
     if len(candidates) != 1:
         found = f"{len(candidates)} columns of integers" if candidates else "no column of integers"
         remedy = "give the one with the labels this name" if option is None else f"name one with {option}"

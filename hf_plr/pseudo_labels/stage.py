@@ -24,6 +24,7 @@ from hf_plr.utils.serialization import select_prefix, validate_array
 
 logger = logging.getLogger(__name__)
 
+SMALLEST = 2  # members of a cluster that can be told from noise
 REFINER_LABELS = ("refiner.history.1", "refiner.refined")  # in the state of a stage that has run
 
 
@@ -303,17 +304,32 @@ class RefinementStage:
             is_noise = not labels.sizes.sum()
             raise ValueError(
                 f"epoch {labels.epoch}: all {labels.n_samples} samples are noise, so there is nothing to train on. "
-                "Use fewer, larger clusters or a lower min_cluster_size; with dbscan, a larger eps."
+                f"{self._advise(labels.n_samples, fewer=True)}."
                 if is_noise
                 else f"epoch {labels.epoch}: no sample in a cluster has a confidence of at least min_confidence, so "
                 "there is nothing to train on. Use a lower min_confidence."
             )
         elif labels.n_clusters == 1 and not self.may_be_empty:
             logger.warning(
-                "Epoch %d: only one cluster is left, so nothing is learned from clusters. Use a larger num_clusters, "
-                "a lower learning rate, or weaker refinement (--refinement none to check).",
+                "Epoch %d: only one cluster is left, so nothing is learned from clusters. %s, a lower learning rate, "
+                "or weaker refinement (--refinement none to check).",
                 labels.epoch,
+                self._advise(labels.n_samples, fewer=False),
             )
+
+    def _advise(self, n_samples: int, fewer: bool) -> str:
+        """Advise on the clusterer's own arguments, towards fewer and larger clusters or towards more of them."""
+        parameters = self.clusterer.get_params()
+        n = parameters.get("n_clusters") if isinstance(parameters.get("n_clusters"), int) else None
+        if n_samples < SMALLEST * (2 if fewer else (n or 1) + 1):
+            return f"Use more samples than {n_samples}"
+        if isinstance(n, int):
+            return (
+                f"Use fewer, larger clusters, by a num_clusters below {n}" if fewer else f"Use a num_clusters above {n}"
+            )
+        words = {"eps": ("a larger eps", "a smaller eps"), "min_cluster_size": ("a lower min_cluster_size",) * 2}
+        known = [word[not fewer] for name, word in words.items() if name in parameters]
+        return f"Use {' or '.join(known) or ('fewer, larger clusters' if fewer else 'more clusters')}"
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """State for the next call, as arrays by name."""
@@ -335,8 +351,8 @@ class RefinementStage:
 
 
 def default_num_clusters(n_samples: int) -> int:
-    """Default number of clusters: 1.5 times the square root of N, at most half of N."""
-    return max(1, min(n_samples // 2, round(1.5 * n_samples**0.5)))
+    """Default number of clusters: 1.5 times the square root of N, at most half of N, and 2 where there are so many."""
+    return max(min(2, n_samples), min(n_samples // 2, round(1.5 * n_samples**0.5)))
 
 
 def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_targets: bool) -> dict[str, float]:

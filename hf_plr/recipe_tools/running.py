@@ -44,6 +44,10 @@ from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
 from hf_plr.utils.streams import escape_what_streams_lack
 
+SOUND_ARGUMENTS = (  # which recipes for images do not show
+    *("audio_column", "max_seconds", "segment_seconds", "segment_overlap"),
+    *("sound_cache_gib", "sound_cache_dir"),
+)
 # Patterns of all files that a run writes at the top of its output folder.
 WRITTEN = (*PUBLISHED, DATA_FILE, PAGE_FILE, f"{Path(STATE_FILE).stem}*.safetensors", "training_args.bin")
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 
-INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+from hf_plr.utils.csv_text import choose_delimiter, describe_csv_error
+
+logger = logging.getLogger(__name__)
+
+INTEGER = re.compile(r"(-?[0-9]{1,18})(\.0*)?", re.ASCII)  # pandas writes 3.0 where a column has gaps
 LARGEST_SECOND = 1e9
 MAX_QUOTED = 40  # characters of foreign text in a message
 
@@ -19,8 +24,8 @@ def read_rows(
     """Yield the line and the fields by column of every row, stripped of spaces; rows without any text are skipped.
 
     Args:
-        path: a CSV file with a header, UTF-8; fields are separated by commas, or by semicolons if the header is.
-        columns: columns that are known.
+        path: a CSV file with a header, UTF-8; fields are separated by commas, semicolons or tabs, as in the header.
+        columns: columns that are known; others are passed over, and named in a warning.
         required: those of them that must be there.
 
     Raises:
@@ -29,8 +34,7 @@ def read_rows(
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
             first = file.readline()
-            delimiter = ";" if ";" in first and "," not in first else ","
-            reader = csv.reader(itertools.chain([first], file), delimiter=delimiter, strict=True)
+            reader = csv.reader(itertools.chain([first], file), delimiter=choose_delimiter(first), strict=True)
             header = [name.strip() for name in next(reader, [])]
             _check_header(path, header, columns, required)
             for fields in reader:
@@ -40,9 +44,10 @@ def read_rows(
                     raise ValueError(
                         f"{path}, line {reader.line_num}: {len(fields)} fields under a header of {len(header)}"
                     )
-                yield reader.line_num, dict(zip(header, (field.strip() for field in fields), strict=True))
+                named = zip(header, fields, strict=True)
+                yield reader.line_num, {name: field.strip() for name, field in named if name in columns}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as csv: {error}") from error
+        raise ValueError(f"{path} cannot be read as csv: {describe_csv_error(error)}") from error
 
 
 def _check_header(
@@ -50,14 +55,36 @@ def _check_header(
 ) -> None:
     least = "" if set(required) == set(columns) else f", or at least {','.join(required)}"
     expected = f"the header must be {','.join(columns)}{least}"
-    unknown = [name for name in header if name not in columns]
-    if unknown:
-        raise ValueError(f"{path}, line 1: unknown column {quote(unknown[0])}; {expected}")
     missing = [name for name in required if name not in header]
     if missing:
         raise ValueError(f"{path}, line 1: no column {missing[0]!r}; {expected}")
-    if len(set(header)) < len(header):
+    known = [name for name in header if name in columns]
+    if len(set(known)) < len(known):
         raise ValueError(f"{path}, line 1: a column is there twice; {expected}")
+    unknown = [quote(name) for name in header if name and name not in columns]
+    if unknown:
+        logger.warning("%s: not read, beside %s: %s.", path, ",".join(known), ", ".join(unknown))
+
+
+def leave_out(path: str | os.PathLike[str], missing: Sequence[str], n_rows: int, labels_path: str) -> None:
+    """Warn of rows of samples that a run does not have, which are left out.
+
+    Args:
+        path: the file.
+        missing: line and sample of each such row, such as "line 2: sample 99".
+        n_rows: number of all rows.
+        labels_path: the run's labels.
+
+    Raises:
+        ValueError: if no row is of a sample of the run.
+    """
+    if missing and len(missing) == n_rows:
+        others = "" if n_rows == 1 else f", nor is that of any of the other {n_rows - 1:,} rows"
+        raise ValueError(f"{path}, {missing[0]} is not in {labels_path}{others}")
+    if missing:
+        are = "is of a sample" if len(missing) == 1 else "are of samples"
+        counts = f"{len(missing):,} of {n_rows:,} rows {are}"
+        logger.warning("%s: %s not in %s and left out, first %s.", path, counts, labels_path, missing[0])
 
 
 def parse_second(where: str, text: str) -> float:
@@ -83,20 +110,21 @@ def parse_integer(where: str, column: str, text: str) -> int:
     Raises:
         ValueError: if it is not one, saying where.
     """
-    if not INTEGER.fullmatch(text):
+    found = INTEGER.fullmatch(text)
+    if not found:
         raise ValueError(f"{where}: {column} {quote(text)} is not an integer")
-    return int(text)
+    return int(found[1])
 
 
 def parse_choice(where: str, column: str, text: str, allowed: Sequence[str]) -> str:
-    """Return a text that is one of those allowed.
+    """Return the one of the allowed texts that a text is, in any case.
 
     Raises:
         ValueError: if it is not, saying where.
     """
-    if text not in allowed:
+    if text.lower() not in allowed:
         raise ValueError(f"{where}: {column} {quote(text)} is unknown: use one of {', '.join(allowed)}")
-    return text
+    return text.lower()
 
 
 def quote(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE, LabelFile
 from hf_plr.refinement.cooccurrence import NOISE
 from hf_plr.report.audit import Marks
-from hf_plr.report.csv_rows import LARGEST_SECOND, parse_choice, parse_integer, parse_second, read_rows
+from hf_plr.report.csv_rows import LARGEST_SECOND, leave_out, parse_choice, parse_integer, parse_second, read_rows
 
 RANDOM_SHEET = "random"
 SHEETS = (RANDOM_SHEET, "most_confident", "least_confident", "changed")
@@ -45,6 +45,12 @@ class _Rows:
     random: np.ndarray
     mark: np.ndarray
 
+    def select(self, positions: np.ndarray) -> _Rows:
+        """Select some rows by their positions (m,)."""
+        lines, seen = ([values[i] for i in positions] for values in (self.lines, self.seen))
+        arrays = {name: getattr(self, name)[positions] for name in ("index", "start", "random", "mark")}
+        return replace(self, lines=lines, seen=seen, **arrays)
+
 
 def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool = False) -> Marks:
     """Read marks and check them against the labels that they are of.
@@ -54,7 +60,8 @@ def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool
     or changed). A sample has one mark; it may have several rows, and is in the random draw if one of them is on that
     sheet. Without a column sheet none is in the draw, unless `all_random` says that all are. Where labels are of
     segments of recordings, the column start (in seconds, to the millisecond) says which segment of its row is meant; it
-    may be missing for rows with a single one. A column end is not read.
+    may be missing for rows with a single one. A column end is not read. Rows of samples that the labels do not have,
+    such as unreadable ones, are left out with a warning.
 
     Args:
         path: a CSV file with a header.
@@ -63,8 +70,8 @@ def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file and the line, if it cannot be read as marks, a sample is unknown or was marked wrong
-            and right, or the labels are not the run's. Text from the file is shown escaped.
+        ValueError: naming the file and the line, if it cannot be read as marks, no sample is known, one was marked
+            wrong and right, or the labels are not the run's. Text from the file is shown escaped.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist")
@@ -72,6 +79,7 @@ def read_marks(path: str | os.PathLike[str], labels: LabelFile, all_random: bool
     if not rows.lines:
         raise ValueError(f"{path} holds no marks: nothing follows its header")
     sample = _look_up_samples(rows, labels)
+    rows, sample = rows.select(np.flatnonzero(sample >= 0)), sample[sample >= 0]
     label = np.asarray(labels.labels)[sample]
     _check_same_labels(rows, label, labels.path)
     marks = _merge_rows(rows, label, sample)
@@ -137,10 +145,10 @@ def _parse(path: str | os.PathLike[str], all_random: bool) -> _Rows:
 
 
 def _look_up_samples(rows: _Rows, labels: LabelFile) -> np.ndarray:
-    """Look up the position of each row's sample in the labels.
+    """Look up the position of each row's sample in the labels, -1 if it is not there.
 
     Raises:
-        ValueError: if a sample is unknown, or the row does not say which segment of a recording is meant.
+        ValueError: if no sample is there, or the row does not say which segment of a recording is meant.
     """
     assert labels.index is not None
     starts = list_starts(labels)
@@ -150,20 +158,21 @@ def _look_up_samples(rows: _Rows, labels: LabelFile) -> np.ndarray:
         index = int(labels.index[i])
         by_name[index, int(starts[i])] = i
         by_index.setdefault(index, []).append(i)
-    samples = []
+    samples, missing = [], []
     for line, index, start in zip(rows.lines, rows.index.tolist(), rows.start.tolist(), strict=True):
         is_named = start >= 0 and labels.spans is not None
         found = [by_name[index, start]] if is_named and (index, start) in by_name else []
         found = found if is_named else by_index.get(index, [])
         if not found:
             segment = f" with a segment at {start / UNITS_PER_SECOND:g} s" if is_named else ""
-            raise ValueError(f"{rows.path}, line {line}: sample {index}{segment} is not in {labels.path}")
+            missing.append(f"line {line}: sample {index}{segment}")
         if len(found) > 1:
             raise ValueError(
                 f"{rows.path}, line {line}: row {index} has {len(found)} segments in {labels.path}: add the column "
                 "'start' with the second at which the marked one begins"
             )
-        samples += found
+        samples.append(found[0] if found else -1)
+    leave_out(rows.path, missing, len(samples), labels.path)
     return np.array(samples, np.int64)
 
 

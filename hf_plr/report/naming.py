@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_plr.pseudo_labels.label_files import LabelFile
 from hf_plr.refinement.cooccurrence import NOISE
-from hf_plr.report.csv_rows import parse_integer, parse_second, quote, read_rows
+from hf_plr.report.csv_rows import leave_out, parse_integer, parse_second, quote, read_rows
 from hf_plr.report.marks import list_starts, round_to_units
 from hf_plr.report.names import unify_spaces, validate_name
 
@@ -118,7 +119,9 @@ def read_few_labels(path: str | os.PathLike[str], labels: LabelFile) -> FewLabel
 
     The columns are label, and index (row of the data set) or file (as in `pseudo_labels.parquet`). Where the run's
     samples are segments of recordings, a column start (in seconds, to the millisecond) says which one is meant; without
-    it a label is of all segments of the recording. Rows without a label are skipped.
+    it a label is of all segments of the recording. Rows without a label are skipped, and rows of samples that the run
+    does not have, such as unreadable ones, with a warning. Files may have backslashes, and begin with the folders that
+    lead to the data.
 
     Args:
         path: a CSV file with a header.
@@ -126,7 +129,7 @@ def read_few_labels(path: str | os.PathLike[str], labels: LabelFile) -> FewLabel
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file and the line, if it is not such a table, a sample is unknown, or has two labels.
+        ValueError: naming the file and the line, if it is not such a table, no sample is known, or one has two labels.
     """
     _check_exists(path)
     found: dict[int, tuple[str, int]] = {}
@@ -177,19 +180,20 @@ def _look_up(
         key = parse_integer(where, "index", fields["index"]) if column == "index" else fields[FILE_COLUMN]
         start = parse_second(where, fields.get("start", ""))
         if fields["label"]:
-            parsed.append((line, where, key, start, _parse_name(where, fields["label"])))
-    positions = _find_positions({key for _, _, key, _, _ in parsed}, column, labels)
-    starts = list_starts(labels)
-    for line, where, key, start, label in parsed:
+            parsed.append((line, key, start, _parse_name(where, fields["label"])))
+    positions = _find_positions({key for _, key, _, _ in parsed}, column, labels)
+    starts, missing = list_starts(labels), []
+    for line, key, start, label in parsed:
         samples = positions.get(key, [])
         if labels.spans is not None and start >= 0:
             samples = [sample for sample in samples if starts[sample] == round_to_units(np.array([start]))[0]]
         if not samples:
             segment = f" with a segment at {start:g} s" if labels.spans is not None and start >= 0 else ""
             shown = key if isinstance(key, int) else quote(key)
-            raise ValueError(f"{where}: sample {shown}{segment} is not in {labels.path}")
+            missing.append(f"line {line}: sample {shown}{segment}")
         for sample in samples:
             yield line, sample, label
+    leave_out(path, missing, len(parsed), labels.path)
 
 
 def _find_positions(keys: set[int] | set[str] | set[int | str], column: str, labels: LabelFile) -> dict:
@@ -202,7 +206,8 @@ def _find_positions(keys: set[int] | set[str] | set[int | str], column: str, lab
         if FILE_COLUMN not in pq.read_schema(labels.path).names:
             raise ValueError(f"{labels.path} has no column 'file': name the samples by 'index', the row of the data")
         files = pq.read_table(labels.path, columns=[FILE_COLUMN])[FILE_COLUMN].to_pylist()
-        wanted = np.array([i for i, file in enumerate(files) if file in keys], np.int64)
+        named = _match_files({str(key) for key in keys}, set(files))
+        wanted = np.array([i for i, file in enumerate(files) if file in named], np.int64)
         names = [files[i] for i in wanted]
         by_file: dict[str, set[int]] = {}
         for name, row in zip(names, labels.index[wanted].tolist() if labels.index is not None else [], strict=True):
@@ -211,8 +216,29 @@ def _find_positions(keys: set[int] | set[str] | set[int | str], column: str, lab
             by_file[name].add(row)
     positions: dict[int | str, list[int]] = {}
     for name, position in zip(names, wanted.tolist(), strict=True):
-        positions.setdefault(name, []).append(position)
+        for key in [name] if column == "index" else named[name]:
+            positions.setdefault(key, []).append(position)
     return positions
+
+
+def _match_files(keys: set[str], files: set[str]) -> dict[str, list[str]]:
+    """Find the texts that name each file: its path, one with backslashes, or one from further above.
+
+    Args:
+        keys: texts of a table.
+        files: paths of the run, below the folder of its data.
+    """
+    plain = {key: key if key in files else key.replace("\\", "/").removeprefix("./") for key in keys}
+    levels = zip(*(path.split("/")[:-1] for path in plain.values()), strict=False)
+    common = [folders[0] for folders in takewhile(lambda folders: len(set(folders)) == 1, levels)]
+    prefixes = ["".join(f"{folder}/" for folder in common[:n]) for n in range(len(common) + 1)]
+    prefix = max(prefixes, key=lambda prefix: sum(path.removeprefix(prefix) in files for path in plain.values()))
+    named: dict[str, list[str]] = {}
+    for key, path in plain.items():
+        file = path.removeprefix(prefix)
+        if file in files:
+            named.setdefault(file, []).append(key)
+    return named
 
 
 def _parse_name(where: str, text: str) -> str:

@@ -23,6 +23,7 @@ from hf_plr.report.summary import RunSummary
 from hf_plr.report.tree_file import TREE_FILE, write_tree
 from hf_plr.trainer.cluster_tree import compare_last_clusters
 from hf_plr.trainer.continuation import digest_own, make_history
+from hf_plr.utils.files import refuse_file
 
 if TYPE_CHECKING:
     from hf_plr.trainer.plr_trainer import PLRTrainer
@@ -40,7 +41,11 @@ def write_label_files(trainer: PLRTrainer, directory: str | os.PathLike[str], ro
         trainer: the trainer.
         directory: where to, made if it is missing.
         rows: as for `PLRTrainer.save_pseudo_labels`.
+
+    Raises:
+        FileExistsError: if the directory is a file.
     """
+    refuse_file(directory)
     os.makedirs(directory, exist_ok=True)
     labels = trainer.labelings[0].pseudo_labels
     ids, means, features = write_cluster_files(directory, labels, trainer.extract_now(), trainer.holder)

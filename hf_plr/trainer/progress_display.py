@@ -165,9 +165,8 @@ def _describe_truth(trainer: BaseTrainer) -> str:
     names = {number: name for name, number in numbers.items()}
     shown = ", ".join(str(names.get(int(each), each)) for each in classes[:SHOWN_CLASSES])
     more = ", ..." if len(classes) > SHOWN_CLASSES else ""
-    return (
-        f"by {len(classes):,} classes in column {trainer.label_column!r} ({shown}{more}), which training does not see"
-    )
+    noun = "class" if len(classes) == 1 else "classes"
+    return f"by {len(classes):,} {noun} in column {trainer.label_column!r} ({shown}{more}), which training does not see"
 
 
 def describe_backbone(trainer: BaseTrainer) -> str:
@@ -228,7 +227,8 @@ def describe(logs: dict[str, Any], epoch: float) -> str:
 def _describe_stage(metrics: dict[str, Any]) -> str:
     """A stage's metrics in words."""
     count = "units" if "units" in metrics else "clusters"
-    words = [f"{metrics[count]:,.0f} {count}"] if count in metrics else []
+    noun = count.removesuffix("s") if metrics.get(count) == 1 else count
+    words = [f"{metrics[count]:,.0f} {noun}"] if count in metrics else []
     events = [f"{metrics[kind]:,.0f} {kind}" for kind in EVENTS if metrics.get(kind)]
     if events:
         words[-1:] = [f"{words[-1]} ({', '.join(events)})"]

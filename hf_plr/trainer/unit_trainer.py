@@ -44,6 +44,7 @@ from hf_plr.units.masked_prediction import UnitPredictor, count_spans, mask_span
 from hf_plr.units.space import FrameSpaceFitter, number_recordings, number_speakers
 from hf_plr.units.stage import FrameStage, FrameUnits, unit_metrics
 from hf_plr.utils.distributed import check_sharding
+from hf_plr.utils.files import refuse_file
 from hf_plr.utils.parameters import default_parameters
 from hf_plr.utils.rng import isolate_rng, uniform
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
@@ -348,7 +349,11 @@ class UnitTrainer(BaseTrainer):
         Args:
             directory: where to.
             rows: as for `PLRTrainer.save_labels`.
+
+        Raises:
+            FileExistsError: if the directory is a file.
         """
+        refuse_file(directory)
         # On a copy: else the next epoch would find other centroids, and the units of another round.
         stage, is_noted = self.stage.copy(), not self.is_in_train
         published = self._make_units(stage, self._units.round + 1, self.unit_layer, is_noted)

@@ -20,7 +20,7 @@ class BackboneArguments:
             "otherwise the model's own pooler where it has a trained one, otherwise mean."
         },
     )
-    layer: int | None = field(
+    layer: CountOrZero | None = field(
         default=None,
         metadata={
             "help": "Layer whose tokens or frames make the feature, 0 for the first layer's input. Default: the last."

@@ -32,6 +32,19 @@ logger = logging.getLogger(__name__)
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch`
 
 
+class InheritedLimits:
+    """Limits of arguments that stay as `TrainingArguments` declares them."""
+
+    gradient_accumulation_steps: Count
+    max_grad_norm: AtLeastZero | None
+    adam_beta1: FractionBelowOne
+    adam_beta2: FractionBelowOne
+    adam_epsilon: AtLeastZero
+    seed: CountOrZero
+    data_seed: CountOrZero | None
+    eval_accumulation_steps: Count | None
+
+
 @dataclass
 class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     """`transformers.TrainingArguments` with what `PLRTrainer` and `UnitTrainer` have in common.
@@ -67,24 +80,24 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             "pretrained backbone 10."
         },
     )
-    per_device_train_batch_size: int = field(
+    per_device_train_batch_size: Count = field(
         default=None,  # type: ignore[assignment]
         metadata={
             "help": "Views per training batch and device: two of each sample unless pair_weight is 0. Default: 128, "
             "from a pretrained backbone 64 (sounds: 16)."
         },
     )
-    per_device_eval_batch_size: int = field(
+    per_device_eval_batch_size: Count = field(
         default=256,
         metadata={"help": "Images, or seconds of sound, per batch and device for features and evaluation."},
     )
-    learning_rate: float = field(
+    learning_rate: AtLeastZero = field(
         default=None,  # type: ignore[assignment]
         metadata={"help": "Peak learning rate. Default: 1e-3, from a pretrained backbone 3e-5, of its adapters 1e-3."},
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    weight_decay: AtLeastZero = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(
+    warmup_steps: AtLeastZero = field(
         default=0.1, metadata={"help": "Warm-up: steps, or a fraction of all steps if below 1."}
     )
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: epoch, steps or no."})
@@ -280,6 +293,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = count_default_workers()
             self.by_default |= {"dataloader_num_workers"}
+        for declared_in in (BackboneArguments, BaseTrainingArguments, InheritedLimits):
+            check_values(self, declared_in)
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
@@ -315,8 +330,6 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
-        for declared_in in (BackboneArguments, BaseTrainingArguments):
-            check_values(self, declared_in)
         refuse_ignored(self, OF_ALL)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)

@@ -38,6 +38,13 @@ OF_ALL: tuple[Ignored, ...] = (
         {"refinement_weight": ()},
     ),
 )
+OF_IMAGES: tuple[Ignored, ...] = (
+    Ignored(
+        lambda _: True,
+        "on images",
+        {"segment_seconds": (), "max_seconds": ()},
+    ),
+)
 OF_FRAMES: tuple[Ignored, ...] = (
     Ignored(
         lambda args: args.frame_scaling != "speaker",

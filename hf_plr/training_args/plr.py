@@ -13,6 +13,7 @@ from hf_plr.utils.argument_checks import (
     AboveZero,
     AtLeastZero,
     Count,
+    CountOrZero,
     Fraction,
     FractionBelowOne,
     check_values,
@@ -110,7 +111,7 @@ class PLRTrainingArguments(BaseTrainingArguments):
         default=0.0,
         metadata={"help": "Leave samples whose refined label has less confidence out of the epoch, in [0, 1]."},
     )
-    refine_start_epoch: int = field(
+    refine_start_epoch: CountOrZero = field(
         default=1, metadata={"help": "First epoch whose labels are refined by those of the epochs before."}
     )
     samples_per_cluster: Count = field(

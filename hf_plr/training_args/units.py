@@ -7,7 +7,7 @@ from typing import Literal
 
 from hf_plr.training_args.base import BaseTrainingArguments
 from hf_plr.training_args.ignored import OF_FRAMES, refuse_ignored
-from hf_plr.utils.argument_checks import AboveZero, AtLeastZero, Count, FractionAboveZero, check_values
+from hf_plr.utils.argument_checks import AboveZero, AtLeastZero, Count, CountOrZero, FractionAboveZero, check_values
 
 
 @dataclass
@@ -31,7 +31,7 @@ class UnitTrainingArguments(BaseTrainingArguments):
             "pretrained backbone layer."
         },
     )
-    unit_layer: int | None = field(
+    unit_layer: CountOrZero | None = field(
         default=None,
         metadata={"help": "Frames: layer to cluster from the second round on. Default: two thirds of the way up."},
     )

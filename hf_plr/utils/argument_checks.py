@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from math import inf
+from numbers import Real
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 
@@ -42,11 +43,21 @@ def check_values(args: Any, declared_in: type) -> None:
         if value is None and type(None) in parts:
             continue
         for part in parts:
+            if get_origin(part) is Annotated and value is not None:
+                _check_type(name, value, get_args(part)[0])
             if get_origin(part) is Literal and value not in get_args(part):
                 raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(get_args(part))}")
             for limit in getattr(part, "__metadata__", ()):
                 if value is None or not limit.holds(value):
                     raise ValueError(f"{name}={value} {limit.complaint}")
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """Refuse text, truth values and lists where a number is expected, and all but lists of numbers otherwise."""
+    is_list = get_origin(kind) is list
+    numbers = value if is_list and isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(number, Real) and not isinstance(number, bool) for number in numbers):
+        raise ValueError(f"{name}={value!r} must be {'a list of numbers' if is_list else 'a number'}")
 
 
 def check_segments(seconds: float | None, overlap: float) -> None:

@@ -63,3 +63,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def refuse_file(directory: str | os.PathLike[str]) -> None:
+    """Refuse a file where labels need a folder.
+
+    Raises:
+        FileExistsError: naming it.
+    """
+    if os.path.isfile(directory):
+        raise FileExistsError(f"{os.fspath(directory)} is a file: name a folder for the labels")

@@ -145,6 +145,39 @@ def test_the_snippet_of_the_card_turns_deep_photos(tmp_path):
     torch.testing.assert_close(names["feature"][0], trainer.extract_features()[4], atol=1e-4, rtol=1e-4)
 
 
+def test_the_snippet_of_the_card_takes_images_of_8_and_of_16_bits_from_one_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(32):
+        shape, kind = [((16, 16, 3), "u1"), ((16, 16), "u1"), ((16, 16, 4), "u1"), ((16, 16), "u2")][i % 4]
+        pixels = rng.integers(0, 256 if kind == "u1" else 4096, shape).astype(kind)
+        PILImage.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    mixed = Dataset.from_dict({"image": files}).cast_column("image", Image())
+    trainer = image_trainer(tmp_path / "out", mixed, num_clusters=4, transparency_background="#ff8000")
+    trainer.save_model()
+    snippet, geometry = trainer.modality.usage_snippet(str(tmp_path / "out")), trainer.modality.geometry
+    features, decoder = trainer.extract_features(), geometry.make_decoder()
+    for row in range(8):
+        (tmp_path / "image.png").write_bytes(files[row]["bytes"])
+        names = {}
+        exec(snippet.replace("image.png", str(tmp_path / "image.png")), names)  # noqa: S102
+        np.testing.assert_array_equal(np.asarray(names["image"]), np.asarray(decoder.decode(files[row], row)))
+        torch.testing.assert_close(names["feature"][0], features[row], atol=1e-4, rtol=1e-4)
+
+
+def test_the_folder_of_the_output_is_made_and_errors_name_the_option(some_digits, tmp_path, capfd):
+    tiny_vit().save_pretrained(tmp_path / "model")
+    small_vit_processor(16).save_pretrained(tmp_path / "model")
+    data = write(some_digits.select(range(20)), tmp_path / "data")
+    command = ["embed", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "new folder" / "x.parquet")]
+    assert main([*command, "--dataset", data]) == 0
+    assert len(pd.read_parquet(tmp_path / "new folder" / "x.parquet")) == 20
+    assert "Loading weights" not in capfd.readouterr().err
+    assert main([*command, "--overwrite", "--dataset", str(tmp_path / "none")]) == 2
+    assert f"hf-plr embed: error: --dataset '{tmp_path / 'none'}' is neither a folder" in capfd.readouterr().err
+
+
 def test_images_in_nested_columns_are_found(some_digits, tmp_path):
     tiny_vit().save_pretrained(tmp_path / "model")
     small_vit_processor(16).save_pretrained(tmp_path / "model")

@@ -85,6 +85,13 @@ def test_names_go_into_the_file_the_page_and_the_card_and_nothing_else_changes(o
     }
 
 
+def test_a_second_rename_needs_the_option_again(out, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["name", str(out), "--rename", "7=a", "8=b"])
+    said = capsys.readouterr().err
+    assert said == "hf-plr name: error: unrecognized arguments: 8=b; give --rename again before 8=b\n"
+
+
 def test_other_names_stay_an_empty_one_is_taken_away_and_a_repetition_changes_nothing(out, name):
     first, second, third, *_ = clusters_of(out)
     write_cluster_names(out, {first: "crack", second: "dent", 999: "of an earlier run"})

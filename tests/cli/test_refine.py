@@ -96,10 +96,19 @@ def test_an_output_is_not_replaced_unasked(epochs, tmp_path, capsys):
         ("a.npy", np.empty(0, dtype=int), "holds no labels"),
         ("a.npy", np.array([0, 1, 2]), "has 3 labels but"),
         ("a.csv", "label\n1\n\n", "has 1 labels but"),
-        ("a.csv", "x,label\n1,2\n1,\n", "column 'label' is empty in row 1"),
+        ("a.csv", "x,label\n1,2\n1,\n", "column 'label' is empty in line 3"),
+        ("a.csv", "label\n0\n\n0\n", "a.csv: column 'label' is empty in line 3; noise is written as -1"),
+        ("a.csv", "index,label\n0,0\n\n1,0\n", "a.csv: column 'label' is empty in line 3"),
         ("a.csv", "x,y\n1,2\n", "2 columns of integers ('x', 'y'): name one with --column"),
         ("a.csv", "label\nrust\n", "but labels are integers"),
+        ("a.csv", "label\n0.5\n", "but labels are integers"),
         ("a.csv", "", "cannot be read as csv"),
+        (
+            "a.csv",
+            "label\n\u00e4\n".encode("cp1252"),
+            "a.csv cannot be read as csv: it is not in UTF-8: save it as UTF",
+        ),
+        ("a.csv", "label\n1\n".encode("utf-16"), "a.csv cannot be read as csv: it is not in UTF-8: save it as UTF-8"),
         ("a.csv", "5\n1\n2\n", "the first line holds numbers: put a header there, such as 'label'"),
         ("a.parquet", b"nonsense", "cannot be read as parquet"),
         ("a.csv", "index,label\n1,2\n0,2\n", "not in the same order: in row 0 their index is 1 and 0"),
@@ -121,6 +130,24 @@ def test_files_that_do_not_fit_are_named(tmp_path, capsys, name, content, messag
     assert error.startswith("hf-plr refine: error: ")
     assert message in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("end", ["", "\n\n\n", "\r\n,\r\n"])
+def test_empty_lines_at_the_end_of_a_table_are_no_samples(tmp_path, end):
+    (tmp_path / "a.csv").write_text(f"index,label\n0,0\n1,3{end}")
+    files = ["--previous", str(tmp_path / "a.csv"), "--current", str(tmp_path / "a.csv")]
+    assert main(["refine", *files, "--min_cluster_size", "1", "--output", str(tmp_path / "o.csv")]) == 0
+    assert pd.read_csv(tmp_path / "o.csv")["label"].tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_as_spreadsheets_and_pandas_write_them(tmp_path, separator):
+    table = "\ufeffindex,cluster\n4.0,3.0\n2.0,0.0\n".replace(",", separator)
+    (tmp_path / "a.csv").write_text(table, encoding="utf-8")
+    files = ["--previous", str(tmp_path / "a.csv"), "--current", str(tmp_path / "a.csv")]
+    assert main(["refine", *files, "--min_cluster_size", "1", "--output", str(tmp_path / "o.csv")]) == 0
+    found = pd.read_csv(tmp_path / "o.csv")
+    assert (found["index"].tolist(), found["label"].tolist()) == ([4, 2], [3, 0])
 
 
 def test_an_index_of_text_and_columns_that_are_numbers(tmp_path):

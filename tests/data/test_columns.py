@@ -108,6 +108,29 @@ def test_columns_that_hold_none_are_passed_over_and_refused_by_name(values, kind
         encode_labels(dataset, "label")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 1] + [None] * 38, "label_column='label' holds as many classes as labelled samples, 2: scores by it say"),
+        ([float(i) for i in range(40)], "holds as many classes as labelled samples, 40: scores by it say nothing"),
+        ([0.5 + i for i in range(40)], "Column 'label' holds fractions, which are no classes: nothing is scored by it"),
+        ([3] * 40, "label_column='label' holds one class only: no features are scored by it"),
+        ([None] * 40, "Column 'label' holds nothing: nothing is scored by it"),
+        ([float("nan")] * 40, "label_column='label' is empty in all 40 rows: no features are scored by it"),
+        ([0, 0, 1] + [None] * 37, "has a single class with 2 labelled samples or more: scores by it say little"),
+        ([0, 0, 1, 1] + [None] * 36, None),
+    ],
+)
+def test_labels_by_which_scores_say_nothing_are_warned_of_once(tmp_path, some_digits, caplog, values, message):
+    images = some_digits.select(range(40)).select_columns(["image"])
+    labelled = images.add_column("label", values)
+    trainer = tiny.image_trainer(tmp_path, labelled, num_clusters=4)
+    trainer.open_samples(images)
+    warned = [record.message for record in caplog.records if "label" in record.message]
+    assert len(warned) == (message is not None)
+    assert message is None or message in warned[0]
+
+
 def test_nested_columns_are_named_with_a_dot(tmp_path, some_digits):
     rows = [{"sample": {"image": row["image"], "label": row["label"]}} for row in some_digits.select(range(40))]
     features = Features({"sample": {"image": Image(), "label": some_digits.features["label"]}})

@@ -293,7 +293,7 @@ def test_the_background_is_told_and_kept(tmp_path):
     assert note.startswith("1 of 2 images with an alpha channel are transparent: they lie on white;")
     assert processor.to_dict()["transparency_background"] == "white"
     (note,) = ImageGeometry(small_vit_processor(8), 3).fit(data_set([encode(shape_in_alpha(255))]), "image")
-    assert "white, where 1 of them show nearly nothing; the training argument transparency_background sets" in note
+    assert "white, where 1 of them show nearly nothing; transparency_background (--transparency_background) s" in note
     processor = small_vit_processor(8)
     assert len(ImageGeometry(processor, 3, background="black").fit(data_set(files), "image")) == 1
     processor.save_pretrained(tmp_path)

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from datasets import Image
 from helpers.launching import call, launch
-from helpers.paths import SHARED_DATA
+from helpers.media_folders import draw, record
+from helpers.paths import HUBERT_PLR, SHARED_DATA, VIT_PLR
 
 TINY = ["--num_train_epochs", "2", "--num_clusters", "12", "--max_samples", "150", "--disable_tqdm", "true"]
 
@@ -118,6 +119,15 @@ def test_data_that_is_not_there_is_named(tmp_path, all_digits):
     assert "image 7 cannot be read" in run.stderr
     assert "--skip_unreadable" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(("script", "make", "held"), [(VIT_PLR, record, "recordings"), (HUBERT_PLR, draw, "images")])
+def test_data_for_the_other_recipe_are_said_to_be_so(tmp_path, script, make, held):
+    folder = make(tmp_path / "data", *(f"{i}.{'wav' if make is record else 'png'}" for i in range(6)))
+    common = ["--dataset_name", folder, "--output_dir", tmp_path / "out"]
+    run = call(*common, "--model_name_or_path", tmp_path / "not_looked_at", script=script)
+    assert run.returncode == 1
+    assert f"error: {folder} holds {held}: use hf-plr train {'audio' if make is record else 'image'}\n" in run.stderr
 
 
 def test_help_is_short_and_complete():

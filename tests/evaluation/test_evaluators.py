@@ -24,6 +24,15 @@ def test_by_default_features_are_scored_where_there_are_labels(make_trainer, som
     assert without.score("before") == {}
 
 
+def test_metrics_that_are_never_computed_are_warned_of(make_trainer, some_digits, caplog):
+    words = "compute_metrics is never called: there is no label column"
+    make_trainer({"compute_metrics": lambda prediction: {}})
+    make_trainer({"train_dataset": some_digits.remove_columns("label")})
+    assert words not in caplog.text
+    make_trainer({"train_dataset": some_digits.remove_columns("label"), "compute_metrics": lambda prediction: {}})
+    assert words in caplog.text
+
+
 def test_a_function_scores_without_labels_and_is_told_everywhere(make_trainer, some_digits, tmp_path):
     trainer = make_trainer(
         {"train_dataset": some_digits.remove_columns("label"), "evaluator": spread},

@@ -33,6 +33,13 @@ def test_help_tells_the_defaults_of_a_pretrained_backbone(script, kind, text_of)
             assert f"{name} to {written(value)}" in of_model
 
 
+@pytest.mark.parametrize("script", [VIT_PLR, REID_PLR])
+def test_recipes_for_images_show_no_arguments_of_sounds(script, text_of):
+    text = text_of(script)
+    for name in ("audio_column", "max_seconds", "segment_seconds", "segment_overlap", "sound_cache_gib"):
+        assert f"--{name} " not in text
+
+
 def test_help_tells_both_defaults_of_an_argument(text_of):
     text = text_of(HUBERT_PLR)
     assert "Peak learning rate. Default: 0.001, from a pretrained backbone 3e-5" in text.replace("1e-3", "0.001")

@@ -178,6 +178,24 @@ def test_a_file_written_by_hand_is_a_random_draw_only_if_that_is_said(audit):
     assert "were those that are right marked too" in audit("index,mark\n10,wrong\n", "--random")[1]
 
 
+def test_marks_of_samples_that_the_run_left_out_are_counted(audit, caplog):
+    status, said = audit(
+        "index,label,sheet,mark\n10,0,random,right\n9,0,random,wrong\n16,4,random,wrong\n8,0,random,\n"
+    )
+    assert status == 0
+    assert "2 samples are marked, 1 of them wrong" in said
+    assert "2 of 4 rows are of samples not in " in caplog.text
+    assert "and left out, first line 3: sample 9." in caplog.text
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_marks_as_spreadsheets_and_pandas_write_them(audit, caplog, separator):
+    rows = ["index,note,label,mark,sheet", "10.0,,0.0,Right,Random", "16,see \x1b,4,WRONG,random"]
+    status, said = audit("\n".join(rows).replace(",", separator))
+    assert (status, "2 samples are marked, 1 of them wrong" in said) == (0, True)
+    assert "marks.csv: not read, beside index,label,mark,sheet: 'note'." in caplog.text
+
+
 def test_it_runs_as_a_program_without_torch(folder, tmp_path):
     (tmp_path / "m.csv").write_text("index,mark\n10,wrong\n")
     code = "import sys; from hf_plr.cli import main; s = main(); print('torch' in sys.modules); sys.exit(s)"
@@ -196,22 +214,23 @@ def test_it_runs_as_a_program_without_torch(folder, tmp_path):
         ("index,sheet,mark\n99,random,\n", "line 2: sample 99 is not in"),
         ("index,label\n1,1\n", "line 1: no column 'mark'"),
         ("index;mark\n1;wrong\n", "line 2: sample 1 is not in"),
-        ("index;mark,x\n1;wrong\n", "line 1: unknown column 'index;mark'"),
-        ("index,mark,\x1b[2Jnote\n1,wrong,x\n", r"line 1: unknown column '\x1b[2Jnote'"),
+        ("index;mark,x\n1;wrong\n", "line 1: no column 'index'"),
+        ("index,mark,\x1b[2Jnote\n1,wrong,x\n", "line 2: sample 1 is not in"),
         ("index,mark,mark\n1,wrong,wrong\n", "line 1: a column is there twice"),
         ("index,mark\n10,right\n11,bad\n", "line 3: mark 'bad' is unknown: use one of wrong, right"),
         ("index,mark\n10,\u202ewrong\n", r"line 2: mark '\u202ewrong' is unknown"),
-        ("index,mark,sheet\n10,wrong,Random\n", "line 2: sheet 'Random' is unknown: use one of random, most_confident"),
+        ("index,mark,sheet\n10,wrong,drawn\n", "line 2: sheet 'drawn' is unknown: use one of random, most_confident"),
         ("index,mark\n1e1,wrong\n", "line 2: index '1e1' is not an integer"),
         ("index,mark\n\u0661,wrong\n", r"line 2: index '\u0661' is not an integer"),
         ("index,mark\n" + "9" * 5_000 + ",wrong\n", "line 2: index '" + "9" * 37 + "...' is not an integer"),
         ("index,label,mark\n10,,wrong\n", "line 2: label '' is not an integer"),
         ("index,mark\n10,wrong,right\n", "line 2: 3 fields under a header of 2"),
-        ("index,mark\n\n10,right\n9,wrong\n", "line 4: sample 9 is not in"),
+        ("index,mark\n\n7,right\n9,wrong\n", "line 3: sample 7 is not in"),
         ("index,mark\n99999,wrong\n", "line 2: sample 99999 is not in"),
         ("index,mark\n10,right\n16,wrong\n10,wrong\n", "line 4: sample 10 is marked wrong here and right in line 2"),
         ('index,mark\n10,"wrong\n', "cannot be read as csv"),
-        (b"index,mark\n10,\xff\n", "cannot be read as csv"),
+        (b"index,mark\n10,\xff\n", "cannot be read as csv: it is not in UTF-8: save it as UTF-8"),
+        ("index,mark\n10,right\n".encode("utf-16"), "cannot be read as csv: it is not in UTF-8: save it as UTF-8"),
         ("index,mark\n10,wr\0ng\n", "line 2: mark 'wr\\x00ng' is unknown"),
         (
             "index,label,mark\n10,0,wrong\n16,0,wrong\n17,3,right\n",

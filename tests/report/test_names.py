@@ -131,6 +131,8 @@ def test_a_table_as_spreadsheets_write_it(tmp_path):
         '\ufeffcluster;name\r\n3;crack\r\n11;"Riß, längs; tief"\r\n;\r\n ; ;\r\n', encoding="utf-8", newline=""
     )
     assert read_names_table(path) == {3: "crack", 11: "Riß, längs; tief"}
+    path.write_text("cluster\tname\tnote\n3.0\tcrack\t\n11\tRiß\tx\n", encoding="utf-8")
+    assert read_names_table(path) == {3: "crack", 11: "Riß"}
     path.write_text("cluster,name\n3,crack\n,\n,\n")
     assert read_names_table(path) == {3: "crack"}
 
@@ -143,7 +145,7 @@ def test_a_table_as_spreadsheets_write_it(tmp_path):
         ("cluster,name\n-1,a\n", "line 2: -1 is not a cluster"),
         ("cluster,name\n1," + "x" * 61 + "\n", "line 2: the name 'x.*' has 61 characters"),
         ("cluster,name\n1\n", "line 2: 1 fields under a header of 2"),
-        ("cluster,title\n1,a\n", "line 1: unknown column 'title'; the header must be cluster,name$"),
+        ("cluster,title\n1,a\n", "line 1: no column 'name'; the header must be cluster,name$"),
         ("cluster\n1\n", "line 1: no column 'name'"),
         ("cluster,name\n", "holds no names"),
     ],
@@ -206,6 +208,18 @@ def test_half_is_no_majority(tmp_path, labels):
 def test_faults_of_labels_are_told_with_their_line(tmp_path, labels, text, fault):
     with pytest.raises(ValueError, match=fault):
         read_text(tmp_path, text, labels)
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "/home/me/data/", "data\\", ".\\"])
+def test_files_may_be_written_from_further_above_and_others_are_left_out(tmp_path, prefix, caplog):
+    files = [f"{folder}/{i}.png" for folder in "ab" for i in range(4)]
+    pd.DataFrame({"index": np.arange(8), "file": files, "label": 0}).to_parquet(tmp_path / "pseudo_labels.parquet")
+    separator = "\\" if "\\" in prefix else "/"
+    rows = [f"{prefix}{name.replace('/', separator)},x" for name in ("a/1.png", "b/1.png", "b/broken.png")]
+    few = read_text(tmp_path, "\n".join(["file,label", *rows]), read_labels(tmp_path))
+    assert few.sample.tolist() == [1, 5]
+    assert "few.csv: 1 of 3 rows is of a sample not in" in caplog.text
+    assert "and left out, first line 4: sample " in caplog.text
 
 
 def test_a_file_of_several_rows_and_labels_without_files_are_refused(tmp_path, labels):

@@ -52,6 +52,13 @@ def test_a_search_of_hyperparameters_is_refused(make_trainer):
         make_trainer().hyperparameter_search(n_trials=2)
 
 
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_labels_are_not_saved_in_place_of_a_file(make_sound_trainer, tmp_path, kind):
+    (tmp_path / "script.py").touch()
+    with pytest.raises(FileExistsError, match=r"script.py is a file: name a folder for the labels"):
+        make_sound_trainer(kind).save_labels(tmp_path / "script.py")
+
+
 # ---- the clusterer ---------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +149,12 @@ def test_augmentations_of_the_other_modality_are_refused_before_a_model_is_loade
         make_trainer(augmentation="waveform")
     with pytest.raises(ValueError, match="augmentation='reid' does not fit recordings: use waveform or none"):
         make_sound_trainer(PLRTrainer, augmentation="reid")
+
+
+@pytest.mark.parametrize("name", ["segment_seconds", "max_seconds"])
+def test_lengths_of_sounds_are_refused_with_images(make_trainer, reads_nothing, name):
+    with pytest.raises(ValueError, match=rf"{name}=3\.0 has no effect on images: leave {name} out"):
+        make_trainer(**{name: 3.0})
 
 
 def test_a_pair_loss_needs_an_augmentation(make_trainer):

@@ -327,7 +327,7 @@ def test_refinement_starts_when_it_is_told_to(make_trainer):
 
 
 def test_default_number_of_clusters():
-    assert [default_num_clusters(n) for n in (1, 2, 10, 1797, 60_000, 1_000_000)] == [1, 1, 5, 64, 367, 1500]
+    assert [default_num_clusters(n) for n in (1, 2, 3, 10, 1797, 60_000, 1_000_000)] == [1, 2, 2, 5, 64, 367, 1500]
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -388,9 +388,13 @@ def test_one_cluster_left_warns_and_all_noise_stops(make_trainer, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_plr"):
         make_trainer({"clusterer": Constant(0)}, num_train_epochs=1).train()
     assert "only one cluster is left" in caplog.text
-    assert "num_clusters" in caplog.text
-    with pytest.raises(ValueError, match="all 203 samples are noise"):
+    assert "Use more clusters, a lower learning rate" in caplog.text
+    with pytest.raises(ValueError, match=r"all 203 samples are noise, .* Use fewer, larger clusters\."):
         make_trainer({"clusterer": Constant(-1)}).train()
+    with pytest.raises(ValueError, match=r"all 203 samples are noise, .* Use a larger eps\."):
+        make_trainer(clusterer="dbscan", clusterer_kwargs={"eps": 1e-6}, num_clusters=None).train()
+    with pytest.raises(ValueError, match=r"are noise, .* Use fewer, larger clusters, by a num_clusters below 203\."):
+        make_trainer(num_clusters=203, refinement="consensus").train()
 
 
 def test_a_clusterer_with_a_wrong_answer_is_named(make_trainer):
