@@ -374,3 +374,12 @@ def test_no_iteration_leaves_the_start_and_fewer_are_refused(blobs):
     np.testing.assert_allclose(kmeans.cluster_centers_.numpy(), blobs[:20], atol=1e-5)
     with pytest.raises(ValueError, match="max_iter=-1 must be at least 0"):
         KMeans(20, max_iter=-1).fit(blobs)
+
+
+def test_the_tolerance_is_of_the_mean_variance_of_the_features():
+    rows = torch.tensor([[0.0, 0, 0, 0], [4.0, 0, 0, 0]])  # variances 4, 0, 0, 0: one on the average
+    shifts = {}
+    for tol in (0.9, 1.1):
+        kmeans = KMeans(1, init=torch.tensor([[3.0, 0, 0, 0]]), spherical=False, tol=tol)  # one away from the mean
+        shifts[tol] = kmeans.fit(rows).n_iter_
+    assert shifts == {0.9: 2, 1.1: 1}
