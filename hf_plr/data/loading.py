@@ -242,7 +242,7 @@ def _find_file(path: str, name: str, config_name: str | None, kind: Kind | None)
         return _find_in_folder(unpack(path), name, config_name, kind)
     if _ending(path) not in TABLE_READERS:
         what = "an image or recording" if identify(path) else "neither a table nor an archive"
-        raise ValueError(f"dataset_name={name!r} is {what}: name a folder or a .zip, .tar, .parquet, .csv or .json(l) file")
+        raise ValueError(f"dataset_name={name!r} is {what}: name a folder, .zip, .tar, .parquet, .csv or .json(l)")
     return _open_tables({"train": [path]}, name)
 
 
