@@ -5,7 +5,7 @@ alone), whitened, and clustered by k-means. A row has the PNMI of the units agai
 number of units that have frames; each is the mean over the seeds of k-means. Frames are MFCC, and those of a backbone's
 layer with --model. They are those of single digits, and of recordings in which one speaker says three to five.
 
-The data are shared/data/fsdd of a checkout, or --data: a folder of parquet files with columns audio, digit, speaker.
+The data are --data, a folder of parquet files with columns audio, digit, speaker: the Free Spoken Digit Dataset.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.frames import Frames
 from hf_plr.units.space import FrameSpaceFitter, MomentSums, number_speakers, spread
 
-DATA = Path(__file__).parents[1] / "shared" / "data" / "fsdd"
 RATE = 8_000
 SCALINGS = ("none", "global", "recording: mean", "speaker: mean", "recording", "speaker")
 SHRINKAGES = (None, 1.0, 0.1, 0.01)
@@ -56,7 +55,7 @@ class KeptFrames(Frames):
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of the spoken digits")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the spoken digits")
     parser.add_argument("--model", help="folder of a backbone, such as a trained one (default: MFCC alone)")
     parser.add_argument("--layer", type=int, help="its layer (default: two thirds of the way up)")
     parser.add_argument("--units", type=int, default=100, help="(default: %(default)s)")

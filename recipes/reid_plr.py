@@ -75,7 +75,8 @@ class RecipeArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Target: a folder with Market-1501, MSMT17 or VeRi-776, a Hub id, or a folder of parquet files. "
+            "help": "Target: a folder with Market-1501, MSMT17 or VeRi-776, a folder of images, a Hub id, a folder of "
+            "parquet files, an archive or a table. "
             "Splits query and gallery are scored; without them, every training image is a query among all others."
         },
     )

@@ -15,6 +15,11 @@
   python -m benchmarks.evidence --brief peers.jsonl
       the table of the README; --overview prints that of docs/explanation/does_it_help.md
 
+DATA has a folder for each, as `datasets.load_dataset` reads it, with the columns that tasks.py beside this names:
+omniglot (characters; its folders target and source), fsdd (the Free Spoken Digit Dataset), cifar-5 (five classes of
+CIFAR-10) and magnetic-tile (magnetic-tile defects); and in dinov2-small-saliency the weights and the processor of a
+DINOv2-small.
+
 Every run ends with one line in the file of results. Called again, what is there is not run again; several processes may
 write to one file if each takes its share (--share 0/2 and --share 1/2). True labels score and do nothing else.
 """

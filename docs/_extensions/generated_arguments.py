@@ -123,7 +123,7 @@ def usage(argument: argparse.Action) -> str:
 def describe(name: str, help_text: str | None, default: Any) -> Iterator[str]:
     """An entry of a definition list."""
     text = " ".join((help_text or "").split())
-    if default not in (None, False, argparse.SUPPRESS) and "efault" not in text:
+    if default is not None and default is not False and default != argparse.SUPPRESS and "efault" not in text:
         text += f" Default: {default}."
     yield from (f"`{name}`", f": {escape(text)}", "")
 

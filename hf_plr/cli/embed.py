@@ -3,8 +3,9 @@
   hf-plr embed --model out --dataset DATA --output features.parquet
 
 `out` is the output folder or Hub id of a run, or any backbone that `AutoModel` loads. DATA is a Hub id, a folder of
-images or recordings, or a folder of parquet files. The output has one row per sample: its index, its file if that is
-known, and its feature, a list of floats of the backbone's width; with --segment_seconds one row per segment of a
+images or recordings, a folder of parquet files, an archive or a table. The output has one row per
+sample: its index, its file if that is known, and its feature, a list of floats of the backbone's width;
+with --segment_seconds one row per segment of a
 recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if the model is
 its output folder or a checkpoint, unless they are given.
 

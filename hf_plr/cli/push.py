@@ -5,7 +5,9 @@
 `out` is the output folder of a run. Its backbone, processor, model card, picture, metrics, labels with the names of
 files, and clusters with names, tree, history and features of up to 8,192 samples are pushed, nothing else: no report,
 no checkpoint, no optimizer, no arguments. The commit has a tag that says how many epochs were trained, such as
-epoch-30. The token is that of `hf auth login` or HF_TOKEN. Pushing again is safe: files on the Hub are not sent twice.
+epoch-30, but not with --revision.
+
+The token is that of `hf auth login` or HF_TOKEN. Pushing again is safe: files on the Hub are not sent twice.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         help="make it private; an error if it exists and is public",
     )
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if missing (default: the main one)")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="branch, made if missing, which gets no tag (default: the main one)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,8 +5,8 @@
 
 `out` is the output folder of a run. The data set has one row per sample: its index, its file if that is known, its
 label, previous label and confidence, or its units; of segments of recordings also start and end. The images or
-recordings themselves are pushed only with --with_media and the run's data: a Hub id, a folder, or a folder of parquet
-files. Labels of segments go without them.
+recordings themselves are pushed only with --with_media and the run's data: a Hub id, a folder, a folder of parquet
+files, an archive or a table. Labels of segments go without them.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files (.npy, .csv or .parquet), or folders of such files")
     files.add_argument(
         "--previous", required=True, nargs="+", metavar="FILE",
-        help="labels of the epoch before; of several epochs for --space joint, oldest first",
+        help="labels of the epoch before; of several epochs for --space joint or --preset consensus, oldest first",
     )  # fmt: skip
     files.add_argument("--current", required=True, metavar="FILE", help="labels of this epoch")
     files.add_argument("--output", required=True, metavar="FILE", help="where the refined labels go")

@@ -5,8 +5,9 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
   hf-plr units --model out --dataset RECORDINGS --output units.parquet
 
 `out` is the output folder or Hub id of `hf-plr train audio --objective frames`. RECORDINGS is a Hub id, a folder
-of wav, flac, ogg or mp3 files, or a folder of parquet files. The output has one row per recording: its index,
-its file if that is known, and a list with one unit per frame; with --segment_seconds one row per segment, with its
+of wav, flac, ogg or mp3 files, a folder of parquet files, an archive or a table. The output has one row per
+recording: its index, its file if that is known, and a list with one unit per frame;
+with --segment_seconds one row per segment, with its
 start and end in seconds. Units are numbers below twice the run's --num_clusters.
 They have gaps, since a unit keeps its number from round to round. Where the run standardised frames by speaker, name
 the column of the speakers with --speaker_column; without it, each recording is standardised by itself.

@@ -40,7 +40,7 @@ class KMeans(ClusterMixin, BaseEstimator):
 
     Args:
         n_clusters: number of clusters K, at least 1 and at most the number of samples.
-        init: "warm" starts from `cluster_centers_` if the estimator was fitted before, else as "k-means++";
+        init: "warm" starts from `cluster_centers_` if it was fitted before with this K and width, else as "k-means++";
             "k-means++" seeds on a sample of 64 points per cluster, of fewer with more than 4,096 clusters (its work
             grows with their square); or an array of shape (K, D).
         spherical: normalise features and centroids to unit length, for cosine distances.

@@ -66,7 +66,11 @@ class FitPredictClusterer:
             )
 
     def fit_predict(self, features: np.ndarray) -> np.ndarray:
-        """Predict labels (N,) of features (N, D)."""
+        """Predict labels (N,) of features (N, D).
+
+        Raises:
+            ValueError: if the estimator does not return one integer per row.
+        """
         return validate_labels(self.estimator.fit_predict(features), len(features))
 
     def fit_predict_shard(self, features: torch.Tensor, accelerator: Accelerator) -> np.ndarray:

@@ -113,7 +113,7 @@ def load_splits(name: str, config_name: str | None = None, kind: Kind | None = N
     Args:
         name: a Hub id; a folder of images or recordings (see `MediaFolder`); a folder of parquet files such as
             `train.parquet` and `test.parquet`, or one that `save_to_disk` wrote; an archive (.zip, .tar, .tar.gz) of
-            one of these, also as "zip://folder::archive.zip"; or a table (.parquet, .csv, .tsv, .jsonl).
+            one of these, also as "zip://folder::archive.zip"; or a table (.parquet, .csv, .tsv, .jsonl, .json).
         config_name: configuration of a Hub data set.
         kind: "image" or "audio": which files of a folder to take; None takes those that are more.
 
@@ -242,7 +242,7 @@ def _find_file(path: str, name: str, config_name: str | None, kind: Kind | None)
         return _find_in_folder(unpack(path), name, config_name, kind)
     if _ending(path) not in TABLE_READERS:
         what = "an image or recording" if identify(path) else "neither a table nor an archive"
-        raise ValueError(f"dataset_name={name!r} is {what}: name a folder, a .zip, .tar, .parquet, .csv or .jsonl file")
+        raise ValueError(f"dataset_name={name!r} is {what}: name a folder, .zip, .tar, .parquet, .csv or .json(l)")
     return _open_tables({"train": [path]}, name)
 
 

@@ -38,8 +38,9 @@ def path(name: str) -> str:
 def load(name: str) -> evaluate.EvaluationModule:
     """Load a module by `evaluate.load(path(name))`, to compute alone or in `evaluate.combine`.
 
-    The cluster modules take clusters and true labels, -1 for none; see `hf_plr.evaluation.clusters.score_clusters`.
-    "weighted_knn" and "retrieval" take features, classes or identities, and a mask of the queries.
+    The cluster modules take `predictions` and `references`: clusters and true labels, integers of shape (N,), -1 for
+    none; see `hf_plr.evaluation.clusters.score_clusters`. "weighted_knn" and "retrieval"
+    take features, classes or identities, and a mask of the queries.
 
     Args:
         name: one of `MODULES`.

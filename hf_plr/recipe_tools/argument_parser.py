@@ -17,6 +17,10 @@ SHOWN_OF_TRANSFORMERS = {
     *("output_dir", "seed", "bf16", "report_to", "use_cpu", "max_steps"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
 }
+OWN_HELP = {  # of arguments of transformers that take fewer values here
+    "hub_strategy": "When to push with push_to_hub: 'end' (once, at the end of the run) or 'every_save' (with each "
+    "checkpoint). Neither pushes a checkpoint.",
+}
 
 
 class RecipeParser(HfArgumentParser):
@@ -54,6 +58,7 @@ class RecipeParser(HfArgumentParser):
         self.shown_defaults = {action.dest: action.default for action in reversed(self._actions)}
         for action in self._actions:
             action.default = argparse.SUPPRESS
+            action.help = OWN_HELP.get(action.dest, action.help)
         self.add_argument("-h", "--help", action="help", help="Show this help.")
         self.add_argument("--help_all", action="help", help="Show all arguments.")
         self.add_argument(
@@ -91,7 +96,8 @@ class RecipeParser(HfArgumentParser):
         lines = [(self.description or "").strip(), "", "options:"]
         for action in self.list_actions():
             default = self.shown_defaults.get(action.dest)
-            suffix = "" if default in (None, False) else f" (default: {default})"
+            is_told = default is None or (not default and "efault" in (action.help or ""))
+            suffix = "" if is_told else f" (default: {default})"
             names = ", ".join(option for option in action.option_strings if "-" not in option[2:])
             lines += [f"  {names}", f"        {(action.help or '').strip()}{suffix}"]
         if not self.is_help_complete:

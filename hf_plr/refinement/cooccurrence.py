@@ -99,7 +99,7 @@ class CooccurrenceTable:
         return self.ids[-2]
 
     def sizes(self, labeling: int) -> np.ndarray:
-        """Samples per cluster of one labeling (-1 is the current one), noise in the others included."""
+        """Samples per cluster of one labeling (-1 is the current one), noise in the others included: shape (K,)."""
         return count_samples(self.codes[:, labeling], self.counts, len(self.ids[labeling]))
 
     def matrix(self) -> sp.csr_array:

@@ -29,11 +29,16 @@ def project(
         Sparse matrix of shape (K', K) with entries in [0, 1]. A previous cluster whose samples are all
         noise now has an empty row.
 
+    Raises:
+        ValueError: for another `normalize`, or cosines that `spread_over_similar` refuses.
+
     Example:
         >>> from hf_plr.refinement import cooccurrence
         >>> project(cooccurrence([0, 0, 1, 1], [5, 5, 5, 7])).toarray().round(2).tolist()
         [[1.0, 0.0], [0.33, 0.67]]
     """
+    if normalize not in ("row", "column"):
+        raise ValueError(f"normalize={normalize!r} is unknown: use row or column")
     iou = table.matrix()
     previous_sizes, current_sizes = table.sizes(-2), table.sizes(-1)
     totals = np.zeros(iou.shape[0 if normalize == "row" else 1])

@@ -118,7 +118,8 @@ class PseudoLabelRefiner:
         """Make a refiner from a preset, one of `PRESETS`; keyword arguments override it.
 
         Raises:
-            ValueError: if there is no such preset.
+            ValueError: if there is no such preset, or an argument does not fit.
+            TypeError: for a keyword that the constructor does not have.
         """
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")

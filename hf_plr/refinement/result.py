@@ -22,7 +22,8 @@ class CellRefinement:
         table: the cells.
         labels: refined label per cell, -1 = noise, shape (cells,). Numbers persist: a cluster that continues a previous
             one (each the other's largest overlap) keeps its number. New ones, by size and then by first member, take
-            the lowest numbers that no previous cluster had. Numbers may have gaps.
+            the lowest numbers that no previous cluster had; after `continue_from` those from `next_number` on. Numbers
+            may have gaps.
         confidence: fraction of each cell's soft label on its refined cluster, in [0, 1], 0 for noise, shape (cells,).
             With metric="coassociation" the mean co-association of a sample with the other members of its refined
             cluster: the weighted share of the labelings that have the two together.

@@ -264,7 +264,7 @@ class BaseTrainer(FeatureTrainer, ABC):
 
         Args:
             resume_from_checkpoint: a checkpoint, or True for the last complete one in `output_dir`.
-            *args, **kwargs: as in `Trainer`.
+            `*args`, `**kwargs`: as in `Trainer`.
 
         Raises:
             CheckpointError, ValueError: if there is no complete checkpoint of these settings, or none can be written.

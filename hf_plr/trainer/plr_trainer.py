@@ -63,14 +63,14 @@ class PLRTrainer(BaseTrainer):
     is done for each of them, and the loss is their mean. Everything else is `transformers.Trainer`.
 
     Args:
-        model: a vision transformer (ViT, DeiT, DINOv2, ...) or a speech transformer (HuBERT, wav2vec 2.0, WavLM,
-            data2vec) that `AutoModel` loads, its name, or its path. With `args.continue_from` by default that run's.
+        model: a backbone of images (a transformer, ConvNeXt, ResNet, ...) or of sounds (HuBERT, AST, Whisper, ...)
+            that `AutoModel` loads, its name, or its path. With `args.continue_from` by default that run's.
         args: the arguments.
         train_dataset: a `datasets.Dataset` with a column of images or sounds. It needs no other column, and no label
             is used for training. The samples of an `IterableDataset` are written to this machine first, see
             `hf_plr.data.streaming.materialise`.
         processing_class: the image processor or feature extractor; by default the one saved with the model.
-        eval_dataset: a data set with true labels (or a dict of such) that is scored by `evaluate`:
+        eval_dataset: a data set or stream with true labels (or a dict of such) that is scored by `evaluate`:
             nearest-neighbour and linear-probe accuracy with labelled training samples as the gallery, NMI and
             clustering accuracy.
         clusterer: object with `fit_predict` on features (N, D), labels (N,), -1 = noise. By default the one named by

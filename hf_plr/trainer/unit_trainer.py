@@ -72,11 +72,13 @@ class UnitTrainer(BaseTrainer):
         model: a speech transformer (HuBERT, wav2vec 2.0, WavLM, data2vec) that `AutoModel` loads, its name, or its
             path.
         args: the arguments.
-        train_dataset: a `datasets.Dataset` with a column of sounds. No label is used for training.
+        train_dataset: a `datasets.Dataset` with a column of sounds. No label is used for training. The samples of an
+            `IterableDataset` are written to this machine first.
         processing_class: the feature extractor; by default the one saved with the model.
         eval_dataset: a data set with sounds and true labels that is scored.
         refiner: the refinement over frames; by default the preset `args.refinement` ("auto" is "slr"), cut at the
             number of units.
+        evaluator: scores the features in `assess`, see `hf_plr.evaluation.evaluators`.
         compute_metrics: as in `Trainer`; predictions are features (N, D), label_ids the true labels (N,).
         **kwargs: further arguments of `Trainer`, such as `callbacks` and `optimizers`.
 

@@ -83,8 +83,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     per_device_train_batch_size: Count = field(
         default=None,  # type: ignore[assignment]
         metadata={
-            "help": "Views per training batch and device: two of each sample unless pair_weight is 0. Default: 128, "
-            "from a pretrained backbone 64 (sounds: 16)."
+            "help": "Views per training batch and device: two of each sample unless pair_weight is 0 (frames: one). "
+            "Default: 128, from a pretrained backbone 64 (sounds: 16)."
         },
     )
     per_device_eval_batch_size: Count = field(

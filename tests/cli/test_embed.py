@@ -236,7 +236,9 @@ def test_a_checkpoint_and_adapters_have_the_features_of_the_run(make_trainer, so
     out = tmp_path / "out"
     write_metrics(out / "metrics.json", trainer.summary(), seconds=1.0)
     data = write(some_digits, tmp_path / "data")
-    for number, folder in enumerate([*out.glob("checkpoint-*"), *([out / "adapter"] if lora else [])]):
+    folders = [*out.glob("checkpoint-*"), *([out / "adapter"] if lora else [])]
+    assert len(folders) == 1 + lora
+    for number, folder in enumerate(folders):
         file = tmp_path / f"{number}.parquet"
         assert main(["embed", "--model", str(folder), "--dataset", data, "--output", str(file)]) == 0
         found = np.stack(pd.read_parquet(file)["feature"])

@@ -330,7 +330,7 @@ def test_many_clusters_are_listed_in_short(tmp_path, capsys):
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8"])
 def test_names_that_the_terminal_has_no_characters_for_are_shown_as_escapes(out, encoding):
     command = [sys.executable, "-m", "hf_plr.cli", "name", str(out)]
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
     name = "\N{CYRILLIC SMALL LETTER A}"  # in none of them but UTF-8
     cluster = clusters_of(out)[0]
     run = functools.partial(subprocess.run, cwd=REPOSITORY, env=environment, capture_output=True)

@@ -76,3 +76,7 @@ def test_density_members_take_samples_in_and_leave_them_out(rows):
     labels = own.fit_predict(rows)
     strict, lax = cluster(make_ensemble(own, len(rows), seed=0), rows, epoch=0)
     assert (strict == -1).sum() > (labels == -1).sum() > (lax == -1).sum()
+
+
+def test_an_epoch_has_four_fresh_members(rows):
+    assert len(cluster(FreshKMeans(KMeans(3), len(rows), seed=0), rows, epoch=0)) == 4

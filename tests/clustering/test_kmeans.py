@@ -384,3 +384,12 @@ def test_arrays_of_numpy_that_torch_does_not_take_as_they_are(dtype, spherical):
     np.testing.assert_array_equal(KMeans(3, spherical=spherical).fit_predict(rows.astype(dtype)), expected)
     backwards = KMeans(3, spherical=spherical).fit_predict(rows.astype(dtype)[::-1])
     np.testing.assert_array_equal(backwards, KMeans(3, spherical=spherical).fit_predict(rows[::-1].astype(np.float32)))
+
+
+def test_the_tolerance_is_of_the_mean_variance_of_the_features():
+    rows = torch.tensor([[0.0, 0, 0, 0], [4.0, 0, 0, 0]])  # variances 4, 0, 0, 0: one on the average
+    shifts = {}
+    for tol in (0.9, 1.1):
+        kmeans = KMeans(1, init=torch.tensor([[3.0, 0, 0, 0]]), spherical=False, tol=tol)  # one away from the mean
+        shifts[tol] = kmeans.fit(rows).n_iter_
+    assert shifts == {0.9: 2, 1.1: 1}

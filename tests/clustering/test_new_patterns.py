@@ -90,3 +90,17 @@ def test_the_size_of_a_pattern_is_that_among_all_and_not_among_the_drawn(monkeyp
         assert (groups[kind[kind < 2] == number] == number).mean() > 0.9
     groups = group_new_samples(rows[kind < 2], rows[kind == 2], 100, min_size=100)
     assert groups.max() == 0
+
+
+def test_few_new_samples_are_seen_among_five_hundred_known_ones(monkeypatch):
+    rows, _ = make_kinds([10, 400, 400])
+    seen = []
+    find = new_patterns.find_neighborhoods
+
+    def note(rows, *others):
+        seen.append(len(rows))
+        return find(rows, *others)
+
+    monkeypatch.setattr(new_patterns, "find_neighborhoods", note)
+    group_new_samples(rows[:10], rows[10:], 800)
+    assert seen == [510]  # five per new one would be 50

@@ -164,3 +164,10 @@ def test_other_files_are_named(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"known.safetensors cannot be read"):
         KnownClusters.load(path)
+
+
+def test_a_sample_as_novel_as_all_known_ones_has_a_p_value_of_one():
+    features = torch.zeros(50, 4)
+    center, prototypes = torch.zeros(4), torch.eye(4)[:1]
+    known = KnownClusters.fit(features, center, prototypes, np.array([0]), np.array([50]))
+    assert (known.assign(features).p_value == 1).all()

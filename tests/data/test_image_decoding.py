@@ -410,3 +410,11 @@ def test_avif_is_read():
     picture = PILImage.new("RGB", (32, 24), (200, 100, 50))
     decoded = np.asarray(ImageDecoder(3).decode(encode(picture, "AVIF"), 0)).astype(int)
     assert np.abs(decoded - np.asarray(picture)).max() < 6
+
+
+def test_a_hundredth_of_the_images_does_not_set_the_range():
+    bounds = np.tile([0.0, 4000.0], (1000, 1))
+    bounds[:9, 1] = 60_000.0  # frames that failed
+    assert choose_pixel_range(bounds) == (0.0, 4095.0)
+    bounds[:20, 1] = 60_000.0
+    assert choose_pixel_range(bounds) == (0.0, 65535.0)

@@ -140,7 +140,7 @@ def test_help_is_short_and_complete():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED_DATA / "cifar-5").exists(), reason="needs the shared data cifar-5")
+@pytest.mark.skipif(not (SHARED_DATA / "cifar-5").exists(), reason="needs images of five CIFAR-10 classes")
 def test_photos_from_a_pretrained_backbone(tmp_path):
     run = call(
         *("--dataset_name", SHARED_DATA / "cifar-5", "--model_name_or_path", SHARED_DATA / "dinov2-small-saliency"),

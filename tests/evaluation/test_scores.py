@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -237,3 +239,28 @@ def test_features_that_float32_cannot_hold_are_refused():
         score_features(large, labels)
     with pytest.raises(ValueError, match="test features of 6 samples are too large for float32"):
         score_features(np.ones((6, 4)), labels, large, labels)
+
+
+def test_k_means_begins_ten_times_and_the_best_one_counts(monkeypatch):
+    class Counted(scores.KMeans):
+        seeds: ClassVar[list[int]] = []
+
+        def fit(self, features):
+            super().fit(features)
+            self.seeds.append(self.seed)
+            self.inertia_ = 1.0 if self.seed == 27 else 2.0
+            self.labels_ = np.full(len(features), self.seed)
+            return self
+
+    monkeypatch.setattr(scores, "KMeans", Counted)
+    features = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    assert (scores._cluster(features, 3, 2, None) == 27).all()
+    assert Counted.seeds == list(range(20, 30))
+
+
+def test_at_most_ten_thousand_samples_are_cross_validated(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scores, "_cross_validate", lambda samples, seed: seen.append(len(samples.labels)) or {})
+    monkeypatch.setattr(scores, "_cluster", lambda *_: None)
+    score_features(np.random.default_rng(0).normal(size=(10_050, 2)), np.arange(10_050) % 2)
+    assert seen == [10_000]

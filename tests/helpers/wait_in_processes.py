@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import timedelta
@@ -14,12 +15,20 @@ from accelerate.utils import InitProcessGroupKwargs
 from hf_plr.utils import distributed
 from hf_plr.utils.distributed import gather_rows, run_main_first, run_on_main, sum_all, wait_for_all
 
-TIMEOUT = 2.0  # of the default group, in seconds
-WORK = 3 * TIMEOUT
+TIMEOUT = 5.0  # of the default group, in seconds
+WORK = 2 * TIMEOUT
+
+
+def meet(output: str) -> None:
+    """Wait until all processes have imported everything: the timeout is one of their meeting, too."""
+    Path(f"{output}.ready.{os.environ['RANK']}").touch()
+    while not all(Path(f"{output}.ready.{rank}").exists() for rank in range(int(os.environ["WORLD_SIZE"]))):
+        time.sleep(0.05)
 
 
 def main(output: str) -> None:
     distributed.LINE_SECONDS = 1.0
+    meet(output)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=TIMEOUT))])
 
     def work() -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.pseudo_labels.sampler import ClusterSampler
+from hf_plr.pseudo_labels.sampler import ClusterSampler, LengthSampler
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 12), st.integers(0, 5))
@@ -68,3 +68,11 @@ def test_order_follows_seed_and_epoch():
 def test_without_targets_it_says_so():
     with pytest.raises(RuntimeError, match="no targets yet"):
         iter(ClusterSampler(10, 2, 0))
+
+
+def test_samples_of_a_batch_are_of_similar_lengths():
+    sampler = LengthSampler(4_000, batch_size=10, seed=0)
+    batches = np.array(list(sampler)).reshape(-1, 10)
+    spread = np.ptp(batches, axis=1)  # positions in order of lengths
+    assert spread.max() <= 5 * 10  # those of four batches are mixed, and a fifth begins
+    assert spread.mean() > 10  # neighbours alone would have 9

@@ -132,6 +132,10 @@ def test_help_is_short_unless_all_is_asked_for(parse, capsys):
         for name in ("--train_split", "--num_clusters", "--learning_rate", "--overwrite", "--config"):
             assert text.count(f"  {name}\n") == 1
         assert "(default: kmeans)" in text
+        assert "all_checkpoints" not in text  # which is refused
+        about = text.split("  --freeze_layers\n")[1].split("\n  --")[0]
+        assert "efault" in about
+        assert "0" in about
     assert "--deepspeed" not in helps[0]
     assert "--deepspeed" in helps[1]
 

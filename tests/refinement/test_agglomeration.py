@@ -152,3 +152,9 @@ def test_distances_that_are_no_numbers_are_refused(bad):
     distances[0, 1] = distances[1, 0] = bad
     with pytest.raises(ValueError, match="2 of the distances are NaN or infinite"):
         weighted_linkage(distances, np.ones(3))
+
+
+@pytest.mark.parametrize("weight", [0, -1, 0.5, np.nan])
+def test_points_of_no_samples_are_refused(weight):
+    with pytest.raises(ValueError, match="expected numbers of samples of at least 1"):
+        weighted_linkage(1.0 - np.eye(2), np.array([1, weight]))

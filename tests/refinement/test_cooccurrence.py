@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,6 +16,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.refinement import CooccurrenceTable, adjusted_rand, cooccurrence
 from hf_plr.refinement.cooccurrence import Positions
+from hf_plr.refinement.correspondence import Overlaps, find_cluster_events
+from hf_plr.refinement.projection import project, spread_over_similar
 
 generations = st.tuples(st.integers(1, 50), st.integers(2, 4)).flatmap(
     lambda shape: st.lists(
@@ -152,3 +155,22 @@ def test_a_table_of_counted_cells_is_that_of_the_samples(seed, n_labelings):
 def test_cells_that_do_not_fit_are_refused(labels, counts, message):
     with pytest.raises(ValueError, match=message):
         CooccurrenceTable.from_cells(labels, counts, np.zeros(len(counts), int))
+
+
+def test_clusters_that_share_just_half_are_not_linked():
+    events = find_cluster_events(Overlaps(*map(np.array, ([0], [0], [2], [4], [4]))), np.array([3]), np.array([7]))
+    assert {event.kind for event in events} == {"born", "died"}
+    events = find_cluster_events(Overlaps(*map(np.array, ([0], [0], [3], [4], [4]))), np.array([3]), np.array([7]))
+    assert {event.kind for event in events} == {"kept"}
+
+
+def test_a_tenth_goes_to_similar_clusters_by_the_constants_of_rlcc():
+    cosines = np.array([[1.0, 0.95], [0.95, 1.0]])
+    spread = spread_over_similar(sp.csr_array(np.eye(2)), cosines).toarray()
+    share = 0.1 / (1 + np.exp(30.0 * 0.05))
+    np.testing.assert_allclose(spread, [[1 - share, share], [share, 1 - share]], rtol=1e-12)
+
+
+def test_an_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match="normalize='rows' is unknown: use row or column"):
+        project(cooccurrence([0, 1], [0, 1]), normalize="rows")

@@ -204,3 +204,9 @@ def test_one_level_has_no_finer_ones():
     result = PseudoLabelRefiner().refine(labels)
     assert result.finer == ()
     assert PseudoLabelRefiner().refine_cells(cooccurrence(labels, labels)).finer == ()
+
+
+def test_numbers_of_coarser_levels_are_rounded():
+    refiner = PseudoLabelRefiner(n_clusters="current", n_levels=3)
+    table = cooccurrence(np.arange(7), np.arange(7))
+    assert [cut.n_clusters for cut in refiner._cuts(table)] == [2, 4, 7]  # of 1.75, 3.5 and 7

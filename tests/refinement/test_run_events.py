@@ -49,3 +49,14 @@ def test_a_cluster_whose_samples_were_all_removed_died():
 
 def test_nothing_is_known():
     assert events([(-1, 0, 20), (-1, -1, 3)], [3]) == {"born": [((), (0,))], "died": [((3,), ())]}
+
+
+@pytest.mark.parametrize(("went", "kind"), [(2, "split"), (1, "kept")])  # a tenth of 20 known samples, and less
+def test_a_tenth_of_a_cluster_continues_it(went, kind):
+    found = events([(5, 5, 20 - went), (5, 8, went), (-1, 8, 90)], [5])
+    assert kind in found
+
+
+def test_half_of_a_cluster_does_not_make_it_the_continuation():
+    # One of 99 known samples is exactly half of cluster 8, which is no more than half.
+    assert events([(5, 5, 99), (5, 8, 1), (-1, 8, 1)], [5]) == {"kept": [((5,), (5,))], "born": [((), (8,))]}

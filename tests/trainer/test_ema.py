@@ -9,6 +9,8 @@ import torch
 from helpers.runs import assert_same_weights, weights
 from transformers import AutoModel, TrainerCallback
 
+from hf_plr.trainer.ema import EMATeacher
+
 
 class Average(TrainerCallback):
     """The moving average, weight by weight."""
@@ -54,3 +56,13 @@ def test_it_is_what_is_clustered_scored_and_saved(make_trainer, all_digits):
 def test_decay_outside_its_range_is_named(make_trainer):
     with pytest.raises(ValueError, match=r"ema_decay=1.0 is outside \[0, 1\)"):
         make_trainer(ema_decay=1.0)
+
+
+def test_statistics_of_batches_are_those_of_the_trained_model():
+    model = torch.nn.BatchNorm1d(2)
+    teacher = EMATeacher(model, 0.9)
+    model(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    teacher.update(model)
+    assert torch.equal(teacher.model.running_mean, model.running_mean)
+    assert torch.equal(teacher.model.running_var, model.running_var)
+    assert teacher.model.num_batches_tracked == 1

@@ -149,6 +149,7 @@ def test_a_resumed_run_evaluates_as_the_whole_one(make_trainer, unlabelled, tmp_
     resumed = make_trainer({"train_dataset": unlabelled}, **arguments)
     resumed.train(resume_from_checkpoint=True)
     assert_same_weights(weights(whole), weights(resumed))
+    assert len(evaluations(whole)) == 3
     for one, other in zip(evaluations(whole), evaluations(resumed), strict=True):
         assert {name: value for name, value in one.items() if "seconds" not in name} == {
             name: value for name, value in other.items() if "seconds" not in name

@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from helpers import tiny
-from helpers.runs import StopAt, assert_same_run
+from helpers.runs import FallingScore, StopAt, assert_same_run
 from transformers import (
     AutoModel,
     BertConfig,
@@ -188,9 +188,13 @@ def test_a_checkpoint_of_a_teacher_holds_adapters_alone(make_lora):
 
 def test_the_best_checkpoint_is_loaded(make_lora, all_digits):
     trainer = make_lora(
-        {"eval_dataset": all_digits.select(range(60))}, eval_strategy="epoch", load_best_model_at_end=True
+        {"eval_dataset": all_digits.select(range(60)), "compute_metrics": FallingScore()},
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
     )
     trainer.train()
+    assert trainer.state.best_global_step == 7 < trainer.state.global_step
     best = peft.load_peft_weights(trainer.state.best_model_checkpoint)
     for name, value in adapter_state(trainer.backbone).items():
         assert torch.equal(value, best[f"base_model.model.{name}"])

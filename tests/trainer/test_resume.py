@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
-from helpers.runs import StopAt, assert_same_run
-from transformers import TrainerCallback
+from helpers.runs import FallingScore, StopAt, assert_same_run
+from transformers import AutoModel, TrainerCallback
 
 from hf_plr import PLRTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
@@ -110,10 +110,16 @@ def test_a_checkpoint_without_the_optimizer_is_refused(make_trainer, tmp_path, m
 
 def test_the_best_checkpoint_is_named_where_it_is_in_the_end(make_trainer, all_digits, tmp_path):
     trainer = make_trainer(
-        {"eval_dataset": all_digits.select(range(60))}, eval_strategy="epoch", load_best_model_at_end=True
+        {"eval_dataset": all_digits.select(range(60)), "compute_metrics": FallingScore()},
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
     )
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
+    assert trainer.state.best_global_step == 7 < trainer.state.global_step
+    for name, value in AutoModel.from_pretrained(best).state_dict().items():
+        assert torch.equal(trainer.backbone.state_dict()[name], value), name
     assert best.parent == tmp_path / "out"
     assert find_defect(best) is None
     states = [json.loads((path / "trainer_state.json").read_text()) for path in list_checkpoints(tmp_path / "out")]

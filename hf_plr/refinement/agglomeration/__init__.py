@@ -103,7 +103,7 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
 
     Args:
         distances: Euclidean distances between the points, shape (n, n), symmetric.
-        weights: number of identical samples per point, above 0, shape (n,).
+        weights: number of identical samples per point, at least 1, shape (n,).
         linkage: "average" (UPGMA), "ward", "complete" or "single".
 
     Returns:
@@ -113,7 +113,7 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
         lightest clusters merge first.
 
     Raises:
-        ValueError: for an unknown linkage, shapes that do not fit, or distances that are not finite.
+        ValueError: for an unknown linkage, shapes that do not fit, distances that are not finite, or weights below 1.
 
     Example:
         >>> distances = np.abs(np.subtract.outer([0.0, 1.0, 9.0], [0.0, 1.0, 9.0]))
@@ -129,4 +129,8 @@ def weighted_linkage(distances: np.ndarray, weights: np.ndarray, linkage: str = 
     n_bad = np.count_nonzero(~np.isfinite(distances))
     if n_bad:
         raise ValueError(f"{n_bad} of the distances are NaN or infinite")
-    return merge_all(distances, np.asarray(weights, dtype=np.float64), linkage).tree()
+    weights = np.asarray(weights, dtype=np.float64)
+    is_bad = ~(weights >= 1)
+    if is_bad.any():
+        raise ValueError(f"weights has {weights[is_bad][0]:g}, expected numbers of samples of at least 1: leave it out")
+    return merge_all(distances, weights, linkage).tree()
