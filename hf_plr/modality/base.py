@@ -173,7 +173,7 @@ class SampleOpener:
             if not self._stores:  # the samples to train on are opened first
                 self._warn_of_few_classes(store)
             self._stores[id(dataset)] = store
-            weakref.finalize(dataset, self._stores.pop, id(dataset), None)
+            weakref.finalize(dataset, _forget, weakref.ref(self), id(dataset)).atexit = False
             self.latest = store
         else:
             self.latest = self._stores[id(dataset)]
@@ -187,6 +187,13 @@ class SampleOpener:
         complaint = describe_few_classes(store.labels, self.label_column)
         if complaint is not None:
             logger.warning("%s.", complaint)
+
+
+def _forget(opener: weakref.ref[SampleOpener], key: int) -> None:
+    """Let a data set's store go with it; the data set may outlive the opener, which is not to be held until then."""
+    held = opener()
+    if held is not None:
+        held._stores.pop(key, None)
 
 
 def choose_augmentation(name: str, augmentations: Mapping[str, Augmentation], plural: str) -> Augmentation:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.runs import StopAt
 
+from hf_plr.modality import SampleOpener
 from hf_plr.trainer.checkpointing import CheckpointError
 
 
@@ -61,6 +62,16 @@ def test_samples_of_an_evaluation_are_let_go_of_with_their_data_set(make_trainer
     assert [store() is not None for store in stores] == [True, True, False, True]
     assert stores[0]() is stores[1]()  # decoded once
     assert trainer.accelerator._dataloaders == []
+
+
+def test_a_data_set_holds_no_store_of_an_opener_that_is_gone(make_trainer, some_digits):
+    modality = make_trainer().modality
+    opener = SampleOpener(modality, "label")
+    store = weakref.ref(opener(some_digits))
+    assert store() is not None
+    del opener
+    gc.collect()
+    assert store() is None
 
 
 def test_other_errors_of_extraction_are_not_taken_for_a_lack_of_memory(make_trainer, monkeypatch):
