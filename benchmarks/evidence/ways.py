@@ -68,7 +68,7 @@ TUNED = {
     LARGE: {
         "simclr": Peer("simclr"),
         "vicreg": Peer("vicreg", rate=1 / 3),
-        "swav": Peer("swav"),
+        "swav": Peer("swav", temperature=0.2),
         "byol": Peer("byol"),
         "diet": Peer("diet"),
     },

@@ -18,7 +18,7 @@ from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import Run, append_record, read_all, read_records, runs_of
-from benchmarks.evidence.summary import brief, interval, overview, summarise
+from benchmarks.evidence.summary import FURTHER_PEERS, brief, interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
 from benchmarks.evidence.tuning import SEED, grid, merit, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
@@ -189,6 +189,8 @@ def test_docs_have_the_tables_of_the_records():
     page = (explanation / "does_it_help.md").read_text(encoding="utf-8")
     assert overview(records) in page
     assert overview(records, from_seed=5) in page
+    for name in ("peers.jsonl", "omniglot_peers.jsonl"):
+        assert overview([results / name], choices=FURTHER_PEERS) in page
     assert brief(records) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
