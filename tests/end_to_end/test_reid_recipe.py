@@ -24,11 +24,12 @@ from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
 
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
 SIZE = ["--image_height", "32", "--image_width", "16"]
-TINY = [
+SHORT = [
     *SIZE,
     *("--num_train_epochs", "2", "--per_device_train_batch_size", "36", "--disable_tqdm", "true", "--use_cpu", "true"),
-    *("--clusterer_kwargs", '{"eps": 0.7, "k1": 8, "k2": 3}', "--refinement", "slr", "--cpu_threads", "1"),
+    *("--cpu_threads", "1"),
 ]
+TINY = [*SHORT, "--clusterer_kwargs", '{"eps": 0.7, "k1": 8, "k2": 3}', "--refinement", "slr"]
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +300,7 @@ def test_what_is_wrong_with_the_data_is_said_before_training(recipe, tmp_path, c
 def test_labels_of_all_rows_are_refused_for_some_rows(recipe, tmp_path):
     folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
     np.save(tmp_path / "labels.npy", np.arange(72) % 4)
-    arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *TINY]
+    arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *SHORT]
     with pytest.raises(ValueError, match="--max_samples 40 draws some rows, but --labels tells of all"):
         recipe.main([*arguments, "--labels", str(tmp_path / "labels.npy"), "--max_samples", "40"])
 

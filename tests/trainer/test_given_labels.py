@@ -210,7 +210,7 @@ def test_the_card_and_the_summary_say_where_the_labels_came_from(make_trainer, l
         ({"label": np.zeros(203, int), "index": 7}, None, "has more than one label of row 7"),
         ({"label": np.full(203, -1)}, None, "no sample has a label"),
         ({"label": np.zeros(203, int), "confidence": 1.5}, None, "confidences must be in"),
-        ({"label": np.zeros(203)}, None, "but labels are integers"),
+        ({"label": np.full(203, 0.5)}, None, "but labels are integers"),
         ({"label": np.zeros(203, int), "start": 0.0, "end": 1.0}, None, "has labels of segments"),
         ({"label": np.zeros(203, int)}, DataRecord(203, "other"), "are of different data sets"),
         ({"label": np.zeros(203, int)}, DataRecord(900, "x"), "are of different data sets: 203 rows"),
