@@ -127,6 +127,7 @@ def _omniglot(trainer: MakeTrainer, args: Any, seed: int, data: Path, starts: Pa
                     "learning_rate": 2e-3,
                     "num_train_epochs": 32,
                     "refinement": "none",
+                    "clusterer_kwargs": None,  # identities are no clusters
                     "prototype_momentum": 0.9,
                 },
             )

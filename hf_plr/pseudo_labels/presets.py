@@ -26,7 +26,7 @@ from hf_plr.training_args import (
     BaseTrainingArguments,
     PLRTrainingArguments,
 )
-from hf_plr.training_args.ignored import BESIDE_OWN_CLUSTERER, BESIDE_OWN_REFINER, refuse_ignored
+from hf_plr.training_args.ignored import BESIDE_OWN_REFINER, beside_clusterer, refuse_ignored
 from hf_plr.utils.argument_checks import check_levels
 from hf_plr.utils.parameters import default_parameters
 
@@ -91,8 +91,9 @@ def select_clusterers(
         chosen = args.clusterer if clusterer is None else "one of your own"
         raise ValueError(f"refinement={NESTED!r} needs clusterer='kmeans', which can be made finer, not {chosen}")
     if clusterer is not None:
-        refuse_ignored(args, BESIDE_OWN_CLUSTERER)
-        return [as_clusterer(clusterer)]
+        own = as_clusterer(clusterer)
+        refuse_ignored(args, beside_clusterer(own.get_params().get("n_clusters")))
+        return [own]
     num_clusters = args.num_clusters or default_num_clusters(n_samples)
     if num_clusters > n_samples > 0:
         raise ValueError(f"num_clusters={num_clusters} but the data set has {n_samples} samples")

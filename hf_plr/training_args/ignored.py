@@ -90,13 +90,6 @@ OF_CLUSTERS: tuple[Ignored, ...] = (
         {"feature_momentum": ()},
     ),
 )
-BESIDE_OWN_CLUSTERER: tuple[Ignored, ...] = (
-    Ignored(
-        lambda _: True,
-        "on a clusterer of your own",
-        {"num_labelings": (1,), "num_clusters": (), "clusterer_kwargs": ()},
-    ),
-)
 BESIDE_OWN_REFINER: tuple[Ignored, ...] = (
     Ignored(
         lambda _: True,
@@ -104,6 +97,12 @@ BESIDE_OWN_REFINER: tuple[Ignored, ...] = (
         {"refinement": (), "refinement_weight": ()},
     ),
 )
+
+
+def beside_clusterer(n_clusters: Any) -> tuple[Ignored, ...]:
+    """Make the table of what is ignored beside a clusterer of the user's own, which seeks so many clusters."""
+    names = {"num_labelings": (1,), "num_clusters": (n_clusters,), "clusterer_kwargs": ()}
+    return (Ignored(lambda _: True, "on a clusterer of your own", names),)
 
 
 def refuse_ignored(args: Any, table: tuple[Ignored, ...]) -> None:

@@ -38,6 +38,9 @@ def test_a_clusterer_without_a_number_of_clusters_is_refused(make_trainer):
         make_trainer(num_labelings=2, clusterer="hdbscan")
     with pytest.raises(ValueError, match="num_labelings=2 has no effect on a clusterer of your own"):
         make_trainer({"clusterer": KMeans(5)}, num_labelings=2)
+    with pytest.raises(ValueError, match="num_clusters=6 has no effect on a clusterer of your own"):
+        make_trainer({"clusterer": KMeans(5)}, num_clusters=6)
+    make_trainer({"clusterer": KMeans(5)}, num_clusters=5)  # so it is
     with pytest.raises(ValueError, match="num_labelings=0 must be at least 1"):
         make_trainer(num_labelings=0)
 
