@@ -23,7 +23,7 @@ import argparse
 import sys
 import time
 
-from hf_plr.cli.samples import add_sample_arguments, check_output
+from hf_plr.cli.samples import add_sample_arguments, prepare_output
 from hf_plr.utils.tables import ENDINGS
 
 SUMMARY = "assign new images or recordings to a run's clusters, and find what is new"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: if the arguments, the model or the data do not fit.
     """
-    check_output(args, "assigned samples", ENDINGS)
+    prepare_output(args, "assigned samples", ENDINGS)
     if args.fail_on_new is not None and args.fail_on_new < 1:
         raise ValueError(f"--fail_on_new {args.fail_on_new} must be at least 1")
 

@@ -3,11 +3,10 @@
   hf-plr embed --model out --dataset DATA --output features.parquet
 
 `out` is the output folder or Hub id of a run, or any backbone that `AutoModel` loads. DATA is a Hub id, a folder of
-images or recordings, a folder of parquet files, an archive or a table. The output has one row per
-sample: its index, its file if that is known, and its feature, a list of floats of the backbone's width;
-with --segment_seconds one row per segment of a
-recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if the model is
-its output folder or a checkpoint, unless they are given.
+images or recordings, a folder of parquet files, an archive or a table. The output has one row per sample: its index,
+its file if that is known, and its feature, a list of floats of the backbone's width; with --segment_seconds one row per
+segment of a recording, with its start and end in seconds. Pooling, layer, length and segments are those of the run if
+the model is its output folder or a checkpoint, unless they are given.
 
 A large data set is embedded by many processes, on any machines. Each writes one file into a folder, of rows that are
 numbered in the whole data set:
@@ -29,8 +28,8 @@ import numpy as np
 from hf_plr.cli.samples import (
     add_sample_arguments,
     add_segment_arguments,
-    check_output,
     load_samples,
+    prepare_output,
     segment_settings,
 )
 from hf_plr.utils.files import check_folder
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         if args.skip_existing and os.path.exists(args.output):
             print(f"Kept {args.output}")
             return
-    check_output(args, "features")
+    prepare_output(args, "features")
 
     # Imported here: `hf-plr refine` needs no torch.
     from hf_plr.jobs.embedding import describe_data, embed, write_table

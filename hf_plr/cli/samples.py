@@ -56,8 +56,8 @@ def segment_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def check_output(args: argparse.Namespace, content: str, endings: Sequence[str] = (".parquet",)) -> None:
-    """Reject an output that cannot be written, before any work, make its folder, and hide bars outside a terminal.
+def prepare_output(args: argparse.Namespace, content: str, endings: Sequence[str] = (".parquet",)) -> None:
+    """Make the folder of an output, or reject one that cannot be written, before any work; hide bars in logs.
 
     Raises:
         ValueError, OSError: naming it.

@@ -5,11 +5,10 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
   hf-plr units --model out --dataset RECORDINGS --output units.parquet
 
 `out` is the output folder or Hub id of `hf-plr train audio --objective frames`. RECORDINGS is a Hub id, a folder
-of wav, flac, ogg or mp3 files, a folder of parquet files, an archive or a table. The output has one row per
-recording: its index, its file if that is known, and a list with one unit per frame;
-with --segment_seconds one row per segment, with its
-start and end in seconds. Units are numbers below twice the run's --num_clusters.
-They have gaps, since a unit keeps its number from round to round. Where the run standardised frames by speaker, name
+of wav, flac, ogg or mp3 files, a folder of parquet files, an archive or a table. The output has one row per recording:
+its index, its file if that is known, and a list with one unit per frame; with --segment_seconds one row per segment,
+with its start and end in seconds. Units are numbers below twice the run's --num_clusters. They have gaps, since a unit
+keeps its number from round to round. Where the run standardised frames by speaker, name
 the column of the speakers with --speaker_column; without it, each recording is standardised by itself.
 """
 
@@ -24,8 +23,8 @@ import numpy as np
 from hf_plr.cli.samples import (
     add_sample_arguments,
     add_segment_arguments,
-    check_output,
     load_samples,
+    prepare_output,
     segment_settings,
 )
 
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: if the arguments, the model or the data do not fit.
     """
-    check_output(args, "units")
+    prepare_output(args, "units")
 
     # Imported here: `hf-plr refine` needs no torch.
     from hf_plr.data.audio_store import AudioStore

@@ -39,8 +39,8 @@ def load(name: str) -> evaluate.EvaluationModule:
     """Load a module by `evaluate.load(path(name))`, to compute alone or in `evaluate.combine`.
 
     The cluster modules take `predictions` and `references`: clusters and true labels, integers of shape (N,), -1 for
-    none; see `hf_plr.evaluation.clusters.score_clusters`. "weighted_knn" and "retrieval"
-    take features, classes or identities, and a mask of the queries.
+    none; see `hf_plr.evaluation.clusters.score_clusters`. "weighted_knn" and "retrieval" take features, classes or
+    identities, and a mask of the queries.
 
     Args:
         name: one of `MODULES`.
