@@ -40,6 +40,7 @@ from hf_plr.trainer.checkpointing import (
 )
 from hf_plr.trainer.start import check_start
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
+from hf_plr.training_args.base import LAUNCHED_PRECISION
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
 from hf_plr.utils.streams import escape_what_streams_lack
@@ -70,7 +71,9 @@ class DataArguments:
     )
     cpu_threads: int | None = field(
         default=None,
-        metadata={"help": "Threads per process on CPUs. Default: all cores, where one process runs alone."},
+        metadata={
+            "help": "Threads per process on CPUs. Default: OMP_NUM_THREADS, or all cores where one process runs alone."
+        },
     )
 
 
@@ -153,11 +156,16 @@ def hide_bars() -> None:
 
 
 def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
-    """Use all cores in a single process; the default of `accelerate launch` is one thread."""
+    """Use all cores in a single process, unless `OMP_NUM_THREADS` has another number.
+
+    `accelerate launch` sets it to 1 where it is not set: that is nobody's choice.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     elif args.device.type == "cpu" and args.world_size == 1:
-        torch.set_num_threads(count_cores())
+        chosen = os.environ.get("OMP_NUM_THREADS")  # torch has taken it
+        if not chosen or (chosen == "1" and LAUNCHED_PRECISION in os.environ):
+            torch.set_num_threads(count_cores())
 
 
 def check_output_dir(args: OutputArguments) -> None:

@@ -3,10 +3,19 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.launching import load_script
 from helpers.paths import HUBERT_PLR
 
-from hf_plr.recipe_tools.running import OutputArguments, check_output_dir, prepare_output_dir, run_recipe, train
+from hf_plr.recipe_tools import running
+from hf_plr.recipe_tools.running import (
+    OutputArguments,
+    check_output_dir,
+    prepare_output_dir,
+    run_recipe,
+    set_cpu_threads,
+    train,
+)
 
 
 def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
@@ -50,6 +59,30 @@ def test_overwriting_keeps_what_the_run_starts_from(tmp_path, labels):
     prepare_output_dir(args, is_main_process=True, start=str(tmp_path))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"model.safetensors", "config.json", "pseudo_labels.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "threads"),
+    [
+        ({}, None, 7),
+        ({}, 3, 3),
+        ({"OMP_NUM_THREADS": "5"}, None, None),
+        ({"OMP_NUM_THREADS": "1"}, None, None),
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, None, 7),  # as `accelerate launch` sets it
+        ({"OMP_NUM_THREADS": "5", "ACCELERATE_MIXED_PRECISION": "no"}, None, None),
+        ({"OMP_NUM_THREADS": "5"}, 3, 3),
+    ],
+)
+def test_a_single_process_takes_all_cores_or_as_many_threads_as_it_is_told(monkeypatch, environment, given, threads):
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    taken = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(running, "count_cores", lambda: 7)
+    set_cpu_threads(given, SimpleNamespace(device=torch.device("cpu"), world_size=1))
+    assert taken == ([] if threads is None else [threads])
 
 
 @pytest.mark.parametrize(
