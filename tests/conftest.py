@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share it
+    home = tempfile.TemporaryDirectory(prefix="hf_plr_tests_", ignore_cleanup_errors=True)
+    os.environ["HF_HOME"] = home.name  # neither caches nor tokens of who runs the tests, and nothing left there
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would mostly wait for each other
 
 from collections.abc import Callable
