@@ -37,7 +37,7 @@ from benchmarks.evidence.defaults import off_settings, own_settings, parts
 from benchmarks.evidence.readout import SPACES
 from benchmarks.evidence.runs import Run, append_record, carry_out, read_records, runs_of
 from benchmarks.evidence.selection import select
-from benchmarks.evidence.summary import CHOICES, FURTHER_PEERS, brief, overview, summarise
+from benchmarks.evidence.summary import BETTER, CHOICES, FURTHER_PEERS, brief, overview, summarise
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.ways import AS_IT_IS, SUITES, WAYS, Peer
 
@@ -51,7 +51,8 @@ def main() -> None:
     elif args.default:
         print("\n\n".join(table(args.default) for table in (own_settings, parts, off_settings)))
     elif args.overview:
-        print(overview(args.overview, args.from_seed, FURTHER_PEERS if args.further_peers else CHOICES))
+        choices = FURTHER_PEERS if args.further_peers else CHOICES
+        print(overview(args.overview, args.from_seed, choices, args.space))
     elif args.brief:
         print(brief(args.brief))
     elif args.summary:
@@ -101,7 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from_seed", type=int, default=0, metavar="N", help="only seeds from N on in --overview")
     parser.add_argument("--summary", nargs="+", type=Path, metavar="FILE", help="only print the tables of these files")
     parser.add_argument(
-        "--space", choices=list(SPACES), default="centered", help="space of the tables' scores (default: %(default)s)"
+        "--space",
+        choices=[*SPACES, BETTER],
+        default="centered",
+        help="space of the scores; better: of each way the one in which it scores higher (default: %(default)s)",
     )
     parser.add_argument(
         "--default", nargs="+", type=Path, metavar="FILE", help="only print the tables of version 0.1's records"

@@ -8,7 +8,7 @@ rows alone. Peers' features gain by whitening too, and a score in one space alon
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,9 @@ def read_out(
     labels: np.ndarray,
     test_features: np.ndarray | None = None,
     test_labels: np.ndarray | None = None,
+    spaces: Mapping[str, Callable[[np.ndarray], Space]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Score features in both spaces.
+    """Score features in both spaces, or in others.
 
     * "knn", "weighted_knn": 5 nearest neighbours, and 20 that are weighted by exp(cosine / .07).
     * "linear": logistic regression on standardised columns; C is chosen by cross-validation inside the training rows.
@@ -54,12 +55,14 @@ def read_out(
         labels: their classes, integers of shape (n,).
         test_features: shape (m, D), or None.
         test_labels: shape (m,), or None.
+        spaces: by name, what fits them to rows (n, D); None for `SPACES`.
 
     Returns:
         The scores by name, by space.
     """
-    features = np.asarray(features, np.float32)
-    return {name: _read(fit, features, np.asarray(labels), test_features, test_labels) for name, fit in SPACES.items()}
+    features, labels = np.asarray(features, np.float32), np.asarray(labels)
+    fits = SPACES if spaces is None else spaces
+    return {name: _read(fit, features, labels, test_features, test_labels) for name, fit in fits.items()}
 
 
 def fit_centering(rows: np.ndarray) -> Space:
@@ -68,16 +71,16 @@ def fit_centering(rows: np.ndarray) -> Space:
     return lambda others: normalize(others - center)
 
 
-def fit_whitening(rows: np.ndarray) -> Space:
+def fit_whitening(rows: np.ndarray, shrinkage: float = SHRINKAGE) -> Space:
     """Fit directions after (C + lambda tr(C) / D I)^(-1/2), symmetric (ZCA), where C is the covariance of rows (n, D).
 
     Source: Bell and Sejnowski, The "Independent Components" of Natural Scenes are Edge Filters, Vision Research 1997;
-    lambda is fixed, the same for all.
+    lambda is the shrinkage, the same for all.
     """
     center = rows.mean(axis=0)
     covariance = np.cov(rows, rowvar=False, bias=True).astype(np.float64)
     values, vectors = np.linalg.eigh(covariance)
-    scale = (values.clip(min=0.0) + SHRINKAGE * values.mean()) ** -0.5
+    scale = (values.clip(min=0.0) + shrinkage * values.mean()) ** -0.5
     whitening = (vectors * scale) @ vectors.T
     return lambda others: normalize((others - center) @ whitening.astype(np.float32))
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from datasets import Dataset
@@ -122,18 +123,26 @@ def carry_out(run: Run, data: Path, starts: Path, peer: Peer | None = None) -> d
 
 def read_out_trainer(trainer: BaseTrainer) -> dict[str, dict[str, float]]:
     """Read out a trainer's features as they are; "score" has what `trainer.score` tells, on the same features."""
+    labelled = extract_labelled(trainer)
+    readout = read_out(*labelled)
+    if isinstance(trainer.evaluator, FeatureEvaluator):
+        return {**readout, "score": score_features(*labelled)}
+    return {**readout, "score": trainer.score("end")}
+
+
+def extract_labelled(trainer: BaseTrainer) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Extract what a read-out takes: features (n, D) of the training samples and their labels, and of the test split.
+
+    The latter are None where there is none.
+    """
     assert trainer.evaluator is not None
     labels = trainer.evaluator.true_labels(trainer)
     assert labels is not None
     features = trainer.extract_features().cpu().numpy()
-    test_features = test_labels = None
-    if isinstance(trainer.eval_dataset, Dataset):
-        store = trainer.open_samples(trainer.eval_dataset)
-        test_features, test_labels = trainer.extract_features(store).cpu().numpy(), store.true_labels()
-    readout = read_out(features, labels, test_features, test_labels)
-    if isinstance(trainer.evaluator, FeatureEvaluator):
-        return {**readout, "score": score_features(features, labels, test_features, test_labels)}
-    return {**readout, "score": trainer.score("end")}
+    if not isinstance(trainer.eval_dataset, Dataset):
+        return features, labels, None, None
+    store = trainer.open_samples(trainer.eval_dataset)
+    return features, labels, trainer.extract_features(store).cpu().numpy(), store.true_labels()
 
 
 def describe_labels(trainer: BaseTrainer) -> dict[str, float]:

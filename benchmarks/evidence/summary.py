@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import sem, t
 
+from benchmarks.evidence.readout import SPACES
 from benchmarks.evidence.runs import Run, read_all
 from benchmarks.evidence.ways import AS_IT_IS, BASELINE, DEFAULT, FROZEN, WAYS
 
@@ -26,10 +27,9 @@ LABELS = {
 }
 
 READ_OUT = "centered"  # space of the scores of features
-OVERVIEW_SCORES = {  # by their space and name
-    ("score", "mAP"): "mAP",
-    **{(READ_OUT, score): SCORES[score] for score in ("knn", "linear", "nmi")},
-}
+BETTER = "better"  # for each way and score the one of SPACES in which its mean over seeds is higher
+RETRIEVAL = {("score", "mAP"): "mAP"}  # by space and name
+OVERVIEW_SCORES = ("knn", "linear", "nmi")
 CHOICES = {FROZEN: "start", BASELINE: "no refinement", "simclr": "SimCLR", "vicreg": "VICReg"}
 FURTHER_PEERS = {FROZEN: "start", "swav": "SwAV", "byol": "BYOL", "diet": "DIET"}
 
@@ -42,7 +42,7 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
 
     Args:
         paths: files of results.
-        space: space of the scores, "centered" or "white".
+        space: space of the scores, "centered", "white" or "better".
     """
     records = read_all(paths)
     tables = []
@@ -63,7 +63,7 @@ def summarise(paths: list[Path], space: str = "centered") -> str:
     return "\n\n".join(tables)
 
 
-def overview(paths: list[Path], from_seed: int = 0, choices: dict[str, str] = CHOICES) -> str:
+def overview(paths: list[Path], from_seed: int = 0, choices: dict[str, str] = CHOICES, space: str = READ_OUT) -> str:
     """A row a task and score: what a user may choose, as means over the seeds that all have, and paired differences.
 
     Args:
@@ -71,10 +71,12 @@ def overview(paths: list[Path], from_seed: int = 0, choices: dict[str, str] = CH
         from_seed: first seed that counts; tasks without this or a later one are left out.
         choices: the ways beside the default with their titles, the start first; tasks with none of the others are left
             out.
+        space: as for `summarise`; mAP is there in the library's own space alone.
     """
+    shown = {(space, score): SCORES[score] for score in OVERVIEW_SCORES}
     rows = []
-    for (space, score), title in OVERVIEW_SCORES.items():
-        for task, default, others in _choices(paths, space, score, from_seed, choices):
+    for (space_of_score, score), title in ((RETRIEVAL if space == READ_OUT else {}) | shown).items():
+        for task, default, others in _choices(paths, space_of_score, score, from_seed, choices):
             means, seeds = _shared_means([*others, default])
             differences = [difference(default, each) for each in others[1:]]
             rows.append((task, [f"{task}, {title}", *means, *differences, seeds]))
@@ -93,10 +95,8 @@ def brief(paths: list[Path]) -> str:
     """
     cells: dict[str, list[list[str]]] = defaultdict(list)
     counts: dict[str, str] = {}
-    for space, score in OVERVIEW_SCORES:
-        if space != READ_OUT:
-            continue
-        for task, default, others in _choices(paths, space, score):
+    for score in OVERVIEW_SCORES:
+        for task, default, others in _choices(paths, READ_OUT, score):
             means, counts[task] = _shared_means([*others, default])
             cells[task].append([mean.removeprefix("0") for mean in means])
     rows = []
@@ -209,6 +209,12 @@ def _off_rows(task: str, scores: dict[tuple[str, str], BySeed]) -> list[list[str
 
 def _collect(records: Records, space: str, score: str) -> dict[tuple[str, str], BySeed]:
     """Scores by task and way, and by seed; of records that have the score."""
+    if space == BETTER:
+        centered, *others = (_collect(records, each, score) for each in SPACES)
+        return {
+            key: max([by_seed, *(other[key] for other in others)], key=lambda each: float(np.mean(list(each.values()))))
+            for key, by_seed in centered.items()
+        }
     scores: dict[tuple[str, str], BySeed] = defaultdict(dict)
     for run, record in sorted(records.items()):
         value = record["readout"].get(space, {}).get(score)

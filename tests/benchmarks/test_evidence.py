@@ -18,7 +18,7 @@ from benchmarks import adaptation
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import Run, append_record, read_all, read_records, runs_of
-from benchmarks.evidence.summary import FURTHER_PEERS, brief, interval, overview, summarise
+from benchmarks.evidence.summary import BETTER, FURTHER_PEERS, brief, interval, overview, summarise
 from benchmarks.evidence.tasks import TASKS, arguments_of, draw_samples
 from benchmarks.evidence.tuning import SEED, grid, merit, report
 from benchmarks.evidence.ways import BASELINE, FROZEN, SUITES, TUNED
@@ -178,6 +178,22 @@ def test_the_brief_table_has_the_means_over_shared_seeds(tmp_path):
     ]
 
 
+def test_each_way_is_read_out_in_the_space_that_suits_it_better(tmp_path):
+    results = tmp_path / "results.jsonl"
+    scores = {"auto": ((0.7, 0.8), (0.6, 0.6)), "simclr": ((0.5, 0.5), (0.4, 0.9))}  # centered, then white
+    for way, (centered, white) in scores.items():
+        for seed in range(2):
+            record = {"task": "digits", "variation": "-", "way": way, "seed": seed, "budget": 1, "labels": {}}
+            record["readout"] = {"centered": {"knn": centered[seed]}, "white": {"knn": white[seed]}}
+            append_record(results, record)
+    for space, row in {
+        "centered": "|  |  | 0.500 |  | 0.750 |  | +25.0 (2 seeds) |  | 2 |",
+        "white": "|  |  | 0.650 |  | 0.600 |  | -5.0 (2 seeds) |  | 2 |",
+        BETTER: "|  |  | 0.650 |  | 0.750 |  | +10.0 (2 seeds) |  | 2 |",  # all seeds of a way in one space
+    }.items():
+        assert overview([results], space=space).splitlines()[2:] == [f"| digits, kNN (5) {row}"]
+
+
 def test_docs_have_the_tables_of_the_records():
     results = REPOSITORY / "benchmarks" / "results"
     explanation = REPOSITORY / "docs" / "explanation"
@@ -189,6 +205,7 @@ def test_docs_have_the_tables_of_the_records():
     page = (explanation / "does_it_help.md").read_text(encoding="utf-8")
     assert overview(records) in page
     assert overview(records, from_seed=5) in page
+    assert overview(records, space=BETTER) in page
     for name in ("peers.jsonl", "omniglot_peers.jsonl"):
         assert overview([results / name], choices=FURTHER_PEERS) in page
     assert brief(records) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
