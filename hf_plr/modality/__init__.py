@@ -10,7 +10,7 @@ from hf_plr.data.columns import find_modality_column
 from hf_plr.modality.audio import AudioModality
 from hf_plr.modality.base import Modality, SampleOpener
 from hf_plr.modality.image import ImageModality
-from hf_plr.training_args.ignored import OF_IMAGES, refuse_ignored
+from hf_plr.training_args.ignored import OF_IMAGES, OF_RECORDINGS, refuse_ignored
 
 if TYPE_CHECKING:
     from hf_plr.training_args import BaseTrainingArguments
@@ -31,6 +31,7 @@ def find_modality(
     if kind == "image":
         refuse_ignored(args, OF_IMAGES)
         return ImageModality(model, args, dataset, column, processor, augmentation)
+    refuse_ignored(args, OF_RECORDINGS)
     if getattr(args.accelerator_config, "dispatch_batches", None) and args.world_size > 1:
         raise ValueError(
             "accelerator_config with dispatch_batches=True is not supported for recordings in several processes: their "

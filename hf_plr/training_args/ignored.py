@@ -42,7 +42,21 @@ OF_IMAGES: tuple[Ignored, ...] = (
     Ignored(
         lambda _: True,
         "on images",
-        {"segment_seconds": (), "max_seconds": ()},
+        {"segment_seconds": (), "max_seconds": (), "sound_cache_gib": (), "sound_cache_dir": ()},
+    ),
+)
+OF_RECORDINGS: tuple[Ignored, ...] = (
+    Ignored(
+        lambda _: True,
+        "on recordings",
+        {
+            "image_cache_gib": (),
+            "image_cache_dir": (),
+            "image_size": (),
+            "decoded_size": (),
+            "pixel_range": (),
+            "transparency_background": (),
+        },
     ),
 )
 OF_FRAMES: tuple[Ignored, ...] = (

@@ -151,10 +151,16 @@ def test_augmentations_of_the_other_modality_are_refused_before_a_model_is_loade
         make_sound_trainer(PLRTrainer, augmentation="reid")
 
 
-@pytest.mark.parametrize("name", ["segment_seconds", "max_seconds"])
-def test_lengths_of_sounds_are_refused_with_images(make_trainer, reads_nothing, name):
+@pytest.mark.parametrize("name", ["segment_seconds", "max_seconds", "sound_cache_gib"])
+def test_settings_of_sounds_are_refused_with_images(make_trainer, reads_nothing, name):
     with pytest.raises(ValueError, match=rf"{name}=3\.0 has no effect on images: leave {name} out"):
         make_trainer(**{name: 3.0})
+
+
+@pytest.mark.parametrize("name", ["image_size", "decoded_size", "image_cache_gib"])
+def test_settings_of_images_are_refused_with_sounds(make_sound_trainer, reads_nothing, name):
+    with pytest.raises(ValueError, match=rf"{name}=32 has no effect on recordings: leave {name} out"):
+        make_sound_trainer(PLRTrainer, **{name: 32})
 
 
 def test_a_pair_loss_needs_an_augmentation(make_trainer):
