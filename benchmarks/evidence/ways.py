@@ -70,7 +70,7 @@ TUNED = {
         "vicreg": Peer("vicreg", rate=1 / 3),
         "swav": Peer("swav", temperature=0.2),
         "byol": Peer("byol"),
-        "diet": Peer("diet"),
+        "diet": Peer("diet", rate=1 / 3),
     },
 }
 WAYS = {
