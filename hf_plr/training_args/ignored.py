@@ -42,7 +42,7 @@ OF_IMAGES: tuple[Ignored, ...] = (
     Ignored(
         lambda _: True,
         "on images",
-        {"segment_seconds": (), "max_seconds": (), "sound_cache_gib": (), "sound_cache_dir": ()},
+        {"segment_seconds": (), "max_seconds": (), "sound_cache_gib": (0.0,), "sound_cache_dir": ()},
     ),
 )
 OF_RECORDINGS: tuple[Ignored, ...] = (
@@ -50,7 +50,7 @@ OF_RECORDINGS: tuple[Ignored, ...] = (
         lambda _: True,
         "on recordings",
         {
-            "image_cache_gib": (),
+            "image_cache_gib": (0.0,),
             "image_cache_dir": (),
             "image_size": (),
             "decoded_size": (),
