@@ -153,7 +153,8 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     """Load both splits, without samples that have no class, and draw `args.labels_per_class` samples per class.
 
     Raises:
-        ValueError: if the test split or the label column is missing, a split has no class, or a class too few samples.
+        ValueError: if the test split or the label column is missing, a split has no class, the one to train on has one
+            alone, or a class has too few samples.
     """
     train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split, kind)
     if test is None:
@@ -162,8 +163,14 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     if column is None:
         raise ValueError("no column holds classes: name it with --label_column")
     train_labels, test_labels, names = number_classes(train, test, column)
-    if not (train_labels >= 0).any():
+    used = np.unique(train_labels[train_labels >= 0])
+    if not len(used):
         raise ValueError(f"no sample of the {args.train_split} split has a class in column {column!r}")
+    if len(used) == 1:
+        raise ValueError(
+            f"in the {args.train_split} split, column {column!r} holds one class only, {names[used[0]]!r} (-1 means "
+            "no label): name another with --label_column, or number its classes from 0"
+        )
     if not (test_labels >= 0).any():
         raise ValueError(f"no sample of the test split has a class in column {column!r} that samples to train on have")
     rows = draw_per_class(train_labels, args.labels_per_class, seed)
@@ -182,13 +189,21 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
 def number_classes(train: Dataset, test: Dataset, column: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Number the classes from 0 on; returns those of both splits, -1 = unknown, and the names.
 
-    Whole numbers are classes in their order; those that are in no training sample are unknown.
+    Whole numbers are classes in their order; those that are in no training sample are unknown. Rows without a class are
+    warned of.
     """
     names: dict[str, int] = {}
     train_labels, test_labels = (encode_labels(split, column, names) for split in (train, test))
+    for labels, use in ((train_labels, "train"), (test_labels, "score")):
+        n_missing = int((labels == -1).sum())
+        if n_missing:
+            logger.warning(
+                "%d of %d rows to %s on have no class in column %r (missing, or -1)",
+                *(n_missing, len(labels), use, column),
+            )
     if names:
         return train_labels, test_labels, list(names)
-    values = np.unique(train_labels[train_labels >= 0])
+    values = np.unique(train_labels[train_labels != -1])
     train_labels, test_labels = (
         np.where(np.isin(labels, values), np.searchsorted(values, labels), -1) for labels in (train_labels, test_labels)
     )

@@ -52,6 +52,31 @@ def test_a_split_without_any_class_is_named(tmp_path, some_digits, labels_per_cl
         load_labelled(args, 0, "image")
 
 
+def labelled(tmp_path, digits, train, test, feature=None):
+    """Arguments for a data set with these classes in a column "kind"."""
+    splits = [
+        digits.select(range(len(classes))).select_columns(["image"]).add_column("kind", classes, feature=feature)
+        for classes in (train, test)
+    ]
+    return FinetuneArguments("model", str(write(*splits, tmp_path / "data")), label_column="kind")
+
+
+@pytest.mark.parametrize(("classes", "only"), [([-1, 1], "1"), ([3, 3], "3"), (["a", "a"], "a")])
+def test_one_class_alone_is_refused(tmp_path, some_digits, classes, only):
+    args = labelled(tmp_path, some_digits, classes * 5, classes * 5)
+    with pytest.raises(ValueError, match=rf"column 'kind' holds one class only, '{only}' .-1 means no label"):
+        load_labelled(args, 0, "image")
+
+
+def test_rows_without_a_class_are_counted(tmp_path, some_digits, caplog):
+    data = load_labelled(labelled(tmp_path, some_digits, [-1, -2, 1, None], [-2, 1, -1, -1, -1]), 0, "image")
+    assert data.names == ["-2", "1"]
+    assert data.train_labels.tolist() == [0, 1]
+    assert data.test_labels.tolist() == [0, 1]
+    assert "2 of 4 rows to train on have no class in column 'kind' (missing, or -1)" in caplog.text
+    assert "3 of 5 rows to score on have no class in column 'kind' (missing, or -1)" in caplog.text
+
+
 def test_deep_images_have_the_pixels_of_the_run(tmp_path, monkeypatch):
     images = deep_images()
     trainer = image_trainer(tmp_path / "plr", images, num_train_epochs=1)
