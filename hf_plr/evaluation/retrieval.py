@@ -104,7 +104,8 @@ def assess_retrieval(
     has_match = first_rank > 0
     if not has_match.any():
         raise ValueError(
-            f"none of the {len(query)} queries has a match in the gallery under another camera: check the identities"
+            f"none of the {len(query)} queries has a match in the gallery beside images of the query's own camera: "
+            "check the identities and cameras"
         )
     query_scores = {"mAP": precision[has_match]}
     query_scores |= {f"rank_{rank}": (first_rank[has_match] <= rank).double() for rank in ranks}

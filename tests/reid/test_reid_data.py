@@ -260,6 +260,14 @@ def test_folders_of_images_may_be_queries_and_gallery(tmp_path):
     assert data.query.identities[0] in data.gallery.identities
 
 
+def test_copies_of_the_query_alone_are_no_match(tmp_path):
+    for name in ("train/ann", "query/bob", "gallery/bob"):
+        draw(tmp_path / name / "0.png")
+    assert not can_score(load_reid_data(str(tmp_path)))
+    draw(tmp_path / "gallery" / "bob" / "another.png")
+    assert can_score(load_reid_data(str(tmp_path)))
+
+
 def test_parquet_files_without_types(tmp_path):
     draw(tmp_path / "0.png")
     value = {"bytes": (tmp_path / "0.png").read_bytes(), "path": None}
