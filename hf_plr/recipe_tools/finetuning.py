@@ -19,6 +19,7 @@ from hf_plr.data.media_kinds import Kind
 from hf_plr.data.sample_store import SKIP_HINT, select_undecoded
 from hf_plr.data.true_labels import encode_labels
 from hf_plr.data.unreadable import UnreadableSample
+from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class FinetuneArguments:
     labels_per_class: int | None = field(
         default=None, metadata={"help": "Use only this many labels per class, drawn by the seed. Default: all."}
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train the head alone."})
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Train the head alone; no dropout or masks before it."}
+    )
     skip_unreadable: bool = field(
         default=False, metadata={"help": "Leave samples that cannot be read out and list them, rather than stop."}
     )
@@ -260,6 +263,7 @@ def train_classifier(
         # Some classifiers have no base model of their own but an encoder (Whisper).
         backbone = model.get_encoder() if model.base_model is model else model.base_model
         backbone.requires_grad_(False)
+        hold_frozen(backbone)
     trainer = Trainer(
         model,
         args,

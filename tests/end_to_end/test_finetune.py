@@ -10,7 +10,13 @@ from helpers.launching import load_script
 from helpers.paths import RECIPES
 from helpers.spectrograms import MODELS, make_extractor, make_model
 from helpers.tiny import deep_images, image_trainer
-from transformers import AutoModelForAudioClassification, AutoModelForImageClassification, DINOv3ViTConfig
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    ResNetModel,
+)
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
@@ -178,6 +184,18 @@ def test_sounds_by_models_of_spectrograms(tmp_path, capsys, name):
     for more in ([], ["--freeze_backbone", "--max_seconds", 0.5]):
         recipe("finetune_audio", *common, *more)
         assert 'pipeline("audio-classification"' in capsys.readouterr().out
+
+
+def test_a_frozen_backbone_stays_as_it_is(tmp_path, some_digits):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    start = ResNetModel(config)
+    start.save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--output_dir", tmp_path / "c"]
+    recipe("finetune_image", *common, "--freeze_backbone", "--num_train_epochs", 1)
+    trained = AutoModelForImageClassification.from_pretrained(tmp_path / "c").resnet.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in start.state_dict().items())
 
 
 def test_few_labels_are_drawn_by_class_and_seed():
