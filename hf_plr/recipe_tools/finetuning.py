@@ -166,12 +166,11 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     if column is None:
         raise ValueError("no column holds classes: name it with --label_column")
     train_labels, test_labels, names = number_classes(train, test, column)
-    used = np.unique(train_labels[train_labels >= 0])
-    if not len(used):
+    if not names:
         raise ValueError(f"no sample of the {args.train_split} split has a class in column {column!r}")
-    if len(used) == 1:
+    if len(names) == 1:
         raise ValueError(
-            f"in the {args.train_split} split, column {column!r} holds one class only, {names[used[0]]!r} (-1 means "
+            f"in the {args.train_split} split, column {column!r} holds one class only, {names[0]!r} (-1 means "
             "no label): name another with --label_column, or number its classes from 0"
         )
     if not (test_labels >= 0).any():
@@ -190,13 +189,13 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
 
 
 def number_classes(train: Dataset, test: Dataset, column: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Number the classes from 0 on; returns those of both splits, -1 = unknown, and the names.
+    """Number the classes that training samples have from 0 on; returns those of both splits, -1 = none, and the names.
 
-    Whole numbers are classes in their order; those that are in no training sample are unknown. Rows without a class are
-    warned of.
+    Whole numbers keep their order, and so do the names of class labels. What a warning says: how many rows have no
+    class, and which classes of the test split no training sample has; both are -1.
     """
-    names: dict[str, int] = {}
-    train_labels, test_labels = (encode_labels(split, column, names) for split in (train, test))
+    numbers: dict[str, int] = {}
+    train_labels, test_labels = (encode_labels(split, column, numbers) for split in (train, test))
     for labels, use in ((train_labels, "train"), (test_labels, "score")):
         n_missing = int((labels == -1).sum())
         if n_missing:
@@ -204,13 +203,19 @@ def number_classes(train: Dataset, test: Dataset, column: str) -> tuple[np.ndarr
                 "%d of %d rows to %s on have no class in column %r (missing, or -1)",
                 *(n_missing, len(labels), use, column),
             )
-    if names:
-        return train_labels, test_labels, list(names)
+    texts = {number: name for name, number in numbers.items()}
     values = np.unique(train_labels[train_labels != -1])
+    absent = test_labels[(test_labels != -1) & ~np.isin(test_labels, values)]
+    if len(absent):
+        names = [texts.get(value, str(value)) for value in np.unique(absent).tolist()]
+        logger.warning(
+            "%d of %d rows to score on are left out: no sample to train on has their classes in %r (%s)",
+            *(len(absent), len(test_labels), column, ", ".join(names[:10]) + ", ..." * (len(names) > 10)),
+        )
     train_labels, test_labels = (
         np.where(np.isin(labels, values), np.searchsorted(values, labels), -1) for labels in (train_labels, test_labels)
     )
-    return train_labels, test_labels, [str(value) for value in values]
+    return train_labels, test_labels, [texts.get(value, str(value)) for value in values.tolist()]
 
 
 def draw_per_class(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from helpers.launching import load_script
 from helpers.paths import RECIPES
 from helpers.spectrograms import MODELS, make_extractor, make_model
@@ -223,6 +223,27 @@ def test_what_is_missing_is_named(capsys, name, arguments, message):
         recipe(name, *arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("feature", "train", "test", "names"),
+    [
+        (Value("string"), ["b", "a", None], ["a", "c", "c", "b"], ["a", "b"]),
+        (Value("int64"), [1, 0, -1], [0, 2, 2, 1], ["0", "1"]),
+        (ClassLabel(names=["unused", "a", "c", "b"]), [3, 1, -1], [1, 2, 2, 3], ["a", "b"]),
+    ],
+)
+def test_classes_are_those_of_training_samples(caplog, feature, train, test, names):
+    features = Features({"kind": feature})
+    splits = (Dataset.from_dict({"kind": values}, features=features) for values in (train, test))
+    train_labels, test_labels, found = number_classes(*splits, "kind")
+    assert found == names
+    assert train_labels.tolist() == [1, 0, -1]
+    assert test_labels.tolist() == [0, -1, -1, 1]
+    absent = "2" if names == ["0", "1"] else "c"
+    assert f"2 of 4 rows to score on are left out: no sample to train on has their classes in 'kind' ({absent})" in (
+        caplog.text
+    )
 
 
 def test_numbers_of_classes_may_have_gaps_and_be_large():
