@@ -13,6 +13,7 @@ from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.utils.precision import exact_products
 
 JUNK = -1  # identity of gallery images that are left out
+UNKNOWN = -1  # camera, which no two images have in common
 RETRIEVAL_SCORES = {
     "mAP": "mAP",
     "rank_1": "Rank 1",
@@ -60,8 +61,8 @@ def assess_retrieval(
         query: features of shape (Q, D).
         gallery: features of shape (G, D), on the same device.
         query_ids, gallery_ids: identities, shapes (Q,) and (G,).
-        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,); give both or neither. Without cameras, no query
-            may be in the gallery.
+        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,), -1 = unknown and the same as no other; give both
+            or neither. Without its camera, no query may be in the gallery.
         ranks: ranks of the matching characteristics, at least 1.
         block_mib: memory for the similarities of one block of queries; the whole takes some four times as much.
 
@@ -94,7 +95,7 @@ def assess_retrieval(
         same = ids_q[block, None] == ids_g
         is_excluded = (ids_g == JUNK).expand_as(same)
         if cameras_q is not None and cameras_g is not None:
-            is_excluded = is_excluded | (same & (cameras_q[block, None] == cameras_g))
+            is_excluded = is_excluded | (same & (cameras_q[block, None] == cameras_g) & (cameras_g != UNKNOWN))
         with exact_products(device):
             similarities = query[block] @ gallery.T
         precision, first_rank = _rank_matches(similarities, same & ~is_excluded, ~same & ~is_excluded)

@@ -11,7 +11,7 @@ from hf_plr.data.content_digest import digest_content, digest_samples
 from hf_plr.data.sample_store import SampleStore, select_undecoded
 from hf_plr.evaluation.evaluators import Evaluator, ScoredTrainer
 from hf_plr.evaluation.intervals import Scored
-from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES, assess_retrieval
+from hf_plr.evaluation.retrieval import RETRIEVAL_SCORES, UNKNOWN, assess_retrieval
 from hf_plr.features.centering import compute_directions
 from hf_plr.reid.reid_data import JUNK, ReidData, ReidSplit
 from hf_plr.utils.distributed import run_on_main
@@ -21,8 +21,8 @@ class RetrievalEvaluator(Evaluator):
     """Evaluator of re-identification by mAP and CMC, for `PLRTrainer(evaluator=RetrievalEvaluator(...))`.
 
     Features are compared by cosine, relative to the mean feature of the gallery (on Omniglot, after a source, mAP 0.370
-    against 0.347 without; the mean of the last stage gives the same). Identities and cameras have no other use. Without
-    cameras, no image finds itself: one that is both in query and gallery is known by its content.
+    against 0.347 without; the mean of the last stage gives the same). Identities and cameras have no other use. No
+    image finds itself: without a camera, one that is both in query and gallery is known by its content.
 
     Args:
         target: data set to score. Without query and gallery every training image asks among all others.
@@ -83,12 +83,20 @@ class RetrievalEvaluator(Evaluator):
         return self.target.train.identities[trainer.train_dataset.rows] if self.is_trained_on else None
 
     def _number_cameras(self, samples: list[tuple[SampleStore, ReidSplit]]) -> tuple[np.ndarray, np.ndarray]:
-        """Cameras of queries and gallery; where they are not known, each distinct image has one of its own."""
-        first, last = samples[0][1].cameras, samples[-1][1].cameras
-        if self._by_cameras and first is not None and last is not None:
-            return first, last
-        numbers = _number_images([store for store, _ in samples])
-        return numbers[0], numbers[-1]
+        """Number the cameras of queries and gallery; where one is not known, each distinct image has one of its own."""
+        parts = [
+            np.full(len(store), UNKNOWN) if split.cameras is None or not self._by_cameras else split.cameras
+            for store, split in samples
+        ]
+        cameras, sizes = np.concatenate(parts), [len(part) for part in parts]
+        is_known = cameras != UNKNOWN
+        if not is_known.all():
+            _, cameras = np.unique(cameras, return_inverse=True)
+            images = _number_images([store for store, _ in samples])
+            camera_of_image = cameras.max() + 1 + np.arange(len(images))
+            camera_of_image[images[is_known]] = cameras[is_known]
+            cameras = np.where(is_known, cameras, camera_of_image[images])
+        return cameras[: sizes[0]], cameras[-sizes[-1] :]
 
     def _open_samples(self, trainer: ScoredTrainer) -> list[tuple[SampleStore, ReidSplit]]:
         """Open query and gallery, or the training images for both, without unreadable images."""
@@ -101,13 +109,12 @@ class RetrievalEvaluator(Evaluator):
         return [(store, split.select(store.rows)) for store, split in pairs]
 
 
-def _number_images(stores: list[SampleStore]) -> list[np.ndarray]:
-    """Number the images of each store, (N,): those of one store apart, those of several by their content."""
+def _number_images(stores: list[SampleStore]) -> np.ndarray:
+    """Number all images of the stores, (N,): those of one store apart, those of several by their content."""
     if len(stores) == 1:
-        return [np.arange(len(stores[0]))]
+        return np.arange(len(stores[0]))
     digests = [digest_samples(store, slice(0, len(store))) for store in stores]
-    numbers = np.unique(np.concatenate(digests), return_inverse=True)[1]
-    return np.split(numbers, np.cumsum([len(store) for store in stores])[:-1])
+    return np.unique(np.concatenate(digests), return_inverse=True)[1]
 
 
 def can_score(target: ReidData) -> bool:
@@ -122,14 +129,16 @@ def _scored_splits(target: ReidData) -> tuple[ReidSplit, ReidSplit]:
 
 
 def _has_match(query: ReidSplit, gallery: ReidSplit, by_cameras: bool) -> bool:
-    """Whether a query and another image of the gallery, or one of another camera, show the same identity."""
+    """Whether a query and another image of the gallery, or one of another known camera, show the same identity."""
     if by_cameras and (query.cameras is None or gallery.cameras is None):
         return False
     known = np.intersect1d(query.identities[query.identities != JUNK], gallery.identities)
     for identity in known:
         asked, found = query.identities == identity, gallery.identities == identity
         if by_cameras and query.cameras is not None and gallery.cameras is not None:
-            if len(np.union1d(query.cameras[asked], gallery.cameras[found])) > 1:
+            cameras = query.cameras[asked], gallery.cameras[found]
+            asking, answering = (set(part[part != UNKNOWN].tolist()) for part in cameras)
+            if asking and answering and len(asking | answering) > 1:
                 return True
         elif query is gallery:
             if found.sum() > 1:

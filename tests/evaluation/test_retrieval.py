@@ -58,6 +58,11 @@ def test_without_cameras_every_match_counts():
     assert score_retrieval(features, features, [0, 1, 2], [0, 1, 2])["mAP"] == 1.0
 
 
+def test_images_of_unknown_cameras_are_not_of_the_same():
+    scores = score_retrieval(np.eye(3), np.eye(3), [0, 1, 2], [0, 1, 2], [-1, 4, -1], [-1, 4, -1])
+    assert (scores["mAP"], scores["queries"], scores["queries_without_match"]) == (1.0, 2, 1)
+
+
 def test_constant_features_score_nothing():
     ones = torch.ones(50, 4)
     ids = np.arange(50)
