@@ -71,6 +71,18 @@ def test_constant_features_score_nothing():
     assert scores["mAP"] == pytest.approx(1 / 50)
 
 
+@pytest.mark.parametrize("n_queries", [1, 2, 17])
+@pytest.mark.parametrize("n_gallery", [5, 10, 33])
+def test_a_match_that_is_exactly_as_similar_ranks_behind(n_queries, n_gallery):
+    for width in (10, 37, 64, 384, 768):
+        row = np.random.default_rng(width).normal(size=(1, width)).astype(np.float32)
+        query, gallery = row.repeat(n_queries, axis=0), row.repeat(n_gallery, axis=0)
+        for match in range(n_gallery - 5, n_gallery):
+            ids = np.arange(n_gallery) != match
+            scores = score_retrieval(query, gallery, np.zeros(n_queries, int), ids.astype(int), ranks=(n_gallery - 1,))
+            assert scores[f"rank_{n_gallery - 1}"] == 0, (width, match)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
