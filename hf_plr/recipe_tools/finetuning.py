@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,16 +270,18 @@ def train_classifier(
         backbone = model.get_encoder() if model.base_model is model else model.base_model
         backbone.requires_grad_(False)
         hold_frozen(backbone)
+    train_dataset = add_inputs(data.train, data.train_labels)
     trainer = Trainer(
         model,
         args,
-        train_dataset=add_inputs(data.train, data.train_labels),
+        train_dataset=train_dataset,
         eval_dataset=add_inputs(data.test, data.test_labels),
         data_collator=default_data_collator,
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
-    trainer.train()
+    with contextlib.nullcontext() if recipe.freeze_backbone else _without_long_masks(model, train_dataset[:1]):
+        trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -288,6 +291,35 @@ def train_classifier(
             f"Classifier in {args.output_dir}."
         )
     return {"accuracy": metrics["eval_accuracy"], "f1": metrics["eval_f1"]}
+
+
+@contextlib.contextmanager
+def _without_long_masks(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Switch the time masking of sounds off for a while, with a warning, where a span is longer than the inputs."""
+    config: Any = model.config
+    probability, length = getattr(config, "mask_time_prob", 0.0), getattr(config, "mask_time_length", 0)
+    if not probability or not getattr(config, "apply_spec_augment", True):
+        yield
+        return
+    n_frames = _count_frames(model, inputs[model.main_input_name])
+    if length > n_frames:
+        logger.warning(
+            "Time masking is off: the spans of %d frames (mask_time_length) do not fit into the %d of a clip of "
+            "--max_seconds",
+            *(length, n_frames),
+        )
+        config.mask_time_prob = 0.0
+    yield
+    config.mask_time_prob = probability  # as it is saved
+
+
+def _count_frames(model: PreTrainedModel, values: torch.Tensor) -> int:
+    """Count the frames that a model masks in inputs (B, T), (B, T, bins) or, of Whisper, (B, bins, T)."""
+    if values.ndim == 3:
+        return values.shape[2 if model.config.model_type == "whisper" else 1]
+    base: Any = model.base_model
+    settings = {"add_adapter": False} if getattr(model.config, "add_adapter", False) else {}  # adapters come later
+    return int(base._get_feat_extract_output_lengths(values.shape[1], **settings))
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

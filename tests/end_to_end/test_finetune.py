@@ -9,13 +9,17 @@ from datasets import ClassLabel, Dataset, Features, Value
 from helpers.launching import load_script
 from helpers.paths import RECIPES
 from helpers.spectrograms import MODELS, make_extractor, make_model
-from helpers.tiny import deep_images, image_trainer
+from helpers.tiny import deep_images, image_trainer, tiny_hubert
 from transformers import (
+    AutoConfig,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     DINOv3ViTConfig,
     ResNetConfig,
     ResNetModel,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertModel,
 )
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
@@ -196,6 +200,32 @@ def test_a_frozen_backbone_stays_as_it_is(tmp_path, some_digits):
     recipe("finetune_image", *common, "--freeze_backbone", "--num_train_epochs", 1)
     trained = AutoModelForImageClassification.from_pretrained(tmp_path / "c").resnet.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in start.state_dict().items())
+
+
+def make_wav2vec2_bert(folder):
+    config = Wav2Vec2BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, output_hidden_size=16
+    )
+    Wav2Vec2BertModel(config).save_pretrained(folder)
+    SeamlessM4TFeatureExtractor().save_pretrained(folder)
+
+
+def make_hubert(folder):
+    tiny_hubert().save_pretrained(folder)
+    small_hubert_extractor(8_000).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("make", [make_hubert, make_wav2vec2_bert])
+@pytest.mark.parametrize(("seconds", "is_off"), [(0.15, True), (0.5, False)])
+def test_spans_that_clips_have_no_room_for_are_not_masked(tmp_path, caplog, make, seconds, is_off):
+    make(tmp_path / "start")
+    sounds = make_synthetic_recordings(n_per_class=2, seed=1)
+    common = ["--model_name_or_path", tmp_path / "start", "--output_dir", tmp_path / "c", "--num_train_epochs", 1]
+    common += ["--dataset_name", write(sounds, sounds, tmp_path / "data"), "--max_seconds", seconds]
+    recipe("finetune_audio", *common)
+    assert ("Time masking is off: the spans of 10 frames (mask_time_length) do not fit" in caplog.text) == is_off
+    start, trained = (AutoConfig.from_pretrained(tmp_path / name) for name in ("start", "c"))
+    assert trained.mask_time_prob == start.mask_time_prob > 0
 
 
 def test_few_labels_are_drawn_by_class_and_seed():
