@@ -8,6 +8,7 @@ import torch
 
 from hf_plr.utils.threads import share_blocks
 
+TILE_ROWS = 32  # a multiple of the rows that kernels take at once
 LOWEST_BLOCKS = {"cpu": 16}  # rows from which on the kernel is one; some CPUs have others for up to three rows
 
 
@@ -24,6 +25,12 @@ def pad_rows(block: torch.Tensor, height: int) -> torch.Tensor:
     """
     missing = min(LOWEST_BLOCKS.get(block.device.type, height), height) - len(block)
     return torch.nn.functional.pad(block, (0, 0, 0, missing)) if missing > 0 else block
+
+
+def pad_to_tiles(rows: torch.Tensor) -> torch.Tensor:
+    """Add rows of zeros up to whole tiles, so that equal rows have equal products: kernels may round the last apart."""
+    missing = -len(rows) % TILE_ROWS
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def find_largest_entry(features: torch.Tensor, height: int = 1 << 12) -> float:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from hf_plr.clustering.blocks import iterate_rows, pad_rows, pad_to_tiles
 from hf_plr.clustering.checks import check_finite, check_lengths
 from hf_plr.evaluation.codes import validate_codes
 from hf_plr.evaluation.intervals import Scored, bootstrap_interval
 from hf_plr.utils.precision import exact_products
 
 JUNK = -1  # identity of gallery images that are left out
+UNKNOWN = -1  # camera, which no two images have in common
 RETRIEVAL_SCORES = {
     "mAP": "mAP",
     "rank_1": "Rank 1",
@@ -54,14 +56,14 @@ def assess_retrieval(
     A gallery image matches a query if it has the same identity. Images of the same camera too are left out of that
     query's ranking, and so is junk (identity -1). Every other image, distractors included, is a mismatch. Average
     precision is the mean of the precisions at the matches. Queries without any match are left out of all means. A match
-    that is exactly as similar as a mismatch ranks behind it, so that constant features score zero.
+    that is exactly as similar as a mismatch ranks behind it: of constant features, all matches come last.
 
     Args:
         query: features of shape (Q, D).
         gallery: features of shape (G, D), on the same device.
         query_ids, gallery_ids: identities, shapes (Q,) and (G,).
-        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,); give both or neither. Without cameras, no query
-            may be in the gallery.
+        query_cameras, gallery_cameras: cameras, shapes (Q,) and (G,), -1 = unknown and the same as no other; give both
+            or neither. Without its camera, no query may be in the gallery.
         ranks: ranks of the matching characteristics, at least 1.
         block_mib: memory for the similarities of one block of queries; the whole takes some four times as much.
 
@@ -87,16 +89,17 @@ def assess_retrieval(
         cameras_g = torch.from_numpy(validate_codes("gallery_cameras", gallery_cameras, len(gallery))).to(device)
 
     query, gallery = (torch.nn.functional.normalize(features, dim=1) for features in (query, gallery))
-    height = max(1, int(block_mib * 2**20 / 4 / max(len(gallery), 1)))
+    tiles = pad_to_tiles(gallery)
+    height = min(len(query), max(1, int(block_mib * 2**20 / 4 / len(tiles))))
     precisions, first_ranks = [], []
-    for start in range(0, len(query), height):
-        block = slice(start, start + height)
+    for block in iterate_rows(len(query), height):
         same = ids_q[block, None] == ids_g
         is_excluded = (ids_g == JUNK).expand_as(same)
         if cameras_q is not None and cameras_g is not None:
-            is_excluded = is_excluded | (same & (cameras_q[block, None] == cameras_g))
+            is_excluded = is_excluded | (same & (cameras_q[block, None] == cameras_g) & (cameras_g != UNKNOWN))
         with exact_products(device):
-            similarities = query[block] @ gallery.T
+            products = pad_rows(query[block], height) @ tiles.T
+        similarities = products[: len(same), : len(gallery)]
         precision, first_rank = _rank_matches(similarities, same & ~is_excluded, ~same & ~is_excluded)
         precisions.append(precision)
         first_ranks.append(first_rank)
@@ -104,7 +107,8 @@ def assess_retrieval(
     has_match = first_rank > 0
     if not has_match.any():
         raise ValueError(
-            f"none of the {len(query)} queries has a match in the gallery under another camera: check the identities"
+            f"none of the {len(query)} queries has a match in the gallery beside images of the query's own camera: "
+            "check the identities and cameras"
         )
     query_scores = {"mAP": precision[has_match]}
     query_scores |= {f"rank_{rank}": (first_rank[has_match] <= rank).double() for rank in ranks}

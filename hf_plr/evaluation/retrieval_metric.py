@@ -11,7 +11,7 @@ import numpy as np
 from hf_plr.evaluation.retrieval import score_retrieval
 
 DESCRIPTION = """Mean average precision and cumulative matching characteristics of re-identification, by the protocol of
-Market-1501: same identity under the same camera is left out, identity -1 is junk."""
+Market-1501: same identity under the same camera is left out, identity -1 is junk, camera -1 unknown."""
 INPUTS = """predictions: feature per image. references: identity per image. cameras: camera per image. is_query: True
 for a query, False for the gallery."""
 CITATION = "Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015."

@@ -40,6 +40,11 @@ def take_back_precision(model: nn.Module) -> None:
             module.forward = before
 
 
+def hold_frozen(module: nn.Module) -> None:
+    """Keep a module in evaluation mode while all its weights are frozen: no dropout, no masks, the same statistics."""
+    module.register_forward_pre_hook(_evaluate_if_all_frozen)
+
+
 def hold_frozen_statistics(model: nn.Module) -> None:
     """Keep batch norms in evaluation mode while their weights are frozen: their running statistics stay as they are."""
     for module in model.modules():
@@ -57,3 +62,8 @@ def _is_frozen(module: nn.Module) -> bool:
 def _evaluate_if_frozen(module: nn.Module, _: Any) -> None:
     if module.training and _is_frozen(module):
         module.training = False
+
+
+def _evaluate_if_all_frozen(module: nn.Module, _: Any) -> None:
+    if module.training and not any(parameter.requires_grad for parameter in module.parameters()):
+        module.eval()

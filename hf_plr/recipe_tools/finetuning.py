@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_plr.data.media_kinds import Kind
 from hf_plr.data.sample_store import SKIP_HINT, select_undecoded
 from hf_plr.data.true_labels import encode_labels
 from hf_plr.data.unreadable import UnreadableSample
+from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,9 @@ class FinetuneArguments:
     labels_per_class: int | None = field(
         default=None, metadata={"help": "Use only this many labels per class, drawn by the seed. Default: all."}
     )
-    freeze_backbone: bool = field(default=False, metadata={"help": "Train the head alone."})
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Train the head alone; no dropout or masks before it."}
+    )
     skip_unreadable: bool = field(
         default=False, metadata={"help": "Leave samples that cannot be read out and list them, rather than stop."}
     )
@@ -153,7 +157,8 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     """Load both splits, without samples that have no class, and draw `args.labels_per_class` samples per class.
 
     Raises:
-        ValueError: if the test split or the label column is missing, a split has no class, or a class too few samples.
+        ValueError: if the test split or the label column is missing, a split has no class, the one to train on has one
+            alone, or a class has too few samples.
     """
     train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split, kind)
     if test is None:
@@ -162,8 +167,13 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     if column is None:
         raise ValueError("no column holds classes: name it with --label_column")
     train_labels, test_labels, names = number_classes(train, test, column)
-    if not (train_labels >= 0).any():
+    if not names:
         raise ValueError(f"no sample of the {args.train_split} split has a class in column {column!r}")
+    if len(names) == 1:
+        raise ValueError(
+            f"in the {args.train_split} split, column {column!r} holds one class only, {names[0]!r} (-1 means "
+            "no label): name another with --label_column, or number its classes from 0"
+        )
     if not (test_labels >= 0).any():
         raise ValueError(f"no sample of the test split has a class in column {column!r} that samples to train on have")
     rows = draw_per_class(train_labels, args.labels_per_class, seed)
@@ -180,19 +190,33 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
 
 
 def number_classes(train: Dataset, test: Dataset, column: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Number the classes from 0 on; returns those of both splits, -1 = unknown, and the names.
+    """Number the classes that training samples have from 0 on; returns those of both splits, -1 = none, and the names.
 
-    Whole numbers are classes in their order; those that are in no training sample are unknown.
+    Whole numbers keep their order, and so do the names of class labels. What a warning says: how many rows have no
+    class, and which classes of the test split no training sample has; both are -1.
     """
-    names: dict[str, int] = {}
-    train_labels, test_labels = (encode_labels(split, column, names) for split in (train, test))
-    if names:
-        return train_labels, test_labels, list(names)
-    values = np.unique(train_labels[train_labels >= 0])
+    numbers: dict[str, int] = {}
+    train_labels, test_labels = (encode_labels(split, column, numbers) for split in (train, test))
+    for labels, use in ((train_labels, "train"), (test_labels, "score")):
+        n_missing = int((labels == -1).sum())
+        if n_missing:
+            logger.warning(
+                "%d of %d rows to %s on have no class in column %r (missing, or -1)",
+                *(n_missing, len(labels), use, column),
+            )
+    texts = {number: name for name, number in numbers.items()}
+    values = np.unique(train_labels[train_labels != -1])
+    absent = test_labels[(test_labels != -1) & ~np.isin(test_labels, values)]
+    if len(absent):
+        names = [texts.get(value, str(value)) for value in np.unique(absent).tolist()]
+        logger.warning(
+            "%d of %d rows to score on are left out: no sample to train on has their classes in %r (%s)",
+            *(len(absent), len(test_labels), column, ", ".join(names[:10]) + ", ..." * (len(names) > 10)),
+        )
     train_labels, test_labels = (
         np.where(np.isin(labels, values), np.searchsorted(values, labels), -1) for labels in (train_labels, test_labels)
     )
-    return train_labels, test_labels, [str(value) for value in values]
+    return train_labels, test_labels, [texts.get(value, str(value)) for value in values.tolist()]
 
 
 def draw_per_class(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -245,16 +269,19 @@ def train_classifier(
         # Some classifiers have no base model of their own but an encoder (Whisper).
         backbone = model.get_encoder() if model.base_model is model else model.base_model
         backbone.requires_grad_(False)
+        hold_frozen(backbone)
+    train_dataset = add_inputs(data.train, data.train_labels)
     trainer = Trainer(
         model,
         args,
-        train_dataset=add_inputs(data.train, data.train_labels),
+        train_dataset=train_dataset,
         eval_dataset=add_inputs(data.test, data.test_labels),
         data_collator=default_data_collator,
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
-    trainer.train()
+    with contextlib.nullcontext() if recipe.freeze_backbone else _without_long_masks(model, train_dataset[:1]):
+        trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -264,6 +291,35 @@ def train_classifier(
             f"Classifier in {args.output_dir}."
         )
     return {"accuracy": metrics["eval_accuracy"], "f1": metrics["eval_f1"]}
+
+
+@contextlib.contextmanager
+def _without_long_masks(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Switch the time masking of sounds off for a while, with a warning, where a span is longer than the inputs."""
+    config: Any = model.config
+    probability, length = getattr(config, "mask_time_prob", 0.0), getattr(config, "mask_time_length", 0)
+    if not probability or not getattr(config, "apply_spec_augment", True):
+        yield
+        return
+    n_frames = _count_frames(model, inputs[model.main_input_name])
+    if length > n_frames:
+        logger.warning(
+            "Time masking is off: the spans of %d frames (mask_time_length) do not fit into the %d of a clip of "
+            "--max_seconds",
+            *(length, n_frames),
+        )
+        config.mask_time_prob = 0.0
+    yield
+    config.mask_time_prob = probability  # as it is saved
+
+
+def _count_frames(model: PreTrainedModel, values: torch.Tensor) -> int:
+    """Count the frames that a model masks in inputs (B, T), (B, T, bins) or, of Whisper, (B, bins, T)."""
+    if values.ndim == 3:
+        return values.shape[2 if model.config.model_type == "whisper" else 1]
+    base: Any = model.base_model
+    settings = {"add_adapter": False} if getattr(model.config, "add_adapter", False) else {}  # adapters come later
+    return int(base._get_feat_extract_output_lengths(values.shape[1], **settings))
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

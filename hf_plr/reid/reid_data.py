@@ -21,6 +21,7 @@ from hf_plr.data.true_labels import encode_labels
 logger = logging.getLogger(__name__)
 
 JUNK = -1  # identity of images that show nobody in particular; as in `score_retrieval`
+UNKNOWN = -1  # camera; as there
 NUMBER = "[0-9]{1,18}"  # what int64 holds
 FEATURES = Features({"image": Image(), "identity": Value("int64"), "camera": Value("int64")})
 SPLITS = ("train", "query", "gallery")
@@ -45,7 +46,7 @@ class ReidSplit:
     Attributes:
         images: N images in a column "image" and no other column, so that training sees no identity.
         identities: int64 array of shape (N,), -1 = junk or not known.
-        cameras: int64 array of shape (N,); None if they are not known.
+        cameras: int64 array of shape (N,), -1 = not known; None if none is.
     """
 
     images: Dataset
@@ -95,7 +96,8 @@ def load_reid_data(
         image_column: its column of images; by default the only one.
         identity_column: its column of identities: class labels, text or integers, -1 or missing = junk. By default
             "identity" or, in a folder with one folder a person, "label"; without such a column, none are known.
-        camera_column: its column of cameras. By default "camera"; without such a column, none are known.
+        camera_column: its column of cameras, as those of identities; -1 or missing = unknown, and the same as no other.
+            By default "camera"; without such a column, none are known.
         train_split: its split to train on.
 
     Raises:
@@ -128,7 +130,20 @@ def load_reid_data(
             np.full(len(rows), JUNK) if by is None else encode_labels(rows, by, identities),
             None if seen_by is None else encode_labels(rows, seen_by, cameras),
         )
+        _warn_of_unknown_cameras(reid_splits[part], part, seen_by)
     return ReidData(reid_splits["train"], reid_splits.get("query"), reid_splits.get("gallery"))
+
+
+def _warn_of_unknown_cameras(split: ReidSplit, part: str, column: str | None) -> None:
+    """Warn of the images with an identity whose camera is not known."""
+    has_identity = split.identities != JUNK
+    n_unknown = 0 if split.cameras is None else int((has_identity & (split.cameras == UNKNOWN)).sum())
+    if n_unknown:
+        logger.warning(
+            "%d of %d images of %s that have an identity have no camera in column %r (missing, or -1): "
+            "each counts as of a camera of its own",
+            *(n_unknown, has_identity.sum(), part, column),
+        )
 
 
 def _open_folder(name: str) -> str:

@@ -167,7 +167,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         default=None,
         metadata={
             "help": "Sounds: cut recordings into segments of so many seconds, each a sample, with start and end in all "
-            "tables. A rest under half a segment belongs to the segment before it. Default: whole recordings."
+            "tables. A rest under half the step from one segment to the next belongs to the segment before it. "
+            "Default: whole recordings."
         },
     )
     segment_overlap: AtLeastZero = field(

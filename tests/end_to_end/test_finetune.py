@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from helpers.launching import load_script
 from helpers.paths import RECIPES
 from helpers.spectrograms import MODELS, make_extractor, make_model
-from helpers.tiny import deep_images, image_trainer
-from transformers import AutoModelForAudioClassification, AutoModelForImageClassification, DINOv3ViTConfig
+from helpers.tiny import deep_images, image_trainer, tiny_hubert
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    ResNetModel,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertModel,
+)
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
@@ -50,6 +60,31 @@ def test_a_split_without_any_class_is_named(tmp_path, some_digits, labels_per_cl
     args = FinetuneArguments("model", str(folder), label_column="kind", labels_per_class=labels_per_class)
     with pytest.raises(ValueError, match=f"no sample of the {split} split has a class in column 'kind'"):
         load_labelled(args, 0, "image")
+
+
+def labelled(tmp_path, digits, train, test, feature=None):
+    """Arguments for a data set with these classes in a column "kind"."""
+    splits = [
+        digits.select(range(len(classes))).select_columns(["image"]).add_column("kind", classes, feature=feature)
+        for classes in (train, test)
+    ]
+    return FinetuneArguments("model", str(write(*splits, tmp_path / "data")), label_column="kind")
+
+
+@pytest.mark.parametrize(("classes", "only"), [([-1, 1], "1"), ([3, 3], "3"), (["a", "a"], "a")])
+def test_one_class_alone_is_refused(tmp_path, some_digits, classes, only):
+    args = labelled(tmp_path, some_digits, classes * 5, classes * 5)
+    with pytest.raises(ValueError, match=rf"column 'kind' holds one class only, '{only}' .-1 means no label"):
+        load_labelled(args, 0, "image")
+
+
+def test_rows_without_a_class_are_counted(tmp_path, some_digits, caplog):
+    data = load_labelled(labelled(tmp_path, some_digits, [-1, -2, 1, None], [-2, 1, -1, -1, -1]), 0, "image")
+    assert data.names == ["-2", "1"]
+    assert data.train_labels.tolist() == [0, 1]
+    assert data.test_labels.tolist() == [0, 1]
+    assert "2 of 4 rows to train on have no class in column 'kind' (missing, or -1)" in caplog.text
+    assert "3 of 5 rows to score on have no class in column 'kind' (missing, or -1)" in caplog.text
 
 
 def test_deep_images_have_the_pixels_of_the_run(tmp_path, monkeypatch):
@@ -155,6 +190,44 @@ def test_sounds_by_models_of_spectrograms(tmp_path, capsys, name):
         assert 'pipeline("audio-classification"' in capsys.readouterr().out
 
 
+def test_a_frozen_backbone_stays_as_it_is(tmp_path, some_digits):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    start = ResNetModel(config)
+    start.save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--output_dir", tmp_path / "c"]
+    recipe("finetune_image", *common, "--freeze_backbone", "--num_train_epochs", 1)
+    trained = AutoModelForImageClassification.from_pretrained(tmp_path / "c").resnet.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in start.state_dict().items())
+
+
+def make_wav2vec2_bert(folder):
+    config = Wav2Vec2BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, output_hidden_size=16
+    )
+    Wav2Vec2BertModel(config).save_pretrained(folder)
+    SeamlessM4TFeatureExtractor().save_pretrained(folder)
+
+
+def make_hubert(folder):
+    tiny_hubert().save_pretrained(folder)
+    small_hubert_extractor(8_000).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("make", [make_hubert, make_wav2vec2_bert])
+@pytest.mark.parametrize(("seconds", "is_off"), [(0.15, True), (0.5, False)])
+def test_spans_that_clips_have_no_room_for_are_not_masked(tmp_path, caplog, make, seconds, is_off):
+    make(tmp_path / "start")
+    sounds = make_synthetic_recordings(n_per_class=2, seed=1)
+    common = ["--model_name_or_path", tmp_path / "start", "--output_dir", tmp_path / "c", "--num_train_epochs", 1]
+    common += ["--dataset_name", write(sounds, sounds, tmp_path / "data"), "--max_seconds", seconds]
+    recipe("finetune_audio", *common)
+    assert ("Time masking is off: the spans of 10 frames (mask_time_length) do not fit" in caplog.text) == is_off
+    start, trained = (AutoConfig.from_pretrained(tmp_path / name) for name in ("start", "c"))
+    assert trained.mask_time_prob == start.mask_time_prob > 0
+
+
 def test_few_labels_are_drawn_by_class_and_seed():
     labels = np.array([0, 0, 0, 1, 1, 1, 1, -1, 2, 2])
     rows = draw_per_class(labels, 2, seed=0)
@@ -180,6 +253,27 @@ def test_what_is_missing_is_named(capsys, name, arguments, message):
         recipe(name, *arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("feature", "train", "test", "names"),
+    [
+        (Value("string"), ["b", "a", None], ["a", "c", "c", "b"], ["a", "b"]),
+        (Value("int64"), [1, 0, -1], [0, 2, 2, 1], ["0", "1"]),
+        (ClassLabel(names=["unused", "a", "c", "b"]), [3, 1, -1], [1, 2, 2, 3], ["a", "b"]),
+    ],
+)
+def test_classes_are_those_of_training_samples(caplog, feature, train, test, names):
+    features = Features({"kind": feature})
+    splits = (Dataset.from_dict({"kind": values}, features=features) for values in (train, test))
+    train_labels, test_labels, found = number_classes(*splits, "kind")
+    assert found == names
+    assert train_labels.tolist() == [1, 0, -1]
+    assert test_labels.tolist() == [0, -1, -1, 1]
+    absent = "2" if names == ["0", "1"] else "c"
+    assert f"2 of 4 rows to score on are left out: no sample to train on has their classes in 'kind' ({absent})" in (
+        caplog.text
+    )
 
 
 def test_numbers_of_classes_may_have_gaps_and_be_large():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -353,3 +354,45 @@ def test_a_pretrained_backbone_sees_images_of_the_size_asked_for(recipe, target,
     trainer = PLRTrainer(backbone, args, data.train.images, processing_class=processor)
     assert trainer.train_dataset[0]["pixel_values"].shape == (3, 56, 28)
     assert trainer.extract_features().shape == (108, 32)
+
+
+def split_of(files, cameras):
+    images = Dataset.from_dict({"image": files}).cast_column("image", Image())
+    return ReidSplit(images, np.array([Path(file).stem[0] for file in files], int), np.array(cameras))
+
+
+def test_unknown_cameras_leave_true_matches_in(tiny_vit, tmp_path):
+    files = [str(tmp_path / name) for name in ("0a.png", "0b.png", "1a.png", "1b.png")]
+    for i, file in enumerate(files):
+        person(i, 0, 0).save(file)
+    data = ReidData(
+        split_of(files, [1, 2, -1, -1]),
+        split_of(files, [1, 2, -1, -1]),
+        split_of([*files, files[1]], [1, 2, -1, -1, -1]),  # the last one is a copy, of camera 2
+    )
+    trainer = tiny_trainer(tiny_vit, tmp_path, data, num_clusters=2)
+    whole = trainer.score("before")
+    assert (whole["queries"], whole["queries_without_match"]) == (4, 0)
+    query, gallery = trainer.evaluator._number_cameras(trainer.evaluator._open_samples(trainer))
+    is_same = np.eye(4, 5, dtype=bool)
+    is_same[1, 4] = True
+    np.testing.assert_array_equal(query[:, None] == gallery, is_same)
+    alone = tiny_trainer(tiny_vit, tmp_path, ReidData(data.train, None, None), num_clusters=2)
+    assert alone.score("before")["queries"] == 4
+
+
+@pytest.mark.parametrize("cameras", [None, 0])
+def test_a_query_that_lies_in_the_gallery_does_not_find_itself(tiny_vit, tmp_path, cameras):
+    files = [str(tmp_path / f"{i}.png") for i in range(24)]
+    for i, file in enumerate(files):
+        person(i, 0, 0).save(file)  # nothing tells who it is
+    identities = np.arange(24) // 2
+    known = None if cameras is None else np.full(24, cameras)
+    by_path, by_content = (
+        ReidSplit(Dataset.from_dict({"image": values}).cast_column("image", Image()), identities, known)
+        for values in (files, [{"bytes": Path(file).read_bytes(), "path": None} for file in files])
+    )
+    expected = tiny_trainer(tiny_vit, tmp_path, ReidData(by_path, None, None)).score("before")
+    data = ReidData(by_path, by_path, by_content)
+    assert tiny_trainer(tiny_vit, tmp_path, data).score("before") == expected
+    assert expected["mAP"] < 1

@@ -58,12 +58,29 @@ def test_without_cameras_every_match_counts():
     assert score_retrieval(features, features, [0, 1, 2], [0, 1, 2])["mAP"] == 1.0
 
 
+def test_images_of_unknown_cameras_are_not_of_the_same():
+    scores = score_retrieval(np.eye(3), np.eye(3), [0, 1, 2], [0, 1, 2], [-1, 4, -1], [-1, 4, -1])
+    assert (scores["mAP"], scores["queries"], scores["queries_without_match"]) == (1.0, 2, 1)
+
+
 def test_constant_features_score_nothing():
     ones = torch.ones(50, 4)
     ids = np.arange(50)
     scores = score_retrieval(ones, ones, ids, ids)
     assert scores["rank_10"] == 0.0
     assert scores["mAP"] == pytest.approx(1 / 50)
+
+
+@pytest.mark.parametrize("n_queries", [1, 2, 17])
+@pytest.mark.parametrize("n_gallery", [5, 10, 33])
+def test_a_match_that_is_exactly_as_similar_ranks_behind(n_queries, n_gallery):
+    for width in (10, 37, 64, 384, 768):
+        row = np.random.default_rng(width).normal(size=(1, width)).astype(np.float32)
+        query, gallery = row.repeat(n_queries, axis=0), row.repeat(n_gallery, axis=0)
+        for match in range(n_gallery - 5, n_gallery):
+            ids = np.arange(n_gallery) != match
+            scores = score_retrieval(query, gallery, np.zeros(n_queries, int), ids.astype(int), ranks=(n_gallery - 1,))
+            assert scores[f"rank_{n_gallery - 1}"] == 0, (width, match)
 
 
 @pytest.mark.parametrize(

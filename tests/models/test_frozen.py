@@ -9,9 +9,16 @@ import torch
 from helpers import tiny
 from helpers.runs import StopAt, assert_same_run
 from torch import nn
-from transformers import MobileViTConfig, MobileViTModel, ResNetConfig, ResNetModel, set_seed
+from transformers import (
+    HubertForSequenceClassification,
+    MobileViTConfig,
+    MobileViTModel,
+    ResNetConfig,
+    ResNetModel,
+    set_seed,
+)
 
-from hf_plr.models.frozen import freeze, hold_frozen_statistics, take_back_precision, thaw
+from hf_plr.models.frozen import freeze, hold_frozen, hold_frozen_statistics, take_back_precision, thaw
 from hf_plr.models.vision import small_vit, small_vit_processor
 
 
@@ -125,6 +132,20 @@ def test_statistics_follow_again_once_the_weights_do():
     thaw(norm)
     norm.train()(torch.ones(4, 3))
     assert norm.running_mean.all()
+
+
+def test_a_held_backbone_has_neither_dropout_nor_masks():
+    model = HubertForSequenceClassification(tiny.tiny_hubert().config)
+    assert model.config.apply_spec_augment
+    model.hubert.requires_grad_(False)
+    hold_frozen(model.hubert)
+    waveforms = torch.randn(2, 4_000)
+    expected = model.eval().hubert(waveforms).last_hidden_state
+    assert torch.equal(model.train().hubert(waveforms).last_hidden_state, expected)
+    assert model.training
+    assert not any(module.training for module in model.hubert.modules())
+    model.hubert.requires_grad_(True)
+    assert not torch.equal(model.train().hubert(waveforms).last_hidden_state, expected)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

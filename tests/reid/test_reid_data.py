@@ -237,6 +237,8 @@ def test_what_is_scored_depends_on_what_is_known():
     one, two = split_of([5], [0]), split_of([5, 6], [1, 0])
     assert describe(split_of([-1]), one, two) == "queries in the gallery under other cameras"
     assert describe(split_of([-1]), split_of([5]), two) == "queries in the gallery"
+    for cameras in ([-1, -1, 0], [-1, 2, 0]):  # no two are known
+        assert describe(split_of([0, 0, 1], cameras)) == "every training image among all others"
     for unknown in (split_of([-1, -1]), split_of([0, 1])):  # crops without a name; one image of each
         assert not can_score(ReidData(unknown, None, None))
         with pytest.raises(ValueError, match="no query has a match"):
@@ -258,6 +260,27 @@ def test_folders_of_images_may_be_queries_and_gallery(tmp_path):
     data = load_reid_data(str(tmp_path))
     assert len(data.query.images) == 1
     assert data.query.identities[0] in data.gallery.identities
+
+
+def test_missing_cameras_are_counted(tmp_path, caplog):
+    draw(tmp_path / "0.png")
+    columns = {
+        "image": [str(tmp_path / "0.png")] * 4,
+        "identity": ["x", "x", "y", None],
+        "camera": ["a", None, "b", None],
+    }
+    features = Features({"image": Image(), "identity": Value("string"), "camera": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    load_reid_data(str(tmp_path))
+    assert "1 of 3 images of train that have an identity have no camera in column 'camera'" in caplog.text
+
+
+def test_copies_of_the_query_alone_are_no_match(tmp_path):
+    for name in ("train/ann", "query/bob", "gallery/bob"):
+        draw(tmp_path / name / "0.png")
+    assert not can_score(load_reid_data(str(tmp_path)))
+    draw(tmp_path / "gallery" / "bob" / "another.png")
+    assert can_score(load_reid_data(str(tmp_path)))
 
 
 def test_parquet_files_without_types(tmp_path):
