@@ -91,3 +91,17 @@ def test_unknown_classes_are_left_out_of_the_neighbours(tmp_path):
     }
     with pytest.raises(ValueError, match="2 queries and 0 samples of the gallery have a known class"):
         metric.compute(predictions=features, references=[-1, 0, -1, 1, -1], is_query=asks)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (np.nan, "features of 10 samples are NaN or infinite"),
+        (1e30, "features of 10 samples are too large for float32"),
+    ],
+)
+def test_features_without_directions_have_no_neighbours(factor, message, tmp_path):
+    features = np.random.default_rng(0).normal(size=(10, 3)) * factor
+    metric = WeightedKnnMetric(cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{message}, the first is sample 0"):
+        metric.compute(predictions=features, references=[0, 1] * 5, is_query=[True] * 2 + [False] * 8)
