@@ -171,11 +171,13 @@ class PseudoLabelRefiner:
         table = add_shards(cooccurrence(*labelings, offset=offset))
         cells = self.refine_cells(table, centroid_cosines)
         levels: list[RefinementResult] = []
-        for numbers, level in zip(self._numbers, (cells, *cells.finer), strict=True):
+        all_numbers = [copy.copy(numbers) for numbers in self._numbers]  # one may be refused
+        for numbers, level in zip(all_numbers, (cells, *cells.finer), strict=True):
             labels = np.empty_like(out) if levels else out
             numbered = numbers.spread(level, labelings, labels, add_shards)
             assert numbers.last is not None
             levels.append(RefinementResult(numbers.last, numbered, labelings))
+        self._numbers = all_numbers
         first, *finer = levels
         kept_labels = (first.labels,) if self.previous == "refined" else epoch
         self._history = [*self._history, kept_labels][1 - self.generations :]
