@@ -54,6 +54,11 @@ class ClusterNumbers:
         """Number of the next new cluster; None for the lowest that is free."""
         return None if self.reuses else self.next_number
 
+    @property
+    def held(self) -> list[np.ndarray]:
+        """Labels that later calls read, shape (N,) each."""
+        return [labels for labels in (self.last, self.anchor) if labels is not None]
+
     def spread(
         self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray, add_shards: AddShards
     ) -> CellRefinement:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_plr.refinement.agglomeration import Cut
-from hf_plr.refinement.arguments import check_arguments
+from hf_plr.refinement.arguments import check_arguments, check_out
 from hf_plr.refinement.blending import blend
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence
 from hf_plr.refinement.numbering import AddShards, ClusterNumbers, keep_numbers
@@ -152,7 +152,7 @@ class PseudoLabelRefiner:
                 (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied. Leave its file unchanged while
                 the result, or with previous="raw" the refiner, is in use.
             out: integer array of shape (N,) to write the refined labels to, such as a memory-mapped one; not the one
-                of the last call.
+                of the last call, or given to `continue_from`.
             centroid_cosines: see `refine_cells`.
             offset: index of the first sample, where these labels are a shard.
             add_shards: gives the sum of the tables of all shards for the table of this one, which may be empty. Every
@@ -164,7 +164,9 @@ class PseudoLabelRefiner:
                 out does not fit or is in use.
         """
         epoch = self._check_labels(labels, may_be_empty=add_shards is not None)
-        out = self._check_out(out, epoch)
+        in_use = [labels for used_epoch in (epoch, *self._history) for labels in used_epoch]
+        in_use += [labels for numbers in self._numbers for labels in numbers.held]
+        out = check_out(out, len(epoch[0]), in_use)
         labelings = _arrange([*self._padded_history(epoch), epoch])
         add_shards = _leave_alone if add_shards is None else add_shards
 
@@ -410,20 +412,6 @@ class PseudoLabelRefiner:
         for name, needed in (("space", "joint"), ("previous", "raw")):
             if n_members > 1 and getattr(self, name) != needed:
                 raise ValueError(f"{n_members} labelings an epoch need {name}={needed!r}, not {getattr(self, name)!r}")
-
-    def _check_out(self, out: np.ndarray | None, epoch: Epoch) -> np.ndarray:
-        n_samples = len(epoch[0])
-        if out is None:
-            return np.empty(n_samples, dtype=np.int64)
-        if not np.issubdtype(out.dtype, np.signedinteger):
-            raise TypeError(f"out must hold signed integers, not {out.dtype}")
-        if out.shape != (n_samples,):
-            raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
-        labels_in_use = [labels for used_epoch in (epoch, *self._history) for labels in used_epoch]
-        labels_in_use += [] if self._last is None else [self._last]
-        if any(np.may_share_memory(out, labels) for labels in labels_in_use):
-            raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
-        return out
 
 
 def _leave_alone(table: CooccurrenceTable) -> CooccurrenceTable:
