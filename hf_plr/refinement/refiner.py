@@ -345,13 +345,17 @@ class PseudoLabelRefiner:
             next_number: the smallest number that may be given to a new cluster, above those of `labels`.
 
         Raises:
-            TypeError, ValueError: if labels are not integers from -1, or one of them is not below `next_number`.
+            TypeError, ValueError: if labels are not integers from -1, or one of them is not below `next_number`. What
+                the refiner remembers is as before then.
         """
-        self._history, self._numbers[0] = [], ClusterNumbers()
-        (last,) = self._check_labels(labels, may_be_empty=True)
+        without_memory = PseudoLabelRefiner(**self.settings())  # whose last call had no other samples
+        last, *further = without_memory._check_labels(labels, may_be_empty=True)
+        if further:
+            raise ValueError(f"labels must have shape (N,), not {(len(last), len(further) + 1)}")
         if last.max(initial=NOISE) >= next_number:
             raise ValueError(f"next_number={next_number} must be above the labels, but {last.max()} is among them")
         self._check_number_of_members(n_labelings)
+
         self._history = [(last,) * n_labelings]
         # Numbers of finer levels were not told of, and begin anew.
         first = ClusterNumbers(last, next_number, reuses=False, anchor=last)
