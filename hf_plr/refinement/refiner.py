@@ -159,7 +159,7 @@ class PseudoLabelRefiner:
                 shard makes the same calls, and gets the labels that one call for all samples would give it.
 
         Raises:
-            TypeError: if the labels, or out, are not integers.
+            TypeError: if the labels, or out, are not integers, or the labels are a masked array.
             ValueError: if the labels have another shape, are below -1, or differ in number from the last call's, or if
                 out does not fit or is in use.
         """
@@ -380,6 +380,8 @@ class PseudoLabelRefiner:
 
     def _check_labels(self, labels: npt.ArrayLike, may_be_empty: bool) -> Epoch:
         """Check the labels of an epoch; returns its labelings, copied unless they are memory-mapped."""
+        if isinstance(labels, np.ma.MaskedArray):
+            raise TypeError("labels are a masked array: fill it first, with labels.filled(-1) for noise")
         is_memory_mapped = isinstance(labels, np.memmap)
         labels = np.asanyarray(labels)
         if labels.ndim not in (1, 2) or labels.shape[-1] == 0 < len(labels):
