@@ -442,9 +442,7 @@ def test_bad_labels_are_named():
     refiner = PseudoLabelRefiner()
     with pytest.raises(TypeError, match="float64"):
         refiner.refine(np.array([0.0, 1.0]))
-    with pytest.raises(
-        TypeError, match=r"labels are a masked array: fill it first, with labels.filled\(-1\) for noise"
-    ):
+    with pytest.raises(TypeError, match=r"labels are a masked array: fill it first, with labels.filled\(-1\)"):
         refiner.refine(np.ma.array([0, 1, 1], mask=[0, 1, 0]))
     with pytest.raises(ValueError, match="empty"):
         refiner.refine(np.array([], dtype=int))
