@@ -49,7 +49,8 @@ class PseudoLabelRefiner:
             in more than distance_threshold of them, is noise; others are taken back in. With min_cluster_size=4 and a
             threshold, noise of density-based clusterings comes back only where labelings agree on its neighbors.
         linkage: "average", "ward", "complete", "single" or "centroid".
-        n_clusters: cut into this many clusters; "current" for as many as there are now.
+        n_clusters: cut into this many clusters; "current" for as many as there are now. Merges that are tied at the cut
+            are made together or not at all, so that more clusters may be left.
         distance_threshold: cut at this height instead (then n_clusters=None). Euclidean distances scale with the
             weight: halves of a split are weight * sqrt(2) apart. With metric="coassociation" below 1; 0.5 keeps
             clusters whose samples are together in half of the labelings, on average.
