@@ -53,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--assignment", help="hierarchical, argmax, soft or current")
     options.add_argument("--linkage", help="average, ward, complete, single or centroid")
     options.add_argument(
-        "--n_clusters", type=_parse_n_clusters, metavar="N", help="cut into as many clusters, or 'current'"
-    )
+        "--n_clusters", type=_parse_n_clusters, metavar="N",
+        help="cut into as many clusters, or 'current'; more are left where merges at the cut are tied, or where no "
+        "labeling has clusters together (--preset consensus)",
+    )  # fmt: skip
     options.add_argument("--distance_threshold", type=float, metavar="D", help="cut at this height instead")
     options.add_argument("--noise", help="project (noise is taken back in) or drop")
     options.add_argument("--min_cluster_size", type=int, metavar="N", help="smaller clusters become noise")
@@ -78,14 +80,14 @@ def run(args: argparse.Namespace) -> None:
     refiner = PseudoLabelRefiner.from_preset(args.preset, **_collect_options(args, len(epochs)))
     if any(os.path.isdir(epoch) for epoch in epochs):
         shards = LabelShards(epochs, args.column, COLUMN_OPTION)
-        print(describe_refinement(refine_shards(shards, refiner, args.output, args.overwrite)))
+        print(describe_refinement(refine_shards(shards, refiner, args.output, args.overwrite), refiner.n_clusters))
     else:
         check_output(args.output, args.overwrite)  # before the work
         files = [LabelFile.open(path, args.column, COLUMN_OPTION) for path in epochs]
         check_same_samples(files)
         cells = refiner.refine_cells(cooccurrence(*(file.labels for file in files)))
         write_labels(args.output, files, cells, overwrite=args.overwrite)
-        print(describe_refinement(cells))
+        print(describe_refinement(cells, refiner.n_clusters))
     print(f"\nWrote {args.output}")
 
 
@@ -102,8 +104,8 @@ def _collect_options(args: argparse.Namespace, generations: int) -> dict[str, An
     return {**options, "generations": generations}
 
 
-def describe_refinement(cells: CellRefinement) -> str:
-    """Describe a refinement for people: sizes, agreement, events."""
+def describe_refinement(cells: CellRefinement, asked: str | int | None = None) -> str:
+    """Describe a refinement for people: sizes, agreement, events; and if more clusters are left than a number asked."""
     table = cells.table
     n_samples = int(table.counts.sum())
     exactness = "exact" if cells.exact else "not exact: light cells were folded into similar ones"
@@ -113,6 +115,11 @@ def describe_refinement(cells: CellRefinement) -> str:
         n_clusters = len(np.unique(labels[labels != NOISE]))
         noise = table.counts[labels == NOISE].sum() / n_samples
         lines.append(f"{name:10}{n_clusters:>10,}{noise:>9.1%}")
+    if isinstance(asked, int) and n_clusters > asked:
+        lines += [
+            "",
+            f"More clusters are left than the {asked:,} asked for: merges there are tied, or missing.",
+        ]
     lines += ["", "Agreement (adjusted Rand index, 1 = the same):"]
     for first, second in (("previous", "current"), ("previous", "refined"), ("current", "refined")):
         agreement = adjusted_rand(labelings[first], labelings[second], table.counts)

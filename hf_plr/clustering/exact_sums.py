@@ -113,9 +113,11 @@ class ClusterSums:
         return self.sums / self.counts.clamp(min=1)[:, None]
 
 
-def average_rows(rows: torch.Tensor, accelerator: Accelerator | None) -> torch.Tensor:
-    """Average the rows (n, D) of all processes: float32 (D,), exact, and so the same for any number of processes."""
+def average_rows(
+    rows: torch.Tensor, accelerator: Accelerator | None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Average the rows (n, D) of all processes: floats (D,), exact, and so the same for any number of processes."""
     largest = max_all(accelerator, find_largest_entry(rows))
     sums = ClusterSums(1, rows.shape[1], locate_rows(accelerator, len(rows))[1], largest, rows.device)
     sums.add(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
-    return sums.all_reduce(accelerator).means()[0].float().to(rows.device)
+    return sums.all_reduce(accelerator).means()[0].to(dtype).to(rows.device)

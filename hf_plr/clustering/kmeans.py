@@ -15,7 +15,7 @@ from hf_plr.clustering.blocks import iterate_rows, pad_rows
 from hf_plr.clustering.checks import as_features, check_finite, check_lengths
 from hf_plr.clustering.empty_clusters import refill_empty
 from hf_plr.clustering.exact_sums import ClusterSums, average_rows, count_block_rows, to_exact
-from hf_plr.clustering.seeding import draw_seeds
+from hf_plr.clustering.seeding import draw_positions, draw_seeds
 from hf_plr.utils.distributed import gather_objects, locate_rows, max_all, sum_all
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.progress import track
@@ -25,6 +25,7 @@ BLOCK_SCORES = {"cpu": 1 << 20}  # scores that a thread holds at once, 4 MiB: th
 OTHER_BLOCK_SCORES = 1 << 26
 LARGEST_BLOCK_ROWS, LARGEST_DEVICE_BLOCK_ROWS = 1 << 14, 1 << 16
 INITS = ("warm", "k-means++")
+PRECISE_DTYPES = (torch.float64, torch.int64, torch.int32)  # of values that float32 would round
 SEEDING_SAMPLES_PER_CLUSTER = 64
 SEEDING_DISTANCES = 1 << 30  # pairs of samples and seeds that k-means++ looks at, at most: a minute on one processor
 
@@ -53,7 +54,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         verbose: show a progress bar of the iterations.
 
     Attributes:
-        cluster_centers_: float32 tensor of shape (K, D).
+        cluster_centers_: float32 tensor of shape (K, D); float64 with spherical=False and features of more precision.
         labels_: int64 array of shape (N,), 0 to K - 1.
         inertia_: sum of squared distances to the nearest centroid, of all samples, as float32 products give them: of
             tight clusters far apart, about a ten-millionth of the squared lengths is rounding.
@@ -179,6 +180,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         if not all(gather_objects(accelerator, bool(torch.isfinite(all_rows.norms).all()))):
             check_finite(all_rows.features, accelerator=accelerator)
             check_lengths(all_rows.features, accelerator=accelerator)
+        if not self.spherical and all_rows.features.dtype in PRECISE_DTYPES:
+            all_rows = all_rows.relative_to(average_rows(all_rows.features, accelerator, torch.float64))
         fit_rows = all_rows
         positions = self.draw_fit_positions(total)
         if positions is not None:
@@ -187,6 +190,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         centers = self.init_centers(all_rows, start, total, accelerator)
         with exact_products(all_rows.device):
             centers = self.iterate_rows(fit_rows, centers, accelerator)
+            if all_rows.origin is not None:
+                centers = to_exact(centers) + all_rows.origin.to(centers.device)
             all_rows = all_rows.relative_to(self._find_origin(centers))
             labels, scores = assign_rows(all_rows, all_rows.shift(centers))
         self.cluster_centers_ = centers
@@ -195,8 +200,9 @@ class KMeans(ClusterMixin, BaseEstimator):
         return self
 
     def iterate_rows(self, rows: Rows, centers: torch.Tensor, accelerator: Accelerator | None = None) -> torch.Tensor:
-        """Iterate Lloyd's algorithm from centers (K, D), float32; returns the last centers."""
-        if not self.spherical:  # float32 loses the distances of rows that are all far from zero
+        """Iterate Lloyd's algorithm from centers (K, D), float32, relative to the rows' origin; returns the last."""
+        is_shifted = not self.spherical and rows.origin is None
+        if is_shifted:  # float32 loses the distances of rows that are all far from zero
             rows = rows.relative_to(average_rows(rows.features, accelerator))
             centers = rows.shift(centers)
         total = locate_rows(accelerator, len(rows))[1]
@@ -215,7 +221,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             return all_sums
 
         centers = self.iterate_centers(sum_clusters, centers, squares, total)
-        return centers if rows.origin is None else centers + rows.origin
+        return centers + rows.origin if is_shifted and rows.origin is not None else centers
 
     def iterate_centers(
         self, sum_clusters: Callable[[torch.Tensor], ClusterSums], centers: torch.Tensor, squares: float, total: int
@@ -247,7 +253,7 @@ class KMeans(ClusterMixin, BaseEstimator):
     def init_centers(
         self, rows: Sliceable, start: int, total: int, accelerator: Accelerator | None = None
     ) -> torch.Tensor:
-        """Initialise the centers: float32 of shape (K, D), on the device of the products.
+        """Initialise the centers: float32 of shape (K, D), relative to the rows' origin, on the device of the products.
 
         Args:
             rows: this process's rows.
@@ -262,16 +268,17 @@ class KMeans(ClusterMixin, BaseEstimator):
         if isinstance(self.init, str):
             last_centers = getattr(self, "cluster_centers_", None)
             if self.init == "warm" and last_centers is not None and tuple(last_centers.shape) == shape:
-                return last_centers.to(rows.device, torch.float32)
+                return rows.shift(last_centers)
             return draw_seeds(self.draw_rows_to_seed(rows, start, total), self.n_clusters, self.seed, accelerator)
-        centers = torch.as_tensor(self.init).to(rows.device, torch.float32)
+        centers = torch.as_tensor(self.init)
         if tuple(centers.shape) != shape:
             raise ValueError(f"init has shape {tuple(centers.shape)} but the centroids have shape {shape}")
+        centers = rows.shift(centers)
         return torch.nn.functional.normalize(centers, dim=1) if self.spherical else centers
 
     def _find_origin(self, centers: torch.Tensor) -> torch.Tensor | None:
         """Mean (D,) of the centers, relative to which rows are assigned; None for unit rows, which need none."""
-        return None if self.spherical else average_rows(centers, None)
+        return None if self.spherical else average_rows(centers, None, centers.dtype)
 
     def draw_fit_positions(self, total: int) -> torch.Tensor | None:
         """Draw the positions of `fit_samples` among `total` rows, ascending; None to fit on all."""
@@ -312,6 +319,9 @@ class Sliceable(Protocol):
 
     def __len__(self) -> int: ...
 
+    def shift(self, points: torch.Tensor) -> torch.Tensor:
+        """Points (n, D) relative to the origin of the rows, float32, on the device of the products."""
+
     def take(self, positions: torch.Tensor) -> torch.Tensor:
         """Take the rows at these ascending positions into memory, divided by their norms if clusters are spherical."""
 
@@ -330,7 +340,8 @@ class Rows:
         self.unit = unit
         self.width = features.shape[1]
         self.device = features.device if device is None else torch.device(device)
-        self.origin = None if origin is None else origin.to(self.device)
+        is_precise = origin is not None and origin.dtype == torch.float64  # a device may have no float64
+        self.origin = None if origin is None else origin.to(features.device if is_precise else self.device)
         self.norms = torch.empty(len(features), device=self.device)
         self.share_blocks(self._compute_norms)
         self._divisors = self.norms.clamp(min=1e-12)[:, None]
@@ -343,7 +354,10 @@ class Rows:
         return self if origin is self.origin else Rows(self.features, self.unit, self.device, origin)
 
     def shift(self, points: torch.Tensor) -> torch.Tensor:
-        """Points (n, D) relative to the origin."""
+        """Points (n, D) relative to the origin, float32, on the device of the products."""
+        if self.origin is not None and self.origin.dtype == torch.float64:  # float32 has no room for large offsets
+            points = points.to(self.origin.device, torch.float64) - self.origin
+            return points.to(self.device, torch.float32)
         points = points.to(self.device, torch.float32)
         return points if self.origin is None else points - self.origin
 
@@ -432,8 +446,3 @@ def update_sums(sums: ClusterSums, rows: Rows, labels: torch.Tensor, labels_befo
 
     height = count_block_rows(rows.device, rows.features.shape[1])
     share_blocks(iterate_rows(len(changed), height), rows.device, move)
-
-
-def draw_positions(total: int, size: int, seed: int) -> torch.Tensor:
-    """Draw positions without replacement, ascending."""
-    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(total, size, replace=False)))

@@ -32,8 +32,7 @@ def find_nearest_neighbors(
         accelerator: shares the search with other processes. Each searches for its part of the samples, in blocks that
             are equal for any number of processes.
         search: "torch" on the device that holds the features, or "faiss" on the CPU, which must be installed. Both are
-            exact; equally near samples may have another order. With more than 16,384 samples, "torch" takes those that
-            come first.
+            exact. Of equally near samples, "torch" takes those that come first, "faiss" may take others.
 
     Returns:
         int32 of shape (N, k), nearest first, on every process.
@@ -178,7 +177,7 @@ def _prepare_torch(features: torch.Tensor, k: int) -> Callable[[int, int], torch
             similarities = features[start:stop] @ features.T
         rows = torch.arange(stop - start, device=features.device)
         similarities[rows, rows + start] = torch.inf  # ahead of its duplicates
-        return similarities.topk(k, dim=1).indices.to("cpu", torch.int32)
+        return _search_chunks(similarities, k)[1].to("cpu", torch.int32)
 
     return search_rows
 

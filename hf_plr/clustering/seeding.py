@@ -287,3 +287,8 @@ def _round(distances: torch.Tensor, shift: float) -> torch.Tensor:
 def _power_above(value: float) -> float:
     """Smallest power of two above a value that is not negative; 1 for 0."""
     return math.ldexp(1.0, math.frexp(value)[1])
+
+
+def draw_positions(total: int, size: int, seed: int) -> torch.Tensor:
+    """Draw positions without replacement, ascending."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(total, size, replace=False)))

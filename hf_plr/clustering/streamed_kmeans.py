@@ -102,6 +102,10 @@ class _StreamedRows:
             yield start, Rows(block, self.unit, self.device, self.origin)
             start += len(block)
 
+    def shift(self, points: torch.Tensor) -> torch.Tensor:
+        points = points.to(self.device, torch.float32)
+        return points if self.origin is None else points - self.origin
+
     def take(self, positions: torch.Tensor) -> torch.Tensor:
         rows = Rows(self.stream.take(positions), self.unit, self.device, self.origin)
         return rows.take(torch.arange(len(rows)))

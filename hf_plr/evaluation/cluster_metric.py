@@ -37,6 +37,32 @@ class ClusterMetric(evaluate.Metric):
             ),
         )
 
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Add one sample, as the base does.
+
+        Raises:
+            ValueError: if its cluster or label is not whole, which the base would cut off.
+        """
+        _check_whole(predictions=prediction, references=reference)
+        super().add(prediction=prediction, reference=reference, **kwargs)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Add samples, as the base does; `compute` gives its own to it.
+
+        Raises:
+            ValueError: if a cluster or label is not whole, which the base would cut off.
+        """
+        _check_whole(predictions=predictions, references=references)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         scores = score_clusters(np.asarray(predictions, np.int64), np.asarray(references, np.int64))
         return {f"cluster_{self.score}": scores[self.score]}
+
+
+def _check_whole(**given: Any) -> None:
+    for name, values in given.items():
+        numbers = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)  # a tensor of any device
+        if numbers.dtype.kind == "f" and not (numbers == np.rint(numbers)).all():
+            first = numbers[numbers != np.rint(numbers)].flat[0]
+            raise ValueError(f"{name} must be integers, but {first} is among them: give clusters and labels, no scores")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from hf_plr.clustering.checks import check_finite, check_lengths
 from hf_plr.evaluation.neighbors import N_WEIGHTED_NEIGHBORS, TEMPERATURE, find_labeled_neighbors
 
 DESCRIPTION = """Accuracy of the weighted nearest neighbours: the 20 samples of the gallery that are most similar by
@@ -49,7 +50,10 @@ class WeightedKnnMetric(evaluate.Metric):
         temperature: float = TEMPERATURE,
         cameras: Any = None,  # retrieval's, which this may be combined with
     ) -> dict[str, float]:
-        features, labels = F.normalize(torch.tensor(np.asarray(predictions, np.float32)), dim=1), np.asarray(references)
+        rows, labels = torch.tensor(np.asarray(predictions, np.float32)), np.asarray(references)
+        check_finite(rows)
+        check_lengths(rows)
+        features = F.normalize(rows, dim=1)
         query_mask = np.asarray(is_query, bool)
         gallery, query = ~query_mask & (labels != -1), query_mask & (labels != -1)
         if not gallery.any() or not query.any():

@@ -48,14 +48,20 @@ class LabelShards:
         self._column, self._option = column, option
 
     def __iter__(self) -> Iterator[tuple[int, list[LabelFile]]]:
-        """Iterate over shards: the number of samples before it, and its labels, oldest epoch first."""
+        """Iterate over shards: the number of samples before it, and its labels, oldest epoch first.
+
+        Raises:
+            ValueError, TypeError, OSError: if files do not fit, or at the end if all shards are empty.
+        """
         first = 0
         for paths in self.paths:
-            files = [LabelFile.open(path, self._column, self._option) for path in paths]
+            files = [LabelFile.open(path, self._column, self._option, may_be_empty=True) for path in paths]
             check_same_samples(files)
             merge_records({file.path: file.record for file in files})
             yield first, files
             first += len(files[-1].labels)
+        if first == 0:
+            raise ValueError(f"{' and '.join(self.folders)}: none of the files holds labels")
 
 
 def refine_shards(

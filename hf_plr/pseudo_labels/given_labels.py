@@ -245,8 +245,11 @@ def open_given_stage(
 def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, bool]:
     """Read index, label and what else is needed of all files; and whether they have an index of their own."""
     files = list_files([path], ENDINGS, "labels")
-    opened = [LabelFile.open(file) for file in files]
+    opened = [LabelFile.open(file, may_be_empty=len(files) > 1) for file in files]
     merge_records({"the data set": record} | {file.path: file.record for file in opened})
+    opened = [file for file in opened if len(file.labels)]
+    if not opened:
+        raise ValueError(f"{path}: none of the {len(files)} files holds labels")
     with_index = all(file.index is not None for file in opened)
     if not with_index and any(file.index is not None for file in opened):
         raise ValueError(f"{path}: some files have a column {INDEX_COLUMN!r}, and some have none")

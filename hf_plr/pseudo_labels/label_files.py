@@ -89,13 +89,16 @@ class LabelFile:
     record: DataRecord | None = None
 
     @classmethod
-    def open(cls, path: str, column: str | None = None, option: str | None = None) -> LabelFile:
+    def open(
+        cls, path: str, column: str | None = None, option: str | None = None, may_be_empty: bool = False
+    ) -> LabelFile:
         """Open a file of labels.
 
         Args:
             path: a .npy with an array (N,), or a .csv or .parquet with one row per sample.
             column: column of the labels; by default "label", or the only column of integers beside "index".
             option: option that the caller has for the column, such as "--column", for messages; None for none.
+            may_be_empty: True to take a file without labels, a shard that has no samples.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -114,7 +117,7 @@ class LabelFile:
         except Exception as error:  # numpy, pandas and pyarrow raise a dozen kinds for damaged files
             raise ValueError(f"{path} cannot be read as {kind[1:]}: {describe_csv_error(error)}") from error
         if kind == ".npy":
-            return cls(path, _validate_labels(path, "it", content), None)
+            return cls(path, _validate_labels(path, "it", content, may_be_empty), None)
         frame: pd.DataFrame = content
         frame.columns = frame.columns.map(str)
         if kind == ".csv" and column is None and all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in frame.columns):
@@ -125,7 +128,7 @@ class LabelFile:
             row = int(frame[name].isna().to_numpy().argmax())
             where = f"line {row + FIRST_ROW_LINE}" if kind == ".csv" else f"row {row}"
             raise ValueError(f"{path}: column {name!r} is empty in {where}; noise is written as -1")
-        labels = _validate_labels(path, f"column {name!r}", _take_whole(frame[name].to_numpy()))
+        labels = _validate_labels(path, f"column {name!r}", _take_whole(frame[name].to_numpy()), may_be_empty)
         has_index = INDEX_COLUMN in frame.columns and name != INDEX_COLUMN
         index = _take_whole(frame[INDEX_COLUMN].to_numpy()) if has_index else None
         return cls(path, labels, index, None if index is None else _find_spans(frame), record)
@@ -144,11 +147,13 @@ def _take_whole(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64) if is_whole else labels
 
 
-def _validate_labels(path: str, subject: str, labels: np.ndarray) -> np.ndarray:
+def _validate_labels(path: str, subject: str, labels: np.ndarray, may_be_empty: bool) -> np.ndarray:
     """Validate labels, and return them."""
     if labels.ndim != 1:
         raise ValueError(f"{path}: {subject} has shape {labels.shape}, but labels have shape (N,)")
     if len(labels) == 0:
+        if may_be_empty:
+            return np.empty(0, np.int64)  # an empty column of a .csv has no type
         raise ValueError(f"{path}: {subject} holds no labels")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{path}: {subject} holds {labels.dtype}, but labels are integers")

@@ -82,3 +82,28 @@ def _check_coassociation(given: dict[str, Any]) -> None:
 def is_count(value: Any, minimum: int) -> bool:
     """True for an integer, but no bool, of at least `minimum`."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= minimum
+
+
+def check_out(out: np.ndarray | None, n_samples: int, in_use: list[np.ndarray]) -> np.ndarray:
+    """Check the array that refined labels are written to; returns it, or for None a new one, shape (n_samples,).
+
+    Args:
+        out: the array.
+        n_samples: number of labels.
+        in_use: labels that it must not share memory with.
+
+    Raises:
+        TypeError: if it does not hold signed integers.
+        ValueError: if it has another shape or shares memory.
+    """
+    if out is None:
+        return np.empty(n_samples, dtype=np.int64)
+    if not np.issubdtype(out.dtype, np.signedinteger):
+        raise TypeError(f"out must hold signed integers, not {out.dtype}")
+    if out.shape != (n_samples,):
+        raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
+    if any(np.may_share_memory(out, labels) for labels in in_use):
+        raise ValueError(
+            "out holds labels that are still in use, of this call, the last or an earlier run: give another array"
+        )
+    return out

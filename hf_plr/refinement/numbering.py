@@ -54,6 +54,11 @@ class ClusterNumbers:
         """Number of the next new cluster; None for the lowest that is free."""
         return None if self.reuses else self.next_number
 
+    @property
+    def held(self) -> list[np.ndarray]:
+        """Labels that later calls read, shape (N,) each."""
+        return [labels for labels in (self.last, self.anchor) if labels is not None]
+
     def spread(
         self, cells: CellRefinement, labelings: tuple[np.ndarray, ...], out: np.ndarray, add_shards: AddShards
     ) -> CellRefinement:
@@ -71,9 +76,7 @@ class ClusterNumbers:
         Raises:
             ValueError: if the labels do not fit into `out`.
         """
-        largest = int(cells.labels.max(initial=NOISE))
-        if largest > np.iinfo(out.dtype).max:  # else it would become another one
-            raise ValueError(f"labels of {out.dtype} cannot hold the cluster {largest}: use smaller numbers")
+        _check_room(out, cells.labels)
         for span in iterate_chunks(len(out)):
             out[span] = cells.labels[cells.table.locate(*(labels[span] for labels in labelings))]
         if self.last is not None and self.last is not labelings[-2]:
@@ -145,6 +148,9 @@ def continue_numbers(
         labels: the new refined labels, shape (N,), renumbered in place.
         add_shards: adds the tables of the shards, if these labels are one.
         next_number: as for `number_clusters`.
+
+    Raises:
+        ValueError: if a number does not fit into the labels, before they are renumbered.
     """
     table = add_shards(cooccurrence(last, labels))
     ids = table.current_ids
@@ -153,8 +159,7 @@ def continue_numbers(
     code = position(cells.labels)
     number, events = _identify(overlaps, table.previous_ids, code, cells.table.first_member, next_number)
     number_of_code = np.append(number, NOISE)
-    for span in iterate_chunks(len(labels)):
-        labels[span] = number_of_code[position(as_int64(labels[span]))]
+    _renumber(labels, position, number_of_code)
     return replace(cells, labels=number_of_code[code], events=events)
 
 
@@ -173,6 +178,9 @@ def return_numbers(
         labels: the new refined labels, shape (N,), renumbered in place.
         add_shards: adds the tables of the shards, if these labels are one.
         next_number: lowest number of a new cluster.
+
+    Raises:
+        ValueError: as `continue_numbers`.
     """
     table = add_shards(cooccurrence(anchor, labels))
     ids = table.current_ids
@@ -183,11 +191,24 @@ def return_numbers(
     nameless = np.flatnonzero(number == NOISE)
     number[nameless] = max(next_number, int(ids.max(initial=NOISE)) + 1) + np.arange(len(nameless))
     position, number_of_code = Positions(ids), np.append(number, NOISE)
-    for span in iterate_chunks(len(labels)):
-        labels[span] = number_of_code[position(as_int64(labels[span]))]
+    _renumber(labels, position, number_of_code)
     renamed = dict(zip(ids.tolist(), number.tolist(), strict=True))
     events = (replace(event, current=tuple(renamed[each] for each in event.current)) for event in cells.events)
     return replace(cells, labels=number_of_code[position(cells.labels)], events=ClusterEvents(events))
+
+
+def _check_room(labels: np.ndarray, numbers: np.ndarray) -> None:
+    """Refuse numbers that the type of these labels cannot hold: they would become other ones."""
+    largest = int(numbers.max(initial=NOISE))
+    if largest > np.iinfo(labels.dtype).max:
+        raise ValueError(f"labels of {labels.dtype} cannot hold the cluster {largest}: use smaller numbers")
+
+
+def _renumber(labels: np.ndarray, position: Positions, number_of_code: np.ndarray) -> None:
+    """Renumber labels (N,) in place, by the number at the position of each."""
+    _check_room(labels, number_of_code)
+    for span in iterate_chunks(len(labels)):
+        labels[span] = number_of_code[position(as_int64(labels[span]))]
 
 
 def _identify(

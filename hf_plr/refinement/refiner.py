@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_plr.refinement.agglomeration import Cut
-from hf_plr.refinement.arguments import check_arguments
+from hf_plr.refinement.arguments import check_arguments, check_out
 from hf_plr.refinement.blending import blend
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable, as_int64, cooccurrence
 from hf_plr.refinement.numbering import AddShards, ClusterNumbers, keep_numbers
@@ -49,7 +49,8 @@ class PseudoLabelRefiner:
             in more than distance_threshold of them, is noise; others are taken back in. With min_cluster_size=4 and a
             threshold, noise of density-based clusterings comes back only where labelings agree on its neighbors.
         linkage: "average", "ward", "complete", "single" or "centroid".
-        n_clusters: cut into this many clusters; "current" for as many as there are now.
+        n_clusters: cut into this many clusters; "current" for as many as there are now. Merges that are tied at the cut
+            are made together or not at all, so that more clusters may be left.
         distance_threshold: cut at this height instead (then n_clusters=None). Euclidean distances scale with the
             weight: halves of a split are weight * sqrt(2) apart. With metric="coassociation" below 1; 0.5 keeps
             clusters whose samples are together in half of the labelings, on average.
@@ -152,30 +153,34 @@ class PseudoLabelRefiner:
                 (`numpy.load(..., mmap_mode="r")`) is read in chunks and never copied. Leave its file unchanged while
                 the result, or with previous="raw" the refiner, is in use.
             out: integer array of shape (N,) to write the refined labels to, such as a memory-mapped one; not the one
-                of the last call.
+                of the last call, or given to `continue_from`.
             centroid_cosines: see `refine_cells`.
             offset: index of the first sample, where these labels are a shard.
             add_shards: gives the sum of the tables of all shards for the table of this one, which may be empty. Every
                 shard makes the same calls, and gets the labels that one call for all samples would give it.
 
         Raises:
-            TypeError: if the labels, or out, are not integers.
+            TypeError: if the labels, or out, are not integers, or the labels are a masked array.
             ValueError: if the labels have another shape, are below -1, or differ in number from the last call's, or if
                 out does not fit or is in use.
         """
         epoch = self._check_labels(labels, may_be_empty=add_shards is not None)
-        out = self._check_out(out, epoch)
+        in_use = [labels for used_epoch in (epoch, *self._history) for labels in used_epoch]
+        in_use += [labels for numbers in self._numbers for labels in numbers.held]
+        out = check_out(out, len(epoch[0]), in_use)
         labelings = _arrange([*self._padded_history(epoch), epoch])
         add_shards = _leave_alone if add_shards is None else add_shards
 
         table = add_shards(cooccurrence(*labelings, offset=offset))
         cells = self.refine_cells(table, centroid_cosines)
         levels: list[RefinementResult] = []
-        for numbers, level in zip(self._numbers, (cells, *cells.finer), strict=True):
+        all_numbers = [copy.copy(numbers) for numbers in self._numbers]  # one may be refused
+        for numbers, level in zip(all_numbers, (cells, *cells.finer), strict=True):
             labels = np.empty_like(out) if levels else out
             numbered = numbers.spread(level, labelings, labels, add_shards)
             assert numbers.last is not None
             levels.append(RefinementResult(numbers.last, numbered, labelings))
+        self._numbers = all_numbers
         first, *finer = levels
         kept_labels = (first.labels,) if self.previous == "refined" else epoch
         self._history = [*self._history, kept_labels][1 - self.generations :]
@@ -341,13 +346,17 @@ class PseudoLabelRefiner:
             next_number: the smallest number that may be given to a new cluster, above those of `labels`.
 
         Raises:
-            TypeError, ValueError: if labels are not integers from -1, or one of them is not below `next_number`.
+            TypeError, ValueError: if labels are not integers from -1, or one of them is not below `next_number`. What
+                the refiner remembers is as before then.
         """
-        self._history, self._numbers[0] = [], ClusterNumbers()
-        (last,) = self._check_labels(labels, may_be_empty=True)
+        without_memory = PseudoLabelRefiner(**self.settings())  # whose last call had no other samples
+        last, *further = without_memory._check_labels(labels, may_be_empty=True)
+        if further:
+            raise ValueError(f"labels must have shape (N,), not {(len(last), len(further) + 1)}")
         if last.max(initial=NOISE) >= next_number:
             raise ValueError(f"next_number={next_number} must be above the labels, but {last.max()} is among them")
         self._check_number_of_members(n_labelings)
+
         self._history = [(last,) * n_labelings]
         # Numbers of finer levels were not told of, and begin anew.
         first = ClusterNumbers(last, next_number, reuses=False, anchor=last)
@@ -372,6 +381,8 @@ class PseudoLabelRefiner:
 
     def _check_labels(self, labels: npt.ArrayLike, may_be_empty: bool) -> Epoch:
         """Check the labels of an epoch; returns its labelings, copied unless they are memory-mapped."""
+        if isinstance(labels, np.ma.MaskedArray):
+            raise TypeError("labels are a masked array: fill it first, with labels.filled(-1) for noise")
         is_memory_mapped = isinstance(labels, np.memmap)
         labels = np.asanyarray(labels)
         if labels.ndim not in (1, 2) or labels.shape[-1] == 0 < len(labels):
@@ -408,20 +419,6 @@ class PseudoLabelRefiner:
         for name, needed in (("space", "joint"), ("previous", "raw")):
             if n_members > 1 and getattr(self, name) != needed:
                 raise ValueError(f"{n_members} labelings an epoch need {name}={needed!r}, not {getattr(self, name)!r}")
-
-    def _check_out(self, out: np.ndarray | None, epoch: Epoch) -> np.ndarray:
-        n_samples = len(epoch[0])
-        if out is None:
-            return np.empty(n_samples, dtype=np.int64)
-        if not np.issubdtype(out.dtype, np.signedinteger):
-            raise TypeError(f"out must hold signed integers, not {out.dtype}")
-        if out.shape != (n_samples,):
-            raise ValueError(f"out has shape {out.shape}, but there are {n_samples} labels")
-        labels_in_use = [labels for used_epoch in (epoch, *self._history) for labels in used_epoch]
-        labels_in_use += [] if self._last is None else [self._last]
-        if any(np.may_share_memory(out, labels) for labels in labels_in_use):
-            raise ValueError("out holds labels that are still in use, of this call or the last: give another array")
-        return out
 
 
 def _leave_alone(table: CooccurrenceTable) -> CooccurrenceTable:

@@ -76,8 +76,10 @@ def bin_times(dataset: Dataset, column: str) -> TimeBins:
         return _bin_dates(column, pd.to_datetime(series, utc=True))
     numbers = series.to_numpy(np.float64, na_value=np.nan)
     finite = numbers[np.isfinite(numbers)]
-    if len(finite) and DIGIT_DATES[0] <= finite.min() and finite.max() <= DIGIT_DATES[1]:
-        dates = pd.to_datetime(pd.Series(numbers).astype("Int64").astype("string"), format="%Y%m%d", errors="coerce")
+    is_whole = bool((finite == np.rint(finite)).all())
+    if len(finite) and is_whole and DIGIT_DATES[0] <= finite.min() and finite.max() <= DIGIT_DATES[1]:
+        known = pd.Series(np.where(np.isfinite(numbers), numbers, np.nan))
+        dates = pd.to_datetime(known.astype("Int64").astype("string"), format="%Y%m%d", errors="coerce")
         if dates.notna().sum() == len(finite):
             return _bin_dates(column, dates.dt.tz_localize("UTC"))
     for unit, scale in UNIX_SCALES:

@@ -194,3 +194,14 @@ def test_nobody_reads_the_output(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, *command], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("n_clusters", "is_told"), [(3, True), (6, False)])
+def test_more_clusters_than_asked_for_are_told(tmp_path, monkeypatch, capsys, n_clusters, is_told):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npy", "b.npy"):
+        np.save(name, np.repeat(np.arange(6), 10))  # all merges are tied
+    main(f"refine --previous a.npy --current b.npy --output c.npy --n_clusters {n_clusters}".split())
+    assert len(np.unique(np.load("c.npy"))) == 6
+    told = "More clusters are left than the 3 asked for: merges there are tied, or missing"
+    assert (told in capsys.readouterr().out) == is_told

@@ -393,3 +393,20 @@ def test_the_tolerance_is_of_the_mean_variance_of_the_features():
         kmeans = KMeans(1, init=torch.tensor([[3.0, 0, 0, 0]]), spherical=False, tol=tol)  # one away from the mean
         shifts[tol] = kmeans.fit(rows).n_iter_
     assert shifts == {0.9: 2, 1.1: 1}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+@pytest.mark.parametrize("offset", [1e6, 3e7, 1e9])
+def test_features_far_from_zero_keep_the_precision_of_their_type(offset, dtype):
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 50)
+    features = (rng.integers(0, 9, (150, 2)) + 40 * truth[:, None] + offset).astype(dtype)
+    for arguments in ({}, {"fit_samples": 60}, {"init": features[[0, 50, 100]]}):
+        kmeans = KMeans(3, spherical=False, **arguments).fit(features)
+        assert len({*zip(truth.tolist(), kmeans.labels_.tolist(), strict=True)}) == 3
+        np.testing.assert_array_equal(kmeans.predict(features), kmeans.labels_)
+        assert kmeans.cluster_centers_.dtype == torch.float64
+        again = KMeans(3, spherical=False)
+        again.load_state_dict(kmeans.state_dict())
+        np.testing.assert_array_equal(again.fit(features).labels_, kmeans.labels_)
+        assert again.n_iter_ <= 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_plr.clustering import ReciprocalDBSCAN, make_clusterers, neighborhoods
-from hf_plr.clustering.neighborhoods import SharedNeighborhoods
+from hf_plr.clustering.neighborhoods import SharedNeighborhoods, limit_copies
 from hf_plr.clustering.reciprocal import share_neighborhoods
 
 
@@ -98,3 +98,20 @@ def test_nothing_is_kept_after_the_last(searches):
     assert shared._neighborhoods is None
     shared.find(features, 6, 2, "torch")
     assert len(searches) == 2
+
+
+def test_only_the_first_of_identical_rows_are_kept():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+    for most, kept, position in (
+        (1, [0, 1, 5], [0, 1, 0, 0, 1, 2, 0]),
+        (2, [0, 1, 2, 4, 5], [0, 1, 2, 0, 3, 4, 0]),
+        (4, list(range(7)), list(range(7))),
+    ):
+        found = limit_copies(rows, most)
+        assert (found[0].tolist(), found[1].tolist()) == (kept, position)
+
+
+def test_rows_whose_hashes_are_equal_are_told_apart(monkeypatch):
+    monkeypatch.setattr(neighborhoods, "_hash_rows", lambda features: np.zeros(len(features), np.int64))
+    kept, position = limit_copies(torch.tensor([[1.0], [2.0], [1.0], [2.0], [3.0], [1.0]]), 2)
+    assert (kept.tolist(), position.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 0])

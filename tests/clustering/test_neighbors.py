@@ -49,17 +49,25 @@ def test_many_samples_find_themselves_first_and_then_the_first_of_equal_ones(see
     np.testing.assert_array_equal(found, expected.numpy())
 
 
+@given(st.integers(0, 9_999), st.integers(1, 90), st.integers(1, 90), st.sampled_from([0, 1, 2, 30]))
+def test_few_samples_find_the_first_of_equal_ones_as_many_do(seed, n, k, values):
+    features = integers(seed, n, values)
+    similarities = (features @ features.T).fill_diagonal_(torch.inf)
+    expected = similarities.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    np.testing.assert_array_equal(find_nearest_neighbors(features, min(k, n)), expected.numpy())
+
+
 @pytest.mark.parametrize("n", [5, 900, 5001])
-def test_few_samples_are_searched_in_blocks_of_full_rows_as_they_always_were(n):
+def test_few_samples_are_searched_in_blocks_of_full_rows_and_the_first_of_equal_ones_are_found(n):
     features = torch.nn.functional.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(n)), dim=1)
-    features[n // 2 :] = features[: n - n // 2].clone()  # the order of duplicates too
+    features[n // 2 :] = features[: n - n // 2].clone()
     height, expected = max(1, 2**24 // n), []
     for start in range(0, n, height):
         with exact_products(features.device):
             similarities = features[start : start + height] @ features.T
         rows = torch.arange(len(similarities))
         similarities[rows, rows + start] = torch.inf
-        expected.append(similarities.topk(5, dim=1).indices)
+        expected.append(similarities.sort(dim=1, descending=True, stable=True).indices[:, :5])
     np.testing.assert_array_equal(find_nearest_neighbors(features, 5), torch.cat(expected))
 
 

@@ -211,3 +211,23 @@ def test_copies_are_one_cluster_at_an_eps_of_zero(n_copies):
     features = np.repeat(np.random.default_rng(0).normal(size=(4, 8)), n_copies, axis=0)
     found = ReciprocalDBSCAN(eps=0.0, min_samples=3, k1=n_copies, k2=1).fit_predict(features)
     np.testing.assert_array_equal(found, np.repeat(np.arange(4), n_copies))
+
+
+@pytest.mark.parametrize("full_rows", [0, 1 << 14])  # of tiles, and at once
+@pytest.mark.parametrize("n_copies", [20, 31, 100])
+def test_copies_beside_others_are_one_cluster_whatever_their_number(n_copies, full_rows, monkeypatch):
+    monkeypatch.setattr("hf_plr.clustering.neighbors.FULL_ROWS", full_rows)
+    monkeypatch.setattr("hf_plr.clustering.neighbors.TILE_COLUMNS", 64)
+    random = np.random.default_rng(0)
+    copies = np.repeat(random.normal(size=(2, 32)), n_copies, axis=0)
+    features = np.concatenate([copies, random.normal(size=(100, 32))]).astype(np.float32)
+    order = random.permutation(len(features))
+    for clusterer in (ReciprocalDBSCAN(eps=0.0), ReciprocalDBSCAN(), ReciprocalHDBSCAN()):
+        labels = np.empty(len(features), np.int64)
+        labels[order] = clusterer.fit_predict(features[order])
+        first, second = labels[0], labels[n_copies]
+        assert min(first, second) >= 0
+        assert first != second
+        np.testing.assert_array_equal(labels[: 2 * n_copies], np.repeat([first, second], n_copies))
+    with_two = ReciprocalDBSCAN(min_samples=40, k1=20, k2=1).fit(features)
+    assert len(with_two.core_sample_indices_) == (2 * n_copies if n_copies >= 40 else 0)

@@ -91,3 +91,34 @@ def test_unknown_classes_are_left_out_of_the_neighbours(tmp_path):
     }
     with pytest.raises(ValueError, match="2 queries and 0 samples of the gallery have a known class"):
         metric.compute(predictions=features, references=[-1, 0, -1, 1, -1], is_query=asks)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (np.nan, "features of 10 samples are NaN or infinite"),
+        (1e30, "features of 10 samples are too large for float32"),
+    ],
+)
+def test_features_without_directions_have_no_neighbours(factor, message, tmp_path):
+    features = np.random.default_rng(0).normal(size=(10, 3)) * factor
+    metric = WeightedKnnMetric(cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{message}, the first is sample 0"):
+        metric.compute(predictions=features, references=[0, 1] * 5, is_query=[True] * 2 + [False] * 8)
+
+
+def test_fractions_are_no_clusters():
+    metric = hf_plr.evaluation.load("cluster_accuracy")
+    message = "{} must be integers, but {} is among them"
+    with pytest.raises(ValueError, match=message.format("predictions", 0.2)):
+        metric.compute(predictions=[0.2, 0.9, 1.1, 1.9], references=[0, 0, 1, 1])
+    with pytest.raises(ValueError, match=message.format("references", "nan")):
+        metric.add_batch(predictions=[0, 1], references=[0.0, np.nan])
+    with pytest.raises(ValueError, match=message.format("predictions", 1.5)):
+        metric.add(prediction=1.5, reference=1)
+    metric.add(prediction=1, reference=0)
+    assert metric.compute(predictions=torch.tensor([0.0, 1.0]), references=np.array([1, 0])) == {
+        "cluster_accuracy": 1.0
+    }
+    combined = hf_plr.evaluation.load("cluster_ari")
+    assert combined.compute(predictions=[0.0, 0.0, 1.0], references=[2, 2, 3]) == {"cluster_ari": 1.0}

@@ -234,3 +234,30 @@ def test_labels_in_folders_go_into_a_folder(folders, tmp_path, capsys):
     assert main(["refine", "--previous", folders[0], "--current", folders[1], "--output", str(output)]) == 2
     assert "is named like a file, but labels in folders go into a folder: leave out .csv" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", [".npy", ".parquet", ".csv"])
+def test_shards_without_rows_are_refined_with_the_others(tmp_path, capsys, kind):
+    labels = make_labels(3, 2)
+    n = len(labels[0])
+    epochs = []
+    for name, bounds in (("with", [0, 0, 20, 20, n]), ("without", [0, 20, n]), ("empty", [0, 0, 0])):
+        for epoch in range(2):
+            epochs.append(
+                write_shards(labels[epoch], tmp_path / f"{name}{epoch}", bounds, kind.replace("csv", "parquet"))
+            )
+            for path in [*(tmp_path / f"{name}{epoch}").iterdir()] if kind == ".csv" else []:
+                pd.read_parquet(path)[["index", "label"]].to_csv(path.with_suffix(".csv"), index=False)
+                path.unlink()
+
+    def refine(previous, current, output):
+        return main(["refine", "--previous", previous, "--current", current, "--output", str(tmp_path / output)])
+
+    assert refine(*epochs[:2], "with") == refine(*epochs[2:4], "without") == 0
+    found = [GivenLabels.read(str(tmp_path / name), np.arange(n), None, n).labels for name in ("with", "without")]
+    np.testing.assert_array_equal(*found)
+    capsys.readouterr()
+    assert refine(*epochs[4:], "empty") == 2
+    assert "none of the files holds labels" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of the 2 files holds labels"):
+        GivenLabels.read(epochs[5], np.arange(n), None, n)

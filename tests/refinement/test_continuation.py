@@ -178,3 +178,42 @@ def test_the_first_run_takes_the_lowest_numbers_and_knows_the_highest():
     restored.load_state_dict(older)
     assert restored.next_number == int(older["refined"].max()) + 1
     assert len(cooccurrence(older["refined"], older["refined"])) > 0
+
+
+def test_the_labels_of_an_earlier_run_or_of_a_finer_level_are_not_overwritten(tmp_path):
+    last = np.lib.format.open_memmap(tmp_path / "last.npy", "w+", np.int64, (40,))
+    last[:] = np.repeat([5, 6, 7, 8], 10)
+    labels = np.repeat(np.arange(4), 10)
+    refiner = PseudoLabelRefiner(previous="raw")
+    refiner.continue_from(last, 1, 20)
+    refiner.refine(labels)
+    with pytest.raises(ValueError, match="out holds labels that are still in use"):
+        refiner.refine(np.where(labels == 1, 0, labels), out=last)
+    assert last[::10].tolist() == [5, 6, 7, 8]
+
+    nested = PseudoLabelRefiner(n_levels=2)
+    nested.refine(labels)
+    finer = nested.refine(labels).finer[0].labels
+    with pytest.raises(ValueError, match="out holds labels that are still in use"):
+        nested.refine(labels, out=finer)
+
+
+def test_refused_labels_of_an_earlier_run_leave_the_refiner_as_it_was():
+    refiner = PseudoLabelRefiner(previous="raw")
+    refiner.continue_from(LAST, 1, 30)
+    refiner.refine(LAST % 3)
+    before = refiner.state_dict()
+    for labels, n_labelings, error in (
+        (np.full(120, 99), 1, ValueError),
+        (LAST, 2, ValueError),
+        (np.full(120, 0.5), 1, TypeError),
+        (np.stack([LAST, LAST], axis=1), 1, ValueError),
+    ):
+        with pytest.raises(error):
+            refiner.continue_from(labels, n_labelings, 50)
+        after = refiner.state_dict()
+        assert before.keys() == after.keys()
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+    refiner.continue_from(np.arange(7), 1, 50)  # of other samples
+    assert refiner.next_number == 50

@@ -196,6 +196,38 @@ def test_a_number_that_the_labels_cannot_hold_is_refused():
         refiner.refine(np.array([0, 0, 1]), out=np.empty(3, np.int8))
 
 
+@pytest.mark.parametrize("case", ["larger numbers of the last call", "a new number", "a finer level"])
+def test_a_refused_array_leaves_the_refiner_as_it_was(case):
+    if case == "larger numbers of the last call":
+        refiner, labels = PseudoLabelRefiner(previous="raw"), np.repeat(np.arange(4), 10)
+        refiner.continue_from(300 + labels, 1, 400)
+    elif case == "a new number":
+        refiner = PseudoLabelRefiner(previous="raw", assignment="current", min_cluster_size=1)
+        refiner.refine(np.repeat(np.arange(90), 4))
+        labels = np.tile(np.arange(90), 4)
+    else:
+        refiner, labels = PseudoLabelRefiner(n_levels=2), np.repeat(np.arange(200), 3)
+        refiner.refine(labels // 2)
+    other = refiner.copy()
+    for each in (refiner, other):
+        each.refine(labels)
+    before = refiner.state_dict()
+    now = np.roll(labels, 1)
+    if case == "a finer level":
+        assert other.copy().refine(now).labels.max() < 128
+    with pytest.raises(ValueError, match=r"labels of int8 cannot hold the cluster \d+: use smaller numbers"):
+        refiner.refine(now, out=np.empty(len(now), np.int8))
+    after = refiner.state_dict()
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    expected = other.refine(now)
+    found = refiner.refine(now)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    for level, expected_level in zip(found.finer, expected.finer, strict=True):
+        np.testing.assert_array_equal(level.labels, expected_level.labels)
+
+
 def test_a_tie_keeps_the_current_cluster_whatever_its_weight():
     for weight in (0.0, 0.01):
         result = refined([0, 0, 0, 0], [0, 0, 1, 1], weight=weight, assignment="argmax", min_cluster_size=1)
@@ -410,6 +442,8 @@ def test_bad_labels_are_named():
     refiner = PseudoLabelRefiner()
     with pytest.raises(TypeError, match="float64"):
         refiner.refine(np.array([0.0, 1.0]))
+    with pytest.raises(TypeError, match=r"labels are a masked array: fill it first, with labels.filled\(-1\)"):
+        refiner.refine(np.ma.array([0, 1, 1], mask=[0, 1, 0]))
     with pytest.raises(ValueError, match="empty"):
         refiner.refine(np.array([], dtype=int))
     with pytest.raises(ValueError, match="-2"):

@@ -140,3 +140,12 @@ def test_shares_are_compared_by_chi_square():
     assert found[2] < 1e-6 < 0.01 < found[0]
     assert np.isnan(found[3])  # too few to tell
     assert np.isnan(homogeneity(counts[:1, :1], totals[:1])).all()
+
+
+def test_numbers_that_only_partly_look_like_dates():
+    fractions = bin_times(Dataset.from_dict({"t": [2.0e7 + 0.5, 2.0e7 + 7.25, 2.1e7]}), "t")
+    assert fractions.unit == "2.78e+04"
+    assert fractions.bins.tolist() == [0, 0, 35]
+    endless = bin_times(Dataset.from_dict({"t": [20200101.0, float("inf"), 20200103.0]}), "t")
+    assert endless.unit == "day"
+    assert endless.bins.tolist() == [0, -1, 2]
