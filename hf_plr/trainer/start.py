@@ -248,6 +248,23 @@ def _check_batch_size(checkpoint: str, args: BaseTrainingArguments) -> None:
         )
 
 
+def make_output_dir(args: BaseTrainingArguments) -> str | None:
+    """Make the output folder, on the processes that write there; returns it if it was not there.
+
+    Raises:
+        OSError: if it cannot be made, naming it.
+    """
+    folder = str(args.output_dir)
+    if os.path.isdir(folder):
+        return None
+    if args.should_save:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--output_dir {folder} cannot be made: {error.strerror}; name another folder") from error
+    return folder
+
+
 def leaves_no_empty_folder(method: Method) -> Method:
     """Decorate a method of a trainer: where it fails, an output folder that the trainer made is removed if empty."""
 
