@@ -123,7 +123,7 @@ def test_names_of_clusters_name_those_of_levels(out, cut):
     assert set(table["name"][table["label"] == 5]) == {"dog"}
     assert table["name"][table["label"] == -1].isna().all()
     assert set(table["name_5"][table["level_5"] == 3]) == {"dog"}
-    assert set(table["name_2"].dropna()) == {"dog / cat", "car"}
+    assert set(table["name_2"].dropna()) == {"dog / cat and 2 without a name", "car"}
 
 
 @pytest.mark.parametrize(
