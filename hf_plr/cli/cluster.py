@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_plr.utils.files import check_folder
+from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.shards import Shard, list_files, name_by_file
 
 if TYPE_CHECKING:
@@ -134,11 +135,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _check_outputs(outputs: Sequence[str], inputs: Sequence[str], args: argparse.Namespace) -> None:
-    """Reject outputs that are features, or are there and nothing is said of what shall become of them.
+    """Reject outputs that are features, are a run's own, or are there and nothing is said of what shall become of them.
 
     Raises:
         ValueError, FileExistsError: naming the first.
     """
+    refuse_run_files([path for path in outputs if not (args.skip_existing and os.path.exists(path))])
     features = {_identify(path) for path in inputs}
     for path in filter(os.path.exists, outputs):
         if _identify(path) in features:

@@ -13,6 +13,7 @@ that has one of them. --level 10 takes the clusters of that level of the run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import re
@@ -60,10 +61,10 @@ def run(args: argparse.Namespace) -> None:
             f"--dataset {args.dataset} is no folder here: name that of the run's images or recordings. Those of a Hub "
             "data set, an archive or a parquet file are no files to sort"
         )
-    if Path(os.path.realpath(output)).is_relative_to(data):
-        raise ValueError(f"--output {args.output} is in --dataset {args.dataset}: a next run would take it for data")
+    _refuse_inside(args, data)
     labels, files, digests = _read(args.folder, args.level)
     base = _find_base(data, files, digests)
+    _refuse_inside(args, os.path.realpath(base))  # which may be linked
     names = read_cluster_names(args.folder)
     if args.level is not None:
         level = read_levels(args.folder).get(args.level)
@@ -78,6 +79,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"Wrote {args.output}: {what}, in folders of {len(folders) - has_noise:,} clusters{also}")
     if gone:
         print(f"Not in {base} any more, and left out: {len(gone):,}, such as {next(iter(gone))}")
+
+
+def _refuse_inside(args: argparse.Namespace, data: str) -> None:
+    if Path(os.path.realpath(args.output)).is_relative_to(data):
+        raise ValueError(f"--output {args.output} is in --dataset {args.dataset}: a next run would take it for data")
 
 
 def _read(folder: str, level: int | None) -> tuple[list[int], list[str], list[str] | None]:
@@ -112,7 +118,7 @@ def _find_base(data: str, files: Sequence[str], digests: Sequence[str] | None) -
 
     rows = np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).astype(int)).tolist()
     found: dict[Path, tuple[int, int]] = {}  # files whose content is that of the run, and files that are there
-    for folder in sorted(Path(each) for each, _, _ in os.walk(data)):
+    for folder in _list_folders(data):
         there = [row for row in rows if (folder / files[row]).is_file()]
         same = there
         if digests is not None:
@@ -131,6 +137,21 @@ def _find_base(data: str, files: Sequence[str], digests: Sequence[str] | None) -
     if others and first != Path(data):
         raise ValueError(f"--dataset {data}: the files may be those of {first} or of {others[0]}: name one of these")
     return first
+
+
+def _list_folders(data: str) -> list[Path]:
+    """List a folder and those below it, also linked ones, as a data set takes them; each once, where it comes first."""
+    found: dict[str, Path] = {}
+    waiting = [data]
+    while waiting:
+        folder = waiting.pop(0)
+        real = os.path.realpath(folder)
+        if real in found:
+            continue
+        found[real] = Path(folder)
+        with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+            waiting += sorted(entry.path for entry in entries if entry.is_dir())
+    return sorted(found.values())
 
 
 def _name_folder(label: int, names: Mapping[int, str], largest: int) -> str:

@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
         print(describe_names({**names, **shown}, sizes))
         return
     if args.rename is not None:
-        given = parse_renames(args.rename, {**names, **shown})
+        alone = clusters if level is None else level.names(clusters, counts_unnamed=False)
+        given = parse_renames(args.rename, {**names, **alone}, shown)
         _check_known("--rename", given, names, sizes, args.folder, level is not None)
         changed = {**names, **given}
         lines = []

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hf_plr.utils.run_files import refuse_run_files
+
 SUMMARY = "write a run's report.html again"
 
 
@@ -42,8 +44,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_output(path: Path, own: Path, overwrite: bool) -> None:
-    """Reject a file that is no page, or that is there and not the run's own page, which is written again and again."""
+    """Reject what is no page, is another run's, or is there and not the run's own, which is written again and again."""
     if path.suffix.lower() != ".html":
         raise ValueError(f"--output {path}: the page is written as .html; name such a file")
-    if path.exists() and not overwrite and not (own.exists() and path.samefile(own)):
+    if path.exists() and own.exists() and path.samefile(own):
+        return
+    if path.parent.resolve() != own.parent.resolve():
+        refuse_run_files([path])
+    if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already: give --overwrite to replace it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fnmatch
 import json
 import logging
 import re
@@ -22,34 +21,12 @@ from huggingface_hub.utils import yaml_dump
 
 from hf_plr.hub.errors import HubError
 from hf_plr.hub.markdown import escape_markdown
-from hf_plr.report.file_names import METRICS_FILE, PLOT_FILE, TRAINED_EPOCHS
+from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS
+from hf_plr.utils.run_files import PUBLISHED, matches
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# Patterns for the top of the folder; the state for resuming (optimizer, random states, ...) is useless to others.
-BACKBONE_FILES = (
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-PUBLISHED = (
-    *BACKBONE_FILES,
-    "README.md",
-    "metrics.json",
-    PLOT_FILE,
-    "pseudo_labels.parquet",
-    "prototypes.safetensors",
-    "cluster_names.json",
-    "run_history.json",
-    "tree.json",
-    "known_clusters.safetensors",
-    "units.parquet",
-    "centroids.safetensors",
-)
 ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")  # where adapters were trained
 LOGIN_REMEDY = "`hf auth login`, or set HF_TOKEN to a token that may write"
 RETRIED_STATUSES = (408, 429)
@@ -86,9 +63,7 @@ def list_published_files(folder: str | Path) -> list[Path]:
         ValueError: if they contain no trained backbone.
     """
     names = {path.name: path for path in Path(folder).glob("*") if path.is_file()}
-    published = [
-        names[name] for name in sorted(names) if any(fnmatch.fnmatchcase(name, pattern) for pattern in PUBLISHED)
-    ]
+    published = [names[name] for name in sorted(names) if matches(name, PUBLISHED)]
     if "config.json" not in names or not any(path.match("model*.safetensors") for path in published):
         raise ValueError(f"{folder} holds no trained backbone: no config.json and model.safetensors")
     return published + [path for name in ADAPTER_FILES if (path := Path(folder) / name).is_file()]

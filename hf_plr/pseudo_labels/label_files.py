@@ -20,6 +20,7 @@ from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.utils.csv_text import choose_delimiter, describe_csv_error
 from hf_plr.utils.files import replacing
+from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.tables import writing_table
 
 PSEUDO_LABELS_FILE = "pseudo_labels.parquet"  # the labels in a run's output folder
@@ -196,9 +197,10 @@ def check_output(path: str, overwrite: bool = False) -> None:
     Raises:
         FileExistsError: if it exists and overwrite is False.
         FileNotFoundError: if its folder does not exist.
-        ValueError: if the kind of file is unknown.
+        ValueError: if the kind of file is unknown, or the file is a run's own.
     """
     _validate_kind(path)
+    refuse_run_files([path])
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
     if not Path(path).absolute().parent.is_dir():

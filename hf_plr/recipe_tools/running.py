@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import gc
 import os
 import shlex
@@ -22,17 +21,15 @@ import numpy as np
 import torch
 import transformers
 
-from hf_plr.hub.push import BACKBONE_FILES, PUBLISHED, HubError
+from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
-from hf_plr.report.file_names import METRICS_FILE, PAGE_FILE
-from hf_plr.report.html.report_file import DATA_FILE
+from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
 from hf_plr.trainer.checkpointing import (
     ASIDE,
-    STATE_FILE,
     CheckpointError,
     last_complete_checkpoint,
     list_checkpoints,
@@ -43,14 +40,13 @@ from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
 from hf_plr.training_args.base import LAUNCHED_PRECISION
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
+from hf_plr.utils.run_files import BACKBONE_FILES, WRITTEN, matches
 from hf_plr.utils.streams import escape_what_streams_lack
 
 SOUND_ARGUMENTS = (  # which recipes for images do not show
     *("audio_column", "max_seconds", "segment_seconds", "segment_overlap"),
     *("sound_cache_gib", "sound_cache_dir"),
 )
-# Patterns of all files that a run writes at the top of its output folder.
-WRITTEN = (*PUBLISHED, DATA_FILE, PAGE_FILE, f"{Path(STATE_FILE).stem}*.safetensors", "training_args.bin")
 
 
 @dataclass
@@ -216,17 +212,13 @@ def prepare_output_dir(args: OutputArguments, is_main_process: bool, start: str 
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
     labels = getattr(args, "labels", None)
-    for path in [path for path in folder.glob("*") if path.is_file() and _matches(path, WRITTEN)]:
-        is_start = bool(start) and _is_same(start, folder) and _matches(path, BACKBONE_FILES)
+    for path in [path for path in folder.glob("*") if path.is_file() and matches(path, WRITTEN)]:
+        is_start = bool(start) and _is_same(start, folder) and matches(path, BACKBONE_FILES)
         is_given = labels is not None and (
             _is_same(labels, path) or (_is_same(labels, folder) and path.suffix == ".parquet")
         )
         if not is_start and not is_given:
             path.unlink(missing_ok=True)
-
-
-def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns)
 
 
 def _is_same(one: str | Path, other: Path) -> bool:

@@ -20,6 +20,7 @@ from hf_plr.pseudo_labels.label_files import (
     level_column,
 )
 from hf_plr.refinement.hierarchy import Level
+from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.tables import check_ending, writing_table
 
 CLUSTER_COLUMN = "cluster"  # the run's own label, beside that of a level
@@ -115,6 +116,7 @@ def check_output(folder: str | os.PathLike[str], output: str | os.PathLike[str],
         raise FileNotFoundError(f"{folder} holds no {PSEUDO_LABELS_FILE}")
     if output.exists() and output.samefile(source):
         raise ValueError(f"{output} holds the run's own labels: name another file")
+    refuse_run_files([output], folder)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: give --overwrite to replace it")
 

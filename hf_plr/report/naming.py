@@ -83,13 +83,16 @@ def read_names_table(path: str | os.PathLike[str]) -> dict[int, str | None]:
     return names
 
 
-def parse_renames(texts: Sequence[str], names: Mapping[int, str]) -> dict[int, str | None]:
+def parse_renames(
+    texts: Sequence[str], names: Mapping[int, str], shown: Mapping[int, str] | None = None
+) -> dict[int, str | None]:
     """Parse corrections of names, each "OLD=NEW".
 
     Args:
         texts: OLD is the number of a cluster, or a name: then all clusters that have it get another. An empty NEW
             takes the name away.
         names: the names that clusters have, by cluster.
+        shown: further names by which clusters are listed.
 
     Returns:
         New name by cluster; None where it is taken away.
@@ -104,7 +107,8 @@ def parse_renames(texts: Sequence[str], names: Mapping[int, str]) -> dict[int, s
         if not equals or not old:
             raise ValueError(f"{where} is not OLD=NEW, such as 7=dent, or crak=crack")
         is_number = old.isascii() and old.isdecimal()
-        clusters = [int(old)] if is_number else [label for label, name in names.items() if name == unify_spaces(old)]
+        pairs = [*names.items(), *(shown or {}).items()]
+        clusters = [int(old)] if is_number else [label for label, name in pairs if name == unify_spaces(old)]
         if not clusters:
             raise ValueError(f"{where}: no cluster is called {quote(old)}: give a name from --list, or a number")
         name = _parse_name(where, new) if new else None

@@ -109,7 +109,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
         hold_frozen_statistics(self.modality.model)
         start.check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
-        self.made_folder = None if os.path.exists(str(args.output_dir)) else str(args.output_dir)
+        self.made_folder = start.make_output_dir(args)
         super().__init__(
             model=trained,
             args=args,

@@ -184,6 +184,32 @@ def find_checkpoint(chosen: str | bool, output_dir: str | os.PathLike[str]) -> s
     return str(checkpoint)
 
 
+def warn_of_earlier_checkpoints(output_dir: str | os.PathLike[str]) -> None:
+    """Warn that a run that begins anew leaves those of an earlier one beside its own."""
+    last, *others = list_checkpoints(output_dir) or [None]
+    if last is not None:
+        logger.warning(
+            "%s holds %s%s of an earlier run, which this one leaves there: resume_from_checkpoint=True takes the last "
+            "by number of steps, of whichever run. Remove what is not needed, or give another output_dir.",
+            output_dir,
+            last.name,
+            f" and {len(others)} more" if others else "",
+        )
+
+
+def warn_of_later_checkpoints(checkpoint: str) -> None:
+    """Warn where one of fewer steps was written after the last one by number of steps, as by a run that began anew."""
+    written = {path: path.stat().st_mtime for path in list_checkpoints(Path(checkpoint).parent)}
+    latest = max(written, key=lambda path: written[path])
+    if written[latest] - written[Path(checkpoint)] >= 1.0:  # as in `remove_old`
+        logger.warning(
+            "%s is resumed, as the last by number of steps, but %s was written after it, as by a run that began anew "
+            "in this folder: name the checkpoint to resume from if that is the one.",
+            checkpoint,
+            latest.name,
+        )
+
+
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[Path | None, dict[Path, str]]:
     """The last complete checkpoint of a run, and the incomplete ones after it with their defects."""
     incomplete: dict[Path, str] = {}

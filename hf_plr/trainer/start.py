@@ -18,7 +18,13 @@ from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
 from hf_plr.models.lora import has_adapters
-from hf_plr.trainer.checkpointing import find_checkpoint, load_state, refuse_without_optimizer
+from hf_plr.trainer.checkpointing import (
+    find_checkpoint,
+    load_state,
+    refuse_without_optimizer,
+    warn_of_earlier_checkpoints,
+    warn_of_later_checkpoints,
+)
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
@@ -196,6 +202,8 @@ def check_whole_weights(trainer: BaseTrainer) -> None:
 def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None) -> None:
     """Refuse a training that could not begin, before samples are decoded and before anything is written or removed.
 
+    Checkpoints of an earlier run in the same folder, which a resumption could take for this run's, are warned of.
+
     Args:
         trainer: the trainer.
         resume_from_checkpoint: as for `BaseTrainer.train`.
@@ -204,8 +212,11 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         CheckpointError, ValueError: if there is no complete checkpoint of these settings with its optimizer, or the run
             that is to be continued knows none of the samples.
     """
+    is_main, output_dir = trainer.is_world_process_zero(), str(trainer.args.output_dir)
     if resume_from_checkpoint:
-        checkpoint = find_checkpoint(resume_from_checkpoint, str(trainer.args.output_dir))
+        checkpoint = find_checkpoint(resume_from_checkpoint, output_dir)
+        if resume_from_checkpoint is True and is_main:
+            warn_of_later_checkpoints(checkpoint)
         accelerator = trainer.accelerator
         _, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
         if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # they save optimizers in ways of their own
@@ -216,6 +227,8 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         check_same_settings(checkpoint, compared[0], compared[1], trainer.default_settings(), warns=False)
         _check_batch_size(checkpoint, trainer.args)
         return
+    if is_main and not getattr(trainer.args, "overwrite", False):  # of recipes, which then remove them
+        warn_of_earlier_checkpoints(output_dir)
     continuation = getattr(trainer, "continuation", None)  # of trainers that can continue a run
     if continuation is not None:
         continuation.check_known(trainer.train_dataset)
@@ -233,6 +246,23 @@ def _check_batch_size(checkpoint: str, args: BaseTrainingArguments) -> None:
             f"{checkpoint} was written with batches of {found} samples, which auto_find_batch_size=True found for "
             f"per_device_train_batch_size={args.per_device_train_batch_size}: resume with auto_find_batch_size=True"
         )
+
+
+def make_output_dir(args: BaseTrainingArguments) -> str | None:
+    """Make the output folder, on the processes that write there; returns it if it was not there.
+
+    Raises:
+        OSError: if it cannot be made, naming it.
+    """
+    folder = str(args.output_dir)
+    if os.path.isdir(folder):
+        return None
+    if args.should_save:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"--output_dir {folder} cannot be made: {error.strerror}; name another folder") from error
+    return folder
 
 
 def leaves_no_empty_folder(method: Method) -> Method:

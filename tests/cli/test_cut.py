@@ -123,7 +123,7 @@ def test_names_of_clusters_name_those_of_levels(out, cut):
     assert set(table["name"][table["label"] == 5]) == {"dog"}
     assert table["name"][table["label"] == -1].isna().all()
     assert set(table["name_5"][table["level_5"] == 3]) == {"dog"}
-    assert set(table["name_2"].dropna()) == {"dog / cat", "car"}
+    assert set(table["name_2"].dropna()) == {"dog / cat and 2 without a name", "car"}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,7 @@ def test_names_of_clusters_name_those_of_levels(out, cut):
         (["--levels", "2,9"], "9 clusters are more than the 6"),
         (["--clusters", "2", "--output", "a.xlsx"], "a.xlsx: clusters are written as .csv or .parquet"),
         (["--clusters", "2", "--output", "OUT/pseudo_labels.parquet"], "holds the run's own labels"),
+        (["--clusters", "2", "--output", "OUT/units.parquet", "--overwrite"], "units.parquet is the run's own: name"),
         (["--clusters", "2", "--output", "OUT/none/a.parquet"], "No such file"),
     ],
 )

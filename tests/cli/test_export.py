@@ -150,6 +150,19 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(out, photos, tmp_pa
     assert "names no files, as the run's data were not files in a folder" in error()
 
 
+def test_linked_folders_are_followed_as_in_training(export, out, photos, tmp_path, capsys):
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "around").symlink_to(linked)
+    (linked / "broken").symlink_to("nowhere")
+    (linked / "train").symlink_to(os.path.join("..", "photos", "train"))
+    (linked / "again").symlink_to(photos / "train")  # the same folder counts once
+    assert export(dataset=linked)[0] == EXPECTED
+    inside = photos / "train" / "sorted"
+    assert main(["export", str(out), "--dataset", str(linked), "--output", str(inside)]) == 2
+    assert f"{inside} is in --dataset {linked}" in capsys.readouterr().err
+
+
 def test_two_folders_with_the_same_files_are_named(out, photos, tmp_path, capsys):
     write_run(out, photos)
     os.rename(photos / "train", photos / "one")

@@ -178,7 +178,8 @@ def test_names_are_corrected_without_a_table(out, capsys):
     assert contents(out) == before
 
 
-def test_clusters_of_levels_have_names_of_their_own(out, capsys, tmp_path):
+@pytest.mark.parametrize("as_listed", [False, True])
+def test_clusters_of_levels_have_names_of_their_own(out, capsys, tmp_path, as_listed):
     def call(*options):
         status = main(["name", str(out), *options])
         said = capsys.readouterr()
@@ -194,9 +195,13 @@ def test_clusters_of_levels_have_names_of_their_own(out, capsys, tmp_path):
     write_cluster_names(out, {ids[0]: "crack"})
     level = hf_plr.read_levels(out)[3]
     (named,) = level.names({ids[0]: "crack"})
+    whole = level.names({ids[0]: "crack"})[named]
+    assert whole == f"crack and {len(level.members[named]) - 1} without a name"
     other, third = (number for number in level.members if number != named)
-    assert re.search(rf"^ *{named} +[\d,]+  crack$", call("--level", "3", "--list")[1], re.MULTILINE)
-    status, said = call("--level", "3", "--rename", "crack=cracks", "--rename", f"{other}=dents")
+    assert re.search(rf"^ *{named} +[\d,]+  {whole}$", call("--level", "3", "--list")[1], re.MULTILINE)
+    status, said = call(
+        "--level", "3", "--rename", f"{whole if as_listed else 'crack'}=cracks", "--rename", f"{other}=dents"
+    )
     assert status == 0
     assert f"Named: {other} is now dents." in said
     assert read_cluster_names(out) == {ids[0]: "crack"}  # those of the run's clusters stay

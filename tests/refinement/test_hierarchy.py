@@ -221,8 +221,9 @@ def test_names_of_a_level_are_those_of_its_clusters():
         np.array([0, 1, 2, 3]), np.array([9, 8, 7, 6]), np.array([[0, 1], [2, 3], [4, 5]]), np.array([1.0, 2.0, 3.0])
     )
     names = {0: "dog", 1: "cat", 2: "cat"}
-    assert tree.cut(2).names(names) == {0: "dog / cat", 2: "cat"}
-    assert tree.cut(1).names(names) == {0: "cat / dog"}  # 15 samples against 9
+    assert tree.cut(2).names(names) == {0: "dog / cat", 2: "cat and 1 without a name"}
+    assert tree.cut(2).names(names, counts_unnamed=False) == {0: "dog / cat", 2: "cat"}
+    assert tree.cut(1).names(names) == {0: "cat / dog and 1 without a name"}  # 15 samples against 9
     assert tree.cut(4).names(names) == names
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from helpers import tiny
@@ -229,6 +231,15 @@ def test_what_is_refused_leaves_no_empty_folder(make_trainer, tmp_path):
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         make_trainer(output_dir=str(mine)).train(resume_from_checkpoint=True)
     assert mine.exists()
+
+
+@pytest.mark.parametrize("below", ["a", "a/b"])
+def test_an_output_folder_that_cannot_be_made_is_named(make_trainer, tmp_path, below):
+    (tmp_path / "taken").write_text("mine")
+    out = os.path.join(tmp_path, "taken", below)
+    with pytest.raises(OSError, match=rf"--output_dir {out} cannot be made: Not a directory; name another folder"):
+        make_trainer(output_dir=out)
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_other_settings_are_refused_before_samples_are_decoded(make_trainer, tmp_path, monkeypatch):

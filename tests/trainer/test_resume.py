@@ -134,6 +134,22 @@ def test_a_checkpoint_of_an_older_run_goes_first_whatever_its_step(make_trainer,
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-21"]
 
 
+def test_checkpoints_of_an_earlier_run_are_warned_of(make_trainer, tmp_path, caplog):
+    out = tmp_path / "out"
+    make_trainer(num_train_epochs=2).train()
+    assert "earlier run" not in caplog.text
+    make_trainer(num_train_epochs=1).train()
+    assert f"{out} holds checkpoint-14 and 1 more of an earlier run, which this one leaves there" in caplog.text
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-14", "checkpoint-7"]
+    os.utime(out / "checkpoint-14", (0, 0))
+    caplog.clear()
+    make_trainer(num_train_epochs=2).train(resume_from_checkpoint=True)
+    assert caplog.text.count("checkpoint-14 is resumed, as the last by number of steps, but checkpoint-7 was") == 1
+    caplog.clear()
+    make_trainer(num_train_epochs=1).train(resume_from_checkpoint=str(out / "checkpoint-7"))
+    assert "began anew" not in caplog.text
+
+
 def test_a_resumption_that_is_refused_leaves_no_losses_behind(make_trainer, whole, after_two_epochs, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(after_two_epochs / "checkpoint-14", damaged)

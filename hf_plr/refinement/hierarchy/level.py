@@ -56,11 +56,16 @@ class Level:
         np.add.at(sizes, code, self.sizes)
         return dict(zip(numbers.tolist(), sizes.tolist(), strict=True))
 
-    def names(self, names: Mapping[int, str]) -> dict[int, str]:
+    def names(self, names: Mapping[int, str], counts_unnamed: bool = True) -> dict[int, str]:
         """Name the level's clusters: by their own names, or by the names of the run's clusters in them.
 
-        That is the one that these share, or all, joined by " / ", those of more samples first. Clusters without a name
-        add nothing; a cluster of the level without any named one is left out.
+        That is the one that these share, or all, joined by " / ", those of more samples first. Where others
+        of its clusters have no name, their number follows: "cats and 3 without a name". A cluster of the level without
+        any named one is left out.
+
+        Args:
+            names: name by cluster of the run.
+            counts_unnamed: False to leave the number of those without a name out.
         """
         size = dict(zip(self.labels.tolist(), self.sizes.tolist(), strict=True))
         found: dict[int, str] = {}
@@ -74,6 +79,9 @@ class Level:
                     weights[names[label]] = weights.get(names[label], 0) + size[label]
             if weights:
                 found[number] = NAME_SEPARATOR.join(sorted(weights, key=lambda name: (-weights[name], name)))
+                unnamed = sum(label not in names for label in members)
+                if unnamed and counts_unnamed:
+                    found[number] += f" and {unnamed:,} without a name"
         return found
 
     def apply(self, labels: npt.ArrayLike) -> np.ndarray:

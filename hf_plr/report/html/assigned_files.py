@@ -12,6 +12,7 @@ import pyarrow as pa
 from hf_plr.pseudo_labels.label_files import check_output
 from hf_plr.report.html.render import ASSIGNED, as_json, render
 from hf_plr.utils.files import replacing
+from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.tables import check_ending, writing_table
 
 
@@ -33,6 +34,7 @@ def check_outputs(path: str | os.PathLike[str], overwrite: bool) -> None:
         ValueError, OSError: naming the file.
     """
     files = list_outputs(path)
+    refuse_run_files(files)
     check_output(str(files[-1]), overwrite)
     for file in files:
         if file.exists() and not overwrite:

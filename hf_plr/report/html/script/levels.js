@@ -63,14 +63,16 @@ const level = (() => {
   };
 })();
 
-// The names that people gave to clusters of a group, those of more samples first.
+// The names that people gave to clusters of a group, those of more samples first, and how many have none.
 function namesOf(node) {
   const weights = new Map();
   for (const cluster of node.clusters) {
     const name = clusterNames[cluster];
     if (name) weights.set(name, (weights.get(name) || 0) + (sizeOf.get(cluster) || 0));
   }
-  return [...weights].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)).map(([name]) => name).join(" / ");
+  const unnamed = node.clusters.filter((cluster) => !clusterNames[cluster]).length;
+  const joined = [...weights].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)).map(([name]) => name).join(" / ");
+  return joined && unnamed ? `${joined} and ${count(unnamed)} without a name` : joined;
 }
 
 function nameOfGroup(clusters, number, name) {
