@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 
@@ -19,7 +18,7 @@ from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, read_cell_targe
 from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord, merge_records
 from hf_plr.pseudo_labels.holding import AllLabels
-from hf_plr.pseudo_labels.label_files import CELL_COLUMN, INDEX_COLUMN, SPAN_COLUMNS, LabelFile
+from hf_plr.pseudo_labels.label_files import CELL_COLUMN, INDEX_COLUMN, SPAN_COLUMNS, LabelFile, take_whole
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
@@ -108,7 +107,7 @@ class GivenLabels:
 
         confidence = np.where(labels == NOISE, 0.0, 1.0)
         if CONFIDENCE_COLUMN in columns:
-            confidence = columns[CONFIDENCE_COLUMN].to_numpy()
+            confidence = _take_numbers(path, columns[CONFIDENCE_COLUMN])
             if not ((confidence >= 0) & (confidence <= 1)).all():
                 raise ValueError(f"{path}: confidences must be in [0, 1]")
         given = cls(spread(labels, NOISE), spread(confidence.astype(np.float32), 0.0), path)
@@ -122,7 +121,7 @@ class GivenLabels:
         if arrays is not None:
             if CELL_COLUMN not in columns:
                 raise ValueError(f"{path} has soft targets by cell, but its labels have no column {CELL_COLUMN!r}")
-            cell = spread(columns[CELL_COLUMN].to_numpy(np.int64), -1)
+            cell = spread(_take_numbers(path, columns[CELL_COLUMN], whole=True), -1)
             with name_file_in_errors(os.path.join(path, CELL_TARGETS_FILE)):
                 given.soft, given.target = _make_soft_targets(arrays, cell)
         return given
@@ -245,7 +244,7 @@ def open_given_stage(
 def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, bool]:
     """Read index, label and what else is needed of all files; and whether they have an index of their own."""
     files = list_files([path], ENDINGS, "labels")
-    opened = [LabelFile.open(file) for file in files]
+    opened = [LabelFile.open(file, others=COLUMNS) for file in files]
     merge_records({"the data set": record} | {file.path: file.record for file in opened})
     with_index = all(file.index is not None for file in opened)
     if not with_index and any(file.index is not None for file in opened):
@@ -259,14 +258,23 @@ def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, b
             frame[INDEX_COLUMN] = file.index
         if file.spans is not None:
             frame[list(SPAN_COLUMNS)] = file.spans
-        if file.path.endswith(".parquet"):
-            names = [name for name in COLUMNS if name in pq.read_schema(file.path).names]
-            frame[names] = pq.read_table(file.path, columns=names).to_pandas()
+        if file.others is not None:
+            frame = frame.assign(**{str(name): values.to_numpy() for name, values in file.others.items()})
         frames.append(frame)
     columns = pd.concat(frames, ignore_index=True)
     if not with_index:
         columns[INDEX_COLUMN] = np.arange(len(columns))
     return columns, with_index
+
+
+def _take_numbers(path: str, column: pd.Series, whole: bool = False) -> np.ndarray:
+    """Take a column of numbers, float64, or int64 where they are whole, shape (n,)."""
+    values = column.to_numpy()
+    values = take_whole(values) if whole else values
+    if values.dtype.kind not in ("iu" if whole else "iuf"):
+        wanted = "integers" if whole else "numbers"
+        raise ValueError(f"{path}: column {column.name!r} has to hold {wanted}, without empty rows")
+    return values.astype(np.int64 if whole else np.float64)
 
 
 def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndarray | None) -> np.ndarray:

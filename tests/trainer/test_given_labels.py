@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,23 @@ def test_rows_without_a_label_are_noise_and_doubtful_ones_have_no_loss(make_trai
     assert found.n_clusters == len(np.unique(labels[has_loss]))
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_a_csv_trains_as_the_same_parquet_does(make_trainer, labels, tmp_path, ending):
+    """Confidences are read of both kinds."""
+    confidence = np.where(np.arange(203) % 2, 0.9, 0.1).astype(np.float32)
+    frame = pd.DataFrame({"index": np.arange(203), "label": labels, "confidence": confidence})
+    path = tmp_path / f"labels{ending}"
+    (frame.to_csv if ending == ".csv" else frame.to_parquet)(path, index=False)
+    stage = make_trainer(labels=str(path), min_confidence=0.5).labelings[0].stage
+    np.testing.assert_array_equal(stage.given.confidence, confidence)
+    np.testing.assert_array_equal(stage.targets >= 0, (confidence >= 0.5) & (labels >= 0))
+    for bad, message in (("sure", "column 'confidence' has to hold numbers"), (90, "confidences must be in")):
+        changed = frame.assign(confidence=bad)
+        (changed.to_csv if ending == ".csv" else changed.to_parquet)(path, index=False)
+        with pytest.raises(ValueError, match=message):
+            make_trainer(labels=str(path))
+
+
 def test_labels_that_files_cannot_hold_are_refused(make_trainer, labels, tmp_path):
     path = write_shards(tmp_path / "labels", label=labels + 5_000_000_000)
     with pytest.raises(ValueError, match=r"has a label 50000000\d\d: number clusters from 0 to at most 2,147,483,647"):
@@ -129,6 +147,14 @@ def test_soft_targets_of_the_refinement_are_trained_on(make_trainer, labels, tmp
     is_labelled = current[:200] >= 0
     columns = np.searchsorted(np.unique(current[current >= 0]), current[:200][is_labelled])
     np.testing.assert_array_equal(own[is_labelled], columns)
+
+    of_csv = tmp_path / "of_csv"
+    shutil.copytree(out, of_csv)
+    for file in of_csv.glob("*.parquet"):
+        pd.read_parquet(file).to_csv(file.with_suffix(".csv"), index=False)
+        file.unlink()
+    given = [make_trainer(labels=each).labelings[0].stage.given for each in (out, str(of_csv))]
+    assert given[0].digest() == given[1].digest()
 
     doubtful = make_trainer(labels=out, min_confidence=0.9)
     stage = doubtful.labelings[0].stage
