@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,20 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from hf_plr.data.sample_store import SampleStore
+from hf_plr.data.content_digest import digest_samples, format_digests
+from hf_plr.data.sample_store import SampleStore, spread_rows
 from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, read_cell_targets
 from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord, merge_records
 from hf_plr.pseudo_labels.holding import AllLabels
-from hf_plr.pseudo_labels.label_files import CELL_COLUMN, INDEX_COLUMN, SPAN_COLUMNS, LabelFile, take_whole
+from hf_plr.pseudo_labels.label_files import (
+    CELL_COLUMN,
+    DIGEST_COLUMN,
+    INDEX_COLUMN,
+    SPAN_COLUMNS,
+    LabelFile,
+    take_whole,
+)
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
@@ -33,7 +43,13 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".parquet", ".npy", ".csv")
 LARGEST_LABEL = 2**31 - 1  # that files of labels hold
 CONFIDENCE_COLUMN = "confidence"
-COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN)  # beside those of `LabelFile`
+COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN, DIGEST_COLUMN)  # beside those of `LabelFile`
+CHECKED_SAMPLES = 256  # whose digests are compared
+DIGEST = "(?=.*[a-f])[0-9a-f]{16}"  # spreadsheets round those of digits alone
+REMEDY = (
+    "Give labels of these data; where the data of a run have grown or changed, continue that run with continue_from, "
+    "which knows samples by content"
+)
 
 
 class GivenLabels:
@@ -67,7 +83,13 @@ class GivenLabels:
 
     @classmethod
     def read(
-        cls, path: str, rows: np.ndarray, segments: np.ndarray | None, n_rows: int, record: DataRecord | None = None
+        cls,
+        path: str,
+        rows: np.ndarray,
+        segments: np.ndarray | None,
+        n_rows: int,
+        record: DataRecord | None = None,
+        digest: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> GivenLabels:
         """Read the labels of some samples; samples that the files do not tell of are noise.
 
@@ -79,6 +101,8 @@ class GivenLabels:
             segments: start and end in seconds of each sample, (N, 2); None where samples are whole.
             n_rows: number of rows of the data set.
             record: what is known of the data set; files that name another one are refused.
+            digest: digests the samples at some positions (n,), uint64 (n,); 256 are compared with the column digest of
+                files that have it, and files that differ are refused. None compares none.
 
         Raises:
             FileNotFoundError: if nothing is there.
@@ -95,12 +119,14 @@ class GivenLabels:
         if outside.any():
             raise ValueError(
                 f"{path} has a label of row {index[outside][0]}, but the data set has {n_rows:,} rows: the labels are "
-                "of other data"
+                f"of other data. {REMEDY}"
             )
         position = _match(path, columns, rows, segments)
         is_known = position >= 0
         if not is_known.any():
             raise ValueError(f"{path} has no label of any of the {len(rows):,} samples")
+        if digest is not None and DIGEST_COLUMN in columns:
+            _check_digests(path, columns[DIGEST_COLUMN], position, rows, digest)
 
         def spread(values: np.ndarray, missing: float) -> np.ndarray:
             return np.where(is_known, values[position], missing).astype(values.dtype)
@@ -234,7 +260,8 @@ def open_given_stage(
     if args.labels is None:
         return None
     data = store.undecoded_column
-    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record_data(data, column))
+    record, digest = record_data(data, column), functools.partial(digest_samples, store)
+    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record, digest)
     if given.n_missing and args.process_index == 0:
         counts = f"{given.n_missing:,} of the {len(store):,}"
         logger.warning("%s has no label of %s samples, which have no loss.", args.labels, counts)
@@ -245,7 +272,11 @@ def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, b
     """Read index, label and what else is needed of all files; and whether they have an index of their own."""
     files = list_files([path], ENDINGS, "labels")
     opened = [LabelFile.open(file, others=COLUMNS) for file in files]
-    merge_records({"the data set": record} | {file.path: file.record for file in opened})
+    of_files = merge_records({file.path: file.record for file in opened})
+    try:
+        merge_records({"the data set": record, path: of_files})
+    except ValueError as error:
+        raise ValueError(f"{error}. {REMEDY}") from None
     with_index = all(file.index is not None for file in opened)
     if not with_index and any(file.index is not None for file in opened):
         raise ValueError(f"{path}: some files have a column {INDEX_COLUMN!r}, and some have none")
@@ -292,6 +323,45 @@ def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndar
         raise ValueError(f"{path} has more than one label of row {keys[keys.duplicated()][0]}")
     position: np.ndarray = keys.get_indexer(wanted)
     return position
+
+
+def _check_digests(
+    path: str,
+    given: pd.Series,
+    position: np.ndarray,
+    rows: np.ndarray,
+    digest: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """Compare the contents of some samples, evenly spaced by row, with the digests that the files tell of them.
+
+    Args:
+        path: the files, for messages.
+        given: digests that they tell, shape (n,); those that are empty or no digests are passed over.
+        position: position of each sample in them, -1 = none, shape (N,).
+        rows: row of each sample, shape (N,).
+        digest: as for `GivenLabels.read`.
+
+    Raises:
+        ValueError: if some sample has another digest, naming the first.
+    """
+    known = np.flatnonzero(position >= 0)
+    known = known[np.argsort(rows[known], kind="stable")]
+    known = known[spread_rows(len(known), CHECKED_SAMPLES)]
+    texts = given.iloc[position[known]].astype("string").str.lower()
+    is_digest = texts.str.fullmatch(DIGEST).fillna(False).to_numpy(bool)
+    known, expected = known[is_digest], texts.to_numpy(object)[is_digest]
+    try:
+        found = np.array(format_digests(digest(known)), object)
+    except OSError:  # unreadable samples are told of, or left out, when all are decoded
+        return
+    is_other = expected != found
+    if is_other.any():
+        first = int(is_other.argmax())
+        raise ValueError(
+            f"{path} has labels of other data: {is_other.sum():,} of {len(known):,} compared samples have other "
+            f"contents, the first in row {rows[known[first]]}, with digest {found[first]} and not {expected[first]}. "
+            f"{REMEDY}"
+        )
 
 
 def _make_soft_targets(arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:

@@ -58,7 +58,8 @@ def _read_csv(path: str) -> pd.DataFrame:
     """Read all rows, empty ones between others too, since a row's position may say which sample it is of."""
     content = Path(path).read_bytes().rstrip(b"\r\n ")
     delimiter = choose_delimiter(content.partition(b"\n")[0].decode("utf-8", "replace"))
-    frame = pd.read_csv(io.BytesIO(content), sep=delimiter, skip_blank_lines=False)
+    types = {DIGEST_COLUMN: str}  # where all are of digits they would be numbers
+    frame = pd.read_csv(io.BytesIO(content), sep=delimiter, skip_blank_lines=False, dtype=types)
     last = frame.notna().any(axis=1).to_numpy().nonzero()[0]
     return frame.iloc[: last[-1] + 1] if len(last) else frame.iloc[:0]  # tables may end with nothing but separators
 

@@ -250,6 +250,49 @@ def test_labels_of_other_data_are_refused_by_name(make_trainer, tmp_path, column
     assert folder in str(raised.value)
 
 
+@pytest.mark.parametrize("table", ["pseudo_labels.parquet", "cut.parquet", "cut.csv"])
+def test_tables_of_a_run_are_refused_on_changed_data(make_trainer, some_digits, tmp_path, table):
+    first = make_trainer(num_train_epochs=1)
+    first.train()
+    first.save_labels(tmp_path / "out", np.arange(203))
+    path = str(tmp_path / "out" / table)
+    if table.startswith("cut"):
+        assert main(["cut", str(tmp_path / "out"), "--clusters", "3", "--output", path]) == 0
+    make_trainer(labels=path)
+    for rows, of_csv in (
+        ([202, *range(202)], "has labels of other data: 203 of 203 compared samples have other contents"),
+        ([*range(203), 5], None),
+    ):
+        changed = {"train_dataset": some_digits.select(rows)}
+        if table == "cut.csv" and of_csv is None:  # it has no number of rows, and the labels fit
+            make_trainer(changed, labels=path)
+            continue
+        message = of_csv if table == "cut.csv" else "are of different data sets: "
+        with pytest.raises(ValueError, match=message) as raised:
+            make_trainer(changed, labels=path)
+        assert path in str(raised.value)
+        assert "continue that run with continue_from" in str(raised.value)
+
+
+def test_labels_of_a_part_of_the_rows_are_checked_by_content(make_trainer, some_digits, tmp_path):
+    """They have no record of the whole data, and are labels of it."""
+    rows = np.arange(3, 203, 2)
+    first = make_trainer({"train_dataset": some_digits.select(rows)}, num_train_epochs=1)
+    first.train()
+    path = tmp_path / "part.parquet"
+    first.save_pseudo_labels(path, rows)
+    given = make_trainer(labels=str(path)).labelings[0].stage.given
+    np.testing.assert_array_equal(given.labels[rows], first.pseudo_labels.labels)
+    table = pd.read_parquet(path)
+    table["index"] -= 1
+    table.to_parquet(path)
+    with pytest.raises(ValueError, match="100 of 100 compared samples have other contents, the first in row 2,"):
+        make_trainer(labels=str(path))
+    table["digest"] = None
+    table.to_csv(tmp_path / "without.csv", index=False)
+    make_trainer(labels=str(tmp_path / "without.csv"))
+
+
 @pytest.mark.parametrize("header", ["cluster,fold", "3,4"])
 def test_no_option_is_named_that_training_does_not_have(tmp_path, header):
     (tmp_path / "labels.csv").write_text(f"{header}\n0,1\n1,1\n")
