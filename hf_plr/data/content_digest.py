@@ -22,12 +22,12 @@ MOST_THREADS = 16  # they wait for disks
 _archives = threading.Lock()  # whose files share one position
 
 
-def digest_samples(store: SampleStore, positions: slice) -> np.ndarray:
+def digest_samples(store: SampleStore, positions: slice | np.ndarray) -> np.ndarray:
     """Digest the stored images or recordings at some positions of a store; segments of a recording have one digest.
 
     Args:
         store: the samples, all of which can be read.
-        positions: consecutive positions, n of them.
+        positions: n positions.
 
     Returns:
         64 bits of each, uint64 of shape (n,).

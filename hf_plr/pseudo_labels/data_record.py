@@ -47,6 +47,11 @@ def read_record(schema: pa.Schema) -> DataRecord | None:
         raise ValueError(f"its metadata {KEY.decode()!r} are damaged: {error}") from error
 
 
+def keep_record(schema: pa.Schema) -> dict[bytes, bytes]:
+    """Metadata of a table of the same samples: the record of this schema as it is, nothing where it has none."""
+    return {key: value for key, value in (schema.metadata or {}).items() if key == KEY}
+
+
 def merge_records(records: Mapping[str, DataRecord | None]) -> DataRecord | None:
     """Merge the records of files by their names; None where no file has one.
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 
-from hf_plr.data.sample_store import SampleStore
+from hf_plr.data.content_digest import digest_samples, format_digests
+from hf_plr.data.sample_store import SampleStore, spread_rows
 from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, read_cell_targets
 from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord, merge_records
 from hf_plr.pseudo_labels.holding import AllLabels
-from hf_plr.pseudo_labels.label_files import CELL_COLUMN, INDEX_COLUMN, SPAN_COLUMNS, LabelFile
+from hf_plr.pseudo_labels.label_files import (
+    CELL_COLUMN,
+    DIGEST_COLUMN,
+    INDEX_COLUMN,
+    SPAN_COLUMNS,
+    LabelFile,
+    take_whole,
+)
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
 from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
 from hf_plr.refinement import NOISE, PseudoLabelRefiner
@@ -34,7 +43,13 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".parquet", ".npy", ".csv")
 LARGEST_LABEL = 2**31 - 1  # that files of labels hold
 CONFIDENCE_COLUMN = "confidence"
-COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN)  # beside those of `LabelFile`
+COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN, DIGEST_COLUMN)  # beside those of `LabelFile`
+CHECKED_SAMPLES = 256  # whose digests are compared
+DIGEST = "(?=.*[a-f])[0-9a-f]{16}"  # spreadsheets round those of digits alone
+REMEDY = (
+    "Give labels of these data; where the data of a run have grown or changed, continue that run with continue_from, "
+    "which knows samples by content"
+)
 
 
 class GivenLabels:
@@ -68,7 +83,13 @@ class GivenLabels:
 
     @classmethod
     def read(
-        cls, path: str, rows: np.ndarray, segments: np.ndarray | None, n_rows: int, record: DataRecord | None = None
+        cls,
+        path: str,
+        rows: np.ndarray,
+        segments: np.ndarray | None,
+        n_rows: int,
+        record: DataRecord | None = None,
+        digest: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> GivenLabels:
         """Read the labels of some samples; samples that the files do not tell of are noise.
 
@@ -80,6 +101,8 @@ class GivenLabels:
             segments: start and end in seconds of each sample, (N, 2); None where samples are whole.
             n_rows: number of rows of the data set.
             record: what is known of the data set; files that name another one are refused.
+            digest: digests the samples at some positions (n,), uint64 (n,); 256 are compared with the column digest of
+                files that have it, and files that differ are refused. None compares none.
 
         Raises:
             FileNotFoundError: if nothing is there.
@@ -96,19 +119,21 @@ class GivenLabels:
         if outside.any():
             raise ValueError(
                 f"{path} has a label of row {index[outside][0]}, but the data set has {n_rows:,} rows: the labels are "
-                "of other data"
+                f"of other data. {REMEDY}"
             )
         position = _match(path, columns, rows, segments)
         is_known = position >= 0
         if not is_known.any():
             raise ValueError(f"{path} has no label of any of the {len(rows):,} samples")
+        if digest is not None and DIGEST_COLUMN in columns:
+            _check_digests(path, columns[DIGEST_COLUMN], position, rows, digest)
 
         def spread(values: np.ndarray, missing: float) -> np.ndarray:
             return np.where(is_known, values[position], missing).astype(values.dtype)
 
         confidence = np.where(labels == NOISE, 0.0, 1.0)
         if CONFIDENCE_COLUMN in columns:
-            confidence = columns[CONFIDENCE_COLUMN].to_numpy()
+            confidence = _take_numbers(path, columns[CONFIDENCE_COLUMN])
             if not ((confidence >= 0) & (confidence <= 1)).all():
                 raise ValueError(f"{path}: confidences must be in [0, 1]")
         given = cls(spread(labels, NOISE), spread(confidence.astype(np.float32), 0.0), path)
@@ -122,7 +147,7 @@ class GivenLabels:
         if arrays is not None:
             if CELL_COLUMN not in columns:
                 raise ValueError(f"{path} has soft targets by cell, but its labels have no column {CELL_COLUMN!r}")
-            cell = spread(columns[CELL_COLUMN].to_numpy(np.int64), -1)
+            cell = spread(_take_numbers(path, columns[CELL_COLUMN], whole=True), -1)
             with name_file_in_errors(os.path.join(path, CELL_TARGETS_FILE)):
                 given.soft, given.target = _make_soft_targets(arrays, cell)
         return given
@@ -235,7 +260,8 @@ def open_given_stage(
     if args.labels is None:
         return None
     data = store.undecoded_column
-    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record_data(data, column))
+    record, digest = record_data(data, column), functools.partial(digest_samples, store)
+    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record, digest)
     if given.n_missing and args.process_index == 0:
         counts = f"{given.n_missing:,} of the {len(store):,}"
         logger.warning("%s has no label of %s samples, which have no loss.", args.labels, counts)
@@ -245,8 +271,12 @@ def open_given_stage(
 def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, bool]:
     """Read index, label and what else is needed of all files; and whether they have an index of their own."""
     files = list_files([path], ENDINGS, "labels")
-    opened = [LabelFile.open(file, may_be_empty=len(files) > 1) for file in files]
-    merge_records({"the data set": record} | {file.path: file.record for file in opened})
+    opened = [LabelFile.open(file, may_be_empty=len(files) > 1, others=COLUMNS) for file in files]
+    of_files = merge_records({file.path: file.record for file in opened})
+    try:
+        merge_records({"the data set": record, path: of_files})
+    except ValueError as error:
+        raise ValueError(f"{error}. {REMEDY}") from None
     opened = [file for file in opened if len(file.labels)]
     if not opened:
         raise ValueError(f"{path}: none of the {len(files)} files holds labels")
@@ -262,14 +292,23 @@ def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, b
             frame[INDEX_COLUMN] = file.index
         if file.spans is not None:
             frame[list(SPAN_COLUMNS)] = file.spans
-        if file.path.endswith(".parquet"):
-            names = [name for name in COLUMNS if name in pq.read_schema(file.path).names]
-            frame[names] = pq.read_table(file.path, columns=names).to_pandas()
+        if file.others is not None:
+            frame = frame.assign(**{str(name): values.to_numpy() for name, values in file.others.items()})
         frames.append(frame)
     columns = pd.concat(frames, ignore_index=True)
     if not with_index:
         columns[INDEX_COLUMN] = np.arange(len(columns))
     return columns, with_index
+
+
+def _take_numbers(path: str, column: pd.Series, whole: bool = False) -> np.ndarray:
+    """Take a column of numbers, float64, or int64 where they are whole, shape (n,)."""
+    values = column.to_numpy()
+    values = take_whole(values) if whole else values
+    if values.dtype.kind not in ("iu" if whole else "iuf"):
+        wanted = "integers" if whole else "numbers"
+        raise ValueError(f"{path}: column {column.name!r} has to hold {wanted}, without empty rows")
+    return values.astype(np.int64 if whole else np.float64)
 
 
 def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndarray | None) -> np.ndarray:
@@ -287,6 +326,45 @@ def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndar
         raise ValueError(f"{path} has more than one label of row {keys[keys.duplicated()][0]}")
     position: np.ndarray = keys.get_indexer(wanted)
     return position
+
+
+def _check_digests(
+    path: str,
+    given: pd.Series,
+    position: np.ndarray,
+    rows: np.ndarray,
+    digest: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """Compare the contents of some samples, evenly spaced by row, with the digests that the files tell of them.
+
+    Args:
+        path: the files, for messages.
+        given: digests that they tell, shape (n,); those that are empty or no digests are passed over.
+        position: position of each sample in them, -1 = none, shape (N,).
+        rows: row of each sample, shape (N,).
+        digest: as for `GivenLabels.read`.
+
+    Raises:
+        ValueError: if some sample has another digest, naming the first.
+    """
+    known = np.flatnonzero(position >= 0)
+    known = known[np.argsort(rows[known], kind="stable")]
+    known = known[spread_rows(len(known), CHECKED_SAMPLES)]
+    texts = given.iloc[position[known]].astype("string").str.lower()
+    is_digest = texts.str.fullmatch(DIGEST).fillna(False).to_numpy(bool)
+    known, expected = known[is_digest], texts.to_numpy(object)[is_digest]
+    try:
+        found = np.array(format_digests(digest(known)), object)
+    except OSError:  # unreadable samples are told of, or left out, when all are decoded
+        return
+    is_other = expected != found
+    if is_other.any():
+        first = int(is_other.argmax())
+        raise ValueError(
+            f"{path} has labels of other data: {is_other.sum():,} of {len(known):,} compared samples have other "
+            f"contents, the first in row {rows[known[first]]}, with digest {found[first]} and not {expected[first]}. "
+            f"{REMEDY}"
+        )
 
 
 def _make_soft_targets(arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,27 +46,28 @@ def find_level(column: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _read_parquet(path: str, column: str | None) -> pd.DataFrame:
+def _read_parquet(path: str, column: str | None, others: Sequence[str]) -> pd.DataFrame:
     """Read the columns that are needed, and all of them where the labels have no known name."""
     names = pq.read_schema(path).names
     labels = LABEL_COLUMN if column is None else column
     if labels not in names:
         return pd.read_parquet(path)
-    return pd.read_parquet(path, columns=[n for n in names if n in (INDEX_COLUMN, *SPAN_COLUMNS, labels)])
+    return pd.read_parquet(path, columns=[n for n in names if n in (INDEX_COLUMN, *SPAN_COLUMNS, labels, *others)])
 
 
 def _read_csv(path: str) -> pd.DataFrame:
     """Read all rows, empty ones between others too, since a row's position may say which sample it is of."""
     content = Path(path).read_bytes().rstrip(b"\r\n ")
     delimiter = choose_delimiter(content.partition(b"\n")[0].decode("utf-8", "replace"))
-    frame = pd.read_csv(io.BytesIO(content), sep=delimiter, skip_blank_lines=False)
+    types = {DIGEST_COLUMN: str}  # where all are of digits they would be numbers
+    frame = pd.read_csv(io.BytesIO(content), sep=delimiter, skip_blank_lines=False, dtype=types)
     last = frame.notna().any(axis=1).to_numpy().nonzero()[0]
     return frame.iloc[: last[-1] + 1] if len(last) else frame.iloc[:0]  # tables may end with nothing but separators
 
 
-READERS: dict[str, Callable[[str, str | None], Any]] = {  # of a path and the name of the column of labels
-    ".npy": lambda path, _: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too
-    ".csv": lambda path, _: _read_csv(path),
+READERS: dict[str, Callable[[str, str | None, Sequence[str]], Any]] = {  # of a path, the labels' column, and others
+    ".npy": lambda path, *_: np.lib.format.open_memmap(path, mode="r"),  # np.load would open archives and pickles too
+    ".csv": lambda path, *_: _read_csv(path),
     ".parquet": _read_parquet,
 }
 
@@ -81,6 +82,7 @@ class LabelFile:
         index: column "index" if it exists: row of the data set per sample, shape (N,).
         spans: columns "start" and "end" if they exist beside "index": seconds of segments, float64 (N, 2).
         record: what a .parquet file tells of the data set of its samples, if it does.
+        others: further columns that were asked for, as far as they exist, as they are; None in a .npy file.
     """
 
     path: str
@@ -88,10 +90,16 @@ class LabelFile:
     index: np.ndarray | None
     spans: np.ndarray | None = None
     record: DataRecord | None = None
+    others: pd.DataFrame | None = None
 
     @classmethod
     def open(
-        cls, path: str, column: str | None = None, option: str | None = None, may_be_empty: bool = False
+        cls,
+        path: str,
+        column: str | None = None,
+        option: str | None = None,
+        may_be_empty: bool = False,
+        others: Sequence[str] = (),
     ) -> LabelFile:
         """Open a file of labels.
 
@@ -100,6 +108,7 @@ class LabelFile:
             column: column of the labels; by default "label", or the only column of integers beside "index".
             option: option that the caller has for the column, such as "--column", for messages; None for none.
             may_be_empty: True to take a file without labels, a shard that has no samples.
+            others: further columns to read where they exist.
 
         Raises:
             FileNotFoundError: if the file does not exist.
@@ -112,7 +121,7 @@ class LabelFile:
             raise FileNotFoundError(f"{path} does not exist")
         record = None
         try:
-            content: Any = READERS[kind](path, column)
+            content: Any = READERS[kind](path, column, others)
             if kind == ".parquet":
                 record = read_record(pq.read_schema(path))
         except Exception as error:  # numpy, pandas and pyarrow raise a dozen kinds for damaged files
@@ -129,10 +138,11 @@ class LabelFile:
             row = int(frame[name].isna().to_numpy().argmax())
             where = f"line {row + FIRST_ROW_LINE}" if kind == ".csv" else f"row {row}"
             raise ValueError(f"{path}: column {name!r} is empty in {where}; noise is written as -1")
-        labels = _validate_labels(path, f"column {name!r}", _take_whole(frame[name].to_numpy()), may_be_empty)
+        labels = _validate_labels(path, f"column {name!r}", take_whole(frame[name].to_numpy()), may_be_empty)
         has_index = INDEX_COLUMN in frame.columns and name != INDEX_COLUMN
-        index = _take_whole(frame[INDEX_COLUMN].to_numpy()) if has_index else None
-        return cls(path, labels, index, None if index is None else _find_spans(frame), record)
+        index = take_whole(frame[INDEX_COLUMN].to_numpy()) if has_index else None
+        spans = None if index is None else _find_spans(frame)
+        return cls(path, labels, index, spans, record, frame[[each for each in others if each in frame.columns]])
 
 
 def _validate_kind(path: str) -> str:
@@ -142,7 +152,7 @@ def _validate_kind(path: str) -> str:
     return kind
 
 
-def _take_whole(labels: np.ndarray) -> np.ndarray:
+def take_whole(labels: np.ndarray) -> np.ndarray:
     """Take floats that are whole, which tools write for integers where there were gaps, as integers."""
     is_whole = labels.dtype.kind == "f" and bool(((np.abs(labels) < EXACT_FLOATS) & (labels == np.rint(labels))).all())
     return labels.astype(np.int64) if is_whole else labels
@@ -183,7 +193,7 @@ def _find_label_column(path: str, frame: pd.DataFrame, column: str | None, optio
         return LABEL_COLUMN
     others = [str(name) for name in frame.columns if name != INDEX_COLUMN]
     candidates = [name for name in others if pd.api.types.is_integer_dtype(frame[name])]
-    candidates = candidates or [name for name in others if _take_whole(frame[name].to_numpy()).dtype.kind == "i"]
+    candidates = candidates or [name for name in others if take_whole(frame[name].to_numpy()).dtype.kind == "i"]
     if len(candidates) != 1:
         found = f"{len(candidates)} columns of integers" if candidates else "no column of integers"
         remedy = "give the one with the labels this name" if option is None else f"name one with {option}"

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_plr.data.content_digest import format_digests
+from hf_plr.pseudo_labels.data_record import DataRecord
 from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, level_column
 from hf_plr.refinement.hierarchy import Level
 from hf_plr.utils.files import replacing
@@ -26,6 +27,7 @@ def write_pseudo_labels(
     segments: np.ndarray | None = None,
     digests: np.ndarray | None = None,
     levels: Mapping[int, Level] | None = None,
+    record: DataRecord | None = None,
 ) -> None:
     """Write one row per sample.
 
@@ -40,6 +42,7 @@ def write_pseudo_labels(
         segments: start and end in seconds per sample, (N, 2), for the columns start and end; None leaves them out.
         digests: digest of each sample's content, uint64 (N,), written as 16 hexadecimal digits; None leaves them out.
         levels: levels of the tree of the clusters, by their number of clusters N.
+        record: the data set whose rows `rows` are, for the file's metadata; None leaves it out.
     """
     keys = (rows,) if segments is None else (segments[:, 0], rows)  # the last one counts most
     order = np.lexsort(keys)  # sounds are stored by length
@@ -64,6 +67,8 @@ def write_pseudo_labels(
                     }
                 )
                 table = pa.Table.from_pandas(frame, preserve_index=False)
+                if record is not None:
+                    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **record.metadata()})
                 writer = pq.ParquetWriter(temporary, table.schema) if writer is None else writer
                 writer.write_table(table)
         finally:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_plr.pseudo_labels.data_record import keep_record
 from hf_plr.pseudo_labels.label_files import (
     DIGEST_COLUMN,
     FILE_COLUMN,
@@ -144,7 +145,8 @@ def _schema(
     own = [pa.field(own_column, pa.int64()), *([pa.field(NAME_COLUMN, pa.string())] if has_own_names else [])]
     of_levels = [pa.field(column, pa.int64()) for column in levels]
     of_names = [pa.field(name_columns[column], pa.string()) for column in levels if column in name_columns]
-    return pa.schema([*fields, *(of_levels + own if own_column == CLUSTER_COLUMN else own + of_levels), *of_names])
+    numbers = of_levels + own if own_column == CLUSTER_COLUMN else own + of_levels
+    return pa.schema([*fields, *numbers, *of_names], keep_record(source))
 
 
 def _extend(

@@ -27,7 +27,7 @@ class DataChange:
     """Samples of a continued run against those of the run before.
 
     Attributes:
-        known: samples that both runs have.
+        known: samples that both runs have, further copies of one among them.
         new: samples that only this run has.
         removed: samples that only the run before had.
     """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
 from hf_plr.refinement.hierarchy import ClusterTree, Level, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
@@ -116,7 +117,10 @@ def write_label_table(
     if columns is not None and digests is not None and trainer.is_world_process_zero():
         index = store.rows if rows is None else rows[store.rows]
         numbers = np.ascontiguousarray(digests).view(np.uint64)[:, 0]
-        write_pseudo_labels(path, index, columns, store.files(), store.segments, numbers, levels)
+        data = store.undecoded_column
+        is_whole = rows is None or np.array_equal(rows, np.arange(len(data)))  # a part has no record of the whole
+        record = record_data(data, trainer.modality.column) if is_whole else None
+        write_pseudo_labels(path, index, columns, store.files(), store.segments, numbers, levels, record)
 
 
 def summarize_labels(trainer: PLRTrainer, summary: RunSummary) -> RunSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -153,8 +154,15 @@ def test_the_history_over_runs(tmp_path, n_runs, n_clusters, width):
     check_page(tmp_path / "browser", out / "report.html", work, width=width, height=800, dark=width < 500)
 
 
-def test_changes_of_an_earlier_pair_of_runs_are_chosen(tmp_path):
+@pytest.mark.parametrize(
+    ("copies", "words"), [(0, ""), (1, "1 is a further copy of these, "), (2, "2 are further copies")]
+)
+def test_changes_of_an_earlier_pair_of_runs_are_chosen(tmp_path, copies, words):
     history = make_history(3, 6)
+    both = history.runs[1].data.known
+    data = dataclasses.replace(history.runs[1].data, known=both + copies, new=history.runs[1].data.new - copies)
+    second = dataclasses.replace(history.runs[1], data=data)
+    history = dataclasses.replace(history, runs=(history.runs[0], second, history.runs[2]))
     out = write_run(tmp_path / "out", history)
     events = history.runs[1].events
 
@@ -171,7 +179,7 @@ def test_changes_of_an_earlier_pair_of_runs_are_chosen(tmp_path):
         assert ["died", f"{events.died[0]} \u00b7 {before[events.died[0]]}", "-"] in rows
         became = f"{parent} \u00b7 {now[parent]}, {child} \u00b7 {now[child]}"
         assert ["split", f"{parent} \u00b7 {before[parent]}", became] in rows
-        assert f"{history.runs[1].data.known:,} samples are in both runs" in await page.run(
+        assert f"{both:,} samples are in both runs, {words}" in await page.run(
             "document.getElementById('runs').innerText"
         )
 

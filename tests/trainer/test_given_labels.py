@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,23 @@ def test_rows_without_a_label_are_noise_and_doubtful_ones_have_no_loss(make_trai
     assert found.n_clusters == len(np.unique(labels[has_loss]))
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_a_csv_trains_as_the_same_parquet_does(make_trainer, labels, tmp_path, ending):
+    """Confidences are read of both kinds."""
+    confidence = np.where(np.arange(203) % 2, 0.9, 0.1).astype(np.float32)
+    frame = pd.DataFrame({"index": np.arange(203), "label": labels, "confidence": confidence})
+    path = tmp_path / f"labels{ending}"
+    (frame.to_csv if ending == ".csv" else frame.to_parquet)(path, index=False)
+    stage = make_trainer(labels=str(path), min_confidence=0.5).labelings[0].stage
+    np.testing.assert_array_equal(stage.given.confidence, confidence)
+    np.testing.assert_array_equal(stage.targets >= 0, (confidence >= 0.5) & (labels >= 0))
+    for bad, message in (("sure", "column 'confidence' has to hold numbers"), (90, "confidences must be in")):
+        changed = frame.assign(confidence=bad)
+        (changed.to_csv if ending == ".csv" else changed.to_parquet)(path, index=False)
+        with pytest.raises(ValueError, match=message):
+            make_trainer(labels=str(path))
+
+
 def test_labels_that_files_cannot_hold_are_refused(make_trainer, labels, tmp_path):
     path = write_shards(tmp_path / "labels", label=labels + 5_000_000_000)
     with pytest.raises(ValueError, match=r"has a label 50000000\d\d: number clusters from 0 to at most 2,147,483,647"):
@@ -129,6 +147,14 @@ def test_soft_targets_of_the_refinement_are_trained_on(make_trainer, labels, tmp
     is_labelled = current[:200] >= 0
     columns = np.searchsorted(np.unique(current[current >= 0]), current[:200][is_labelled])
     np.testing.assert_array_equal(own[is_labelled], columns)
+
+    of_csv = tmp_path / "of_csv"
+    shutil.copytree(out, of_csv)
+    for file in of_csv.glob("*.parquet"):
+        pd.read_parquet(file).to_csv(file.with_suffix(".csv"), index=False)
+        file.unlink()
+    given = [make_trainer(labels=each).labelings[0].stage.given for each in (out, str(of_csv))]
+    assert given[0].digest() == given[1].digest()
 
     doubtful = make_trainer(labels=out, min_confidence=0.9)
     stage = doubtful.labelings[0].stage
@@ -222,6 +248,49 @@ def test_labels_of_other_data_are_refused_by_name(make_trainer, tmp_path, column
     with pytest.raises((ValueError, TypeError), match=message) as raised:
         make_trainer(labels=folder)
     assert folder in str(raised.value)
+
+
+@pytest.mark.parametrize("table", ["pseudo_labels.parquet", "cut.parquet", "cut.csv"])
+def test_tables_of_a_run_are_refused_on_changed_data(make_trainer, some_digits, tmp_path, table):
+    first = make_trainer(num_train_epochs=1)
+    first.train()
+    first.save_labels(tmp_path / "out", np.arange(203))
+    path = str(tmp_path / "out" / table)
+    if table.startswith("cut"):
+        assert main(["cut", str(tmp_path / "out"), "--clusters", "3", "--output", path]) == 0
+    make_trainer(labels=path)
+    for rows, of_csv in (
+        ([202, *range(202)], "has labels of other data: 203 of 203 compared samples have other contents"),
+        ([*range(203), 5], None),
+    ):
+        changed = {"train_dataset": some_digits.select(rows)}
+        if table == "cut.csv" and of_csv is None:  # it has no number of rows, and the labels fit
+            make_trainer(changed, labels=path)
+            continue
+        message = of_csv if table == "cut.csv" else "are of different data sets: "
+        with pytest.raises(ValueError, match=message) as raised:
+            make_trainer(changed, labels=path)
+        assert path in str(raised.value)
+        assert "continue that run with continue_from" in str(raised.value)
+
+
+def test_labels_of_a_part_of_the_rows_are_checked_by_content(make_trainer, some_digits, tmp_path):
+    """They have no record of the whole data, and are labels of it."""
+    rows = np.arange(3, 203, 2)
+    first = make_trainer({"train_dataset": some_digits.select(rows)}, num_train_epochs=1)
+    first.train()
+    path = tmp_path / "part.parquet"
+    first.save_pseudo_labels(path, rows)
+    given = make_trainer(labels=str(path)).labelings[0].stage.given
+    np.testing.assert_array_equal(given.labels[rows], first.pseudo_labels.labels)
+    table = pd.read_parquet(path)
+    table["index"] -= 1
+    table.to_parquet(path)
+    with pytest.raises(ValueError, match="100 of 100 compared samples have other contents, the first in row 2,"):
+        make_trainer(labels=str(path))
+    table["digest"] = None
+    table.to_csv(tmp_path / "without.csv", index=False)
+    make_trainer(labels=str(tmp_path / "without.csv"))
 
 
 @pytest.mark.parametrize("header", ["cluster,fold", "3,4"])

@@ -175,8 +175,11 @@ function changes(all) {
     const deaths = ["died", each.changes.filter(([kind]) => kind === "died").flatMap(([, previous]) => previous), []];
     const others = each.changes.filter(([kind]) => kind !== "born" && kind !== "died");
     const rows = [births, deaths, ...others].filter(([, previous, current]) => previous.length || current.length).map(([kind, previous, current]) => [el("span", { class: kind }, kind), size(previous, i - 1), size(current, i)]);
-    const known = each.data ? `${count(each.data[0])} ${run.plural} are in both runs, ${count(each.data[1])} are new, ${count(each.data[2])} are gone; changes are of those in both.` : "";
-    holder.replaceChildren(chips, el("p", { class: "soft" }, known),
+    const [known, added, gone] = each.data || [0, 0, 0];
+    const both = all[i - 1].samples - gone, copies = known - both; // what is known counts further copies, too
+    const copied = copies > 0 ? `${count(copies)} ${copies === 1 ? "is a further copy" : "are further copies"} of these, ` : "";
+    const told = each.data ? `${count(both)} ${run.plural} are in both runs, ${copied}${count(added)} are new, ${count(gone)} are gone; changes are of those in both.` : "";
+    holder.replaceChildren(chips, el("p", { class: "soft" }, told),
       rows.length ? table(["what", `before \u00b7 ${run.members}`, `after \u00b7 ${run.members}`], rows, { label: "Changes from run to run", class: "changes" }) : el("p", { class: "soft" }, `Every ${clusterWord} went on as one.`),
       ...(each.changes_left_out ? [el("p", { class: "soft" }, `${plural(each.changes_left_out, "more change")} not listed.`)] : []));
   }
