@@ -186,20 +186,21 @@ def find_checkpoint(chosen: str | bool, output_dir: str | os.PathLike[str]) -> s
 
 def warn_of_earlier_checkpoints(output_dir: str | os.PathLike[str]) -> None:
     """Warn that a run that begins anew leaves those of an earlier one beside its own."""
-    last, *others = list_checkpoints(output_dir) or [None]
-    if last is not None:
+    checkpoints = list_checkpoints(output_dir)
+    if checkpoints:
         logger.warning(
             "%s holds %s%s of an earlier run, which this one leaves there: resume_from_checkpoint=True takes the last "
             "by number of steps, of whichever run. Remove what is not needed, or give another output_dir.",
             output_dir,
-            last.name,
-            f" and {len(others)} more" if others else "",
+            checkpoints[0].name,
+            f" and {len(checkpoints) - 1} more" if len(checkpoints) > 1 else "",
         )
 
 
 def warn_of_later_checkpoints(checkpoint: str) -> None:
     """Warn where one of fewer steps was written after the last one by number of steps, as by a run that began anew."""
-    written = {path: path.stat().st_mtime for path in list_checkpoints(Path(checkpoint).parent)}
+    checkpoints = list_checkpoints(Path(checkpoint).parent)
+    written = {path: path.stat().st_mtime for path in checkpoints[checkpoints.index(Path(checkpoint)) :]}
     latest = max(written, key=lambda path: written[path])
     if written[latest] - written[Path(checkpoint)] >= 1.0:  # as in `remove_old`
         logger.warning(

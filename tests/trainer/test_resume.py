@@ -148,6 +148,11 @@ def test_checkpoints_of_an_earlier_run_are_warned_of(make_trainer, tmp_path, cap
     caplog.clear()
     make_trainer(num_train_epochs=1).train(resume_from_checkpoint=str(out / "checkpoint-7"))
     assert "began anew" not in caplog.text
+    lose_the_optimizer(out / "checkpoint-14")  # written after checkpoint-7, which is resumed
+    os.utime(out / "checkpoint-7", (0, 0))
+    make_trainer(num_train_epochs=1).train(resume_from_checkpoint=True)
+    assert "checkpoint-14 is incomplete and passed over" in caplog.text
+    assert "began anew" not in caplog.text
 
 
 def test_a_resumption_that_is_refused_leaves_no_losses_behind(make_trainer, whole, after_two_epochs, tmp_path):
