@@ -39,11 +39,12 @@ def load(name: str) -> evaluate.EvaluationModule:
     """Load a module by `evaluate.load(path(name))`, to compute alone or in `evaluate.combine`.
 
     The cluster modules take `predictions` and `references`: clusters and true labels, integers of shape (N,), -1 for
-    none; see `hf_plr.evaluation.clusters.score_clusters`. "weighted_knn" and "retrieval" take `predictions`, features
-    of shape (N, D); `references`, classes or identities of shape (N,), -1 for what is left out; and `is_query`, True for a
-    query and False for the gallery, (N,). "retrieval" needs `cameras` too, integers of shape (N,): a query's ranking is
-    without images of its identity and camera. `compute` of "weighted_knn" also takes `n_neighbors` (20) and
-    `temperature` (0.07).
+    none; see `hf_plr.evaluation.clusters.score_clusters`.
+
+    "weighted_knn" and "retrieval" take `predictions`, features of shape (N, D); `references`, classes or identities of
+    shape (N,), -1 for what is left out; and `is_query`, True for a query and False for the gallery, (N,). "retrieval"
+    needs `cameras` too, integers of shape (N,): a query's ranking is without images of its identity and camera.
+    `compute` of "weighted_knn" also takes `n_neighbors` (20) and `temperature` (0.07).
 
     Args:
         name: one of `MODULES`.
