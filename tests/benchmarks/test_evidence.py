@@ -206,8 +206,7 @@ def test_docs_have_the_tables_of_the_records():
     assert overview(records) in page
     assert overview(records, from_seed=5) in page
     assert overview(records, space=BETTER) in page
-    for name in ("peers.jsonl", "omniglot_peers.jsonl"):
-        assert overview([results / name], choices=FURTHER_PEERS) in page
+    assert overview(records, choices=FURTHER_PEERS) in page
     assert brief(records) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
