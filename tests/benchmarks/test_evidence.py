@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from benchmarks import adaptation
+from benchmarks import adaptation, whitened
 from benchmarks.evidence.defaults import DEFAULT, off_settings, own_settings, parts
 from benchmarks.evidence.peers import PEERS
 from benchmarks.evidence.runs import Run, append_record, read_all, read_records, runs_of
@@ -207,6 +207,7 @@ def test_docs_have_the_tables_of_the_records():
     assert overview(records, from_seed=5) in page
     assert overview(records, space=BETTER) in page
     assert overview(records, choices=FURTHER_PEERS) in page
+    assert whitened.summarise(results / "whitened.jsonl") in page
     assert brief(records) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
