@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--false_alarms",
         type=float,
-        default=0.01,
         metavar="F",
-        help="fraction of samples of known clusters that may be taken for new (default: %(default)s)",
+        help="fraction of samples of known clusters that may be taken for new (default: 0.01, or the finest that fewer "
+        "than 99 known samples can tell)",
     )
     parser.add_argument("--time_column", metavar="NAME", help="column of dates or numbers, for shares over time")
     parser.add_argument("--fail_on_new", type=int, metavar="N", help="exit with status 3 if N or more samples are new")

@@ -84,7 +84,7 @@ def assign(
     model: str | os.PathLike[str],
     dataset: Dataset | str,
     *,
-    false_alarms: float = FALSE_ALARMS,
+    false_alarms: float | None = None,
     time_column: str | None = None,
     split: str = "train",
     dataset_config_name: str | None = None,
@@ -100,7 +100,8 @@ def assign(
     Args:
         model: output folder or Hub id of a run.
         dataset: the data set, or its name as `hf-plr embed` takes it.
-        false_alarms: fraction of samples of known clusters that may be taken for new, in (0, 1).
+        false_alarms: fraction of samples of known clusters that may be taken for new, in (0, 1). By default 0.01, or
+            the finest that fewer than 99 known samples can tell.
         time_column: column of dates or numbers, for shares over time; None for none.
         split, dataset_config_name: of a data set that is given by its name.
         batch_size: images, or seconds of sound, that are computed together.
@@ -117,15 +118,18 @@ def assign(
         >>> assigned.table.to_pandas().query("label == -1")  # doctest: +SKIP
         >>> assigned.write("assigned.parquet")  # doctest: +SKIP
     """
-    if not 0.0 < false_alarms < 1.0:
+    if false_alarms is not None and not 0.0 < false_alarms < 1.0:
         raise ValueError(f"false_alarms={false_alarms} must be above 0 and below 1")
     model = os.fspath(model)
     known, names, levels = read_known_clusters(model)
     finest = 1 / (len(known.known_scores) + 1)
-    if false_alarms < finest:
+    least = math.ceil(finest * 1e5) / 1e5
+    if false_alarms is None:
+        false_alarms = max(FALSE_ALARMS, least)
+    elif false_alarms < finest:
         raise ValueError(
             f"false_alarms={false_alarms} is finer than the {len(known.known_scores):,} known samples can tell: use at "
-            f"least {math.ceil(finest * 1e5) / 1e5:g}"
+            f"least {least:g}"
         )
     title = dataset if isinstance(dataset, str) else "the data set"
     if isinstance(dataset, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -345,6 +346,18 @@ def test_a_full_disk_leaves_the_old_files(run, new_digits, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         assigned.write(path, overwrite=True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_run_of_few_samples_assigns_by_default(run, new_digits, monkeypatch):
+    _, out, known = run
+    assert hf_plr.assign(out, new_digits).report["false_alarms"] == 0.01
+    few = dataclasses.replace(known, known_scores=known.known_scores[:10])
+    monkeypatch.setattr(assignment, "read_known_clusters", lambda _: (few, {}, {}))
+    assigned = hf_plr.assign(out, new_digits)
+    assert assigned.report["false_alarms"] == pytest.approx(1 / 11, abs=1e-5)
+    frame = assigned.table.to_pandas()
+    np.testing.assert_array_equal(frame["label"] == -1, frame["p_value"] == np.float32(1 / 11))
+    assert assigned.n_new > 0
 
 
 def test_what_does_not_fit_is_refused_in_one_line(run, folder, tmp_path, capsys):
