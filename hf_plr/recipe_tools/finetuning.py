@@ -309,8 +309,10 @@ def _without_long_masks(model: PreTrainedModel, inputs: dict[str, torch.Tensor])
             *(length, n_frames),
         )
         config.mask_time_prob = 0.0
-    yield
-    config.mask_time_prob = probability  # as it is saved
+    try:
+        yield
+    finally:
+        config.mask_time_prob = probability  # as it is saved
 
 
 def _count_frames(model: PreTrainedModel, values: torch.Tensor) -> int:
