@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
@@ -71,7 +72,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return stored.add_column("labels", labels).add_column("row", rows).with_transform(read)
 
     metrics = train_classifier(
-        lambda classes: AutoModelForAudioClassification.from_pretrained(recipe.model_name_or_path, **classes),
+        lambda classes: AutoModelForAudioClassification.from_pretrained(
+            recipe.model_name_or_path, dtype=torch.float32, **classes
+        ),
         add_inputs,
         data,
         extractor,

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image as PILImage
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import AutoConfig, AutoImageProcessor, pipeline
 
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.sample_store import select_undecoded
 from hf_plr.models.auto_classes import check_classifier
+from hf_plr.models.image_classifier import load_image_classifier
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return stored.add_column("labels", labels).add_column("row", rows).with_transform(read)
 
     metrics = train_classifier(
-        lambda classes: AutoModelForImageClassification.from_pretrained(recipe.model_name_or_path, **classes),
+        lambda classes: load_image_classifier(recipe.model_name_or_path, **classes),
         add_inputs,
         data,
         processor,

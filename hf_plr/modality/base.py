@@ -59,8 +59,9 @@ class Modality(ABC):
 
     @property
     def classifier(self) -> str | None:
-        """Class of transformers that fine-tunes the backbone with labels; None if it has none for this kind."""
-        return self.classifier_name if find_auto_class(self.model, self.classifier_name) is not None else None
+        """What loads the backbone into a stock classifier; None if transformers has none for this kind."""
+        is_known = find_auto_class(self.model, self.classifier_name) is not None
+        return f"{self.classifier_name}.from_pretrained" if is_known else None
 
     @property
     @abstractmethod

@@ -19,6 +19,7 @@ from hf_plr.data.image_store import ImageStore, collate_images
 from hf_plr.data.manifest import find_manifest_folder
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.modality.base import Modality, choose_augmentation, quote_python
+from hf_plr.models.auto_classes import find_owner
 from hf_plr.models.vision import load_backbone, load_image_processor
 from hf_plr.models.vision_backbone import VisionBackbone, count_channels
 
@@ -103,6 +104,12 @@ class ImageModality(Modality):
             if args.process_index == 0:
                 logger.warning("%s.", note)
         self.backbone = VisionBackbone(self.model, args.pooling, self.geometry.image_size, args.layer)
+
+    @property
+    def classifier(self) -> str | None:
+        """What loads the backbone into a stock classifier; None if transformers has none for this kind."""
+        is_tower = find_owner(self.model.config, self.classifier_name) is not None
+        return "hf_plr.models.image_classifier.load_image_classifier" if is_tower else super().classifier
 
     @property
     def feature_size(self) -> int:

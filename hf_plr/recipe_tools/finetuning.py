@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments, default_data_collator, set_seed
 
 from hf_plr.data.columns import find_label_column
@@ -24,6 +25,8 @@ from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
 
 logger = logging.getLogger(__name__)
+
+HEADS = ("classifier", "fc", "head", "projector")  # parts of classifiers that have no base model of their own
 Read = Callable[[Any, int], object]  # of a stored value and its row
 
 
@@ -266,10 +269,7 @@ def train_classifier(
         }
     )
     if recipe.freeze_backbone:
-        # Some classifiers have no base model of their own but an encoder (Whisper).
-        backbone = model.get_encoder() if model.base_model is model else model.base_model
-        backbone.requires_grad_(False)
-        hold_frozen(backbone)
+        freeze_backbone(model)
     train_dataset = add_inputs(data.train, data.train_labels)
     trainer = Trainer(
         model,
@@ -291,6 +291,16 @@ def train_classifier(
             f"Classifier in {args.output_dir}."
         )
     return {"accuracy": metrics["eval_accuracy"], "f1": metrics["eval_f1"]}
+
+
+def freeze_backbone(classifier: PreTrainedModel) -> None:
+    """Freeze all of a classifier but its head."""
+    backbone: list[nn.Module] = [classifier.base_model]
+    if classifier.base_model is classifier:  # CLIP, SigLIP, Whisper, HGNetV2 and others: parts side by side
+        backbone = [part for name, part in classifier.named_children() if name not in HEADS]
+    for part in backbone:
+        part.requires_grad_(False)
+        hold_frozen(part)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,20 @@ from transformers import (
     AutoConfig,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     DINOv3ViTConfig,
+    HGNetV2Config,
+    HGNetV2ForImageClassification,
+    MetaClip2VisionConfig,
+    MetaClip2VisionModel,
     ResNetConfig,
     ResNetModel,
     SeamlessM4TFeatureExtractor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     Wav2Vec2BertConfig,
     Wav2Vec2BertModel,
 )
@@ -200,6 +210,73 @@ def test_a_frozen_backbone_stays_as_it_is(tmp_path, some_digits):
     recipe("finetune_image", *common, "--freeze_backbone", "--num_train_epochs", 1)
     trained = AutoModelForImageClassification.from_pretrained(tmp_path / "c").resnet.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in start.state_dict().items())
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+PIXELS = {"image_size": 32, "patch_size": 8}
+TOWERS = {
+    "clip": (CLIPVisionModel, CLIPVisionConfig),
+    "metaclip_2": (MetaClip2VisionModel, MetaClip2VisionConfig),
+    "siglip": (SiglipVisionModel, SiglipVisionConfig),
+}
+
+
+def make_clip(folder):
+    config = CLIPConfig(vision_config={**SMALL, **PIXELS}, text_config=SMALL)
+    CLIPModel(config).save_pretrained(folder)
+
+
+def make_hgnet(folder):
+    config = HGNetV2Config(
+        embedding_size=8,
+        depths=[1],
+        hidden_sizes=[16],
+        stem_channels=[3, 8, 8],
+        stage_in_channels=[8],
+        stage_mid_channels=[8],
+        stage_out_channels=[16],
+        stage_num_blocks=[1],
+        stage_downsample=[False],
+        stage_light_block=[False],
+        stage_kernel_size=[3],
+        stage_numb_of_layers=[1],
+        num_labels=10,
+    )
+    HGNetV2ForImageClassification(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("make", "head"), [(make_clip, "classifier."), (make_hgnet, "fc.")])
+def test_the_head_alone_is_trained_of_a_classifier_without_a_base_model(tmp_path, some_digits, make, head):
+    make(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--freeze_backbone"]
+    before, after = (
+        recipe("finetune_image", *common, "--output_dir", tmp_path / str(epochs), "--num_train_epochs", epochs)
+        and AutoModelForImageClassification.from_pretrained(tmp_path / str(epochs)).state_dict()
+        for epochs in (1, 2)
+    )
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed
+    assert all(name.startswith(head) for name in changed)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_tower_is_fine_tuned_in_the_classifier_of_its_family(tmp_path, some_digits, capsys, kind):
+    model_class, config_class = TOWERS[kind]
+    start = model_class(config_class(**SMALL, **PIXELS)).half()
+    start.save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--output_dir", tmp_path / "c"]
+    recipe("finetune_image", *common, "--freeze_backbone", "--num_train_epochs", 1)
+    assert 'pipeline("image-classification"' in capsys.readouterr().out
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "c")
+    assert classifier.config.model_type == kind
+    assert classifier.config.num_labels == 10
+    assert classifier.dtype == torch.float32  # though its start was saved in half precision
+    trained = classifier.vision_model.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in start.float().state_dict().items())
 
 
 def make_wav2vec2_bert(folder):
