@@ -1,6 +1,6 @@
 """Fine-tune a classifier of recordings from a trained backbone, with few labels or many; stock classes only.
 
-  python recipes/finetune_audio.py --model_name_or_path out --dataset_name DATA --output_dir classifier
+  accelerate launch recipes/finetune_audio.py --model_name_or_path out --dataset_name DATA --output_dir classifier
       DATA: a Hub id, folders train/CLASS and test/CLASS of wav, flac, ogg or mp3 files, or a folder with
       train.parquet and test.parquet
 
@@ -35,6 +35,7 @@ from hf_plr.recipe_tools.finetuning import (
     show_first_answer,
     train_classifier,
 )
+from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import run_recipe
 
 
@@ -48,7 +49,7 @@ class AudioArguments(FinetuneArguments):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    parser = RecipeParser([AudioArguments, ClassifierArguments], __doc__, adjust_defaults)
+    parser = RecipeParser([AudioArguments, ClassifierArguments], localize_commands(__doc__), adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
     config = AutoConfig.from_pretrained(recipe.model_name_or_path)
     check_classifier(config, recipe.model_name_or_path, "AutoModelForAudioClassification")

@@ -1,6 +1,6 @@
 """Fine-tune a classifier of images from a trained backbone, with few labels or many; stock classes only.
 
-  python recipes/finetune_image.py --model_name_or_path out --dataset_name DATA --output_dir classifier
+  accelerate launch recipes/finetune_image.py --model_name_or_path out --dataset_name DATA --output_dir classifier
       DATA: a Hub id, folders train/CLASS and test/CLASS of images, or a folder with train.parquet and test.parquet
 
 --labels_per_class 10 takes few labels, --freeze_backbone trains the head alone.
@@ -34,6 +34,7 @@ from hf_plr.recipe_tools.finetuning import (
     show_first_answer,
     train_classifier,
 )
+from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import run_recipe
 
 
@@ -59,7 +60,7 @@ class ImageArguments(FinetuneArguments):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Run the recipe; returns the scores."""
     assert __doc__ is not None
-    parser = RecipeParser([ImageArguments, ClassifierArguments], __doc__, adjust_defaults)
+    parser = RecipeParser([ImageArguments, ClassifierArguments], localize_commands(__doc__), adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
     config = AutoConfig.from_pretrained(recipe.model_name_or_path)
     check_classifier(config, recipe.model_name_or_path, "AutoModelForImageClassification")

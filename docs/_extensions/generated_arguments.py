@@ -15,8 +15,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from hf_plr.cli import make_parser
-from hf_plr.cli.train import make_launch_parser
+from hf_plr.cli import finetune, make_parser, train
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.utils.shipped_files import find_shipped
 
@@ -62,8 +61,9 @@ def describe_commands() -> Iterator[str]:
     for action in make_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             for choice in action._choices_actions:
-                # That of `train` is made apart, as it leaves the recipe's arguments alone.
-                parser = make_launch_parser() if choice.dest == "train" else action.choices[choice.dest]
+                # These are made apart, as they leave the recipe's arguments alone.
+                launcher = {"train": train, "finetune": finetune}.get(choice.dest)
+                parser = action.choices[choice.dest] if launcher is None else launcher.make_parser()
                 yield from (f"## hf-plr {choice.dest}", "", escape(choice.help or ""), "")
                 if parser.description:
                     yield from ("```text", parser.description.strip(), "```", "")

@@ -30,6 +30,9 @@ COMMANDS = (
 )
 
 
+LAUNCHERS = ("train", "finetune")  # whose recipes parse their own arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `hf-plr`; returns the exit status.
 
@@ -37,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     escape_what_streams_lack()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:  # this parser does not know the recipe's arguments
-        return _load("train").main(argv[1:])
+    if argv and argv[0] in LAUNCHERS:
+        status: int = _load(argv[0]).main(argv[1:])
+        return status
     parser = make_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -63,13 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Make the parser of all commands, or of some; what follows `hf-plr train` is the recipe's to parse.
+    """Make the parser of all commands, or of some; what follows `hf-plr train` or `finetune` is the recipe's to parse.
 
     A command's module is imported for it: all of them take two seconds.
     """
     parser = argparse.ArgumentParser(prog="hf-plr", description="Pseudo-label refinement.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    subparsers.add_parser("train", help=_load("train").SUMMARY)
+    for command in LAUNCHERS:
+        subparsers.add_parser(command, help=_load(command).SUMMARY)
     for command in commands:
         module = _load(command)
         subparser = subparsers.add_parser(

@@ -64,6 +64,7 @@ class AudioModality(Modality):
     pipeline_tag = "feature-extraction"
     card_template = "audio_backbone.md"
     classifier_name = "AutoModelForAudioClassification"
+    recipe = "audio"
     collate = staticmethod(collate_recordings)
 
     def __init__(

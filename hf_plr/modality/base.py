@@ -37,6 +37,7 @@ class Modality(ABC):
         pipeline_tag: its task on the Hub.
         card_template: file of its model card's template.
         classifier_name: class that fine-tunes backbones of most kinds with labels.
+        recipe: name of the recipe that does so, for `hf-plr finetune`.
     """
 
     noun: str
@@ -45,6 +46,7 @@ class Modality(ABC):
     pipeline_tag: ClassVar[str]
     card_template: ClassVar[str]
     classifier_name: ClassVar[str]
+    recipe: ClassVar[str]
 
     args: Any
     column: str

@@ -72,6 +72,7 @@ class ImageModality(Modality):
     pipeline_tag = "image-feature-extraction"
     card_template = "image_backbone.md"
     classifier_name = "AutoModelForImageClassification"
+    recipe = "image"
     collate = staticmethod(collate_images)
 
     def __init__(

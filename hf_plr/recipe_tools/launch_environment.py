@@ -1,4 +1,4 @@
-"""Environment of a recipe that `hf-plr train` started; nothing here needs torch."""
+"""Environment of a recipe that `hf-plr train` or `finetune` started; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-COMMAND = "HF_PLR_COMMAND"  # set by `hf-plr train`: the typed command, such as "hf-plr train image"
-ERRORS_DIR = "HF_PLR_ERRORS_DIR"  # set by it for several processes: a folder with an empty file per reported error
+COMMAND = "HF_PLR_COMMAND"  # set by these: the typed command, such as "hf-plr train image"
+ERRORS_DIR = "HF_PLR_ERRORS_DIR"  # set by them for several processes: a folder with an empty file per reported error
 LOGS = "logs"  # a folder in it, which is not an error
-RECIPES = {"image": "vit_plr.py", "audio": "hubert_plr.py", "reid": "reid_plr.py"}
+RECIPES = {  # by command and name
+    "train": {"image": "vit_plr.py", "audio": "hubert_plr.py", "reid": "reid_plr.py"},
+    "finetune": {"image": "finetune_image.py", "audio": "finetune_audio.py"},
+}
 
 ERROR_LINE = re.compile(r"usage: |Stopped |Interrupted|(\S.*: )?error: ")
 
 
 def localize_commands(text: str) -> str:
-    """Replace the commands in a text by `hf-plr train`, if that started this process."""
+    """Replace the commands in a text by those of `hf-plr`, if one of these started this process."""
     if COMMAND not in os.environ:
         return text
-    for name, script in RECIPES.items():
-        text = text.replace(f"accelerate launch recipes/{script}", f"hf-plr train {name}")
+    for command, scripts in RECIPES.items():
+        for name, script in scripts.items():
+            text = text.replace(f"accelerate launch recipes/{script}", f"hf-plr {command} {name}")
     return re.sub(r"recipes/configs/(\w+)\.yaml", r"\1", text)
 
 

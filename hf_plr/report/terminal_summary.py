@@ -47,10 +47,11 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     if summary.unreadable_rows:
         lines += [f"{len(summary.unreadable_rows)} {modality.row_plural} could not be read and were left out."]
     adapters = [("adapter/", "the adapters alone, for peft")] if summary.adapters else []
-    classifier = f"{modality.classifier}.from_pretrained({out!r}, num_labels=...) to fine-tune a classifier"
-    if modality.classifier is None:
-        features = f"hf-plr embed --model {shlex.quote(str(out))} --dataset DATA --output features.parquet"
-        classifier = f"{features}   features, for a classifier"
+    folder = shlex.quote(str(out))
+    classifier = f"hf-plr embed --model {folder} --dataset DATA --output features.parquet   features, for a classifier"
+    if modality.classifier is not None:
+        finetune = f"hf-plr finetune {modality.recipe} --model_name_or_path {folder}"
+        classifier = f"{finetune} --dataset_name LABELLED --output_dir classifier   a classifier"
     report = [] if summary.args.report == "no" else [(PAGE_FILE, "clusters, samples and curves, to look at")]
     files = [*adapters, *summary.label_files, *report]
     if any(Path(str(out)).glob("checkpoint-*")):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from helpers.paths import ACCELERATE_CONFIGS, RECIPES
 
-from hf_plr.cli import main, train
+from hf_plr.cli import finetune, main, train
 from hf_plr.recipe_tools import launcher
 from hf_plr.recipe_tools.launch_environment import COMMAND, ERRORS_DIR, LOGS, UniqueErrorStream, localize_commands
 from hf_plr.recipe_tools.launch_environment import RECIPES as SCRIPTS
@@ -102,12 +102,22 @@ def test_a_file_goes_before_a_shipped_config_and_a_folder_does_not(launched, tmp
     assert [call[2][1] for call in launched] == ["photos", str(RECIPES / "configs" / "omniglot.yaml")]
 
 
-def test_every_recipe_is_listed(capsys):
-    assert main(["train"]) == 0
+@pytest.mark.parametrize("command", [train, finetune])
+def test_every_recipe_is_listed(capsys, command):
+    name = command.__name__.rsplit(".", 1)[-1]
+    assert main([name]) == 0
     out = capsys.readouterr().out
-    for name, script in SCRIPTS.items():
+    for recipe, script in SCRIPTS[name].items():
         assert (RECIPES / script).is_file()
-        assert f"\n  {name:<7} {train.DATA[name]}\n" in out
+        assert f"\n  {recipe:<7} {command.DATA[recipe]}\n" in out
+
+
+def test_a_classifier_is_fine_tuned_by_its_own_recipe(launched):
+    assert main(["finetune", "audio", "--labels_per_class", "10", "--num_processes", "2"]) == 0
+    [(command, script, arguments, options)] = launched
+    assert (command, script) == ("hf-plr finetune audio", RECIPES / "finetune_audio.py")
+    assert arguments == ["--labels_per_class", "10"]
+    assert options == ["--num_processes", "2"]
 
 
 @pytest.mark.parametrize(
@@ -251,3 +261,4 @@ def test_commands_are_told_as_they_were_typed(monkeypatch):
     assert localize_commands(text) == text
     monkeypatch.setenv(COMMAND, "hf-plr train reid")
     assert localize_commands(text) == "hf-plr train reid --config omniglot"
+    assert localize_commands("accelerate launch recipes/finetune_image.py") == "hf-plr finetune image"

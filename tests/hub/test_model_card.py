@@ -107,7 +107,7 @@ def test_only_backbones_with_a_classifier_promise_one(make_trainer, tmp_path, mo
     trainer.create_model_card()
     assert advice in (tmp_path / "out" / "README.md").read_text()
     text = format_summary(trainer.summary(), 1.0, ("", ""))
-    assert ("to fine-tune a classifier" in text) == has_classifier
+    assert ("hf-plr finetune image --model_name_or_path" in text) == has_classifier
     assert ("hf-plr embed" in text) != has_classifier
 
 
