@@ -23,6 +23,7 @@ from hf_plr.data.true_labels import encode_labels
 from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
+from hf_plr.training_args.base import count_launched
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,14 @@ class ClassifierArguments(TrainingArguments):
     logging_strategy: str = field(default="no", metadata={"help": "When to log: epoch, steps or no."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+    average_tokens_across_devices: bool = field(
+        default=False,  # Trainer would multiply the loss of some classifiers (CLIP) by the number of processes
+        metadata={"help": "Whether to divide the loss by the samples of all processes, rather than by each one's own."},
+    )
 
     def __post_init__(self) -> None:
+        if count_launched() > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # TrainingArguments does not find this out by itself
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise

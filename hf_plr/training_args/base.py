@@ -313,7 +313,7 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             self.fp16 = launched_in == "fp16"
         self.is_bf16_by_default = self.bf16 is None and suits_bf16(self.fp16, self.use_cpu)
         self.bf16 = bool(self.bf16 or self.is_bf16_by_default)
-        launched = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+        launched = count_launched()
         if (self.bf16 or self.fp16 or launched > 1) and not torch.accelerator.is_available():
             self.use_cpu = True  # TrainingArguments does not find this out by itself
         super().__post_init__()
@@ -349,6 +349,11 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but tokens, for pickles and copies: Trainer pickles its arguments beside the weights."""
         return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+
+def count_launched() -> int:
+    """Count the processes that were launched together, as their environment tells."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
 
 
 def suits_bf16(fp16: bool, use_cpu: bool) -> bool:

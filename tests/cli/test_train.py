@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.paths import ACCELERATE_CONFIGS, RECIPES
+from transformers import AutoModelForImageClassification, CLIPVisionConfig, CLIPVisionModel
 
 from hf_plr.cli import finetune, main, train
+from hf_plr.models.vision import small_vit_processor
 from hf_plr.recipe_tools import launcher
 from hf_plr.recipe_tools.launch_environment import COMMAND, ERRORS_DIR, LOGS, UniqueErrorStream, localize_commands
 from hf_plr.recipe_tools.launch_environment import RECIPES as SCRIPTS
@@ -226,6 +230,27 @@ def test_recipes_run(tmp_path, name, processes):
     assert "accelerate launch" not in out + err
     for noise in ("were not passed to `accelerate launch`", "Writing model shards", "Loading weights", "Map:"):
         assert noise not in err
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_one_classifier(tmp_path, some_digits):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = CLIPVisionConfig(image_size=32, patch_size=16, **sizes)
+    CLIPVisionModel(config).save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    (tmp_path / "data").mkdir()
+    for split, rows in (("train", range(40)), ("test", range(40, 60))):
+        some_digits.select(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    code = "import sys; from hf_plr.cli import main; sys.exit(main())"
+    arguments = ["--model_name_or_path", "start", "--dataset_name", "data", "--output_dir", "out", "--max_steps", 2]
+    options = ["--num_processes", 2, "--per_device_train_batch_size", 4, "--logging_strategy", "steps"]
+    process = start(code, tmp_path, "finetune", "image", *arguments, *options, "--logging_steps", 1)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("Trained on 40 labels of 10 classes") == 1
+    [first, *_] = map(float, re.findall(r"'loss': '?([0-9.]+)", out))
+    assert first == pytest.approx(math.log(10), abs=0.7)  # that of one process: it is not multiplied
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 10
 
 
 def test_a_line_of_an_error_is_written_by_one_process_only(tmp_path):
