@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -28,6 +29,7 @@ from hf_plr.recipe_tools.finetuning import (
     ClassifierArguments,
     FinetuneArguments,
     adjust_defaults,
+    choose_length,
     count_needed_samples,
     extract_sounds,
     label_tensor,
@@ -43,7 +45,12 @@ from hf_plr.recipe_tools.running import run_recipe
 class AudioArguments(FinetuneArguments):
     """The data, the number of labels and the length of the recordings."""
 
-    max_seconds: float = field(default=1.0, metadata={"help": "Length that recordings are cut or padded to."})
+    max_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Length that recordings are cut or padded to. Default: what 95 of 100 fit in, at most 10 seconds."
+        },
+    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -57,15 +64,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
     rate, min_samples = extractor.sampling_rate, count_needed_samples(extractor)
-    data = data.keep_readable(
-        column, lambda samples: lambda value, row: decode_waveform(value, row, rate), recipe.skip_unreadable
-    )
+    lengths: list[int] = []
+
+    def read_length(value: Any, row: int) -> None:
+        lengths.append(len(decode_waveform(value, row, rate)))
+
+    data = data.keep_readable(column, lambda _: read_length, recipe.skip_unreadable)
+    max_samples = choose_length(lengths, rate, recipe.max_seconds)
 
     def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
         def read(batch: dict) -> dict:
             stored = zip(batch[column], batch["row"], strict=True)
             waveforms = [decode_waveform(value, row, rate, min_samples) for value, row in stored]
-            values = extract_sounds(extractor, waveforms, rate, round(recipe.max_seconds * rate))
+            values = extract_sounds(extractor, waveforms, rate, max_samples)
             return {**values, "labels": label_tensor(batch["labels"])}
 
         rows = data.train_rows if samples is data.train else data.test_rows
@@ -86,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "sound.wav")
             waveform = decode_waveform(select_undecoded(data.test, column)[0][column], 0, rate)
-            soundfile.write(file, waveform[: round(recipe.max_seconds * rate)], rate)
+            soundfile.write(file, waveform[:max_samples], rate)
             heard, _ = soundfile.read(file, dtype="float32")  # by its path the pipeline asks for ffmpeg
             answers = pipeline("audio-classification", args.output_dir)(heard, top_k=3)
         truth = data.names[data.test_labels[0]]

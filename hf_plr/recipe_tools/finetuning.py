@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -354,6 +354,26 @@ def count_needed_samples(extractor: Any) -> int:
     """Count the samples of the shortest clip that a feature extractor takes."""
     name = extractor.model_input_names[0]
     return SpectrogramInputs(extractor, name).receptive_field if makes_spectrograms(extractor, name) else 1
+
+
+def choose_length(lengths: Sequence[int], sampling_rate: int, max_seconds: float | None) -> int:
+    """Choose the length that recordings are cut or padded to, in samples; tells in a warning how many it cuts.
+
+    Args:
+        lengths: of the recordings, in samples.
+        sampling_rate: samples per second (Hz).
+        max_seconds: the length, if it was given; None takes what 95 of 100 recordings fit in, at most 10 seconds.
+    """
+    if max_seconds is not None:
+        return round(max_seconds * sampling_rate)
+    chosen = min(int(np.quantile(lengths, 0.95, method="higher")), 10 * sampling_rate)
+    n_longer = sum(length > chosen for length in lengths)
+    if n_longer:
+        logger.warning(
+            "%d of %d recordings are cut to their first %.3g seconds: --max_seconds takes more of them",
+            *(n_longer, len(lengths), chosen / sampling_rate),
+        )
+    return chosen
 
 
 def extract_sounds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers.launching import load_script
@@ -40,6 +41,7 @@ from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.recipe_tools.finetuning import (
     FinetuneArguments,
     LabelledData,
+    choose_length,
     draw_per_class,
     load_labelled,
     number_classes,
@@ -303,6 +305,34 @@ def test_spans_that_clips_have_no_room_for_are_not_masked(tmp_path, caplog, make
     assert ("Time masking is off: the spans of 10 frames (mask_time_length) do not fit" in caplog.text) == is_off
     start, trained = (AutoConfig.from_pretrained(tmp_path / name) for name in ("start", "c"))
     assert trained.mask_time_prob == start.mask_time_prob > 0
+
+
+def test_the_length_of_recordings_is_that_of_most_of_them(caplog):
+    lengths = [16_000] * 90 + [24_000] * 8 + [80_000] * 2
+    assert choose_length(lengths, 8_000, None) == 24_000
+    assert "2 of 100 recordings are cut to their first 3 seconds: --max_seconds takes more" in caplog.text
+    assert choose_length([16_000, 200_000], 8_000, None) == 80_000
+    caplog.clear()
+    assert choose_length([16_000, 24_000], 8_000, None) == 24_000
+    assert choose_length(lengths, 8_000, 0.5) == 4_000
+    assert not caplog.text
+
+
+def test_sounds_of_seconds_are_not_cut_by_default(tmp_path, monkeypatch):
+    make_hubert(tmp_path / "start")
+    for number in range(8):
+        noise = np.random.default_rng(number).normal(0.0, 0.1, 16_000)
+        folder = tmp_path / "data" / ("train" if number < 4 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{number}.wav", noise, 8_000)
+    module = load_script(RECIPES / "finetune_audio.py")
+    lengths = set()
+    extract = module.extract_sounds
+    monkeypatch.setattr(module, "extract_sounds", lambda *call: lengths.add(call[-1]) or extract(*call))
+    common = ["--model_name_or_path", tmp_path / "start", "--output_dir", tmp_path / "c", "--num_train_epochs", 1]
+    common += ["--dataset_name", tmp_path / "data", "--use_cpu", "true", "--report_to", "none"]
+    module.main([*map(str, common)])
+    assert lengths == {16_000}
 
 
 def test_few_labels_are_drawn_by_class_and_seed():
