@@ -47,9 +47,7 @@ class AudioArguments(FinetuneArguments):
 
     max_seconds: float | None = field(
         default=None,
-        metadata={
-            "help": "Length that recordings are cut or padded to. Default: what 95 of 100 fit in, at most 10 seconds."
-        },
+        metadata={"help": "Length that recordings are cut or padded to. Default: the longest, at most 10 seconds."},
     )
 
 

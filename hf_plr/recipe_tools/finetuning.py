@@ -28,6 +28,7 @@ from hf_plr.training_args.base import count_launched
 logger = logging.getLogger(__name__)
 
 HEADS = ("classifier", "fc", "head", "projector")  # parts of classifiers that have no base model of their own
+DEFAULT_MAX_SECONDS = 10
 Read = Callable[[Any, int], object]  # of a stored value and its row
 
 
@@ -362,18 +363,18 @@ def choose_length(lengths: Sequence[int], sampling_rate: int, max_seconds: float
     Args:
         lengths: of the recordings, in samples.
         sampling_rate: samples per second (Hz).
-        max_seconds: the length, if it was given; None takes what 95 of 100 recordings fit in, at most 10 seconds.
+        max_seconds: the length, if it was given; None takes that of the longest, at most 10 seconds.
     """
     if max_seconds is not None:
         return round(max_seconds * sampling_rate)
-    chosen = min(int(np.quantile(lengths, 0.95, method="higher")), 10 * sampling_rate)
-    n_longer = sum(length > chosen for length in lengths)
+    limit = DEFAULT_MAX_SECONDS * sampling_rate
+    n_longer = sum(length > limit for length in lengths)
     if n_longer:
         logger.warning(
-            "%d of %d recordings are cut to their first %.3g seconds: --max_seconds takes more of them",
-            *(n_longer, len(lengths), chosen / sampling_rate),
+            "%d of %d recordings are cut to their first %d seconds: --max_seconds takes more of them",
+            *(n_longer, len(lengths), DEFAULT_MAX_SECONDS),
         )
-    return chosen
+    return min(max(lengths), limit)
 
 
 def extract_sounds(
