@@ -1,8 +1,8 @@
 """Fine-tune a classifier of recordings from a trained backbone, with few labels or many; stock classes only.
 
   accelerate launch recipes/finetune_audio.py --model_name_or_path out --dataset_name DATA --output_dir classifier
-      DATA: a Hub id, folders train/CLASS and test/CLASS of wav, flac, ogg or mp3 files, or a folder with
-      train.parquet and test.parquet
+      DATA: a Hub id, folders CLASS, or train/CLASS and test/CLASS, of wav, flac, ogg or mp3 files, or a folder with
+      train.parquet
 
 --labels_per_class 10 takes few labels, --freeze_backbone trains the head alone.
 """
@@ -25,18 +25,16 @@ from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import select_undecoded
 from hf_plr.models.auto_classes import check_classifier
 from hf_plr.recipe_tools.argument_parser import RecipeParser
+from hf_plr.recipe_tools.finetune_arguments import ClassifierArguments, FinetuneArguments, adjust_defaults
 from hf_plr.recipe_tools.finetuning import (
-    ClassifierArguments,
-    FinetuneArguments,
-    adjust_defaults,
     choose_length,
     count_needed_samples,
     extract_sounds,
     label_tensor,
-    load_labelled,
     show_first_answer,
     train_classifier,
 )
+from hf_plr.recipe_tools.labelled_data import load_labelled
 from hf_plr.recipe_tools.launch_environment import localize_commands
 from hf_plr.recipe_tools.running import run_recipe
 

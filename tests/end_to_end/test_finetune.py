@@ -35,17 +35,13 @@ from transformers import (
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
+from hf_plr.data.loading import load_train_and_test
 from hf_plr.data.unreadable import UnreadableSample
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.recipe_tools.finetuning import (
-    FinetuneArguments,
-    LabelledData,
-    choose_length,
-    draw_per_class,
-    load_labelled,
-    number_classes,
-)
+from hf_plr.recipe_tools.finetune_arguments import FinetuneArguments
+from hf_plr.recipe_tools.finetuning import choose_length
+from hf_plr.recipe_tools.labelled_data import LabelledData, draw_per_class, hold_out, load_labelled, number_classes
 
 
 def recipe(name, *arguments):
@@ -330,6 +326,36 @@ def test_sounds_of_seconds_are_not_cut_by_default(tmp_path, monkeypatch):
     common += ["--dataset_name", tmp_path / "data", "--use_cpu", "true", "--report_to", "none"]
     module.main([*map(str, common)])
     assert lengths == {16_000}
+
+
+def test_a_fraction_of_each_class_is_held_out_by_the_seed():
+    labels = np.array([0] * 20 + [1] * 10 + [2, 2, 3] + [-1] * 5)
+    kept, held = hold_out(labels, 0.2, seed=0)
+    assert np.bincount(labels[held]).tolist() == [4, 2, 1]  # the only sample of class 3 is to train on
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    assert np.array_equal(held, hold_out(labels, 0.2, seed=0)[1])
+    assert not np.array_equal(held, hold_out(labels, 0.2, seed=1)[1])
+    for fraction in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"must lie between 0 and 1"):
+            hold_out(labels, fraction, seed=0)
+    with pytest.raises(ValueError, match="no class has two samples"):
+        hold_out(np.array([0, 1, -1, -1]), 0.2, seed=0)
+
+
+def test_without_a_test_split_samples_are_held_out(tmp_path, some_digits, caplog):
+    for row, sample in enumerate(some_digits.select(range(60))):
+        folder = tmp_path / "data" / f"digit_{sample['label']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        sample["image"].save(folder / f"{row}.png")
+    data = load_labelled(FinetuneArguments("model", str(tmp_path / "data"), test_fraction=0.3), 0, "image")
+    assert f"There is no test split: {len(data.test)} samples, a fraction of 0.3 of each class" in caplog.text
+    assert len(data.train) + len(data.test) == 60
+    assert not set(data.train_rows) & set(data.test_rows)
+    names = [f"digit_{number}" for number in range(10)]
+    assert data.names == names
+    whole = load_train_and_test(str(tmp_path / "data"), None, "train", "image")[0]
+    for rows, labels in ((data.train_rows, data.train_labels), (data.test_rows, data.test_labels)):
+        assert [names[label] for label in labels] == [names[label] for label in whole.select(rows)["label"]]
 
 
 def test_few_labels_are_drawn_by_class_and_seed():
