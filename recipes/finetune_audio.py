@@ -18,12 +18,12 @@ import numpy as np
 import soundfile
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 from hf_plr.data.audio_decoding import decode_waveform
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.sample_store import select_undecoded
-from hf_plr.models.auto_classes import check_classifier
+from hf_plr.models.loading import load_classifier_config
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetune_arguments import ClassifierArguments, FinetuneArguments, adjust_defaults
 from hf_plr.recipe_tools.finetuning import (
@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([AudioArguments, ClassifierArguments], localize_commands(__doc__), adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
-    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
-    check_classifier(config, recipe.model_name_or_path, "AutoModelForAudioClassification")
+    load_classifier_config(recipe.model_name_or_path, "AutoModelForAudioClassification")
     data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image as PILImage
-from transformers import AutoConfig, AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, pipeline
 
 from hf_plr.data.columns import find_image_column
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.sample_store import select_undecoded
-from hf_plr.models.auto_classes import check_classifier
 from hf_plr.models.image_classifier import load_image_classifier
+from hf_plr.models.loading import load_classifier_config
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetune_arguments import ClassifierArguments, FinetuneArguments, adjust_defaults
 from hf_plr.recipe_tools.finetuning import (
@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([ImageArguments, ClassifierArguments], localize_commands(__doc__), adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
-    config = AutoConfig.from_pretrained(recipe.model_name_or_path)
-    check_classifier(config, recipe.model_name_or_path, "AutoModelForImageClassification")
+    config = load_classifier_config(recipe.model_name_or_path, "AutoModelForImageClassification")
     data = load_labelled(recipe, args.seed, "image")
     column = find_image_column(data.train)
     processor = AutoImageProcessor.from_pretrained(recipe.model_name_or_path)

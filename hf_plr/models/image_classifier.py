@@ -6,9 +6,10 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from hf_plr.models.auto_classes import check_classifier, find_owner
+from hf_plr.models.auto_classes import find_owner
+from hf_plr.models.loading import load_classifier_config
 
 
 def load_image_classifier(name: str | os.PathLike[str], **settings: Any) -> PreTrainedModel:
@@ -23,10 +24,9 @@ def load_image_classifier(name: str | os.PathLike[str], **settings: Any) -> PreT
         settings: of the configuration, such as num_labels, id2label and label2id.
 
     Raises:
-        ValueError: if transformers has no classifier for it.
+        ValueError: if it is missing or damaged, or transformers has no classifier for it.
     """
-    config: Any = AutoConfig.from_pretrained(name)
-    check_classifier(config, str(name), "AutoModelForImageClassification")
+    config = load_classifier_config(os.fspath(name), "AutoModelForImageClassification")
     owner = find_owner(config, "AutoModelForImageClassification")
     if owner is None:
         classifier: Any = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **settings)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from hf_plr.models.adapter_files import find_processor
-from hf_plr.models.auto_classes import find_auto_class
+from hf_plr.models.auto_classes import check_classifier, find_auto_class
 from hf_plr.models.frozen import take_back_precision, thaw
 from hf_plr.models.lora import claim_adapters, get_adapted_model, has_adapters
 
@@ -91,6 +91,24 @@ def convert_to_float32(model: PreTrainedModel) -> PreTrainedModel:
         model = model.float()
     model.config.dtype = torch.float32
     return model
+
+
+def load_classifier_config(name: str, auto_class: str) -> Any:
+    """Load the configuration of a backbone that transformers has a classifier for.
+
+    Args:
+        name: a Hub id or a folder.
+        auto_class: "AutoModelForImageClassification" or "AutoModelForAudioClassification".
+
+    Raises:
+        ValueError: if it is missing or damaged, or there is no classifier.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # besides OSError, a dozen kinds for damaged configurations
+        raise ValueError(describe_load_error(name, error)) from error
+    check_classifier(config, name, auto_class)
+    return config
 
 
 def describe_load_error(name: str, error: Exception) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from hf_plr.training_args.base import count_launched
+from hf_plr.utils.run_files import FILES_OF_RUNS, matches
 
 
 @dataclass
@@ -73,9 +76,15 @@ def adjust_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the given arguments.
 
     Raises:
-        ValueError: if a required argument is missing.
+        ValueError: if a required argument is missing, or the classifier would replace a backbone or a run's files.
     """
     for name in ("model_name_or_path", "dataset_name", "output_dir"):
         if values.get(name) is None:
             raise ValueError(f"--{name} is needed")
+    folder = Path(values["output_dir"])
+    is_start = os.path.realpath(folder) == os.path.realpath(values["model_name_or_path"])
+    if is_start or any(matches(path, FILES_OF_RUNS) for path in folder.glob("*")):
+        raise ValueError(
+            f"--output_dir {folder} holds a backbone that the classifier would replace: name another folder"
+        )
     return {"learning_rate": 1e-3} if values.get("freeze_backbone") else {}

@@ -31,6 +31,8 @@ PUBLISHED = (
     "centroids.safetensors",
 )
 WRITTEN = (*PUBLISHED, "report.json", "report.html", "plr_state*.safetensors", "training_args.bin")
+# Files that no other library writes beside a backbone.
+FILES_OF_RUNS = ("plr_state*.safetensors", "prototypes.safetensors", "pseudo_labels.parquet", "units.parquet")
 # Files by which a folder is known to hold a run or a backbone.
 MARKS = ("metrics.json", "config.json", "model.safetensors", "plr_state.safetensors", "prototypes.safetensors")
 
