@@ -283,7 +283,7 @@ def test_a_classifier_replaces_no_backbone(tmp_path, capsys, out):
     common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", "data"]
     with pytest.raises(SystemExit):
         recipe("finetune_image", *common, "--output_dir", tmp_path / out)
-    assert "has a backbone that the classifier would replace: name another folder" in capsys.readouterr().err
+    assert "holds a backbone that the classifier would replace: name another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["finetune_image", "finetune_audio"])
