@@ -13,6 +13,8 @@ from transformers import TrainingArguments
 from hf_plr.training_args.base import count_launched
 from hf_plr.utils.run_files import FILES_OF_RUNS, matches
 
+LAST = "last"  # checkpoint in output_dir
+
 
 @dataclass
 class FinetuneArguments:
@@ -58,6 +60,15 @@ class ClassifierArguments(TrainingArguments):
     )
     logging_strategy: str = field(default="no", metadata={"help": "When to log: epoch, steps or no."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: epoch, steps or no."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Resume from the last checkpoint in output_dir, or from the one named here; --save_strategy epoch "
+            "saves them.",
+            "nargs": "?",
+            "const": LAST,
+        },
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
     average_tokens_across_devices: bool = field(
         default=False,  # Trainer would multiply the loss of some classifiers (CLIP) by the number of processes

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_
 
 from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
-from hf_plr.recipe_tools.finetune_arguments import ClassifierArguments, FinetuneArguments
+from hf_plr.recipe_tools.finetune_arguments import LAST, ClassifierArguments, FinetuneArguments
 from hf_plr.recipe_tools.labelled_data import LabelledData
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,11 @@ def train_classifier(
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
+    checkpoint = args.resume_from_checkpoint
     with contextlib.nullcontext() if recipe.freeze_backbone else _without_long_masks(model, train_dataset[:1]):
-        trainer.train()
+        trainer.train(
+            resume_from_checkpoint=True if args.resume_from_checkpoint == LAST else args.resume_from_checkpoint
+        )
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():

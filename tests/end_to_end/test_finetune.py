@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -284,6 +286,20 @@ def test_a_classifier_replaces_no_backbone(tmp_path, capsys, out):
     with pytest.raises(SystemExit):
         recipe("finetune_image", *common, "--output_dir", tmp_path / out)
     assert "holds a backbone that the classifier would replace: name another folder" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_is_resumed(tmp_path, some_digits, capsys):
+    small_vit(32, 16, 32, 1).save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--output_dir", tmp_path / "c"]
+    common += ["--save_strategy", "epoch", "--logging_strategy", "epoch"]
+    recipe("finetune_image", *common, "--num_train_epochs", 1)
+    for more in ([], [tmp_path / "c" / "checkpoint-2"]):
+        capsys.readouterr()
+        recipe("finetune_image", *common, "--num_train_epochs", 2, "--resume_from_checkpoint", *more)
+        assert capsys.readouterr().out.count("'loss'") == 1  # of the second epoch
+        shutil.rmtree(tmp_path / "c" / "checkpoint-4")
 
 
 @pytest.mark.parametrize("name", ["finetune_image", "finetune_audio"])
