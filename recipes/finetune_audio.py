@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     metrics = train_classifier(
         lambda classes: AutoModelForAudioClassification.from_pretrained(
-            recipe.model_name_or_path, dtype=torch.float32, **classes
+            recipe.model_name_or_path, dtype=torch.float32, ignore_mismatched_sizes=True, **classes
         ),
         add_inputs,
         data,

@@ -13,11 +13,13 @@ from hf_plr.models.loading import load_classifier_config
 
 
 def load_image_classifier(name: str | os.PathLike[str], **settings: Any) -> PreTrainedModel:
-    """Load a backbone into a stock classifier in float32, whose head has random weights unless the checkpoint has one.
+    """Load a backbone into a stock classifier in float32, whose head has random weights unless the checkpoint has it.
 
     `AutoModelForImageClassification` takes most backbones as they are, but no tower for images alone, as training
     leaves it of a CLIP or SigLIP. Such a tower is put into the classifier of the whole model, which
     `AutoModelForImageClassification` loads once it is saved.
+
+    A head for another number of classes is left out.
 
     Args:
         name: a Hub id or a folder.
@@ -29,7 +31,9 @@ def load_image_classifier(name: str | os.PathLike[str], **settings: Any) -> PreT
     config = load_classifier_config(os.fspath(name), "AutoModelForImageClassification")
     owner = find_owner(config, "AutoModelForImageClassification")
     if owner is None:
-        classifier: Any = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **settings)
+        classifier: Any = AutoModelForImageClassification.from_pretrained(
+            name, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
+        )
         return classifier
     whole = owner(vision_config=config.to_dict(), **settings)
     classifier = AutoModelForImageClassification.from_config(whole, dtype=torch.float32)

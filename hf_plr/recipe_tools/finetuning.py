@@ -65,9 +65,7 @@ def train_classifier(
     )
     checkpoint = args.resume_from_checkpoint
     with contextlib.nullcontext() if recipe.freeze_backbone else _without_long_masks(model, train_dataset[:1]):
-        trainer.train(
-            resume_from_checkpoint=True if args.resume_from_checkpoint == LAST else args.resume_from_checkpoint
-        )
+        trainer.train(resume_from_checkpoint=True if checkpoint == LAST else checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -30,6 +30,8 @@ from transformers import (
     SeamlessM4TFeatureExtractor,
     SiglipVisionConfig,
     SiglipVisionModel,
+    ViTConfig,
+    ViTForImageClassification,
     Wav2Vec2BertConfig,
     Wav2Vec2BertModel,
 )
@@ -232,6 +234,16 @@ def test_a_tower_is_fine_tuned_in_the_classifier_of_its_family(tmp_path, some_di
     assert classifier.dtype == torch.float32  # though its start was saved in half precision
     trained = classifier.vision_model.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in start.float().state_dict().items())
+
+
+def test_a_head_for_other_classes_is_replaced(tmp_path, some_digits):
+    start = ViTForImageClassification(ViTConfig(**SMALL, **PIXELS, num_labels=1000))
+    start.save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--output_dir", tmp_path / "c"]
+    recipe("finetune_image", *common, "--num_train_epochs", 1)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "c").config.num_labels == 10
 
 
 def make_wav2vec2_bert(folder):
