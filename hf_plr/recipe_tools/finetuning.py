@@ -158,6 +158,8 @@ def extract_sounds(
 ) -> dict[str, torch.Tensor]:
     """Make a model's inputs of waveforms, cut or padded to one length, by any feature extractor.
 
+    Inputs that are waveforms come with their attention mask, whatever the extractor does by itself.
+
     Args:
         extractor: of waveforms or of spectrograms.
         waveforms: float32 of shape (T,) each.
@@ -171,6 +173,7 @@ def extract_sounds(
             padding="max_length",
             max_length=max_samples,
             truncation=True,
+            return_attention_mask=True,  # else the mean over frames would take in the padding
             return_tensors="pt",
         )
     # Lengths are in frames there, so a clip of the full length stretches the others.

@@ -34,12 +34,14 @@ from transformers import (
     ViTForImageClassification,
     Wav2Vec2BertConfig,
     Wav2Vec2BertModel,
+    Wav2Vec2FeatureExtractor,
 )
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
+from hf_plr.recipe_tools.finetuning import extract_sounds
 
 
 def recipe(name, *arguments):
@@ -270,6 +272,13 @@ def test_spans_that_clips_have_no_room_for_are_not_masked(tmp_path, caplog, make
     assert ("Time masking is off: the spans of 10 frames (mask_time_length) do not fit" in caplog.text) == is_off
     start, trained = (AutoConfig.from_pretrained(tmp_path / name) for name in ("start", "c"))
     assert trained.mask_time_prob == start.mask_time_prob > 0
+
+
+def test_padding_is_masked_whatever_the_extractor_does_by_itself():
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=8_000, return_attention_mask=False)
+    inputs = extract_sounds(extractor, [np.ones(600, np.float32), np.ones(900, np.float32)], 8_000, 800)
+    assert inputs["input_values"].shape == (2, 800)
+    assert inputs["attention_mask"].sum(1).tolist() == [600, 800]
 
 
 def test_sounds_of_seconds_are_not_cut_by_default(tmp_path, monkeypatch):
