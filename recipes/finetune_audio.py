@@ -36,7 +36,7 @@ from hf_plr.recipe_tools.finetuning import (
 )
 from hf_plr.recipe_tools.labelled_data import load_labelled
 from hf_plr.recipe_tools.launch_environment import localize_commands
-from hf_plr.recipe_tools.running import run_recipe
+from hf_plr.recipe_tools.running import run_recipe, set_cpu_threads
 
 
 @dataclass
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([AudioArguments, ClassifierArguments], localize_commands(__doc__), adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
+    set_cpu_threads(None, args)
     load_classifier_config(recipe.model_name_or_path, "AutoModelForAudioClassification")
     data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)

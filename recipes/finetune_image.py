@@ -32,7 +32,7 @@ from hf_plr.recipe_tools.finetuning import (
 )
 from hf_plr.recipe_tools.labelled_data import Read, load_labelled
 from hf_plr.recipe_tools.launch_environment import localize_commands
-from hf_plr.recipe_tools.running import run_recipe
+from hf_plr.recipe_tools.running import run_recipe, set_cpu_threads
 
 
 @dataclass
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     assert __doc__ is not None
     parser = RecipeParser([ImageArguments, ClassifierArguments], localize_commands(__doc__), adjust_defaults)
     recipe, args = parser.parse_args_and_config(argv)
+    set_cpu_threads(None, args)
     config = load_classifier_config(recipe.model_name_or_path, "AutoModelForImageClassification")
     data = load_labelled(recipe, args.seed, "image")
     column = find_image_column(data.train)

@@ -20,6 +20,7 @@ import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from transformers import TrainingArguments
 
 from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
@@ -36,7 +37,7 @@ from hf_plr.trainer.checkpointing import (
     resume_hint,
 )
 from hf_plr.trainer.start import check_start
-from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments
+from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.base import LAUNCHED_PRECISION
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
@@ -151,7 +152,7 @@ def hide_bars() -> None:
     evaluate.logging.disable_progress_bar()
 
 
-def set_cpu_threads(threads: int | None, args: BaseTrainingArguments) -> None:
+def set_cpu_threads(threads: int | None, args: TrainingArguments) -> None:
     """Use all cores in a single process, unless `OMP_NUM_THREADS` has another number.
 
     `accelerate launch` sets it to 1 where it is not set: that is nobody's choice.

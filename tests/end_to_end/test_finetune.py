@@ -42,6 +42,8 @@ from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.recipe_tools.finetuning import extract_sounds
+from hf_plr.training_args.base import LAUNCHED_PRECISION
+from hf_plr.utils.cores import count_cores
 
 
 def recipe(name, *arguments):
@@ -321,6 +323,17 @@ def test_an_interrupted_training_is_resumed(tmp_path, some_digits, capsys):
         recipe("finetune_image", *common, "--num_train_epochs", 2, "--resume_from_checkpoint", *more)
         assert capsys.readouterr().out.count("'loss'") == 1  # of the second epoch
         shutil.rmtree(tmp_path / "c" / "checkpoint-4")
+
+
+@pytest.mark.parametrize("name", ["finetune_image", "finetune_audio"])
+def test_one_process_takes_all_cores_of_a_launch(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as accelerate sets it
+    monkeypatch.setenv(LAUNCHED_PRECISION, "no")
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    with pytest.raises(ValueError, match="the model"):
+        recipe(name, "--model_name_or_path", tmp_path / "no", "--dataset_name", "data", "--output_dir", tmp_path / "c")
+    assert chosen == [count_cores()]
 
 
 @pytest.mark.parametrize("name", ["finetune_image", "finetune_audio"])
