@@ -20,8 +20,7 @@ DATA = {"image": "images", "audio": "recordings"}
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all that is not the recipe's; its help lists the recipes."""
-    names = "\n".join(f"  {name:<7} {data}" for name, data in DATA.items())
-    return make_launch_parser("hf-plr finetune", f"{names}\n\n{__doc__}")
+    return make_launch_parser("hf-plr finetune", DATA, __doc__)
 
 
 def main(argv: Sequence[str]) -> int:

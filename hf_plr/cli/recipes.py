@@ -47,17 +47,19 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def make_launch_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Make the parser of options for `accelerate launch`.
+def make_launch_parser(prog: str, data: Mapping[str, str], description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of options for `accelerate launch`; its help lists the recipes.
 
     Args:
         prog: the command, such as "hf-plr train".
-        description: of the recipes, for the help.
+        data: what each recipe is for, by its name.
+        description: of the command.
     """
+    names = "\n".join(f"  {name:<7} {purpose}" for name, purpose in data.items())
     parser = OneLineParser(
         prog=prog,
         usage=f"{prog} NAME [arguments]",
-        description=description,
+        description=f"{names}\n\n{description}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,

@@ -94,8 +94,8 @@ def load_labelled(args: FinetuneArguments, seed: int, kind: Kind) -> LabelledDat
     Without a test split, a fraction of each class is held out.
 
     Raises:
-        ValueError: if there is no label column, a split has no class, the one to train on has one
-            alone, or a class has too few samples.
+        ValueError: if there is no label column, a split has no class, the one to train on has one alone, or a class has
+            too few samples.
     """
     train, test = load_train_and_test(args.dataset_name, args.dataset_config_name, args.train_split, kind)
     column = find_label_column(train, args.label_column)

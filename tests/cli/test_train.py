@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.paths import ACCELERATE_CONFIGS, RECIPES
-from transformers import AutoModelForImageClassification, CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoModelForImageClassification, CLIPVisionConfig, CLIPVisionModel, set_seed
 
 from hf_plr.cli import finetune, main, train
 from hf_plr.models.vision import small_vit_processor
@@ -236,6 +236,7 @@ def test_recipes_run(tmp_path, name, processes):
 def test_two_processes_fine_tune_one_classifier(tmp_path, some_digits):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = CLIPVisionConfig(image_size=32, patch_size=16, **sizes)
+    set_seed(0)
     CLIPVisionModel(config).save_pretrained(tmp_path / "start")
     small_vit_processor(32).save_pretrained(tmp_path / "start")
     (tmp_path / "data").mkdir()
@@ -249,7 +250,7 @@ def test_two_processes_fine_tune_one_classifier(tmp_path, some_digits):
     assert process.returncode == 0, err
     assert out.count("Trained on 40 labels of 10 classes") == 1
     [first, *_] = map(float, re.findall(r"'loss': '?([0-9.]+)", out))
-    assert first == pytest.approx(math.log(10), abs=0.7)  # that of one process: it is not multiplied
+    assert first < 1.6 * math.log(10)  # near that of chance; multiplied by the processes it would be twice as much
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.num_labels == 10
 
 
