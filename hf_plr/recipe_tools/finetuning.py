@@ -18,6 +18,7 @@ from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
 from hf_plr.recipe_tools.finetune_arguments import LAST, ClassifierArguments, FinetuneArguments
 from hf_plr.recipe_tools.labelled_data import LabelledData
+from hf_plr.utils.files import give_usual_mode
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def train_classifier(
     metrics = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
+        give_usual_mode(str(args.output_dir))
         print(
             f"\nTrained on {len(data.train):,} labels of {len(data.names)} classes. Test split of {len(data.test):,}: "
             f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_f1']:.3f}. "

@@ -48,6 +48,7 @@ from hf_plr.trainer.settings import check_same_settings, default_settings_of, se
 from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
+from hf_plr.utils.files import give_usual_mode
 from hf_plr.utils.rng import isolate_rng
 
 logger = logging.getLogger(__name__)
@@ -339,8 +340,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             save_part(directory, own, self.accelerator.process_index, processes)
         if self.args.should_save:
             shared = {name: value for name, value in state.items() if name not in own}
-            settings = self.run_settings()
-            save_state(directory, shared | self._log_continuation.losses, settings, processes if own else 1)
+            save_state(directory, shared | self._log_continuation.losses, self.run_settings(), processes if own else 1)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         run_dir = Path(self._get_output_dir(trial))
@@ -361,16 +361,16 @@ class BaseTrainer(FeatureTrainer, ABC):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save the bare backbone, as `Trainer` saves a model.
 
-        With adapters, a checkpoint gets the adapters alone, and any other folder the backbone with the adapters merged
-        into its weights, and the adapters in `adapter/`.
+        With adapters, a checkpoint gets them alone, and any other folder the merged backbone, with them in `adapter/`.
         """
+        directory = str(self.args.output_dir if output_dir is None else output_dir)
         if self.has_adapters:
-            self._save_adapted(str(self.args.output_dir if output_dir is None else output_dir))
-            return
-        if self.backbone is self.accelerator.unwrap_model(self.model, keep_torch_compile=False):
+            self._save_adapted(directory)
+        elif self.backbone is self.accelerator.unwrap_model(self.model, keep_torch_compile=False):
             super()._save(output_dir, state_dict)
-            return
-        self._save_as(self.backbone, output_dir)
+        else:
+            self._save_as(self.backbone, output_dir)
+        give_usual_mode(directory)
 
     def _save_as(self, model: PreTrainedModel, output_dir: str | None) -> None:
         """Save another model in place of the one that is trained."""

@@ -29,11 +29,46 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     # Processes of several machines, which may share the folder, can have the same number.
     temporary = Path(f"{os.fspath(path)}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
+        mode = _make_empty(temporary)
         yield temporary
+        _set_mode(temporary, mode)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def give_usual_mode(directory: str | os.PathLike[str]) -> None:
+    """Give the safetensors files of a folder the mode that new files get there, as the umask tells.
+
+    The library writes them readable by their owner alone, whoever may read what lies beside them.
+
+    Args:
+        directory: the folder, in which a file can be made.
+
+    Raises:
+        OSError: if none can be made.
+    """
+    probe = Path(directory, f"{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    try:
+        mode = _make_empty(probe)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in Path(directory).glob("*.safetensors"):
+        _set_mode(path, mode)
+
+
+def _make_empty(path: Path) -> int:
+    """Make an empty file, and return its mode."""
+    path.touch(exist_ok=False)
+    return path.stat().st_mode
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Set a file's mode; a file system that has none, or a file of somebody else, keeps its own."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode != mode:
+            path.chmod(mode & 0o777)
 
 
 def check_folder(path: str, content: str) -> None:

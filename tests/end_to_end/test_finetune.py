@@ -322,6 +322,8 @@ def test_an_interrupted_training_is_resumed(tmp_path, some_digits, capsys):
         capsys.readouterr()
         recipe("finetune_image", *common, "--num_train_epochs", 2, "--resume_from_checkpoint", *more)
         assert capsys.readouterr().out.count("'loss'") == 1  # of the second epoch
+        weights, config = (tmp_path / "c" / name for name in ("model.safetensors", "config.json"))
+        assert weights.stat().st_mode == config.stat().st_mode
         shutil.rmtree(tmp_path / "c" / "checkpoint-4")
 
 

@@ -161,10 +161,14 @@ def test_labels_of_an_earlier_training_are_not_published(make_trainer, monkeypat
 
 
 def test_checkpoints_are_limited_and_each_loads_by_itself(make_trainer, tmp_path):
-    make_trainer(save_total_limit=1).train()
+    trainer = make_trainer(save_total_limit=1)
+    trainer.train()
+    trainer.save_model()
     kept = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
     assert kept == ["checkpoint-21"]
     assert (tmp_path / "out" / "checkpoint-21" / "plr_state.safetensors").exists()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1, "who may read one, may read all"
 
 
 def test_output_loads_in_plain_auto_classes_without_the_package(make_trainer, tmp_path):

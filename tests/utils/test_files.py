@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from hf_plr.utils.files import replacing
+from hf_plr.utils.files import give_usual_mode, replacing
 from hf_plr.utils.shards import list_files
 
 
@@ -39,3 +41,27 @@ def test_a_file_is_as_before_where_its_writer_fails(tmp_path, is_written):
         fail()
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["labels.csv"]
+
+
+@pytest.fixture(params=[0o022, 0o077])
+def usual_mode(request):
+    """The mode that the umask gives to new files."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def mode_of(path):
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_whoever_may_read_a_folder_may_read_its_arrays(tmp_path, usual_mode):
+    arrays, weights = tmp_path / "arrays.safetensors", tmp_path / "model.safetensors"
+    with replacing(arrays) as temporary:
+        save_file({"a": np.zeros(3)}, temporary)
+    save_file({"a": np.zeros(3)}, weights)  # as transformers does
+    weights.chmod(0o600)  # as some versions of safetensors do
+    give_usual_mode(tmp_path)
+    assert (mode_of(arrays), mode_of(weights)) == (usual_mode, usual_mode)
+    assert sorted(os.listdir(tmp_path)) == ["arrays.safetensors", "model.safetensors"]
