@@ -280,8 +280,8 @@ def is_guarded(script: str | None) -> bool:
 class Collator:
     """Makes batches of items; one that a worker makes goes to the other process in shared memory, if that has room.
 
-    Containers often have 64 MiB of it, and a process that writes where there is none is ended by the kernel. Batches
-    then pass through the worker's pipe.
+    Containers often have 64 MiB of it, and a process that writes where there is none is ended by the kernel; and limits
+    of a job on sizes and numbers of files hold there, too. Batches then pass through the worker's pipe.
 
     Args:
         collate: makes a batch of items.
@@ -291,16 +291,30 @@ class Collator:
         self.collate = collate
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate samples; the tensors of a worker go through a pipe where shared memory has no room for them."""
+        """Collate samples; the tensors of a worker go through a pipe where shared memory takes none of them."""
         batch = self.collate(items)
         worker = get_worker_info()
         if worker is None:
             return batch
         n_bytes = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
         # All workers of all processes may find the room at once.
-        if free_shared_memory() >= n_bytes * worker.num_workers * count_local_processes():
+        if free_shared_memory() >= n_bytes * worker.num_workers * count_local_processes() and _share(batch):
             return batch
         return {name: _Piped(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def _share(batch: dict[str, Any]) -> bool:
+    """Move the tensors of a batch to shared memory; False where that fails.
+
+    The queue does so, too, but in a thread whose errors nobody sees: the other process would wait for the batch forever.
+    """
+    try:
+        for value in batch.values():
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Piped:
@@ -315,8 +329,8 @@ class _Piped:
 
 def _receive(array: np.ndarray) -> torch.Tensor:
     _say_once(
-        f"{SHARED_MEMORY} is almost full: batches come from worker processes through pipes, which is slower. More "
-        "room there (docker run --shm-size 8g, or --ipc host) avoids that."
+        f"{SHARED_MEMORY} is almost full, or limits on files (ulimit) leave no room there: batches come from worker "
+        "processes through pipes, which is slower. More room (docker run --shm-size 8g, or --ipc host) avoids that."
     )
     return torch.from_numpy(array)
 

@@ -172,6 +172,30 @@ def test_a_batch_in_a_pipe_is_the_batch():
             assert torch.equal(received[name], values)
 
 
+def _limit_files(worker):
+    import resource  # not on Windows
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
+def test_a_job_with_a_limit_on_files_gets_its_batches(monkeypatch, caplog):
+    monkeypatch.setattr(loader, "_said", set())
+    values = torch.rand(8, 5000)
+    batches = DataLoader(
+        [{"pixel_values": row} for row in values],
+        batch_size=4,
+        collate_fn=loader.Collator(lambda items: {"pixel_values": torch.stack([i["pixel_values"] for i in items])}),
+        num_workers=1,
+        worker_init_fn=_limit_files,
+        timeout=60,  # in place of waiting forever
+    )
+    with caplog.at_level(logging.WARNING, logger=loader.__name__):
+        received = torch.cat([batch["pixel_values"] for batch in batches])
+    assert torch.equal(received, values)
+    assert ["ulimit" in record.message for record in caplog.records] == [True]
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
