@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     also = ", and of samples in none" if has_noise else ""
     print(f"Wrote {args.output}: {what}, in folders of {len(folders) - has_noise:,} clusters{also}")
     if gone:
-        print(f"Not in {base} any more, and left out: {len(gone):,}, such as {next(iter(gone))}")
+        print(f"Not where they were in {base}, and left out: {len(gone):,}, such as {next(iter(gone))}")
 
 
 def _refuse_inside(args: argparse.Namespace, data: str) -> None:

@@ -17,13 +17,16 @@ def write_pages(folder: Path, command: str, kept: str) -> list[Path]:
     Returns:
         The files that were written.
     """
-    from hf_plr.hub.people_card import write_people_into_card
+    from hf_plr.hub.people_card import CARD_FILE, write_people_into_card
+    from hf_plr.report.file_names import PAGE_FILE
     from hf_plr.report.html.earlier_runs import render_again
 
     written = []
-    for write_again in (render_again, write_people_into_card):
+    for page, write_again in ((PAGE_FILE, render_again), (CARD_FILE, write_people_into_card)):
         try:
             written.append(write_again(folder))
         except (OSError, ValueError) as error:
-            print(f"hf-plr {command}: {kept}, but not shown everywhere: {error}", file=sys.stderr)
+            is_named = isinstance(error, ValueError) or error.filename is not None  # a full disk names no file
+            fault = str(error) if is_named else f"{folder / page} cannot be written: {error}"
+            print(f"hf-plr {command}: {kept}, but not shown everywhere: {fault}", file=sys.stderr)
     return [path for path in written if path is not None]

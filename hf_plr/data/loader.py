@@ -306,7 +306,7 @@ class Collator:
 def _share(batch: dict[str, Any]) -> bool:
     """Move the tensors of a batch to shared memory; False where that fails.
 
-    The queue does so, too, but in a thread whose errors nobody sees: the other process would wait for the batch forever.
+    The queue does so, too, but in a thread whose errors nobody sees: the other process would wait forever.
     """
     try:
         for value in batch.values():

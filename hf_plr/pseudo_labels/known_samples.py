@@ -84,6 +84,7 @@ class KnownSamples:
         before: samples that the run before had.
         copies: samples of this run with the content of one that is known already, whose label they have.
         renamed: known samples whose file has another name.
+        moved: known samples whose file has that name in another folder.
     """
 
     position: np.ndarray
@@ -93,13 +94,15 @@ class KnownSamples:
     before: int
     copies: int = 0
     renamed: int = 0
+    moved: int = 0
 
     def describe(self) -> str:
         """Describe them in a line."""
         words = f"{self.before - self.removed:,} of {self.before:,} samples known, {self.new:,} new"
         words += f", {self.removed:,} removed"
         words += f", {self.copies:,} more copies of known ones" if self.copies else ""
-        return words + (f", {self.renamed:,} renamed" if self.renamed else "")
+        words += f", {self.renamed:,} renamed" if self.renamed else ""
+        return words + (f", {self.moved:,} in other folders" if self.moved else "")
 
 
 def match_samples(
@@ -153,14 +156,23 @@ def match_samples(
     found[is_copy] = first[place[is_copy]]
     if not (found >= 0).any():
         raise ValueError(describe_unknown(last, n))
-    renamed = 0
+    renamed = moved = 0
     if has_files:
-        names = frame["name"].to_numpy()
-        renamed = int((names[:n_last][found[known]] != names[n_last:][known]).sum())
+        before, now = found[known], n_last + np.flatnonzero(known)
+        names, path_ids = frame["name"].to_numpy(), frame["path"].to_numpy()
+        has_name = names[before] == names[now]
+        renamed = int((~has_name).sum())
+        other = has_name & (path_ids[before] != path_ids[now])
+        moved = sum(_has_moved(paths[i], paths[j]) for i, j in zip(before[other], now[other], strict=True))
     position = np.full(n, -1)
     position[order] = found
     n_known = int((found >= 0).sum())
-    return KnownSamples(position, n_known, n - n_known, removed, n_last, int(is_copy.sum()), renamed)
+    return KnownSamples(position, n_known, n - n_known, removed, n_last, int(is_copy.sum()), renamed, moved)
+
+
+def _has_moved(before: str, now: str) -> bool:
+    """Whether a file is in another folder, not just told from a folder further above or below."""
+    return not (before.endswith(f"/{now}") or now.endswith(f"/{before}"))
 
 
 def describe_unknown(last: LastLabels, n_samples: int) -> str:

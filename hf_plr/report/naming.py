@@ -186,14 +186,15 @@ def _look_up(
         if fields["label"]:
             parsed.append((line, key, start, _parse_name(where, fields["label"])))
     positions = _find_positions({key for _, key, _, _ in parsed}, column, labels)
-    starts, missing = list_starts(labels), []
+    starts = list_starts(labels)
+    missing: list[str] = []
     for line, key, start, label in parsed:
         samples = positions.get(key, [])
         if labels.spans is not None and start >= 0:
             samples = [sample for sample in samples if starts[sample] == round_to_units(np.array([start]))[0]]
         if not samples:
             segment = f" with a segment at {start:g} s" if labels.spans is not None and start >= 0 else ""
-            shown = key if isinstance(key, int) else quote(key)
+            shown = key if isinstance(key, int) else quote(key) + (_describe_paths(key, labels) if not missing else "")
             missing.append(f"line {line}: sample {shown}{segment}")
         for sample in samples:
             yield line, sample, label
@@ -243,6 +244,13 @@ def _match_files(keys: set[str], files: set[str]) -> dict[str, list[str]]:
         if file in files:
             named.setdefault(file, []).append(key)
     return named
+
+
+def _describe_paths(name: str, labels: LabelFile) -> str:
+    """Describe the run's files that have a name in some folder, in brackets; nothing if there are none."""
+    files = pq.read_table(labels.path, columns=[FILE_COLUMN])[FILE_COLUMN].to_pylist()
+    paths = sorted({file for file in files if file is not None and file.endswith(f"/{name}")})
+    return f" (in folders: {len(paths):,}, such as {quote(paths[0])})" if paths else ""
 
 
 def _parse_name(where: str, text: str) -> str:

@@ -279,6 +279,30 @@ def test_a_damaged_report_takes_no_names_away(out, tmp_path, capsys):
     assert "crack" in (out / "README.md").read_text()
 
 
+def test_pages_that_a_full_disk_keeps_from_being_written_are_named(out, capsys, monkeypatch):
+    (first, *_) = clusters_of(out)
+
+    def fail(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_plr.report.html.earlier_runs.render_again", fail)
+    monkeypatch.setattr("hf_plr.hub.people_card.write_people_into_card", fail)
+    assert main(["name", str(out), "--rename", f"{first}=crack"]) == 0
+    said = capsys.readouterr().err
+    for page in ("report.html", "README.md"):
+        assert f"not shown everywhere: {out / page} cannot be written: [Errno 28] No space left on device" in said
+    assert read_cluster_names(out) == {first: "crack"}
+
+
+def test_a_bare_file_name_is_told_from_the_paths_that_end_in_it(out, tmp_path, capsys):
+    table = pd.read_parquet(out / "pseudo_labels.parquet")
+    table["file"] = [f"{'ab'[i % 2]}/{i // 2}.png" for i in range(len(table))]
+    table.to_parquet(out / "pseudo_labels.parquet")
+    (tmp_path / "few.csv").write_text("file,label\n3.png,crack\n")
+    assert main(["name", str(out), "--labels", str(tmp_path / "few.csv")]) == 2
+    assert "line 2: sample '3.png' (in folders: 2, such as 'a/3.png') is not in" in capsys.readouterr().err
+
+
 def test_what_is_no_run_of_samples_is_refused(tmp_path, capsys):
     (tmp_path / "names.csv").write_text("cluster,name\n1,a\n")
     assert main(["name", str(tmp_path), "--names", str(tmp_path / "names.csv")]) == 2

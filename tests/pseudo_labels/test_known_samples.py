@@ -38,9 +38,16 @@ def test_names_settle_between_samples_of_equal_content():
     last = last_labels([7, 7, 7], ["a/1.png", "a/2.png", "b/3.png"])
     found = match(last, [7, 7, 7], ["x/3.png", "a/2.png", "renamed.png"])
     assert found.position.tolist() == [2, 1, 0]
-    assert found.renamed == 1
-    assert found.describe() == "3 of 3 samples known, 0 new, 0 removed, 1 renamed"
+    assert (found.renamed, found.moved) == (1, 1)
+    assert found.describe() == "3 of 3 samples known, 0 new, 0 removed, 1 renamed, 1 in other folders"
     assert match(last_labels([7, 7]), [7, 7]).position.tolist() == [0, 1]  # without names the order does
+
+
+def test_a_folder_further_above_moves_no_sample():
+    last = last_labels([7, 8], ["1.png", "a/2.png"])
+    found = match(last, [7, 8, 9], ["monday/1.png", "monday/a/2.png", "tuesday/1.png"])
+    assert found.describe() == "2 of 2 samples known, 1 new, 0 removed"
+    assert match(last, [7, 8], ["b/1.png", "b/2.png"]).moved == 1
 
 
 def test_the_path_goes_before_the_name_and_names_never_override_contents():
