@@ -16,8 +16,9 @@ for all labels and for clusters that have random marks in both audits; clusters 
 such intervals, one misses by chance alone.
 
 All marks rank the clusters: a cluster counts its wrong members, and (w + 2 p) / (m + 2) per member without a mark. Here
-w of m marked members are wrong, and p is the rate of all clusters. This number is for ranking. It is not an estimate,
-since sheets of doubtful members have more wrong ones than others.
+w of m marked members are wrong, and p = (W + 1/2) / (M + 1), if W of M marks of all clusters are (of the random ones,
+if there are any). This number is for ranking. It is not an estimate, since sheets of doubtful members have more wrong
+ones than others.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ MAX_SHIFT = 0.10  # of the clip, to either side
 GAINS = (-6.0, 6.0)  # dB
 NOISE_RATIOS = (15.0, 40.0)  # signal to noise, dB
 MAX_SPAN = 0.15  # of the clip
+FAINTEST = 2.0**-15  # the smallest step of 16 bits
 
 
 def no_augmentation(values: torch.Tensor, lengths: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -54,6 +55,23 @@ def waveform_augmentation(values: torch.Tensor, lengths: torch.Tensor, numbers: 
 
 
 AUDIO_AUGMENTATIONS: dict[str, AudioAugmentation] = {"waveform": waveform_augmentation, "none": no_augmentation}
+
+
+def fill_silence(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Add noise of one step of 16 bits to clips of one value throughout, such as zeros; others stay as they are.
+
+    A model that normalises the channels of each frame divides the gradient of such a clip by the root of its epsilon in
+    every layer: 300 for each, so that the clip alone decides a step, or its gradient is infinite.
+
+    Args:
+        values: waveforms (B, T).
+        lengths: samples of each clip, shape (B,), at most T; what follows stays as it is.
+    """
+    position = torch.arange(values.shape[1], device=values.device)
+    is_sample = position < lengths[:, None]
+    is_silent = ((values == values[:, :1]) | ~is_sample).all(dim=1, keepdim=True)
+    noise = FAINTEST * _draw_white_noise(torch.zeros(1, 1, device=values.device), position)
+    return torch.where(is_silent & is_sample, values + noise.to(values.dtype), values)
 
 
 def _resample(values: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from hf_plr.utils.csv_text import choose_delimiter
+from hf_plr.utils.files import compose_accents
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -32,7 +33,9 @@ class FileIndex:
     def __init__(self, root: str, files: Sequence[str]):
         self.root = root
         self.files = set(files)
-        parts = [file.rsplit("/", 1)[-1] for file in files]
+        composed = list(map(compose_accents, files))
+        parts = [file.rsplit("/", 1)[-1] for file in composed]
+        self._by_name = _unique(composed, files)
         self._by_part = _unique(parts, files)
         self._by_stem = _unique((part.rsplit(".", 1)[0] for part in parts), files)
 
@@ -51,7 +54,9 @@ class FileIndex:
         name = name.replace(os.sep, "/")
         if name in self.files:
             return name
-        part = path.rsplit("/", 1)[-1]
+        if (file := self._by_name.get(compose_accents(name))) is not None:
+            return file
+        part = compose_accents(path.rsplit("/", 1)[-1])
         return (self._by_part.get(part) or self._by_stem.get(part)) if also_by_part else None
 
 

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, AudioAugmentation
+from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, AudioAugmentation, fill_silence
 from hf_plr.data.audio_store import AudioFormat, AudioStore, collate_recordings
 from hf_plr.data.columns import find_audio_column
 from hf_plr.data.manifest import find_manifest_folder
@@ -173,10 +173,15 @@ class AudioModality(Modality):
         self.backbone.freeze_unused(self.model)
 
     def waveforms(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None) -> torch.Tensor:
-        """Prepare a batch's waveforms (B, T): augmented if there are numbers; normalised for a model of them."""
+        """Prepare a batch's waveforms (B, T): augmented if there are numbers; normalised for a model of them.
+
+        Where gradients are taken, silent clips get the faintest noise.
+        """
         values, lengths = batch["input_values"], batch["lengths"]
         if numbers is not None:
             values = self.augmentation(values, lengths, numbers)
+        if torch.is_grad_enabled():
+            values = fill_silence(values, lengths)
         return _normalise(values, lengths) if self.format.do_normalize else values
 
     def batches(self, store: SampleStore, positions: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
@@ -199,12 +204,14 @@ class AudioModality(Modality):
         return self._padded(store)
 
     def describe_loss_of_detail(self, store: SampleStore) -> str | None:
-        """Tell that recordings of a higher sampling rate are resampled, by the median of some."""
+        """Tell that recordings of a higher sampling rate are resampled, by the rates of some."""
         assert isinstance(store, AudioStore)
-        own, stored = self.format.sampling_rate, int(np.median(store.read_sampling_rates()))
-        if stored <= own:
+        own, stored = self.format.sampling_rate, store.read_sampling_rates()
+        highest = max(stored)
+        if highest <= own:
             return None
-        return f"resampled from {stored:,} to {own:,} Hz: nothing above {own // 2:,} Hz is heard"
+        up_to = "up to " if min(stored) < highest else ""
+        return f"resampled from {up_to}{highest:,} to {own:,} Hz: nothing above {own // 2:,} Hz is heard"
 
     def _padded(self, store: AudioStore) -> np.ndarray:
         """Samples that the model computes per position: a model of a fixed length pads each clip to it."""

@@ -17,6 +17,7 @@ from hf_plr.refinement.cooccurrence import NOISE
 from hf_plr.report.csv_rows import leave_out, parse_integer, parse_second, quote, read_rows
 from hf_plr.report.marks import list_starts, round_to_units
 from hf_plr.report.names import unify_spaces, validate_name
+from hf_plr.utils.files import compose_accents
 
 FILE_COLUMN = "file"
 
@@ -211,7 +212,7 @@ def _find_positions(keys: set[int] | set[str] | set[int | str], column: str, lab
         if FILE_COLUMN not in pq.read_schema(labels.path).names:
             raise ValueError(f"{labels.path} has no column 'file': name the samples by 'index', the row of the data")
         files = pq.read_table(labels.path, columns=[FILE_COLUMN])[FILE_COLUMN].to_pylist()
-        named = _match_files({str(key) for key in keys}, set(files))
+        named = _match_files({str(key) for key in keys}, {file for file in files if file is not None})
         wanted = np.array([i for i, file in enumerate(files) if file in named], np.int64)
         names = [files[i] for i in wanted]
         by_file: dict[str, set[int]] = {}
@@ -229,6 +230,8 @@ def _find_positions(keys: set[int] | set[str] | set[int | str], column: str, lab
 def _match_files(keys: set[str], files: set[str]) -> dict[str, list[str]]:
     """Find the texts that name each file: its path, one with backslashes, or one from further above.
 
+    Letters with accents may be composed in one way in the table and in another on the disk.
+
     Args:
         keys: texts of a table.
         files: paths of the run, below the folder of its data.
@@ -237,19 +240,31 @@ def _match_files(keys: set[str], files: set[str]) -> dict[str, list[str]]:
     levels = zip(*(path.split("/")[:-1] for path in plain.values()), strict=False)
     common = [folders[0] for folders in takewhile(lambda folders: len(set(folders)) == 1, levels)]
     prefixes = ["".join(f"{folder}/" for folder in common[:n]) for n in range(len(common) + 1)]
-    prefix = max(prefixes, key=lambda prefix: sum(path.removeprefix(prefix) in files for path in plain.values()))
+    composed: dict[str, list[str]] = {}
+    for file in files:
+        composed.setdefault(compose_accents(file), []).append(file)
+
+    def find(path: str) -> str | None:
+        alike = composed.get(compose_accents(path), [])
+        return path if path in files else alike[0] if len(alike) == 1 else None
+
+    prefix = max(
+        prefixes, key=lambda prefix: sum(find(path.removeprefix(prefix)) is not None for path in plain.values())
+    )
     named: dict[str, list[str]] = {}
     for key, path in plain.items():
-        file = path.removeprefix(prefix)
-        if file in files:
-            named.setdefault(file, []).append(key)
+        found = find(path.removeprefix(prefix))
+        if found is not None:
+            named.setdefault(found, []).append(key)
     return named
 
 
 def _describe_paths(name: str, labels: LabelFile) -> str:
     """Describe the run's files that have a name in some folder, in brackets; nothing if there are none."""
     files = pq.read_table(labels.path, columns=[FILE_COLUMN])[FILE_COLUMN].to_pylist()
-    paths = sorted({file for file in files if file is not None and file.endswith(f"/{name}")})
+    paths = sorted(
+        {file for file in files if file is not None and compose_accents(file).endswith(f"/{compose_accents(name)}")}
+    )
     return f" (in folders: {len(paths):,}, such as {quote(paths[0])})" if paths else ""
 
 

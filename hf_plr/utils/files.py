@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,11 @@ def _set_mode(path: Path, mode: int) -> None:
     with contextlib.suppress(OSError):
         if path.stat().st_mode != mode:
             path.chmod(mode & 0o777)
+
+
+def compose_accents(path: str) -> str:
+    """Write each letter with its accent as one character, as most tables do; a disk may have them as two."""
+    return unicodedata.normalize("NFC", path)
 
 
 def check_folder(path: str, content: str) -> None:

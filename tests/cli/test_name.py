@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,18 @@ def test_pages_that_a_full_disk_keeps_from_being_written_are_named(out, capsys, 
     for page in ("report.html", "README.md"):
         assert f"not shown everywhere: {out / page} cannot be written: [Errno 28] No space left on device" in said
     assert read_cluster_names(out) == {first: "crack"}
+
+
+def test_accents_may_be_composed_otherwise_than_on_the_disk(out, tmp_path):
+    table = pd.read_parquet(out / "pseudo_labels.parquet")
+    table["file"] = [unicodedata.normalize("NFD", f"Äste/{i}.png") for i in range(len(table))]
+    table.to_parquet(out / "pseudo_labels.parquet")
+    cluster = int(table["label"].mode()[0])
+    members = table.index[table["label"] == cluster][:5]
+    rows = "".join(f"Äste/{i}.png,crack\n" for i in members)
+    (tmp_path / "few.csv").write_text(f"file,label\n{unicodedata.normalize('NFC', rows)}", encoding="utf-8")
+    assert main(["name", str(out), "--labels", str(tmp_path / "few.csv")]) == 0
+    assert read_cluster_names(out) == {cluster: "crack"}
 
 
 def test_a_bare_file_name_is_told_from_the_paths_that_end_in_it(out, tmp_path, capsys):

@@ -9,7 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS, waveform_augmentation
+from hf_plr.data.audio_augmentation import (
+    AUDIO_AUGMENTATIONS,
+    FAINTEST,
+    fill_silence,
+    waveform_augmentation,
+)
 from hf_plr.utils.rng import uniform
 
 # Numbers that change nothing audible: speed 1, no shift, 0 dB, least noise (40 dB), no span.
@@ -107,6 +112,22 @@ def test_none_changes_nothing():
     values = torch.randn(2, 50)
     assert AUDIO_AUGMENTATIONS["none"](values, torch.tensor([50, 20]), torch.rand(2, 16)) is values
     assert AUDIO_AUGMENTATIONS["waveform"] is waveform_augmentation
+
+
+def test_only_clips_of_silence_are_filled_and_no_padding():
+    values = torch.zeros(5, 300)
+    values[0, 20] = 1e-9
+    values[4] = 0.25
+    values[1, 150:] = 0.5  # behind its end
+    lengths = torch.tensor([300, 150, 100, 0, 300])
+    filled = fill_silence(values, lengths)
+    assert torch.equal(filled[[0, 3]], values[[0, 3]])
+    assert (filled[1, 150:] == 0.5).all()
+    assert (filled[1, :100] == filled[2, :100]).all(), "whatever it lies beside"
+    assert (filled[2, 100:] == 0).all()
+    assert 0 < filled[2, :100].abs().max() < 2 * FAINTEST
+    torch.testing.assert_close(filled[4, :100] - 0.25, filled[2, :100], atol=1e-7, rtol=0)
+    assert filled[2, :100].std() == pytest.approx(FAINTEST, rel=0.2)
 
 
 def test_silence_stays_silent():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 import zipfile
 
 import pandas as pd
@@ -60,6 +61,17 @@ def test_tables_of_other_programs(tmp_path, load, text, encoding):
     draw(tmp_path, "1.png")
     (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
     assert load(tmp_path)[0]["train"]["site"] == ["Bär"]
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "list.csv"])
+def test_accents_may_be_composed_otherwise_than_on_the_disk(tmp_path, load, table):
+    names = ["Äpfel/é.png", "Äpfel/ü.png"]
+    draw(tmp_path, *(unicodedata.normalize("NFD", name) for name in names))
+    rows = "".join(f"{unicodedata.normalize('NFC', name)},{i}\n" for i, name in enumerate(names))
+    (tmp_path / table).write_text(f"file_name,tree\n{rows}", encoding="utf-8")
+    splits, said = load(tmp_path)
+    assert sorted(splits["train"]["tree"]) == [0, 1]
+    assert "tells of 2 of them" in said
 
 
 def test_metadata_of_each_split(tmp_path, load):

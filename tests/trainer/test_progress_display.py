@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, concatenate_datasets
 from helpers.paths import REPOSITORY
 from helpers.tiny import image_trainer, sound_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -170,6 +170,9 @@ def test_the_plan_tells_what_of_sounds_is_not_heard_and_which_loss_is_guessing(t
     plan = dict(make_plan(sound_trainer(tmp_path / "high", make_tones(24_000))))
     assert plan["samples"] == "8 recordings, resampled from 24,000 to 8,000 Hz: nothing above 4,000 Hz is heard"
     assert plan["clusters"].endswith("refinement slr; a loss of 2.48 is guessing")  # ln 12
+    mixed = concatenate_datasets([make_tones(8_000), make_tones(16_000)])
+    plan = dict(make_plan(sound_trainer(tmp_path / "mixed", mixed)))
+    assert plan["samples"] == "16 recordings, resampled from up to 16,000 to 8,000 Hz: nothing above 4,000 Hz is heard"
     plan = dict(make_plan(sound_trainer(tmp_path / "low", make_tones(8_000), PLRTrainer, num_clusters=2)))
     assert plan["samples"] == "8 recordings"
 
