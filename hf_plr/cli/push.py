@@ -50,4 +50,6 @@ def run(args: argparse.Namespace) -> None:
     pushed = push_folder(args.folder, args.repo, private=args.private, revision=args.revision, tag=tag)
     mib = sum(path.stat().st_size for path in pushed.files) / 2**20
     print(f"{len(pushed.files)} files, {mib:.1f} MiB: {', '.join(path.name for path in pushed.files)}")
+    if pushed.removed:
+        print(f"Removed, of an earlier push: {', '.join(pushed.removed)}")
     print(f"On the Hub: {pushed.url}" + ("" if tag is None else f" (tag {tag})"))

@@ -107,6 +107,8 @@ def write_model_card(
         dataset=escape_markdown(Path(dataset).name if dataset and os.path.exists(dataset) else dataset or ""),
         epochs=f"{summary.epochs:g}",
         steps=f"{summary.steps:,}",
+        weights_epoch=None if summary.weights_epoch is None else f"{summary.weights_epoch:g}",
+        best_metric=escape_markdown(str(args.metric_for_best_model)),
         processes=summary.processes,
         given_labels=escape_markdown(getattr(args, "labels", None) or ""),
         is_refined=args.refinement != "none",

@@ -196,6 +196,7 @@ class Publisher:
             trainer.create_model_card(**{"model_name": trainer.hub_model_id, **card})
         trainer._finish_current_push()
         branch = args.hub_revision if revision is None else revision
+        tag = format_epoch_tag(trainer.summary().epochs_of_weights)
 
         def push() -> PushResult:
             return push_folder(
@@ -205,7 +206,7 @@ class Publisher:
                 revision=branch,
                 token=token,
                 message=commit_message or "End of training",
-                tag=format_epoch_tag(trainer.state.epoch) if branch is None else None,  # a tag is not part of a branch
+                tag=tag if branch is None else None,  # a tag is not part of a branch
             )
 
         if not blocking:

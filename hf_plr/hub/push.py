@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import yaml_dump
 
 from hf_plr.hub.errors import HubError
 from hf_plr.hub.markdown import escape_markdown
-from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS
+from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS, WEIGHTS_EPOCH
 from hf_plr.utils.run_files import PUBLISHED, matches
 
 logger = logging.getLogger(__name__)
@@ -45,6 +50,7 @@ class PushResult:
         repo_id: user/name.
         url: URL of the repository.
         files: pushed files, including unchanged ones.
+        removed: paths of an earlier push's files, which the folder does not have.
         commit: commit of the files.
         tag: tag of the commit, or None.
     """
@@ -54,6 +60,7 @@ class PushResult:
     files: list[Path]
     commit: CommitInfo
     tag: str | None = None
+    removed: tuple[str, ...] = ()
 
 
 def list_published_files(folder: str | Path) -> list[Path]:
@@ -75,9 +82,10 @@ def format_epoch_tag(epochs: float | None) -> str | None:
 
 
 def read_trained_epochs(folder: str | Path) -> float | None:
-    """Read the trained epochs of a run from its metrics.json; None if they are missing."""
+    """Read for how many epochs a run's weights were trained from its metrics.json; None if that is missing."""
     try:
-        epochs = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8")).get(TRAINED_EPOCHS)
+        metrics = json.loads((Path(folder) / METRICS_FILE).read_text(encoding="utf-8"))
+        epochs = metrics.get(WEIGHTS_EPOCH, metrics.get(TRAINED_EPOCHS))
     except (OSError, ValueError, AttributeError):
         return None
     return float(epochs) if isinstance(epochs, (int, float)) else None
@@ -94,6 +102,9 @@ def push_folder(
     tag: str | None = None,
 ) -> PushResult:
     """Push the published files of an output folder to a model repository, which is created if it does not exist.
+
+    Files of an earlier push that the folder does not have are removed in the same commit, since labels, clusters and
+    names of other weights would be read as theirs. Files of other names stay.
 
     Args:
         folder: the output folder of a run.
@@ -116,15 +127,27 @@ def push_folder(
         name, url = open_repo(api, repo_id, private=private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
-        operations = [
-            CommitOperationAdd(path.relative_to(folder).as_posix(), _read_content(path, name)) for path in files
+        added = {path.relative_to(folder).as_posix(): path for path in files}
+        removed = [path for path in _list_pushed_files(api, name, revision) if path not in added]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(target, _read_content(path, name)) for target, path in added.items()),
+            *(CommitOperationDelete(path) for path in removed),
         ]
         commit = api.create_commit(name, operations, commit_message=message, revision=revision)
         if tag is not None:
             _move_tag(api, name, tag, commit.oid)
-        return PushResult(name, url, files, commit, tag)
+        return PushResult(name, url, files, commit, tag, tuple(removed))
 
     return push_with_retries(push, repo_id, token)
+
+
+def _list_pushed_files(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
+    """List the files of a repository that a push may have brought."""
+    try:
+        paths = api.list_repo_files(repo_id, revision=revision)
+    except RevisionNotFoundError:  # it has no commit yet
+        return []
+    return [path for path in paths if path in ADAPTER_FILES or ("/" not in path and matches(path, PUBLISHED))]
 
 
 def push_with_retries(push: Callable[[HfApi], Result], repo_id: str, token: str | None) -> Result:

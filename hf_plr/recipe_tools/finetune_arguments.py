@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_plr.training_args.base import count_launched
+from hf_plr.training_args.ignored import OF_SCHEDULES, refuse_ignored
 from hf_plr.utils.run_files import FILES_OF_RUNS, matches
 
 LAST = "last"  # checkpoint in output_dir
@@ -79,6 +80,7 @@ class ClassifierArguments(TrainingArguments):
         if count_launched() > 1 and not torch.accelerator.is_available():
             self.use_cpu = True  # TrainingArguments does not find this out by itself
         super().__post_init__()
+        refuse_ignored(self, OF_SCHEDULES)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hf_plr.evaluation.intervals import Interval
-from hf_plr.report.file_names import TRAINED_EPOCHS
+from hf_plr.report.file_names import TRAINED_EPOCHS, WEIGHTS_EPOCH
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.files import write_text
 from hf_plr.utils.versions import find_versions
@@ -24,6 +24,7 @@ def write_metrics(path: str | os.PathLike[str], summary: RunSummary, seconds: fl
         "unreadable_rows": summary.unreadable_rows,
         "steps": summary.steps,
         TRAINED_EPOCHS: summary.epochs,
+        WEIGHTS_EPOCH: summary.epochs_of_weights,
         "seconds": round(seconds, 1),
         "processes": summary.processes,
         "epochs": summary.stages,

@@ -64,6 +64,7 @@ class RunSummary:
         adapters: kind and size of the adapters that were trained; empty if the weights themselves were.
         intervals: 95% intervals of scores that have one, (low, high), by phase.
         next_commands: commands that take the output folder, and what they do.
+        weights_epoch: epoch of the weights, where they are an earlier checkpoint's; None if they are the last.
     """
 
     args: BaseTrainingArguments
@@ -87,6 +88,12 @@ class RunSummary:
     continued: str = ""
     adapters: str = ""
     next_commands: tuple[tuple[str, str], ...] = ()
+    weights_epoch: float | None = None
+
+    @property
+    def epochs_of_weights(self) -> float:
+        """Number of epochs that the weights were trained for."""
+        return self.epochs if self.weights_epoch is None else self.weights_epoch
 
     @property
     def stages(self) -> list[dict[str, float]]:

@@ -31,7 +31,7 @@ from hf_plr.models.lora import describe_adapters, describe_kind, has_adapters, p
 from hf_plr.pseudo_labels.holding import is_of_samples
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
-from hf_plr.trainer import start
+from hf_plr.trainer import start, weights
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpointing import (
     CheckpointWriter,
@@ -45,7 +45,6 @@ from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.feature_trainer import FeatureTrainer
 from hf_plr.trainer.rates import decay_rates
 from hf_plr.trainer.settings import check_same_settings, default_settings_of, settings_of
-from hf_plr.trainer.weights import load_student, load_weights, student_state
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.determinism import require_determinism
 from hf_plr.utils.files import give_usual_mode
@@ -285,7 +284,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             check_same_settings(checkpoint, settings, self.run_settings(), self.default_settings())
             self.load_label_state(state, checkpoint)
             if self.ema_teacher is not None:
-                load_student(self._backbone_of(self.model), state, checkpoint)
+                weights.load_student(self._backbone_of(self.model), state, checkpoint)
             self._log_continuation.take(state)
         self._is_resumed = checkpoint is not None
         try:
@@ -321,7 +320,7 @@ class BaseTrainer(FeatureTrainer, ABC):
 
     def run_state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs beside the saved model and the optimizer, as arrays by name."""
-        return self.label_state() | ({} if self.ema_teacher is None else student_state(self.student))
+        return self.label_state() | ({} if self.ema_teacher is None else weights.student_state(self.student))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as `Trainer` does, with the state of the run beside the weights."""
@@ -393,13 +392,13 @@ class BaseTrainer(FeatureTrainer, ABC):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.backbone, resume_from_checkpoint)
+            weights.load_weights(self.backbone, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            load_weights(self.backbone, str(self.state.best_model_checkpoint))
+            weights.load_weights(self.backbone, str(self.state.best_model_checkpoint))
 
     # ---- reports and the Hub -------------------------------------------------------------------------------------
 
@@ -413,6 +412,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             n_samples=len(self.train_dataset),
             unreadable_rows=self.train_dataset.unreadable,
             epochs=self.state.epoch or 0.0,
+            weights_epoch=weights.find_weights_epoch(self),
             steps=self.state.global_step,
             processes=self.accelerator.num_processes,
             log=self.state.log_history,

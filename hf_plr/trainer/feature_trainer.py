@@ -19,6 +19,7 @@ from hf_plr.data.loader import (
     worker_settings,
 )
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.data.streaming import open_stream
 from hf_plr.evaluation.intervals import Interval, Scored
 from hf_plr.features.extractor import BatchLimit, FeatureExtractor
 from hf_plr.features.first_pass import check_samples
@@ -172,17 +173,17 @@ class FeatureTrainer(Trainer):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset: str | Any = None) -> DataLoader:
-        """Loader of an evaluation set, which may be given as a data set or by its name."""
+        """Loader of an evaluation set, which may be given as a data set, as a stream or by its name."""
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(chosen, str):
             chosen = self.eval_dataset[chosen]
         if chosen is None:
             raise ValueError("evaluation needs an eval_dataset")
-        return super().get_eval_dataloader(self.open_samples(chosen))
+        return super().get_eval_dataloader(self.open_samples(open_stream(chosen, self.args)))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Loader of a test set."""
-        return super().get_test_dataloader(self.open_samples(test_dataset))
+        """Loader of a test set, which may be a stream."""
+        return super().get_test_dataloader(self.open_samples(open_stream(test_dataset, self.args)))
 
     def evaluate(
         self,

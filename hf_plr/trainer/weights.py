@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Trainer
 
 from hf_plr.models.adapter_files import fill_adapter, read_adapter
 from hf_plr.models.loading import describe_load_error
@@ -15,6 +16,15 @@ from hf_plr.trainer.checkpointing import STATE_FILE
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 
 STUDENT_PREFIX = "student."
+
+
+def find_weights_epoch(trainer: Trainer) -> float | None:
+    """Find the epoch of a trainer's weights where `load_best_model_at_end` has loaded earlier ones than the last."""
+    state = trainer.state
+    if trainer.is_in_train or not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
+        return None
+    epochs = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
+    return epochs[0] if epochs and state.best_global_step != state.global_step else None
 
 
 def load_weights(backbone: Any, checkpoint: str) -> None:

@@ -21,7 +21,19 @@ class Ignored(NamedTuple):
     names: dict[str, tuple[Any, ...]]
 
 
+def _of_schedule(event: str) -> Ignored:
+    """Make the entry of the steps between events, of which transformers takes no notice beside another strategy."""
+    strategy = f"{event}_strategy"
+    return Ignored(
+        lambda args: getattr(args, strategy) != "steps",
+        f"without {strategy}='steps'",
+        {f"{event}_steps": ()},
+    )
+
+
+OF_SCHEDULES: tuple[Ignored, ...] = tuple(map(_of_schedule, ("logging", "save", "eval")))
 OF_ALL: tuple[Ignored, ...] = (
+    *OF_SCHEDULES,
     Ignored(
         lambda args: not args.lora,
         "without lora=True",

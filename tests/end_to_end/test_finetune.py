@@ -351,6 +351,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path, name):
         (["--dataset_name", "x", "--output_dir", "y"], "--model_name_or_path is needed"),
         (["--model_name_or_path", "x", "--dataset_name", "y"], "--output_dir is needed"),
         (["--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", "z", "--colour", 1], "--colour"),
+        (["--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", "z", "--save_steps", 5], "save_strategy"),
     ],
 )
 @pytest.mark.parametrize("name", ["finetune_image", "finetune_audio"])

@@ -217,6 +217,27 @@ def test_then_the_command_works(hub, not_pushed):
     assert_nothing_private(hub, out)
 
 
+def test_files_of_an_earlier_push_do_not_stay_beside_other_weights(hub, tmp_path):
+    own, other = ("LICENSE", "notes/tree.json"), ("cluster_names.json", "known_clusters.safetensors")
+    for name in ("config.json", "model.safetensors", "README.md", *other):
+        (tmp_path / name).write_text(f"first {name}")
+    push = ("push", tmp_path, "--repo", "alice/twice")
+    pushed = hf_plr(*push, hub=hub, home=tmp_path / "home")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "Removed" not in pushed.stdout
+    commit = hub.repos["models/alice/twice"].at("main")
+    commit.files |= dict.fromkeys(own, commit.files["README.md"])  # that somebody has added
+    for name in other:
+        (tmp_path / name).unlink()
+    (tmp_path / "model.safetensors").write_text("second")
+    pushed = hf_plr(*push, hub=hub, home=tmp_path / "home")
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"Removed, of an earlier push: {', '.join(other)}\n" in pushed.stdout
+    files = hub.files("models/alice/twice")
+    assert set(files) == {"config.json", "model.safetensors", "README.md", *own}
+    assert files["model.safetensors"] == b"second"
+
+
 @pytest.mark.slow
 def test_a_name_that_is_new_is_in_the_card_and_the_tag_moves(hub, not_pushed):
     out, _ = not_pushed

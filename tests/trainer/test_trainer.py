@@ -18,6 +18,7 @@ from transformers import AutoModel, TrainerCallback, ViTForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
 from hf_plr.hub import publisher
+from hf_plr.hub.push import read_trained_epochs
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
 
@@ -215,6 +216,35 @@ def test_evaluation_during_training_and_the_best_checkpoint(make_trainer, all_di
     assert trainer.state.best_metric == max(entry["eval_knn_accuracy"] for entry in entries)
     best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint)
     assert_same_weights(weights(trainer), best.state_dict())
+
+
+def test_weights_of_an_earlier_epoch_are_called_so(make_trainer, all_digits, tmp_path):
+    scores = iter([0.9, 0.1, 0.2])
+    trainer = make_trainer(
+        {"eval_dataset": all_digits.select(range(1500, 1520)), "compute_metrics": lambda _: {"mine": next(scores)}},
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="mine",
+        num_train_epochs=3,
+    )
+    assert trainer.summary().epochs_of_weights == 0
+    trainer.train()
+    assert (trainer.summary().epochs, trainer.summary().epochs_of_weights) == (3.0, 1.0)
+    trainer.create_model_card()
+    assert (
+        "21 steps; the weights are those of epoch 1, the best by `mine`" in (tmp_path / "out" / "README.md").read_text()
+    )
+    trainer.publisher.write_metrics(0.0)
+    assert read_trained_epochs(tmp_path / "out") == 1.0
+
+
+def test_streams_are_evaluated_and_predicted(make_trainer, all_digits):
+    trainer = make_trainer(num_train_epochs=1)
+    held_out = all_digits.select(range(1500, 1530))
+    stream = held_out.to_iterable_dataset()
+    of_stream, of_data = (trainer.evaluate(data)["eval_knn_accuracy"] for data in (stream, held_out))
+    assert of_stream == of_data
+    np.testing.assert_array_equal(trainer.predict(stream).predictions, trainer.predict(held_out).predictions)
 
 
 def test_evaluation_drops_no_sample_where_training_drops_the_last_batch(make_trainer, some_digits):
