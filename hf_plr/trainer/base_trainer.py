@@ -358,10 +358,9 @@ class BaseTrainer(FeatureTrainer, ABC):
         return self._checkpoint_writer.place(super()._get_output_dir(trial))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the bare backbone, as `Trainer` saves a model.
-
-        With adapters, a checkpoint gets them alone, and any other folder the merged backbone, with them in `adapter/`.
-        """
+        """Save the bare backbone; of one with adapters, a checkpoint gets these alone, other folders the merged one, too."""
+        if not self.args.should_save:  # Trainer calls this on every process
+            return
         directory = str(self.args.output_dir if output_dir is None else output_dir)
         if self.has_adapters:
             self._save_adapted(directory)
