@@ -358,7 +358,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         return self._checkpoint_writer.place(super()._get_output_dir(trial))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save the bare backbone; with adapters, a checkpoint gets these alone, other folders the merged backbone, too."""
+        """Save the bare backbone; with adapters, a checkpoint gets these alone, others the merged backbone, too."""
         if not self.args.should_save:  # Trainer calls this on every process
             return
         directory = str(self.args.output_dir if output_dir is None else output_dir)
