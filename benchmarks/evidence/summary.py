@@ -177,8 +177,8 @@ def label_quality(records: Records) -> str:
 def off_settings(records: Records, space: str, score: str) -> str:
     """A row a task and setting: both ways, their difference, and how far each ends below its own best setting.
 
-    That is over the seeds that all settings of a task and both ways have; tasks that were run at their own setting
-    alone are left out.
+    That is over the seeds that all settings of a task and both ways have, or the default alone where no refinement was
+    not run at all of them. Tasks that were run at their own setting alone are left out.
     """
     found: dict[str, dict[tuple[str, str], BySeed]] = defaultdict(lambda: defaultdict(dict))
     for run, record in sorted(records.items()):
@@ -192,17 +192,22 @@ def off_settings(records: Records, space: str, score: str) -> str:
 
 def _off_rows(task: str, scores: dict[tuple[str, str], BySeed]) -> list[list[str]]:
     settings = sorted({setting for setting, _ in scores}, key=lambda setting: (setting != AS_IT_IS, setting))
-    both = [(setting, way) for setting in settings for way in (BASELINE, DEFAULT)]
-    seeds = sorted(set.intersection(*(set(scores.get(each, {})) for each in both)))
-    if len(settings) < 2 or not seeds:
+    ways = [way for way in (BASELINE, DEFAULT) if all((setting, way) in scores for setting in settings)]
+    if len(settings) < 2 or DEFAULT not in ways:
         return []
-    shared = {each: {seed: scores[each][seed] for seed in seeds} for each in both}
-    average = {each: float(np.mean(list(by_seed.values()))) for each, by_seed in shared.items()}
-    best = {way: max(average[setting, way] for setting in settings) for way in (BASELINE, DEFAULT)}
+    each = [(setting, way) for setting in settings for way in ways]
+    seeds = sorted(set.intersection(*(set(scores[key]) for key in each)))
+    if not seeds:
+        return []
+    shared = {key: {seed: scores[key][seed] for seed in seeds} for key in each}
+    average = {key: float(np.mean(list(by_seed.values()))) for key, by_seed in shared.items()}
+    best = {way: max(average[setting, way] for setting in settings) for way in ways}
     rows = []
     for setting in settings:
-        none, auto = shared[setting, BASELINE], shared[setting, DEFAULT]
-        below = [f"{100 * (best[way] - average[setting, way]):.1f}" for way in (BASELINE, DEFAULT)]
+        none, auto = shared.get((setting, BASELINE), {}), shared[setting, DEFAULT]
+        below = [
+            f"{100 * (best[way] - average[setting, way]):.1f}" if way in ways else "" for way in (BASELINE, DEFAULT)
+        ]
         rows.append([task, setting, _mean(none), _mean(auto), difference(auto, none), *below, str(len(seeds))])
     return rows
 
