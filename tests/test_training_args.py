@@ -274,3 +274,12 @@ def test_exact_resume_concerns_gpus_alone(tmp_path):
     args.__dict__["_setup_devices"] = torch.device("cuda", 0)
     assert args.device.type == "cuda"
     assert args.is_exact_gpu
+
+
+def test_steps_that_were_filled_in_are_not_refused_in_copies():
+    of_steps = PLRTrainingArguments("out", eval_strategy="steps", logging_steps=50)
+    assert of_steps.eval_steps == 50
+    dataclasses.replace(of_steps, eval_strategy="no")
+    of_epochs = PLRTrainingArguments("out", eval_strategy="steps")
+    of_epochs.set_evaluate(strategy="epoch")
+    dataclasses.replace(of_epochs, seed=3)

@@ -51,5 +51,5 @@ def run(args: argparse.Namespace) -> None:
     mib = sum(path.stat().st_size for path in pushed.files) / 2**20
     print(f"{len(pushed.files)} files, {mib:.1f} MiB: {', '.join(path.name for path in pushed.files)}")
     if pushed.removed:
-        print(f"Removed, of an earlier push: {', '.join(pushed.removed)}")
+        print(f"Removed, of an earlier run: {', '.join(pushed.removed)}")
     print(f"On the Hub: {pushed.url}" + ("" if tag is None else f" (tag {tag})"))

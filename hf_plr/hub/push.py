@@ -27,7 +27,7 @@ from huggingface_hub.utils import yaml_dump
 from hf_plr.hub.errors import HubError
 from hf_plr.hub.markdown import escape_markdown
 from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS, WEIGHTS_EPOCH
-from hf_plr.utils.run_files import PUBLISHED, matches
+from hf_plr.utils.run_files import FILES_OF_RUNS, OF_WEIGHTS, PUBLISHED, matches
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ class PushResult:
         repo_id: user/name.
         url: URL of the repository.
         files: pushed files, including unchanged ones.
-        removed: paths of an earlier push's files, which the folder does not have.
+        removed: paths of an earlier run's files, which the folder does not have.
         commit: commit of the files.
         tag: tag of the commit, or None.
     """
@@ -103,8 +103,8 @@ def push_folder(
 ) -> PushResult:
     """Push the published files of an output folder to a model repository, which is created if it does not exist.
 
-    Files of an earlier push that the folder does not have are removed in the same commit, since labels, clusters and
-    names of other weights would be read as theirs. Files of other names stay.
+    Where a run was pushed before, its weights, labels, clusters, names and metrics that the folder does not have are
+    removed in the same commit, since they would be read as those of these weights. Card and other files stay.
 
     Args:
         folder: the output folder of a run.
@@ -128,7 +128,7 @@ def push_folder(
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         added = {path.relative_to(folder).as_posix(): path for path in files}
-        removed = [path for path in _list_pushed_files(api, name, revision) if path not in added]
+        removed = [path for path in _list_files_of_weights(api, name, revision) if path not in added]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(target, _read_content(path, name)) for target, path in added.items()),
             *(CommitOperationDelete(path) for path in removed),
@@ -141,13 +141,15 @@ def push_folder(
     return push_with_retries(push, repo_id, token)
 
 
-def _list_pushed_files(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
-    """List the files of a repository that a push may have brought."""
+def _list_files_of_weights(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
+    """List what belongs to the weights of a run that was pushed to a repository; nothing where none was."""
     try:
         paths = api.list_repo_files(repo_id, revision=revision)
     except RevisionNotFoundError:  # it has no commit yet
         return []
-    return [path for path in paths if path in ADAPTER_FILES or ("/" not in path and matches(path, PUBLISHED))]
+    if not any(matches(path, FILES_OF_RUNS) for path in paths if "/" not in path):
+        return []
+    return [path for path in paths if path in ADAPTER_FILES or ("/" not in path and matches(path, OF_WEIGHTS))]
 
 
 def push_with_retries(push: Callable[[HfApi], Result], repo_id: str, token: str | None) -> Result:

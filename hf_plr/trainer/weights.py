@@ -23,8 +23,8 @@ def find_weights_epoch(trainer: Trainer) -> float | None:
     state = trainer.state
     if trainer.is_in_train or not trainer.args.load_best_model_at_end or state.best_model_checkpoint is None:
         return None
-    epochs = [entry["epoch"] for entry in state.log_history if entry["step"] == state.best_global_step]
-    return epochs[0] if epochs and state.best_global_step != state.global_step else None
+    step = int(os.path.basename(state.best_model_checkpoint).rpartition("-")[2])  # not of a better one without weights
+    return None if step == state.global_step else (state.epoch or 0.0) * step / state.global_step
 
 
 def load_weights(backbone: Any, checkpoint: str) -> None:

@@ -21,17 +21,24 @@ class Ignored(NamedTuple):
     names: dict[str, tuple[Any, ...]]
 
 
-def _of_schedule(event: str) -> Ignored:
-    """Make the entry of the steps between events, of which transformers takes no notice beside another strategy."""
-    strategy = f"{event}_strategy"
-    return Ignored(
-        lambda args: getattr(args, strategy) != "steps",
-        f"without {strategy}='steps'",
-        {f"{event}_steps": ()},
-    )
+def _has_no_steps(args: Any, event: str) -> bool:
+    return bool(getattr(args, f"{event}_strategy") != "steps")
 
 
-OF_SCHEDULES: tuple[Ignored, ...] = tuple(map(_of_schedule, ("logging", "save", "eval")))
+# transformers fills eval_steps with logging_steps, which copies of arguments keep.
+OF_SCHEDULES: tuple[Ignored, ...] = (
+    Ignored(lambda args: _has_no_steps(args, "save"), "without save_strategy='steps'", {"save_steps": ()}),
+    Ignored(
+        lambda args: _has_no_steps(args, "logging") and args.eval_steps != args.logging_steps,
+        "without logging_strategy='steps'",
+        {"logging_steps": ()},
+    ),
+    Ignored(
+        lambda args: _has_no_steps(args, "eval") and args.eval_steps != args.logging_steps,
+        "without eval_strategy='steps'",
+        {"eval_steps": (500,)},
+    ),
+)
 OF_ALL: tuple[Ignored, ...] = (
     *OF_SCHEDULES,
     Ignored(

@@ -30,6 +30,8 @@ PUBLISHED = (
     "units.parquet",
     "centroids.safetensors",
 )
+# What says nothing of other weights; the card and the configurations are replaced, if at all.
+OF_WEIGHTS = tuple(name for name in PUBLISHED if name not in ("README.md", *BACKBONE_FILES) or name.startswith("model"))
 WRITTEN = (*PUBLISHED, "report.json", "report.html", "plr_state*.safetensors", "training_args.bin")
 # Files that no other library writes beside a backbone.
 FILES_OF_RUNS = ("plr_state*.safetensors", "prototypes.safetensors", "pseudo_labels.parquet", "units.parquet")

@@ -218,7 +218,7 @@ def test_then_the_command_works(hub, not_pushed):
 
 
 def test_files_of_an_earlier_push_do_not_stay_beside_other_weights(hub, tmp_path):
-    own, other = ("LICENSE", "notes/tree.json"), ("cluster_names.json", "known_clusters.safetensors")
+    own, other = ("LICENSE", "notes/tree.json", "README.md"), ("cluster_names.json", "prototypes.safetensors")
     for name in ("config.json", "model.safetensors", "README.md", *other):
         (tmp_path / name).write_text(f"first {name}")
     push = ("push", tmp_path, "--repo", "alice/twice")
@@ -226,16 +226,16 @@ def test_files_of_an_earlier_push_do_not_stay_beside_other_weights(hub, tmp_path
     assert pushed.returncode == 0, pushed.stderr
     assert "Removed" not in pushed.stdout
     commit = hub.repos["models/alice/twice"].at("main")
-    commit.files |= dict.fromkeys(own, commit.files["README.md"])  # that somebody has added
-    for name in other:
+    commit.files |= dict.fromkeys(own, commit.files["README.md"])  # two that somebody has added
+    for name in (*other, "README.md"):
         (tmp_path / name).unlink()
     (tmp_path / "model.safetensors").write_text("second")
     pushed = hf_plr(*push, hub=hub, home=tmp_path / "home")
     assert pushed.returncode == 0, pushed.stderr
-    assert f"Removed, of an earlier push: {', '.join(other)}\n" in pushed.stdout
+    assert f"Removed, of an earlier run: {', '.join(other)}\n" in pushed.stdout
     files = hub.files("models/alice/twice")
     del hub.repos["models/alice/twice"]  # other tests look at all that there is
-    assert set(files) == {"config.json", "model.safetensors", "README.md", *own}
+    assert set(files) == {"config.json", "model.safetensors", *own}
     assert files["model.safetensors"] == b"second"
 
 

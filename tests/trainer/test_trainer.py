@@ -238,6 +238,24 @@ def test_weights_of_an_earlier_epoch_are_called_so(make_trainer, all_digits, tmp
     assert read_trained_epochs(tmp_path / "out") == 1.0
 
 
+def test_the_epoch_is_that_of_the_weights_where_a_better_step_was_not_saved(make_trainer, all_digits):
+    scores = iter([0.1, 0.9, 0.2, 0.3])
+    trainer = make_trainer(
+        {"eval_dataset": all_digits.select(range(1500, 1520)), "compute_metrics": lambda _: {"mine": next(scores)}},
+        eval_strategy="steps",
+        eval_steps=7,
+        save_strategy="steps",
+        save_steps=14,
+        load_best_model_at_end=True,
+        metric_for_best_model="mine",
+        num_train_epochs=4,
+    )
+    trainer.train()
+    kept = trainer.state.best_model_checkpoint
+    epochs = 4.0 if kept is None else int(kept.rpartition("-")[2]) / 7
+    assert trainer.summary().epochs_of_weights == epochs
+
+
 def test_streams_are_evaluated_and_predicted(make_trainer, all_digits):
     trainer = make_trainer(num_train_epochs=1)
     held_out = all_digits.select(range(1500, 1530))
