@@ -58,7 +58,7 @@ AUDIO_AUGMENTATIONS: dict[str, AudioAugmentation] = {"waveform": waveform_augmen
 
 
 def fill_silence(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Add noise of one step of 16 bits to clips of one value throughout, such as zeros; others stay as they are.
+    """Add noise of one step of 16 bits, the same to all, to clips of one value throughout; others stay as they are.
 
     A model that normalises the channels of each frame divides the gradient of such a clip by the root of its epsilon in
     every layer: 300 for each, so that the clip alone decides a step, or its gradient is infinite.

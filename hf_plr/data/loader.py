@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 PREFETCHED = 4  # batches per worker, and of the thread that collects decoded samples
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where Linux keeps what processes share; nothing is written by name
 NUMBER = "dataloader_num_workers"
+SPARE_DESCRIPTORS = 4  # of the socket by which a worker sends a batch
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -308,13 +309,25 @@ def _share(batch: dict[str, Any]) -> bool:
 
     The queue does so, too, but in a thread whose errors nobody sees: the other process would wait forever.
     """
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
     try:
-        for value in batch.values():
-            if isinstance(value, torch.Tensor):
-                value.share_memory_()
-    except RuntimeError:
+        for tensor in tensors:
+            tensor.share_memory_()
+        _try_descriptors(len(tensors) + SPARE_DESCRIPTORS)
+    except (RuntimeError, OSError):
         return False
     return True
+
+
+def _try_descriptors(n: int) -> None:
+    """Open and close so many files, as the queue will, which sends a descriptor of each tensor through a socket.
+
+    Raises:
+        OSError: if that is more than the process may have.
+    """
+    with contextlib.ExitStack() as stack:
+        for _ in range(n):
+            stack.enter_context(open(os.devnull, "rb"))
 
 
 class _Piped:

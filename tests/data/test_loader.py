@@ -196,6 +196,21 @@ def test_a_job_with_a_limit_on_files_gets_its_batches(monkeypatch, caplog):
     assert ["ulimit" in record.message for record in caplog.records] == [True]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted on Linux")
+def test_a_worker_near_its_number_of_files_shares_nothing():
+    import resource
+
+    batch = {"pixel_values": torch.rand(4)}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert loader._share(batch)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2, limits[1]))
+        is_shared = loader._share(batch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not is_shared
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
