@@ -175,7 +175,7 @@ class AudioModality(Modality):
     def waveforms(self, batch: dict[str, torch.Tensor], numbers: torch.Tensor | None = None) -> torch.Tensor:
         """Prepare a batch's waveforms (B, T): augmented if there are numbers; normalised for a model of them.
 
-        Where gradients are taken, silent clips get noise, see `fill_silence`; normalising makes that a tenth of their unit.
+        Where gradients are taken, silent clips get noise, see `fill_silence`; normalised, it has a deviation of 0.1.
         """
         values, lengths = batch["input_values"], batch["lengths"]
         if numbers is not None:
