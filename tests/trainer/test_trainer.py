@@ -18,7 +18,6 @@ from transformers import AutoModel, TrainerCallback, ViTForImageClassification
 
 from hf_plr import PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
 from hf_plr.hub import publisher
-from hf_plr.hub.push import read_trained_epochs
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.pseudo_labels.stage import default_num_clusters
 
@@ -200,89 +199,6 @@ print(json.dumps([lists, output.last_hidden_state[:, 0].tolist()]))
     report, features = __import__("json").loads(run.stdout.strip().splitlines()[-1])
     assert all(value == [] for value in report.values()), report
     np.testing.assert_allclose(features, expected, atol=1e-5)
-
-
-def test_evaluation_during_training_and_the_best_checkpoint(make_trainer, all_digits):
-    trainer = make_trainer(
-        {"eval_dataset": all_digits.select(range(1500, 1600))},
-        eval_strategy="epoch",
-        load_best_model_at_end=True,
-        num_train_epochs=3,
-    )
-    trainer.train()
-    entries = [entry for entry in trainer.state.log_history if "eval_knn_accuracy" in entry]
-    assert len(entries) == 3
-    assert {"eval_nmi", "eval_linear_probe_accuracy", "eval_clustering_accuracy"} <= entries[0].keys()
-    assert trainer.state.best_metric == max(entry["eval_knn_accuracy"] for entry in entries)
-    best = type(trainer.model).from_pretrained(trainer.state.best_model_checkpoint)
-    assert_same_weights(weights(trainer), best.state_dict())
-
-
-def test_weights_of_an_earlier_epoch_are_called_so(make_trainer, all_digits, tmp_path):
-    scores = iter([0.9, 0.1, 0.2])
-    trainer = make_trainer(
-        {"eval_dataset": all_digits.select(range(1500, 1520)), "compute_metrics": lambda _: {"mine": next(scores)}},
-        eval_strategy="epoch",
-        load_best_model_at_end=True,
-        metric_for_best_model="mine",
-        num_train_epochs=3,
-    )
-    assert trainer.summary().epochs_of_weights == 0
-    trainer.train()
-    assert (trainer.summary().epochs, trainer.summary().epochs_of_weights) == (3.0, 1.0)
-    trainer.create_model_card()
-    assert (
-        "21 steps; the weights are those of epoch 1, the best by `mine`" in (tmp_path / "out" / "README.md").read_text()
-    )
-    trainer.publisher.write_metrics(0.0)
-    assert read_trained_epochs(tmp_path / "out") == 1.0
-
-
-def test_the_epoch_is_that_of_the_weights_where_a_better_step_was_not_saved(make_trainer, all_digits):
-    scores = iter([0.1, 0.9, 0.2, 0.3])
-    trainer = make_trainer(
-        {"eval_dataset": all_digits.select(range(1500, 1520)), "compute_metrics": lambda _: {"mine": next(scores)}},
-        eval_strategy="steps",
-        eval_steps=7,
-        save_strategy="steps",
-        save_steps=14,
-        load_best_model_at_end=True,
-        metric_for_best_model="mine",
-        num_train_epochs=4,
-    )
-    trainer.train()
-    kept = trainer.state.best_model_checkpoint
-    epochs = 4.0 if kept is None else int(kept.rpartition("-")[2]) / 7
-    assert trainer.summary().epochs_of_weights == epochs
-
-
-def test_streams_are_evaluated_and_predicted(make_trainer, all_digits):
-    trainer = make_trainer(num_train_epochs=1)
-    held_out = all_digits.select(range(1500, 1530))
-    stream = held_out.to_iterable_dataset()
-    of_stream, of_data = (trainer.evaluate(data)["eval_knn_accuracy"] for data in (stream, held_out))
-    assert of_stream == of_data
-    np.testing.assert_array_equal(trainer.predict(stream).predictions, trainer.predict(held_out).predictions)
-
-
-def test_evaluation_drops_no_sample_where_training_drops_the_last_batch(make_trainer, some_digits):
-    trainer = make_trainer(dataloader_drop_last=True, per_device_eval_batch_size=16)
-    assert len(trainer.predict(some_digits.select(range(24))).predictions) == 24
-    assert trainer.args.dataloader_drop_last is True
-
-
-def test_own_metrics_get_features_and_labels(make_trainer, all_digits):
-    seen = {}
-
-    def metrics(prediction):
-        seen["shapes"] = prediction.predictions.shape, prediction.label_ids.shape
-        return {"mine": 0.5}
-
-    held_out = all_digits.select(range(1500, 1577))
-    trainer = make_trainer({"eval_dataset": held_out, "compute_metrics": metrics})
-    assert trainer.evaluate()["eval_mine"] == 0.5
-    assert seen["shapes"] == ((77, 32), (77,))
-    assert trainer.predict(held_out).predictions.shape == (77, 32)
 
 
 @pytest.mark.parametrize("clusterer", [AgglomerativeClustering(8), HDBSCAN(min_cluster_size=2, copy=True)])
