@@ -119,6 +119,7 @@ def test_files_that_are_gone_are_counted(export, photos):
     (photos / "train" / "a" / "2.jpg").unlink()
     (photos / "train" / "4.jpg").write_text("changed")
     found, said = export()
+    assert "Not where they were in " in said
     assert "and left out: 1, such as a/2.jpg" in said
     assert found == {**{k: v for k, v in EXPECTED.items() if k != "000/2.jpg"}, "none/4.jpg": "changed"}
 
