@@ -27,7 +27,7 @@ from huggingface_hub.utils import yaml_dump
 from hf_plr.hub.errors import HubError
 from hf_plr.hub.markdown import escape_markdown
 from hf_plr.report.file_names import METRICS_FILE, TRAINED_EPOCHS, WEIGHTS_EPOCH
-from hf_plr.utils.run_files import FILES_OF_RUNS, OF_WEIGHTS, PUBLISHED, matches
+from hf_plr.utils.run_files import FILES_OF_RUNS, PUBLISHED, PUBLISHED_OF_WEIGHTS, matches
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -149,7 +149,9 @@ def _list_files_of_weights(api: HfApi, repo_id: str, revision: str | None) -> li
         return []
     if not any(matches(path, FILES_OF_RUNS) for path in paths if "/" not in path):
         return []
-    return [path for path in paths if path in ADAPTER_FILES or ("/" not in path and matches(path, OF_WEIGHTS))]
+    return [
+        path for path in paths if path in ADAPTER_FILES or ("/" not in path and matches(path, PUBLISHED_OF_WEIGHTS))
+    ]
 
 
 def push_with_retries(push: Callable[[HfApi], Result], repo_id: str, token: str | None) -> Result:

@@ -6,36 +6,56 @@ import fnmatch
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-# Patterns for the top of the folder; the state for resuming (optimizer, random states, ...) is useless to others.
-BACKBONE_FILES = (
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+
+class RunFile(NamedTuple):
+    """A file at the top of a run's folder.
+
+    Args:
+        pattern: its name, as `fnmatch` reads it.
+        is_backbone: it is loaded with the backbone, and lies beside backbones that have seen no run.
+        tells_of_weights: what it says is true of one epoch's weights and no others.
+        is_published: a push takes it. The state for resuming (optimizer, random states, ...) is useless to others.
+        shows_a_run: no other library writes it beside a backbone.
+    """
+
+    pattern: str
+    is_backbone: bool = False
+    tells_of_weights: bool = True
+    is_published: bool = True
+    shows_a_run: bool = False
+
+
+RUN_FILES = (
+    RunFile("config.json", is_backbone=True, tells_of_weights=False),
+    RunFile("model.safetensors", is_backbone=True),
+    RunFile("model-*-of-*.safetensors", is_backbone=True),
+    RunFile("model.safetensors.index.json", is_backbone=True),
+    RunFile("preprocessor_config.json", is_backbone=True, tells_of_weights=False),
+    RunFile("processor_config.json", is_backbone=True, tells_of_weights=False),
+    RunFile("README.md", tells_of_weights=False),  # a card is replaced, if at all: people write in it
+    RunFile("metrics.json"),
+    RunFile("clusters.png"),
+    RunFile("pseudo_labels.parquet", shows_a_run=True),
+    RunFile("prototypes.safetensors", shows_a_run=True),
+    RunFile("cluster_names.json"),
+    RunFile("run_history.json"),
+    RunFile("tree.json"),
+    RunFile("known_clusters.safetensors"),
+    RunFile("units.parquet", shows_a_run=True),
+    RunFile("centroids.safetensors"),
+    RunFile("report.json", is_published=False),
+    RunFile("report.html", is_published=False),
+    RunFile("plr_state*.safetensors", is_published=False, shows_a_run=True),
+    RunFile("training_args.bin", is_published=False, tells_of_weights=False),
 )
-PUBLISHED = (
-    *BACKBONE_FILES,
-    "README.md",
-    "metrics.json",
-    "clusters.png",
-    "pseudo_labels.parquet",
-    "prototypes.safetensors",
-    "cluster_names.json",
-    "run_history.json",
-    "tree.json",
-    "known_clusters.safetensors",
-    "units.parquet",
-    "centroids.safetensors",
-)
-# What says nothing of other weights; the card and the configurations are replaced, if at all.
-OF_WEIGHTS = tuple(name for name in PUBLISHED if name not in ("README.md", *BACKBONE_FILES) or name.startswith("model"))
-WRITTEN = (*PUBLISHED, "report.json", "report.html", "plr_state*.safetensors", "training_args.bin")
-# Files that no other library writes beside a backbone.
-FILES_OF_RUNS = ("plr_state*.safetensors", "prototypes.safetensors", "pseudo_labels.parquet", "units.parquet")
-# Files by which a folder is known to hold a run or a backbone.
+WRITTEN = tuple(file.pattern for file in RUN_FILES)
+PUBLISHED = tuple(file.pattern for file in RUN_FILES if file.is_published)
+BACKBONE_FILES = tuple(file.pattern for file in RUN_FILES if file.is_backbone)
+PUBLISHED_OF_WEIGHTS = tuple(file.pattern for file in RUN_FILES if file.is_published and file.tells_of_weights)
+FILES_OF_RUNS = tuple(file.pattern for file in RUN_FILES if file.shows_a_run)
+# By these a folder is known to hold a run or a backbone; others' projects have a README.md or a tree.json, too.
 MARKS = ("metrics.json", "config.json", "model.safetensors", "plr_state.safetensors", "prototypes.safetensors")
 
 
