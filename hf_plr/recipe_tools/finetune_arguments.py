@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_plr.trainer.checkpointing import list_checkpoints
 from hf_plr.training_args.base import count_launched
 from hf_plr.training_args.ignored import OF_SCHEDULES, refuse_ignored
-from hf_plr.utils.run_files import FILES_OF_RUNS, matches
+from hf_plr.utils.run_files import BACKBONE_FILES, FILES_OF_RUNS, matches
 
 LAST = "last"  # checkpoint in output_dir
 
@@ -70,6 +73,7 @@ class ClassifierArguments(TrainingArguments):
             "const": LAST,
         },
     )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the classifier in output_dir."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
     average_tokens_across_devices: bool = field(
         default=False,  # Trainer would multiply the loss of some classifiers (CLIP) by the number of processes
@@ -89,15 +93,50 @@ def adjust_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the given arguments.
 
     Raises:
-        ValueError: if a required argument is missing, or the classifier would replace a backbone or a run's files.
+        ValueError: if a required argument is missing, or the classifier would replace what `check_folder` keeps.
     """
     for name in ("model_name_or_path", "dataset_name", "output_dir"):
         if values.get(name) is None:
             raise ValueError(f"--{name} is needed")
-    folder = Path(values["output_dir"])
-    is_start = os.path.realpath(folder) == os.path.realpath(values["model_name_or_path"])
-    if is_start or any(matches(path, FILES_OF_RUNS) for path in folder.glob("*")):
+    is_new = values.get("resume_from_checkpoint") is None and not values.get("overwrite")
+    check_folder(Path(values["output_dir"]), values["model_name_or_path"], is_new)
+    return {"learning_rate": 1e-3} if values.get("freeze_backbone") else {}
+
+
+def check_folder(folder: Path, start: str, is_new: bool) -> None:
+    """Reject a folder in which a classifier would replace something else.
+
+    Args:
+        folder: the classifier's.
+        start: name or path of the backbone.
+        is_new: False where an earlier classifier there is resumed or replaced.
+
+    Raises:
+        ValueError: if a backbone or a run is there, or a classifier and `is_new`.
+    """
+    if os.path.realpath(folder) == os.path.realpath(start) or find_files(folder, FILES_OF_RUNS):
         raise ValueError(
             f"--output_dir {folder} holds a backbone that the classifier would replace: name another folder"
         )
-    return {"learning_rate": 1e-3} if values.get("freeze_backbone") else {}
+    if is_new and find_files(folder, BACKBONE_FILES):
+        raise ValueError(f"{folder} holds a model: --overwrite replaces it, another --output_dir keeps it")
+    if is_new and list_checkpoints(folder):
+        raise ValueError(
+            f"{folder} holds an unfinished training: --resume_from_checkpoint resumes it, --overwrite starts anew"
+        )
+
+
+def remove_earlier(args: ClassifierArguments) -> None:
+    """Remove the earlier classifier that --overwrite replaces, with its checkpoints."""
+    if not args.overwrite or args.resume_from_checkpoint is not None:
+        return
+    folder = Path(args.output_dir)
+    for checkpoint in list_checkpoints(folder):
+        shutil.rmtree(checkpoint)
+    for path in find_files(folder, BACKBONE_FILES):
+        path.unlink()
+
+
+def find_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """List the files of a folder, none below it, whose names are of these patterns."""
+    return [path for path in folder.glob("*") if path.is_file() and matches(path, patterns)]

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, default_data_
 
 from hf_plr.models.frozen import hold_frozen
 from hf_plr.models.spectrogram_inputs import SpectrogramInputs, makes_spectrograms
-from hf_plr.recipe_tools.finetune_arguments import LAST, ClassifierArguments, FinetuneArguments
+from hf_plr.recipe_tools.finetune_arguments import LAST, ClassifierArguments, FinetuneArguments, remove_earlier
 from hf_plr.recipe_tools.labelled_data import LabelledData
 from hf_plr.utils.files import give_usual_mode
 
@@ -64,6 +64,8 @@ def train_classifier(
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
+    if trainer.is_world_process_zero():
+        remove_earlier(args)
     checkpoint = args.resume_from_checkpoint
     with contextlib.nullcontext() if recipe.freeze_backbone else _without_long_masks(model, train_dataset[:1]):
         trainer.train(resume_from_checkpoint=True if checkpoint == LAST else checkpoint)

@@ -311,6 +311,32 @@ def test_a_classifier_replaces_no_backbone(tmp_path, capsys, out):
     assert "holds a backbone that the classifier would replace: name another folder" in capsys.readouterr().err
 
 
+def test_a_classifier_replaces_no_other_by_itself(tmp_path, some_digits, capsys):
+    small_vit(32, 16, 32, 1).save_pretrained(tmp_path / "start")
+    small_vit_processor(32).save_pretrained(tmp_path / "start")
+    folder = write(some_digits.select(range(40)), some_digits.select(range(40, 60)), tmp_path / "data")
+    common = ["--model_name_or_path", tmp_path / "start", "--dataset_name", folder, "--output_dir", tmp_path / "c"]
+    common += ["--num_train_epochs", 1]
+    recipe("finetune_image", *common, "--save_strategy", "epoch")
+    (tmp_path / "c" / "notes.txt").write_text("mine")
+    written = (tmp_path / "c" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        recipe("finetune_image", *common, "--seed", 1)
+    assert "holds a model: --overwrite replaces it" in capsys.readouterr().err
+    assert (tmp_path / "c" / "model.safetensors").read_bytes() == written
+    recipe("finetune_image", *common, "--seed", 1, "--overwrite")
+    assert (tmp_path / "c" / "model.safetensors").read_bytes() != written
+    assert not list((tmp_path / "c").glob("checkpoint-*"))
+    assert (tmp_path / "c" / "notes.txt").read_text() == "mine"
+
+
+def test_an_unfinished_classifier_is_not_begun_anew_by_itself(tmp_path, capsys):
+    (tmp_path / "c" / "checkpoint-2").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        recipe("finetune_image", "--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", tmp_path / "c")
+    assert "--resume_from_checkpoint resumes it, --overwrite starts anew" in capsys.readouterr().err
+
+
 def test_an_interrupted_training_is_resumed(tmp_path, some_digits, capsys):
     small_vit(32, 16, 32, 1).save_pretrained(tmp_path / "start")
     small_vit_processor(32).save_pretrained(tmp_path / "start")
