@@ -203,6 +203,8 @@ def test_names_are_text_whatever_they_are(make_trainer, tmp_path):
     data |= {"versions": {HOSTILE: HOSTILE}, "scores": {HOSTILE: {HOSTILE: 0.5}}, "score_titles": {HOSTILE: HOSTILE}}
     data["run"] |= dict.fromkeys(("noun", "plural", "members", "architecture", "start", "source"), HOSTILE)
     data["run"] |= dict.fromkeys(("written", "output_dir", "scored_on"), HOSTILE)
+    assert data["run"]["weights_epoch"] is None  # the last one
+    data["run"]["weights_epoch"] = 1.0
     for curve in data["curves"]:
         curve |= {"title": HOSTILE, "what": HOSTILE}
     for sample in data["samples"].values():
@@ -216,6 +218,7 @@ def test_names_are_text_whatever_they_are(make_trainer, tmp_path):
         assert await page.run("document.querySelectorAll('script').length") == 2
         assert await page.run("document.querySelector('h1').textContent") == HOSTILE
         assert await page.run("document.title") == f"{HOSTILE} - hf-plr report"
+        assert "steps · weights of epoch 1, the best" in await page.run("document.querySelector('.lead').textContent")
         command = await page.run("document.querySelector('code.command').textContent")
         assert command == "hf-plr audit '" + HOSTILE.replace("'", "'\\''") + "' --marks marks.csv"
         data_only = "[...document.images].every((image) => image.src.startsWith('data:'))"

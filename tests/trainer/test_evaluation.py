@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from helpers.runs import assert_same_weights, weights
 
@@ -40,6 +42,8 @@ def test_weights_of_an_earlier_epoch_are_called_so(make_trainer, all_digits, tmp
     assert (
         "21 steps; the weights are those of epoch 1, the best by `mine`" in (tmp_path / "out" / "README.md").read_text()
     )
+    trainer.write_report()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["run"]["weights_epoch"] == 1.0
     trainer.publisher.write_metrics(0.0)
     assert read_trained_epochs(tmp_path / "out") == 1.0
 

@@ -39,6 +39,7 @@ def run_facts(summary: RunSummary, log: list[dict[str, Any]], finished: bool, st
             "samples": summary.n_samples,
             "unreadable": len(summary.unreadable_rows),
             "epochs": round(float(summary.epochs), 2),
+            "weights_epoch": None if summary.weights_epoch is None else round(float(summary.weights_epoch), 2),
             "steps": summary.steps,
             "processes": summary.processes,
             "stage": stage,

@@ -11,6 +11,7 @@ function heading() {
     `${count(run.samples)} ${run.plural}`, run.architecture && `${run.architecture} from ${run.start}`,
     typeof run.epochs === "number" ? plural(run.epochs, "epoch") : null,
     typeof run.steps === "number" ? plural(run.steps, "step") : null,
+    typeof run.weights_epoch === "number" ? `weights of epoch ${run.weights_epoch}, the best` : null,
     run.written && `written ${run.written}`,
   ];
   content.append(el("p", { class: "lead" }, summary.filter(Boolean).join(" \u00b7 ")));
