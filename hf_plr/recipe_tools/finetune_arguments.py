@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import TrainingArguments
 from hf_plr.trainer.checkpointing import list_checkpoints
 from hf_plr.training_args.base import count_launched
 from hf_plr.training_args.ignored import OF_SCHEDULES, refuse_ignored
-from hf_plr.utils.run_files import BACKBONE_FILES, FILES_OF_RUNS, matches
+from hf_plr.utils.run_files import BACKBONE_FILES, find_files, holds_run
 
 LAST = "last"  # checkpoint in output_dir
 
@@ -114,7 +113,7 @@ def check_folder(folder: Path, start: str, is_new: bool) -> None:
     Raises:
         ValueError: if a backbone or a run is there, or a classifier and `is_new`.
     """
-    if os.path.realpath(folder) == os.path.realpath(start) or find_files(folder, FILES_OF_RUNS):
+    if os.path.realpath(folder) == os.path.realpath(start) or holds_run(folder):
         raise ValueError(
             f"--output_dir {folder} holds a backbone that the classifier would replace: name another folder"
         )
@@ -135,8 +134,3 @@ def remove_earlier(args: ClassifierArguments) -> None:
         shutil.rmtree(checkpoint)
     for path in find_files(folder, BACKBONE_FILES):
         path.unlink()
-
-
-def find_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """List the files of a folder, none below it, whose names are of these patterns."""
-    return [path for path in folder.glob("*") if path.is_file() and matches(path, patterns)]

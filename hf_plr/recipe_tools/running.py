@@ -25,7 +25,6 @@ from transformers import TrainingArguments
 from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
-from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
@@ -41,7 +40,7 @@ from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.base import LAUNCHED_PRECISION
 from hf_plr.utils.cores import count_cores
 from hf_plr.utils.distributed import wait_for_all
-from hf_plr.utils.run_files import BACKBONE_FILES, WRITTEN, matches
+from hf_plr.utils.run_files import BACKBONE_FILES, WRITTEN, find_files, holds_run, matches
 from hf_plr.utils.streams import escape_what_streams_lack
 
 SOUND_ARGUMENTS = (  # which recipes for images do not show
@@ -98,6 +97,11 @@ class OutputArguments:
         default=None,
         metadata={"help": "Push to a private repository. Default: as the Hub does.", "nargs": "?", "const": True},
     )
+
+    @property
+    def empties_output_dir(self) -> bool:
+        """Whether the results of an earlier run in `output_dir` are removed before training begins."""
+        return self.overwrite and self.resume_from_checkpoint is None
 
 
 def run_recipe(main: Callable[[], object]) -> None:
@@ -178,7 +182,7 @@ def check_output_dir(args: OutputArguments) -> None:
         raise ValueError(f"--resume_from_checkpoint: {folder} holds no complete checkpoint")
     if args.resume_from_checkpoint is not None or args.overwrite:
         return
-    if (folder / METRICS_FILE).exists():
+    if holds_run(folder):
         raise ValueError(f"{folder} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
     if list_checkpoints(folder):
         raise ValueError(
@@ -208,12 +212,12 @@ def prepare_output_dir(args: OutputArguments, is_main_process: bool, start: str 
         start: name or path of the backbone that the new run starts from; one in this folder stays.
     """
     folder = Path(str(args.output_dir))
-    if not (is_main_process and args.overwrite and args.resume_from_checkpoint is None):
+    if not (is_main_process and args.empties_output_dir):
         return
     for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
         shutil.rmtree(checkpoint, ignore_errors=True)
     labels = getattr(args, "labels", None)
-    for path in [path for path in folder.glob("*") if path.is_file() and matches(path, WRITTEN)]:
+    for path in find_files(folder, WRITTEN):
         is_start = bool(start) and _is_same(start, folder) and matches(path, BACKBONE_FILES)
         is_given = labels is not None and (
             _is_same(labels, path) or (_is_same(labels, folder) and path.suffix == ".parquet")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_plr.refinement.correspondence import ClusterEvents
-from hf_plr.report.names import NAMES_FILE
 from hf_plr.utils.files import write_text
+from hf_plr.utils.run_files import TELLING_OF_EARLIER, find_files
 
 HISTORY_FILE = "run_history.json"
 FORMAT = "hf-plr-history-1"
@@ -203,14 +203,15 @@ class RunHistory:
         write_text(Path(folder) / HISTORY_FILE, self.to_json() + "\n")
 
 
-def remove_earlier_run(folder: str | os.PathLike[str], *further: str) -> None:
-    """Remove the names and the history of an earlier run, whose numbers are those of other clusters; warns if it does.
+def remove_earlier_run(folder: str | os.PathLike[str]) -> None:
+    """Remove what tells of an earlier run, whose numbers are those of other clusters, with a warning.
+
+    Its weights and labels stay until the new ones replace them.
 
     Args:
         folder: output folder of a run that begins anew.
-        *further: names of further files of its clusters.
     """
-    found = [path for name in (NAMES_FILE, HISTORY_FILE, *further) if (path := Path(folder) / name).is_file()]
+    found = find_files(folder, TELLING_OF_EARLIER)
     for path in found:
         path.unlink()
     if found:

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainerCallback
 
-from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE
 from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
 from hf_plr.trainer.checkpointing import last_complete_checkpoint
@@ -65,7 +64,7 @@ class StageCallback(TrainerCallback):
         """Remove what an earlier training left, and forget what of it was to be pushed."""
         self.epoch = int(state.epoch or 0)
         if state.global_step == 0 and state.is_world_process_zero:
-            remove_earlier_run(args.output_dir, KNOWN_CLUSTERS_FILE)
+            remove_earlier_run(args.output_dir)
         self.trainer.publisher.begin_training()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -239,9 +239,8 @@ def open_continuation(args: PLRTrainingArguments) -> Continuation | None:
     """
     if args.continue_from is None:
         return None
-    resumed = args.resume_from_checkpoint
-    begins_anew = resumed is None and getattr(args, "overwrite", False)  # of recipes, which then empty the folder
-    return Continuation(find_predecessor(args.continue_from, None if begins_anew else str(args.output_dir), resumed))
+    output_dir = None if args.empties_output_dir else str(args.output_dir)
+    return Continuation(find_predecessor(args.continue_from, output_dir, args.resume_from_checkpoint))
 
 
 def starts_from_scratch(continuation: Continuation | None, model: Any, backbone: torch.nn.Module) -> bool:

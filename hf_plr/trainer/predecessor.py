@@ -16,11 +16,11 @@ import numpy as np
 from hf_plr.pseudo_labels.known_samples import KnownSamples, LastLabels
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
 from hf_plr.refinement import NOISE
-from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.names import parse_names, read_cluster_names, read_level_names
-from hf_plr.report.run_history import HISTORY_FILE, RunEntry, RunHistory
+from hf_plr.report.run_history import RunEntry, RunHistory
 from hf_plr.report.tree_file import TREE_FILE, read_levels
 from hf_plr.trainer.checkpointing import find_defect, last_complete_checkpoint, list_checkpoints, load_state
+from hf_plr.utils.run_files import holds_run
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 
 ABOUT = "continued.about"  # in the state of a run
@@ -58,8 +58,7 @@ class Predecessor:
         """
         if not os.path.isdir(folder):
             raise ValueError(f"continue_from={folder!r} is not a folder: name the output folder of a finished run")
-        is_finished = any((Path(folder) / name).is_file() for name in (METRICS_FILE, HISTORY_FILE))
-        if not is_finished and list_checkpoints(folder):
+        if not holds_run(folder) and list_checkpoints(folder):
             raise ValueError(f"continue_from={folder!r} holds an unfinished run: --resume_from_checkpoint resumes it")
         if not (Path(folder) / PSEUDO_LABELS_FILE).is_file():
             raise ValueError(

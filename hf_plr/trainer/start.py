@@ -227,7 +227,7 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
         check_same_settings(checkpoint, compared[0], compared[1], trainer.default_settings(), warns=False)
         _check_batch_size(checkpoint, trainer.args)
         return
-    if is_main and not getattr(trainer.args, "overwrite", False):  # of recipes, which then remove them
+    if is_main and not trainer.args.empties_output_dir:
         warn_of_earlier_checkpoints(output_dir)
     continuation = getattr(trainer, "continuation", None)  # of trainers that can continue a run
     if continuation is not None:

@@ -289,6 +289,11 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         metadata={"help": "When to write report.html: epoch (whenever labels are made, and at the end), end, or no."},
     )
 
+    @property
+    def empties_output_dir(self) -> bool:
+        """Whether an earlier run in `output_dir` is removed before training begins; recipes can be told to."""
+        return False
+
     def __post_init__(self) -> None:
         self.by_default = fill_from_scratch(self)
         if self.dataloader_num_workers is None:

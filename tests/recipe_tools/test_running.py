@@ -26,6 +26,17 @@ def test_an_output_folder_that_is_a_file_is_refused_by_name(tmp_path):
     assert path.read_text() == "mine"
 
 
+@pytest.mark.parametrize("file", ["metrics.json", "plr_state.safetensors", "pseudo_labels.parquet", "run_history.json"])
+def test_a_run_is_known_by_each_of_its_files_recipes_or_not(tmp_path, file):
+    (tmp_path / "checkpoint-7").mkdir()
+    with pytest.raises(ValueError, match=r"holds an unfinished run: --resume_from_checkpoint resumes it"):
+        check_output_dir(OutputArguments(output_dir=str(tmp_path)))
+    (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=r"holds a finished run: --overwrite replaces it"):
+        check_output_dir(OutputArguments(output_dir=str(tmp_path)))
+    check_output_dir(OutputArguments(output_dir=str(tmp_path), overwrite=True))
+
+
 def test_overwriting_leaves_nothing_that_tells_of_other_clusters(tmp_path):
     names = {"cluster_names.json", "run_history.json", "known_clusters.safetensors"}
     for name in (*names, "mine.txt"):
@@ -53,9 +64,8 @@ def test_overwriting_leaves_nothing_that_a_run_writes(tmp_path):
 def test_overwriting_keeps_what_the_run_starts_from(tmp_path, labels):
     for name in ("model.safetensors", "config.json", "README.md", "prototypes.safetensors", "pseudo_labels.parquet"):
         (tmp_path / name).write_text("{}")
-    args = SimpleNamespace(
-        output_dir=str(tmp_path), overwrite=True, resume_from_checkpoint=None, labels=str(tmp_path / labels)
-    )
+    args = OutputArguments(output_dir=str(tmp_path), overwrite=True)
+    args.labels = str(tmp_path / labels)  # as recipes' own arguments have it
     prepare_output_dir(args, is_main_process=True, start=str(tmp_path))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"model.safetensors", "config.json", "pseudo_labels.parquet"}

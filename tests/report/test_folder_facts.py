@@ -11,7 +11,7 @@ import pytest
 from helpers.run_lines import make_history, write_run
 from helpers.runs import StopAt
 
-from hf_plr.recipe_tools.running import prepare_output_dir
+from hf_plr.recipe_tools.running import OutputArguments, prepare_output_dir
 from hf_plr.report.html.earlier_runs import render_again, report_of
 from hf_plr.report.html.folder_facts import MAX_CLUSTERS, MAX_EVENTS, MAX_RUNS, collect_folder_facts
 from hf_plr.report.html.report_file import read_report
@@ -112,17 +112,14 @@ def test_the_page_of_a_folder_that_was_moved_tells_where_it_is(tmp_path):
     assert report_of(moved)["labels_id"] == "a1"
 
 
-def test_a_replaced_run_leaves_neither(make_trainer, tmp_path):
-    trainer = make_trainer(num_train_epochs=1)
+def test_a_replaced_run_leaves_neither(tmp_path):
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     make_history(2, 6).write(out)
     write_cluster_names(out, {1: "crack"})
-    trainer.args.overwrite, trainer.args.resume_from_checkpoint = False, None
-    prepare_output_dir(trainer.args, is_main_process=True)
+    prepare_output_dir(OutputArguments(output_dir=str(out)), is_main_process=True)
     assert {path.name for path in out.iterdir()} == {"cluster_names.json", "run_history.json"}
-    trainer.args.overwrite = True
-    prepare_output_dir(trainer.args, is_main_process=True)
+    prepare_output_dir(OutputArguments(output_dir=str(out), overwrite=True), is_main_process=True)
     assert list(out.iterdir()) == []
 
 
@@ -132,6 +129,8 @@ def test_a_run_that_begins_anew_drops_them_and_one_that_resumes_keeps_them(make_
     trainer.train()
     make_history(2, 6).write(out)
     write_cluster_names(out, {1: "crack"})
+    for name in ("metrics.json", "tree.json", "pseudo_labels.parquet"):
+        (out / name).write_text("{}")
     with caplog.at_level(logging.WARNING):
         make_trainer(num_train_epochs=2).train(resume_from_checkpoint=True)
         assert (out / "cluster_names.json").exists()
@@ -140,7 +139,10 @@ def test_a_run_that_begins_anew_drops_them_and_one_that_resumes_keeps_them(make_
         make_trainer(num_train_epochs=1).train()
     assert not (out / "cluster_names.json").exists()
     assert not (out / "run_history.json").exists()
-    assert f"{out / 'cluster_names.json'} and {out / 'run_history.json'} of an earlier run removed" in caplog.text
+    assert not (out / "metrics.json").exists()  # commands would read settings from it that are not of these weights
+    assert not (out / "tree.json").exists()
+    assert (out / "pseudo_labels.parquet").exists()  # until new ones are saved
+    assert "of an earlier run removed" in caplog.text
 
 
 @pytest.mark.parametrize("written", ["2026-11-01T10:00:00Z", "2026-11-01T10:00:00.5", "2026-11-01", "yesterday"])

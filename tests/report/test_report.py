@@ -15,7 +15,7 @@ from helpers.run_lines import make_history, write_run
 from helpers.runs import StopAt, assert_same_weights, logged, weights
 
 from hf_plr.cli import main
-from hf_plr.recipe_tools.running import prepare_output_dir
+from hf_plr.recipe_tools.running import OutputArguments, prepare_output_dir
 from hf_plr.report.html import render as page
 from hf_plr.report.html import reporter
 from hf_plr.report.html.report_file import read_report
@@ -377,8 +377,8 @@ def test_the_command_replaces_no_file_that_is_not_its_own_page(tmp_path, capsys)
 def test_a_replaced_run_leaves_no_report(make_trainer, tmp_path):
     trainer = make_trainer(num_train_epochs=1)
     trainer.train()
-    trainer.args.overwrite, trainer.args.resume_from_checkpoint = True, None
-    prepare_output_dir(trainer.args, is_main_process=True)
+    assert list((tmp_path / "out").glob("report*"))
+    prepare_output_dir(OutputArguments(output_dir=str(tmp_path / "out"), overwrite=True), is_main_process=True)
     assert not list((tmp_path / "out").glob("report*"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -240,7 +241,10 @@ def test_folders_that_cannot_be_continued_are_refused(first, grown_digits, tmp_p
 
 
 def test_a_run_that_begins_anew_needs_the_folder_before(first, tmp_path):
-    args = PLRTrainingArguments(tmp_path / "out", continue_from=str(tmp_path / "gone"))
+    @dataclass
+    class OfRecipe(OutputArguments, PLRTrainingArguments):
+        pass
+
     folder = tmp_path / "out" / "checkpoint-3"
     folder.mkdir(parents=True)
     with pytest.raises(TypeError, match="args must be PLRTrainingArguments, not TrainingArguments"):
@@ -249,7 +253,7 @@ def test_a_run_that_begins_anew_needs_the_folder_before(first, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predecessor, "_find_own_checkpoint", lambda *where: found.append(where))
         for overwrite, searched in ((False, 1), (True, 0)):
-            args.overwrite = overwrite  # as recipes have it
+            args = OfRecipe(str(tmp_path / "out"), overwrite=overwrite, continue_from=str(tmp_path / "gone"))
             found.clear()
             with pytest.raises(ValueError, match="is not a folder"):
                 open_continuation(args)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from hf_plr.report.file_names import PAGE_FILE
+from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
+from hf_plr.report.file_names import METRICS_FILE, PAGE_FILE
 from hf_plr.report.html.curves import metric_curves
 from hf_plr.report.html.folder_facts import collect_folder_facts
 from hf_plr.report.html.render import render
@@ -19,7 +20,6 @@ from hf_plr.report.html.sheets import Snapshot, size_table
 from hf_plr.report.html.tree_facts import find_tree
 from hf_plr.utils.files import write_text
 
-METRICS_FILE, PSEUDO_LABELS_FILE = "metrics.json", "pseudo_labels.parquet"
 NO_DATA = (
     f"This run left no {DATA_FILE}: there is no map, no sheet of samples and no flow between epochs, only its metrics "
     "and the sizes of its last clusters."
