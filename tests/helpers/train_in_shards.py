@@ -43,11 +43,14 @@ class WatchedTrainer(PLRTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def check_state(self) -> None:
-        """What has an entry per sample has one for each own sample, and nothing has one for each of all."""
+        """What has an entry per sample has one for each own sample; by that, and not by its name alone, it is known."""
         n_held = len(self.labelings[0].pseudo_labels.labels)
         lengths = {name: len(array) for name, array in self.label_state().items()}
         assert {length for name, length in lengths.items() if is_of_samples(name)} == {n_held}, lengths
         assert n_held == N_IMAGES or N_IMAGES not in lengths.values(), lengths
+        everywhere = gather_object([lengths])
+        differing = {name for name in lengths if len({each[name] for each in everywhere}) > 1}
+        assert all(map(is_of_samples, differing)), differing  # processes hold 102 and 101, or 51 and 50
 
 
 def make_trainer(folder: str, **arguments: Any) -> WatchedTrainer:
