@@ -20,10 +20,11 @@ from hf_plr.jobs.feature_files import FeatureFile, FeatureFiles
 from hf_plr.jobs.feature_space import FeatureSpace, MappedFeatures
 from hf_plr.pseudo_labels.label_files import LABEL_COLUMN
 from hf_plr.utils.files import replacing
-from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
+from hf_plr.utils.serialization import name_file_in_errors, read_formatted, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
-CENTROIDS_FORMAT = "hf-plr-centroids-1"
+CENTROIDS_FORMAT = "hf-plr-cluster-centroids-1"
+EARLIER_FORMAT = "hf-plr-centroids-1"  # of the same arrays; that of units, too
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ class Centroids:
         path = os.path.join(folder, CENTROIDS_FILE)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{folder} has no {CENTROIDS_FILE}: fit centroids into it first")
-        arrays = read_tensors(path, CENTROIDS_FORMAT)
+        _, arrays = read_formatted(path, (CENTROIDS_FORMAT, EARLIER_FORMAT))
         with name_file_in_errors(path):
+            if "centroids" in arrays:
+                raise ValueError("it holds the centroids of units: give the folder of an earlier `hf-plr cluster`")
             centers = validate_array(arrays, "cluster_centers", "floats", (None, None))
             width = centers.shape[1]
             center = validate_array(arrays, "center", "floats", (width,))

@@ -38,7 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Soft targets over the current clusters: mostly the current label, and as a smaller part the projection.
     "soft": {"assignment": "soft", "weight": 0.7, "min_cluster_size": 1},
-    # Soft targets as in RLCC (Zhang et al., CVPR 2021); give `centroid_cosines` for the part that sees features.
+    # Soft targets in the proportions of RLCC (Zhang et al., CVPR 2021). Its similarity of clusters needs the
+    # `centroid_cosines` of `PseudoLabelRefiner.refine`, which training does not give.
     "rlcc": {"assignment": "soft", "weight": 0.9, "noise": "drop", "previous": "raw", "min_cluster_size": 1},
     # The baseline: the current clusters, through the same code.
     "none": {"assignment": "current", "min_cluster_size": 1},

@@ -196,8 +196,8 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             "slr for frames) or a preset: consensus (several clusterings of three epochs, re-clustered by how often "
             "samples are in one), nested (the same of five epochs on a finer clustering, cut into three nested "
             "levels that are all trained on; kmeans alone), slr (projection, this library's reading of arXiv "
-            "2410.14242), soft (soft targets by projection), joint (both epochs side by side), rlcc (soft targets as "
-            "in RLCC) or none."
+            "2410.14242), soft (soft targets by projection), joint (both epochs side by side), rlcc (soft targets in "
+            "the proportions of RLCC, without its similarity of clusters) or none."
         },
     )
     refinement_weight: Fraction | None = field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hf_plr.clustering import KMeans
@@ -25,7 +23,7 @@ from hf_plr.units.frames import Frames
 from hf_plr.units.space import SCALINGS, FrameSpace, number_recordings, number_speakers
 from hf_plr.utils.files import replacing
 from hf_plr.utils.hub_files import download_if_there
-from hf_plr.utils.serialization import name_file_in_errors, read_tensors, validate_array
+from hf_plr.utils.serialization import name_file_in_errors, read_formatted, validate_array
 
 CENTROIDS_FILE = "centroids.safetensors"
 FORMAT = "hf-plr-centroids-1"  # of frames as they are; releases before 0.2 read no other
@@ -87,8 +85,7 @@ class UnitEncoder:
                 f"{name} has no {CENTROIDS_FILE}: give the output folder of `hf-plr train audio --objective frames`, "
                 "or call UnitTrainer.save_labels"
             )
-        stored_format = _read_format(path)
-        arrays = read_tensors(path, stored_format)
+        stored_format, arrays = read_formatted(path, (FORMAT, SPACE_FORMAT))
         with name_file_in_errors(path):
             centroids = validate_array(arrays, "centroids", "floats", (None, None)).astype(np.float32, copy=False)
             if centroids.size == 0:
@@ -174,15 +171,6 @@ def _validate_space(arrays: dict[str, np.ndarray], width: int) -> FrameSpace:
     if "frame_matrix" in arrays:
         origin, matrix = read("origin", (width,)), read("matrix", (width, width))
     return FrameSpace(scaling, mean, std, origin, matrix)
-
-
-def _read_format(path: str) -> str:
-    """Read which of the two formats a file has; whatever has neither is left to `read_tensors`."""
-    faults = (SafetensorError, OSError, ValueError, TypeError, AttributeError)
-    with contextlib.suppress(*faults), safe_open(path, framework="numpy") as file:
-        if (file.metadata() or {}).get("format") == FORMAT:
-            return FORMAT
-    return SPACE_FORMAT
 
 
 def write_units(

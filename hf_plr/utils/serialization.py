@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,14 +84,28 @@ def read_tensors(path: str | os.PathLike[str], file_format: str) -> dict[str, np
     Raises:
         ValueError: if the file is damaged or of another format, naming it.
     """
+    return read_formatted(path, (file_format,))[1]
+
+
+def read_formatted(path: str | os.PathLike[str], file_formats: Sequence[str]) -> tuple[str, dict[str, np.ndarray]]:
+    """Read which of several formats a file has, and its arrays by name.
+
+    Args:
+        path: the file.
+        file_formats: one of them must be the "format" of its metadata.
+
+    Raises:
+        ValueError: as `read_tensors`.
+    """
     from safetensors import SafetensorError, safe_open  # the refiner needs only numpy and scipy
 
     try:
         with safe_open(path, framework="numpy") as file:
             stored_format = (file.metadata() or {}).get("format")
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if stored_format == file_format else {}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if stored_format in file_formats else {}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last ones: types that numpy lacks
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-    if stored_format != file_format:
-        raise ValueError(f"{path} has format {stored_format!r}, this release reads {file_format!r}")
-    return arrays
+    if stored_format not in file_formats:
+        read = " and ".join(map(repr, file_formats))
+        raise ValueError(f"{path} has format {stored_format!r}, this release reads {read}")
+    return str(stored_format), arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from sklearn.datasets import make_blobs
 
 from hf_plr import KMeans
@@ -294,3 +297,25 @@ def test_shards_that_are_missing_and_shards_of_other_data_are_named(features, tm
         path.rename(folder / f"shard-0000{path.stem}-of-00007.parquet")
     assert main(["cluster", str(folder), "--output", str(tmp_path / "out")]) == 2
     assert "lacks 2 of 7 shards: 5, 6" in capsys.readouterr().err
+
+
+def test_centroids_are_told_from_those_of_units(features, tmp_path, capsys):
+    folder = write(features, tmp_path / "features")
+    centers = _first_centroids(folder, tmp_path)
+    path = os.path.join(centers, "centroids.safetensors")
+    arrays = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "hf-plr-cluster-centroids-1"}
+    options = ["cluster", folder, "--start", str(tmp_path / "older"), "--output", str(tmp_path / "c1")]
+    (tmp_path / "older").mkdir()
+    units = {"centroids": arrays["cluster_centers"], "units": np.arange(17), "layer": np.array([1])}
+    older = tmp_path / "older" / "centroids.safetensors"
+    for file_format, message in (
+        ("hf-plr-centroids-1", "it holds the centroids of units"),
+        ("hf-plr-centroids-2", "has format 'hf-plr-centroids-2', this release reads 'hf-plr-cluster-centroids-1'"),
+    ):
+        save_file(units, older, {"format": file_format})
+        assert main(options) == 2
+        assert message in capsys.readouterr().err
+    save_file(arrays, older, {"format": "hf-plr-centroids-1"})  # as releases before wrote it
+    assert main(options) == 0
