@@ -32,8 +32,8 @@ from benchmarks.evidence.tasks import TASKS, arguments_of
 from hf_plr import PLRTrainer
 from hf_plr.features.centering import center_features
 from hf_plr.refinement import NOISE, cooccurrence
-from hf_plr.refinement.hierarchy import ClusterTree, compare_clusters, make_tree
-from hf_plr.refinement.hierarchy.likeness import measure_prototype_distances
+from hf_plr.refinement.cluster_tree import ClusterTree, compare_clusters, make_tree
+from hf_plr.refinement.cluster_tree.likeness import measure_prototype_distances
 from hf_plr.report.label_table import write_pseudo_labels
 from hf_plr.report.level_table import write_level
 from hf_plr.report.tree_file import read_tree, write_tree

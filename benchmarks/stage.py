@@ -27,9 +27,9 @@ from benchmarks.measuring import PeakMemory
 from hf_plr.clustering import KMeans, make_clusterers, make_ensemble
 from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.clustering.whitening import whiten
+from hf_plr.pseudo_labels.assembly import make_labelings, select_clusterers
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.presets import make_labelings, select_clusterers
 from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PRESETS, PseudoLabelRefiner
 from hf_plr.training_args import AUTO, PLRTrainingArguments

@@ -24,7 +24,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 
-from hf_plr.refinement.hierarchy import ClusterTree, Level, TreeError
+from hf_plr.refinement.cluster_tree import ClusterTree, Level, TreeError
 from hf_plr.report.level_table import check_output, write_level, write_levels
 from hf_plr.report.names import read_cluster_names
 from hf_plr.report.tree_file import read_levels, read_tree

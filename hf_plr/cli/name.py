@@ -33,7 +33,7 @@ import numpy as np
 
 from hf_plr.cli.pages import write_pages
 from hf_plr.refinement import NOISE
-from hf_plr.refinement.hierarchy import Level
+from hf_plr.refinement.cluster_tree import Level
 from hf_plr.report.marks import read_labels
 from hf_plr.report.names import NAMES_FILE, format_cluster, read_cluster_names, read_level_names, write_cluster_names
 from hf_plr.report.naming import FewLabels, Vote, count_votes, parse_renames, read_few_labels, read_names_table

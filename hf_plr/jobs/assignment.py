@@ -22,7 +22,7 @@ from hf_plr.jobs.run_settings import is_adapter_of_run, read_run_settings
 from hf_plr.jobs.sample_assigner import SampleAssigner
 from hf_plr.modality import Modality
 from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, LABEL_COLUMN, SPAN_COLUMNS, level_column
-from hf_plr.refinement.hierarchy import Level
+from hf_plr.refinement.cluster_tree import Level
 from hf_plr.report.assigned import AssignedSamples
 from hf_plr.report.drift import TimeBins, bin_times
 from hf_plr.report.html.assigned_files import write_assigned

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from hf_plr.data.content_digest import format_digests
 from hf_plr.pseudo_labels.data_record import DataRecord
 from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, level_column
-from hf_plr.refinement.hierarchy import Level
+from hf_plr.refinement.cluster_tree import Level
 from hf_plr.utils.files import replacing
 
 WRITTEN_ROWS = 1 << 20  # that are in memory at once

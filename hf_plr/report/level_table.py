@@ -20,7 +20,7 @@ from hf_plr.pseudo_labels.label_files import (
     SPAN_COLUMNS,
     level_column,
 )
-from hf_plr.refinement.hierarchy import Level
+from hf_plr.refinement.cluster_tree import Level
 from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.tables import check_ending, writing_table
 

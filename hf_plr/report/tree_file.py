@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_plr.refinement.hierarchy import ClusterTree, Level
+from hf_plr.refinement.cluster_tree import ClusterTree, Level
 from hf_plr.report.names import read_level_names
 from hf_plr.utils.files import write_text
 

@@ -9,7 +9,7 @@ import numpy as np
 from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.refinement import cooccurrence
-from hf_plr.refinement.hierarchy import ClusterTree, compare_clusters, make_tree
+from hf_plr.refinement.cluster_tree import ClusterTree, compare_clusters, make_tree
 from hf_plr.report.html.tree_facts import MAX_CLUSTERS
 from hf_plr.report.label_results import average_labels
 

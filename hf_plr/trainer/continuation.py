@@ -30,7 +30,7 @@ from hf_plr.pseudo_labels.known_samples import (
 )
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.refinement import NOISE, cooccurrence
-from hf_plr.refinement.hierarchy import KnownLevels
+from hf_plr.refinement.cluster_tree import KnownLevels
 from hf_plr.refinement.run_events import find_run_events
 from hf_plr.report.run_history import DataChange, RunEntry, RunEvents, RunHistory
 from hf_plr.trainer.predecessor import ABOUT, COUNTS, Predecessor, find_predecessor, parse_about

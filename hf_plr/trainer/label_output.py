@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
-from hf_plr.refinement.hierarchy import ClusterTree, Level, make_levels, make_tree
+from hf_plr.refinement.cluster_tree import ClusterTree, Level, make_levels, make_tree
 from hf_plr.report.cluster_files import CLUSTER_FILES, write_cluster_files
 from hf_plr.report.label_results import collect_columns, describe_labels
 from hf_plr.report.label_table import write_pseudo_labels

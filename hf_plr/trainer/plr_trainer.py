@@ -21,7 +21,7 @@ from hf_plr.evaluation.label_free import LABEL_FREE_SCORES
 from hf_plr.features.centering import CenteredFeatures, center_features, check_finite
 from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
-from hf_plr.pseudo_labels import presets
+from hf_plr.pseudo_labels import assembly
 from hf_plr.pseudo_labels.given_labels import open_given_stage
 from hf_plr.pseudo_labels.holding import make_holder
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
@@ -124,7 +124,7 @@ class PLRTrainer(BaseTrainer):
         train_dataset = open_stream(train_dataset, args)
         n_rows = len(check_dataset(train_dataset))
         is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
-        clusterers = [] if is_cut else presets.select_clusterers(args, n_rows, clusterer, refiner)
+        clusterers = [] if is_cut else assembly.select_clusterers(args, n_rows, clusterer, refiner)
         super().__init__(
             model,
             args,
@@ -154,12 +154,12 @@ class PLRTrainer(BaseTrainer):
         """Make the labelings, their prototypes and the sampler, for as many samples as there are."""
         args, n_samples = self.args, len(self.train_dataset)
         clusterers, clusterer, refiner = self._chosen
-        clusterers = clusterers or presets.select_clusterers(args, n_samples, clusterer, refiner)
+        clusterers = clusterers or assembly.select_clusterers(args, n_samples, clusterer, refiner)
         self.n_label_shards = select_label_shards(args, n_samples, self.views)
         self.holder = make_holder(self.n_label_shards, self.accelerator, args.feature_dir)
         self._feature_source.keeps_own = self.n_label_shards > 1
         self.given_stage = open_given_stage(args, self.train_dataset, self.modality.column, self.holder)
-        self.labelings = presets.make_labelings(args, clusterers, refiner, n_samples, self.holder, self.given_stage)
+        self.labelings = assembly.make_labelings(args, clusterers, refiner, n_samples, self.holder, self.given_stage)
         memory = PrototypeMemory(args.temperature, args.prototype_momentum)
         self.cluster_objective = ClusterObjective(self.labelings, memory)
         self._sampler = make_cluster_sampler(args, n_samples, self.n_label_shards, self.views)
@@ -244,7 +244,7 @@ class PLRTrainer(BaseTrainer):
     def describe_clusters(self) -> str:
         """What is clustered into what, and how it is refined, in a line."""
         space, has_own_refiner = self.cluster_space.describe(), self._chosen[2] is not None
-        return presets.describe_labelings(self.labelings, space, self.args, has_own_refiner)
+        return assembly.describe_labelings(self.labelings, space, self.args, has_own_refiner)
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
@@ -412,12 +412,12 @@ class PLRTrainer(BaseTrainer):
     def run_settings(self) -> dict[str, Any]:
         """Settings of the run with those of clusterer, refiner and pair term."""
         parts = {"label_shards": self.n_label_shards if self.n_label_shards > 1 else None}
-        parts |= presets.describe_settings(self.labelings, self.args) | describe_pairs(self.args, self.pair_term)
+        parts |= assembly.describe_settings(self.labelings, self.args) | describe_pairs(self.args, self.pair_term)
         return super().run_settings() | as_stored(parts)
 
     def default_settings(self) -> dict[str, Any]:
         """Settings of a run to which nothing is given, with those of clusterer and refiner."""
-        return super().default_settings() | as_stored(presets.describe_default_settings(self.labelings) | OLDER_PAIRS)
+        return super().default_settings() | as_stored(assembly.describe_default_settings(self.labelings) | OLDER_PAIRS)
 
     def save_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None = None) -> None:
         """Write the last labels to `pseudo_labels.parquet`, and beside it what is known of their clusters.

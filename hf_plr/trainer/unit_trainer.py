@@ -22,7 +22,7 @@ from hf_plr.data.columns import check_column, check_dataset
 from hf_plr.data.streaming import open_stream
 from hf_plr.data.true_labels import encode_labels
 from hf_plr.modality import AudioModality
-from hf_plr.pseudo_labels.presets import resolve_preset
+from hf_plr.pseudo_labels.assembly import resolve_preset
 from hf_plr.pseudo_labels.sampler import (
     LengthSampler,
     count_samples_per_epoch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_plr.pseudo_labels.presets import make_refiner
+from hf_plr.pseudo_labels.assembly import make_refiner
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import NESTED, UnitTrainingArguments
 from hf_plr.training_args.ignored import BESIDE_OWN_REFINER, refuse_ignored

@@ -12,7 +12,7 @@ import pytest
 
 from hf_plr.cli import main
 from hf_plr.pseudo_labels.label_files import LabelFile
-from hf_plr.refinement.hierarchy import make_tree
+from hf_plr.refinement.cluster_tree import make_tree
 from hf_plr.report.names import write_cluster_names
 from hf_plr.report.tree_file import read_tree, write_tree
 

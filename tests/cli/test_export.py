@@ -11,7 +11,7 @@ import pytest
 
 from hf_plr.cli import main
 from hf_plr.data.content_digest import digest_content
-from hf_plr.refinement.hierarchy import make_tree
+from hf_plr.refinement.cluster_tree import make_tree
 from hf_plr.report.names import write_cluster_names
 from hf_plr.report.tree_file import write_tree
 

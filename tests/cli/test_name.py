@@ -21,7 +21,7 @@ from helpers.run_lines import make_history, write_run
 
 import hf_plr
 from hf_plr.cli import main
-from hf_plr.refinement.hierarchy import make_tree
+from hf_plr.refinement.cluster_tree import make_tree
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.tree_file import write_tree
 

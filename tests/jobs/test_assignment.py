@@ -32,7 +32,7 @@ from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.jobs import assignment, sample_assigner
 from hf_plr.pseudo_labels.data_record import read_record
-from hf_plr.refinement.hierarchy import make_tree
+from hf_plr.refinement.cluster_tree import make_tree
 from hf_plr.report.html.previews import image_preview
 from hf_plr.report.names import write_cluster_names
 from hf_plr.report.tree_file import write_tree

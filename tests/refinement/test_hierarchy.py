@@ -12,9 +12,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from hf_plr.refinement import cooccurrence
-from hf_plr.refinement.hierarchy import ClusterTree, TreeError, compare_clusters, make_tree
-from hf_plr.refinement.hierarchy.likeness import measure_membership_distances, measure_prototype_distances
-from hf_plr.refinement.hierarchy.tree import order_by_seniority
+from hf_plr.refinement.cluster_tree import ClusterTree, TreeError, compare_clusters, make_tree
+from hf_plr.refinement.cluster_tree.likeness import measure_membership_distances, measure_prototype_distances
+from hf_plr.refinement.cluster_tree.tree import order_by_seniority
 
 
 def distances_of(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_plr.refinement import cooccurrence
-from hf_plr.refinement.hierarchy import KnownLevels, make_levels, make_tree
+from hf_plr.refinement.cluster_tree import KnownLevels, make_levels, make_tree
 
 
 def tree_of(labels: np.ndarray, rng: np.random.Generator):

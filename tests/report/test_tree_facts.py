@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_plr.refinement.hierarchy import make_tree
+from hf_plr.refinement.cluster_tree import make_tree
 from hf_plr.report.html.tree_facts import describe_tree, find_tree
 from hf_plr.report.names import write_cluster_names
 from hf_plr.report.tree_file import write_tree

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hf_plr
-from hf_plr.refinement.hierarchy import make_levels, make_tree
+from hf_plr.refinement.cluster_tree import make_levels, make_tree
 from hf_plr.report.tree_file import TREE_FILE, read_tree, write_tree
 
 

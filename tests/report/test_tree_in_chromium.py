@@ -10,7 +10,7 @@ import pytest
 from helpers.chromium import CHROMIUM, Page, check_page
 from helpers.constructed_report import write_constructed_report
 
-from hf_plr.refinement.hierarchy import ClusterTree, make_tree
+from hf_plr.refinement.cluster_tree import ClusterTree, make_tree
 from hf_plr.report.html.earlier_runs import render_again
 from hf_plr.report.names import write_cluster_names
 from hf_plr.report.tree_file import write_tree

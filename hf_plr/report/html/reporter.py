@@ -17,8 +17,8 @@ from accelerate import Accelerator
 
 from hf_plr.data.audio_store import AudioStore
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.refinement.cluster_tree import ClusterTree
 from hf_plr.refinement.cooccurrence import iterate_chunks, list_cluster_ids
-from hf_plr.refinement.hierarchy import ClusterTree
 from hf_plr.report.html.flows import cluster_flow
 from hf_plr.report.html.previews import MEDIA_TYPES, Previews
 from hf_plr.report.html.projection import layouts

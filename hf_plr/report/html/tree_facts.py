@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_plr.refinement.hierarchy import ClusterTree, Level
+from hf_plr.refinement.cluster_tree import ClusterTree, Level
 from hf_plr.report.html.run_facts import as_line
 from hf_plr.report.html.sheets import MAX_SIZES
 from hf_plr.report.tree_file import TREE_FILE, read_levels, read_tree

@@ -12,7 +12,7 @@ from hf_plr.clustering.reciprocal import share_neighborhoods
 from hf_plr.pseudo_labels.given_labels import GivenStage
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
-from hf_plr.pseudo_labels.levels import LevelStage
+from hf_plr.pseudo_labels.nested import LevelStage
 from hf_plr.pseudo_labels.stage import RefinementStage, default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.training_args import (

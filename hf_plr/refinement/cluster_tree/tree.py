@@ -10,7 +10,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from hf_plr.refinement.agglomeration import weighted_linkage
-from hf_plr.refinement.hierarchy.level import Level
+from hf_plr.refinement.cluster_tree.level import Level
 
 HEIGHT_DECIMALS = 6
 N_LEVELS = 3  # that are chosen where none are named

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from hf_plr.refinement.cluster_tree.level import Level
+from hf_plr.refinement.cluster_tree.tree import ClusterTree
 from hf_plr.refinement.cooccurrence import NOISE, CooccurrenceTable
 from hf_plr.refinement.correspondence import Overlaps
-from hf_plr.refinement.hierarchy.level import Level
-from hf_plr.refinement.hierarchy.tree import ClusterTree
 
 Numbers = Mapping[int, int]  # number of the level's cluster that each cluster is in, by its label
 
