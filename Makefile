@@ -14,7 +14,7 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS
 
 help:
 	@echo "make demo [SEED=1]  adapt a small ViT to handwritten digits without labels, a minute or two"
-	@echo "make test           lint, and run the tests that are quick: under 8 minutes on two cores"
+	@echo "make test           lint, and run the tests that are quick: 16 minutes on two cores"
 	@echo "make test-all       run all tests, and every page of the documentation: under an hour on two cores"
 	@echo "make gpu-check      check a machine with a GPU, in 25 minutes: sums, rates, memory, resuming; writes gpu.json"
 	@echo "make lint           run ruff, codespell, mypy and the contract of imports"
