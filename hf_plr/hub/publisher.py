@@ -101,7 +101,7 @@ class SavedLabels:
 class Publisher:
     """Publisher of a trainer's backbone, processor, labels, card and metrics, with tags by epoch.
 
-    * A push takes the files that `hf_plr.hub.push.PUBLISHED` lists: no optimizer, no random states, no pickled
+    * A push takes the files that `hf_plr.utils.run_files.PUBLISHED` lists: no optimizer, no random states, no pickled
       arguments.
     * The repository is created before training, so that a refused token or name ends the run early. An unreachable Hub
       does not end the run, and neither does a failed push in the middle of training.

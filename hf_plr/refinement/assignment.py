@@ -1,4 +1,4 @@
-"""Step 4 without agglomeration: the largest entry of a soft label, and the confidence of a hard label."""
+"""Parts of step 4: hard labels without agglomeration; with and without it, small clusters and confidences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 1: count the co-occurrence of cluster labels of successive epochs."""
+"""What steps 2 to 4 work on: the co-occurrence table of the labels of successive epochs."""
 
 from __future__ import annotations
 

@@ -176,7 +176,8 @@ class PLRTrainer(BaseTrainer):
     def refresh_labels(self, epoch: int) -> None:
         """Make new labels before an epoch, by the method's five steps: cluster, project, blend, re-cluster, train.
 
-        `PseudoLabelRefiner.refine_cells` has the three steps in the middle, `begin_epoch` the last.
+        `PseudoLabelRefiner.refine_cells` has the three steps in the middle, `begin_epoch` the last. In the joint space,
+        which the default has with k-means, all labelings of the last epochs are side by side in place of a projection.
         """
         clock = Stopwatch()
         with isolate_rng(self.args.seed + epoch):
@@ -191,7 +192,7 @@ class PLRTrainer(BaseTrainer):
             for labeling in self.labelings:
                 with clock("cluster"):
                     clusters = labeling.cluster(rows, epoch)
-                with clock("refine"):  # project, blend, re-cluster
+                with clock("refine"):  # project or join, blend, re-cluster
                     labeling.refine(clusters, epoch, features.part)
             del rows
             means = self.cluster_objective.rebuild_prototypes(features)
