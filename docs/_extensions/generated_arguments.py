@@ -1,6 +1,7 @@
 """Sections of the reference that are read off the programs: commands of `hf-plr`, and arguments of the recipes.
 
-A page says where by a line `<!-- generated: commands -->` or `<!-- generated: recipe NAME -->`.
+A page says where by a line `<!-- generated: commands -->` or `<!-- generated: recipe NAME -->`. The paragraph right under it is
+for readers of the page as it is, and is replaced too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hf_plr.cli import finetune, make_parser, train
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.utils.shipped_files import find_shipped
 
-MARKER = re.compile(r"^<!-- generated: (?P<what>.*?) -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- generated: (?P<what>.*?) -->(?:\n.+)*$", re.MULTILINE)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def test_commands_and_arguments_are_those_of_the_programs(site):
     recipes = (site / "reference" / "recipes.html").read_text(encoding="utf-8")
     for argument in ("--num_clusters", "--objective", "--identity_column", "--labels_per_class", "--max_seconds"):
         assert argument in recipes
+    assert "The built page" not in commands + recipes
 
 
 @pytest.mark.slow
