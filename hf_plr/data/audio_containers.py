@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 HEAD_BYTES = 64  # of a file, enough to recognise it
-INSTALL = 'pip install "hf_plr[av]"'
+INSTALL = "pip install av"
 NAMES = {
     ".m4a": "M4A",
     ".m4b": "M4B",
@@ -73,7 +73,7 @@ def has_decoder() -> bool:
 
 
 def describe_unreadable(head: bytes, suffix: str) -> str | None:
-    """Describe what a file of sound needs to be read, such as 'M4A needs av (pip install "hf_plr[av]")'.
+    """Describe what a file of sound needs to be read, such as "M4A needs av (pip install av)".
 
     Args:
         head: the first 64 bytes of the file.

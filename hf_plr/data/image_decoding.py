@@ -35,7 +35,7 @@ HEAD_BYTES = 512
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIF_BRANDS = {b"mif1", b"msf1", b"mif2"}  # of HEIC or of AVIF: further brands tell
-NEEDS_PILLOW_HEIF = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
+NEEDS_PILLOW_HEIF = "HEIC needs pillow-heif (pip install pillow-heif)"
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 STRANGE_TIFF = (
     "Pillow does not read TIFF files of this kind, such as several channels that are not colours, or colours in "
@@ -332,7 +332,7 @@ def describe_unreadable(head: bytes, suffix: str) -> str | None:
         suffix: the file's suffix, such as ".heic", for files that are empty or unknown.
 
     Returns:
-        The reason and the remedy, such as 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'; None if the content
+        The reason and the remedy, such as "HEIC needs pillow-heif (pip install pillow-heif)"; None if the content
         is not known, or is of a format that can be read.
     """
     if not head:

@@ -41,7 +41,7 @@ def require_peft(purpose: str) -> None:
         ImportError: if it is not.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ImportError(f"{purpose} needs peft: pip install 'hf-plr[lora]'")
+        raise ImportError(f"{purpose} needs peft: pip install peft")
 
 
 def has_adapters(model: Any) -> bool:

@@ -64,7 +64,7 @@ def sweep(seconds, rate=RATE):
 def test_a_container_is_known_by_its_content_or_its_name(without_av, head, suffix, name):
     assert name_container(head[:64], suffix) == name
     needed = describe_unreadable(head[:64], suffix)
-    assert needed == (None if name is None else f'{name} needs av (pip install "hf_plr[av]")')
+    assert needed == (None if name is None else f"{name} needs av (pip install av)")
 
 
 def test_with_the_decoder_nothing_is_needed(monkeypatch):
@@ -76,9 +76,7 @@ def test_without_the_decoder_the_remedy_is_named(without_av, tmp_path):
     path = tmp_path / "phone.m4a"
     path.write_bytes(EMPTY_M4A)
     for value in (EMPTY_M4A, str(path), {"bytes": None, "path": str(path)}, {"bytes": EMPTY_M4A, "path": "phone.m4a"}):
-        with pytest.raises(
-            UnreadableRecording, match=r'recording 3 cannot be read: M4A needs av \(pip install "hf_plr\[av\]"\)'
-        ):
+        with pytest.raises(UnreadableRecording, match=r"recording 3 cannot be read: M4A needs av \(pip install av\)"):
             decode_waveform(value, 3, RATE)
 
 

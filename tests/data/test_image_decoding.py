@@ -389,14 +389,14 @@ HEIC_HEADS = [b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" for brand in (b"he
 @pytest.mark.skipif(has_heic(), reason="pillow-heif is installed")
 @pytest.mark.parametrize("head", [*HEIC_HEADS, b"\0\0\0\x18ftypheic" + b"\0" * 100])
 def test_heic_without_pillow_heif_says_what_it_needs(head):
-    needed = 'HEIC needs pillow-heif (pip install "hf_plr[heic]")'
+    needed = "HEIC needs pillow-heif (pip install pillow-heif)"
     assert describe_unreadable(head, ".jpg") == needed
     with pytest.raises(UnreadableImage) as caught:
         ImageDecoder(3).decode({"bytes": head, "path": "IMG_1.HEIC"}, 3)
     assert str(caught.value) == f"image 3 cannot be read ({needed})"
 
 
-@pytest.mark.skipif(not has_heic(), reason='pillow-heif is not installed (pip install "hf_plr[heic]")')
+@pytest.mark.skipif(not has_heic(), reason="pillow-heif is not installed (pip install pillow-heif)")
 def test_heic_with_pillow_heif_is_read():
     assert [describe_unreadable(head, ".heic") for head in HEIC_HEADS] == [None] * len(HEIC_HEADS)
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
