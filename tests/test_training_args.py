@@ -15,7 +15,6 @@ from hf_plr import PLRTrainingArguments, UnitTrainingArguments, training_args
 from hf_plr.clustering import CLUSTERERS
 from hf_plr.data.audio_augmentation import AUDIO_AUGMENTATIONS
 from hf_plr.data.image_augmentation import IMAGE_AUGMENTATIONS
-from hf_plr.evaluation import label_free
 from hf_plr.features.source import DTYPES, SOURCES
 from hf_plr.models.pooling import POOLINGS
 from hf_plr.pseudo_labels.pair_term import PAIR_LOSSES
@@ -42,10 +41,6 @@ def own_fields(kind: type[BaseTrainingArguments]) -> set[str]:
 )
 def test_choices_are_those_of_the_registries(choices, registered):
     assert set(get_args(choices)) == registered
-
-
-def test_scores_that_are_better_low_are_those_of_label_free():
-    assert set(training_args.LOWER_IS_BETTER) == set(label_free.LOWER_IS_BETTER)
 
 
 def test_the_module_imports_nothing_of_ours_but_checks():

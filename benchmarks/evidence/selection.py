@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.evidence.runs import Run, read_records
-from hf_plr.evaluation.label_free import LOWER_IS_BETTER
+from hf_plr.training_args import LOWER_IS_BETTER
 
 FIGURES = (
     "effective_rank",

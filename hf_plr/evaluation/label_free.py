@@ -14,16 +14,6 @@ LABEL_FREE_SCORES = {
     "effective_rank": "Effective rank of the features",
     "silhouette": "Silhouette of the clusters",
 }
-LOWER_IS_BETTER = (
-    "churn",
-    "noise_share",
-    "left_out_share",
-    "changed_share",
-    "soft_share",
-    "largest_share",
-    "born",
-    "died",
-)
 COLLAPSED_RANK = 0.1  # fraction of the first stage's effective rank
 COLLAPSED_FRACTION = 0.5  # of the samples in clusters
 

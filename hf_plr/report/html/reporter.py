@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WHEN = ("epoch", "end", "no")
 MAX_DETAILED_STAGES = 60  # last stages that keep the details of their changes
 MAX_NEW = 8  # new clusters per stage that have examples
 MEMBERS = {"image": 8, "recording": 4}  # per sheet
