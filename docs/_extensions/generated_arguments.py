@@ -1,7 +1,7 @@
 """Sections of the reference that are read off the programs: commands of `hf-plr`, and arguments of the recipes.
 
-A page says where by a line `<!-- generated: commands -->` or `<!-- generated: recipe NAME -->`. The paragraph right under it is
-for readers of the page as it is, and is replaced too.
+A page says where by a line `<!-- generated: commands -->` or `<!-- generated: recipe NAME -->`. The paragraph right
+below it, for who reads the page before it is built, is replaced too.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -82,3 +83,21 @@ def test_metrics_files_and_columns_of_a_run_are_in_the_reference(make_trainer):
     logged = {name.removeprefix("plr/") for epoch in metrics["epochs"] for name in epoch}
     assert "clusters_raw" in logged
     assert [name for name in {*logged, *metrics} if f"`{name}`" not in known] == []
+
+
+def test_metrics_and_files_of_a_run_on_frames_are_in_the_reference(make_sound_trainer, some_sounds):
+    sounds = some_sounds.select(range(24))
+    trainer = make_sound_trainer(trainer={"train_dataset": sounds}, num_train_epochs=2, report="no", save_strategy="no")
+    trainer.train()
+    trainer.save_model()
+    trainer.save_labels(trainer.args.output_dir)
+    names = {name for entry in trainer.state.log_history for name in entry}
+    logged = {name.removeprefix("plr/") for name in names if name.startswith("plr/")}
+    assert {"round", "frames", "agreement_ari", "pnmi", "seconds_fit"} <= logged
+    of_frames = (REFERENCE / "metrics.md").read_text(encoding="utf-8").split("\n## ")[2]
+    assert "for frames" in of_frames
+    assert {name for name in logged if f"`{name}`" not in of_frames} == set()
+    files = {path.name for path in Path(trainer.args.output_dir).iterdir()}
+    known = (REFERENCE / "output_folder.md").read_text(encoding="utf-8")
+    assert "units.parquet" in files
+    assert {name for name in files if f"`{name}`" not in known} == set()
