@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-YAML_DEPTH = 20
+from hf_plr.recipe_tools.config_file import as_numbers, read_yaml
+
 SHOWN_OF_TRANSFORMERS = {
     *("output_dir", "seed", "bf16", "report_to", "use_cpu", "max_steps"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
@@ -62,7 +62,11 @@ class RecipeParser(HfArgumentParser):
         self.add_argument("-h", "--help", action="help", help="Show this help.")
         self.add_argument("--help_all", action="help", help="Show all arguments.")
         self.add_argument(
-            "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file with arguments; flags win over it."
+            "--config",
+            metavar="FILE",
+            action="append",
+            default=argparse.SUPPRESS,
+            help="YAML file with arguments; of several the later ones win, and flags over all.",
         )
 
     def parse_args_and_config(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -73,14 +77,16 @@ class RecipeParser(HfArgumentParser):
         argv = list(sys.argv[1:] if argv is None else argv)
         self.is_help_complete = "--help_all" in argv
         flags = vars(self.parse_args(argv))
-        config = flags.pop("config", None)
-        values = {**(self._read_config(config) if config else {}), **flags}
+        paths = flags.pop("config", [])
+        values = {name: value for path in paths for name, value in self._read_config(path).items()} | flags
+        values = {name: self._as_given(name, value) for name, value in values.items()}
         try:
             if self.choose is not None:
                 self.dataclass_types = list(self.choose(values))
             filled: tuple[Any, ...] = self.parse_dict({**self.adjust(values), **values}, allow_extra_keys=True)
         except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:  # including transformers' errors
-            self.error(f"{error} (arguments are from flags and from --config {config})" if config else str(error))
+            files = " and ".join(f"--config {path}" for path in paths)
+            self.error(f"{error} (arguments are from flags and from {files})" if files else str(error))
         return filled
 
     def error(self, message: str) -> NoReturn:
@@ -119,12 +125,7 @@ class RecipeParser(HfArgumentParser):
 
     def _read_config(self, path: str) -> dict[str, Any]:
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-            _check_plain(text)
-            values = yaml.safe_load(text) or {}
-            if not isinstance(values, dict):
-                raise ValueError(f"expected 'name: value' lines, got {type(values).__name__}")
+            values = read_yaml(path)
             unknown = sorted(str(name) for name in values if name not in self.shown_defaults)
             if unknown:
                 raise ValueError(f"unknown argument{'s' * (len(unknown) > 1)}: {', '.join(unknown)}")
@@ -137,28 +138,24 @@ class RecipeParser(HfArgumentParser):
         action, hint = self._option_string_actions[f"--{name}"], self.hints[name]
         accepted = {get_origin(part) or part for part in (hint, *get_args(hint))} - {str}
         if value is None or type(value) in accepted:
-            return value
+            return as_numbers(value)
         if isinstance(value, (list, dict)):
             raise ValueError(f"{name} takes one value, not a {type(value).__name__}")
-        if value is True and action.const is not None:  # a flag with an optional value
-            return action.const
+        if isinstance(value, bool) and _has_optional_text(action):
+            return str(value)
         if not isinstance(value, (str, int, float)) or (isinstance(value, bool) and action.type not in (int, float)):
             raise ValueError(f"{name} is read as a {type(value).__name__}: put it in quotes")
         value = self._get_value(action, str(value))
         self._check_value(action, value)  # raises if it is not among its choices
         return value
 
+    def _as_given(self, name: str, value: Any) -> Any:
+        """Read "true" and "false" of a flag with an optional text, as of one without: it is given, or it is not."""
+        action = self._option_string_actions[f"--{name}"]
+        if isinstance(value, str) and _has_optional_text(action) and value.lower() in ("true", "false"):
+            return action.const if value.lower() == "true" else None
+        return value
 
-def _check_plain(text: str) -> None:
-    """Reject YAML that grows from kilobytes to gigabytes or hours.
 
-    Raises:
-        ValueError: if it has aliases or deep nesting.
-    """
-    depth = 0
-    for event in yaml.parse(text):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("aliases (*name) are not supported: write the value out")
-        if depth > YAML_DEPTH:
-            raise ValueError(f"it is nested more than {YAML_DEPTH} deep: write 'name: value' lines")
+def _has_optional_text(action: argparse.Action) -> bool:
+    return action.nargs == "?" and isinstance(action.const, str)
