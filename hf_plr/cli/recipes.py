@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
+
 from hf_plr.utils.shipped_files import find_shipped
 
 
@@ -94,12 +96,31 @@ def make_launch_flags(options: argparse.Namespace, configs: Path) -> list[str]:
         configs: folder of the shipped configs.
 
     Raises:
-        ValueError: if the config does not exist.
+        ValueError: if the config does not exist, or cannot be one of `accelerate`.
     """
     if options.config_file is not None:
         options.config_file = resolve_config("--config_file", options.config_file, configs)
+        check_launch_config(options.config_file)
     flags = {name: value for name, value in vars(options).items() if value is not None}
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def check_launch_config(path: str) -> None:
+    """Reject a file in which `accelerate launch` would stumble over the form, and not over a value.
+
+    Raises:
+        OSError, ValueError: naming the file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config_file {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config_file {path}: it holds no 'name: value' lines, as `accelerate config` writes them")
+    for name in ("num_processes", "num_machines", "machine_rank", "main_process_port"):
+        if not isinstance(values.get(name), (int, type(None))):
+            raise ValueError(f"--config_file {path}: {name} is {values[name]!r}, but is a whole number")
 
 
 def resolve_recipe_configs(arguments: Sequence[str], configs: Path) -> list[str]:

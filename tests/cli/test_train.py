@@ -149,6 +149,25 @@ def test_what_is_wrong_is_one_line(capsys, launched, arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it holds no 'name: value' lines"),
+        ("[1, 2]", "it holds no 'name: value' lines"),
+        ("a: [1", "expected ',' or ']'"),
+        ("num_processes: two", "num_processes is 'two', but is a whole number"),
+    ],
+)
+def test_a_file_that_accelerate_could_not_read_is_named(tmp_path, capsys, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--config_file", str(path), "image"])
+    error = capsys.readouterr().err
+    assert f"--config_file {path}: " in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
     ("options", "gpus", "config_file", "expected"),
     [
         ([], 0, False, list(launcher.ONE_PROCESS)),

@@ -172,11 +172,11 @@ def test_the_objective_of_the_recipe_for_sounds_picks_the_arguments(tmp_path, ca
 
 def test_of_several_files_the_later_ones_win_and_flags_over_all(parse, tmp_path):
     (tmp_path / "base.yaml").write_text("seed: 1\nnum_clusters: 4\nweight_decay: 0.3\n")
-    data, args = parse("seed: 2\nweight_decay: 0.2\n", "--weight_decay", "0.1")
+    _, args = parse("seed: 2\nweight_decay: 0.2\n", "--weight_decay", "0.1")
     assert (args.seed, args.num_clusters, args.weight_decay) == (2, None, 0.1)
     parser = RecipeParser([DataArguments, Arguments], "", lambda given: {})
     files = ["--config", str(tmp_path / "base.yaml"), "--config", str(tmp_path / "run.yaml"), "--weight_decay", "0.1"]
-    data, args = parser.parse_args_and_config([*files, "--output_dir", str(tmp_path), "--use_cpu", "true"])
+    _, args = parser.parse_args_and_config([*files, "--output_dir", str(tmp_path), "--use_cpu", "true"])
     assert (args.seed, args.num_clusters, args.weight_decay) == (2, 4, 0.1)
 
 
@@ -189,7 +189,8 @@ def test_a_name_that_stands_twice_is_refused(parse, capsys, text):
 
 def test_numbers_with_exponents_are_numbers_within_other_values_too(parse):
     _, args = parse(
-        "learning_rate: 1e-2\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6, a: [2E+3, 1e]}\n"
+        "learning_rate: 1e-2\nlr_scheduler_type: cosine_with_min_lr\n"
+        "lr_scheduler_kwargs: {min_lr: 1e-6, a: [2E+3, 1e]}\n"
         "run_name: 12e3\n"
     )
     assert (args.learning_rate, args.run_name) == (0.01, "12e3")
