@@ -127,7 +127,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.ema_teacher = EMATeacher(self._backbone_of(self.model), args.ema_decay) if args.ema_decay else None
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         self._epoch = 0
-        self._is_resumed = False
+        self.resumed_from: str | None = None
         # Weights that are sharded or compiled in training are not those that features came of before it.
         is_changed = self.is_fsdp_enabled or self.is_deepspeed_enabled or bool(args.torch_compile)
         self._kept_features = None if is_changed else KeptFeatures(args.feature_dir)
@@ -227,7 +227,7 @@ class BaseTrainer(FeatureTrainer, ABC):
                 self.keep_labels(epoch)
         if self._kept_features is not None:
             self._kept_features.close()
-        self._is_resumed = False
+        self.resumed_from = None
         self.begin_epoch(epoch)
 
     # ---- rates ---------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             if self.ema_teacher is not None:
                 weights.load_student(self._backbone_of(self.model), state, checkpoint)
             self._log_continuation.take(state)
-        self._is_resumed = checkpoint is not None
+        self.resumed_from = checkpoint
         try:
             with self._stop_signal.watched():
                 result = super().train(checkpoint, *args, **kwargs)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
-from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.checkpointing import find_best_beside, last_complete_checkpoint
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.distributed import gather_objects, get_patient_group
 
@@ -63,6 +63,8 @@ class StageCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove what an earlier training left, and forget what of it was to be pushed."""
         self.epoch = int(state.epoch or 0)
+        if self.trainer.resumed_from is not None:
+            state.best_model_checkpoint = find_best_beside(self.trainer.resumed_from)
         if state.global_step == 0 and state.is_world_process_zero:
             remove_earlier_run(args.output_dir)
         self.trainer.publisher.begin_training()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers import Trainer, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from hf_plr.utils.distributed import wait_for_all
@@ -182,6 +183,31 @@ def find_checkpoint(chosen: str | bool, output_dir: str | os.PathLike[str]) -> s
     if checkpoint is None:
         raise CheckpointError(f"{output_dir} holds no complete checkpoint")
     return str(checkpoint)
+
+
+def find_best_beside(checkpoint: str) -> str | None:
+    """Find the best checkpoint of a run beside one that is resumed, whose state may name it by a folder of before.
+
+    Another run may have taken that folder since; so it is not looked at.
+
+    Args:
+        checkpoint: the one that is resumed.
+
+    Returns:
+        None if the state names none, or, with a warning, if it is no longer there.
+    """
+    state_file = Path(checkpoint) / TRAINER_STATE_NAME
+    if not state_file.is_file():
+        return None
+    named = TrainerState.load_from_json(str(state_file)).best_model_checkpoint
+    if named is None:
+        return None
+    best = Path(checkpoint).parent / re.split(r"[/\\]", named)[-1]
+    defect = find_defect(best) if best.is_dir() else "it is not there"
+    if defect is not None:
+        logger.warning("The best checkpoint so far, %s, cannot be kept for the end: %s", best, defect)
+        return None
+    return str(best)
 
 
 def warn_of_earlier_checkpoints(output_dir: str | os.PathLike[str]) -> None:

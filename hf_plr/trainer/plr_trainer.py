@@ -249,7 +249,7 @@ class PLRTrainer(BaseTrainer):
 
     def needs_new_labels(self, epoch: int) -> bool:
         """True but for a resumed epoch, which keeps the labels that it had; given labels are taken once."""
-        is_resumed = self._is_resumed and self.labelings[0].pseudo_labels.epoch == epoch
+        is_resumed = self.resumed_from is not None and self.labelings[0].pseudo_labels.epoch == epoch
         return not (is_resumed if self.given_stage is None else self.has_labels)
 
     def keep_labels(self, epoch: int) -> None:

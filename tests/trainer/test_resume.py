@@ -126,6 +126,41 @@ def test_the_best_checkpoint_is_named_where_it_is_in_the_end(make_trainer, all_d
     assert all(ASIDE not in state["best_model_checkpoint"] for state in states)
 
 
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_the_best_checkpoint_of_a_folder_that_was_moved_is_in_its_new_place(
+    make_trainer, all_digits, tmp_path, is_taken
+):
+    arguments = {
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "score",
+        "num_train_epochs": 3,
+    }
+    scored = {"eval_dataset": all_digits.select(range(60)), "compute_metrics": FallingScore()}
+    make_trainer({**scored, "callbacks": [StopAt(14)]}, **arguments).train()
+    old, new = tmp_path / "out", tmp_path / "moved"
+    old.rename(new)
+    best = AutoModel.from_pretrained(new / "checkpoint-7").state_dict()
+    if is_taken:  # by another run
+        make_trainer(scored, **arguments, seed=1).train()
+    trainer = make_trainer(scored, **arguments, output_dir=str(new))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_model_checkpoint == str(new / "checkpoint-7")
+    for name, value in best.items():
+        assert torch.equal(trainer.backbone.state_dict()[name], value), name
+
+
+def test_a_best_checkpoint_that_is_gone_is_told(make_trainer, all_digits, tmp_path, caplog):
+    arguments = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "score"}
+    scored = {"eval_dataset": all_digits.select(range(60)), "compute_metrics": FallingScore()}
+    make_trainer({**scored, "callbacks": [StopAt(14)]}, **arguments).train()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-7")
+    trainer = make_trainer(scored, **arguments)
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-7, cannot be kept for the end: it is not there" in caplog.text
+    assert trainer.state.best_model_checkpoint is None
+
+
 def test_a_checkpoint_of_an_older_run_goes_first_whatever_its_step(make_trainer, tmp_path):
     old = tmp_path / "out" / "checkpoint-1000"
     old.mkdir(parents=True)
