@@ -123,7 +123,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         start.check_whole_weights(self)
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
         self.label_names = ["labels"]
-        self.eval_dataset = eval_dataset
+        self.eval_dataset = start.check_evaluation_sets(self, eval_dataset)
         self.ema_teacher = EMATeacher(self._backbone_of(self.model), args.ema_decay) if args.ema_decay else None
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         self._epoch = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 Args = TypeVar("Args", bound=BaseTrainingArguments)
 Method = TypeVar("Method", bound=Callable[..., Any])
 OF_LAYERS = {"every_n_layers", "offload"}  # arguments of gradient checkpointing that torch does not see
+logger = logging.getLogger(__name__)
+
 OF_SAMPLES = ("samples", "data")  # settings that are known once unreadable samples are
 
 ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
@@ -197,6 +200,31 @@ def check_whole_weights(trainer: BaseTrainer) -> None:
         if is_used and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             value = getattr(args, name)
             raise ValueError(f"{name}={value} needs whole weights on every process: no FSDP, no DeepSpeed")
+
+
+def check_evaluation_sets(trainer: BaseTrainer, eval_dataset: Any) -> Any:
+    """Open evaluation sets, without a sample, after the samples to train on have been, and return them.
+
+    Sets without the column of the true labels, which are not scored by them, are warned of.
+
+    Raises:
+        ValueError, TypeError: if one has no samples that the model takes, naming it.
+    """
+    sets = eval_dataset if isinstance(eval_dataset, Mapping) else {None: eval_dataset}
+    for name, dataset in sets.items():
+        if dataset is None:
+            continue
+        called = "eval_dataset" if name is None else f"eval_dataset[{name!r}]"
+        try:
+            store = trainer.open_samples(dataset)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{called}: {error}") from error
+        if trainer.label_column is not None and store.labels is None and trainer.is_world_process_zero():
+            logger.warning(
+                "%s has no column %r, by which the training samples are scored: it is not scored by labels. It has %s.",
+                *(called, trainer.label_column, ", ".join(map(repr, dataset.column_names))),
+            )
+    return eval_dataset
 
 
 def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from helpers.runs import assert_same_weights, weights
 
 from hf_plr.hub.push import read_trained_epochs
@@ -95,3 +96,40 @@ def test_own_metrics_get_features_and_labels(make_trainer, all_digits):
     assert trainer.evaluate()["eval_mine"] == 0.5
     assert seen["shapes"] == ((77, 32), (77,))
     assert trainer.predict(held_out).predictions.shape == (77, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held_out: held_out.rename_column("image", "img"), "image_column='image' is not in the data set"),
+        (lambda held_out: held_out.select([]), "the data set is empty"),
+    ],
+)
+def test_evaluation_sets_that_cannot_be_read_are_named_before_training(make_trainer, all_digits, change, message):
+    changed = change(all_digits.select(range(1500, 1520)))
+    with pytest.raises(ValueError, match=f"eval_dataset: .*{message}"):
+        make_trainer({"eval_dataset": changed})
+    with pytest.raises(ValueError, match=rf"eval_dataset\['b'\]: .*{message}"):
+        make_trainer({"eval_dataset": {"a": all_digits.select(range(1500, 1520)), "b": changed}})
+
+
+def test_evaluation_sets_without_the_labels_that_score_are_told(make_trainer, all_digits, caplog):
+    held_out = all_digits.select(range(1500, 1520))
+    make_trainer({"eval_dataset": held_out})
+    assert "is not scored by labels" not in caplog.text
+    make_trainer({"eval_dataset": held_out.rename_column("label", "digit")})
+    assert (
+        "eval_dataset has no column 'label', by which the training samples are scored: it is not scored by labels. It "
+        "has 'image', 'digit'."
+    ) in caplog.text
+
+
+def test_an_own_metric_of_several_sets_is_named_with_its_set(make_trainer, all_digits):
+    sets = {"a": all_digits.select(range(1500, 1520)), "b": all_digits.select(range(1520, 1540))}
+    given = {"eval_dataset": sets, "compute_metrics": lambda _: {"mine": 0.5}}
+    arguments = {"eval_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 1}
+    with pytest.raises(ValueError, match=r"several evaluation sets: name one of a_mine, b_mine"):
+        make_trainer(given, metric_for_best_model="mine", **arguments)
+    trainer = make_trainer(given, metric_for_best_model="b_mine", **arguments)
+    trainer.train()
+    assert trainer.state.best_metric == 0.5
