@@ -40,6 +40,7 @@ from hf_plr.report.names import read_cluster_names
 from hf_plr.report.rate_change import RateChange, find_rate_change, find_rate_changes_by_cluster, note_audit
 from hf_plr.report.run_history import HISTORY_FILE, RunHistory
 from hf_plr.utils.files import replacing
+from hf_plr.utils.locks import people_write
 
 SUMMARY = "estimate the error rate of pseudo-labels from an auditor's marks"
 SHOWN_CLUSTERS = 10
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
         _write_clusters(args.output, clusters, names)
         print(f"\nWrote {args.output}")
     if estimate is not None:
-        _keep_estimate(Path(args.folder), marks, estimate, names)
+        with people_write(args.folder):
+            _keep_estimate(Path(args.folder), marks, estimate, names)
 
 
 def _keep_estimate(folder: Path, marks: Marks, estimate: ErrorRate, names: Mapping[int, str]) -> None:

@@ -26,6 +26,7 @@ Names are in cluster_names.json. report.html and README.md are written again, wi
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from hf_plr.report.names import NAMES_FILE, format_cluster, read_cluster_names, 
 from hf_plr.report.naming import FewLabels, Vote, count_votes, parse_renames, read_few_labels, read_names_table
 from hf_plr.report.run_history import RunHistory
 from hf_plr.report.tree_file import read_levels
+from hf_plr.utils.locks import people_write
 
 SUMMARY = "give clusters names"
 SHOWN = 20  # clusters without a label that are listed
@@ -64,6 +66,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError, TypeError, OSError: if the files do not fit.
     """
+    with contextlib.nullcontext() if args.list else people_write(args.folder):
+        _name(args)
+
+
+def _name(args: argparse.Namespace) -> None:
     labels = read_labels(args.folder, "naming clusters")
     clusters = read_cluster_names(args.folder)
     level = None if args.level is None else _find_level(args.folder, args.level)

@@ -35,11 +35,12 @@ from hf_plr.trainer.checkpointing import (
     list_checkpoints,
     resume_hint,
 )
-from hf_plr.trainer.start import check_start
+from hf_plr.trainer.start import check_start, leaves_no_empty_folder
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.base import LAUNCHED_PRECISION
 from hf_plr.utils.cores import count_cores
-from hf_plr.utils.distributed import wait_for_all
+from hf_plr.utils.distributed import MainProcessError, run_on_main, wait_for_all
+from hf_plr.utils.locks import claim_folder, release_folder
 from hf_plr.utils.run_files import BACKBONE_FILES, WRITTEN, find_files, holds_run, matches
 from hf_plr.utils.streams import escape_what_streams_lack
 
@@ -124,6 +125,8 @@ def run_recipe(main: Callable[[], object]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except (OSError, ValueError, TypeError, ImportError, CheckpointError, WorkerError, HubError) as error:
         sys.exit(f"error: {error}")
+    except MainProcessError:
+        sys.exit(1)
     except RuntimeError as error:
         if isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error):
             if has_reported_error():
@@ -230,16 +233,25 @@ def _is_same(one: str | Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
+@leaves_no_empty_folder
 def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
     """Check that training can begin, then remove the earlier run that --overwrite replaces; called on every process.
+
+    Another run may have begun in the folder since the arguments were read, so they are checked again.
 
     Raises:
         CheckpointError, ValueError: as `check_start`; nothing is removed then.
     """
+    run_on_main(trainer.accelerator, lambda: _claim(args), "claiming the output folder")
     check_start(trainer, _resumes(args))
     wait_for_all(trainer.accelerator, "checking that training can begin")  # others may still read the folder
     prepare_output_dir(args, trainer.is_world_process_zero(), trainer.backbone.name_or_path or "")
     wait_for_all(trainer.accelerator, "preparing the output folder")
+
+
+def _claim(args: OutputArguments) -> None:
+    claim_folder(str(args.output_dir))
+    check_output_dir(args)
 
 
 def adjust_output_dir(values: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
@@ -317,6 +329,8 @@ def write_results(
     finally:
         # A process that leaves early and fails takes the others with it.
         wait_for_all(trainer.accelerator, "writing the results")
+        if trainer.is_world_process_zero():
+            release_folder(str(args.output_dir))
         trainer.accelerator.end_training()
 
 

@@ -29,6 +29,7 @@ from hf_plr.trainer.checkpointing import (
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained
+from hf_plr.utils.locks import release_folder
 from hf_plr.utils.serialization import name_file_in_errors
 
 if TYPE_CHECKING:
@@ -303,6 +304,7 @@ def leaves_no_empty_folder(method: Method) -> Method:
         except BaseException:
             folder = getattr(self, "made_folder", None)
             if folder is not None:
+                release_folder(folder)
                 with contextlib.suppress(OSError):  # not made yet, not empty, or removed already
                     os.rmdir(folder)
             raise

@@ -139,6 +139,10 @@ def _iterate_parts(n_rows: int) -> Iterator[slice]:
         yield slice(start, min(start + SENT_ROWS, n_rows))
 
 
+class MainProcessError(RuntimeError):
+    """What the main process did for all has failed there, which tells of it."""
+
+
 def run_on_main(accelerator: Accelerator | PartialState | None, work: Callable[[], Any], description: str) -> Any:
     """Run `work` on the main process; returns its result on every process.
 
@@ -151,7 +155,7 @@ def run_on_main(accelerator: Accelerator | PartialState | None, work: Callable[[
 
     Raises:
         Exception: on the main process, the exception of `work`.
-        RuntimeError: on the others, if `work` failed: they do not wait.
+        MainProcessError: on the others, if `work` failed: they do not wait.
     """
     if accelerator is None or is_single_process(accelerator):
         return work()
@@ -168,7 +172,7 @@ def run_on_main(accelerator: Accelerator | PartialState | None, work: Callable[[
     if failure is not None:
         raise failure
     if message[1] is not None:
-        raise RuntimeError(f"failed on the main process: {message[1]}")
+        raise MainProcessError(f"failed on the main process: {message[1]}")
     return message[0]
 
 

@@ -46,4 +46,4 @@ def test_any_number_of_processes_gives_the_same_bits(alone, processes, tmp_path)
     assert len(shared["nan_errors"]) == processes
     assert set(shared["nan_errors"]) == {"features of 1 samples are NaN or infinite, the first is sample 0"}
     assert shared["main_errors"][0].startswith("ZeroDivisionError")
-    assert all(error.startswith("RuntimeError: failed on the main process") for error in shared["main_errors"][1:])
+    assert all(error.startswith("MainProcessError: failed on the main process") for error in shared["main_errors"][1:])
