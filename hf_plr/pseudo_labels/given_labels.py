@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.label_files import (
     CELL_COLUMN,
     DIGEST_COLUMN,
+    FILE_COLUMN,
     INDEX_COLUMN,
     SPAN_COLUMNS,
     LabelFile,
@@ -35,6 +37,7 @@ from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import locate_rows
+from hf_plr.utils.files import compose_accents
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.shards import list_files
 
@@ -43,7 +46,7 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".parquet", ".npy", ".csv")
 LARGEST_LABEL = 2**31 - 1  # that files of labels hold
 CONFIDENCE_COLUMN = "confidence"
-COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN, DIGEST_COLUMN)  # beside those of `LabelFile`
+COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN, DIGEST_COLUMN, FILE_COLUMN)  # beside those of `LabelFile`
 CHECKED_SAMPLES = 256  # whose digests are compared
 DIGEST = "(?=.*[a-f])[0-9a-f]{16}"  # spreadsheets round those of digits alone
 REMEDY = (
@@ -90,6 +93,7 @@ class GivenLabels:
         n_rows: int,
         record: DataRecord | None = None,
         digest: Callable[[np.ndarray], np.ndarray] | None = None,
+        list_names: Callable[[], list[str] | None] | None = None,
     ) -> GivenLabels:
         """Read the labels of some samples; samples that the files do not tell of are noise.
 
@@ -103,6 +107,8 @@ class GivenLabels:
             record: what is known of the data set; files that name another one are refused.
             digest: digests the samples at some positions (n,), uint64 (n,); 256 are compared with the column digest of
                 files that have it, and files that differ are refused. None compares none.
+            list_names: lists the file of each sample, (N,), or None where they are not known; compared with the column
+                file of files without digests.
 
         Raises:
             FileNotFoundError: if nothing is there.
@@ -127,6 +133,8 @@ class GivenLabels:
             raise ValueError(f"{path} has no label of any of the {len(rows):,} samples")
         if digest is not None and DIGEST_COLUMN in columns:
             _check_digests(path, columns[DIGEST_COLUMN], position, rows, digest)
+        elif list_names is not None and FILE_COLUMN in columns:
+            _check_names(path, columns[FILE_COLUMN], position, rows, list_names())
 
         def spread(values: np.ndarray, missing: float) -> np.ndarray:
             return np.where(is_known, values[position], missing).astype(values.dtype)
@@ -261,7 +269,7 @@ def open_given_stage(
         return None
     data = store.undecoded_column
     record, digest = record_data(data, column), functools.partial(digest_samples, store)
-    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record, digest)
+    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record, digest, store.files)
     if given.n_missing and args.process_index == 0:
         counts = f"{given.n_missing:,} of the {len(store):,}"
         logger.warning("%s has no label of %s samples, which have no loss.", args.labels, counts)
@@ -365,6 +373,39 @@ def _check_digests(
             f"contents, the first in row {rows[known[first]]}, with digest {found[first]} and not {expected[first]}. "
             f"{REMEDY}"
         )
+
+
+def _check_names(path: str, given: pd.Series, position: np.ndarray, rows: np.ndarray, names: list[str] | None) -> None:
+    """Compare the names of the samples' files with those that labels without digests tell, without folder and ending.
+
+    Args:
+        path: the files of labels, for messages.
+        given: names that they tell, shape (n,); empty ones are passed over.
+        position, rows: as for `_check_digests`.
+        names: file of each sample, (N,); None where they are not known.
+
+    Raises:
+        ValueError: if some sample has another name, naming the first.
+    """
+    if names is None:
+        return
+    known = np.flatnonzero(position >= 0)
+    told = given.iloc[position[known]].to_list()
+    pairs = [
+        (row, names[i], name) for row, i, name in zip(rows[known], known, told, strict=True) if isinstance(name, str)
+    ]
+    others = [pair for pair in pairs if _stem(pair[1]) != _stem(pair[2])]
+    if others:
+        row, there, name = min(others)
+        raise ValueError(
+            f"{path} has labels of other data: {len(others):,} of {len(pairs):,} samples have another file, the first in "
+            f"row {row}, {there!r} and not {name!r}. {REMEDY}. Labels whose column {FILE_COLUMN!r} means something else "
+            "are taken without it"
+        )
+
+
+def _stem(name: str) -> str:
+    return Path(compose_accents(name.replace("\\", "/"))).stem
 
 
 def _make_soft_targets(arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:

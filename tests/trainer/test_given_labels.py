@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from helpers.runs import StopAt, assert_same_run, weights
 from safetensors.numpy import load_file, save_file
 
@@ -291,6 +292,32 @@ def test_labels_of_a_part_of_the_rows_are_checked_by_content(make_trainer, some_
     table["digest"] = None
     table.to_csv(tmp_path / "without.csv", index=False)
     make_trainer(labels=str(tmp_path / "without.csv"))
+
+
+def test_labels_without_digests_are_checked_by_the_names_of_files(make_trainer, some_digits, tmp_path):
+    """As those of version 0.1, and tables that people write."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, row in enumerate(some_digits.select(range(60))):
+        row["image"].save(folder / f"d{number:03d}.png")
+    data = load_dataset("imagefolder", data_dir=str(folder), split="train")
+    table = pd.DataFrame({"file": [f"elsewhere/d{number:03d}.jpg" for number in range(60)], "label": np.arange(60) % 4})
+    path = tmp_path / "labels.csv"
+    table.to_csv(path, index=False)
+    make_trainer({"train_dataset": data}, labels=str(path))
+    (folder / "d000.png").unlink()
+    some_digits[60]["image"].save(folder / "d060.png")
+    shifted = load_dataset("imagefolder", data_dir=str(folder), split="train")
+    with pytest.raises(
+        ValueError, match=r"60 of 60 samples have another file, the first in row 0, 'd001.png' and not 'els"
+    ):
+        make_trainer({"train_dataset": shifted}, labels=str(path))
+    table.loc[::2, "file"] = None
+    table.to_csv(path, index=False)
+    with pytest.raises(ValueError, match="30 of 30 samples have another file"):
+        make_trainer({"train_dataset": shifted}, labels=str(path))
+    table.drop(columns="file").to_csv(path, index=False)
+    make_trainer({"train_dataset": shifted}, labels=str(path))
 
 
 @pytest.mark.parametrize("header", ["cluster,fold", "3,4"])
