@@ -36,8 +36,17 @@ LAUNCHERS = ("train", "finetune")  # whose recipes parse their own arguments
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `hf-plr`; returns the exit status.
 
-    It is 0, 1 if the Hub fails, 2 if arguments or files do not fit, or 3 for an alarm that was asked for.
+    It is 0, 1 if the Hub fails, 2 if arguments or files do not fit, 3 for an alarm that was asked for, or 130 after
+    Ctrl-C.
     """
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("hf-plr: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(argv: Sequence[str] | None) -> int:
     escape_what_streams_lack()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in LAUNCHERS:

@@ -391,16 +391,15 @@ def _check_names(path: str, given: pd.Series, position: np.ndarray, rows: np.nda
         return
     known = np.flatnonzero(position >= 0)
     told = given.iloc[position[known]].to_list()
-    pairs = [
-        (row, names[i], name) for row, i, name in zip(rows[known], known, told, strict=True) if isinstance(name, str)
-    ]
+    named = zip(rows[known], known, told, strict=True)
+    pairs = [(row, names[sample], name) for row, sample, name in named if isinstance(name, str)]
     others = [pair for pair in pairs if _stem(pair[1]) != _stem(pair[2])]
     if others:
         row, there, name = min(others)
         raise ValueError(
-            f"{path} has labels of other data: {len(others):,} of {len(pairs):,} samples have another file, the first in "
-            f"row {row}, {there!r} and not {name!r}. {REMEDY}. Labels whose column {FILE_COLUMN!r} means something else "
-            "are taken without it"
+            f"{path} has labels of other data: {len(others):,} of {len(pairs):,} samples have another file, the first "
+            f"in row {row}, {there!r} and not {name!r}. {REMEDY}. Labels whose column {FILE_COLUMN!r} means something "
+            "else are taken without it"
         )
 
 

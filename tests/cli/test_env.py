@@ -58,3 +58,12 @@ def test_version_is_known_in_a_checkout_that_is_not_installed(monkeypatch):
         assert find_version("torch") is None
     finally:
         find_version.cache_clear()
+
+
+def test_ctrl_c_ends_a_command_in_one_line(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_plr.cli.env.run", interrupt)
+    assert main(["env"]) == 130
+    assert capsys.readouterr().err == "hf-plr: interrupted\n"
