@@ -195,8 +195,8 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
     Images whose names tell neither identity nor camera are trained on, with identity and camera -1, but not scored.
 
     Returns:
-        Splits "train", "query" and "gallery", as far as they are there, sorted by path, with the columns "image" (a
-        path, not read yet), "identity" and "camera" (int64).
+        Splits "train", "query" and "gallery", as far as they are there, sorted by path, with the columns "image" (an
+        absolute path, not read yet), "identity" and "camera" (int64).
 
     Raises:
         ValueError: if the folder or a listed image is missing, the layout is unknown, a list cannot be read, or there
@@ -207,6 +207,7 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
     folder = find_reid_folder(path)
     if folder is None:
         raise ValueError(f"{path} is in no known layout, nor is one folder in it: use {LAYOUTS}")
+    folder = Path(os.path.abspath(folder))  # so that rows are the same from whatever folder the path was named
     names = next((names for names in (MARKET1501, VERI776) if (folder / names["train"]).is_dir()), None)
     splits = {}
     for split in SPLITS:

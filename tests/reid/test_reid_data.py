@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from hf_plr.data.image_geometry import ImageGeometry
+from hf_plr.data.image_store import ImageStore
+from hf_plr.models.vision import small_vit_processor
 from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data, load_reid_folder
 from hf_plr.reid.retrieval_evaluator import RetrievalEvaluator, can_score
 
@@ -75,6 +79,27 @@ def test_an_archive_is_what_the_folder_in_it_is(market, monkeypatch, tmp_path, e
         assert data.train.identities.tolist() == [2, 7]
         assert data.train.cameras.tolist() == [1, 2]
         assert len(data.query.images) == 1
+
+
+def test_a_relative_name_gives_the_files_of_an_absolute_one(monkeypatch, tmp_path, msmt17):
+    check_relative_names(msmt17, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["market", "veri"])
+def test_relative_names_of_named_images_too(request, monkeypatch, tmp_path, layout):
+    check_relative_names(request.getfixturevalue(layout), monkeypatch, tmp_path)
+
+
+def check_relative_names(folder, monkeypatch, tmp_path):
+    geometry = ImageGeometry(small_vit_processor(16), 3)
+    expected = ImageStore(load_reid_data(str(folder)).train.images, "image", geometry).files()
+    monkeypatch.chdir(tmp_path)
+    for name in (folder.name, Path("..", tmp_path.name, folder.name), "."):
+        data = load_reid_data(str(name))
+        assert ImageStore(data.train.images, "image", geometry).files() == expected
+        monkeypatch.chdir(tmp_path.parent)  # the files are read from anywhere
+        assert data.train.images[0]["image"].size == (4, 8)
+        monkeypatch.chdir(tmp_path)
 
 
 def rows(split):
