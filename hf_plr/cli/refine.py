@@ -1,7 +1,8 @@
 """Refine the labels of one clustering by those of another one of the same samples.
 
 For clusters of other tools: give the labels of the last epoch and of this one, get this epoch's refined. Samples must
-be in the same order in all files; -1 is noise. A .npy file is memory-mapped, so that its size does not matter.
+be in the same order in all files, of which columns index, digest and file are compared; -1 is noise. A .npy file is
+memory-mapped, so that its size does not matter.
 
   hf-plr refine --previous epoch1.npy --current epoch2.npy --output refined.parquet
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_plr.jobs.refinement import LabelShards, check_same_samples, refine_shards
+from hf_plr.jobs.refinement import NAMING_COLUMNS, LabelShards, check_same_samples, refine_shards
 from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
 from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner, adjusted_rand, cooccurrence
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         print(describe_refinement(refine_shards(shards, refiner, args.output, args.overwrite), refiner.n_clusters))
     else:
         check_output(args.output, args.overwrite)  # before the work
-        files = [LabelFile.open(path, args.column, COLUMN_OPTION) for path in epochs]
+        files = [LabelFile.open(path, args.column, COLUMN_OPTION, others=NAMING_COLUMNS) for path in epochs]
         check_same_samples(files)
         cells = refiner.refine_cells(cooccurrence(*(file.labels for file in files)))
         write_labels(args.output, files, cells, overwrite=args.overwrite)

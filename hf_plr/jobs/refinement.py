@@ -7,15 +7,17 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
 from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, write_cell_targets
 from hf_plr.pseudo_labels.data_record import merge_records
-from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
+from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, FILE_COLUMN, LabelFile, check_output, write_labels
 from hf_plr.refinement import CellRefinement, CooccurrenceTable, PseudoLabelRefiner, cooccurrence
 from hf_plr.utils.files import check_folder
 from hf_plr.utils.shards import list_files, name_by_file
 
 ENDINGS = (".npy", ".csv", ".parquet")
+NAMING_COLUMNS = (DIGEST_COLUMN, FILE_COLUMN)  # columns that tell which sample a row is of, the surest first
 ASIDE = "unfinished.tmp"  # folder of files that are being written, below that of the output
 
 
@@ -55,7 +57,10 @@ class LabelShards:
         """
         first = 0
         for paths in self.paths:
-            files = [LabelFile.open(path, self._column, self._option, may_be_empty=True) for path in paths]
+            files = [
+                LabelFile.open(path, self._column, self._option, may_be_empty=True, others=NAMING_COLUMNS)
+                for path in paths
+            ]
             check_same_samples(files)
             merge_records({file.path: file.record for file in files})
             yield first, files
@@ -175,3 +180,30 @@ def check_same_samples(files: list[LabelFile]) -> None:
                 f"{file.spans[row, 0]:g} and {current.spans[row, 0]:g} s, and end at {file.spans[row, 1]:g} and "
                 f"{current.spans[row, 1]:g} s"
             )
+        _check_same_names(file, current)
+
+
+def _check_same_names(file: LabelFile, current: LabelFile) -> None:
+    """Reject labels whose rows are of other samples by the column digest, or where a table has none, by file.
+
+    Rows without a value are passed over, and names of files may begin with different folders.
+    """
+    if file.others is None or current.others is None:
+        return
+    for column in NAMING_COLUMNS:
+        if column in file.others and column in current.others:
+            break
+    else:
+        return
+    first, second = file.others[column], current.others[column]
+    if not (pd.api.types.is_string_dtype(first) and pd.api.types.is_string_dtype(second)):
+        return
+    differs = (first.notna() & second.notna() & (first != second)).to_numpy(bool)
+    for row in np.flatnonzero(differs).tolist():
+        one, other = str(first.iloc[row]), str(second.iloc[row])
+        if column == FILE_COLUMN and (one.endswith(f"/{other}") or other.endswith(f"/{one}")):
+            continue
+        raise ValueError(
+            f"{file.path} and {current.path} are not of the same samples in the same order: in row {row} their "
+            f"{column} is {one} and {other}; sort them alike, or leave samples out that only one of them has"
+        )

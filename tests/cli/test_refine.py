@@ -132,6 +132,49 @@ def test_files_that_do_not_fit_are_named(tmp_path, capsys, name, content, messag
     assert not out.exists()
 
 
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+@pytest.mark.parametrize(("left_out", "column"), [([], "digest"), (["digest"], "file")])
+def test_rows_of_other_samples_are_refused(tmp_path, capsys, kind, left_out, column):
+    def write(name, first):
+        rows = np.arange(first, first + 30)
+        files = [f"{row:02}.png" for row in rows]
+        frame = pd.DataFrame({"index": np.arange(30), "file": files, "digest": [f"{row:016}" for row in rows]})
+        frame = frame.assign(label=rows % 3).drop(columns=left_out)
+        path = str(tmp_path / f"{name}{kind}")
+        frame.to_csv(path, index=False) if kind == ".csv" else frame.to_parquet(path)
+        return path
+
+    out = tmp_path / "o.npy"
+    arguments = ["refine", "--current", write("now", 0), "--output", str(out), "--previous"]
+    assert main([*arguments, write("shifted", 1)]) == 2
+    names = {"digest": f"{1:016} and {0:016}", "file": "01.png and 00.png"}
+    assert f"not of the same samples in the same order: in row 0 their {column} is {names[column]}" in (
+        capsys.readouterr().err
+    )
+    assert not out.exists()
+    assert main([*arguments, write("same", 0)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("previous", "is_refused"),
+    [
+        ("index,file,label\n0,a/x.png,0\n1,,0\n", False),
+        ("index,file,label\n0,x.png,0\n1,y.png,0\n", False),
+        ("index,file,label\n0,/photos/a/x.png,0\n1,/photos/a/y.png,0\n", False),
+        ("index,file,digest,label\n0,new.png,1,0\n1,a/y.png,,0\n", False),
+        ("index,file,digest,label\n0,a/x.png,1,0\n1,a/y.png,3,0\n", True),
+        ("index,file,label\n0,ax.png,0\n1,a/y.png,0\n", True),
+        ("index,file,label\n0,7,0\n1,8,0\n", False),
+    ],
+)
+def test_what_names_a_sample(tmp_path, previous, is_refused):
+    (tmp_path / "a.csv").write_text(previous)
+    (tmp_path / "b.csv").write_text("index,file,digest,label\n0,a/x.png,1,0\n1,a/y.png,2,0\n")
+    files = ["--previous", str(tmp_path / "a.csv"), "--current", str(tmp_path / "b.csv")]
+    out = str(tmp_path / "o.npy")
+    assert main(["refine", *files, "--min_cluster_size", "1", "--output", out]) == (2 if is_refused else 0)
+
+
 @pytest.mark.parametrize("end", ["", "\n\n\n", "\r\n,\r\n"])
 def test_empty_lines_at_the_end_of_a_table_are_no_samples(tmp_path, end):
     (tmp_path / "a.csv").write_text(f"index,label\n0,0\n1,3{end}")

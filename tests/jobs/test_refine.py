@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -200,6 +201,11 @@ def test_shards_that_do_not_fit_are_named(folders, tmp_path, capsys):
     fails_with("has 15 labels but")
     pd.read_parquet(first).assign(index=5).to_parquet(first)
     fails_with("not in the same order")
+    for number, folder in enumerate(folders):
+        path = min(Path(folder).iterdir())
+        frame = pd.read_parquet(path)
+        frame.assign(index=5, file=[f"{row + number}.png" for row in range(len(frame))]).to_parquet(path)
+    fails_with("in row 0 their file is 0.png and 1.png")
     third.unlink()
     fails_with("lacks 1 of 3 shards: 2")
     for path in (first, second):
