@@ -146,6 +146,7 @@ def parse(argv: list[str] | None) -> tuple[RecipeArguments, Arguments]:
         adjust_defaults,
         hidden=IMAGE_ARGUMENTS,
         choose=choose_arguments,
+        defaults=DEFAULTS,
     )
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args

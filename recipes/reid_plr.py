@@ -56,10 +56,13 @@ from hf_plr.utils.distributed import run_main_first, wait_for_all
 logger = logging.getLogger(__name__)
 SOURCE_FOLDER = "source"
 TRAINING = ("learning_rate", "per_device_train_batch_size")  # what was trained on the source alone counts as new
-DEFAULTS = {
-    **{"clusterer": "dbscan", "augmentation": "reid", "samples_per_cluster": 4, "num_train_epochs": 30},
-    **{name: FROM_SCRATCH[name] for name in TRAINING},
+OWN_DEFAULTS = {  # from any start
+    "clusterer": "dbscan",
+    "augmentation": "reid",
+    "samples_per_cluster": 4,
+    "num_train_epochs": 30,
 }
+DEFAULTS = {**OWN_DEFAULTS, **{name: FROM_SCRATCH[name] for name in TRAINING}}
 PRETRAINED_DEFAULTS = {**{name: PRETRAINED["image"][name] for name in TRAINING}, "source_learning_rate": 1e-4}
 WHAT_IS_NEEDED = (
     "--dataset_name is needed: a folder with Market-1501 (bounding_box_train, query, bounding_box_test), MSMT17 "
@@ -107,7 +110,10 @@ class RecipeArguments:
         },
     )
     source_epochs: float = field(default=30, metadata={"help": "Epochs on the source."})
-    source_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate on the source."})
+    source_learning_rate: float = field(
+        default=1e-3,
+        metadata={"help": "Peak learning rate on the source; 1e-4 with a pretrained backbone."},
+    )
     image_height: int | None = field(
         default=None, metadata={"help": "Height of the images in pixels, 256 for persons. Default: the processor's."}
     )
@@ -172,7 +178,11 @@ def parse(argv: list[str] | None) -> tuple[RecipeArguments, ReidPLRArguments]:
     """Parse the recipe's arguments."""
     assert __doc__ is not None
     parser = RecipeParser(
-        [RecipeArguments, ReidPLRArguments], localize_commands(__doc__), adjust_defaults, hidden=SOUND_ARGUMENTS
+        [RecipeArguments, ReidPLRArguments],
+        localize_commands(__doc__),
+        adjust_defaults,
+        hidden=SOUND_ARGUMENTS,
+        defaults=OWN_DEFAULTS,
     )
     recipe, args = parser.parse_args_and_config(argv)
     return recipe, args

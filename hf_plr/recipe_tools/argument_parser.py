@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -36,6 +36,8 @@ class RecipeParser(HfArgumentParser):
         hidden: arguments that `--help` leaves out, because they are not for this recipe.
         choose: called with the values of file and flags, returns the dataclasses to fill, if these depend on an
             argument. `dataclass_types` then has the arguments of all of them.
+        defaults: values that `adjust` always returns, for `--help`: they stand in place of the defaults that the
+            dataclasses and their help tell.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class RecipeParser(HfArgumentParser):
         adjust: Callable[[dict[str, Any]], dict[str, Any]],
         hidden: Sequence[str] = (),
         choose: Callable[[dict[str, Any]], Sequence[Any]] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         super().__init__(dataclass_types, description=description, add_help=False, allow_abbrev=False)
         self.adjust = adjust
@@ -59,6 +62,9 @@ class RecipeParser(HfArgumentParser):
         for action in self._actions:
             action.default = argparse.SUPPRESS
             action.help = OWN_HELP.get(action.dest, action.help)
+            if defaults is not None and action.dest in defaults:
+                self.shown_defaults[action.dest] = defaults[action.dest]
+                action.help = _leave_default_out(action.help or "")
         self.add_argument("-h", "--help", action="help", help="Show this help.")
         self.add_argument("--help_all", action="help", help="Show all arguments.")
         self.add_argument(
@@ -155,6 +161,11 @@ class RecipeParser(HfArgumentParser):
         if isinstance(value, str) and _has_optional_text(action) and value.lower() in ("true", "false"):
             return action.const if value.lower() == "true" else None
         return value
+
+
+def _leave_default_out(text: str) -> str:
+    """A help without the default that it tells, in its last sentence or in brackets."""
+    return re.sub(r"the default; ", "", text.partition(" Default: ")[0])
 
 
 def _has_optional_text(action: argparse.Action) -> bool:

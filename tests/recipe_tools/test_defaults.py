@@ -33,6 +33,20 @@ def test_help_tells_the_defaults_of_a_pretrained_backbone(script, kind, text_of)
             assert f"{name} to {written(value)}" in of_model
 
 
+def test_help_tells_the_defaults_that_a_recipe_sets(text_of):
+    def help_of(name):
+        return text.partition(f" --{name} ")[2].partition(" --")[0]
+
+    text = text_of(REID_PLR)
+    for name, value in {"num_train_epochs": 30, "clusterer": "dbscan", "augmentation": "reid"}.items():
+        assert help_of(name).endswith(f"(default: {value})")
+        assert "efault" not in help_of(name).removesuffix(f"(default: {value})")
+    assert "mirroring, small shifts, erasing" in help_of("augmentation")
+    assert "1e-4 with a pretrained backbone" in help_of("source_learning_rate")
+    text = text_of(HUBERT_PLR)
+    assert help_of("per_device_eval_batch_size").endswith("(default: 64)")
+
+
 @pytest.mark.parametrize("script", [VIT_PLR, REID_PLR])
 def test_recipes_for_images_show_no_arguments_of_sounds(script, text_of):
     text = text_of(script)
