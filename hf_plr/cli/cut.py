@@ -28,6 +28,7 @@ from hf_plr.refinement.cluster_tree import ClusterTree, Level, TreeError
 from hf_plr.report.level_table import check_output, write_level, write_levels
 from hf_plr.report.names import read_cluster_names
 from hf_plr.report.tree_file import read_levels, read_tree
+from hf_plr.utils.words import count_noun
 
 SUMMARY = "cut the tree of clusters into fewer, larger ones"
 SHOWN = 8  # clusters of the run that are listed for one of a level
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         print(describe_level(level, names))
         if args.output is not None:
             n_samples = write_level(args.folder, args.output, level, names)
-            print(f"\nWrote {args.output}: {n_samples:,} samples")
+            print(f"\nWrote {args.output}: {count_noun(n_samples, 'sample')}")
         return
     numbers = (list(own) or tree.choose_levels()) if args.levels is None else sorted(set(args.levels))
     if not numbers and args.output is None:
@@ -74,13 +75,14 @@ def run(args: argparse.Namespace) -> None:
     if args.output is not None:
         n_samples = write_levels(args.folder, args.output, levels, names)
         columns = ", columns " + ", ".join(f"level_{n}" for n in numbers) if numbers else ""
-        print(f"\nWrote {args.output}: {n_samples:,} samples{columns}")
+        print(f"\nWrote {args.output}: {count_noun(n_samples, 'sample')}{columns}")
 
 
 def describe_level(level: Level, names: Mapping[int, str]) -> str:
     """List the clusters of a level, the largest first, with the clusters of the run in each."""
     level_names = level.names(names)
-    lines = [f"{len(level.labels):,} clusters are cut into {len(level):,} at height {level.height:.3f}.", ""]
+    clusters = count_noun(len(level.labels), "cluster is", "clusters are")
+    lines = [f"{clusters} cut into {len(level):,} at height {level.height:.3f}.", ""]
     has_names = bool(names or level.own_names)
     lines += [f"{'number':>8}{'samples':>11}{'clusters':>10}  " + ("name" if has_names else "which")]
     for number, members in list(level.members.items())[:SHOWN_ROWS]:

@@ -31,6 +31,7 @@ from hf_plr.report.names import read_cluster_names
 from hf_plr.report.tree_file import read_levels
 from hf_plr.utils.files import check_folder
 from hf_plr.utils.shards import TEMPORARY
+from hf_plr.utils.words import count_noun
 
 SUMMARY = "sort a run's images or recordings into folders by cluster"
 LOOKED_AT = 16  # files by which the folder of the data is found
@@ -73,10 +74,10 @@ def run(args: argparse.Namespace) -> None:
     gone = {file: None for file in files if not (base / file).is_file()}
     folders = {label: _name_folder(label, names, max(labels)) for label in sorted(set(labels))}
     count = _write(output, base, [pair for pair in pairs if pair[1] not in gone], folders, args.copy)
-    what = f"{count:,} {'copies of' if args.copy else 'links to'} {len(set(files)) - len(gone):,} files"
+    what = f"{count:,} {'copies of' if args.copy else 'links to'} {count_noun(len(set(files)) - len(gone), 'file')}"
     has_noise = min(folders) < 0
     also = ", and of samples in none" if has_noise else ""
-    print(f"Wrote {args.output}: {what}, in folders of {len(folders) - has_noise:,} clusters{also}")
+    print(f"Wrote {args.output}: {what}, in folders of {count_noun(len(folders) - has_noise, 'cluster')}{also}")
     if gone:
         print(f"Not where they were in {base}, and left out: {len(gone):,}, such as {next(iter(gone))}")
 

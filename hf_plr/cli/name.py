@@ -41,6 +41,7 @@ from hf_plr.report.naming import FewLabels, Vote, count_votes, parse_renames, re
 from hf_plr.report.run_history import RunHistory
 from hf_plr.report.tree_file import read_levels
 from hf_plr.utils.locks import people_write
+from hf_plr.utils.words import count_noun
 
 SUMMARY = "give clusters names"
 SHOWN = 20  # clusters without a label that are listed
@@ -90,7 +91,7 @@ def _name(args: argparse.Namespace) -> None:
         given = read_names_table(args.names)
         _check_known(args.names, given, names, sizes, args.folder, level is not None)
         changed = {**names, **given}
-        lines = [f"{_plural(sum(name is not None for name in given.values()), 'name')} in {args.names}."]
+        lines = [f"{count_noun(sum(name is not None for name in given.values()), 'name')} in {args.names}."]
     else:
         few = read_few_labels(args.labels, labels)
         votes = count_votes(few, pseudo_labels)
@@ -128,7 +129,7 @@ def describe_names(names: Mapping[int, str], sizes: Mapping[int, int]) -> str:
         members = f"{sizes[label]:,}" if label in sizes else "gone"
         lines.append(f"{label:>{max(width, 7)}}{members:>11}  {names.get(label, '-')}".rstrip())
     named = len(names.keys() & sizes.keys())
-    return "\n".join([*lines, "", f"{named:,} of {_plural(len(sizes), 'cluster')} named."])
+    return "\n".join([*lines, "", f"{named:,} of {count_noun(len(sizes), 'cluster')} named."])
 
 
 def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) -> str:
@@ -142,7 +143,7 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
     inside = sum(vote.labelled for vote in votes)
     named, contested = ([vote for vote in votes if (vote.name is None) is none] for none in (False, True))
     lines = [
-        f"{_plural(len(few.label), 'labelled sample')}, {inside:,} of them in {_plural(len(votes), 'cluster')}: "
+        f"{count_noun(len(few.label), 'labelled sample')}, {inside:,} of them in {count_noun(len(votes), 'cluster')}: "
         f"{len(named):,} named, {len(contested):,} contested."
     ]
     if named:
@@ -163,10 +164,10 @@ def describe_votes(few: FewLabels, votes: Sequence[Vote], labels: np.ndarray) ->
     sizes = _count_members(labels)
     silent = sorted(sizes.keys() - {vote.cluster for vote in votes}, key=lambda label: (-sizes[label], label))
     if silent:
-        share = sum(sizes[label] for label in silent)
+        share = count_noun(sum(sizes[label] for label in silent), "sample")
         listed = ", ".join(map(str, silent[:SHOWN]))
         listed += f" and {len(silent) - SHOWN:,} more" if len(silent) > SHOWN else ""
-        lines += ["", f"Without a labelled sample: {_plural(len(silent), 'cluster')} of {share:,} samples: {listed}."]
+        lines += ["", f"Without a labelled sample: {count_noun(len(silent), 'cluster')} of {share}: {listed}."]
     return "\n".join(lines)
 
 
@@ -201,7 +202,3 @@ def _check_known(
 def _count_members(labels: np.ndarray) -> dict[int, int]:
     clusters, sizes = np.unique(labels[labels != NOISE], return_counts=True)
     return dict(zip(clusters.tolist(), sizes.tolist(), strict=True))
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -24,6 +24,7 @@ import numpy as np
 from hf_plr.jobs.refinement import NAMING_COLUMNS, LabelShards, check_same_samples, refine_shards
 from hf_plr.pseudo_labels.label_files import LabelFile, check_output, write_labels
 from hf_plr.refinement import NOISE, PRESETS, CellRefinement, PseudoLabelRefiner, adjusted_rand, cooccurrence
+from hf_plr.utils.words import count_noun
 
 SUMMARY = "refine cluster labels by those of the epoch before"
 SHOWN_EVENTS = 10
@@ -110,7 +111,8 @@ def describe_refinement(cells: CellRefinement, asked: str | int | None = None) -
     table = cells.table
     n_samples = int(table.counts.sum())
     exactness = "exact" if cells.exact else "not exact: light cells were folded into similar ones"
-    lines = [f"{n_samples:,} samples in {len(table):,} cells ({exactness})", "", f"{'':10}{'clusters':>10}{'noise':>9}"]
+    size = f"{count_noun(n_samples, 'sample')} in {count_noun(len(table), 'cell')}"
+    lines = [f"{size} ({exactness})", "", f"{'':10}{'clusters':>10}{'noise':>9}"]
     labelings = {"previous": table.previous, "current": table.current, "refined": cells.labels}
     for name, labels in labelings.items():
         n_clusters = len(np.unique(labels[labels != NOISE]))
@@ -133,7 +135,8 @@ def describe_refinement(cells: CellRefinement, asked: str | int | None = None) -
     changes = [event for event in cells.events if event.kind != "kept"]
     for event in changes[:SHOWN_EVENTS]:
         before, after = (_format_clusters(clusters) for clusters in (event.previous, event.current))
-        lines.append(f"  {event.kind:<9} {before or '(nothing)'} -> {after or '(nothing)'}: {event.samples:,} samples")
+        samples = count_noun(event.samples, "sample")
+        lines.append(f"  {event.kind:<9} {before or '(nothing)'} -> {after or '(nothing)'}: {samples}")
     if len(changes) > SHOWN_EVENTS:
         lines.append(f"  ... and {len(changes) - SHOWN_EVENTS:,} smaller ones")
     return "\n".join(lines)

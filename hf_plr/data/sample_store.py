@@ -261,7 +261,7 @@ class SampleStore(TorchDataset, ABC):
         if unreadable:
             shown = [f"row {row}{self._locate(row)}" for row in list(unreadable)[:10]]
             shown += ["..."] if len(unreadable) > 10 else []
-            words = "%d of %d %ss cannot be read and are left out: %s"
+            words = f"%d of %d %ss cannot be read and {'is' if len(unreadable) == 1 else 'are'} left out: %s"
             logger.warning(words, len(unreadable), n, self.noun, ", ".join(shown))
 
     @abstractmethod

@@ -19,6 +19,7 @@ from hf_plr.hub.push import open_repo, push_with_retries
 from hf_plr.pseudo_labels.label_files import find_level
 from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.metrics_file import read_settings
+from hf_plr.utils.words import count_noun
 
 LABEL_FILES = ("pseudo_labels.parquet", "units.parquet")  # of a run on images or recordings, and of one on frames
 TEMPLATE = "labels.md"
@@ -178,9 +179,11 @@ def _count_clusters(table: pa.Table) -> str:
     """Count clusters or units, in words."""
     if "units" in table.column_names:
         units = pc.list_flatten(table["units"])
-        return f"{len(pc.unique(units).filter(pc.greater_equal(pc.unique(units), 0)))} units of {len(units):,} frames"
+        n_units = len(pc.unique(units).filter(pc.greater_equal(pc.unique(units), 0)))
+        return f"{count_noun(n_units, 'unit')} of {len(units):,} frames"
     labels = table["label"].to_numpy()
-    return f"{len(np.unique(labels[labels >= 0])):,} clusters, {(labels < 0).mean():.1%} of the samples in none"
+    clusters = count_noun(len(np.unique(labels[labels >= 0])), "cluster")
+    return f"{clusters}, {(labels < 0).mean():.1%} of the samples in none"
 
 
 def _prepare_media(media: Dataset) -> Dataset:

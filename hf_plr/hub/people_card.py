@@ -14,6 +14,7 @@ from hf_plr.pseudo_labels.label_files import LABEL_COLUMN, PSEUDO_LABELS_FILE
 from hf_plr.report.names import NAMES_FILE, read_cluster_names
 from hf_plr.report.run_history import RunEntry, RunHistory
 from hf_plr.utils.files import write_text
+from hf_plr.utils.words import count_noun
 
 CARD_FILE = "README.md"
 BEGIN, END = "<!-- hf-plr: what people found -->", "<!-- hf-plr: end of what people found -->"
@@ -70,7 +71,7 @@ def _describe_names(folder: Path) -> list[str]:
     named = sorted(names.keys() & members.keys(), key=lambda label: (-members[label], label))
     if not named:
         return []
-    lines = [f"People have named {len(named):,} of the {len(members):,} clusters:", ""]
+    lines = [f"People have named {len(named):,} of the {count_noun(len(members), 'cluster')}:", ""]
     lines += ["| name | cluster | members |", "|---|---|---|"]
     lines += [f"| {escape_markdown(names[label])} | {label} | {members[label]:,} |" for label in named[:MAX_NAMES]]
     more = len(named) - MAX_NAMES

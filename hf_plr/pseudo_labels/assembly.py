@@ -29,6 +29,7 @@ from hf_plr.training_args import (
 from hf_plr.training_args.ignored import BESIDE_OWN_REFINER, beside_clusterer, refuse_ignored
 from hf_plr.utils.argument_checks import check_levels
 from hf_plr.utils.parameters import default_parameters
+from hf_plr.utils.words import count_noun
 
 
 def resolve_preset(args: BaseTrainingArguments, auto: str | None = None) -> str:
@@ -242,7 +243,7 @@ def describe_labelings(
         return stage.describe()
     numbers = [labeling.stage.n_sought for labeling in labelings]
     sizes = [f"{number:,}" for number in numbers if number is not None]
-    words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else f"{len(labelings)} labelings"
+    words = " and ".join(", ".join(sizes).rsplit(", ", 1)) if sizes else count_noun(len(labelings), "labeling")
     kind = describe_clusterer(stage.clusterer)["class"]
     refinement = "by a refiner of your own" if has_own_refiner else resolve_preset(args)
     return f"{words} by {kind} in {space}, refinement {refinement}"

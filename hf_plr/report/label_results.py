@@ -18,6 +18,7 @@ from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, cooccurrence
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX
+from hf_plr.utils.words import count_noun
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,16 @@ def describe_labels(
         source: file or folder of labels that were given; None for those of stages.
     """
     labels, *others = labelings
-    words = f"{labels.n_clusters} clusters, {labels.noise_share:.1%} of the {plural} in none"
+    words = f"{count_noun(labels.n_clusters, 'cluster')}, {labels.noise_share:.1%} of the {plural} in none"
     if source is not None:
         return f"{words}; given by {source}, the same in all epochs"
     agreement = stages[-1].get(f"{STAGE_PREFIX}agreement_ari") if stages else None
     if agreement is not None:
         words += f", adjusted Rand index {agreement:.2f} with the epoch before"
-    numbers = " and ".join(f"{other.n_clusters}" for other in others)
-    return f"{words}; trained together with labelings of {numbers} clusters" if others else words
+    if not others:
+        return words
+    numbers = [f"{other.n_clusters:,}" for other in others[:-1]] + [count_noun(others[-1].n_clusters, "cluster")]
+    return f"{words}; trained together with labelings of {' and '.join(numbers)}"
 
 
 def warn_of_collapse(epoch: int, metrics: dict[str, float], log: list[dict[str, float]]) -> None:

@@ -14,6 +14,7 @@ from hf_plr.evaluation.evaluators import Evaluator
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.modality import Modality
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments, UnitTrainingArguments
+from hf_plr.utils.words import count_noun
 
 TRAINING_SETTINGS = (
     "seed",
@@ -152,8 +153,9 @@ class RunSummary:
         if len(self.cluster_sizes):
             smallest, median, largest = np.percentile(self.cluster_sizes, [0, 50, 100])
             members = self.cluster_members
+            clusters = count_noun(len(self.cluster_sizes), "cluster")
             facts.append(
-                f"{len(self.cluster_sizes):,} clusters: the smallest has {smallest:,.0f} {members}, the median one "
+                f"{clusters}: the smallest has {smallest:,.0f} {members}, the median one "
                 f"{median:,.0f}, the largest {largest:,.0f}."
             )
         agreement = [entry[AGREEMENT] for entry in self.stages if AGREEMENT in entry]

@@ -8,6 +8,7 @@ from pathlib import Path
 from hf_plr.report.file_names import PAGE_FILE
 from hf_plr.report.summary import RunSummary
 from hf_plr.utils.progress import describe_time
+from hf_plr.utils.words import count_noun
 
 INTERVALS = "95% intervals: bootstrap over the samples that were tested; the trained weights stay the same."
 
@@ -45,7 +46,9 @@ def format_summary(summary: RunSummary, seconds: float, next_command: tuple[str,
     if summary.continued:
         lines += [summary.continued]
     if summary.unreadable_rows:
-        lines += [f"{len(summary.unreadable_rows)} {modality.row_plural} could not be read and were left out."]
+        n, plural = len(summary.unreadable_rows), modality.row_plural
+        unreadable = count_noun(n, plural.removesuffix("s"), plural)
+        lines += [f"{unreadable} could not be read and {'was' if n == 1 else 'were'} left out."]
     adapters = [("adapter/", "the adapters alone, for peft")] if summary.adapters else []
     folder = shlex.quote(str(out))
     classifier = f"hf-plr embed --model {folder} --dataset DATA --output features.parquet   features, for a classifier"

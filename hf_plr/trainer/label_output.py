@@ -25,6 +25,7 @@ from hf_plr.report.tree_file import TREE_FILE, write_tree
 from hf_plr.trainer.cluster_tree import compare_last_clusters
 from hf_plr.trainer.continuation import digest_own, make_history
 from hf_plr.utils.files import refuse_file
+from hf_plr.utils.words import count_noun
 
 if TYPE_CHECKING:
     from hf_plr.trainer.plr_trainer import PLRTrainer
@@ -84,9 +85,9 @@ def find_levels(trainer: PLRTrainer, tree: ClusterTree, next_number: int) -> tup
     missing = [n for n in wanted or () if n not in levels]
     if missing and trainer.is_world_process_zero():
         logger.warning(
-            "levels=%s: only %d clusters are left, which have no level of %s.",
+            "levels=%s: only %s left, with no level of %s.",
             ",".join(map(str, wanted or ())),
-            len(tree),
+            count_noun(len(tree), "cluster is", "clusters are"),
             " or ".join(map(str, missing)),
         )
     return levels, next_number

@@ -15,6 +15,7 @@ from hf_plr.pseudo_labels.sampler import count_samples_per_epoch, count_samples_
 from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.utils.progress import describe_time, has_terminal
+from hf_plr.utils.words import count_noun
 
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
@@ -123,16 +124,17 @@ class StepTimer:
 def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     """What a run is about to do, in lines of a name and a value."""
     args, state = trainer.args, trainer.state
-    samples = f"{len(trainer.train_dataset):,} {trainer.modality.plural}"
+    samples = count_noun(len(trainer.train_dataset), trainer.modality.noun, trainer.modality.plural)
     if trainer.train_dataset.segments is not None:
-        samples += f" of {len(np.unique(trainer.train_dataset.rows)):,} {trainer.modality.row_plural}"
+        samples += f" of {count_noun(len(np.unique(trainer.train_dataset.rows)), trainer.train_dataset.noun)}"
     if trainer.train_dataset.unreadable:
         samples += f", {len(trainer.train_dataset.unreadable):,} left out as unreadable"
     lost = trainer.modality.describe_loss_of_detail(trainer.train_dataset)
     samples += f", {lost}" if lost else ""
     rows = count_samples_per_step(args, trainer._train_batch_size)
     views = "" if trainer.views == 1 else f", each in {trainer.views} views"
-    steps = f"{state.max_steps:,} of {rows // trainer.views:,} {trainer.modality.plural}{views}"
+    a_step = count_noun(rows // trainer.views, trainer.modality.noun, trainer.modality.plural)
+    steps = f"{state.max_steps:,} of {a_step}{views}"
     if state.global_step >= state.max_steps:
         steps += ", all of them done before: nothing is left to train"
     elif state.global_step:
@@ -143,7 +145,7 @@ def make_plan(trainer: BaseTrainer) -> list[tuple[str, str]]:
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device)
     processes = "" if args.world_size == 1 else f" in each of {args.world_size} processes"
     n_threads = torch.get_num_threads()
-    threads = f", {n_threads} thread{'s' * (n_threads > 1)}" if args.device.type == "cpu" else ""
+    threads = f", {count_noun(n_threads, 'thread')}" if args.device.type == "cpu" else ""
     stages = "each" if trainer.epochs_per_stage == 1 else f"every {trainer.epochs_per_stage}"
     return [
         ("backbone", describe_backbone(trainer)),

@@ -49,6 +49,7 @@ from hf_plr.utils.parameters import default_parameters
 from hf_plr.utils.rng import isolate_rng, uniform
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.stopwatch import Stopwatch
+from hf_plr.utils.words import count_noun
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +232,7 @@ class UnitTrainer(BaseTrainer):
         space += "" if self.args.whitening_shrinkage is None else " whitened"
         refined = f"refinement {self._describe_refinement()}"
         chance = f"a loss of {math.log(self._n_units):.2f} is guessing"
-        return f"{self._n_units:,} units of {self._bounds[-1]:,} frames{space}, {refined}; {chance}"
+        return f"{count_noun(self._n_units, 'unit')} of {self._bounds[-1]:,} frames{space}, {refined}; {chance}"
 
     def _describe_refinement(self) -> str:
         return "by a refiner of your own" if self._has_own_refiner else resolve_preset(self.args, AUTO_FOR_FRAMES)
@@ -422,7 +423,7 @@ class UnitTrainer(BaseTrainer):
         if self.has_labels:
             units = self._published_units or self._units
             sizes = units.count_frames()
-            last = f"{len(sizes)} units of {len(units.labels):,} frames"
+            last = f"{count_noun(len(sizes), 'unit')} of {len(units.labels):,} frames"
         files = (
             (CENTROIDS_FILE, "the centroids of the units, for `hf-plr units`"),
             (UNITS_FILE, "the units of every recording"),

@@ -156,6 +156,11 @@ def test_the_plan_of_a_resumed_run_says_what_is_left(make_trainer):
         assert dict(make_plan(trainer))["steps"] == f"21 of 16 images, each in 2 views{expected}"
 
 
+def test_one_of_a_kind_is_no_plural(make_trainer):
+    plan = dict(make_plan(make_trainer(clusterer="dbscan")))
+    assert plan["clusters"].startswith("1 labeling by ")
+
+
 def make_tones(rate):
     """Eight tones of the same samples at a sampling rate."""
     rows = []

@@ -102,7 +102,7 @@ def test_levels_of_more_clusters_than_are_left_are_told(make_trainer, tmp_path, 
     trainer.save_labels(tmp_path / "out")
     n = len(read_tree(tmp_path / "out"))
     assert n == 4
-    assert f"levels=2,3,12: only {n} clusters are left, which have no level of 12." in caplog.text
+    assert f"levels=2,3,12: only {n} clusters are left, with no level of 12." in caplog.text
     assert list(read_levels(tmp_path / "out")) == [2, 3]
 
 
