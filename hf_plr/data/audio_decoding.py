@@ -82,6 +82,11 @@ def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | N
     Raises:
         UnreadableRecording, ValueError: as `decode_waveform`, for what the header tells.
     """
+    return read_length(value, row, sampling_rate, max_samples)[0]
+
+
+def read_length(value: Any, row: int, sampling_rate: int, max_samples: int | None = None) -> tuple[int, int]:
+    """Count samples as `count_samples`; also returns the samples per second (Hz) as they are stored."""
     with open_recording(value, row) as reader:
         rate, frames = reader.rate, reader.frames
         limit = count_stored_samples(max_samples, sampling_rate, rate)
@@ -97,7 +102,7 @@ def count_samples(value: Any, row: int, sampling_rate: int, max_samples: int | N
     if frames == 0:
         raise UnreadableRecording(f"recording {row} has no samples")
     total = count_resampled(frames, rate, sampling_rate)
-    return total if max_samples is None else min(total, max_samples)
+    return (total if max_samples is None else min(total, max_samples)), rate
 
 
 def count_bytes(value: Any) -> float:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_plr.data.audio_decoding import UnreadableRecording, count_samples, decode_waveform, read_sampling_rate
+from hf_plr.data.audio_decoding import UnreadableRecording, decode_waveform, read_length, read_sampling_rate
 from hf_plr.data.audio_segments import Segmentation, decode_segments, iterate_segments
 from hf_plr.data.decoded_cache import DecodedCache
 from hf_plr.data.manifest import Manifest
@@ -134,6 +134,7 @@ class AudioStore(SampleStore):
         rows: row of the data set at each position, by length and then ascending; shape (len(self),).
         segments: start and end in seconds of each position, float64 (len(self), 2); None where recordings are whole.
         lengths: samples of each position, ascending; int64 array of shape (len(self),).
+        stored_rates: lowest and highest samples per second (Hz) of the recordings as they are stored, by all headers.
         unreadable: rows that were left out.
 
     Raises:
@@ -166,11 +167,11 @@ class AudioStore(SampleStore):
         self.audio_format = audio_format
         self._cache_limits = cache_bytes, cache_dir
         manifest = self._open_manifest(manifest_dir, f"{audio_format.sampling_rate}|{audio_format.max_samples}")
-        if manifest is None or manifest.totals is None:
+        if manifest is None or manifest.totals is None or manifest.rates is None:
             self.is_checked = False
-            self._totals, found = self._read_totals(progress)
+            self._totals, self.stored_rates, found = self._read_totals(progress)
         else:
-            self._totals, found = manifest.totals, self._known
+            self._totals, self.stored_rates, found = manifest.totals, manifest.rates, self._known
         self._cut_rows: np.ndarray | None = None
         self._adopt(found)
 
@@ -181,12 +182,6 @@ class AudioStore(SampleStore):
             "index" (B,), "input_values" (B, T), float32 with zeros behind a recording's end, and "lengths" (B,), int64.
         """
         return {"index": positions} | _pad(self._load_inputs(positions.numpy()))
-
-    def read_sampling_rates(self) -> list[int]:
-        """Read the samples per second (Hz) of up to 16 readable recordings, evenly spaced, as they are stored."""
-        rows = self.rows[spread_rows(len(self.rows), 16)]
-        one_by_one = rows[:, None]  # of a long recording no others are in memory
-        return [read_sampling_rate(self._read_column(row)[0], int(row[0])) for row in one_by_one]
 
     def describe_long(self) -> str | None:
         """Describe recordings that are much longer than the rest, and the arguments that help; None without any."""
@@ -212,11 +207,15 @@ class AudioStore(SampleStore):
 
     # ---- lengths and clips: a clip is a recording, or a segment of it ---------------------------------------------
 
-    def _read_totals(self, progress: bool) -> tuple[np.ndarray, dict[int, Finding]]:
-        """Read the samples of each row (N,) from the headers, on all processes together, and why some have none."""
+    def _read_totals(self, progress: bool) -> tuple[np.ndarray, tuple[int, int], dict[int, Finding]]:
+        """Read the samples of each row (N,), the range of stored rates, and why some have none, from the headers.
+
+        All processes do it together, each for its own rows.
+        """
         form, n = self.audio_format, len(self._column)
         processes, index = (1, 0) if self._state is None else (self._state.num_processes, self._state.process_index)
         totals, reasons = np.full(n, -1, np.int64), dict[int, Finding]()
+        rates = set[int]()
         failure: Exception | None = None
         own = np.array_split(np.arange(n), processes)[index]
         starts = range(0, len(own), HEADERS_READ)
@@ -225,14 +224,16 @@ class AudioStore(SampleStore):
                 rows = own[start : start + HEADERS_READ]
                 for row, value in zip(rows.tolist(), self._read_column(rows), strict=True):
                     try:
-                        totals[row] = count_samples(value, row, form.sampling_rate, form.max_samples)
+                        totals[row], rate = read_length(value, row, form.sampling_rate, form.max_samples)
+                        rates.add(rate)
                     except UnreadableRecording as error:
                         reasons[row] = str(error)
         except Exception as error:  # the other processes wait: tell them before raising
             failure = error
-        parts = gather_results(self._state, (totals[own], reasons), failure)
-        found = {row: reason for _, each in parts for row, reason in each.items()}
-        return np.concatenate([part for part, _ in parts]), found
+        parts = gather_results(self._state, (totals[own], reasons, rates), failure)
+        found = {row: reason for _, each, _ in parts for row, reason in each.items()}
+        stored = set[int]().union(*(each for _, _, each in parts)) or {form.sampling_rate}
+        return np.concatenate([part for part, _, _ in parts]), (min(stored), max(stored)), found
 
     def _cut(self, rows: np.ndarray) -> None:
         """List the clips of these rows, also of those that may turn out to be unreadable, and open their cache."""
@@ -274,7 +275,7 @@ class AudioStore(SampleStore):
     def _make_manifest(self, unreadable: Sequence[int], sizes: dict[int, int]) -> Manifest:
         totals = self._totals.copy()
         totals[list(sizes)] = list(sizes.values())
-        return Manifest(np.unique(np.asarray(unreadable, np.int64)), totals)
+        return Manifest(np.unique(np.asarray(unreadable, np.int64)), totals, self.stored_rates)
 
     def _examine(self, row: int) -> Finding:
         form = self.audio_format

@@ -30,10 +30,12 @@ class Manifest:
         unreadable: rows that cannot be decoded, ascending, int64.
         totals: samples of each recording at the model's rate, -1 where its header cannot be read, int64 (N,); None for
             images.
+        rates: lowest and highest samples per second (Hz) of the recordings as they are stored; None for images.
     """
 
     unreadable: np.ndarray
     totals: np.ndarray | None = None
+    rates: tuple[int, int] | None = None
 
 
 class ManifestFile:
@@ -61,15 +63,21 @@ class ManifestFile:
             totals = None
             if "totals" in arrays:
                 totals = validate_array(arrays, "totals", "integers", (self.n_rows,), -1).astype(np.int64)
+            rates = None
+            if "rates" in arrays:
+                lowest, highest = validate_array(arrays, "rates", "integers", (2,), 1).tolist()
+                rates = lowest, highest
         except (ValueError, OSError):
             return None
-        return Manifest(np.unique(unreadable).astype(np.int64), totals)
+        return Manifest(np.unique(unreadable).astype(np.int64), totals, rates)
 
     def write(self, manifest: Manifest) -> None:
         """Write the manifest; a folder that cannot be written is only a warning."""
         arrays = {"unreadable": np.asarray(manifest.unreadable, np.int64)}
         if manifest.totals is not None:
             arrays["totals"] = np.asarray(manifest.totals, np.int64)
+        if manifest.rates is not None:
+            arrays["rates"] = np.asarray(manifest.rates, np.int64)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:

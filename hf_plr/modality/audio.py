@@ -204,13 +204,12 @@ class AudioModality(Modality):
         return self._padded(store)
 
     def describe_loss_of_detail(self, store: SampleStore) -> str | None:
-        """Tell that recordings of a higher sampling rate are resampled, by the rates of some."""
+        """Tell that recordings of a higher sampling rate are resampled, by the rates in all headers."""
         assert isinstance(store, AudioStore)
-        own, stored = self.format.sampling_rate, store.read_sampling_rates()
-        highest = max(stored)
+        own, (lowest, highest) = self.format.sampling_rate, store.stored_rates
         if highest <= own:
             return None
-        up_to = "up to " if min(stored) < highest else ""
+        up_to = "up to " if lowest < highest else ""
         return f"resampled from {up_to}{highest:,} to {own:,} Hz: nothing above {own // 2:,} Hz is heard"
 
     def _padded(self, store: AudioStore) -> np.ndarray:

@@ -247,13 +247,13 @@ def test_any_failure_to_read_lengths_is_told_to_all_processes(tones, monkeypatch
 
     sent: list[tuple] = []
     monkeypatch.setattr(distributed, "gather_objects", lambda state, item: sent.append(item) or sent)
-    count = audio_store.count_samples
-    monkeypatch.setattr(audio_store, "count_samples", fail)
+    count = audio_store.read_length
+    monkeypatch.setattr(audio_store, "read_length", fail)
     with pytest.raises(type(error)) as raised:
         AudioStore(tones, "audio", audio_format(), state=State)
     assert raised.value is error
     State.process_index, State.is_main_process = 1, False
-    monkeypatch.setattr(audio_store, "count_samples", count)
+    monkeypatch.setattr(audio_store, "read_length", count)
     with pytest.raises(ValueError if isinstance(error, ValueError) else RuntimeError, match=r"^(no|MemoryError)$"):
         AudioStore(tones, "audio", audio_format(), state=State)
     assert len(sent) == 2

@@ -58,6 +58,12 @@ def test_it_is_read_as_it_was_written(tmp_path, totals):
         assert ManifestFile(file.path.parent, key, n_rows).read() is None
 
 
+def test_rates_are_read_as_they_were_written(tmp_path):
+    file = ManifestFile(tmp_path, "key", 3)
+    file.write(Manifest(np.array([1]), np.array([5, -1, 0]), (8_000, 44_100)))
+    assert file.read().rates == (8_000, 44_100)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -67,6 +73,7 @@ def test_it_is_read_as_it_was_written(tmp_path, totals):
         {"unreadable": np.array([0.5])},
         {"unreadable": np.array([1]), "totals": np.array([5, 6])},
         {"unreadable": np.array([1]), "totals": np.array([5, 6, -2])},
+        {"unreadable": np.array([1]), "totals": np.array([5, 6, 7]), "rates": np.array([0, 8000])},
     ],
 )
 def test_what_does_not_fit_counts_as_absent(tmp_path, arrays):

@@ -161,12 +161,12 @@ def test_one_of_a_kind_is_no_plural(make_trainer):
     assert plan["clusters"].startswith("1 labeling by ")
 
 
-def make_tones(rate):
+def make_tones(rate, n_samples=9600):
     """Eight tones of the same samples at a sampling rate."""
     rows = []
     for i in range(8):
         buffer = io.BytesIO()
-        soundfile.write(buffer, 0.5 * np.sin(np.arange(9600) * (1 + i) / 9.0), rate, format="wav")
+        soundfile.write(buffer, 0.5 * np.sin(np.arange(n_samples) * (1 + i) / 9.0), rate, format="wav")
         rows.append({"bytes": buffer.getvalue(), "path": None})
     return Dataset.from_dict({"audio": rows}).cast_column("audio", Audio())
 
@@ -178,6 +178,12 @@ def test_the_plan_tells_what_of_sounds_is_not_heard_and_which_loss_is_guessing(t
     mixed = concatenate_datasets([make_tones(8_000), make_tones(16_000)])
     plan = dict(make_plan(sound_trainer(tmp_path / "mixed", mixed)))
     assert plan["samples"] == "16 recordings, resampled from up to 16,000 to 8,000 Hz: nothing above 4,000 Hz is heard"
+    shorter, longer = make_tones(8_000, 3000), make_tones(8_000)
+    few = concatenate_datasets([*[shorter] * 3, make_tones(16_000).select([0]), *[longer] * 3])
+    for _ in range(2):  # the second time by the manifest
+        trainer = sound_trainer(tmp_path / "few", few)
+        trainer.train_dataset.check()
+        assert "resampled from up to 16,000 to 8,000 Hz" in dict(make_plan(trainer))["samples"]
     plan = dict(make_plan(sound_trainer(tmp_path / "low", make_tones(8_000), PLRTrainer, num_clusters=2)))
     assert plan["samples"] == "8 recordings"
 
