@@ -12,7 +12,7 @@ from datasets import Dataset
 from hf_plr import PseudoLabelRefiner, read_levels, read_tree
 from hf_plr.cli import main
 from hf_plr.hub.label_dataset import make_labels_card
-from hf_plr.recipe_tools.running import prepare_output_dir
+from hf_plr.recipe_tools.running import OutputArguments, prepare_output_dir
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer import cluster_tree, label_output
 from hf_plr.trainer.label_output import suggest_commands
@@ -40,8 +40,7 @@ def test_a_run_leaves_the_tree_of_its_last_clusters(make_trainer, tmp_path, sett
     first = (tmp_path / "out" / "tree.json").read_bytes()
     trainer.save_labels(tmp_path / "again")
     assert (tmp_path / "again" / "tree.json").read_bytes() == first
-    trainer.args.overwrite, trainer.args.resume_from_checkpoint = True, None
-    prepare_output_dir(trainer.args, is_main_process=True)
+    prepare_output_dir(OutputArguments(output_dir=str(tmp_path / "out"), overwrite=True), is_main_process=True)
     assert not (tmp_path / "out" / "tree.json").exists()
 
 
