@@ -166,6 +166,8 @@ class KMeans(ClusterMixin, BaseEstimator):
                 )
             check_finite(centers, "cluster_centers")
             self.cluster_centers_ = centers
+        elif hasattr(self, "cluster_centers_"):
+            del self.cluster_centers_
 
     def _fit(self, features: np.ndarray | torch.Tensor, accelerator: Accelerator | None) -> KMeans:
         all_rows = Rows(as_features(features), self.spherical, self.device)

@@ -50,13 +50,17 @@ class ClusterSpace:
     """
 
     def __init__(self, name: str, shrinkage: float | None, folder: str | None, seed: int, is_untrained: bool = False):
-        self.shrinkage = CENTERED if name == "centered" else shrinkage
+        self._given = self.shrinkage = CENTERED if name == "centered" else shrinkage
         self.folder = folder
         self.seed = seed
         if is_untrained:
             self._candidates: tuple[float, ...] = SMALL_SHRINKAGES
         else:
             self._candidates = SHRINKAGES if name == "white" else (CENTERED, *SHRINKAGES)
+
+    def begin_anew(self) -> None:
+        """Let a trial decide again, where one did."""
+        self.shrinkage = self._given
 
     def decide(
         self,

@@ -48,11 +48,16 @@ class FeatureSource:
 
     def __init__(self, source: str, dtype: str, momentum: float, folder: str | None, keeps_own: bool = False):
         self.source = source
-        self.dtype = dtype
         self.momentum = momentum
         self.folder = folder
-        self.moved_share: float | None = None
         self.keeps_own = keeps_own
+        self._given = dtype
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forget the features of training steps, and what a trial selected."""
+        self.dtype = self._given
+        self.moved_share: float | None = None
         self._first = 0  # position of the first sample that is kept
         self._rows = torch.empty(0, 0)  # of the samples that are kept, where the source is "epoch"
         self._seen = torch.empty(0, dtype=torch.bool)

@@ -44,6 +44,11 @@ class Labeling:
             raise RuntimeError("there are no pseudo-labels yet: call train() first")
         return self._pseudo_labels
 
+    def begin_anew(self) -> None:
+        """Forget the labels, and what the stage has learned of them."""
+        self.stage.begin_anew()
+        self._pseudo_labels = None
+
     def continue_from(self, labels: np.ndarray, first: int, next_number: int) -> None:
         """Take labels of an earlier run for those of the epoch before the first, which is refined by them.
 

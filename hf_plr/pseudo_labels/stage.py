@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from dataclasses import dataclass, field
@@ -172,6 +173,15 @@ class RefinementStage:
         self.holder = AllLabels(accelerator) if holder is None else holder
         self._continued: tuple[np.ndarray, int] | None = None  # labels of an earlier run, and the next number
         self._finer: tuple[RefinementResult, ...] = ()  # of the epoch, until their labels are made
+        self._start = refiner.copy(), _copy_state(clusterer)
+
+    def begin_anew(self) -> None:
+        """Forget all calls: refiner and clusterer remember what they did when the stage was made."""
+        refiner, state = self._start
+        self.refiner.return_to(refiner)
+        if state is not None:
+            self.clusterer.load_state_dict(copy.deepcopy(state))
+        self._continued, self._finer = None, ()
 
     def continue_from(self, labels: np.ndarray, next_number: int) -> None:
         """Let the next refinement continue labels of an earlier run, see `PseudoLabelRefiner.continue_from`.
@@ -348,6 +358,14 @@ class RefinementStage:
             validate_array(state, name, "integers", (n_samples,))
         self.refiner.load_state_dict(select_prefix("refiner.", state))
         self.clusterer.load_state_dict(select_prefix("clusterer.", state))
+
+
+def _copy_state(clusterer: Clusterer) -> dict[str, Any] | None:
+    """Copy a clusterer's state; None where one of the user's own has none before its first call."""
+    try:
+        return copy.deepcopy(clusterer.state_dict())
+    except Exception:
+        return None
 
 
 def default_num_clusters(n_samples: int) -> int:

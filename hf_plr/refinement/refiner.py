@@ -327,6 +327,10 @@ class PseudoLabelRefiner:
         other._numbers = [copy.copy(numbers) for numbers in self._numbers]
         return other
 
+    def return_to(self, earlier: PseudoLabelRefiner) -> None:
+        """Remember what a `copy` of this refiner remembers, and nothing of the calls since."""
+        self._history, self._numbers = earlier._history, [copy.copy(numbers) for numbers in earlier._numbers]
+
     def forget(self) -> None:
         """Forget the previous labels, so that the next call refines nothing; numbers of clusters still persist.
 

@@ -63,6 +63,7 @@ class BaseTrainer(FeatureTrainer, ABC):
     Attributes:
         reporter: gathers what `report.html` shows.
         publisher: brings the results to the Hub.
+        has_begun: True once `train` was called, whose labels another call forgets unless it resumes.
         source: what the start was trained on with labels, in words, for reports.
 
     Raises:
@@ -126,7 +127,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.eval_dataset = start.check_evaluation_sets(self, eval_dataset)
         self.ema_teacher = EMATeacher(self._backbone_of(self.model), args.ema_decay) if args.ema_decay else None
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
-        self._epoch = 0
+        self._epoch, self.has_begun = 0, False
         self.resumed_from: str | None = None
         # Weights that are sharded or compiled in training are not those that features came of before it.
         is_changed = self.is_fsdp_enabled or self.is_deepspeed_enabled or bool(args.torch_compile)
@@ -277,7 +278,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             self.check_samples(self.stage_dtype, extract=keeps)
         if not resume_from_checkpoint:
             self.begin_labels()
-        if resume_from_checkpoint:
+        else:
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
             accelerator = self.accelerator
             state, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
@@ -286,7 +287,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             if self.ema_teacher is not None:
                 weights.load_student(self._backbone_of(self.model), state, checkpoint)
             self._log_continuation.take(state)
-        self.resumed_from = checkpoint
+        self.resumed_from, self.has_begun = checkpoint, True
         try:
             with self._stop_signal.watched():
                 result = super().train(checkpoint, *args, **kwargs)

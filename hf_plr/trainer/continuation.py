@@ -130,6 +130,7 @@ class Continuation:
         spans = None if store.segments is None else round_spans(store.segments)
         self.known = match_samples(last, digests, store.files(), spans, store.rows)
         self._ids = np.array(list(last.sizes()), np.int64)
+        self._last, self.n_fitting = None, 0  # of an earlier training
 
     def _require_labels(self) -> LastLabels:
         if self.predecessor.labels is None:

@@ -226,13 +226,14 @@ class PLRTrainer(BaseTrainer):
             metrics |= compare_labelings(labels, features.part, self.accelerator, self.holder)
         warn_of_collapse(self._epoch, metrics, self.state.log_history)
         metrics |= clock.seconds()
-        tree = make_stage_tree(self, features)
-        self.reporter.note_stage(self._snapshot(), features.rows, features.part, tree)
+        self.reporter.note_stage(self._snapshot(), features.rows, features.part, make_stage_tree(self, features))
         scores = {f"{LABEL_SCORE_PREFIX}{name}": value for name, value in self.score_labels().items()}
         return {f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()} | scores
 
     def begin_labels(self) -> None:
-        """Find the samples of the run before, if there is one."""
+        """Begin anew after an earlier training, and find the samples of the run before, if there is one."""
+        for part in (*self.labelings, self.cluster_space, self._feature_source) if self.has_begun else ():
+            part.begin_anew()
         if self.continuation is not None:
             part = self.extractor.local_slice(self.train_dataset)
             self.continuation.match(self.train_dataset, part, self.accelerator)
@@ -347,9 +348,8 @@ class PLRTrainer(BaseTrainer):
         return self.modality.model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        n_samples, batch_size = len(self.train_dataset), self._train_batch_size
-        samples_per_epoch = count_samples_per_epoch(self.args, n_samples, batch_size)
-        self._sampler.set_steps(samples_per_epoch, batch_size, self.args.gradient_accumulation_steps)
+        n_samples = count_samples_per_epoch(self.args, len(self.train_dataset), self._train_batch_size)
+        self._sampler.set_steps(n_samples, self._train_batch_size, self.args.gradient_accumulation_steps)
         return self._sampler
 
     def label_free_scores(self) -> dict[str, float]:

@@ -186,6 +186,12 @@ class UnitTrainer(BaseTrainer):
 
     # ---- the stage -----------------------------------------------------------------------------------------------
 
+    def begin_labels(self) -> None:
+        """Begin anew after an earlier training."""
+        if self.has_begun:
+            self.stage.begin_anew()
+            self._frame_units = self._published_units = None
+
     def refresh_labels(self, epoch: int) -> None:
         """Make the units of the round that begins with this epoch."""
         round_ = self._round_of(epoch)

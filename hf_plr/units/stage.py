@@ -122,6 +122,13 @@ class FrameStage:
         self.accelerator = accelerator
         self.files = SharedLabels(accelerator, folder)
         self.kmeans = KMeans(n_units, spherical=False, seed=seed)
+        self._start = refiner.copy()
+
+    def begin_anew(self) -> None:
+        """Forget all rounds: the next one is refined by none, and its centroids start from none."""
+        self.refiner.return_to(self._start)
+        self.kmeans.load_state_dict({})
+        self.space = FrameSpace()
 
     def copy(self) -> FrameStage:
         """Copy the stage: what the copy fits and refines leaves this one as it is. They share labels of frames."""
