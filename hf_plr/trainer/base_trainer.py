@@ -64,6 +64,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         reporter: gathers what `report.html` shows.
         publisher: brings the results to the Hub.
         has_begun: True once `train` was called, whose labels another call forgets unless it resumes.
+        taken: what the trainer was made of, which must not be changed.
         source: what the start was trained on with labels, in words, for reports.
 
     Raises:
@@ -97,8 +98,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
         args = start.adapt_to_start(args, model, self.modality)
         self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
-        self.scores, self.intervals = {}, {}
-        self.source = ""
+        self.scores, self.intervals, self.source = {}, {}, ""
         self.publisher = Publisher(self)
         self.open_samples = SampleOpener(self.modality, self.label_column)
         if compute_metrics is None and self.label_column is not None:
@@ -128,6 +128,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.ema_teacher = EMATeacher(self._backbone_of(self.model), args.ema_decay) if args.ema_decay else None
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         self._epoch, self.has_begun = 0, False
+        self.taken = start.Taken.of(self)
         self.resumed_from: str | None = None
         # Weights that are sharded or compiled in training are not those that features came of before it.
         is_changed = self.is_fsdp_enabled or self.is_deepspeed_enabled or bool(args.torch_compile)
@@ -280,8 +281,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             self.begin_labels()
         else:
             checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
-            accelerator = self.accelerator
-            state, settings = load_state(checkpoint, accelerator.process_index, accelerator.num_processes)
+            state, settings = load_state(checkpoint, self.accelerator.process_index, self.accelerator.num_processes)
             check_same_settings(checkpoint, settings, self.run_settings(), self.default_settings())
             self.load_label_state(state, checkpoint)
             if self.ema_teacher is not None:

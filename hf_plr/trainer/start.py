@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -35,12 +36,46 @@ from hf_plr.utils.serialization import name_file_in_errors
 if TYPE_CHECKING:
     from hf_plr.trainer.base_trainer import BaseTrainer
 
+logger = logging.getLogger(__name__)
+
 Args = TypeVar("Args", bound=BaseTrainingArguments)
 Method = TypeVar("Method", bound=Callable[..., Any])
 OF_LAYERS = {"every_n_layers", "offload"}  # arguments of gradient checkpointing that torch does not see
-logger = logging.getLogger(__name__)
-
 OF_SAMPLES = ("samples", "data")  # settings that are known once unreadable samples are
+
+TAKEN = (  # arguments that labels, space and objective are made of, once; others are read when they are needed
+    "labels",
+    "continue_from",
+    "clusterer",
+    "clusterer_kwargs",
+    "num_clusters",
+    "num_labelings",
+    "label_shards",
+    "refinement",
+    "refinement_weight",
+    "refine_start_epoch",
+    "min_confidence",
+    "confidence_power",
+    "cluster_space",
+    "whitening_shrinkage",
+    "feature_source",
+    "feature_dtype",
+    "feature_momentum",
+    "samples_per_cluster",
+    "temperature",
+    "prototype_momentum",
+    "pair_loss",
+    "pair_weight",
+    "relabel_every",
+    "unit_layer",
+    "unit_temperature",
+    "unmasked_weight",
+    "fit_frames",
+    "frame_scaling",
+    "speaker_column",
+    "mask_probability",
+    "mask_length",
+)
 
 ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
 
@@ -228,6 +263,35 @@ def check_evaluation_sets(trainer: BaseTrainer, eval_dataset: Any) -> Any:
     return eval_dataset
 
 
+class Taken(NamedTuple):
+    """What a trainer was made of, which stays as it is.
+
+    Attributes:
+        store: the training samples.
+        settings: the arguments in `TAKEN`, by name.
+    """
+
+    store: Any
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: BaseTrainer) -> Taken:
+        """Note what a trainer is made of, when it is."""
+        settings = {name: getattr(trainer.args, name) for name in TAKEN if hasattr(trainer.args, name)}
+        return cls(trainer.train_dataset, copy.deepcopy(settings))
+
+    def check(self, trainer: BaseTrainer) -> None:
+        """Refuse what was changed since: it would have no effect, and be recorded as if it had.
+
+        Raises:
+            ValueError: naming it.
+        """
+        changed = [name for name, value in self.settings.items() if getattr(trainer.args, name) != value]
+        if changed:
+            verb = "was" if len(changed) == 1 else "were"
+            raise ValueError(f"{', '.join(changed)} {verb} changed after the trainer was made: make a new trainer")
+
+
 def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None) -> None:
     """Refuse a training that could not begin, before samples are decoded and before anything is written or removed.
 
@@ -239,8 +303,9 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
 
     Raises:
         CheckpointError, ValueError: if there is no complete checkpoint of these settings with its optimizer, or the run
-            that is to be continued knows none of the samples.
+            that is to be continued knows none of the samples; or if arguments changed that the trainer was made of.
     """
+    trainer.taken.check(trainer)
     is_main, output_dir = trainer.is_world_process_zero(), str(trainer.args.output_dir)
     if resume_from_checkpoint:
         checkpoint = find_checkpoint(resume_from_checkpoint, output_dir)

@@ -253,3 +253,32 @@ def test_other_settings_are_refused_before_samples_are_decoded(make_trainer, tmp
         make_trainer(seed=1).train(resume_from_checkpoint=True)
     with pytest.raises(AssertionError, match="decoded"):
         make_trainer().train(resume_from_checkpoint=True)
+
+
+# ---- what is changed after the trainer is made -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+@pytest.mark.parametrize("resumes", [None, True])
+def test_arguments_that_a_trainer_is_made_of_stay(make_sound_trainer, kind, resumes):
+    trainer = make_sound_trainer(kind)
+    trainer.args.num_clusters = 4
+    with pytest.raises(ValueError, match=r"^num_clusters was changed after the trainer was made: make a new trainer$"):
+        trainer.train(resume_from_checkpoint=resumes)
+    trainer.args.refinement = "none"
+    with pytest.raises(ValueError, match=r"^num_clusters, refinement were changed after the trainer was made"):
+        trainer.train(resume_from_checkpoint=resumes)
+
+
+def test_parts_of_an_argument_stay(make_trainer):
+    trainer = make_trainer(clusterer_kwargs={"max_iter": 5})
+    trainer.args.clusterer_kwargs["max_iter"] = 9
+    with pytest.raises(ValueError, match="clusterer_kwargs was changed"):
+        trainer.train()
+
+
+def test_other_arguments_may_change(make_trainer):
+    trainer = make_trainer(num_train_epochs=3)
+    trainer.args.num_train_epochs, trainer.args.learning_rate, trainer.args.levels = 1, 1e-5, [2]
+    trainer.train()
+    assert trainer.state.epoch == 1
