@@ -286,6 +286,9 @@ class Taken(NamedTuple):
         Raises:
             ValueError: naming it.
         """
+        if trainer.train_dataset is not self.store:
+            going_on = ", or continue the run with continue_from" if "continue_from" in self.settings else ""
+            raise ValueError(f"train_dataset was replaced: make a new trainer{going_on}")
         changed = [name for name, value in self.settings.items() if getattr(trainer.args, name) != value]
         if changed:
             verb = "was" if len(changed) == 1 else "were"

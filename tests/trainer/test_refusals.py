@@ -270,6 +270,17 @@ def test_arguments_that_a_trainer_is_made_of_stay(make_sound_trainer, kind, resu
         trainer.train(resume_from_checkpoint=resumes)
 
 
+def test_the_samples_stay(make_trainer, make_sound_trainer, some_digits, some_sounds):
+    trainer = make_trainer()
+    trainer.train_dataset = some_digits.select(range(50))
+    with pytest.raises(ValueError, match=r"^train_dataset was replaced: make a new trainer, or continue the run with"):
+        trainer.train()
+    trainer = make_sound_trainer()
+    trainer.train_dataset = some_sounds
+    with pytest.raises(ValueError, match=r"^train_dataset was replaced: make a new trainer$"):
+        trainer.train()
+
+
 def test_parts_of_an_argument_stay(make_trainer):
     trainer = make_trainer(clusterer_kwargs={"max_iter": 5})
     trainer.args.clusterer_kwargs["max_iter"] = 9
