@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_plr.pseudo_labels.known_samples import KnownSamples, LastLabels
 from hf_plr.pseudo_labels.label_files import PSEUDO_LABELS_FILE
@@ -58,9 +60,15 @@ class Predecessor:
         """
         if not os.path.isdir(folder):
             raise ValueError(f"continue_from={folder!r} is not a folder: name the output folder of a finished run")
+        has_labels = (Path(folder) / PSEUDO_LABELS_FILE).is_file()
+        if not has_labels and _has_trained_to_its_end(folder):
+            raise ValueError(
+                f"continue_from={folder!r} holds a run that was trained to its end, but its labels were not saved there: "
+                f"--resume_from_checkpoint, or in Python save_model() and save_labels({folder!r}), saves them"
+            )
         if not holds_run(folder) and list_checkpoints(folder):
             raise ValueError(f"continue_from={folder!r} holds an unfinished run: --resume_from_checkpoint resumes it")
-        if not (Path(folder) / PSEUDO_LABELS_FILE).is_file():
+        if not has_labels:
             raise ValueError(
                 f"continue_from={folder!r} holds no {PSEUDO_LABELS_FILE}: only finished runs that label whole images, "
                 "recordings or segments are continued"
@@ -105,6 +113,20 @@ def find_predecessor(folder: str, output_dir: str | None, resume_from: str | boo
     with name_file_in_errors(checkpoint):
         told, _, _ = parse_about(state)
     return dataclasses.replace(told, folder=folder, weights=checkpoint)
+
+
+def _has_trained_to_its_end(folder: str) -> bool:
+    """True if the last complete checkpoint in a folder is of the last step of a run that can be continued."""
+    checkpoint = last_complete_checkpoint(folder)[0]
+    path = None if checkpoint is None else checkpoint / TRAINER_STATE_NAME
+    if path is None or not path.is_file():
+        return False
+    try:
+        state = TrainerState.load_from_json(str(path))
+        settings = load_state(path.parent)[1]
+    except (OSError, ValueError, TypeError):  # a damaged one is told of by who resumes it
+        return False
+    return 0 < state.max_steps <= state.global_step and "first_units" not in settings  # which runs of frames have
 
 
 def _levels_by_cluster(folder: str) -> dict[int, dict[int, int]]:

@@ -21,6 +21,7 @@ from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
 from hf_plr.trainer import base_trainer, predecessor
 from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.predecessor import Predecessor
 from hf_plr.trainer.continuation import open_continuation
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
 
@@ -213,6 +214,21 @@ def test_another_model_continues_the_labels(first, grown_digits, tmp_path):
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("saves_model", [False, True])
+def test_labels_that_were_saved_elsewhere_are_missed(grown_digits, tmp_path, saves_model):
+    out = tmp_path / "o"
+    trainer = tiny.image_trainer(out, grown_digits.select(range(100)), num_train_epochs=1)
+    trainer.train()
+    trainer.save_labels(str(tmp_path / "labels"))
+    if saves_model:
+        trainer.save_model()
+    with pytest.raises(ValueError, match=r"trained to its end, but its labels were not saved there: .* save_labels\('"):
+        Predecessor.read(str(out))
+    trainer.save_model()
+    trainer.save_labels(str(out))
+    continue_run(tmp_path / "next", grown_digits, out)
+
+
 def test_folders_that_cannot_be_continued_are_refused(first, grown_digits, tmp_path):
     def refused(folder, **arguments):
         with pytest.raises(ValueError) as raised:  # noqa: PT011  # what it says is looked at
@@ -223,7 +239,8 @@ def test_folders_that_cannot_be_continued_are_refused(first, grown_digits, tmp_p
     assert "is not a folder" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "holds no pseudo_labels.parquet" in refused(tmp_path / "empty")
-    tiny.image_trainer(tmp_path / "unfinished", grown_digits.select(range(100)), num_train_epochs=1).train()
+    stopped = {"callbacks": [StopAt(4)]}
+    tiny.image_trainer(tmp_path / "unfinished", grown_digits.select(range(100)), stopped, num_train_epochs=2).train()
     assert "holds an unfinished run" in refused(tmp_path / "unfinished")
     assert "is output_dir, too" in refused(tmp_path / "out")
     assert "has no effect on given labels" in refused(first, labels=str(first / "pseudo_labels.parquet"))
