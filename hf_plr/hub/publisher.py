@@ -51,6 +51,7 @@ class PublishedTrainer(Protocol):
     accelerator: Accelerator
     train_dataset: SampleStore
     hub_model_id: Any
+    scores: dict[str, dict[str, float]]
     push_in_progress: Any
 
     @property
@@ -113,11 +114,12 @@ class Publisher:
     def __init__(self, trainer: PublishedTrainer):
         self.trainer = trainer
         self._saved_labels: SavedLabels | None = None
-        self._metrics_step: int | None = None
+        self._metrics_of: tuple[int, dict[str, Any]] | None = None  # step and scores in the file
+        self._seconds: float | None = None  # of the run, where they are known
 
     def begin_training(self) -> None:
         """Forget the files of an earlier training, which may have ended at the same step."""
-        self._saved_labels = self._metrics_step = None
+        self._saved_labels = self._metrics_of = self._seconds = None
 
     def note_labels(self, directory: str | os.PathLike[str], rows: np.ndarray | None) -> None:
         """Note that the labels of this step are saved; called on every process."""
@@ -125,9 +127,27 @@ class Publisher:
 
     def write_metrics(self, seconds: float) -> None:
         """Write `metrics.json` into the output directory, on the main process, with the seconds of the run."""
-        self._metrics_step = self.trainer.state.global_step
+        self._metrics_of, self._seconds = self._known_metrics(), seconds
         if self.trainer.is_world_process_zero():
             write_metrics(Path(str(self.trainer.args.output_dir)) / METRICS_FILE, self.trainer.summary(), seconds)
+
+    def complete_metrics(self) -> None:
+        """Write `metrics.json` of a trained run, unless the file is of this step and these scores.
+
+        Its seconds are those that `write_metrics` received, otherwise those of training.
+        """
+        if self.trainer.state.global_step > 0 and self._metrics_of != self._known_metrics():
+            trained = sum(entry.get("train_runtime", 0.0) for entry in self.trainer.state.log_history)
+            self.write_metrics(trained if self._seconds is None else self._seconds)
+
+    def _known_metrics(self) -> tuple[int, dict[str, Any]]:
+        return self.trainer.state.global_step, copy.deepcopy(self.trainer.scores)
+
+    def write_card(self, **card: Any) -> None:
+        """Write the model card, and `metrics.json` that it lists, on the main process; see `write_model_card`."""
+        self.complete_metrics()
+        if self.trainer.is_world_process_zero():
+            write_model_card(self.trainer.summary(), **card)
 
     def init_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository, before any long work.
@@ -190,8 +210,7 @@ class Publisher:
         trainer.save_model(_internal_call=True)
         if trainer.has_labels:
             self._save_labels()
-        if self._metrics_step != trainer.state.global_step:
-            self.write_metrics(sum(entry.get("train_runtime", 0.0) for entry in trainer.state.log_history))
+        self.complete_metrics()
         if trainer.is_world_process_zero():
             trainer.create_model_card(**{"model_name": trainer.hub_model_id, **card})
         trainer._finish_current_push()

@@ -22,7 +22,6 @@ from hf_plr.data.loader import Collator
 from hf_plr.data.streaming import open_stream, open_streams
 from hf_plr.evaluation.evaluators import check_best_metric, score_against_gallery, select_evaluator
 from hf_plr.features.kept_features import KeptFeatures
-from hf_plr.hub.model_card import write_model_card
 from hf_plr.hub.publisher import Publisher
 from hf_plr.modality import SampleOpener, find_modality
 from hf_plr.models.adapter_files import ADAPTER_FOLDER, hash_frozen_weights, merge_adapters, save_adapter
@@ -424,9 +423,8 @@ class BaseTrainer(FeatureTrainer, ABC):
         )
 
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # arguments of our own card
-        """Write the model card `README.md` into the output directory; `write_model_card` has the arguments."""
-        if self.is_world_process_zero():
-            write_model_card(self.summary(), **kwargs)
+        """Write the card `README.md` and `metrics.json` into the output directory; arguments of `write_model_card`."""
+        self.publisher.write_card(**kwargs)
 
     def write_report(self, rows: np.ndarray | None = None) -> None:
         """Write `report.html` and `report.json` into the output directory, unless `report` is "no"; `rows` as above."""

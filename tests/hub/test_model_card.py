@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
@@ -11,6 +13,27 @@ import hf_plr
 from hf_plr.hub.training_log import MAX_ROWS, tabulate_log
 from hf_plr.modality import Modality
 from hf_plr.report.terminal_summary import format_summary
+
+
+def test_the_card_comes_with_the_metrics_that_it_lists(make_trainer, tmp_path):
+    trainer = make_trainer(num_train_epochs=1)
+    metrics = tmp_path / "out" / "metrics.json"
+    trainer.create_model_card()
+    assert not metrics.exists()  # of what was trained
+    trainer.train()
+    trainer.create_model_card()
+    written = json.loads(metrics.read_bytes())
+    assert written["steps"] == trainer.state.global_step
+    assert written["settings"]["refinement"] == "slr"
+    assert written["seconds"] == round(trainer.state.log_history[-1]["train_runtime"], 1)
+    after = trainer.score("after")
+    trainer.create_model_card()
+    assert json.loads(metrics.read_bytes())["scores"] == {"after": after}
+    trainer.publisher.write_metrics(12.0)
+    trainer.create_model_card()
+    trainer.score("later")
+    trainer.create_model_card()
+    assert json.loads(metrics.read_bytes())["seconds"] == 12.0
 
 
 def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):

@@ -21,7 +21,6 @@ from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
 from hf_plr.trainer import base_trainer, predecessor
 from hf_plr.trainer.checkpointing import last_complete_checkpoint
-from hf_plr.trainer.predecessor import Predecessor
 from hf_plr.trainer.continuation import open_continuation
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
 
@@ -223,7 +222,7 @@ def test_labels_that_were_saved_elsewhere_are_missed(grown_digits, tmp_path, sav
     if saves_model:
         trainer.save_model()
     with pytest.raises(ValueError, match=r"trained to its end, but its labels were not saved there: .* save_labels\('"):
-        Predecessor.read(str(out))
+        predecessor.Predecessor.read(str(out))
     trainer.save_model()
     trainer.save_labels(str(out))
     continue_run(tmp_path / "next", grown_digits, out)
