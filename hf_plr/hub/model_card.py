@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -66,6 +68,7 @@ def write_model_card(
     dataset: str | None = None,
     license: str | None = None,
     finetuned_from: str | None = None,
+    language: Sequence[str] | str | None = None,
 ) -> None:
     """Write `README.md` into the run's output directory.
 
@@ -76,12 +79,14 @@ def write_model_card(
         dataset: training data, a Hub id or a name.
         license: licence of the weights, as the Hub writes it.
         finetuned_from: Hub id of the starting weights; by default the source of the model, unless it is a folder.
+        language: language of the samples, such as "de", or several.
     """
     args, out = summary.args, Path(str(summary.args.output_dir))
     name = model_name or args.hub_model_id or os.path.basename(os.path.abspath(out))  # out may be "."
     start = finetuned_from or summary.start
     base_model = start if start and _is_hub_id(start) else None
     card_data = ModelCardData(
+        language=[language] if isinstance(language, str) else None if language is None else list(language),
         library_name="transformers",
         pipeline_tag=summary.modality.pipeline_tag,
         tags=sorted({*TAGS, *([tags] if isinstance(tags, str) else tags)}),
@@ -134,6 +139,30 @@ def write_model_card(
         settings=[(name, escape_markdown(value)) for name, value in summary.changed_settings()],
     )
     card.save(out / "README.md")
+
+
+def as_card_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert arguments of `Trainer.create_model_card` into those of `write_model_card`.
+
+    Args:
+        given: arguments of either; a single one of `dataset_tags` is taken for `dataset`.
+
+    Raises:
+        TypeError: naming those that a card of ours does not take.
+    """
+    card = {name: value for name, value in given.items() if value is not None}
+    tags = card.get("dataset_tags", ())
+    tags = [tags] if isinstance(tags, str) else list(tags)
+    if len(tags) == 1:
+        del card["dataset_tags"]
+        card.setdefault("dataset", tags[0])
+    if "dataset" in card and not isinstance(card["dataset"], (str, os.PathLike)):
+        raise TypeError(f"dataset={card['dataset']!r}: the model card names a single data set, as a text")
+    known = list(inspect.signature(write_model_card).parameters)[1:]
+    refused = [name for name in card if name not in known]
+    if refused:
+        raise TypeError(f"the model card does not take {', '.join(refused)}: it takes {', '.join(known)}")
+    return card
 
 
 def _list_results(summary: RunSummary, dataset: str | None) -> list[EvalResult] | None:

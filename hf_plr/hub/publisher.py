@@ -21,7 +21,7 @@ from transformers.utils import PushInProgress
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.hub.errors import HubError
 from hf_plr.hub.label_dataset import NO_MEDIA_OF_SEGMENTS, push_labels
-from hf_plr.hub.model_card import write_model_card
+from hf_plr.hub.model_card import as_card_arguments, write_model_card
 from hf_plr.hub.push import (
     PushResult,
     check_write_access,
@@ -144,10 +144,15 @@ class Publisher:
         return self.trainer.state.global_step, copy.deepcopy(self.trainer.scores)
 
     def write_card(self, **card: Any) -> None:
-        """Write the model card, and `metrics.json` that it lists, on the main process; see `write_model_card`."""
+        """Write the model card, and `metrics.json` that it lists, on the main process.
+
+        Args:
+            **card: as for `as_card_arguments`.
+        """
+        arguments = as_card_arguments(card)
         self.complete_metrics()
         if self.trainer.is_world_process_zero():
-            write_model_card(self.trainer.summary(), **card)
+            write_model_card(self.trainer.summary(), **arguments)
 
     def init_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository, before any long work.
@@ -203,6 +208,7 @@ class Publisher:
             HubError: if the push failed. `hf-plr push` pushes the output directory later.
         """
         trainer, args = self.trainer, self.trainer.args
+        as_card_arguments(card)  # refuses what it does not know, before any long work
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
         token = args.hub_token if token is None else token
         if trainer.hub_model_id is None:

@@ -126,14 +126,13 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.eval_dataset = start.check_evaluation_sets(self, eval_dataset)
         self.ema_teacher = EMATeacher(self._backbone_of(self.model), args.ema_decay) if args.ema_decay else None
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
-        self._epoch, self.has_begun = 0, False
+        self._label_free, self._epoch, self.has_begun = {}, 0, False
         self.taken = start.Taken.of(self)
         self.resumed_from: str | None = None
         # Weights that are sharded or compiled in training are not those that features came of before it.
         is_changed = self.is_fsdp_enabled or self.is_deepspeed_enabled or bool(args.torch_compile)
         self._kept_features = None if is_changed else KeptFeatures(args.feature_dir)
         self.open_samples.check = self._check_store
-        self._label_free = {}
         self._checkpoint_writer = CheckpointWriter(self)
         self._stop_signal = StopSignal()
         self._log_continuation = LogContinuation(self)
@@ -423,7 +422,10 @@ class BaseTrainer(FeatureTrainer, ABC):
         )
 
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # arguments of our own card
-        """Write the card `README.md` and `metrics.json` into the output directory; arguments of `write_model_card`."""
+        """Write the card `README.md` and `metrics.json` into the output directory, on the main process.
+
+        It takes `model_name`, `tags`, `dataset`, `license`, `finetuned_from` and `language`, as `Trainer` does.
+        """
         self.publisher.write_card(**kwargs)
 
     def write_report(self, rows: np.ndarray | None = None) -> None:

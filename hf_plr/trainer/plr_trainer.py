@@ -233,7 +233,7 @@ class PLRTrainer(BaseTrainer):
     def begin_labels(self) -> None:
         """Begin anew after an earlier training, and find the samples of the run before, if there is one."""
         for part in (*self.labelings, self.cluster_space, self._feature_source) if self.has_begun else ():
-            part.begin_anew()
+            part.begin_anew()  # type: ignore[attr-defined]  # mypy takes their common class for object
         if self.continuation is not None:
             part = self.extractor.local_slice(self.train_dataset)
             self.continuation.match(self.train_dataset, part, self.accelerator)

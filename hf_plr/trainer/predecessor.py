@@ -63,7 +63,7 @@ class Predecessor:
         has_labels = (Path(folder) / PSEUDO_LABELS_FILE).is_file()
         if not has_labels and _has_trained_to_its_end(folder):
             raise ValueError(
-                f"continue_from={folder!r} holds a run that was trained to its end, but its labels were not saved there: "
+                f"continue_from={folder!r} holds a run trained to its end, but its labels were not saved there: "
                 f"--resume_from_checkpoint, or in Python save_model() and save_labels({folder!r}), saves them"
             )
         if not holds_run(folder) and list_checkpoints(folder):

@@ -36,6 +36,26 @@ def test_the_card_comes_with_the_metrics_that_it_lists(make_trainer, tmp_path):
     assert json.loads(metrics.read_bytes())["seconds"] == 12.0
 
 
+def test_arguments_are_those_of_trainer(make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.create_model_card(language="de", dataset_tags="user/digits", tags=None, license=None, tasks=None)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.language == ["de"]
+    assert card.data.datasets == ["user/digits"]
+    trainer.create_model_card(language=["de", "en"], dataset_tags=["user/digits"], dataset="user/others")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.language == ["de", "en"]
+    assert card.data.datasets == ["user/others"]
+    known = "model_name, tags, dataset, license, finetuned_from, language"
+    for write in (trainer.create_model_card, trainer.push_to_hub):
+        with pytest.raises(TypeError, match=rf"^the model card does not take tasks, dataset_args: it takes {known}$"):
+            write(tasks="image-classification", dataset_args="all")
+        with pytest.raises(TypeError, match="does not take dataset_tags"):
+            write(dataset_tags=["user/digits", "user/others"])
+        with pytest.raises(TypeError, match="names a single data set, as a text"):
+            write(dataset=["user/digits", "user/others"])
+
+
 def test_scores_clusters_and_plot(make_trainer, all_digits, tmp_path):
     trainer = make_trainer({"eval_dataset": all_digits.select(range(60))})
     trainer.score("before")
