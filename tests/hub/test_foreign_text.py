@@ -83,6 +83,7 @@ def test_a_run_writes_into_its_own_folders_whatever_names_the_data_have(
     assert {path.name for path in out.iterdir()} == {
         *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_args.bin"),
         *(
+            "metrics.json",
             "plr_state.safetensors",
             "pseudo_labels.parquet",
             "prototypes.safetensors",
