@@ -38,6 +38,7 @@ from hf_plr.recipe_tools.running import (
     OutputArguments,
     check_given_labels,
     check_output_dir,
+    claim_early,
     claim_output_dir,
     run_recipe,
     set_cpu_threads,
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     scores: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}
     if recipe.source_dataset_name is not None:
+        claim_early(args)
         source_name, scores, intervals = train_on_source(recipe, args, target, model, processor, source_folder)
         model = load_backbone(source_folder)
         if not args.lora:  # adapters belong to the weights that are trained on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -238,7 +238,9 @@ def check_best_metric(
         is_own = compute_metrics is not None and getattr(compute_metrics, "func", None) is not score_against_gallery
         sets = eval_dataset if isinstance(eval_dataset, Mapping) else {}
         if sets and is_own and not metric.startswith(("plr/", *(f"{name}_" for name in sets))):
-            _refuse_without_set(what, metric, sets)
+            logger.warning(
+                "%s: compute_metrics gives %s, one for each evaluation set.", what, _name_by_set(metric, sets)
+            )
         if is_own or metric.startswith("plr/") or metric in {f"{name}_{score}" for name in sets for score in SCORES}:
             return
         scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
@@ -252,12 +254,12 @@ def check_best_metric(
     if not eval_dataset:
         raise ValueError(f"{what} needs an eval_dataset with labels, whose samples are scored: give one, or {instead}")
     if isinstance(eval_dataset, Mapping):
-        _refuse_without_set(what, metric, eval_dataset)
+        names = _name_by_set(metric, eval_dataset)
+        raise ValueError(f"{what}, but there are several evaluation sets: name one of {names}")
     columns = getattr(eval_dataset, "column_names", None)
     if label_column is not None and columns is not None and label_column not in columns:
         raise ValueError(f"{what} needs the column {label_column!r} in eval_dataset, which has none: {instead}")
 
 
-def _refuse_without_set(what: str, metric: str, sets: Mapping[str, Any]) -> NoReturn:
-    names = ", ".join(f"{name}_{metric}" for name in sets)
-    raise ValueError(f"{what}, but there are several evaluation sets: name one of {names}")
+def _name_by_set(metric: str, sets: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}_{metric}" for name in sets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -134,11 +135,21 @@ class Publisher:
     def complete_metrics(self) -> None:
         """Write `metrics.json` of a trained run, unless the file is of this step and these scores.
 
-        Its seconds are those that `write_metrics` received, otherwise those of training.
+        Its seconds are those that `write_metrics` received, otherwise those of training. A trainer without scores, such
+        as one that resumed a run at its end, leaves the file of that step as it is.
         """
+        if not self.trainer.scores and self._has_metrics_of_step():
+            return
         if self.trainer.state.global_step > 0 and self._metrics_of != self._known_metrics():
             trained = sum(entry.get("train_runtime", 0.0) for entry in self.trainer.state.log_history)
             self.write_metrics(trained if self._seconds is None else self._seconds)
+
+    def _has_metrics_of_step(self) -> bool:
+        try:
+            written = json.loads((Path(str(self.trainer.args.output_dir)) / METRICS_FILE).read_bytes())
+            return bool(written["steps"] == self.trainer.state.global_step)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
     def _known_metrics(self) -> tuple[int, dict[str, Any]]:
         return self.trainer.state.global_step, copy.deepcopy(self.trainer.scores)

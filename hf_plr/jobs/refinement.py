@@ -14,6 +14,7 @@ from hf_plr.pseudo_labels.data_record import merge_records
 from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, FILE_COLUMN, LabelFile, check_output, write_labels
 from hf_plr.refinement import CellRefinement, CooccurrenceTable, PseudoLabelRefiner, cooccurrence
 from hf_plr.utils.files import check_folder
+from hf_plr.utils.media_names import may_be_one_file
 from hf_plr.utils.shards import list_files, name_by_file
 
 ENDINGS = (".npy", ".csv", ".parquet")
@@ -186,7 +187,7 @@ def check_same_samples(files: list[LabelFile]) -> None:
 def _check_same_names(file: LabelFile, current: LabelFile) -> None:
     """Reject labels whose rows are of other samples by the column digest, or where a table has none, by file.
 
-    Rows without a value are passed over, and names of files may begin with different folders.
+    Rows without a value are passed over; files are told apart by `may_be_one_file`.
     """
     if file.others is None or current.others is None:
         return
@@ -201,7 +202,7 @@ def _check_same_names(file: LabelFile, current: LabelFile) -> None:
     differs = (first.notna() & second.notna() & (first != second)).to_numpy(bool)
     for row in np.flatnonzero(differs).tolist():
         one, other = str(first.iloc[row]), str(second.iloc[row])
-        if column == FILE_COLUMN and (one.endswith(f"/{other}") or other.endswith(f"/{one}")):
+        if column == FILE_COLUMN and may_be_one_file(one, other):
             continue
         raise ValueError(
             f"{file.path} and {current.path} are not of the same samples in the same order: in row {row} their "

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from hf_plr.refinement import NOISE, PseudoLabelRefiner
 from hf_plr.refinement.blending import SoftCells
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import locate_rows
-from hf_plr.utils.files import compose_accents
+from hf_plr.utils.media_names import may_be_one_file
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.shards import list_files
 
@@ -393,7 +392,7 @@ def _check_names(path: str, given: pd.Series, position: np.ndarray, rows: np.nda
     told = given.iloc[position[known]].to_list()
     named = zip(rows[known], known, told, strict=True)
     pairs = [(row, names[sample], name) for row, sample, name in named if isinstance(name, str)]
-    others = [pair for pair in pairs if _stem(pair[1]) != _stem(pair[2])]
+    others = [pair for pair in pairs if not may_be_one_file(pair[1], pair[2])]
     if others:
         row, there, name = min(others)
         raise ValueError(
@@ -401,10 +400,6 @@ def _check_names(path: str, given: pd.Series, position: np.ndarray, rows: np.nda
             f"in row {row}, {there!r} and not {name!r}. {REMEDY}. Labels whose column {FILE_COLUMN!r} means something "
             "else are taken without it"
         )
-
-
-def _stem(name: str) -> str:
-    return Path(compose_accents(name.replace("\\", "/"))).stem
 
 
 def _make_soft_targets(arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:

@@ -111,12 +111,15 @@ def check_folder(folder: Path, start: str, is_new: bool) -> None:
         is_new: False where an earlier classifier there is resumed or replaced.
 
     Raises:
-        ValueError: if a backbone or a run is there, or a classifier and `is_new`.
+        ValueError: if a backbone or a run is there, be it unfinished, or a classifier and `is_new`.
     """
     if os.path.realpath(folder) == os.path.realpath(start) or holds_run(folder):
         raise ValueError(
             f"--output_dir {folder} holds a backbone that the classifier would replace: name another folder"
         )
+    for checkpoint in list_checkpoints(folder):
+        if os.path.realpath(checkpoint) == os.path.realpath(start) or holds_run(checkpoint):
+            raise ValueError(f"{checkpoint} in --output_dir {folder} is no classifier's to remove: name another folder")
     if is_new and find_files(folder, BACKBONE_FILES):
         raise ValueError(f"{folder} holds a model: --overwrite replaces it, another --output_dir keeps it")
     if is_new and list_checkpoints(folder):

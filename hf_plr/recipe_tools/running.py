@@ -20,11 +20,13 @@ import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from hf_plr.hub.push import HubError
 from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
+from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
@@ -185,8 +187,13 @@ def check_output_dir(args: OutputArguments) -> None:
         raise ValueError(f"--resume_from_checkpoint: {folder} holds no complete checkpoint")
     if args.resume_from_checkpoint is not None or args.overwrite:
         return
-    if holds_run(folder):
+    if (folder / METRICS_FILE).is_file() or (holds_run(folder) and not list_checkpoints(folder)):
         raise ValueError(f"{folder} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
+    if holds_run(folder):
+        raise ValueError(
+            f"{folder} holds a run: --resume_from_checkpoint completes its results, if it was killed while it wrote "
+            "them; --overwrite replaces it, and another --output_dir keeps it"
+        )
     if list_checkpoints(folder):
         raise ValueError(
             f"{folder} holds an unfinished run: --resume_from_checkpoint resumes it, --overwrite starts anew"
@@ -249,7 +256,17 @@ def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
     wait_for_all(trainer.accelerator, "preparing the output folder")
 
 
+def claim_early(args: OutputArguments) -> None:
+    """Claim the output folder before something is written into it that comes before the run; called on every process.
+
+    Raises:
+        ValueError: if another run has it, or has begun there since the arguments were read.
+    """
+    run_on_main(PartialState(), lambda: _claim(args), "claiming the output folder")
+
+
 def _claim(args: OutputArguments) -> None:
+    os.makedirs(str(args.output_dir), exist_ok=True)
     claim_folder(str(args.output_dir))
     check_output_dir(args)
 

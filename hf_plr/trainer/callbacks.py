@@ -64,7 +64,7 @@ class StageCallback(TrainerCallback):
         """Remove what an earlier training left, and forget what of it was to be pushed."""
         self.epoch = int(state.epoch or 0)
         if self.trainer.resumed_from is not None:
-            state.best_model_checkpoint = find_best_beside(self.trainer.resumed_from)
+            state.best_model_checkpoint = find_best_beside(self.trainer.resumed_from, args.output_dir)
         if state.global_step == 0 and state.is_world_process_zero:
             remove_earlier_run(args.output_dir)
         self.trainer.publisher.begin_training()

@@ -185,13 +185,14 @@ def find_checkpoint(chosen: str | bool, output_dir: str | os.PathLike[str]) -> s
     return str(checkpoint)
 
 
-def find_best_beside(checkpoint: str) -> str | None:
+def find_best_beside(checkpoint: str, output_dir: str | os.PathLike[str]) -> str | None:
     """Find the best checkpoint of a run beside one that is resumed, whose state may name it by a folder of before.
 
     Another run may have taken that folder since; so it is not looked at.
 
     Args:
         checkpoint: the one that is resumed.
+        output_dir: folder of the run; a checkpoint in it is named by it, as those that follow are.
 
     Returns:
         None if the state names none, or, with a warning, if it is no longer there.
@@ -202,7 +203,10 @@ def find_best_beside(checkpoint: str) -> str | None:
     named = TrainerState.load_from_json(str(state_file)).best_model_checkpoint
     if named is None:
         return None
-    best = Path(checkpoint).parent / re.split(r"[/\\]", named)[-1]
+    folder = Path(checkpoint).parent
+    if os.path.realpath(folder) == os.path.realpath(output_dir):
+        folder = Path(output_dir)
+    best = folder / re.split(r"[/\\]", named)[-1]
     defect = find_defect(best) if best.is_dir() else "it is not there"
     if defect is not None:
         logger.warning("The best checkpoint so far, %s, cannot be kept for the end: %s", best, defect)

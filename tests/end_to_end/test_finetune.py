@@ -337,6 +337,19 @@ def test_an_unfinished_classifier_is_not_begun_anew_by_itself(tmp_path, capsys):
     assert "--resume_from_checkpoint resumes it, --overwrite starts anew" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("start", ["x", "c/checkpoint-2"])
+def test_a_classifier_removes_no_checkpoint_of_a_run_nor_its_own_start(tmp_path, capsys, start):
+    checkpoint = tmp_path / "c" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    if start == "x":
+        (checkpoint / "plr_state.safetensors").touch()
+    common = ["--model_name_or_path", tmp_path / start, "--dataset_name", "y", "--output_dir", tmp_path / "c"]
+    with pytest.raises(SystemExit):
+        recipe("finetune_image", *common, "--overwrite")
+    assert "checkpoint-2 in --output_dir" in capsys.readouterr().err
+    assert checkpoint.is_dir()
+
+
 def test_an_interrupted_training_is_resumed(tmp_path, some_digits, capsys):
     small_vit(32, 16, 32, 1).save_pretrained(tmp_path / "start")
     small_vit_processor(32).save_pretrained(tmp_path / "start")

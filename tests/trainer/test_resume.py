@@ -150,6 +150,17 @@ def test_the_best_checkpoint_of_a_folder_that_was_moved_is_in_its_new_place(
         assert torch.equal(trainer.backbone.state_dict()[name], value), name
 
 
+def test_the_best_checkpoint_is_kept_however_its_folder_is_spelled(make_trainer, all_digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "score"}
+    scored = {"eval_dataset": all_digits.select(range(60)), "compute_metrics": FallingScore()}
+    make_trainer({**scored, "callbacks": [StopAt(14)]}, **arguments, output_dir="out", num_train_epochs=4).train()
+    trainer = make_trainer(scored, **arguments, output_dir="out", num_train_epochs=4)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-14"))
+    assert trainer.state.best_model_checkpoint == "out/checkpoint-7"
+    assert [path.name for path in list_checkpoints("out")] == ["checkpoint-28", "checkpoint-7"]
+
+
 def test_a_best_checkpoint_that_is_gone_is_told(make_trainer, all_digits, tmp_path, caplog):
     arguments = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "score"}
     scored = {"eval_dataset": all_digits.select(range(60)), "compute_metrics": FallingScore()}

@@ -8,8 +8,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from helpers.launching import load_script
+from helpers.paths import REID_PLR, VIT_PLR
 from helpers.run_lines import make_history, write_run
 
+from hf_plr.data.example_data import digits
 from hf_plr.report.names import read_cluster_names
 from hf_plr.utils.locks import claim_folder, people_write, release_folder
 
@@ -32,6 +35,42 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     assert claim_elsewhere(tmp_path).returncode == 0
     claim_folder(tmp_path)  # that process has ended
     release_folder(tmp_path)
+
+
+@pytest.fixture
+def used_folder(tmp_path):
+    """A folder in which a run of another process writes."""
+    folder = tmp_path / "used"
+    folder.mkdir()
+    script = f"{CLAIM}; print('claimed', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "claimed\n"
+        yield folder
+        other.stdin.close()
+
+
+@pytest.mark.parametrize(("recipe", "more"), [(VIT_PLR, []), (REID_PLR, ["--source_dataset_name", "people"])])
+def test_recipes_write_nothing_into_a_folder_that_is_in_use(used_folder, tmp_path, monkeypatch, recipe, more):
+    monkeypatch.chdir(tmp_path)
+    for number, row in enumerate(digits().select(range(24))):
+        folder = tmp_path / "people" / str(number % 4)
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{number}.png")
+    words = [
+        "--dataset_name",
+        "people",
+        "--output_dir",
+        str(used_folder),
+        "--use_cpu",
+        "true",
+        "--num_train_epochs",
+        "1",
+    ]
+    before = sorted(used_folder.rglob("*"))
+    with pytest.raises(ValueError, match="is in use by another run"):
+        load_script(recipe).main([*words, *more, "--overwrite"])
+    assert sorted(used_folder.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="made for files of Unix")
