@@ -49,6 +49,22 @@ def test_weights_of_an_earlier_epoch_are_called_so(make_trainer, all_digits, tmp
     assert read_trained_epochs(tmp_path / "out") == 1.0
 
 
+def test_a_card_that_is_written_again_leaves_the_scores(make_trainer, tmp_path):
+    trainer = make_trainer(num_train_epochs=1)
+    trainer.score("before")
+    trainer.train()
+    trainer.score("after")
+    trainer.create_model_card()
+    metrics = (tmp_path / "out" / "metrics.json").read_bytes()
+    again = make_trainer(num_train_epochs=1)
+    again.train(resume_from_checkpoint=True)  # nothing is left to train
+    again.create_model_card(license="mit")
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == metrics
+    again.score("after")
+    again.create_model_card(license="mit")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_bytes())["scores"].keys() == {"after"}
+
+
 def test_the_epoch_is_that_of_the_weights_where_a_better_step_was_not_saved(make_trainer, all_digits):
     scores = iter([0.1, 0.3, 0.9, 0.2])
     trainer = make_trainer(
