@@ -250,7 +250,12 @@ def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
         CheckpointError, ValueError: as `check_start`; nothing is removed then.
     """
     run_on_main(trainer.accelerator, lambda: _claim(args), "claiming the output folder")
-    check_start(trainer, _resumes(args))
+    try:
+        check_start(trainer, _resumes(args))
+    except BaseException:
+        if trainer.is_world_process_zero():
+            release_folder(str(args.output_dir))
+        raise
     wait_for_all(trainer.accelerator, "checking that training can begin")  # others may still read the folder
     prepare_output_dir(args, trainer.is_world_process_zero(), trainer.backbone.name_or_path or "")
     wait_for_all(trainer.accelerator, "preparing the output folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ PEOPLE_LOCK = ".people.lock"  # held while a command reads, changes and writes w
 
 
 _claimed: dict[str, FileLock] = {}  # by real path; a lock is given back when it is collected
+
+
+@atexit.register
+def _release_all() -> None:
+    for path in list(_claimed):
+        release_folder(path)
 
 
 def claim_folder(folder: str | os.PathLike[str]) -> None:
