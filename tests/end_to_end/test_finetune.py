@@ -119,7 +119,8 @@ def test_digits_from_few_labels_and_from_all(tmp_path, all_digits, capsys):
     assert 'pipeline("image-classification"' in told
     assert few["accuracy"] > 0.4  # after eight epochs; chance is 0.1
 
-    everything = recipe("finetune_image", *common, "--num_train_epochs", 8, "--learning_rate", 1e-3)
+    more = ["--num_train_epochs", 8, "--learning_rate", 1e-3, "--overwrite"]
+    everything = recipe("finetune_image", *common, *more)
     assert everything["accuracy"] > max(0.85, few["accuracy"])
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
     assert classifier.config.id2label[3] == all_digits.features["label"].names[3]
