@@ -157,7 +157,7 @@ def test_sounds_by_models_of_spectrograms(tmp_path, capsys, name):
     make_extractor(name).save_pretrained(tmp_path / "out")
     common = ["--model_name_or_path", tmp_path / "out", "--output_dir", tmp_path / "c", "--num_train_epochs", 1]
     common += ["--dataset_name", write(sounds.select(range(36)), sounds.select(range(36, 48)), tmp_path / "data")]
-    for more in ([], ["--freeze_backbone", "--max_seconds", 0.5]):
+    for more in ([], ["--freeze_backbone", "--max_seconds", 0.5, "--overwrite"]):
         recipe("finetune_audio", *common, *more)
         assert 'pipeline("audio-classification"' in capsys.readouterr().out
 
