@@ -35,12 +35,10 @@ from hf_plr.data.streaming import load_stream
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
+from hf_plr.recipe_tools.output_folder import OutputArguments, adjust_output_dir, check_output_dir
 from hf_plr.recipe_tools.running import (
     DataArguments,
-    OutputArguments,
-    adjust_output_dir,
     check_given_labels,
-    check_output_dir,
     run_recipe,
     score_and_train,
     set_cpu_threads,

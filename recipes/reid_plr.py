@@ -33,13 +33,10 @@ from hf_plr.evaluation.intervals import Interval
 from hf_plr.models.vision import choose_vit_size, load_backbone, load_image_processor, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
+from hf_plr.recipe_tools.output_folder import OutputArguments, check_output_dir, claim_early, claim_output_dir
 from hf_plr.recipe_tools.running import (
     SOUND_ARGUMENTS,
-    OutputArguments,
     check_given_labels,
-    check_output_dir,
-    claim_early,
-    claim_output_dir,
     run_recipe,
     set_cpu_threads,
     train,

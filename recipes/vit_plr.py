@@ -28,13 +28,11 @@ from hf_plr.data.streaming import load_stream
 from hf_plr.models.vision import choose_vit_size, small_vit, small_vit_processor
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.launch_environment import localize_commands
+from hf_plr.recipe_tools.output_folder import OutputArguments, adjust_output_dir, check_output_dir
 from hf_plr.recipe_tools.running import (
     SOUND_ARGUMENTS,
     DataArguments,
-    OutputArguments,
-    adjust_output_dir,
     check_given_labels,
-    check_output_dir,
     run_recipe,
     score_and_train,
     set_cpu_threads,

@@ -27,7 +27,7 @@ def read_run_settings(model: str) -> dict[str, Any]:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     from hf_plr.report.file_names import METRICS_FILE
-    from hf_plr.trainer.checkpointing import STATE_FILE, load_state
+    from hf_plr.trainer.checkpoints.run_state import STATE_FILE, load_state
 
     folder = os.path.dirname(os.path.normpath(model)) if is_adapter_of_run(model) else model
     path = os.path.join(folder, METRICS_FILE)

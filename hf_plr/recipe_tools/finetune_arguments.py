@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hf_plr.trainer.checkpointing import list_checkpoints
+from hf_plr.trainer.checkpoints.finding import list_checkpoints
 from hf_plr.training_args.base import count_launched
 from hf_plr.training_args.ignored import OF_SCHEDULES, refuse_ignored
 from hf_plr.utils.run_files import BACKBONE_FILES, find_files, holds_run

@@ -1,11 +1,10 @@
-"""Shared parts of all recipes: the output folder, threads, the results of a run, and errors without a traceback."""
+"""Shared parts of all recipes: threads, training, the results of a run, and errors without a traceback."""
 
 from __future__ import annotations
 
 import gc
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -20,30 +19,20 @@ import huggingface_hub
 import numpy as np
 import torch
 import transformers
-from accelerate import PartialState
 from transformers import TrainingArguments
 
 from hf_plr.hub.push import HubError
-from hf_plr.models.adapter_files import ADAPTER_FOLDER
 from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
-from hf_plr.report.file_names import METRICS_FILE
+from hf_plr.recipe_tools.output_folder import OutputArguments, claim_output_dir
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
-from hf_plr.trainer.checkpointing import (
-    ASIDE,
-    CheckpointError,
-    last_complete_checkpoint,
-    list_checkpoints,
-    resume_hint,
-)
-from hf_plr.trainer.start import check_start, leaves_no_empty_folder
+from hf_plr.trainer.checkpoints.finding import CheckpointError, resume_hint
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.training_args.base import LAUNCHED_PRECISION
 from hf_plr.utils.cores import count_cores
-from hf_plr.utils.distributed import MainProcessError, run_on_main, wait_for_all
-from hf_plr.utils.locks import claim_folder, release_folder
-from hf_plr.utils.run_files import BACKBONE_FILES, WRITTEN, find_files, holds_run, matches
+from hf_plr.utils.distributed import MainProcessError, wait_for_all
+from hf_plr.utils.locks import release_folder
 from hf_plr.utils.streams import escape_what_streams_lack
 
 SOUND_ARGUMENTS = (  # which recipes for images do not show
@@ -80,31 +69,6 @@ class SampleArguments(Protocol):
     """Arguments of a recipe that trains on a part of the rows if it is told to."""
 
     max_samples: int | None
-
-
-@dataclass
-class OutputArguments:
-    """Arguments for the output folder: a mixin for subclasses of `BaseTrainingArguments`."""
-
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for the results."})
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Resume from the last checkpoint in output_dir, or from the one named here.",
-            "nargs": "?",
-            "const": "last",
-        },
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the results of a run in output_dir."})
-    hub_private_repo: bool | None = field(
-        default=None,
-        metadata={"help": "Push to a private repository. Default: as the Hub does.", "nargs": "?", "const": True},
-    )
-
-    @property
-    def empties_output_dir(self) -> bool:
-        """Whether the results of an earlier run in `output_dir` are removed before training begins."""
-        return self.overwrite and self.resume_from_checkpoint is None
 
 
 def run_recipe(main: Callable[[], object]) -> None:
@@ -174,32 +138,6 @@ def set_cpu_threads(threads: int | None, args: TrainingArguments) -> None:
             torch.set_num_threads(count_cores())
 
 
-def check_output_dir(args: OutputArguments) -> None:
-    """Reject an output folder that would mix two runs.
-
-    Raises:
-        ValueError: if `output_dir` is a file, if it holds a run and neither flag is set, or if no run can be resumed.
-    """
-    folder = Path(str(args.output_dir))
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file: name a folder")
-    if args.resume_from_checkpoint == "last" and last_complete_checkpoint(folder)[0] is None:
-        raise ValueError(f"--resume_from_checkpoint: {folder} holds no complete checkpoint")
-    if args.resume_from_checkpoint is not None or args.overwrite:
-        return
-    if (folder / METRICS_FILE).is_file() or (holds_run(folder) and not list_checkpoints(folder)):
-        raise ValueError(f"{folder} holds a finished run: --overwrite replaces it, another --output_dir keeps it")
-    if holds_run(folder):
-        raise ValueError(
-            f"{folder} holds a run: --resume_from_checkpoint completes its results, if it was killed while it wrote "
-            "them; --overwrite replaces it, and another --output_dir keeps it"
-        )
-    if list_checkpoints(folder):
-        raise ValueError(
-            f"{folder} holds an unfinished run: --resume_from_checkpoint resumes it, --overwrite starts anew"
-        )
-
-
 def check_given_labels(recipe: SampleArguments, args: PLRTrainingArguments) -> None:
     """Reject labels of all rows of the data for a part of the rows.
 
@@ -211,86 +149,6 @@ def check_given_labels(recipe: SampleArguments, args: PLRTrainingArguments) -> N
             f"--max_samples {recipe.max_samples} draws some rows, but --labels tells of all by their numbers: leave it "
             "out; rows without a label are in no cluster"
         )
-
-
-def prepare_output_dir(args: OutputArguments, is_main_process: bool, start: str = "") -> None:
-    """Remove an earlier run, if --overwrite is set: its checkpoints, its adapters, and the files of `WRITTEN`.
-
-    Args:
-        args: the arguments of the new run. Labels that it is given stay, also in this folder.
-        is_main_process: False removes nothing.
-        start: name or path of the backbone that the new run starts from; one in this folder stays.
-    """
-    folder = Path(str(args.output_dir))
-    if not (is_main_process and args.empties_output_dir):
-        return
-    for checkpoint in (*list_checkpoints(folder), folder / ASIDE, folder / ADAPTER_FOLDER):
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    labels = getattr(args, "labels", None)
-    for path in find_files(folder, WRITTEN):
-        is_start = bool(start) and _is_same(start, folder) and matches(path, BACKBONE_FILES)
-        is_given = labels is not None and (
-            _is_same(labels, path) or (_is_same(labels, folder) and path.suffix == ".parquet")
-        )
-        if not is_start and not is_given:
-            path.unlink(missing_ok=True)
-
-
-def _is_same(one: str | Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-@leaves_no_empty_folder
-def claim_output_dir(trainer: BaseTrainer, args: OutputArguments) -> None:
-    """Check that training can begin, then remove the earlier run that --overwrite replaces; called on every process.
-
-    Another run may have begun in the folder since the arguments were read, so they are checked again.
-
-    Raises:
-        CheckpointError, ValueError: as `check_start`; nothing is removed then.
-    """
-    run_on_main(trainer.accelerator, lambda: _claim(args), "claiming the output folder")
-    try:
-        check_start(trainer, _resumes(args))
-    except BaseException:
-        if trainer.is_world_process_zero():
-            release_folder(str(args.output_dir))
-        raise
-    wait_for_all(trainer.accelerator, "checking that training can begin")  # others may still read the folder
-    prepare_output_dir(args, trainer.is_world_process_zero(), trainer.backbone.name_or_path or "")
-    wait_for_all(trainer.accelerator, "preparing the output folder")
-
-
-def claim_early(args: OutputArguments) -> None:
-    """Claim the output folder before something is written into it that comes before the run; called on every process.
-
-    Raises:
-        ValueError: if another run has it, or has begun there since the arguments were read.
-    """
-    run_on_main(PartialState(), lambda: _claim(args), "claiming the output folder")
-
-
-def _claim(args: OutputArguments) -> None:
-    os.makedirs(str(args.output_dir), exist_ok=True)
-    claim_folder(str(args.output_dir))
-    check_output_dir(args)
-
-
-def adjust_output_dir(values: dict[str, Any], demo_output_dir: str) -> dict[str, Any]:
-    """Return defaults for the output folder: a recipe's own small data set has one.
-
-    Args:
-        values: the given arguments.
-        demo_output_dir: folder for that data set's results; an earlier run's are replaced.
-
-    Raises:
-        ValueError: if another data set is given without an output folder.
-    """
-    if values.get("output_dir") is not None:
-        return {}
-    if values.get("dataset_name") is not None:
-        raise ValueError("--output_dir is needed with --dataset_name")
-    return {"output_dir": demo_output_dir, "overwrite": values.get("resume_from_checkpoint") is None}
 
 
 def score_and_train(trainer: BaseTrainer, args: OutputArguments, rows: np.ndarray) -> None:
@@ -312,15 +170,11 @@ def train(trainer: BaseTrainer, args: OutputArguments) -> None:
         transformers.logging.disable_progress_bar()
         huggingface_hub.utils.enable_progress_bars()  # the same call has hidden them; a push shows them
     try:
-        trainer.train(resume_from_checkpoint=_resumes(args))
+        trainer.train(resume_from_checkpoint=args.resumes_from)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise WorkerError(f"{describe_dead_worker(error)} {resume_hint(Path(str(args.output_dir)))}") from error
-
-
-def _resumes(args: OutputArguments) -> str | bool | None:
-    return True if args.resume_from_checkpoint == "last" else args.resume_from_checkpoint
 
 
 def write_results(

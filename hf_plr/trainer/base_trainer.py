@@ -32,14 +32,9 @@ from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.trainer import start, weights
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
-from hf_plr.trainer.checkpointing import (
-    CheckpointWriter,
-    find_checkpoint,
-    load_state,
-    refuse_nan_weights,
-    save_part,
-    save_state,
-)
+from hf_plr.trainer.checkpoints.finding import find_checkpoint
+from hf_plr.trainer.checkpoints.run_state import load_state, save_part, save_state
+from hf_plr.trainer.checkpoints.writing import CheckpointWriter, refuse_nan_weights
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.trainer.feature_trainer import FeatureTrainer
 from hf_plr.trainer.rates import decay_rates
@@ -56,7 +51,7 @@ class BaseTrainer(FeatureTrainer, ABC):
     """A `transformers.Trainer` of a bare backbone on labels that it makes itself, between epochs.
 
     `PLRTrainer` and `UnitTrainer` add the labels and the loss: `refresh_labels` and `compute_loss`. A resumed run is
-    equal to one that was never interrupted, on GPUs with `exact_resume`: see `hf_plr.trainer.checkpointing`. SIGTERM
+    equal to one that was never interrupted, on GPUs with `exact_resume`: see `hf_plr.trainer.checkpoints`. SIGTERM
     saves at a step and ends training, and the process unless `TrainingStopped` is caught. Arguments are `PLRTrainer`'s.
 
     Attributes:

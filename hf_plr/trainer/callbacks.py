@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from hf_plr.report.run_history import remove_earlier_run
 from hf_plr.report.summary import SCORE_PREFIX
-from hf_plr.trainer.checkpointing import find_best_beside, last_complete_checkpoint
+from hf_plr.trainer.checkpoints.finding import find_best_beside, last_complete_checkpoint
 from hf_plr.trainer.progress_display import ProgressDisplay
 from hf_plr.utils.distributed import gather_objects, get_patient_group
 

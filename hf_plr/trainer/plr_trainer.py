@@ -36,7 +36,7 @@ from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.label_results import score_labels, take_snapshot, warn_of_collapse
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
-from hf_plr.trainer.checkpointing import STATE_FILE
+from hf_plr.trainer.checkpoints.run_state import STATE_FILE
 from hf_plr.trainer.cluster_tree import make_stage_tree
 from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table

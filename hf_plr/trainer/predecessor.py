@@ -21,7 +21,8 @@ from hf_plr.refinement import NOISE
 from hf_plr.report.names import parse_names, read_cluster_names, read_level_names
 from hf_plr.report.run_history import RunEntry, RunHistory
 from hf_plr.report.tree_file import TREE_FILE, read_levels
-from hf_plr.trainer.checkpointing import find_defect, last_complete_checkpoint, list_checkpoints, load_state
+from hf_plr.trainer.checkpoints.finding import find_defect, last_complete_checkpoint, list_checkpoints
+from hf_plr.trainer.checkpoints.run_state import load_state
 from hf_plr.utils.run_files import holds_run
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 

@@ -20,13 +20,13 @@ from hf_plr.modality import AudioModality, Modality
 from hf_plr.models.initial_weights import is_untrained
 from hf_plr.models.layers import freeze_first_layers
 from hf_plr.models.lora import has_adapters
-from hf_plr.trainer.checkpointing import (
+from hf_plr.trainer.checkpoints.finding import (
     find_checkpoint,
-    load_state,
     refuse_without_optimizer,
     warn_of_earlier_checkpoints,
     warn_of_later_checkpoints,
 )
+from hf_plr.trainer.checkpoints.run_state import load_state
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.training_args.defaults import adapt_to_pretrained

@@ -33,7 +33,7 @@ from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary
 from hf_plr.trainer.base_trainer import BaseTrainer
-from hf_plr.trainer.checkpointing import STATE_FILE
+from hf_plr.trainer.checkpoints.run_state import STATE_FILE
 from hf_plr.trainer.settings import as_stored
 from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import UnitTrainingArguments

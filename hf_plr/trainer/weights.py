@@ -12,7 +12,7 @@ from transformers import Trainer
 from hf_plr.models.adapter_files import fill_adapter, read_adapter
 from hf_plr.models.loading import describe_load_error
 from hf_plr.models.lora import adapter_state, has_adapters
-from hf_plr.trainer.checkpointing import STATE_FILE
+from hf_plr.trainer.checkpoints.run_state import STATE_FILE
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 
 STUDENT_PREFIX = "student."

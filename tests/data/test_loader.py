@@ -26,7 +26,7 @@ from hf_plr import PLRTrainingArguments
 from hf_plr.data import loader
 from hf_plr.models.vision import small_vit
 from hf_plr.trainer.callbacks import TrainingStopped
-from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.checkpoints.finding import last_complete_checkpoint
 from hf_plr.utils import cores
 
 DECODED_EACH_TIME = {"image_cache_gib": 0.0}

@@ -15,7 +15,7 @@ import pytest
 from helpers.launching import call, run_script
 from helpers.paths import HELPERS, VIT_PLR
 
-from hf_plr.trainer.checkpointing import last_complete_checkpoint, list_checkpoints
+from hf_plr.trainer.checkpoints.finding import last_complete_checkpoint, list_checkpoints
 
 
 @pytest.mark.slow

@@ -22,7 +22,9 @@ from hf_plr import UnitTrainer, UnitTrainingArguments
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.models.speech import small_hubert, small_hubert_extractor
 from hf_plr.pseudo_labels.holding import is_of_samples
-from hf_plr.trainer.checkpointing import FILE_LIST, _write_file_list, load_state, name_part, save_state
+from hf_plr.trainer.checkpoints.finding import FILE_LIST
+from hf_plr.trainer.checkpoints.run_state import load_state, name_part, save_state
+from hf_plr.trainer.checkpoints.writing import _write_file_list
 from hf_plr.units import frame_labels
 from hf_plr.units.frame_labels import SharedLabels
 

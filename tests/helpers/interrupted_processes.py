@@ -26,7 +26,7 @@ from hf_plr.data.example_data import digits
 from hf_plr.data.loading import draw_rows
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.trainer.callbacks import TrainingStopped
-from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.checkpoints.finding import last_complete_checkpoint
 
 # 203 samples in batches of 2 x 16: the last batch is 11 samples, 6 and 5.
 SETTINGS: list[tuple[int, dict[str, Any]]] = [

@@ -30,7 +30,8 @@ from helpers.runs import logged
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.example_data import digits
 from hf_plr.models.vision import small_vit, small_vit_processor
-from hf_plr.trainer.checkpointing import ASIDE, list_checkpoints
+from hf_plr.trainer.checkpoints.finding import list_checkpoints
+from hf_plr.trainer.checkpoints.writing import ASIDE
 
 MOMENTS = ("any", "stage", "save", "any", "save")
 

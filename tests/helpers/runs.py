@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_plr.trainer.base_trainer import BaseTrainer
-from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.checkpoints.finding import last_complete_checkpoint
 
 MEASURED = ("seconds", "runtime", "per_second")  # parts of the names of what a clock measures
 

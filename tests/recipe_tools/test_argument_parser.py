@@ -12,7 +12,8 @@ from helpers.paths import HUBERT_PLR
 
 from hf_plr import PLRTrainingArguments, UnitTrainingArguments
 from hf_plr.recipe_tools.argument_parser import RecipeParser
-from hf_plr.recipe_tools.running import DataArguments, OutputArguments
+from hf_plr.recipe_tools.output_folder import OutputArguments
+from hf_plr.recipe_tools.running import DataArguments
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 from helpers.run_lines import make_history, write_run
 from helpers.runs import StopAt
 
-from hf_plr.recipe_tools.running import OutputArguments, prepare_output_dir
+from hf_plr.recipe_tools.output_folder import OutputArguments, prepare_output_dir
 from hf_plr.report.html.earlier_runs import render_again, report_of
 from hf_plr.report.html.folder_facts import MAX_CLUSTERS, MAX_EVENTS, MAX_RUNS, collect_folder_facts
 from hf_plr.report.html.report_file import read_report

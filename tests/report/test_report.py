@@ -15,7 +15,7 @@ from helpers.run_lines import make_history, write_run
 from helpers.runs import StopAt, assert_same_weights, logged, weights
 
 from hf_plr.cli import main
-from hf_plr.recipe_tools.running import OutputArguments, prepare_output_dir
+from hf_plr.recipe_tools.output_folder import OutputArguments, prepare_output_dir
 from hf_plr.report.html import render as page
 from hf_plr.report.html import reporter
 from hf_plr.report.html.report_file import read_report

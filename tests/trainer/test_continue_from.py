@@ -16,11 +16,12 @@ from helpers.runs import StopAt, assert_same_run
 from transformers import TrainingArguments
 
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner, read_levels
-from hf_plr.recipe_tools.running import OutputArguments, score_and_train
+from hf_plr.recipe_tools.output_folder import OutputArguments
+from hf_plr.recipe_tools.running import score_and_train
 from hf_plr.report.names import read_cluster_names, write_cluster_names
 from hf_plr.report.run_history import RunHistory
 from hf_plr.trainer import base_trainer, predecessor
-from hf_plr.trainer.checkpointing import last_complete_checkpoint
+from hf_plr.trainer.checkpoints.finding import last_complete_checkpoint
 from hf_plr.trainer.continuation import open_continuation
 from hf_plr.training_args.defaults import FROM_SCRATCH, PRETRAINED
 

@@ -10,7 +10,7 @@ from helpers.damaged import check_damaged
 from hf_plr.clustering import KMeans
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.refinement import PseudoLabelRefiner
-from hf_plr.trainer.checkpointing import STATE_FILE, load_state, save_state
+from hf_plr.trainer.checkpoints.run_state import STATE_FILE, load_state, save_state
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,7 +10,7 @@ import torch
 from helpers.runs import StopAt
 
 from hf_plr.modality import SampleOpener
-from hf_plr.trainer.checkpointing import CheckpointError
+from hf_plr.trainer.checkpoints.finding import CheckpointError
 
 
 class Refusing:

@@ -14,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 from hf_plr import PLRTrainer, PseudoLabelRefiner, UnitTrainer
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.trainer.base_trainer import BaseTrainer
-from hf_plr.trainer.checkpointing import CheckpointError
+from hf_plr.trainer.checkpoints.finding import CheckpointError
 
 
 @pytest.fixture

@@ -19,20 +19,15 @@ from transformers import AutoModel, TrainerCallback
 
 from hf_plr import PLRTrainer
 from hf_plr.trainer.callbacks import TrainingStopped
-from hf_plr.trainer.checkpointing import (
-    ASIDE,
+from hf_plr.trainer.checkpoints.finding import (
     FILE_LIST,
-    STATE_FILE,
     CheckpointError,
-    _write_file_list,
     find_defect,
     last_complete_checkpoint,
     list_checkpoints,
-    load_state,
-    name_part,
-    save_part,
-    save_state,
 )
+from hf_plr.trainer.checkpoints.run_state import STATE_FILE, load_state, name_part, save_part, save_state
+from hf_plr.trainer.checkpoints.writing import ASIDE, _write_file_list
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from helpers import tiny
 from helpers.runs import StopAt, assert_same_run, assert_same_weights
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner
-from hf_plr.trainer.checkpointing import FILE_LIST, _write_file_list, load_state, save_state
+from hf_plr.trainer.checkpoints.finding import FILE_LIST
+from hf_plr.trainer.checkpoints.run_state import load_state, save_state
+from hf_plr.trainer.checkpoints.writing import _write_file_list
 from hf_plr.trainer.settings import check_same_settings
 from hf_plr.utils.parameters import default_parameters
 

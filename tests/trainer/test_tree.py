@@ -12,7 +12,7 @@ from datasets import Dataset
 from hf_plr import PseudoLabelRefiner, read_levels, read_tree
 from hf_plr.cli import main
 from hf_plr.hub.label_dataset import make_labels_card
-from hf_plr.recipe_tools.running import OutputArguments, prepare_output_dir
+from hf_plr.recipe_tools.output_folder import OutputArguments, prepare_output_dir
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer import cluster_tree, label_output
 from hf_plr.trainer.label_output import suggest_commands

@@ -17,7 +17,7 @@ from hf_plr.report.html.report_file import DATA_FILE
 from hf_plr.report.names import NAMES_FILE
 from hf_plr.report.run_history import HISTORY_FILE
 from hf_plr.report.tree_file import TREE_FILE
-from hf_plr.trainer.checkpointing import STATE_FILE, name_part
+from hf_plr.trainer.checkpoints.run_state import STATE_FILE, name_part
 from hf_plr.trainer.unit_trainer import UNITS_FILE
 from hf_plr.units.encoder import CENTROIDS_FILE
 from hf_plr.utils.run_files import MARKS, WRITTEN, matches, refuse_run_files

@@ -1,0 +1,1 @@
+"""Checkpoints: complete or recognised as incomplete, with the state and the settings of the run beside the weights."""
