@@ -61,10 +61,15 @@ class StageCallback(TrainerCallback):
         self.epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove what an earlier training left, and forget what of it was to be pushed."""
+        """Remove what an earlier training left, and forget what of it was to be pushed.
+
+        A training that begins again with a smaller batch forgets the labels of its first attempt, too.
+        """
         self.epoch = int(state.epoch or 0)
         if self.trainer.resumed_from is not None:
             state.best_model_checkpoint = find_best_beside(self.trainer.resumed_from, args.output_dir)
+        if state.global_step == 0 and self.trainer.has_labels:
+            self.trainer.begin_labels()
         if state.global_step == 0 and state.is_world_process_zero:
             remove_earlier_run(args.output_dir)
         self.trainer.publisher.begin_training()

@@ -10,6 +10,7 @@ import torch
 from helpers.runs import StopAt
 
 from hf_plr.modality import SampleOpener
+from hf_plr.refinement import NOISE
 from hf_plr.trainer.checkpoints.finding import CheckpointError
 
 
@@ -110,6 +111,17 @@ def test_a_smaller_batch_keeps_the_steps_of_an_epoch(make_trainer, monkeypatch):
     assert trainer._train_batch_size <= 16
     assert trainer.state.global_step == 6
     assert trainer.state.epoch == 2.0
+
+
+def test_a_smaller_batch_begins_with_labels_of_its_own(make_trainer, monkeypatch):
+    trainer = make_trainer(
+        auto_find_batch_size=True, pair_weight=0.0, per_device_train_batch_size=32, num_train_epochs=1
+    )
+    refuse_large_batches(trainer, monkeypatch)
+    trainer.train()
+    assert (trainer.pseudo_labels.previous_labels == NOISE).all()
+    (stage,) = [entry for entry in trainer.state.log_history if "plr/clusters" in entry]
+    assert "plr/agreement_ari" not in stage
 
 
 class Full:
