@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from typing import Any
 
 from transformers import TrainingArguments
@@ -51,6 +52,7 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "on_nan",
     "report",
 )
+FOLDERS = ("continue_from",)
 SHOWN = 6
 
 
@@ -98,7 +100,8 @@ def check_same_settings(
     Raises:
         ValueError: naming each setting that differs; another length of the run is only warned of.
     """
-    stored = _add_defaults(stored, current, defaults)
+    stored = _normalize_folders(_add_defaults(stored, current, defaults))
+    current = _normalize_folders(current)
     differing = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
     lengths = [name for name in differing if name in LENGTHS]
     refused = [name for name in differing if name not in LENGTHS]
@@ -114,6 +117,12 @@ def check_same_settings(
             f"{checkpoint} was written with other settings: {_describe_differences(refused, stored, current)}. Resume "
             "with the settings that the run was started with, or start a new run with this checkpoint as its model"
         )
+
+
+def _normalize_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which `out`, `./out` and `out/` are one folder."""
+    folders = {name: os.path.normpath(settings[name]) for name in FOLDERS if settings.get(name) is not None}
+    return settings | folders
 
 
 def _add_defaults(stored: Any, current: Any, defaults: Any) -> Any:

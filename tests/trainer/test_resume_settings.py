@@ -186,6 +186,13 @@ def test_classes_that_tell_nothing_of_their_constructor_have_no_defaults():
     assert default_parameters(PseudoLabelRefiner())["n_levels"] == 1
 
 
+@pytest.mark.parametrize(("stored", "current"), [("./out", "out"), ("out/", "out"), (None, None)])
+def test_a_folder_is_the_same_however_it_is_written(stored, current):
+    check_same_settings("checkpoint-7", {"continue_from": stored}, {"continue_from": current}, {})
+    with pytest.raises(ValueError, match=r"continue_from was .*out.* and is 'other'|continue_from was None"):
+        check_same_settings("checkpoint-7", {"continue_from": stored}, {"continue_from": "other"}, {})
+
+
 def test_other_data_and_an_own_refiner_are_refused(make_trainer, some_digits, first_checkpoint):
     fewer = {"train_dataset": some_digits.select(range(100))}
     with pytest.raises(ValueError, match="samples was 203 and is 100"):
