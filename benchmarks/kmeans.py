@@ -29,7 +29,7 @@ import torch
 from benchmarks.measuring import busy_cores
 from hf_plr import KMeans
 from hf_plr.clustering.blocks import iterate_rows
-from hf_plr.clustering.kmeans import compute_block_height
+from hf_plr.clustering.rows import compute_block_height
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.threads import share_blocks
 

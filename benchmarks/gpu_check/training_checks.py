@@ -21,7 +21,7 @@ from benchmarks.gpu_check.machine import product_rate
 from benchmarks.measuring import PeakMemory
 from benchmarks.scaling.model import Size, while_clustering
 from hf_plr import KMeans, PLRTrainer, PLRTrainingArguments, PseudoLabelRefiner
-from hf_plr.clustering.kmeans import BLOCK_SCORES, OTHER_BLOCK_SCORES
+from hf_plr.clustering.rows import BLOCK_SCORES, OTHER_BLOCK_SCORES
 from hf_plr.data.example_data import digits
 from hf_plr.models.vision import small_vit, small_vit_processor
 from hf_plr.pseudo_labels.stage import RefinementStage

@@ -36,7 +36,7 @@ from benchmarks.scaling.limits import describe, limits, select_shards
 from benchmarks.scaling.model import MEASURED, Size, peak_bytes
 from benchmarks.scaling.rates import measure_rates
 from benchmarks.scaling.seconds import Rates, seeding_seconds, stage_seconds
-from hf_plr.clustering.kmeans import OTHER_BLOCK_SCORES
+from hf_plr.clustering.rows import OTHER_BLOCK_SCORES
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL_CHUNK = str(1 << 16)

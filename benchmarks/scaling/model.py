@@ -16,7 +16,7 @@ from functools import cached_property
 
 from hf_plr.clustering.ensemble import FINER, FIT_SAMPLES_PER_CLUSTER, MEMBERS
 from hf_plr.clustering.exact_sums import BLOCK_ROWS
-from hf_plr.clustering.kmeans import BLOCK_SCORES
+from hf_plr.clustering.rows import BLOCK_SCORES
 from hf_plr.clustering.whitening import FIT_ROWS, FIT_ROWS_PER_DIMENSION
 from hf_plr.pseudo_labels.sampler import BLOCK as ORDER_BLOCK
 from hf_plr.refinement.agglomeration import MAX_RELATED_PAIRS, SMALL

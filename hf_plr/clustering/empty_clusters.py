@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from hf_plr.clustering.exact_sums import ClusterSums
+from hf_plr.clustering.rows import Rows
 from hf_plr.utils.distributed import gather_objects, locate_rows, sum_all
-
-if TYPE_CHECKING:
-    from hf_plr.clustering.kmeans import Rows
 
 
 def refill_empty(

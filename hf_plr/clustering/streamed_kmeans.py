@@ -15,7 +15,8 @@ import torch
 from hf_plr.clustering.blocks import find_largest_entry
 from hf_plr.clustering.empty_clusters import find_empty_clusters, move_to_empty, take_farthest
 from hf_plr.clustering.exact_sums import ClusterSums, to_exact
-from hf_plr.clustering.kmeans import KMeans, Rows, assign_rows, update_sums
+from hf_plr.clustering.kmeans import KMeans
+from hf_plr.clustering.rows import Rows, assign_rows, update_sums
 from hf_plr.utils.precision import exact_products
 from hf_plr.utils.threads import block_threads
 

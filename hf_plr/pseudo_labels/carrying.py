@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from hf_plr.clustering import KMeans
 from hf_plr.clustering.blocks import iterate_rows
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
-from hf_plr.clustering.kmeans import Rows, assign_rows
+from hf_plr.clustering.rows import Rows, assign_rows
 from hf_plr.clustering.seeding import add_seeds
 from hf_plr.refinement import NOISE
 from hf_plr.utils.distributed import gather_objects, gather_rows, locate_rows

@@ -17,8 +17,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch.overrides import TorchFunctionMode
 
 from hf_plr import KMeans
-from hf_plr.clustering import kmeans as kmeans_module
-from hf_plr.clustering.exact_sums import get_exact_device, to_exact
+from hf_plr.clustering.exact_sums import ClusterSums, get_exact_device, to_exact
+from hf_plr.clustering.rows import Rows, assign_rows
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.clustering.streamed_kmeans import fit_stream
 from hf_plr.clustering.whitening import map_rows
@@ -41,7 +41,7 @@ def test_equals_sklearn_from_the_same_start(blobs):
 
 def test_chunks_change_nothing(blobs, monkeypatch):
     whole = KMeans(20, seed=1).fit_predict(blobs)
-    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {"cpu": 20 * 77})
+    monkeypatch.setattr("hf_plr.clustering.rows.BLOCK_SCORES", {"cpu": 20 * 77})
     monkeypatch.setattr("hf_plr.clustering.exact_sums.BLOCK_ROWS", 50)
     np.testing.assert_array_equal(KMeans(20, seed=1).fit_predict(blobs), whole)
 
@@ -152,9 +152,9 @@ def test_few_rows_are_never_multiplied_alone():
                 heights.append(len(arguments[0]))
             return function(*arguments, **(keywords or {}))
 
-    matrix, last = torch.eye(8), kmeans_module.Rows(rows[-1:], True, None)
+    matrix, last = torch.eye(8), Rows(rows[-1:], True, None)
     with Heights():
-        mapped, (_, scores) = map_rows(rows, matrix), kmeans_module.assign_rows(last, rows[:60])
+        mapped, (_, scores) = map_rows(rows, matrix), assign_rows(last, rows[:60])
     assert len(mapped) == 4_097
     assert len(scores) == 1
     assert min(heights) == 16
@@ -167,17 +167,17 @@ def test_few_rows_are_never_multiplied_alone():
 def test_blocks_of_one_height_give_the_same(blobs, monkeypatch, spherical):
     expected = KMeans(20, spherical=spherical).fit(blobs)
     monkeypatch.setattr("hf_plr.clustering.blocks.LOWEST_BLOCKS", {})
-    monkeypatch.setattr("hf_plr.clustering.kmeans.BLOCK_SCORES", {})
-    monkeypatch.setattr("hf_plr.clustering.kmeans.LARGEST_BLOCK_ROWS", 300)
+    monkeypatch.setattr("hf_plr.clustering.rows.BLOCK_SCORES", {})
+    monkeypatch.setattr("hf_plr.clustering.rows.LARGEST_BLOCK_ROWS", 300)
     heights = set()
-    read = kmeans_module.Rows._read
+    read = Rows._read
 
     def record(self, span, height):
         block = read(self, span, height)
         heights.add(len(block))
         return block
 
-    monkeypatch.setattr(kmeans_module.Rows, "_read", record)
+    monkeypatch.setattr(Rows, "_read", record)
     padded = KMeans(20, spherical=spherical).fit(blobs)
     assert heights == {300}  # 2,000 is no multiple
     np.testing.assert_array_equal(padded.labels_, expected.labels_)
@@ -219,7 +219,7 @@ def test_a_device_without_float64_is_asked_for_none(blobs, monkeypatch, spherica
         with mode.allowed():
             return to_exact(values)
 
-    add = kmeans_module.ClusterSums.add
+    add = ClusterSums.add
 
     def add_allowed(self, *args, **kwargs):  # its sums are where float64 is
         with mode.allowed():
