@@ -30,13 +30,13 @@ from hf_plr import KMeans, PLRTrainingArguments
 from hf_plr.features.centering import center_features, check_finite
 from hf_plr.features.cluster_space import ClusterSpace
 from hf_plr.pseudo_labels.assembly import make_labelings, select_clusterers
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.holding import make_holder
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import ClusterSampler
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler
-from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import CooccurrenceTable
 from hf_plr.refinement.agglomeration.coassociation import CoassociatedClusters
 from hf_plr.refinement.agglomeration.related import RelatedClusters

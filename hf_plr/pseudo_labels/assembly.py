@@ -9,7 +9,7 @@ from typing import Any
 from hf_plr.clustering import Clusterer, as_clusterer, can_be_finer, make_clusterers, make_ensemble
 from hf_plr.clustering.protocol import describe_clusterer, unwrap
 from hf_plr.clustering.reciprocal import share_neighborhoods
-from hf_plr.pseudo_labels.given_labels import GivenStage
+from hf_plr.pseudo_labels.given_stage import GivenStage
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.labeling import Labeling
 from hf_plr.pseudo_labels.nested import LevelStage

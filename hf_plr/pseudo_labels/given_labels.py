@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import logging
 import os
@@ -15,12 +13,9 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from hf_plr.data.content_digest import digest_samples, format_digests
-from hf_plr.data.sample_store import SampleStore, spread_rows
 from hf_plr.pseudo_labels.cell_targets import CELL_TARGETS_FILE, read_cell_targets
-from hf_plr.pseudo_labels.data_digest import record_data
 from hf_plr.pseudo_labels.data_record import DataRecord, merge_records
-from hf_plr.pseudo_labels.holding import AllLabels
+from hf_plr.pseudo_labels.given_samples import REMEDY, check_digests, check_names, find_positions
 from hf_plr.pseudo_labels.label_files import (
     CELL_COLUMN,
     DIGEST_COLUMN,
@@ -31,12 +26,9 @@ from hf_plr.pseudo_labels.label_files import (
     take_whole,
 )
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
-from hf_plr.refinement import NOISE, PseudoLabelRefiner
+from hf_plr.refinement import NOISE
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import locate_rows
-from hf_plr.utils.media_names import may_be_one_file
 from hf_plr.utils.serialization import name_file_in_errors, validate_array
 from hf_plr.utils.shards import list_files
 
@@ -46,12 +38,6 @@ ENDINGS = (".parquet", ".npy", ".csv")
 LARGEST_LABEL = 2**31 - 1  # that files of labels hold
 CONFIDENCE_COLUMN = "confidence"
 COLUMNS = (CONFIDENCE_COLUMN, CELL_COLUMN, DIGEST_COLUMN, FILE_COLUMN)  # beside those of `LabelFile`
-CHECKED_SAMPLES = 256  # whose digests are compared
-DIGEST = "(?=.*[a-f])[0-9a-f]{16}"  # spreadsheets round those of digits alone
-REMEDY = (
-    "Give labels of these data; where the data of a run have grown or changed, continue that run with continue_from, "
-    "which knows samples by content"
-)
 
 
 class GivenLabels:
@@ -126,14 +112,14 @@ class GivenLabels:
                 f"{path} has a label of row {index[outside][0]}, but the data set has {n_rows:,} rows: the labels are "
                 f"of other data. {REMEDY}"
             )
-        position = _match(path, columns, rows, segments)
+        position = find_positions(path, columns, rows, segments)
         is_known = position >= 0
         if not is_known.any():
             raise ValueError(f"{path} has no label of any of the {len(rows):,} samples")
         if digest is not None and DIGEST_COLUMN in columns:
-            _check_digests(path, columns[DIGEST_COLUMN], position, rows, digest)
+            check_digests(path, columns[DIGEST_COLUMN], position, rows, digest)
         elif list_names is not None and FILE_COLUMN in columns:
-            _check_names(path, columns[FILE_COLUMN], position, rows, list_names())
+            check_names(path, columns[FILE_COLUMN], position, rows, list_names())
 
         def spread(values: np.ndarray, missing: float) -> np.ndarray:
             return np.where(is_known, values[position], missing).astype(values.dtype)
@@ -208,73 +194,6 @@ class GivenLabels:
         """Take nothing."""
 
 
-class GivenStage(RefinementStage):
-    """Stage that hands out given labels as they are.
-
-    Args:
-        given: the labels.
-        holder: knows whose labels each process holds, and connects the processes.
-        min_confidence: samples of less confident labels keep these, but have no loss.
-    """
-
-    def __init__(self, given: GivenLabels, holder: AllLabels, min_confidence: float = 0.0):
-        super().__init__(given, PseudoLabelRefiner.from_preset("none"), 1, holder.accelerator, holder=holder)
-        self.given = given
-        self.targets, self.n_clusters, self.soft_targets = given.make_targets(min_confidence)
-        if self.n_clusters == 0:
-            raise ValueError(f"{given.source}: no sample has a label (min_confidence={min_confidence:g})")
-
-    def refine(self, clusters: np.ndarray, epoch: int, part: slice, previous: PseudoLabels | None) -> PseudoLabels:
-        """Make targets of the labels, which keep their numbers."""
-        self.refiner.load_state_dict(self.refiner.state_dict() | {"refined": clusters})  # whose numbers are continued
-        labels = super().refine(clusters, epoch, part, previous)
-        soft = self.soft_targets
-        return dataclasses.replace(
-            labels,
-            confidence=self.holder.hold(self.given.confidence[part]),
-            targets=self.holder.hold(self.targets[part]),
-            n_clusters=self.n_clusters,
-            soft_targets=None if soft is None else SoftTargets(soft.cells, self.holder.hold(soft.cell[part])),
-        )
-
-    @property
-    def source(self) -> str:
-        """File or folder of the labels."""
-        return self.given.source
-
-    def describe(self) -> str:
-        """Describe the labels in a line."""
-        return f"{self.n_clusters:,} as given by {self.source}"
-
-
-def open_given_stage(
-    args: PLRTrainingArguments, store: SampleStore, column: str, holder: AllLabels
-) -> GivenStage | None:
-    """Open the labels that the arguments name.
-
-    Args:
-        args: arguments with `labels` and `min_confidence`.
-        store: the samples to train on.
-        column: their column in the data set.
-        holder: knows whose labels each process holds, and connects the processes.
-
-    Returns:
-        None where the arguments name none.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError: if the labels do not fit, naming their files.
-    """
-    if args.labels is None:
-        return None
-    data = store.undecoded_column
-    record, digest = record_data(data, column), functools.partial(digest_samples, store)
-    given = GivenLabels.read(args.labels, store.rows, store.segments, len(data), record, digest, store.files)
-    if given.n_missing and args.process_index == 0:
-        counts = f"{given.n_missing:,} of the {len(store):,}"
-        logger.warning("%s has no label of %s samples, which have no loss.", args.labels, counts)
-    return GivenStage(given, holder, args.min_confidence)
-
-
 def _read_columns(path: str, record: DataRecord | None) -> tuple[pd.DataFrame, bool]:
     """Read index, label and what else is needed of all files; and whether they have an index of their own."""
     files = list_files([path], ENDINGS, "labels")
@@ -316,90 +235,6 @@ def _take_numbers(path: str, column: pd.Series, whole: bool = False) -> np.ndarr
         wanted = "integers" if whole else "numbers"
         raise ValueError(f"{path}: column {column.name!r} has to hold {wanted}, without empty rows")
     return values.astype(np.int64 if whole else np.float64)
-
-
-def _match(path: str, columns: pd.DataFrame, rows: np.ndarray, segments: np.ndarray | None) -> np.ndarray:
-    """Find the position of each sample in the files, -1 where they do not tell of it, shape (N,)."""
-    has_spans = SPAN_COLUMNS[0] in columns
-    if has_spans != (segments is not None):
-        of_files, of_run = ("segments", "whole samples") if has_spans else ("whole samples", "segments")
-        raise ValueError(f"{path} has labels of {of_files}, but this run trains on {of_run}")
-    if segments is None:
-        keys, wanted = pd.Index(columns[INDEX_COLUMN]), pd.Index(rows)
-    else:
-        keys = pd.MultiIndex.from_arrays([columns[INDEX_COLUMN], columns[SPAN_COLUMNS[0]]])
-        wanted = pd.MultiIndex.from_arrays([rows, segments[:, 0]])
-    if not keys.is_unique:
-        raise ValueError(f"{path} has more than one label of row {keys[keys.duplicated()][0]}")
-    position: np.ndarray = keys.get_indexer(wanted)
-    return position
-
-
-def _check_digests(
-    path: str,
-    given: pd.Series,
-    position: np.ndarray,
-    rows: np.ndarray,
-    digest: Callable[[np.ndarray], np.ndarray],
-) -> None:
-    """Compare the contents of some samples, evenly spaced by row, with the digests that the files tell of them.
-
-    Args:
-        path: the files, for messages.
-        given: digests that they tell, shape (n,); those that are empty or no digests are passed over.
-        position: position of each sample in them, -1 = none, shape (N,).
-        rows: row of each sample, shape (N,).
-        digest: as for `GivenLabels.read`.
-
-    Raises:
-        ValueError: if some sample has another digest, naming the first.
-    """
-    known = np.flatnonzero(position >= 0)
-    known = known[np.argsort(rows[known], kind="stable")]
-    known = known[spread_rows(len(known), CHECKED_SAMPLES)]
-    texts = given.iloc[position[known]].astype("string").str.lower()
-    is_digest = texts.str.fullmatch(DIGEST).fillna(False).to_numpy(bool)
-    known, expected = known[is_digest], texts.to_numpy(object)[is_digest]
-    try:
-        found = np.array(format_digests(digest(known)), object)
-    except OSError:  # unreadable samples are told of, or left out, when all are decoded
-        return
-    is_other = expected != found
-    if is_other.any():
-        first = int(is_other.argmax())
-        raise ValueError(
-            f"{path} has labels of other data: {is_other.sum():,} of {len(known):,} compared samples have other "
-            f"contents, the first in row {rows[known[first]]}, with digest {found[first]} and not {expected[first]}. "
-            f"{REMEDY}"
-        )
-
-
-def _check_names(path: str, given: pd.Series, position: np.ndarray, rows: np.ndarray, names: list[str] | None) -> None:
-    """Compare the names of the samples' files with those that labels without digests tell, without folder and ending.
-
-    Args:
-        path: the files of labels, for messages.
-        given: names that they tell, shape (n,); empty ones are passed over.
-        position, rows: as for `_check_digests`.
-        names: file of each sample, (N,); None where they are not known.
-
-    Raises:
-        ValueError: if some sample has another name, naming the first.
-    """
-    if names is None:
-        return
-    known = np.flatnonzero(position >= 0)
-    told = given.iloc[position[known]].to_list()
-    named = zip(rows[known], known, told, strict=True)
-    pairs = [(row, names[sample], name) for row, sample, name in named if isinstance(name, str)]
-    others = [pair for pair in pairs if not may_be_one_file(pair[1], pair[2])]
-    if others:
-        row, there, name = min(others)
-        raise ValueError(
-            f"{path} has labels of other data: {len(others):,} of {len(pairs):,} samples have another file, the first "
-            f"in row {row}, {there!r} and not {name!r}. {REMEDY}. Labels whose column {FILE_COLUMN!r} means something "
-            "else are taken without it"
-        )
 
 
 def _make_soft_targets(arrays: dict[str, np.ndarray], cell: np.ndarray) -> tuple[SoftTargets, np.ndarray]:

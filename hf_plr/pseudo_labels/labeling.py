@@ -10,7 +10,8 @@ import torch
 from hf_plr.clustering.cluster_means import ClusterMeans, average_clusters
 from hf_plr.evaluation.label_free import label_free_scores
 from hf_plr.features.centering import CenteredFeatures
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import NOISE
 from hf_plr.utils.serialization import validate_array
 

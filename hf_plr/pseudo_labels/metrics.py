@@ -6,8 +6,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from hf_plr.evaluation.label_free import size_entropy
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.holding import AllLabels, add_tables
-from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, ClusterEvents, CooccurrenceTable, adjusted_rand, cooccurrence
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
+from hf_plr.pseudo_labels.stage import RefinementStage
 
 
 class LevelStage(RefinementStage):

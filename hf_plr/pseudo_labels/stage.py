@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,119 +13,18 @@ from accelerate import Accelerator
 from hf_plr.clustering import Clusterer
 from hf_plr.clustering.ensemble import Ensemble
 from hf_plr.clustering.protocol import validate_labels
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.holding import AllLabels
 from hf_plr.pseudo_labels.soft_targets import SoftTargets
-from hf_plr.refinement import NOISE, CellRefinement, PseudoLabelRefiner, RefinementResult
-from hf_plr.refinement.assignment import keep_current
+from hf_plr.pseudo_labels.targets import make_hard_targets, make_soft_targets, measure_refinement, spread_to_samples
+from hf_plr.refinement import NOISE, PseudoLabelRefiner, RefinementResult
 from hf_plr.refinement.blending import SoftCells
-from hf_plr.refinement.cooccurrence import iterate_chunks
 from hf_plr.utils.serialization import select_prefix, validate_array
 
 logger = logging.getLogger(__name__)
 
 SMALLEST = 2  # members of a cluster that can be told from noise
 REFINER_LABELS = ("refiner.history.1", "refiner.refined")  # in the state of a stage that has run
-
-
-@dataclass
-class PseudoLabels:
-    """Pseudo-labels and targets of one labeling in one epoch.
-
-    The arrays are of the samples that this process holds (see `hf_plr.pseudo_labels.holding`): as a rule all N, with
-    shards the n of its own. Labels are int32; raw ones are int64 where the clusterer's ids need it.
-
-    Attributes:
-        epoch: epoch that these labels train.
-        labels: refined label per sample, -1 = noise, shape (N,); numbers persist from epoch to epoch.
-        previous_labels: the refined labels of the epoch before, shape (N,); -1 everywhere at the first.
-        raw_labels: the clusterer's labels before refinement, shape (N,).
-        confidence: in [0, 1], float32 of shape (N,).
-        targets: position of the prototype per sample, 0 to n_clusters - 1, -1 = none and, where targets are hard, no
-            loss, shape (N,). Noise that projects onto two clusters alike has soft targets and -1 here.
-        n_clusters: number of prototypes.
-        sizes: members of each refined cluster, ascending by its label, among all samples, shape (clusters,).
-        n_samples: number of all samples.
-        first: position of the first sample that this process holds.
-        soft_targets: soft targets, or None where targets are hard.
-        refinement: metrics of the refinement that made the labels, as in `compute_stage_metrics`; empty after resuming.
-    """
-
-    epoch: int
-    labels: np.ndarray
-    previous_labels: np.ndarray
-    raw_labels: np.ndarray
-    confidence: np.ndarray
-    targets: np.ndarray
-    n_clusters: int
-    sizes: np.ndarray
-    n_samples: int
-    first: int = 0
-    soft_targets: SoftTargets | None = None
-    refinement: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def noise_share(self) -> float:
-        """Fraction of all samples that are in no cluster."""
-        return (self.n_samples - int(self.sizes.sum())) / self.n_samples
-
-    def for_epoch(self, epoch: int) -> PseudoLabels:
-        """Copy the labels for another epoch."""
-        return dataclasses.replace(self, epoch=epoch)
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """State for a resumed epoch, as arrays by name."""
-        state = {
-            "epoch": np.array([self.epoch]),
-            "labels": self.labels,
-            "previous_labels": self.previous_labels,
-            "raw_labels": self.raw_labels,
-            "confidence": self.confidence,
-            "targets": self.targets,
-            "n_clusters": np.array([self.n_clusters]),
-        }
-        if self.soft_targets is not None:
-            state |= {f"soft.{name}": value for name, value in self.soft_targets.state_dict().items()}
-        return state
-
-    @classmethod
-    def from_state(
-        cls, state: dict[str, np.ndarray], may_be_empty: bool = False, holder: AllLabels | None = None, first: int = 0
-    ) -> PseudoLabels:
-        """Restore the output of `state_dict`.
-
-        Args:
-            state: arrays by name.
-            may_be_empty: as for `RefinementStage`.
-            holder: adds up what the processes hold; None if each holds all.
-            first: position of the first sample that this process holds.
-
-        Raises:
-            ValueError: if an array is missing or damaged, naming it.
-        """
-        holder = AllLabels(None) if holder is None else holder
-        n_held = len(validate_array(state, "labels", "integers", (None,)))
-        n_samples = int(holder.add(np.array([n_held]))[0])
-        n_clusters = int(validate_array(state, "n_clusters", "integers", (1,), 0 if may_be_empty else 1, n_samples)[0])
-
-        def integers(name: str, highest: int | None = None) -> np.ndarray:
-            return validate_array(state, name, "integers", (n_held,), NOISE, highest)
-
-        soft = select_prefix("soft.", state)
-        labels = integers("labels")
-        ids, sizes = holder.count(labels)
-        return cls(
-            epoch=int(validate_array(state, "epoch", "integers", (1,), 0)[0]),
-            labels=labels,
-            previous_labels=integers("previous_labels"),
-            raw_labels=integers("raw_labels"),
-            confidence=validate_array(state, "confidence", "floats", (n_held,), 0.0, 1.0),
-            targets=integers("targets", n_clusters - 1),
-            n_clusters=n_clusters,
-            sizes=sizes[ids != NOISE],
-            n_samples=n_samples,
-            first=first,
-            soft_targets=SoftTargets.from_state(soft, n_held, n_clusters) if soft else None,
-        )
 
 
 class RefinementStage:
@@ -274,7 +171,7 @@ class RefinementStage:
         ids, cell_of = np.unique(refined.cells.labels, return_inverse=True)
         sizes = np.bincount(cell_of, refined.cells.table.counts).astype(np.int64)
         has_soft_targets = self.refiner.assignment == "soft" and is_refined
-        targets_per_cell = _soft_targets if has_soft_targets else _hard_targets
+        targets_per_cell = make_soft_targets if has_soft_targets else make_hard_targets
         of_cells, n_clusters, soft = targets_per_cell(refined, self.min_confidence if is_refined else 0.0)
         confidence, targets, soft_targets = self._spread_targets(refined, part, of_cells, soft)
         labels = PseudoLabels(
@@ -289,7 +186,7 @@ class RefinementStage:
             n_samples=int(sizes.sum()),
             first=self.holder.first(part),
             soft_targets=soft_targets,
-            refinement=_refinement_metrics(refined.cells, of_cells, has_soft_targets),
+            refinement=measure_refinement(refined.cells, of_cells, has_soft_targets),
         )
         return labels
 
@@ -301,7 +198,7 @@ class RefinementStage:
         if soft is not None:
             values.append(np.arange(len(targets), dtype=np.int32))
         confidence, spread, *cell = (
-            self.holder.hold(local) for local in _spread_to_samples(refined, self.holder.own(part), values)
+            self.holder.hold(local) for local in spread_to_samples(refined, self.holder.own(part), values)
         )
         return confidence, spread, None if soft is None else SoftTargets(soft, cell[0])
 
@@ -371,49 +268,3 @@ def _copy_state(clusterer: Clusterer) -> dict[str, Any] | None:
 def default_num_clusters(n_samples: int) -> int:
     """Default number of clusters: 1.5 times the square root of N, at most half of N, and 2 where there are so many."""
     return max(min(2, n_samples), min(n_samples // 2, round(1.5 * n_samples**0.5)))
-
-
-def _refinement_metrics(cells: CellRefinement, targets: np.ndarray, has_soft_targets: bool) -> dict[str, float]:
-    """Metrics of a refinement from its cells, which are not kept, and their targets, shape (cells,)."""
-    metrics = {
-        "clusters_raw": float(len(cells.table.current_ids)),
-        "changed_share": cells.changed_share,
-        "mean_confidence": float(np.average(cells.confidence, weights=cells.table.counts)),
-        **{kind: float(number) for kind, number in cells.events.counts().items()},
-    }
-    is_trained = targets != NOISE
-    if has_soft_targets and is_trained.any():
-        own_mass = np.average(cells.confidence[is_trained], weights=cells.table.counts[is_trained])
-        metrics["soft_share"] = 1.0 - float(own_mass)
-    return metrics
-
-
-def _hard_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, None]:
-    """Make hard targets: prototype per cell, -1 = no loss, shape (cells,), and the number of prototypes."""
-    cells = refined.cells
-    is_trained = (cells.labels != NOISE) & (cells.confidence >= min_confidence)
-    ids = np.unique(cells.labels[is_trained])
-    return np.where(is_trained, np.searchsorted(ids, cells.labels), NOISE), len(ids), None
-
-
-def _soft_targets(refined: RefinementResult, min_confidence: float) -> tuple[np.ndarray, int, SoftCells]:
-    """Make hard and soft targets per cell, over the clusters that have a confident member."""
-    cells = refined.cells
-    cluster, soft = keep_current(cells.table, cells.soft), cells.soft
-    is_doubtful = cells.confidence < min_confidence
-    if not is_doubtful.any():
-        return cluster, soft.n_columns, soft
-    cluster = np.where(is_doubtful, NOISE, cluster)
-    ids = np.unique(cluster[cluster != NOISE])
-    targets = np.where(cluster != NOISE, np.searchsorted(ids, cluster), NOISE)
-    return targets, len(ids), soft.drop_cells(is_doubtful).select_columns(ids)
-
-
-def _spread_to_samples(refined: RefinementResult, part: slice, cell_values: list[np.ndarray]) -> list[np.ndarray]:
-    """Spread values per cell, each of shape (cells,), to the samples of a part, each of shape (n,)."""
-    sample_values = [np.empty(part.stop - part.start, values.dtype) for values in cell_values]
-    for span in iterate_chunks(len(sample_values[0])):
-        cell = refined.cell_of_sample(part.start + span.start, part.start + span.stop)
-        for array, values in zip(sample_values, cell_values, strict=True):
-            array[span] = values[cell]
-    return sample_values

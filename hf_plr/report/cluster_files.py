@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from hf_plr.clustering.cluster_means import ClusterMeans
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters, draw_references
 from hf_plr.features.centering import CenteredFeatures, center_features
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.holding import AllLabels
-from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.report.label_results import average_labels
 from hf_plr.utils.files import replacing
 

@@ -13,8 +13,8 @@ from hf_plr.evaluation.clusters import score_table
 from hf_plr.evaluation.codes import lift_classes
 from hf_plr.evaluation.label_free import describe_collapse
 from hf_plr.features.centering import CenteredFeatures
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.holding import AllLabels
-from hf_plr.pseudo_labels.stage import PseudoLabels
 from hf_plr.refinement import NOISE, cooccurrence
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX

@@ -22,7 +22,8 @@ from hf_plr.features.centering import CenteredFeatures, center_features, check_f
 from hf_plr.features.cluster_space import make_cluster_space
 from hf_plr.features.source import FeatureSource
 from hf_plr.pseudo_labels import assembly
-from hf_plr.pseudo_labels.given_labels import open_given_stage
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
+from hf_plr.pseudo_labels.given_stage import open_given_stage
 from hf_plr.pseudo_labels.holding import make_holder
 from hf_plr.pseudo_labels.metrics import compare_labelings, compute_stage_metrics
 from hf_plr.pseudo_labels.objective import ClusterObjective
@@ -30,7 +31,7 @@ from hf_plr.pseudo_labels.pair_term import OLDER_PAIRS, describe_pairs, make_pai
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
-from hf_plr.pseudo_labels.stage import PseudoLabels, default_num_clusters
+from hf_plr.pseudo_labels.stage import default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.label_results import score_labels, take_snapshot, warn_of_collapse

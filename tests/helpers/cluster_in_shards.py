@@ -14,9 +14,10 @@ from hf_plr.clustering.cluster_means import average_clusters
 from hf_plr.clustering.ensemble import FreshKMeans
 from hf_plr.clustering.seeding import draw_seeds
 from hf_plr.features.centering import center_features
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.holding import AllLabels, OwnLabels, is_of_samples
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PRESETS, PseudoLabelRefiner
 from hf_plr.utils.distributed import gather_objects, gather_rows, run_on_main
 

@@ -10,9 +10,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from hf_plr.clustering import as_clusterer
 from hf_plr.features.centering import CenteredFeatures
+from hf_plr.pseudo_labels.epoch_labels import PseudoLabels
 from hf_plr.pseudo_labels.metrics import compute_stage_metrics
 from hf_plr.pseudo_labels.soft_targets import SoftTargetTable
-from hf_plr.pseudo_labels.stage import PseudoLabels, RefinementStage
+from hf_plr.pseudo_labels.stage import RefinementStage
 from hf_plr.refinement import PseudoLabelRefiner
 
 
