@@ -61,6 +61,11 @@ def _make_further_refiner(args: PLRTrainingArguments, number: int) -> PseudoLabe
     return make_refiner(args)
 
 
+def count_sought(labelings: Sequence[Labeling], n_samples: int) -> int:
+    """The number of clusters that the first labeling seeks among N samples; by default where its clusterer has none."""
+    return labelings[0].stage.n_sought or default_num_clusters(n_samples)
+
+
 def select_clusterers(
     args: PLRTrainingArguments, n_samples: int, clusterer: Any = None, refiner: PseudoLabelRefiner | None = None
 ) -> list[Clusterer]:

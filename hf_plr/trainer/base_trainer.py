@@ -30,7 +30,7 @@ from hf_plr.models.lora import describe_adapters, describe_kind, has_adapters, p
 from hf_plr.pseudo_labels.holding import is_of_samples
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
-from hf_plr.trainer import start, weights
+from hf_plr.trainer import construction, start, weights
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpoints.finding import find_checkpoint
 from hf_plr.trainer.checkpoints.run_state import load_state, save_part, save_state
@@ -90,7 +90,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             require_peft("lora=True")
         self.label_column = find_scoring_column(train_dataset, args.label_column)
         self.modality = find_modality(train_dataset, model, args, processing_class, augmentation)
-        args = start.adapt_to_start(args, model, self.modality)
+        args = construction.adapt_to_start(args, model, self.modality)
         self.evaluator = select_evaluator(evaluator, has_labels=self.label_column is not None)
         self.scores, self.intervals, self.source = {}, {}, ""
         self.publisher = Publisher(self)
@@ -99,11 +99,11 @@ class BaseTrainer(FeatureTrainer, ABC):
             compute_metrics = functools.partial(score_against_gallery, self)
         check_best_metric(args, self.label_column, eval_dataset, compute_metrics)
         trained = self._make_trained_model()
-        start.freeze_as_told(args, self.modality.model)
-        start.check_trained(args, self.modality.model, self._compute_example)
+        construction.freeze_as_told(args, self.modality.model)
+        construction.check_trained(args, self.modality.model, self._compute_example)
         prepare_adapters(self.modality.model, args, self._compute_example)  # in what is not frozen
         hold_frozen_statistics(self.modality.model)
-        start.check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
+        construction.check_optimizer(args, self.modality.model, kwargs.get("optimizers"))
         self.made_folder = start.make_output_dir(args)
         super().__init__(
             model=trained,
@@ -115,10 +115,10 @@ class BaseTrainer(FeatureTrainer, ABC):
             compute_metrics=compute_metrics,
             **kwargs,
         )
-        start.check_whole_weights(self)
+        construction.check_whole_weights(self)
         self.model_accepts_loss_kwargs = False  # the loss is a batch mean: let Trainer divide by accumulation steps
         self.label_names = ["labels"]
-        self.eval_dataset = start.check_evaluation_sets(self, eval_dataset)
+        self.eval_dataset = construction.check_evaluation_sets(self, eval_dataset)
         self.ema_teacher = EMATeacher(self._backbone_of(self.model), args.ema_decay) if args.ema_decay else None
         self.reporter = Reporter(args.report, str(args.output_dir), self.train_dataset, args.seed, self.accelerator)
         self._label_free, self._epoch, self.has_begun = {}, 0, False
@@ -242,8 +242,8 @@ class BaseTrainer(FeatureTrainer, ABC):
             NotImplementedError: always.
         """
         raise NotImplementedError(
-            f"hyperparameter_search is not supported: {start.ONE_MODEL}. Make a model and a trainer for each trial, "
-            "in a function that returns trainer.evaluate()'s metrics to the search"
+            f"hyperparameter_search is not supported: {construction.ONE_MODEL}. Make a model and a trainer for each "
+            "trial, in a function that returns trainer.evaluate()'s metrics to the search"
         )
 
     # ---- saving and resuming -------------------------------------------------------------------------------------

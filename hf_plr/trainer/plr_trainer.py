@@ -31,11 +31,11 @@ from hf_plr.pseudo_labels.pair_term import OLDER_PAIRS, describe_pairs, make_pai
 from hf_plr.pseudo_labels.prototypes import PrototypeMemory
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch
 from hf_plr.pseudo_labels.shards import ShardSampler, make_cluster_sampler, select_label_shards
-from hf_plr.pseudo_labels.stage import default_num_clusters
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.label_results import score_labels, take_snapshot, warn_of_collapse
 from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, RunSummary
+from hf_plr.trainer import construction, start
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpoints.run_state import STATE_FILE
 from hf_plr.trainer.cluster_tree import make_stage_tree
@@ -43,7 +43,6 @@ from hf_plr.trainer.continuation import open_continuation, starts_from_scratch
 from hf_plr.trainer.label_output import summarize_labels, write_label_files, write_label_table
 from hf_plr.trainer.rates import fraction_of_peak
 from hf_plr.trainer.settings import as_stored
-from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 from hf_plr.utils.rng import isolate_rng, uniform, uniform_of_pairs
@@ -103,7 +102,7 @@ class PLRTrainer(BaseTrainer):
     arguments_class = PLRTrainingArguments
     args: PLRTrainingArguments
 
-    @leaves_no_empty_folder
+    @start.leaves_no_empty_folder
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str] | None = None,
@@ -121,7 +120,7 @@ class PLRTrainer(BaseTrainer):
         self.continuation = open_continuation(args) if isinstance(args, PLRTrainingArguments) else None
         if self.continuation is not None and args is not None:
             model, args = self.continuation.choose_start(model, args)
-        args = check_arguments(PLRTrainingArguments, args, model, kwargs)
+        args = construction.check_arguments(PLRTrainingArguments, args, model, kwargs)
         train_dataset = open_stream(train_dataset, args)
         n_rows = len(check_dataset(train_dataset))
         is_cut = args.segment_seconds is not None and clusterer is None  # into how many samples, reading them tells
@@ -206,7 +205,7 @@ class PLRTrainer(BaseTrainer):
         return self.extractor.extract(self.train_dataset, positions, view=(self.args.seed, self._epoch))
 
     def _count_clusters(self) -> int:
-        return self.labelings[0].stage.n_sought or default_num_clusters(len(self.train_dataset))
+        return assembly.count_sought(self.labelings, len(self.train_dataset))
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""

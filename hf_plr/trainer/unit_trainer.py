@@ -32,10 +32,10 @@ from hf_plr.pseudo_labels.sampler import (
 from hf_plr.refinement import PseudoLabelRefiner
 from hf_plr.report.html.sheets import Snapshot
 from hf_plr.report.summary import STAGE_PREFIX, RunSummary
+from hf_plr.trainer import construction, start
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpoints.run_state import STATE_FILE
 from hf_plr.trainer.settings import as_stored
-from hf_plr.trainer.start import check_arguments, leaves_no_empty_folder
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.units.encoder import CENTROIDS_FILE, UnitEncoder, write_units
 from hf_plr.units.frame_refiner import AUTO_FOR_FRAMES, choose_frame_refiner
@@ -96,7 +96,7 @@ class UnitTrainer(BaseTrainer):
     train_dataset: AudioStore
     modality: AudioModality
 
-    @leaves_no_empty_folder
+    @start.leaves_no_empty_folder
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str] | None = None,
@@ -108,7 +108,7 @@ class UnitTrainer(BaseTrainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ):
-        args = check_arguments(UnitTrainingArguments, args, model, kwargs)
+        args = construction.check_arguments(UnitTrainingArguments, args, model, kwargs)
         train_dataset = check_dataset(open_stream(train_dataset, args))
         if args.augmentation not in (None, "none"):
             raise ValueError(f"augmentation={args.augmentation!r}: units belong to frames, which must stay: use 'none'")
