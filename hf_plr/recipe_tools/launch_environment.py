@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 COMMAND = "HF_PLR_COMMAND"  # set by these: the typed command, such as "hf-plr train image"
 ERRORS_DIR = "HF_PLR_ERRORS_DIR"  # set by them for several processes: a folder with an empty file per reported error
+CHOSEN_THREADS = "HF_PLR_CHOSEN_THREADS"  # set by them where the user has set OMP_NUM_THREADS
 LOGS = "logs"  # a folder in it, which is not an error
 RECIPES = {  # by command and name
     "train": {"image": "vit_plr.py", "audio": "hubert_plr.py", "reid": "reid_plr.py"},
@@ -28,6 +29,22 @@ def localize_commands(text: str) -> str:
         for name, script in scripts.items():
             text = text.replace(f"accelerate launch recipes/{script}", f"hf-plr {command} {name}")
     return re.sub(r"recipes/configs/(\w+)\.yaml", r"\1", text)
+
+
+def note_chosen_threads() -> None:
+    """Note, before accelerate sets it to 1, that the user has set `OMP_NUM_THREADS`."""
+    if os.environ.get("OMP_NUM_THREADS"):
+        os.environ[CHOSEN_THREADS] = "1"
+
+
+def has_chosen_threads(is_launched: bool) -> bool:
+    """Return True if `OMP_NUM_THREADS` is the user's choice.
+
+    Args:
+        is_launched: whether `accelerate launch` started this process; it sets 1 where nothing is set.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return bool(threads) and (threads != "1" or not is_launched or CHOSEN_THREADS in os.environ)
 
 
 def adopt_launch() -> None:

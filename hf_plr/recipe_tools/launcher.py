@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hf_plr.recipe_tools.launch_environment import COMMAND, ERRORS_DIR, LOGS, has_reported_error
+from hf_plr.recipe_tools.launch_environment import COMMAND, ERRORS_DIR, LOGS, has_reported_error, note_chosen_threads
 
 ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 
@@ -53,6 +53,7 @@ def launch(command: str, script: Path, arguments: Sequence[str], options: Sequen
     elastic_logger.addHandler(logging.NullHandler())
     elastic_logger.propagate = False
     os.environ[COMMAND] = command
+    note_chosen_threads()
     with tempfile.TemporaryDirectory() as folder:
         os.environ[ERRORS_DIR] = folder
         options += ["--log_dir", os.path.join(folder, LOGS)]  # torch would leave its own behind

@@ -22,7 +22,12 @@ import transformers
 from transformers import TrainingArguments
 
 from hf_plr.hub.push import HubError
-from hf_plr.recipe_tools.launch_environment import adopt_launch, has_reported_error, localize_commands
+from hf_plr.recipe_tools.launch_environment import (
+    adopt_launch,
+    has_chosen_threads,
+    has_reported_error,
+    localize_commands,
+)
 from hf_plr.recipe_tools.output_folder import OutputArguments, claim_output_dir
 from hf_plr.report.terminal_summary import format_summary
 from hf_plr.trainer.base_trainer import BaseTrainer
@@ -126,16 +131,12 @@ def hide_bars() -> None:
 
 
 def set_cpu_threads(threads: int | None, args: TrainingArguments) -> None:
-    """Use all cores in a single process, unless `OMP_NUM_THREADS` has another number.
-
-    `accelerate launch` sets it to 1 where it is not set: that is nobody's choice.
-    """
+    """Use all cores in a single process, unless the user has set `OMP_NUM_THREADS`, which torch has taken."""
+    is_alone = args.device.type == "cpu" and args.world_size == 1
     if threads is not None:
         torch.set_num_threads(threads)
-    elif args.device.type == "cpu" and args.world_size == 1:
-        chosen = os.environ.get("OMP_NUM_THREADS")  # torch has taken it
-        if not chosen or (chosen == "1" and LAUNCHED_PRECISION in os.environ):
-            torch.set_num_threads(count_cores())
+    elif is_alone and not has_chosen_threads(is_launched=LAUNCHED_PRECISION in os.environ):
+        torch.set_num_threads(count_cores())
 
 
 def check_given_labels(recipe: SampleArguments, args: PLRTrainingArguments) -> None:

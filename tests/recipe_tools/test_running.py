@@ -20,12 +20,13 @@ from hf_plr.recipe_tools.running import run_recipe, set_cpu_threads, train
         ({"OMP_NUM_THREADS": "5"}, None, None),
         ({"OMP_NUM_THREADS": "1"}, None, None),
         ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, None, 7),  # as `accelerate launch` sets it
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no", "HF_PLR_CHOSEN_THREADS": "1"}, None, None),
         ({"OMP_NUM_THREADS": "5", "ACCELERATE_MIXED_PRECISION": "no"}, None, None),
         ({"OMP_NUM_THREADS": "5"}, 3, 3),
     ],
 )
 def test_a_single_process_takes_all_cores_or_as_many_threads_as_it_is_told(monkeypatch, environment, given, threads):
-    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION"):
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "HF_PLR_CHOSEN_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
