@@ -18,6 +18,7 @@ from hf_plr.models.speech import (
     load_speech_backbone,
 )
 
+SUPPORTED = "a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model"
 SoundBackbone = SpeechBackbone | SpectrogramBackbone
 
 
@@ -47,10 +48,12 @@ def load_sound_backbone(
         if makes_spectrograms(extractor, loaded.main_input_name):
             loaded = prepare_spectrogram_model(loaded)
             return loaded, extractor, SpectrogramBackbone(loaded, extractor, pooling, layer)
+        kind = f"{type(loaded).__name__} (model_type={loaded.config.model_type!r})"
+        if hasattr(loaded.config, "conv_stride"):
+            raise ValueError(f"{kind} takes waveforms, but is not among the supported ones: use {SUPPORTED}")
         raise ValueError(
-            f"{type(loaded).__name__} (model_type={loaded.config.model_type!r}) is not a speech transformer backbone "
-            f"that takes waveforms, and {type(extractor).__name__} makes no spectrograms for it: use the feature "
-            "extractor that is saved with the model, or a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model"
+            f"{kind} is not a speech transformer backbone that takes waveforms, and {type(extractor).__name__} makes "
+            f"no spectrograms for it: use the feature extractor that is saved with the model, or {SUPPORTED}"
         )
     if pooling not in (None, "mean"):
         raise ValueError(f"pooling={pooling!r} does not fit recordings of {type(loaded).__name__}: use 'mean'")

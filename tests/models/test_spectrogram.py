@@ -11,6 +11,8 @@ from transformers import (
     ASTFeatureExtractor,
     ASTForAudioClassification,
     AutoModel,
+    UniSpeechConfig,
+    UniSpeechModel,
     Wav2Vec2BertConfig,
     Wav2Vec2BertForCTC,
     Wav2Vec2FeatureExtractor,
@@ -213,6 +215,13 @@ def test_heads_are_left_out_and_an_encoder_is_put_into_its_whole_model(tmp_path,
     patches = {"patch_size": 8, "max_length": 60, "num_mel_bins": 20}
     model, _, _ = load_sound_backbone(ASTForAudioClassification(ASTConfig(**size, **patches)), make_extractor("ast"))
     assert type(model).__name__ == "ASTModel"
+
+
+def test_a_family_of_waveforms_that_is_not_supported_is_named_as_one():
+    config = UniSpeechConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    message = r"^UniSpeechModel \(model_type='unispeech'\) takes waveforms, but is not among the supported"
+    with pytest.raises(ValueError, match=message):
+        load_sound_backbone(UniSpeechModel(config), Wav2Vec2FeatureExtractor())
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
