@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hf_plr.utils.files import check_parent
 from hf_plr.utils.run_files import refuse_run_files
 
 SUMMARY = "write a run's report.html again"
@@ -53,3 +54,4 @@ def _check_output(path: Path, own: Path, overwrite: bool) -> None:
         refuse_run_files([path])
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
+    check_parent(path)

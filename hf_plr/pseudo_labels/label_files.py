@@ -19,7 +19,7 @@ from hf_plr.pseudo_labels.data_record import DataRecord, read_record
 from hf_plr.refinement import NOISE, CellRefinement
 from hf_plr.refinement.cooccurrence import iterate_blocks
 from hf_plr.utils.csv_text import choose_delimiter, describe_csv_error
-from hf_plr.utils.files import replacing
+from hf_plr.utils.files import check_parent, replacing
 from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.tables import writing_table
 
@@ -213,8 +213,7 @@ def check_output(path: str, overwrite: bool = False) -> None:
     refuse_run_files([path])
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"{path} exists already: give --overwrite to replace it")
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {path} does not exist")
+    check_parent(path)
 
 
 def write_labels(

@@ -21,6 +21,7 @@ from hf_plr.pseudo_labels.label_files import (
     level_column,
 )
 from hf_plr.refinement.cluster_tree import Level
+from hf_plr.utils.files import check_parent
 from hf_plr.utils.run_files import refuse_run_files
 from hf_plr.utils.tables import check_ending, writing_table
 
@@ -49,7 +50,7 @@ def write_level(
         Number of samples.
 
     Raises:
-        FileNotFoundError: if the run has no labels.
+        FileNotFoundError: if the run has no labels, or the folder of the output does not exist.
         ValueError: if they cannot be read, or the tree does not have all of their clusters.
     """
     return _write(folder, output, {LABEL_COLUMN: level}, names, {LABEL_COLUMN: NAME_COLUMN}, CLUSTER_COLUMN)
@@ -120,6 +121,7 @@ def check_output(folder: str | os.PathLike[str], output: str | os.PathLike[str],
     refuse_run_files([output], folder)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: give --overwrite to replace it")
+    check_parent(output)
 
 
 def _open(path: Path) -> pq.ParquetFile:

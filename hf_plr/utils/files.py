@@ -27,6 +27,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: if the file cannot be replaced.
     """
+    check_parent(path)
     # Processes of several machines, which may share the folder, can have the same number.
     temporary = Path(f"{os.fspath(path)}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
@@ -37,6 +38,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_parent(path: str | os.PathLike[str]) -> None:
+    """Check that the folder of a file is there.
+
+    Raises:
+        FileNotFoundError: naming the file.
+    """
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {os.fspath(path)} does not exist")
 
 
 def give_usual_mode(directory: str | os.PathLike[str]) -> None:

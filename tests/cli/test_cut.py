@@ -137,7 +137,7 @@ def test_names_of_clusters_name_those_of_levels(out, cut):
         (["--clusters", "2", "--output", "a.xlsx"], "a.xlsx: clusters are written as .csv or .parquet"),
         (["--clusters", "2", "--output", "OUT/pseudo_labels.parquet"], "holds the run's own labels"),
         (["--clusters", "2", "--output", "OUT/units.parquet", "--overwrite"], "units.parquet is the run's own: name"),
-        (["--clusters", "2", "--output", "OUT/none/a.parquet"], "No such file"),
+        (["--clusters", "2", "--output", "OUT/none/a.parquet"], "none/a.parquet does not exist"),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(out, capsys, options, fault):

@@ -12,6 +12,12 @@ from hf_plr.utils.files import give_usual_mode, replacing
 from hf_plr.utils.shards import list_files
 
 
+def test_a_folder_that_is_not_there_is_told_of_by_the_name_of_the_file(tmp_path):
+    message = r"^the folder of .*absent.x\.csv does not exist$"
+    with pytest.raises(FileNotFoundError, match=message), replacing(tmp_path / "absent" / "x.csv"):
+        pass
+
+
 def test_a_file_is_that_of_one_of_its_writers(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("before")
