@@ -210,7 +210,11 @@ def score_against_gallery(trainer: ScoredTrainer, prediction: EvalPrediction) ->
 
 
 def check_best_metric(
-    args: TrainingArguments, label_column: str | None, eval_dataset: Any, compute_metrics: Any
+    args: TrainingArguments,
+    label_column: str | None,
+    eval_dataset: Any,
+    compute_metrics: Any,
+    has_own_evaluator: bool = False,
 ) -> None:
     """Reject a best model, or a schedule, by a score that no evaluation gives.
 
@@ -221,6 +225,7 @@ def check_best_metric(
         label_column: column of the true labels; None where there is none.
         eval_dataset: an evaluation set, several by name, or None.
         compute_metrics: the user's, which may give any name, `score_against_gallery` of a trainer, or None.
+        has_own_evaluator: True if the scores are those of an evaluator that was given, as for retrieval.
 
     Raises:
         ValueError: naming the score.
@@ -245,9 +250,11 @@ def check_best_metric(
             return
         scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         default = f", the default of lr_scheduler_type={scheduler!r}" if scheduler in BY_METRIC else ""
+        with_labels = f", or with labels one of {', '.join(SCORES)}"
+        without = "; scores that score_every logs pick no checkpoint"
         raise ValueError(
-            f"{what}{default if metric == 'loss' else ''}: no evaluation gives it. {instead.capitalize()}, or with "
-            f"labels one of {', '.join(SCORES)}"
+            f"{what}{default if metric == 'loss' else ''}: no evaluation gives it. {instead.capitalize()}"
+            f"{without if has_own_evaluator and label_column is None else with_labels}"
         )
     if compute_metrics is None:
         raise ValueError(f"{what} needs a label column to score by, and there is none: {instead}")

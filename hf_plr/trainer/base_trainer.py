@@ -97,7 +97,7 @@ class BaseTrainer(FeatureTrainer, ABC):
         self.open_samples = SampleOpener(self.modality, self.label_column)
         if compute_metrics is None and self.label_column is not None:
             compute_metrics = functools.partial(score_against_gallery, self)
-        check_best_metric(args, self.label_column, eval_dataset, compute_metrics)
+        check_best_metric(args, self.label_column, eval_dataset, compute_metrics, evaluator is not None)
         trained = self._make_trained_model()
         construction.freeze_as_told(args, self.modality.model)
         construction.check_trained(args, self.modality.model, self._compute_example)

@@ -115,6 +115,13 @@ def test_a_score_that_no_evaluation_gives_is_refused_at_the_start(make_trainer, 
     make_trainer({"eval_dataset": some_digits, "compute_metrics": lambda prediction: {"loss": 0.0}}, **settings)
 
 
+def test_scores_of_classes_are_not_offered_where_an_evaluator_of_ones_own_scores(make_trainer, some_digits):
+    others = {"train_dataset": some_digits.remove_columns("label"), "evaluator": lambda trainer: {"mAP": 1.0}}
+    message = "no evaluation gives it. Take .* such as plr/silhouette; scores that score_every logs pick no checkpoint$"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(others, eval_strategy="epoch", metric_for_best_model="mAP")
+
+
 def test_all_labelled_samples_are_the_gallery_of_an_evaluation_set(make_trainer, some_digits, monkeypatch):
     monkeypatch.setattr("hf_plr.evaluation.evaluators.GALLERY_SAMPLES", 60)
     labels = [label if row % 4 == 1 else -1 for row, label in enumerate(some_digits["label"])]  # 51 of 203
