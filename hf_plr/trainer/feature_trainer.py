@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -209,11 +211,29 @@ class FeatureTrainer(Trainer):
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `Trainer`; see `evaluate`."""
-        output: Any = super().evaluation_loop(*args, **kwargs)
+        """As in `Trainer`, of the model as it is; see `evaluate`."""
+        with self._prepared_by_training_alone():
+            output: Any = super().evaluation_loop(*args, **kwargs)
         output.metrics.update(self._label_free)
         self._label_free = {}
         return output
+
+    @contextlib.contextmanager
+    def _prepared_by_training_alone(self) -> Iterator[None]:
+        """Let an evaluation before training take the model as it is, in the precision of `prediction_step`.
+
+        `Trainer` would let accelerate prepare it for evaluation, and accelerate, which prepares no model twice, would
+        not share it among the processes when training begins. FSDP and DeepSpeed need the preparation.
+        """
+        models = self.accelerator._models
+        if models or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            yield
+            return
+        models.append(self.model)
+        try:
+            yield
+        finally:
+            models.clear()
 
     def label_free_scores(self) -> dict[str, float]:
         """Scores that need no labels: here the metrics of the last stage, without times; empty before the first."""

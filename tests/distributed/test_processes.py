@@ -25,6 +25,7 @@ from hf_plr import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
 
 BEST_IN_PROCESSES = HELPERS / "best_in_processes.py"
+EVALUATE_IN_PROCESSES = HELPERS / "evaluate_in_processes.py"
 DYING_RECIPE = HELPERS / "dying_recipe.py"
 INTERRUPTED_PROCESSES = HELPERS / "interrupted_processes.py"
 TRAIN_IN_PROCESSES = HELPERS / "train_in_processes.py"
@@ -271,3 +272,14 @@ def test_every_process_ends_with_the_best_checkpoint(tmp_path):
     assert [is_loaded for _, is_loaded in found] == [True, True]
     assert len({best for best, _ in found}) == 1
     assert Path(found[0][0]).parent == tmp_path / "out"
+
+
+def test_processes_that_evaluate_first_train_one_model(tmp_path):
+    succeeded(launch(tmp_path, processes=2, script=EVALUATE_IN_PROCESSES))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found) == {"evaluate", "predict", "frames"}
+    for name, trainings in found.items():
+        for first, second in (trainings[:2], trainings[2:]):
+            assert first == second, name
+            assert first[0], name
+        assert trainings[0] != trainings[2], name

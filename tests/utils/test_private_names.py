@@ -72,6 +72,7 @@ def test_accelerate_keeps_the_forward_of_a_model_that_it_prepares_and_its_loader
     written = model.forward
     prepared = accelerator.prepare(model)
     assert prepared._original_forward == written
+    assert accelerator._models == [prepared]
     assert prepared(torch.ones(1, 2)).dtype == torch.float32  # accelerate converts what it computes in bfloat16
     assert written(torch.ones(1, 2)).dtype == torch.float32
     loader = accelerator.prepare(DataLoader([1, 2]))
