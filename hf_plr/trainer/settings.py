@@ -56,6 +56,12 @@ FOLDERS = ("continue_from",)
 SHOWN = 6
 
 
+def own_names(arguments_class: type[TrainingArguments]) -> list[str]:
+    """Names of the arguments of a class that are ours, and not those of `TrainingArguments`."""
+    of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return [field.name for field in dataclasses.fields(arguments_class) if field.name not in of_trainer]
+
+
 def settings_of(
     args: TrainingArguments, arguments_class: type[TrainingArguments], has_parts: bool = False
 ) -> dict[str, Any]:
@@ -66,9 +72,11 @@ def settings_of(
         arguments_class: class of the arguments.
         has_parts: True if labels belong to parts of the samples, which consist of whole batches of extraction.
     """
-    of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
-    own = [field.name for field in dataclasses.fields(arguments_class) if field.name not in of_trainer]
-    names = [name for name in own if name not in FREE] + [*SHARED, *LENGTHS, *(BOUNDS if has_parts else ())]
+    names = [name for name in own_names(arguments_class) if name not in FREE] + [
+        *SHARED,
+        *LENGTHS,
+        *(BOUNDS if has_parts else ()),
+    ]
     return as_stored({name: getattr(args, name) for name in names})
 
 

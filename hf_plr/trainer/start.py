@@ -20,7 +20,7 @@ from hf_plr.trainer.checkpoints.finding import (
     warn_of_later_checkpoints,
 )
 from hf_plr.trainer.checkpoints.run_state import load_state
-from hf_plr.trainer.settings import check_same_settings
+from hf_plr.trainer.settings import check_same_settings, own_names
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.locks import release_folder
 from hf_plr.utils.serialization import name_file_in_errors
@@ -33,39 +33,8 @@ logger = logging.getLogger(__name__)
 Method = TypeVar("Method", bound=Callable[..., Any])
 OF_SAMPLES = ("samples", "data")  # settings that are known once unreadable samples are
 
-TAKEN = (  # arguments that labels, space and objective are made of, once; others are read when they are needed
-    "labels",
-    "continue_from",
-    "clusterer",
-    "clusterer_kwargs",
-    "num_clusters",
-    "num_labelings",
-    "label_shards",
-    "refinement",
-    "refinement_weight",
-    "refine_start_epoch",
-    "min_confidence",
-    "confidence_power",
-    "cluster_space",
-    "whitening_shrinkage",
-    "feature_source",
-    "feature_dtype",
-    "feature_momentum",
-    "samples_per_cluster",
-    "temperature",
-    "prototype_momentum",
-    "pair_loss",
-    "pair_weight",
-    "relabel_every",
-    "unit_layer",
-    "unit_temperature",
-    "unmasked_weight",
-    "fit_frames",
-    "frame_scaling",
-    "speaker_column",
-    "mask_probability",
-    "mask_length",
-)
+READ_LATE = ("levels", "on_nan", "steps_per_epoch", "first_units")  # arguments of ours that are read when needed
+TAKEN = ("per_device_train_batch_size", "seed", "data_seed", "bf16", "fp16")  # arguments of `Trainer` that are not
 
 
 class Taken(NamedTuple):
@@ -73,7 +42,7 @@ class Taken(NamedTuple):
 
     Attributes:
         store: the training samples.
-        settings: the arguments in `TAKEN`, by name.
+        settings: the arguments that it was made of, by name: ours but those in `READ_LATE`, and those in `TAKEN`.
     """
 
     store: Any
@@ -82,7 +51,8 @@ class Taken(NamedTuple):
     @classmethod
     def of(cls, trainer: BaseTrainer) -> Taken:
         """Note what a trainer is made of, when it is."""
-        settings = {name: getattr(trainer.args, name) for name in TAKEN if hasattr(trainer.args, name)}
+        own = [name for name in own_names(trainer.arguments_class) if name not in READ_LATE]
+        settings = {name: getattr(trainer.args, name) for name in (*own, *TAKEN)}
         return cls(trainer.train_dataset, copy.deepcopy(settings))
 
     def check(self, trainer: BaseTrainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -15,6 +16,8 @@ from hf_plr import PLRTrainer, PseudoLabelRefiner, UnitTrainer
 from hf_plr.data.sample_store import SampleStore
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpoints.finding import CheckpointError
+from hf_plr.trainer.settings import own_names
+from hf_plr.trainer.start import READ_LATE, TAKEN
 
 
 @pytest.fixture
@@ -270,6 +273,35 @@ def test_arguments_that_a_trainer_is_made_of_stay(make_sound_trainer, kind, resu
         trainer.train(resume_from_checkpoint=resumes)
 
 
+CHANGED = {
+    **{"augmentation": "photo", "ema_decay": 0.9, "freeze_layers": 1, "pooling": "mean", "score_every": 1},
+    **{"label_column": "other", "image_size": 32, "lora_rank": 4, "feature_dir": "features", "report": "no"},
+    **{"per_device_train_batch_size": 8, "data_seed": 3, "seed": 3, "bf16": True},
+}
+
+
+@pytest.fixture(scope="module")
+def made_trainer(some_digits, tmp_path_factory):
+    """A trainer that does not come to train."""
+    return tiny.image_trainer(tmp_path_factory.mktemp("made"), some_digits)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_arguments_without_effect_on_a_trainer_that_is_made_stay(made_trainer, name):
+    before = getattr(made_trainer.args, name)
+    setattr(made_trainer.args, name, CHANGED[name])
+    with pytest.raises(ValueError, match=rf"^{name} was changed after the trainer was made: make a new trainer$"):
+        made_trainer.train()
+    setattr(made_trainer.args, name, before)
+
+
+@pytest.mark.parametrize("kind", [PLRTrainer, UnitTrainer])
+def test_every_argument_of_ours_stays_or_is_read_late(kind):
+    assert set(READ_LATE) <= set(own_names(PLRTrainer.arguments_class)) | set(own_names(UnitTrainer.arguments_class))
+    fields = {field.name for field in dataclasses.fields(kind.arguments_class)}
+    assert set(TAKEN) <= fields - set(own_names(kind.arguments_class))
+
+
 def test_the_samples_stay(make_trainer, make_sound_trainer, some_digits, some_sounds):
     trainer = make_trainer()
     trainer.train_dataset = some_digits.select(range(50))
@@ -291,5 +323,16 @@ def test_parts_of_an_argument_stay(make_trainer):
 def test_other_arguments_may_change(make_trainer):
     trainer = make_trainer(num_train_epochs=3)
     trainer.args.num_train_epochs, trainer.args.learning_rate, trainer.args.levels = 1, 1e-5, [2]
+    trainer.args.steps_per_epoch, trainer.args.on_nan = 2, "skip_epoch"
     trainer.train()
     assert trainer.state.epoch == 1
+    assert trainer.state.global_step == 2
+
+
+def test_the_first_units_may_change(make_sound_trainer):
+    losses = []
+    for given, then in (("mfcc", "mfcc"), ("mfcc", "layer"), ("layer", "layer")):
+        trainer = make_sound_trainer(num_train_epochs=1, first_units=given, save_strategy="no")
+        trainer.args.first_units = then
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == losses[2] != losses[0]
