@@ -29,7 +29,7 @@ ONE_MODEL = "labels, prototypes and random numbers of a run belong to one model"
 
 
 def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dict[str, Any]) -> Args:
-    """Check the kind of the arguments, and that there is a model.
+    """Check the kind of the arguments and their values, also of those assigned since, and that there is a model.
 
     Args:
         kind: class of the arguments.
@@ -39,7 +39,7 @@ def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dic
 
     Raises:
         TypeError: if the arguments are of another class, or there is no model.
-        ValueError: if there is a `model_init` or a `compute_loss_func`.
+        ValueError: if there is a `model_init` or a `compute_loss_func`; and as `BaseTrainingArguments.check`.
     """
     if others.get("model_init") is not None:
         raise ValueError(f"model_init is not supported: {ONE_MODEL}. Pass model=, and make a trainer for each trial")
@@ -54,6 +54,7 @@ def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dic
         return kind("plr_output")
     if not isinstance(args, kind):
         raise TypeError(f"args must be {kind.__name__}, not {type(args).__name__}")
+    args.check()
     return args
 
 

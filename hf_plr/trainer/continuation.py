@@ -236,10 +236,11 @@ def open_continuation(args: PLRTrainingArguments) -> Continuation | None:
         None where they name nothing.
 
     Raises:
-        ValueError: as `find_predecessor`.
+        ValueError: as `find_predecessor`, and as `PLRTrainingArguments.check`.
     """
     if args.continue_from is None:
         return None
+    args.check()  # `output_dir` may have been assigned since
     output_dir = None if args.empties_output_dir else str(args.output_dir)
     return Continuation(find_predecessor(args.continue_from, output_dir, args.resume_from_checkpoint))
 

@@ -81,9 +81,11 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
 
     Raises:
         CheckpointError, ValueError: if there is no complete checkpoint of these settings with its optimizer, or the run
-            that is to be continued knows none of the samples; or if arguments changed that the trainer was made of.
+            that is to be continued knows none of the samples; or if arguments changed that the trainer was made of, or
+            others to values that are outside their range.
     """
     trainer.taken.check(trainer)
+    trainer.args.check()
     is_main, output_dir = trainer.is_world_process_zero(), str(trainer.args.output_dir)
     if resume_from_checkpoint:
         checkpoint = find_checkpoint(resume_from_checkpoint, output_dir)

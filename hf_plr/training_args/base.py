@@ -299,8 +299,7 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = count_default_workers()
             self.by_default |= {"dataloader_num_workers"}
-        for declared_in in (BackboneArguments, BaseTrainingArguments, InheritedLimits):
-            check_values(self, declared_in)
+        self._check_values()  # before transformers computes with them
         self.metric_for_best_model: str | None
         self.greater_is_better: bool | None
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
@@ -336,9 +335,22 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # torch warns at every loader otherwise
+        self.check()
+
+    def check(self) -> None:
+        """Check all values, and read those that are JSON; trainers do so again, for what was assigned since.
+
+        Raises:
+            ValueError: if a value is outside its range, or has no effect beside others, naming the argument.
+        """
+        self._check_values()
         refuse_ignored(self, OF_ALL)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)
+
+    def _check_values(self) -> None:
+        for declared_in in (BackboneArguments, BaseTrainingArguments, InheritedLimits):
+            check_values(self, declared_in)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an argument; one that is assigned later counts as given."""

@@ -151,8 +151,9 @@ class PLRTrainingArguments(BaseTrainingArguments):
         },
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Check all values as `BaseTrainingArguments` does, and those of clusters, and read JSON and levels."""
+        super().check()
         check_values(self, PLRTrainingArguments)
         self.clusterer_kwargs = read_json_object("clusterer_kwargs", self.clusterer_kwargs)
         self.levels = read_levels_argument(self.levels, self.num_clusters)

@@ -66,7 +66,8 @@ class UnitTrainingArguments(BaseTrainingArguments):
         default=0.1, metadata={"help": "Frames: divisor of the cosines in the loss, above 0."}
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Check all values as `BaseTrainingArguments` does, and those of frames."""
+        super().check()
         check_values(self, UnitTrainingArguments)
         refuse_ignored(self, OF_FRAMES)

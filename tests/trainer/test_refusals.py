@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTModel
 
 from hf_plr import PLRTrainer, PseudoLabelRefiner, UnitTrainer
 from hf_plr.data.sample_store import SampleStore
+from hf_plr.models.vision import small_vit_processor
 from hf_plr.trainer.base_trainer import BaseTrainer
 from hf_plr.trainer.checkpoints.finding import CheckpointError
 from hf_plr.trainer.settings import own_names
@@ -258,6 +259,43 @@ def test_other_settings_are_refused_before_samples_are_decoded(make_trainer, tmp
         make_trainer().train(resume_from_checkpoint=True)
 
 
+# ---- what is assigned after the arguments are made -------------------------------------------------------------------
+
+
+ASSIGNED = [
+    ({"feature_source": "epcoh"}, "feature_source='epcoh' is unknown"),
+    ({"on_nan": "skip"}, "on_nan='skip' is unknown"),
+    ({"samples_per_cluster": 0}, "samples_per_cluster=0 must be at least 1"),
+    ({"num_clusters": "six"}, "num_clusters='six' must be a number"),
+    ({"refinement": "none", "refinement_weight": 0.3}, "refinement_weight=0.3 has no effect with refinement='none'"),
+    ({"continue_from": "out", "output_dir": "out"}, "continue_from='out' is output_dir, too"),
+]
+
+
+@pytest.mark.parametrize(("assigned", "message"), ASSIGNED)
+def test_arguments_that_are_assigned_are_checked(some_digits, reads_nothing, tmp_path, assigned, message):
+    args = PLRTrainer.arguments_class(str(tmp_path / "out"), use_cpu=True)
+    for name, value in assigned.items():
+        setattr(args, name, value)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        PLRTrainer(tiny.tiny_vit(), args, some_digits)
+
+
+def test_an_argument_of_frames_that_is_assigned_is_checked(some_sounds, reads_nothing, tmp_path):
+    args = UnitTrainer.arguments_class(str(tmp_path / "out"), use_cpu=True)
+    args.mask_length = 0
+    with pytest.raises(ValueError, match=r"^mask_length=0 must be at least 1"):
+        UnitTrainer(tiny.tiny_hubert(), args, some_sounds)
+
+
+def test_json_that_is_assigned_is_read(some_digits, tmp_path):
+    args = PLRTrainer.arguments_class(str(tmp_path / "out"), use_cpu=True, num_clusters=4)
+    args.clusterer_kwargs = '{"max_iter": 3}'
+    trainer = PLRTrainer(tiny.tiny_vit(), args, some_digits, processing_class=small_vit_processor(16))
+    assert trainer.args.clusterer_kwargs == {"max_iter": 3}
+    assert "learning_rate" in trainer.args.by_default
+
+
 # ---- what is changed after the trainer is made -----------------------------------------------------------------------
 
 
@@ -327,6 +365,16 @@ def test_other_arguments_may_change(make_trainer):
     trainer.train()
     assert trainer.state.epoch == 1
     assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("on_nan", "skip"), ("learning_rate", -1.0), ("label_smoothing_factor", 1)]
+)
+def test_what_may_change_is_checked_when_training_begins(make_trainer, name, value):
+    trainer = make_trainer()
+    setattr(trainer.args, name, value)
+    with pytest.raises(ValueError, match=f"^{name}={value!r} "):
+        trainer.train()
 
 
 def test_the_first_units_may_change(make_sound_trainer):
