@@ -133,6 +133,17 @@ OUTSIDE: list[tuple[type[BaseTrainingArguments], dict[str, Any], str]] = [
         {"train_sampling_strategy": "sequential"},
         "train_sampling_strategy='sequential' is",
     ),
+    (PLRTrainingArguments, {"label_names": ["y"]}, "label_names=['y'] is not supported: label_column names the column"),
+    (
+        UnitTrainingArguments,
+        {"prediction_loss_only": True},
+        "prediction_loss_only=True is not supported: an evaluation",
+    ),
+    (
+        PLRTrainingArguments,
+        {"include_for_metrics": ["inputs", "loss"]},
+        "include_for_metrics=['inputs', 'loss'] is not supported: an evaluation computes no loss, leave 'loss' out",
+    ),
     (UnitTrainingArguments, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 is not supported"),
     (PLRTrainingArguments, {"bf16_full_eval": True, "use_cpu": True}, "bf16_full_eval=True is not supported"),
     (PLRTrainingArguments, {"fp16": True, "use_cpu": True}, "fp16=True needs a GPU"),

@@ -20,12 +20,15 @@ WITHOUT_EFFECT = {
     "eval_do_concat_batches": "scores take the features of all samples at once",
     "batch_eval_metrics": "scores take the features of all samples at once",
     "remove_unused_columns": "the trainer picks its columns itself",
+    "label_names": "label_column names the column of the true labels",
+    "prediction_loss_only": "an evaluation scores features, and computes no loss",
 }
 TAKEN: dict[str, tuple[Any, ...]] = {  # values that are taken, where it is not False alone
     "train_sampling_strategy": ("random",),
     "include_num_input_tokens_seen": ("no", False),
     "neftune_noise_alpha": (None, False),
     "eval_do_concat_batches": (True,),
+    "label_names": (None, ["labels"]),  # as a batch has them
 }
 
 
@@ -39,6 +42,11 @@ def refuse_unsupported(args: TrainingArguments) -> None:
         value = getattr(args, name)
         if value not in TAKEN.get(name, (False,)):
             raise ValueError(f"{name}={_plain(value)!r} is not supported: {reason}")
+    if "loss" in (args.include_for_metrics or ()):
+        raise ValueError(
+            f"include_for_metrics={args.include_for_metrics!r} is not supported: an evaluation computes no loss, leave "
+            "'loss' out"
+        )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True needs a GPU: on CPUs use bf16=True, or neither")
     if getattr(args.accelerator_config, "split_batches", False) and args.world_size > 1:
