@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_plr.training_args import AUTO, PLRTrainingArguments
 from hf_plr.utils.distributed import is_single_process
-from hf_plr.utils.rng import isolate_rng
+from hf_plr.utils.rng import isolate_rng, uniform_of_pairs
 from hf_plr.utils.serialization import validate_array
 
 HIDDEN_SIZE = 512
@@ -140,6 +140,7 @@ class PairTerm:
         self.weight = weight
         self.accelerator = accelerator
         self._may_overflow = accelerator.mixed_precision == "fp16"
+        self._checked_epoch: int | None = None  # the epoch whose first batch has been looked at
         with isolate_rng(seed):
             self.head = nn.Sequential(  # without biases: the loss would not change with them
                 nn.Linear(width, HIDDEN_SIZE, bias=False),
@@ -150,6 +151,23 @@ class PairTerm:
         self.head.to(accelerator.device)
         # Fused: it counts its steps on the device, where others let the host wait for each parameter.
         self._optimizer = torch.optim.AdamW(self.head.parameters(), LEARNING_RATE, fused=True)
+
+    def draw(self, index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+        """Draw random numbers by `uniform_of_pairs`, for the samples at positions (B,), shape (B, 16).
+
+        A batch on a GPU is looked at where the epoch begins, since the host would wait for it at every step.
+
+        Raises:
+            ValueError: if the batch does not hold every sample twice in a row.
+        """
+        is_read = index.device.type == "cpu" or epoch != self._checked_epoch
+        self._checked_epoch = epoch
+        if len(index) % 2 or (is_read and not torch.equal(index[0::2], index[1::2])):
+            raise ValueError(
+                "a batch does not hold every sample twice in a row, as the pair term compares them: take "
+                "sampler=self._get_train_sampler() in a loader of your own, or pair_weight=0"
+            )
+        return uniform_of_pairs(index, seed, epoch)
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
         """Compute the weighted term of features (B, D), in which the two views of a sample follow each other."""

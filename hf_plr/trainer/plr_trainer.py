@@ -45,7 +45,7 @@ from hf_plr.trainer.rates import fraction_of_peak
 from hf_plr.trainer.settings import as_stored
 from hf_plr.training_args import PLRTrainingArguments
 from hf_plr.utils.distributed import check_sharding
-from hf_plr.utils.rng import isolate_rng, uniform, uniform_of_pairs
+from hf_plr.utils.rng import isolate_rng, uniform
 from hf_plr.utils.serialization import name_file_in_errors, select_prefix
 from hf_plr.utils.stopwatch import Stopwatch
 
@@ -312,7 +312,7 @@ class PLRTrainer(BaseTrainer):
     ) -> Any:
         """Cross-entropy of a batch of samples against the prototypes of their refined clusters, a mean of labelings."""
         index = inputs["index"]
-        draw = uniform if self.pair_term is None else uniform_of_pairs
+        draw = uniform if self.pair_term is None else self.pair_term.draw
         features = self.modality.features(model, inputs, draw(index, self.args.seed, self._epoch))
         loss = self.cluster_objective.loss(features, index)
         if self.pair_term is not None:

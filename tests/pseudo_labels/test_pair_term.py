@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.absent_gpu import GPU
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from hf_plr.pseudo_labels.pair_term import LEARNING_RATE, PAIR_LOSSES, PairTerm, nt_xent, vicreg_loss
 from hf_plr.pseudo_labels.sampler import ClusterSampler
@@ -164,6 +166,38 @@ def test_a_batch_must_hold_every_sample_twice(make_trainer, batch, is_refused):
     with pytest.raises(ValueError, match=f"per_device_train_batch_size={batch}: .* even number of at least 4"):
         make_trainer(per_device_train_batch_size=batch)
     assert make_trainer(per_device_train_batch_size=batch, pair_weight=0.0).pair_term is None
+
+
+def train_with_own_loader(trainer, monkeypatch, batch_size=16, **order):
+    def load():
+        return DataLoader(trainer.train_dataset, batch_size, collate_fn=trainer.data_collator, **order)
+
+    monkeypatch.setattr(trainer, "get_train_dataloader", load)
+    trainer.train()
+    return trainer.state.epoch
+
+
+@pytest.mark.parametrize("batch_size", [16, 15])
+def test_a_loader_of_ones_own_without_pairs_is_refused(make_trainer, monkeypatch, batch_size):
+    trainer = make_trainer(num_train_epochs=1, save_strategy="no")
+    with pytest.raises(ValueError, match=r"does not hold every sample twice.*_get_train_sampler\(\).*pair_weight=0"):
+        train_with_own_loader(trainer, monkeypatch, batch_size, shuffle=True)
+
+
+def test_a_loader_of_ones_own_trains_with_pairs_or_without_their_term(make_trainer, monkeypatch):
+    arguments = {"num_train_epochs": 1, "save_strategy": "no"}
+    trainer = make_trainer(**arguments)
+    assert train_with_own_loader(trainer, monkeypatch, sampler=trainer._get_train_sampler()) == 1.0
+    assert train_with_own_loader(make_trainer(pair_weight=0.0, **arguments), monkeypatch, shuffle=True) == 1.0
+
+
+def test_a_batch_on_a_gpu_is_read_once_in_an_epoch(accelerator, monkeypatch):
+    term = PairTerm(VICREG.compute, 8, 1.0, 0, accelerator)
+    index, n_read = torch.arange(4, device=GPU), []
+    monkeypatch.setattr(torch, "equal", lambda *_: n_read.append(1) or True)
+    for epoch in (0, 0, 1, 1):
+        assert term.draw(index, seed=0, epoch=epoch).shape == (4, 16)
+    assert len(n_read) == 2
 
 
 def test_without_augmentation_there_are_no_two_views(make_trainer):
