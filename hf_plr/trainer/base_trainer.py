@@ -31,6 +31,7 @@ from hf_plr.pseudo_labels.holding import is_of_samples
 from hf_plr.report.html.reporter import Reporter
 from hf_plr.report.summary import RunSummary
 from hf_plr.trainer import construction, start, weights
+from hf_plr.trainer.best_metric import is_still_missing
 from hf_plr.trainer.callbacks import LogContinuation, StopSignal, TrainingStopped, make_callbacks
 from hf_plr.trainer.checkpoints.finding import find_checkpoint
 from hf_plr.trainer.checkpoints.run_state import load_state, save_part, save_state
@@ -346,7 +347,8 @@ class BaseTrainer(FeatureTrainer, ABC):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # With save_strategy="best" the answer decides alone, and where a signal stops training, it is to save.
-        return bool(super()._determine_best_metric(metrics, trial)) or self._stop_signal.stopped
+        is_best = not is_still_missing(self.args, metrics) and bool(super()._determine_best_metric(metrics, trial))
+        return is_best or self._stop_signal.stopped
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._checkpoint_writer.place(super()._get_output_dir(trial))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from hf_plr.trainer.best_metric import check_stage_metric
 from hf_plr.trainer.checkpoints.finding import (
     find_checkpoint,
     refuse_without_optimizer,
@@ -82,10 +83,11 @@ def check_start(trainer: BaseTrainer, resume_from_checkpoint: str | bool | None)
     Raises:
         CheckpointError, ValueError: if there is no complete checkpoint of these settings with its optimizer, or the run
             that is to be continued knows none of the samples; or if arguments changed that the trainer was made of, or
-            others to values that are outside their range.
+            others to values that are outside their range; or if no stage gives `metric_for_best_model`.
     """
     trainer.taken.check(trainer)
     trainer.args.check()
+    check_stage_metric(trainer)
     is_main, output_dir = trainer.is_world_process_zero(), str(trainer.args.output_dir)
     if resume_from_checkpoint:
         checkpoint = find_checkpoint(resume_from_checkpoint, output_dir)

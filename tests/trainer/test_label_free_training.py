@@ -7,11 +7,15 @@ import logging
 import pytest
 import torch
 from helpers.runs import StopAt, assert_same_weights, weights
+from helpers.tiny import tiny_vit
 from transformers import EarlyStoppingCallback
 
+from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.features.centering import CenteredFeatures
 from hf_plr.features.extractor import FeatureExtractor
+from hf_plr.models.vision import small_vit_processor
 from hf_plr.trainer import plr_trainer
+from hf_plr.trainer.best_metric import LABEL_SCORES, LABELINGS, OF_CHANGES, OF_SAMPLES, SOFT, check_stage_metric
 
 EVERY_STAGE = ("effective_rank", "silhouette", "size_entropy", "largest_share", "mean_confidence", "noise_share")
 FROM_THE_SECOND = ("agreement_ari", "churn", "kept", "split", "merged", "reshaped", "born", "died")
@@ -100,6 +104,70 @@ def test_the_best_checkpoint_without_any_label(make_trainer, unlabelled):
     ranks = [entry["eval_plr/effective_rank"] for entry in evaluations(trainer)]
     assert trainer.state.best_metric == max(ranks)
     assert trainer.label_free_scores()["effective_rank"] == pytest.approx(max(ranks), rel=1e-4)
+
+
+BEST = {"eval_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 3}
+
+
+@pytest.mark.parametrize("metric", ["plr/agreement_ari", "eval_plr/churn", "plr/kept"])
+def test_the_best_checkpoint_by_a_change_is_one_after_the_second_stage(make_trainer, unlabelled, metric):
+    trainer = make_trainer({"train_dataset": unlabelled}, **BEST, metric_for_best_model=metric)
+    trainer.train()
+    name = f"eval_{metric.removeprefix('eval_')}"
+    first, *values = [entry.get(name) for entry in evaluations(trainer)]
+    assert first is None
+    assert trainer.state.best_metric == (min(values) if "churn" in metric else max(values))
+    assert trainer.state.best_global_step > 7
+
+
+@pytest.mark.parametrize(
+    ("metric", "settings", "message"),
+    [
+        ("plr/silhouettes", {}, "no stage gives it; those that need no labels are clusters, .*silhouette"),
+        ("plr/score/pseudo_label_nmi", {}, "it needs true labels, and there are none. Take plr/silhouette"),
+        ("plr/soft_share", {}, "refinement makes no soft targets"),
+        ("plr/labelings_ari", {}, "there is one labeling"),
+        (
+            "plr/churn",
+            {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            "lr_scheduler_type='reduce_lr_on_plateau' needs it at every evaluation",
+        ),
+    ],
+)
+def test_a_metric_that_no_stage_gives_is_refused_at_the_start(make_trainer, unlabelled, metric, settings, message):
+    trainer = make_trainer({"train_dataset": unlabelled}, **BEST, metric_for_best_model=metric, **settings)
+    with pytest.raises(ValueError, match=f"metric_for_best_model='{metric}': {message}"):
+        trainer.train()
+    assert not trainer.has_begun
+
+
+def test_every_metric_that_is_taken_is_in_the_log(make_trainer, unlabelled, some_digits):
+    for data, settings in ((some_digits, {"refinement": "soft", "num_labelings": 2}), (unlabelled, {})):
+        trainer = make_trainer({"train_dataset": data}, num_train_epochs=2, **settings)
+        trainer.train()
+        given = {f"plr/{name}" for name in trainer.label_free_scores()}
+        for metric in (*OF_SAMPLES, *OF_CHANGES, *LABEL_SCORES, SOFT, LABELINGS):
+            trainer.args.eval_strategy, trainer.args.metric_for_best_model = "epoch", f"plr/{metric}"
+            if f"plr/{metric}" in given:
+                check_stage_metric(trainer)
+                given.discard(f"plr/{metric}")
+            else:
+                with pytest.raises(ValueError, match="metric_for_best_model"):
+                    check_stage_metric(trainer)
+        assert given == set()
+
+
+def test_a_subclass_may_have_metrics_of_its_own(make_trainer, unlabelled):
+    class Own(PLRTrainer):
+        def label_free_scores(self):
+            return super().label_free_scores() | {"mine": -float(self.state.global_step)}
+
+    arguments = PLRTrainingArguments(
+        make_trainer().args.output_dir, num_clusters=12, **BEST, metric_for_best_model="plr/mine", use_cpu=True
+    )
+    trainer = Own(tiny_vit(), arguments, unlabelled, small_vit_processor(16))
+    trainer.train()
+    assert trainer.state.best_global_step == trainer.state.max_steps // 3
 
 
 def test_early_stopping_by_a_score_that_should_be_low(make_trainer, unlabelled):

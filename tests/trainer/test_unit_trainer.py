@@ -15,6 +15,7 @@ from hf_plr.cli import main
 from hf_plr.clustering import KMeans
 from hf_plr.features.extractor import FeatureExtractor
 from hf_plr.refinement import PseudoLabelRefiner
+from hf_plr.trainer.best_metric import LABEL_SCORES_OF_FRAMES, OF_FRAMES
 from hf_plr.units.encoder import UnitEncoder
 from hf_plr.units.frames import Frames
 
@@ -278,3 +279,18 @@ def test_a_refiner_that_is_passed_in_is_told_of(make_sound_trainer):
     assert "refinement by a refiner of your own; a loss of" in own.describe_clusters()
     assert own.run_settings()["refinement"] == "by a refiner of your own"
     assert "refinement slr; a loss of" in make_sound_trainer().describe_clusters()
+
+
+def test_the_best_model_by_metrics_of_rounds(make_sound_trainer):
+    best = {"eval_strategy": "epoch", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="'plr/churn': no stage gives it; those that need no labels are round, units"):
+        make_sound_trainer(**best, metric_for_best_model="plr/churn").train()
+    trainer = make_sound_trainer(**best, metric_for_best_model="plr/agreement_ari")
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "eval_plr/units" in entry]
+    assert ["eval_plr/agreement_ari" in entry for entry in entries] == [False, True, True]
+    assert trainer.state.best_metric == max(entry["eval_plr/agreement_ari"] for entry in entries[1:])
+    for entry in entries:
+        names = {name.removeprefix("eval_plr/") for name in entry} - {"epoch", "step"}
+        assert names <= {*OF_FRAMES, "agreement_ari", *LABEL_SCORES_OF_FRAMES}
+    assert set(LABEL_SCORES_OF_FRAMES) <= {name.removeprefix("eval_plr/") for name in entries[0]}
