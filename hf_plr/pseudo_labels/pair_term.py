@@ -174,7 +174,7 @@ class PairTerm:
         return self.weight * self._loss(self.head(gather_with_gradient(features.float(), self.accelerator)))
 
     def step(self, schedule: float) -> None:
-        """Update the head by the gradients since the last update.
+        """Update the head by the gradients since the last update, if there are any.
 
         Args:
             schedule: learning rate of the run as a fraction of its peak, in [0, 1].
@@ -182,7 +182,7 @@ class PairTerm:
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()  # of the loss in float16
         gradients = [parameter.grad for parameter in self.head.parameters() if parameter.grad is not None]
-        if scale != 1.0:
+        if scale != 1.0 and gradients:
             torch._foreach_div_(gradients, scale)
         # In float16 a scale that is too large gives infinite gradients; asking costs a wait for a GPU.
         if not self._may_overflow or all(gradient.isfinite().all() for gradient in gradients):

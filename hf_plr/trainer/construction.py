@@ -46,7 +46,7 @@ def check_arguments(kind: type[Args], args: Args | None, model: Any, others: dic
     if others.get("compute_loss_func") is not None:
         raise ValueError(
             "compute_loss_func is not supported: the loss is that of the pseudo-labels. Override compute_loss in a "
-            "subclass of the trainer"
+            "subclass of the trainer, where self.modality.features(model, inputs) are the features of a batch"
         )
     if model is None:
         raise TypeError("model is missing: pass a backbone, its name on the Hub, or its path")

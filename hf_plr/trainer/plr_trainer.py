@@ -183,8 +183,9 @@ class PLRTrainer(BaseTrainer):
         with isolate_rng(self.args.seed + epoch):
             with clock("extract"):
                 features = self._features_of_evaluation() or self._centered(self.extract_shard(), epoch)
+            n_sought = assembly.count_sought(self.labelings, len(self.train_dataset))
             with clock("cluster"):
-                self.cluster_space.decide(features, self._extract_view, self._count_clusters(), self.accelerator)
+                self.cluster_space.decide(features, self._extract_view, n_sought, self.accelerator)
                 rows = self.cluster_space.map(features, self.accelerator)
                 if self.continuation is not None:
                     self.continuation.begin(self.labelings[0], rows, features.part, self.holder, self.accelerator)
@@ -203,9 +204,6 @@ class PLRTrainer(BaseTrainer):
     def _extract_view(self, positions: torch.Tensor) -> torch.Tensor:
         """Features (n, D) of an augmented view of the samples at these positions, on this process alone."""
         return self.extractor.extract(self.train_dataset, positions, view=(self.args.seed, self._epoch))
-
-    def _count_clusters(self) -> int:
-        return assembly.count_sought(self.labelings, len(self.train_dataset))
 
     def begin_epoch(self, epoch: int) -> None:
         """Train this epoch on the labels: the sampler draws by them, the loss pulls samples to their prototypes."""
@@ -332,6 +330,8 @@ class PLRTrainer(BaseTrainer):
 
     def update_prototypes(self) -> None:
         """Let the prototypes follow the features of all processes since the last update, equally many of each."""
+        if not self._accumulated:  # a subclass has a loss of its own
+            return
         features, index = (torch.cat(parts) for parts in zip(*self._accumulated, strict=True))
         self._accumulated.clear()
         targets = self.cluster_objective.targets_of(index)

@@ -19,6 +19,7 @@ from hf_plr.cli import main
 from hf_plr.data.example_data import make_synthetic_recordings
 from hf_plr.evaluation.evaluators import score_against_gallery
 from hf_plr.hub.label_dataset import make_labels_card
+from hf_plr.pseudo_labels.assembly import count_sought
 from hf_plr.report.html.report_file import read_report
 from hf_plr.units.space import number_recordings
 
@@ -76,7 +77,9 @@ def test_labels_name_the_segment(make, tmp_path):
     trainer = make(num_clusters=None, refinement="none")
     store = trainer.train_dataset
     assert len(store) > 3 * 24
-    assert trainer._count_clusters() == round(1.5 * np.sqrt(len(store)))  # of segments, not of recordings
+    assert count_sought(trainer.labelings, len(store)) == round(
+        1.5 * np.sqrt(len(store))
+    )  # of segments, not of recordings
     trainer.train()
     rows = np.arange(24) * 10  # drawn from other data
     trainer.save_labels(tmp_path, rows)

@@ -406,6 +406,24 @@ def test_model_by_path(tmp_path, some_digits, tiny_vit):
     assert str(tmp_path) not in card
 
 
+@pytest.mark.parametrize("settings", [{}, {"feature_source": "epoch"}])
+def test_a_loss_of_ones_own_trains_and_prototypes_stay(make_trainer, monkeypatch, settings):
+    trainer = make_trainer(num_train_epochs=2, save_strategy="no", **settings)
+    prototypes, begin_epoch = [], trainer.begin_epoch
+
+    def noted(epoch):
+        begin_epoch(epoch)
+        prototypes.append(trainer.cluster_objective.memory.prototypes[0].clone())
+
+    monkeypatch.setattr(trainer, "begin_epoch", noted)
+    features = trainer.modality.features
+    monkeypatch.setattr(trainer, "compute_loss", lambda model, inputs, **_: features(model, inputs).square().mean())
+    before = weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(value, before[name]) for name, value in weights(trainer).items())
+    assert torch.equal(trainer.cluster_objective.memory.prototypes[0], prototypes[-1])
+
+
 def test_the_pair_term_is_computed_in_float32_beside_bfloat16(make_trainer, monkeypatch):
     trainer = make_trainer(bf16=True, num_train_epochs=1, save_strategy="no")
     dtypes = set()
