@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import numpy as np
+from datasets import Dataset
 
 from hf_plr.data.archives import open_binary
 from hf_plr.data.sample_store import SampleStore
@@ -35,15 +38,46 @@ def digest_samples(store: SampleStore, positions: slice | np.ndarray) -> np.ndar
     Raises:
         OSError: if a file has gone.
     """
-    column = store.undecoded_column
-    (name,) = column.column_names
     rows, place = np.unique(store.rows[positions], return_inverse=True)
-    digests = np.empty(len(rows), np.uint64)
+    return digest_rows(store.undecoded_column, rows)[place]
+
+
+def digest_rows(column: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Digest the images or recordings in some rows of an undecoded column.
+
+    Args:
+        column: a data set of this column alone, as `select_undecoded` of hf_plr.data.sample_store returns it.
+        rows: n rows.
+
+    Returns:
+        64 bits of each, uint64 of shape (n,).
+
+    Raises:
+        OSError: if a file has gone.
+    """
+    (name,) = column.column_names
+    starts = range(0, len(rows), READ_ROWS)
+    return digest_all(value for start in starts for value in column[rows[start : start + READ_ROWS].tolist()][name])
+
+
+def digest_all(stored: Iterable[Any]) -> np.ndarray:
+    """Digest n stored images or recordings, or files by their paths, a few at a time.
+
+    Args:
+        stored: as for `digest_content`.
+
+    Returns:
+        64 bits of each, uint64 of shape (n,).
+
+    Raises:
+        OSError: if a file has gone.
+    """
+    digests: list[int] = []
     with ThreadPoolExecutor(min(MOST_THREADS, 2 * (os.cpu_count() or 1))) as threads:
-        for start in range(0, len(rows), READ_ROWS):
-            values = column[rows[start : start + READ_ROWS].tolist()][name]
-            digests[start : start + len(values)] = list(threads.map(digest_content, values))
-    return digests[place]
+        waiting = iter(stored)
+        while values := list(itertools.islice(waiting, READ_ROWS)):
+            digests += threads.map(digest_content, values)
+    return np.array(digests, np.uint64)
 
 
 def digest_content(stored: Any) -> int:

@@ -16,7 +16,7 @@ import hf_plr
 from hf_plr.hub.model_card import find_template
 from hf_plr.hub.people_card import describe_findings
 from hf_plr.hub.push import open_repo, push_with_retries
-from hf_plr.pseudo_labels.label_files import find_level
+from hf_plr.pseudo_labels.label_files import DIGEST_COLUMN, FILE_COLUMN, INDEX_COLUMN, SPAN_COLUMNS, find_level
 from hf_plr.report.file_names import METRICS_FILE
 from hf_plr.report.metrics_file import read_settings
 from hf_plr.utils.words import count_noun
@@ -66,28 +66,56 @@ def select_labelled_media(folder: str | os.PathLike[str], dataset: Dataset, colu
     Raises:
         ValueError: if the labels are not of these data, or of segments of recordings.
     """
-    from hf_plr.data.sample_store import list_stored_paths, select_undecoded
+    from hf_plr.data.sample_store import select_undecoded
 
     path = find_label_file(folder)
-    table = pq.read_table(path, columns=["index", *({"file"} & set(pq.read_schema(path).names))])
-    if "start" in pq.read_schema(path).names:
+    columns = pq.read_schema(path).names
+    looked_at = [name for name in (INDEX_COLUMN, FILE_COLUMN, DIGEST_COLUMN) if name in columns]
+    table = pq.read_table(path, columns=looked_at)
+    if SPAN_COLUMNS[0] in columns:
         raise ValueError(f"{path} labels {NO_MEDIA_OF_SEGMENTS}")
-    index = table["index"].to_numpy()
+    index = table[INDEX_COLUMN].to_numpy()
     if len(index) and int(index.max()) >= len(dataset):
         raise ValueError(
             f"{path} labels row {int(index.max())}, but the data set has {len(dataset)} rows: it is not the one that "
             "the run was given"
         )
     media = select_undecoded(dataset, column).select(index)
-    names = [os.path.basename(name) for name in table["file"].to_pylist()] if "file" in table.column_names else None
-    paths = list_stored_paths(media, column) if names else None
-    if names and paths and names != [os.path.basename(name) for name in paths]:
-        row = next(i for i, name in enumerate(paths) if os.path.basename(name) != names[i])
-        raise ValueError(
-            f"{path} labels {names[row]} in row {index[row]}, but there the data set has "
-            f"{os.path.basename(paths[row])}: it is not the one that the run was given"
-        )
+    _check_media(path, table, media)
     return media
+
+
+def _check_media(path: Path, table: pa.Table, media: Dataset) -> None:
+    """Compare contents with the digests of the labels or, where they have none, file names; row for row.
+
+    Raises:
+        ValueError: naming the first row that differs.
+    """
+    from hf_plr.data.content_digest import digest_rows, format_digests
+    from hf_plr.data.sample_store import list_stored_paths
+
+    (column,) = media.column_names
+    index = table[INDEX_COLUMN].to_numpy()
+    paths = list_stored_paths(media, column) if FILE_COLUMN in table.column_names else None
+    if DIGEST_COLUMN in table.column_names:
+        expected = table[DIGEST_COLUMN].to_pylist()
+        known = np.array([row for row, digest in enumerate(expected) if digest is not None], np.int64)
+        for row, digest in zip(known.tolist(), format_digests(digest_rows(media, known)), strict=True):
+            if digest != expected[row]:
+                noun = "a recording" if isinstance(media.features[column], Audio) else "an image"
+                told, found = ("", "") if paths is None else (f" ({table[FILE_COLUMN][row]})", f" ({paths[row]})")
+                raise ValueError(
+                    f"{path} labels {noun} with digest {expected[row]}{told} in row {index[row]}, but there the "
+                    f"data set has one with digest {digest}{found}: it is not the one that the run was given"
+                )
+    elif paths is not None:
+        names = [os.path.basename(name) for name in table[FILE_COLUMN].to_pylist()]
+        for row, name in enumerate(names):
+            if name != os.path.basename(paths[row]):
+                raise ValueError(
+                    f"{path} labels {name} in row {index[row]}, but there the data set has "
+                    f"{os.path.basename(paths[row])}: it is not the one that the run was given"
+                )
 
 
 def push_labels(
