@@ -7,7 +7,8 @@
 cluster, such as 003 or, where clusters have names, 003_crack, and one called none for samples in no cluster. They hold
 symbolic links to the files, or copies with --copy; the files stay where they are. A file name that a folder has already
 gets the names of its own folders in front. A recording that was cut into segments is in the folder of every cluster
-that has one of them. --level 10 takes the clusters of that level of the run.
+that has one of them. Files that have gone since the run, or that have other content under the same name, are counted
+and left out. --level 10 takes the clusters of that level of the run.
 """
 
 from __future__ import annotations
@@ -71,15 +72,21 @@ def run(args: argparse.Namespace) -> None:
         level = read_levels(args.folder).get(args.level)
         names = {} if level is None else level.names(names)
     pairs = dict.fromkeys(zip(labels, files, strict=True))  # segments of a recording may share a cluster
-    gone = {file: None for file in files if not (base / file).is_file()}
+    gone = {file for file in files if not (base / file).is_file()}
+    changed = set() if digests is None else _find_changed(base, dict(zip(files, digests, strict=True)), gone)
     folders = {label: _name_folder(label, names, max(labels)) for label in sorted(set(labels))}
-    count = _write(output, base, [pair for pair in pairs if pair[1] not in gone], folders, args.copy)
-    what = f"{count:,} {'copies of' if args.copy else 'links to'} {count_noun(len(set(files)) - len(gone), 'file')}"
+    left_out = gone | changed
+    taken = [pair for pair in pairs if pair[1] not in left_out]
+    count = _write(output, base, taken, folders, args.copy)
+    n_files = len({file for _, file in taken})
+    what = f"{count:,} {'copies of' if args.copy else 'links to'} {count_noun(n_files, 'file')}"
     has_noise = min(folders) < 0
     also = ", and of samples in none" if has_noise else ""
     print(f"Wrote {args.output}: {what}, in folders of {count_noun(len(folders) - has_noise, 'cluster')}{also}")
     if gone:
-        print(f"Not where they were in {base}, and left out: {len(gone):,}, such as {next(iter(gone))}")
+        print(f"Not where they were in {base}, and left out: {len(gone):,}, such as {min(gone)}")
+    if changed:
+        print(f"Other content in {base} than in the run, and left out: {len(changed):,}, such as {min(changed)}")
 
 
 def _refuse_inside(args: argparse.Namespace, data: str) -> None:
@@ -138,6 +145,21 @@ def _find_base(data: str, files: Sequence[str], digests: Sequence[str] | None) -
     if others and first != Path(data):
         raise ValueError(f"--dataset {data}: the files may be those of {first} or of {others[0]}: name one of these")
     return first
+
+
+def _find_changed(base: Path, digests: Mapping[str, str | None], gone: set[str]) -> set[str]:
+    """Find files whose content is not that of the run, such as new ones under the names of others that were deleted.
+
+    Args:
+        base: the folder that the files are relative to.
+        digests: digest of each file in the run; None where it is not known.
+        gone: files that are not there.
+    """
+    from hf_plr.data.content_digest import digest_all, format_digests  # imports torch
+
+    there = [file for file, digest in digests.items() if digest is not None and file not in gone]
+    found = format_digests(digest_all(str(base / file) for file in there))
+    return {file for file, digest in zip(there, found, strict=True) if digest != digests[file]}
 
 
 def _list_folders(data: str) -> list[Path]:

@@ -115,13 +115,34 @@ def test_names_that_are_taken_get_numbers(export, out, photos):
     assert export()[0] == {**EXPECTED, "000/b_1.JPG": "photo 6", "000/b_1_2.JPG": "photo 2"}
 
 
-def test_files_that_are_gone_are_counted(export, photos):
+def test_files_that_are_gone_or_have_other_content_are_counted(export, out, photos):
     (photos / "train" / "a" / "2.jpg").unlink()
-    (photos / "train" / "4.jpg").write_text("changed")
+    (photos / "train" / "4.jpg").write_text("another photo under a deleted one's name")
     found, said = export()
-    assert "Not where they were in " in said
-    assert "and left out: 1, such as a/2.jpg" in said
-    assert found == {**{k: v for k, v in EXPECTED.items() if k != "000/2.jpg"}, "none/4.jpg": "changed"}
+    assert f"Not where they were in {photos / 'train'}, and left out: 1, such as a/2.jpg" in said
+    assert f"Other content in {photos / 'train'} than in the run, and left out: 1, such as 4.jpg" in said
+    assert "4 links to 4 files, in folders of 2 clusters" in said
+    assert found == {k: v for k, v in EXPECTED.items() if k not in ("000/2.jpg", "none/4.jpg")}
+
+
+def test_without_digests_what_has_the_name_is_taken(export, out, photos):
+    write_run(out, photos).drop(columns="digest").to_parquet(out / "pseudo_labels.parquet")
+    (photos / "train" / "4.jpg").write_text("changed")
+    assert export()[0] == {**EXPECTED, "none/4.jpg": "changed"}
+
+
+def test_each_file_is_compared_not_a_few(export, out, photos):
+    files = [f"{number:03}.jpg" for number in range(60)]
+    for file in files:
+        (photos / "train" / file).write_text(f"photo {file}")
+    digests = [f"{digest_content(str(photos / 'train' / file)):016x}" for file in files]
+    frame = pd.DataFrame({"index": range(60), "file": files, "label": [0, 1] * 30, "digest": digests})
+    pd.concat([frame, frame]).to_parquet(out / "pseudo_labels.parquet")  # as segments, two of each file
+    for file in files[3:58:9]:
+        (photos / "train" / file).write_text("changed")
+    found, said = export()
+    assert set(found.values()) == {f"photo {file}" for file in set(files) - set(files[3:58:9])}
+    assert "than in the run, and left out: 7, such as 003.jpg" in said
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_written(out, photos, tmp_path, capsys):
