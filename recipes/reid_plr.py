@@ -332,7 +332,7 @@ def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -
     """Return the arguments of the stage on the source: supervised, no checkpoints, no push to the Hub."""
     ours = copy.copy(args)  # making new ones would reset the state that all Accelerators share
     ours.output_dir = str(folder)
-    ours.num_train_epochs = recipe.source_epochs
+    ours.num_train_epochs, ours.max_steps = recipe.source_epochs, -1  # --max_steps are those on the target
     ours.learning_rate = recipe.source_learning_rate
     ours.refinement, ours.num_labelings = "none", None
     ours.num_clusters, ours.clusterer_kwargs = None, None

@@ -323,6 +323,19 @@ def test_given_labels_are_of_the_target_alone(tmp_path, capsys):
     assert "Trained on 66 images of 11 identities (data)" in capsys.readouterr().out  # nobody is known in six
 
 
+def test_max_steps_are_of_the_target_alone(tmp_path):
+    recipe = load_script(REID_PLR)  # as above
+    folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
+    out = tmp_path / "out"
+    few = ["--source_epochs", "2", "--steps_per_epoch", "3", "--max_steps", "1", "--score_every", "0"]
+    recipe.main(
+        ["--dataset_name", str(folder), "--source_dataset_name", str(folder), "--output_dir", str(out), *TINY]
+        + ["--identity_column", "person", *few]
+    )
+    steps = [json.loads((where / "metrics.json").read_text())["steps"] for where in (out / "source", out)]
+    assert steps == [6, 1]
+
+
 def test_all_noise_says_what_to_change(recipe, tmp_path, caplog):
     folder = parquet_folder(tmp_path / "data", np.repeat(np.arange(12), 6))
     arguments = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), *COLUMNS, *TINY]
