@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from PIL import Image as PILImage
 from sklearn.metrics import normalized_mutual_info_score
 from transformers import AutoImageProcessor, AutoModel
 
+import hf_plr
 from hf_plr import PLRTrainer, PLRTrainingArguments
+from hf_plr.cli import main
+from hf_plr.data.content_digest import digest_content
 from hf_plr.models.vision import small_vit_processor
 from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data
 from hf_plr.reid.retrieval_evaluator import KnownLabels, RetrievalEvaluator
@@ -334,6 +338,48 @@ def test_max_steps_are_of_the_target_alone(tmp_path):
     )
     steps = [json.loads((where / "metrics.json").read_text())["steps"] for where in (out / "source", out)]
     assert steps == [6, 1]
+
+
+@pytest.fixture
+def pushed(monkeypatch):
+    """What `hf-plr push-labels` would push: labels and media by row."""
+    found = []
+
+    def keep(folder, repo_id, *, media, **options):
+        stored = [Path(row["path"]).name for row in media[media.column_names[0]]]
+        found.append((pd.read_parquet(Path(folder) / "pseudo_labels.parquet"), stored))
+        return repo_id, "https://hub"
+
+    monkeypatch.setattr("hf_plr.hub.label_dataset.push_labels", keep)
+    return found
+
+
+def test_commands_take_the_data_of_the_run_as_the_run_did(target, tmp_path, pushed, capsys):
+    recipe, out = load_script(REID_PLR), tmp_path / "out"  # as above
+    recipe.main(["--dataset_name", str(target), "--output_dir", str(out), *TINY, "--num_train_epochs", "1"])
+    push = ["push-labels", "--repo", "me/labels", "--with_media"]
+    assert main([*push, str(target), str(out)]) == 0, capsys.readouterr().err
+    labels, names = pushed.pop()
+    assert names == labels["file"].tolist()
+    assert len(names) == 108
+    for command in ("assign", "embed"):
+        table = tmp_path / f"{command}.parquet"
+        assert main([command, "--model", str(out), "--dataset", str(target), "--output", str(table)]) == 0
+        assert pd.read_parquet(table)["file"].tolist() == names
+    assert len(hf_plr.assign(out, str(target), split="query").table) == 18
+
+    (folder,) = target.iterdir()
+    files = sorted(str(path) for path in folder.rglob("*.jpg"))  # as `hf-plr train image` takes them
+    digests = [f"{digest_content(file):016x}" for file in files]
+    frame = pd.DataFrame(
+        {"index": range(len(files)), "label": 0, "digest": digests, "file": map(os.path.basename, files)}
+    )
+    frame.to_parquet(out / "pseudo_labels.parquet")
+    assert main([*push, str(target), str(out)]) == 0, capsys.readouterr().err
+    assert pushed[0][1] == frame["file"].tolist()
+    frame.assign(digest=digests[::-1]).to_parquet(out / "pseudo_labels.parquet")
+    assert main([*push, str(target), str(out)]) == 2
+    assert "it is not the one that the run was given" in capsys.readouterr().err
 
 
 def test_all_noise_says_what_to_change(recipe, tmp_path, caplog):
