@@ -6,10 +6,11 @@ A unit is a cluster of frames: the backbone's hidden states are compared with th
 
 `out` is the output folder or Hub id of `hf-plr train audio --objective frames`. RECORDINGS is a Hub id, a folder
 of wav, flac, ogg or mp3 files, a folder of parquet files, an archive or a table. The output has one row per recording:
-its index, its file if that is known, and a list with one unit per frame; with --segment_seconds one row per segment,
-with its start and end in seconds. Units are numbers below twice the run's --num_clusters. They have gaps, since a unit
-keeps its number from round to round. Where the run standardised frames by speaker, name
-the column of the speakers with --speaker_column; without it, each recording is standardised by itself.
+its index, its file if that is known, and a list with one unit per frame. Recordings are cut into the segments of the
+run, if it had any, or by --segment_seconds; there is then one row per segment, with its start and end in seconds. Units
+are numbers below twice the run's --num_clusters. They have gaps, since a unit keeps its number from round to round.
+Where the run standardised frames by speaker, name the column of the speakers with --speaker_column; without it, each
+recording is standardised by itself.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="use only the first so many seconds, as the run did (default: all)",
     )
-    add_segment_arguments(parser, "whole recordings", "0")
+    add_segment_arguments(parser, "as in the run", "as in the run")
     parser.add_argument(
         "--batch_size", type=int, default=64, metavar="S", help="seconds of sound per batch (default: %(default)s)"
     )
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from hf_plr.data.columns import check_column, find_audio_column
     from hf_plr.data.true_labels import encode_labels
     from hf_plr.features.first_pass import check_samples
+    from hf_plr.jobs.run_settings import SEGMENT_SETTINGS, read_run_settings
     from hf_plr.modality import AudioModality
     from hf_plr.units.encoder import UnitEncoder, write_units
 
@@ -91,7 +93,9 @@ def run(args: argparse.Namespace) -> None:
         _ = modality.frame_backbone  # raises before the recordings are read
         return modality
 
-    settings = segment_settings(args) | {"max_seconds": args.max_seconds}
+    run_settings = read_run_settings(args.model)
+    settings = {name: run_settings[name] for name in SEGMENT_SETTINGS if name in run_settings} | segment_settings(args)
+    settings["max_seconds"] = args.max_seconds
     extractor, dataset = load_samples(args, find_modality, settings, "audio")
     store = extractor.modality.open(dataset, label_column=None, label_names={})
     check_samples(extractor, store, extract=False)

@@ -260,12 +260,17 @@ def test_units_of_segments_are_those_of_the_run(make, folder, tmp_path, scaling)
     published = pd.read_parquet(tmp_path / "out" / "units.parquet")
     assert published.columns.tolist() == ["index", "file", "start", "end", "units"]
     assert_in_order(published, trainer.train_dataset)
-    command = ["units", "--model", trainer.args.output_dir, "--dataset", folder, "--batch_size", "8"]
-    command += ["--segment_seconds", "0.5", "--segment_overlap", "0.1", "--output", str(tmp_path / "units.parquet")]
-    assert main(command) == 0
+    command = ["units", "--model", trainer.args.output_dir, "--dataset", folder, "--batch_size", "8", "--output"]
+    settings = {name: str(value) for name, value in SEGMENTS.items()}
+    (tmp_path / "out" / "metrics.json").write_text(json.dumps({"settings": settings}))
+    assert main([*command, str(tmp_path / "units.parquet")]) == 0
     found = pd.read_parquet(tmp_path / "units.parquet")
     assert names_of(found) == names_of(published)
     assert all(np.array_equal(one, other) for one, other in zip(found["units"], published["units"], strict=True))
+    assert main([*command, str(tmp_path / "others.parquet"), "--segment_seconds", "1"]) == 0
+    others = pd.read_parquet(tmp_path / "others.parquet")
+    assert len(others) < len(found)
+    assert others["start"].max() % 0.9 == pytest.approx(0, abs=1e-9)  # with the overlap of the run
 
 
 def test_frames_of_segments_are_standardised_by_their_recording(make):
