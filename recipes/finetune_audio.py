@@ -27,9 +27,10 @@ from hf_plr.models.loading import load_classifier_config
 from hf_plr.recipe_tools.argument_parser import RecipeParser
 from hf_plr.recipe_tools.finetune_arguments import ClassifierArguments, FinetuneArguments, adjust_defaults
 from hf_plr.recipe_tools.finetuning import (
+    check_max_seconds,
     choose_length,
-    count_needed_samples,
     extract_sounds,
+    find_length_bounds,
     label_tensor,
     show_first_answer,
     train_classifier,
@@ -45,7 +46,10 @@ class AudioArguments(FinetuneArguments):
 
     max_seconds: float | None = field(
         default=None,
-        metadata={"help": "Length that recordings are cut or padded to. Default: the longest, at most 10 seconds."},
+        metadata={
+            "help": "Length that recordings are cut or padded to. Default: the longest, at most 10 seconds and at most "
+            "what the model sees."
+        },
     )
 
 
@@ -59,14 +63,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     data = load_labelled(recipe, args.seed, "audio")
     column = find_audio_column(data.train)
     extractor = AutoFeatureExtractor.from_pretrained(recipe.model_name_or_path)
-    rate, min_samples = extractor.sampling_rate, count_needed_samples(extractor)
+    rate, (min_samples, longest) = extractor.sampling_rate, find_length_bounds(extractor)
+    check_max_seconds(recipe.max_seconds, rate, longest)
     lengths: list[int] = []
 
     def read_length(value: Any, row: int) -> None:
         lengths.append(len(decode_waveform(value, row, rate)))
 
     data = data.keep_readable(column, lambda _: read_length, recipe.skip_unreadable)
-    max_samples = choose_length(lengths, rate, recipe.max_seconds)
+    max_samples = choose_length(lengths, rate, recipe.max_seconds, longest)
 
     def add_inputs(samples: Dataset, labels: np.ndarray) -> Dataset:
         def read(batch: dict) -> dict:

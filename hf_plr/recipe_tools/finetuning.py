@@ -131,30 +131,64 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     }
 
 
-def count_needed_samples(extractor: Any) -> int:
-    """Count the samples of the shortest clip that a feature extractor takes."""
+def find_length_bounds(extractor: Any) -> tuple[int, int | None]:
+    """Find the samples of the shortest clip that a feature extractor takes, and of the longest that it does not cut.
+
+    The second is None where there is no such length.
+    """
     name = extractor.model_input_names[0]
-    return SpectrogramInputs(extractor, name).receptive_field if makes_spectrograms(extractor, name) else 1
+    if not makes_spectrograms(extractor, name):
+        return 1, None
+    inputs = SpectrogramInputs(extractor, name)
+    return inputs.receptive_field, inputs.longest
 
 
-def choose_length(lengths: Sequence[int], sampling_rate: int, max_seconds: float | None) -> int:
+def check_max_seconds(max_seconds: float | None, sampling_rate: int, longest: int | None) -> None:
+    """Refuse a length that is longer than what a model sees; arguments as for `choose_length`.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if max_seconds is not None and longest is not None and round(max_seconds * sampling_rate) > longest:
+        raise ValueError(
+            f"--max_seconds {max_seconds} is longer than the {_show_seconds(longest, sampling_rate)} s that the model "
+            "sees: give at most these, or leave it out"
+        )
+
+
+def choose_length(
+    lengths: Sequence[int], sampling_rate: int, max_seconds: float | None, longest: int | None = None
+) -> int:
     """Choose the length that recordings are cut or padded to, in samples; tells in a warning how many it cuts.
 
     Args:
         lengths: of the recordings, in samples.
         sampling_rate: samples per second (Hz).
         max_seconds: the length, if it was given; None takes that of the longest, at most 10 seconds.
+        longest: samples of the longest clip that the model sees as a whole; None if any length will do.
     """
     if max_seconds is not None:
         return round(max_seconds * sampling_rate)
     limit = DEFAULT_MAX_SECONDS * sampling_rate
+    sees = "" if longest is None else f"{_show_seconds(longest, sampling_rate)} s"
+    if longest is not None and longest <= limit:
+        limit = longest
+        note = (
+            f"are longer than the {sees} that the model sees, and only their beginnings count: cut them into shorter "
+            "clips, or take a model that sees more"
+        )
+    else:
+        note = f"are cut to their first {DEFAULT_MAX_SECONDS} seconds: --max_seconds takes more of them"
+        note += f", up to {sees}" if sees else ""
     n_longer = sum(length > limit for length in lengths)
     if n_longer:
-        logger.warning(
-            "%d of %d recordings are cut to their first %d seconds: --max_seconds takes more of them",
-            *(n_longer, len(lengths), DEFAULT_MAX_SECONDS),
-        )
+        logger.warning("%d of %d recordings %s", n_longer, len(lengths), note)
     return min(max(lengths), limit)
+
+
+def _show_seconds(n_samples: int, sampling_rate: int) -> str:
+    """Write samples as seconds, rounded down so that they are not too many again."""
+    return f"{n_samples * 1000 // sampling_rate / 1000:g}"
 
 
 def extract_sounds(

@@ -301,6 +301,22 @@ def test_sounds_of_seconds_are_not_cut_by_default(tmp_path, monkeypatch):
     assert lengths == {16_000}
 
 
+def test_clips_are_at_most_as_long_as_the_model_sees(tmp_path, caplog):
+    make_model("ast").save_pretrained(tmp_path / "start")
+    make_extractor("ast").save_pretrained(tmp_path / "start")
+    for number in range(8):
+        noise = np.random.default_rng(number).normal(0.0, 0.1, 8_000 + 4_000 * (number % 4))
+        folder = tmp_path / "data" / ("train" if number < 4 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{number}.wav", noise, 8_000)
+    common = ["--model_name_or_path", tmp_path / "start", "--output_dir", tmp_path / "c", "--num_train_epochs", 1]
+    common += ["--dataset_name", tmp_path / "data"]
+    recipe("finetune_audio", *common)
+    assert "6 of 8 recordings are longer than the 1.249 s that the model sees, and only their begin" in caplog.text
+    with pytest.raises(ValueError, match=r"--max_seconds 60.0 is longer than the 1.249 s that the model sees: give at"):
+        recipe("finetune_audio", *common, "--overwrite", "--max_seconds", 60)
+
+
 @pytest.mark.parametrize("out", ["start", "run"])
 def test_a_classifier_replaces_no_backbone(tmp_path, capsys, out):
     (tmp_path / "start").mkdir()

@@ -67,6 +67,17 @@ def test_the_length_of_recordings_is_that_of_the_longest_up_to_ten_seconds(caplo
     assert "2 of 3 recordings are cut to their first 10 seconds: --max_seconds takes more of them" in caplog.text
 
 
+def test_the_length_of_recordings_is_at_most_what_the_model_sees(caplog):
+    assert choose_length([16_000, 24_000], 8_000, None, 24_000) == 24_000
+    assert choose_length([16_000, 24_000], 8_000, 2.0, 20_000) == 16_000
+    assert not caplog.text
+    assert choose_length([16_000, 24_000, 28_000], 8_000, None, 20_001) == 20_001
+    assert "2 of 3 recordings are longer than the 2.5 s that the model sees, and only their beginnings" in caplog.text
+    caplog.clear()
+    assert choose_length([16_000, 200_000, 90_000], 8_000, None, 90_000) == 80_000
+    assert "cut to their first 10 seconds: --max_seconds takes more of them, up to 11.25 s" in caplog.text
+
+
 def test_a_fraction_of_each_class_is_held_out_by_the_seed():
     labels = np.array([0] * 20 + [1] * 10 + [2, 2, 3] + [-1] * 5)
     kept, held = hold_out(labels, 0.2, seed=0)
