@@ -298,13 +298,14 @@ class BaseTrainer(FeatureTrainer, ABC):
             "processes": self.accelerator.num_processes,
             "samples": len(self.train_dataset),
             "data": self.train_dataset.digest(),
+            "optimizer": self.taken.optimizer,
             **settings_of(self.args, self.arguments_class, self.n_label_shards > 1 or self.has_own_state),
             **self._adapter_settings,
         }
 
     def default_settings(self) -> dict[str, Any]:
-        """What `run_settings` is where nothing is given, as far as there are defaults."""
-        return default_settings_of(self.arguments_class)
+        """What `run_settings` is where nothing is given, as far as there are defaults; the optimizer as it is."""
+        return {**default_settings_of(self.arguments_class), "optimizer": self.taken.optimizer}
 
     @functools.cached_property
     def _adapter_settings(self) -> dict[str, str]:

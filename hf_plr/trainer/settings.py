@@ -8,6 +8,7 @@ import logging
 import os
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from hf_plr.utils.parameters import describe_value
@@ -53,7 +54,9 @@ FREE = (  # where data lie, how they are scored and kept in memory, what happens
     "report",
 )
 FOLDERS = ("continue_from",)
+WHOLE = ("optimizer",)  # whose parts have no defaults
 SHOWN = 6
+OF_GROUPS = ("params", "param_names", "initial_lr", "model", "optimizer_dict")  # no settings of an optimizer
 
 
 def own_names(arguments_class: type[TrainingArguments]) -> list[str]:
@@ -84,6 +87,33 @@ def default_settings_of(arguments_class: type[TrainingArguments]) -> dict[str, A
     """The arguments of a class as they are where nothing is given, as JSON can hold them."""
     fields = dataclasses.fields(arguments_class)
     return as_stored({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer | None, made_of: Any = None) -> list[dict[str, Any]] | None:
+    """Describe the user's own optimizer as it was given: a dict per group of parameters, as JSON can hold it.
+
+    Args:
+        optimizer: the optimizer; None where none was given.
+        made_of: class and keywords of one that `Trainer` makes, or None.
+
+    Returns:
+        Class and settings of each group, but for those that are None or False, which releases of torch add; None where
+        neither is given. Learning rates are those before warm-up.
+    """
+    if optimizer is not None:
+        kind: Any = type(optimizer)
+        groups = [{**group, "lr": group.get("initial_lr", group.get("lr"))} for group in optimizer.param_groups]
+    elif made_of is not None:
+        kind, groups = made_of[0], [made_of[1]]
+    else:
+        return None
+
+    def is_setting(name: str, value: Any) -> bool:
+        return name not in OF_GROUPS and value is not None and value is not False
+
+    kept = [{name: value for name, value in group.items() if is_setting(name, value)} for group in groups]
+    name = getattr(kind, "__name__", "") or describe_value(kind)
+    return [as_stored({"class": name, **group}) for group in kept]
 
 
 def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +167,8 @@ def _add_defaults(stored: Any, current: Any, defaults: Any) -> Any:
     """Stored settings with the defaults of those that they lack, in dicts and in lists of dicts too."""
     if isinstance(stored, dict) and isinstance(current, dict) and isinstance(defaults, dict):
         absent = {name: defaults[name] for name in defaults if name in current and name not in stored}
-        both = {name: _add_defaults(stored[name], current.get(name), defaults.get(name)) for name in stored}
+        parts = {name: value for name, value in stored.items() if name not in WHOLE}
+        both = stored | {name: _add_defaults(parts[name], current.get(name), defaults.get(name)) for name in parts}
         return {**both, **absent}
     lists = (stored, current, defaults)
     if all(isinstance(each, list) for each in lists) and len(stored) == len(current) == len(defaults):

@@ -21,7 +21,7 @@ from hf_plr.trainer.checkpoints.finding import (
     warn_of_later_checkpoints,
 )
 from hf_plr.trainer.checkpoints.run_state import load_state
-from hf_plr.trainer.settings import check_same_settings, own_names
+from hf_plr.trainer.settings import check_same_settings, describe_optimizer, own_names
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.locks import release_folder
 from hf_plr.utils.serialization import name_file_in_errors
@@ -44,17 +44,20 @@ class Taken(NamedTuple):
     Attributes:
         store: the training samples.
         settings: the arguments that it was made of, by name: ours but those in `READ_LATE`, and those in `TAKEN`.
+        optimizer: the user's own, as `describe_optimizer` describes it; None where there is none.
     """
 
     store: Any
     settings: dict[str, Any]
+    optimizer: list[dict[str, Any]] | None
 
     @classmethod
     def of(cls, trainer: BaseTrainer) -> Taken:
         """Note what a trainer is made of, when it is."""
         own = [name for name in own_names(trainer.arguments_class) if name not in READ_LATE]
         settings = {name: getattr(trainer.args, name) for name in (*own, *TAKEN)}
-        return cls(trainer.train_dataset, copy.deepcopy(settings))
+        optimizer = describe_optimizer(trainer.optimizer, trainer.optimizer_cls_and_kwargs)
+        return cls(trainer.train_dataset, copy.deepcopy(settings), optimizer)
 
     def check(self, trainer: BaseTrainer) -> None:
         """Refuse what was changed since: it would have no effect, and be recorded as if it had.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import logging
 
 import pytest
+import torch
 from helpers import tiny
 from helpers.runs import StopAt, assert_same_run, assert_same_weights
 
@@ -13,7 +16,7 @@ from hf_plr import PLRTrainer, PseudoLabelRefiner
 from hf_plr.trainer.checkpoints.finding import FILE_LIST
 from hf_plr.trainer.checkpoints.run_state import load_state, save_state
 from hf_plr.trainer.checkpoints.writing import _write_file_list
-from hf_plr.trainer.settings import check_same_settings
+from hf_plr.trainer.settings import check_same_settings, describe_optimizer
 from hf_plr.utils.parameters import default_parameters
 
 BETWEEN_EPOCHS, WITHIN_EPOCH = "between epochs", "within an epoch"
@@ -211,6 +214,82 @@ def test_of_settings_with_parts_only_what_differs_is_told(make_trainer, tmp_path
     other = make_trainer(output_dir=str(tmp_path), refinement=refinement, seed=1)
     with pytest.raises(ValueError, match=r"written with other settings: seed was 42 and is 1\. Resume with"):
         other.train(resume_from_checkpoint=True)
+
+
+# ---- an optimizer of the user's own ----------------------------------------------------------------------------------
+
+
+def sgd(model, **settings):
+    """Keywords of a trainer with an optimizer of its own."""
+    return {"model": model, "optimizers": (torch.optim.SGD(model.parameters(), **settings), None)}
+
+
+OPTIMIZERS = {
+    "sgd": lambda model: sgd(model, lr=0.1, momentum=0.9),
+    "rate": lambda model: sgd(model, lr=0.5, momentum=0.9),
+    "momentum": lambda model: sgd(model, lr=0.1),
+    "adam": lambda model: {"model": model, "optimizers": (torch.optim.Adam(model.parameters(), lr=0.1), None)},
+    "class": lambda model: {"model": model, "optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1})},
+    "rate of a class": lambda model: {"model": model, "optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.5})},
+    "more of a class": lambda model: {
+        "model": model,
+        "optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    },
+    "none": lambda model: {"model": model},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ("sgd", "rate", r"other settings: optimizer, lr was 0\.1 and is 0\.5\. Resume"),
+        ("sgd", "momentum", r"optimizer, momentum was 0\.9 and is 0\. Resume"),
+        (
+            "sgd",
+            "adam",
+            r"optimizer, class was 'SGD' and is 'Adam'; .*optimizer, betas was None and is \[0\.9, 0\.999\]",
+        ),
+        ("class", "rate of a class", r"other settings: optimizer, lr was 0\.1 and is 0\.5\. Resume"),
+        ("class", "more of a class", r"other settings: optimizer, momentum was None and is 0\.9\. Resume"),
+        ("none", "class", r"other settings: optimizer was None and is \[\{'class': 'SGD', 'lr': 0\.1\}\]\. Resume"),
+        ("class", "none", r"optimizer was \[\{'class': 'SGD', 'lr': 0\.1\}\] and is None"),
+    ],
+)
+def test_another_optimizer_is_refused(make_trainer, before, now, message):
+    stored = make_trainer(OPTIMIZERS[before](tiny.tiny_vit())).run_settings()
+    trainer = make_trainer(OPTIMIZERS[now](tiny.tiny_vit()))
+    with pytest.raises(ValueError, match=message):
+        check_same_settings("checkpoint-7", stored, trainer.run_settings(), trainer.default_settings())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "class"])
+def test_an_optimizer_of_ones_own_goes_on(make_trainer, tmp_path, kind):
+    whole = make_trainer(OPTIMIZERS[kind](tiny.tiny_vit()), output_dir=str(tmp_path / "whole"), warmup_steps=4)
+    whole.train()
+    part = {"output_dir": str(tmp_path / "part"), "warmup_steps": 4}
+    make_trainer({**OPTIMIZERS[kind](tiny.tiny_vit()), "callbacks": [StopAt(7)]}, **part).train()
+    resumed = make_trainer(OPTIMIZERS[kind](tiny.tiny_vit()), **part)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_a_checkpoint_older_than_the_optimizer_in_its_settings_goes_on(make_trainer):
+    trainer = make_trainer(OPTIMIZERS["sgd"](tiny.tiny_vit()))
+    stored = without(trainer.run_settings(), ("optimizer",))
+    check_same_settings("checkpoint-7", stored, trainer.run_settings(), trainer.default_settings())
+
+
+def test_rates_and_groups_are_described_as_they_were_given():
+    parts = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    groups = [{"params": parts[0].parameters(), "lr": 0.3}, {"params": parts[1].parameters()}]
+    optimizer = torch.optim.SGD(groups, lr=torch.tensor(0.1))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    described = describe_optimizer(optimizer)
+    assert [group["class"] for group in described] == ["SGD", "SGD"]
+    assert described[0]["lr"] == 0.3
+    assert described == json.loads(json.dumps(described))
+    assert describe_optimizer(None, (functools.partial(torch.optim.SGD), {"lr": 0.1}))[0]["lr"] == 0.1
+    assert describe_optimizer(None) is None
 
 
 def test_another_kind_of_run_is_refused(make_sound_trainer, tmp_path):
