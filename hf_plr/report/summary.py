@@ -14,6 +14,7 @@ from hf_plr.evaluation.evaluators import Evaluator
 from hf_plr.evaluation.intervals import Interval
 from hf_plr.modality import Modality
 from hf_plr.training_args import BaseTrainingArguments, PLRTrainingArguments, UnitTrainingArguments
+from hf_plr.training_args.base import suits_bf16
 from hf_plr.utils.words import count_noun
 
 TRAINING_SETTINGS = (
@@ -180,12 +181,17 @@ class RunSummary:
         return facts
 
     def changed_settings(self) -> list[tuple[str, Any]]:
-        """Settings of method and training whose values differ from the defaults, by name."""
+        """Settings of method and training whose values differ from the defaults, by name.
+
+        Those that nobody gave are left out, where start, cores or device decide the default.
+        """
         is_unit_run = isinstance(self.args, UnitTrainingArguments)
         arguments_class = UnitTrainingArguments if is_unit_run else PLRTrainingArguments
         classes = set(arguments_class.__mro__) - set(TrainingArguments.__mro__)
         method_settings = {name for declared_in in classes for name in getattr(declared_in, "__annotations__", {})}
-        reported = (method_settings | {*TRAINING_SETTINGS}) - {*LOCAL_SETTINGS}
+        reported = (method_settings | {*TRAINING_SETTINGS}) - {*LOCAL_SETTINGS} - self.args.by_default
+        if self.args.bf16 == suits_bf16(self.args.fp16, self.args.use_cpu):
+            reported -= {"bf16"}
         # From the class: a second TrainingArguments would reset the state of all Accelerators.
         return [
             (field.name, getattr(self.args, field.name))

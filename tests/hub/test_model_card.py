@@ -6,12 +6,16 @@ import json
 
 import numpy as np
 import pytest
+from helpers import tiny
 from huggingface_hub import ModelCard
 from PIL import Image
 
 import hf_plr
+from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.hub.training_log import MAX_ROWS, tabulate_log
 from hf_plr.modality import Modality
+from hf_plr.models.vision import small_vit_processor
+from hf_plr.report import summary
 from hf_plr.report.terminal_summary import format_summary
 
 
@@ -34,6 +38,24 @@ def test_the_card_comes_with_the_metrics_that_it_lists(make_trainer, tmp_path):
     trainer.score("later")
     trainer.create_model_card()
     assert json.loads(metrics.read_bytes())["seconds"] == 12.0
+
+
+def settings_of(trainer):
+    return dict(trainer.summary().changed_settings())
+
+
+def test_settings_that_nobody_gave_are_not_told(some_digits, tmp_path, monkeypatch):
+    def make(**arguments):
+        args = PLRTrainingArguments(str(tmp_path / "out"), **{"use_cpu": True, **arguments})
+        return PLRTrainer(tiny.tiny_vit(), args, some_digits, processing_class=small_vit_processor(16))
+
+    assert settings_of(make()) == {}
+    given = {"learning_rate": 1e-3, "num_train_epochs": 3, "bf16": True, "dataloader_num_workers": 0}
+    assert settings_of(make(**given)) == given
+    assert settings_of(make(bf16=False)) == {}
+    monkeypatch.setattr(summary, "suits_bf16", lambda fp16, use_cpu: True)  # as on a GPU
+    assert settings_of(make(bf16=True)) == {}
+    assert settings_of(make(bf16=False)) == {"bf16": False}
 
 
 def test_arguments_are_those_of_trainer(make_trainer, tmp_path):
