@@ -27,6 +27,8 @@ TRAINING_SETTINGS = (
     "max_grad_norm",
     "torch_compile",
 )
+# Arguments that an optimizer of the user's own does not take, or only if it has no setting of this name.
+OF_OPTIMIZER = {"learning_rate": None, "optim": None, "weight_decay": "weight_decay"}
 STAGE_PREFIX = "plr/"  # of the metrics of a stage in the log
 STAGE_SECONDS = f"{STAGE_PREFIX}seconds"
 SCORE_PREFIX = "score/"  # of scores by true labels in the log
@@ -67,6 +69,7 @@ class RunSummary:
         intervals: 95% intervals of scores that have one, (low, high), by phase.
         next_commands: commands that take the output folder, and what they do.
         weights_epoch: epoch of the weights, where they are an earlier checkpoint's; None if they are the last.
+        optimizer: class and settings of each group of an optimizer of the user's own; None without one.
     """
 
     args: BaseTrainingArguments
@@ -91,6 +94,7 @@ class RunSummary:
     adapters: str = ""
     next_commands: tuple[tuple[str, str], ...] = ()
     weights_epoch: float | None = None
+    optimizer: list[dict[str, Any]] | None = None
 
     @property
     def epochs_of_weights(self) -> float:
@@ -183,7 +187,8 @@ class RunSummary:
     def changed_settings(self) -> list[tuple[str, Any]]:
         """Settings of method and training whose values differ from the defaults, by name.
 
-        Those that nobody gave are left out, where start, cores or device decide the default.
+        Those that nobody gave are left out, where start, cores or device decide the default. An optimizer of the user's
+        own is told in place of the arguments that it does not take.
         """
         is_unit_run = isinstance(self.args, UnitTrainingArguments)
         arguments_class = UnitTrainingArguments if is_unit_run else PLRTrainingArguments
@@ -192,12 +197,29 @@ class RunSummary:
         reported = (method_settings | {*TRAINING_SETTINGS}) - {*LOCAL_SETTINGS} - self.args.by_default
         if self.args.bf16 == suits_bf16(self.args.fp16, self.args.use_cpu):
             reported -= {"bf16"}
+        groups = self.optimizer or []
+        own = [("optimizer", describe_groups(groups))] if groups else []
+        reported -= {name for name, key in OF_OPTIMIZER.items() if own and (key is None or key in groups[0])}
         # From the class: a second TrainingArguments would reset the state of all Accelerators.
         return [
-            (field.name, getattr(self.args, field.name))
-            for field in dataclasses.fields(arguments_class)
-            if field.name in reported and getattr(self.args, field.name) != field.default
+            *(
+                (field.name, getattr(self.args, field.name))
+                for field in dataclasses.fields(arguments_class)
+                if field.name in reported and getattr(self.args, field.name) != field.default
+            ),
+            *own,
         ]
+
+
+def describe_groups(groups: list[dict[str, Any]]) -> str:
+    """Describe an optimizer by its class and settings, such as "SGD(lr=0.1 or 0.01, momentum=0.9)"."""
+    names = [name for name in dict.fromkeys(name for group in groups for name in group) if name != "class"]
+    return f"{groups[0]['class']}({', '.join(f'{name}={list_values(groups, name)}' for name in names)})"
+
+
+def list_values(groups: list[dict[str, Any]], name: str) -> str:
+    """List the values that a setting has in the groups of an optimizer, each once."""
+    return " or ".join(dict.fromkeys(str(group[name]) for group in groups if name in group))
 
 
 def select_stages(log: list[dict[str, float]]) -> list[dict[str, float]]:

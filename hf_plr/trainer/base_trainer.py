@@ -417,6 +417,7 @@ class BaseTrainer(FeatureTrainer, ABC):
             evaluator=self.evaluator,
             source=self.source,
             adapters=describe_adapters(self.student),
+            optimizer=self.taken.optimizer,
         )
 
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]  # arguments of our own card

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback
 
 from hf_plr.pseudo_labels.sampler import count_samples_per_epoch, count_samples_per_step
-from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS
+from hf_plr.report.summary import SCORE_PREFIX, STAGE_PREFIX, STAGE_SECONDS, list_values
 from hf_plr.training_args import UnitTrainingArguments
 from hf_plr.utils.progress import describe_time, has_terminal
 from hf_plr.utils.words import count_noun
@@ -184,8 +184,16 @@ def describe_backbone(trainer: BaseTrainer) -> str:
     decay = "" if args.layer_decay == 1.0 else f", {args.layer_decay:g} of it from each layer to the one below"
     return (
         f"{type(model).__name__}, feature {pooling}{layer} of size {trainer.modality.feature_size}, "
-        f"{trained:,} of {total:,} parameters trained, learning rate {args.learning_rate:g}{decay}"
+        f"{trained:,} of {total:,} parameters trained, learning rate {_describe_rate(trainer)}{decay}"
     )
+
+
+def _describe_rate(trainer: BaseTrainer) -> str:
+    """The learning rate of the arguments, or those of an optimizer of the user's own."""
+    groups = trainer.taken.optimizer
+    if not groups:
+        return f"{trainer.args.learning_rate:g}"
+    return f"{list_values(groups, 'lr') or 'by default'} of {groups[0]['class']}"
 
 
 def steps_per_epoch(trainer: BaseTrainer) -> int:

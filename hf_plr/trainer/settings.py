@@ -104,14 +104,19 @@ def describe_optimizer(optimizer: torch.optim.Optimizer | None, made_of: Any = N
         kind: Any = type(optimizer)
         groups = [{**group, "lr": group.get("initial_lr", group.get("lr"))} for group in optimizer.param_groups]
     elif made_of is not None:
-        kind, groups = made_of[0], [made_of[1]]
+        kind, groups = made_of[0], [dict(made_of[1])]
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+            groups[0].pop("weight_decay", None)  # `Trainer` gives that of the arguments to each group
     else:
         return None
 
     def is_setting(name: str, value: Any) -> bool:
         return name not in OF_GROUPS and value is not None and value is not False
 
-    kept = [{name: value for name, value in group.items() if is_setting(name, value)} for group in groups]
+    def as_number(value: Any) -> Any:  # a rate may be a tensor
+        return value.tolist() if isinstance(value, torch.Tensor) else value
+
+    kept = [{name: as_number(value) for name, value in group.items() if is_setting(name, value)} for group in groups]
     name = getattr(kind, "__name__", "") or describe_value(kind)
     return [as_stored({"class": name, **group}) for group in kept]
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -56,6 +57,23 @@ def test_settings_that_nobody_gave_are_not_told(some_digits, tmp_path, monkeypat
     monkeypatch.setattr(summary, "suits_bf16", lambda fp16, use_cpu: True)  # as on a GPU
     assert settings_of(make(bf16=True)) == {}
     assert settings_of(make(bf16=False)) == {"bf16": False}
+
+
+def test_an_optimizer_of_ones_own_is_told_in_place_of_its_arguments(make_trainer, tmp_path):
+    given = {"learning_rate": 0.3, "weight_decay": 0.2, "optim": "sgd"}
+    model = tiny.tiny_vit()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = make_trainer({"model": model, "optimizers": (optimizer, None)}, num_train_epochs=1, **given)
+    trainer.train()
+    trainer.create_model_card()
+    told = json.loads((tmp_path / "out" / "metrics.json").read_bytes())["settings"]
+    assert told["optimizer"] == "SGD(lr=0.1, momentum=0.9, dampening=0, weight_decay=0)"
+    assert not told.keys() & given.keys()
+    assert "* `optimizer`: SGD(lr=0.1, momentum=0.9" in (tmp_path / "out" / "README.md").read_text()
+    kind = torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.7}  # `Trainer` takes that of the arguments
+    settings = settings_of(make_trainer({"optimizer_cls_and_kwargs": kind}, **given))
+    assert (settings["optimizer"], settings["weight_decay"]) == ("SGD(lr=0.1)", 0.2)
+    assert not settings.keys() & {"learning_rate", "optim"}
 
 
 def test_arguments_are_those_of_trainer(make_trainer, tmp_path):

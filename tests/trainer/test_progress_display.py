@@ -19,14 +19,14 @@ import soundfile
 import torch
 from datasets import Audio, Dataset, concatenate_datasets
 from helpers.paths import REPOSITORY
-from helpers.tiny import image_trainer, sound_trainer
+from helpers.tiny import image_trainer, sound_trainer, tiny_vit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.example_data import digits
 from hf_plr.data.loading import load_splits
-from hf_plr.trainer.progress_display import ProgressDisplay, describe, make_plan
+from hf_plr.trainer.progress_display import ProgressDisplay, describe, describe_backbone, make_plan
 from hf_plr.utils import progress
 from hf_plr.utils.progress import track
 
@@ -114,6 +114,17 @@ def test_without_a_terminal_there_are_plain_lines(make_trainer, capsys):
     assert sum("stage: 12 clusters" in line for line in lines) == 2
     assert sum(" loss " in line and "stage" not in line for line in lines) == 3
     assert not any("\x1b" in line or "{" in line for line in lines)
+
+
+def test_the_plan_tells_the_rates_of_an_optimizer_of_ones_own(make_trainer):
+    model = tiny_vit()
+    parameters = list(model.parameters())
+    groups = [{"params": parameters[:4], "lr": 0.02}, {"params": parameters[4:]}]
+    given = make_trainer({"model": model, "optimizers": (torch.optim.SGD(groups, lr=0.5), None)})
+    assert describe_backbone(given).endswith("parameters trained, learning rate 0.02 or 0.5 of SGD")
+    for settings, rate in (({"lr": 0.25}, "0.25"), ({}, "by default")):
+        made = make_trainer({"optimizer_cls_and_kwargs": (torch.optim.Adam, settings)})
+        assert describe_backbone(made).endswith(f"learning rate {rate} of Adam")
 
 
 @pytest.mark.parametrize(

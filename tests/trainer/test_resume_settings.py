@@ -286,7 +286,7 @@ def test_rates_and_groups_are_described_as_they_were_given():
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     described = describe_optimizer(optimizer)
     assert [group["class"] for group in described] == ["SGD", "SGD"]
-    assert described[0]["lr"] == 0.3
+    assert [group["lr"] for group in described] == [0.3, pytest.approx(0.1)]
     assert described == json.loads(json.dumps(described))
     assert describe_optimizer(None, (functools.partial(torch.optim.SGD), {"lr": 0.1}))[0]["lr"] == 0.1
     assert describe_optimizer(None) is None
