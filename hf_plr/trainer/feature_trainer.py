@@ -195,15 +195,20 @@ class FeatureTrainer(Trainer):
     ) -> dict[str, float]:
         """Evaluate as `Trainer` does, with label-free scores of the training samples as `eval_plr/...`.
 
-        They are in the metrics of the first evaluation set where there are several, and alone where there is none.
+        They are in the metrics of the first evaluation set where there are several, and alone where there is none; an
+        empty dict is none.
         """
         self.check_samples()
         if metric_key_prefix == "eval":
             scores = self.label_free_scores()
             self._label_free = {f"eval_{STAGE_PREFIX}{name}": value for name, value in scores.items()}
-        if eval_dataset is not None or self.eval_dataset is not None:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        metrics, self._label_free = self._label_free, {}
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        try:
+            if chosen is not None and chosen != {}:
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics = self._label_free
+        finally:
+            self._label_free = {}  # also after an error: they are of no other evaluation, and of no prediction
         if not metrics:
             return {}
         self.log(metrics)

@@ -195,6 +195,23 @@ def test_an_evaluation_set_with_labels_has_both_kinds_of_scores(make_trainer, so
     assert not any("plr/" in name for name in trainer.evaluate(some_digits, metric_key_prefix="test"))
 
 
+def test_without_an_evaluation_set_there_are_label_free_scores_alone(make_trainer, unlabelled):
+    trainer = make_trainer({"train_dataset": unlabelled, "eval_dataset": {}}, num_train_epochs=1)
+    trainer.train()
+    for scores in (trainer.evaluate(), trainer.evaluate({})):
+        assert "eval_plr/silhouette" in scores
+        assert all(name == "epoch" or name.startswith("eval_plr/") for name in scores)
+    assert not any("plr/" in name for name in trainer.predict(unlabelled.select(range(9))).metrics)
+
+
+def test_scores_of_an_evaluation_that_fails_are_in_no_prediction(make_trainer, some_digits):
+    trainer = make_trainer(num_train_epochs=1)
+    trainer.train()
+    with pytest.raises(ValueError, match="the data set is empty"):
+        trainer.evaluate(some_digits.select([]))
+    assert not any("plr/" in name for name in trainer.predict(some_digits.select(range(9))).metrics)
+
+
 def test_only_the_first_of_several_evaluation_sets_has_them(make_trainer, some_digits):
     sets = {"a": some_digits.select(range(40)), "b": some_digits.select(range(40, 80))}
     trainer = make_trainer({"eval_dataset": sets}, num_train_epochs=1, eval_strategy="epoch")
