@@ -130,7 +130,7 @@ class ScoreCallback(TrainerCallback):
         for name, (low, high) in scores.intervals.items():
             logged |= {f"{name}_low": low, f"{name}_high": high}
         should_log = control.should_log
-        self.trainer.log({f"{SCORE_PREFIX}{name}": value for name, value in logged.items()})
+        self.trainer.record({f"{SCORE_PREFIX}{name}": value for name, value in logged.items()})
         control.should_log = should_log  # logging resets it, and the epoch's loss is still to come
 
 

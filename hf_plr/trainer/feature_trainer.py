@@ -60,6 +60,7 @@ class FeatureTrainer(Trainer):
     _label_free: dict[str, float]
     _kept_features: KeptFeatures | None
     _training_loader: DataLoader | None = None
+    recorded: dict[str, float] | None = None  # what `record` is logging
 
     def _backbone_of(self, model: torch.nn.Module) -> torch.nn.Module:
         """The backbone in the module that is trained."""
@@ -243,6 +244,23 @@ class FeatureTrainer(Trainer):
     def label_free_scores(self) -> dict[str, float]:
         """Scores that need no labels: here the metrics of the last stage, without times; empty before the first."""
         return select_last_stage_metrics(self.state.log_history)
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Log metrics that evaluation, card and report read again, by their names in the log.
+
+        The log history, which checkpoints hold, has all of them, whatever the `log` of a subclass makes of them.
+        """
+        n_before, self.recorded = len(self.state.log_history), metrics
+        try:
+            self.log(dict(metrics))
+        finally:
+            self.recorded = None
+        entry = next((entry for entry in self.state.log_history[n_before:] if metrics.keys() & entry.keys()), None)
+        if entry is None:
+            entry = {}
+            self.state.log_history.append(entry)
+        for name, value in {**metrics, "epoch": self.state.epoch or 0.0, "step": self.state.global_step}.items():
+            entry.setdefault(name, value)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

@@ -199,7 +199,7 @@ class PLRTrainer(BaseTrainer):
             means = self.cluster_objective.rebuild_prototypes(features)
             self._feature_source.decide_dtype(self.extractor, self.train_dataset, features, means[0].directions)
             metrics = self._measure_stage(before, features, means[0], clock)
-        self.log(metrics)
+        self.record(metrics)
 
     def _extract_view(self, positions: torch.Tensor) -> torch.Tensor:
         """Features (n, D) of an augmented view of the samples at these positions, on this process alone."""

@@ -76,9 +76,9 @@ class ProgressDisplay(ProgressCallback):
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print what is logged as one line."""
+        """Print what is logged as one line, of a stage or a scoring all of it, also where a subclass logs less."""
         if state.is_world_process_zero and logs:
-            self._print(describe(logs, state.epoch or 0.0))
+            self._print(describe({**logs, **(self.trainer.recorded or {})}, state.epoch or 0.0))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

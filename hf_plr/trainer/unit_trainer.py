@@ -223,7 +223,7 @@ class UnitTrainer(BaseTrainer):
                 return units
             metrics = unit_metrics(before, units, self.accelerator) | clock.seconds() | self._score_units(units)
             self.reporter.note_stage(self._snapshot(units, None if before is None else before.labels))
-        self.log({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()})
+        self.record({f"{STAGE_PREFIX}{name}": value for name, value in metrics.items()})
         return units
 
     def begin_epoch(self, epoch: int) -> None:

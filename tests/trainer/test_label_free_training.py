@@ -186,6 +186,48 @@ def test_early_stopping_by_a_score_that_should_be_low(make_trainer, unlabelled):
     assert len(evaluations(trainer)) == 2  # nothing is better than the first by 2
 
 
+def drop(log, logs):
+    return log({name: value for name, value in logs.items() if not name.startswith(("plr/", "score/"))})
+
+
+def rename(log, logs):
+    return log({name.replace("/", "."): value for name, value in logs.items()})
+
+
+def keep_few(log, logs):
+    return log({name: value for name, value in logs.items() if name != "plr/churn"})
+
+
+def log_nothing(log, logs):
+    return None
+
+
+@pytest.mark.parametrize("change", [drop, rename, keep_few, log_nothing])
+def test_metrics_of_stages_are_kept_whatever_a_subclass_logs(make_trainer, some_digits, monkeypatch, capsys, change):
+    arguments = {"num_train_epochs": 3, "score_every": 1}
+    plain = make_trainer(**arguments)
+    plain.train()
+    lines = [line.rpartition(",")[0] for line in capsys.readouterr().out.splitlines() if " stage:" in line]
+
+    def changed(trainer):
+        log = trainer.log
+        monkeypatch.setattr(trainer, "log", lambda logs, *_: change(log, dict(logs)))
+        return trainer
+
+    stopped = changed(make_trainer({"callbacks": [StopAt(10)]}, **arguments))
+    stopped.train()
+    resumed = changed(make_trainer(**arguments))
+    resumed.train(resume_from_checkpoint=True)
+    printed = [line.rpartition(",")[0] for line in capsys.readouterr().out.splitlines() if " stage:" in line]
+    assert printed == ([] if change is log_nothing else lines)
+    of_plain, of_changed = plain.summary(), resumed.summary()
+    assert [entry.keys() for entry in of_plain.stages] == [entry.keys() for entry in of_changed.stages]
+    assert of_changed.cluster_facts() == of_plain.cluster_facts()
+    assert resumed.label_free_scores() == plain.label_free_scores()
+    assert of_changed.epoch_scores == of_plain.epoch_scores
+    assert len(of_plain.epoch_scores) == 3
+
+
 def test_an_evaluation_set_with_labels_has_both_kinds_of_scores(make_trainer, some_digits):
     trainer = make_trainer({"eval_dataset": some_digits.select(range(50))}, num_train_epochs=1, eval_strategy="epoch")
     trainer.train()
