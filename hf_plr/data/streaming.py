@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ ROWS_WRITTEN = 32  # together, from memory
 LEAST_FREE = 1 << 30  # bytes of the disk that are left to others
 CACHE_FOLDER = "hf_plr_streams"  # in the cache of `datasets`
 WHOLE = "whole.json"
+LARGEST_FOLDER = 1 << 20  # files; larger folders are not looked through
 # Iterables that go on exactly where they were: a shuffling buffer, for one, does not.
 EXACT = {"ArrowExamplesIterable", "ExamplesIterable", "SelectColumnsIterable", "TakeExamplesIterable"}
 
@@ -69,7 +72,8 @@ def materialise(
     What a killed process has written is kept, shard by shard, and the next call goes on behind it. A call with the same
     stream and number of samples reads nothing of the stream once these are written. With a folder, a call for more goes
     on behind them, and one for fewer takes the first ones. Streams are equal if what makes them is: functions,
-    arguments, and the sizes and times of local files; data sets of the Hub if their revision is.
+    arguments, and the sizes and times of local files, also of those in a folder that is an argument; data sets of the
+    Hub if their revision is. A line says when the samples were read, where they are not read again.
 
     Args:
         stream: the stream, finite unless `max_samples` is given. It must give the same samples whenever it is read.
@@ -85,7 +89,8 @@ def materialise(
     place = Path(datasets.config.HF_DATASETS_CACHE) / CACHE_FOLDER / str(key) if folder is None else Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     shards = _finished_shards(place)
-    if not _has_enough(place, max_samples):
+    is_known = _has_enough(place, max_samples)
+    if not is_known:
         _write(stream, max_samples, place, shards)
         shards = _finished_shards(place)
     if not shards:
@@ -98,7 +103,21 @@ def materialise(
             dataset = dataset.cast_column(name, type(feature)(**restored))
     if key is not None:
         dataset._fingerprint = key  # of what it holds, and not of the times of its files
-    return _take(dataset, max_samples)
+    dataset = _take(dataset, max_samples)
+    if is_known:
+        _announce_kept(stream, place, len(dataset))
+    return dataset
+
+
+def _announce_kept(stream: IterableDataset, place: Path, n_samples: int) -> None:
+    """Say since when samples are kept, as a warning where a generator may have read what nobody else knows of."""
+    made_by = [vars(part).get("generate_examples_fn") for part in _parts(stream._ex_iterable)]
+    is_own = any(type(getattr(each, "__self__", None)).__name__ == "Generator" for each in made_by)
+    if int(os.environ.get("RANK", "0")) == 0:
+        read = datetime.fromtimestamp((place / WHOLE).stat().st_mtime).astimezone()
+        words = "stream: %s samples as read on %s; remove %s to read them again"
+        level = logging.WARNING if is_own else logging.INFO
+        logger.log(level, words, f"{n_samples:,}", read.strftime("%Y-%m-%d %H:%M"), place)
 
 
 def open_stream(dataset: Any, args: BaseTrainingArguments) -> Any:
@@ -209,8 +228,11 @@ def _fingerprint(stream: IterableDataset, max_samples: int | None) -> str:
     """Text that is the same for streams of the same samples, in every process."""
     parts = list(_parts(stream._ex_iterable))
     described = [(type(part).__name__, {k: v for k, v in vars(part).items() if not _is_passing(k)}) for part in parts]
-    files = sorted({path for part in parts for path in _local_files(vars(part).get("kwargs"))})
-    stamps = [(path, os.path.getsize(path), os.stat(path).st_mtime_ns) for path in files]
+    paths = sorted({path for part in parts for path in _local_paths(vars(part).get("kwargs"))})
+    stamps: list[Any] = [
+        (path, os.path.getsize(path), os.stat(path).st_mtime_ns) for path in paths if os.path.isfile(path)
+    ]
+    stamps += [(path, _stamp_folder(path)) for path in paths if not os.path.isfile(path)]
     whole = [described, stamps, str(stream.features), stream.epoch, max_samples]
     try:
         return str(Hasher.hash(whole))
@@ -238,15 +260,43 @@ def _is_exact(stream: IterableDataset) -> bool:
     return {type(part).__name__ for part in _parts(stream._ex_iterable)} <= EXACT
 
 
-def _local_files(value: Any) -> Iterator[str]:
-    """Paths of files among the arguments of an iterable."""
-    if isinstance(value, str):
+def _local_paths(value: Any) -> Iterator[str]:
+    """Paths of files and folders among the arguments of an iterable."""
+    if isinstance(value, (str, os.PathLike)):
         with contextlib.suppress(ValueError):  # a null byte
-            if os.path.isfile(value):
-                yield value
+            if os.path.exists(value):
+                yield os.fsdecode(value)
     elif isinstance(value, dict):
         for inner in value.values():
-            yield from _local_files(inner)
+            yield from _local_paths(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _local_files(inner)
+            yield from _local_paths(inner)
+
+
+def _stamp_folder(folder: str) -> str:
+    """Text that changes with the names, sizes and times of the files in a folder, at any depth; links are followed.
+
+    It is the same for all folders of more than `LARGEST_FOLDER` files, and for the root of all. Streams that are kept
+    in it do not count.
+    """
+    if Path(folder).resolve().parent == Path(folder).resolve():
+        return ""
+    kept = os.path.realpath(os.path.join(datasets.config.HF_DATASETS_CACHE, CACHE_FOLDER))
+    files, seen, places = [], {kept}, [folder]
+    while places:
+        place = places.pop()
+        if (target := os.path.realpath(place)) in seen:
+            continue
+        seen.add(target)
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):  # of two links to a folder, the same one counts
+                with contextlib.suppress(OSError):  # a link to nothing
+                    if entry.is_dir():
+                        places.append(entry.path)
+                    elif entry.is_file():
+                        status = entry.stat()
+                        files.append(f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}")
+                if len(files) > LARGEST_FOLDER:
+                    return ""
+    return hashlib.sha256("\0\0".join(sorted(files)).encode(errors="surrogateescape")).hexdigest()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
+import re
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -144,6 +148,63 @@ def test_the_next_start_finds_the_stream_and_no_other(tables):
     changed = materialise(open_tables(tables), 60)
     assert changed._fingerprint != first._fingerprint
     assert changed["label"][:50] == Dataset.from_parquet(str(tables / "train-1.parquet"))["label"][:]
+
+
+def read_folder(folder):
+    for path in sorted(Path(folder).rglob("*.png")):
+        yield {"image": str(path)}
+
+
+@pytest.mark.parametrize("as_given", [str, Path, lambda folder: {"places": [str(folder)]}])
+def test_a_folder_that_has_changed_is_read_again(tmp_path, as_given):
+    folder = draw(tmp_path / "photos", *(f"a/{i}.png" for i in range(3)))
+
+    def read():
+        given = as_given(folder)
+        arguments = {"folder": folder, "places": given} if isinstance(given, dict) else {"folder": given}
+        features = Features({"image": Image()})
+        generate = (lambda folder, places: read_folder(folder)) if isinstance(given, dict) else read_folder
+        return materialise(IterableDataset.from_generator(generate, features=features, gen_kwargs=arguments))
+
+    first = read()
+    assert read()._fingerprint == first._fingerprint
+    draw(folder, "a/b/3.png")
+    os.symlink(folder, folder / "a" / "loop")
+    grown = read()
+    assert (len(first), len(grown)) == (3, 4)
+    before = (folder / "a" / "b" / "3.png").stat()
+    os.utime(folder / "a" / "b" / "3.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert len({first._fingerprint, grown._fingerprint, read()._fingerprint}) == 3
+
+
+def test_a_folder_that_holds_the_cache_or_too_much_is_known_again(tmp_path, monkeypatch):
+    draw(tmp_path, "0.png")
+
+    def read():
+        features = Features({"image": Image()})
+        return materialise(
+            IterableDataset.from_generator(read_folder, features=features, gen_kwargs={"folder": str(tmp_path)})
+        )
+
+    assert read()._fingerprint == read()._fingerprint
+    draw(tmp_path, "1.png")
+    monkeypatch.setattr(streaming, "LARGEST_FOLDER", 1)
+    large = read()
+    assert streaming._stamp_folder("/") == streaming._stamp_folder(str(tmp_path)) == ""
+    draw(tmp_path, "2.png")
+    assert read()._fingerprint == large._fingerprint
+
+
+def test_a_line_says_when_samples_were_read(tables, some_digits, caplog):
+    caplog.set_level(logging.INFO, logger=streaming.__name__)
+    for stream, level in ((lambda: open_tables(tables), "INFO"), (Counted(some_digits).stream, "WARNING")):
+        caplog.clear()
+        materialise(stream(), 30, tables.parent / level)
+        assert "as read on" not in caplog.text
+        materialise(stream(), 25, tables.parent / level)
+        (record,) = caplog.records
+        assert record.levelname == level
+        assert re.fullmatch(r"stream: 25 samples as read on 20\d\d-\d\d-\d\d .*to read them again", record.getMessage())
 
 
 def test_a_generator_without_features(some_digits):
