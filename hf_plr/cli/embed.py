@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     kind: Kind | None = "image" if args.image_column else "audio" if args.audio_column else None
     extractor, dataset = load_samples(args, find_modality, settings, kind)
     rows = range(len(dataset)) if shard is None else shard.rows(len(dataset))
-    if len(rows) == 0:
+    if shard is not None and len(rows) == 0:
         raise ValueError(f"--shard {shard} has no rows: {args.dataset} has {len(dataset)}")
     record, folder = describe_data(dataset, extractor.modality.column)
     start = time.perf_counter()

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 TEST_SPLITS = ("test", "validation", "val", "valid")
 TABLE_READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 GLOB_CHARACTERS = "[]*?"
+NO_ROWS = "the data set has no rows, or a split of it has none"
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,14 @@ class TableSource:
                 self.builder.info.features = Features.from_dict(features.to_dict())  # plain Audio again
             else:
                 self.builder.download_and_prepare()
-            splits = self.builder.as_dataset()
+            empty = [split for split, info in (self.builder.info.splits or {}).items() if info.num_examples == 0]
+            splits = None if empty else self.builder.as_dataset()
         except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
             raise ValueError(f"dataset_name={self.name!r} cannot be loaded: {error.__cause__ or error}") from error
+        except StopIteration as error:  # of a file without a line
+            raise ValueError(f"dataset_name={self.name!r}: {NO_ROWS}") from error
+        if splits is None:
+            raise ValueError(f"dataset_name={self.name!r}: the data set has no rows in its split {str(empty[0])!r}")
         return DatasetDict({split: self.expose(rows, split) for split, rows in splits.items()})
 
     def stream(self, split: str) -> IterableDataset:
@@ -217,7 +223,10 @@ def _find_in_folder(folder: str, name: str, config_name: str | None, kind: Kind 
     if not os.path.isdir(folder):
         raise ValueError(f"dataset_name={name!r}: there is no folder {folder}")
     if _is_saved(Path(folder)):
-        saved = load_from_disk(folder)
+        try:
+            saved = load_from_disk(folder)
+        except IndexError as error:  # a split without files
+            raise ValueError(f"dataset_name={name!r}: {NO_ROWS}") from error
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     if config_name is not None or _has_configs(Path(folder) / "README.md"):
         return _open_builder(folder, name, config_name)

@@ -167,7 +167,10 @@ def describe_data(dataset: Dataset, column: str) -> tuple[DataRecord, str | None
 
 
 def _find_folder(undecoded: Dataset, column: str) -> str | None:
-    """Find the innermost folder that holds the files of all rows: that of the first and the last path by alphabet."""
+    """Find the innermost folder that holds the files of all rows: that of the first and the last path by alphabet.
+
+    None where paths are not absolute, or there is no row.
+    """
     bounds: list[str] = []
     arrow = undecoded.with_format("arrow")
     for start in range(0, len(undecoded), PATH_ROWS):
@@ -180,7 +183,7 @@ def _find_folder(undecoded: Dataset, column: str) -> str | None:
             if paths.null_count or not (os.path.isabs(found["min"]) and os.path.isabs(found["max"])):
                 return None
             bounds = [min([*bounds, found["min"]]), max([*bounds, found["max"]])]
-    return os.path.commonpath([os.path.dirname(path) for path in bounds])
+    return os.path.commonpath([os.path.dirname(path) for path in bounds]) if bounds else None
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,7 @@ import zipfile
 
 import pandas as pd
 import pytest
-from datasets import Audio, Dataset, Features, Image, Value
+from datasets import Audio, Dataset, DatasetDict, Features, Image, Value
 from helpers.media_folders import draw, labels, record
 from PIL import Image as PILImage
 
@@ -328,3 +328,24 @@ def test_many_tables_take_time_by_their_number(tmp_path, load):
         draw(tmp_path, f"{i:02d}/0.png")
         (tmp_path / f"{i:02d}" / "metadata.csv").write_text(f"file_name,site\n0.png,s{i}\n")
     assert load(tmp_path)[0]["train"]["site"] == [f"s{i}" for i in range(60)]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv", "rows.jsonl", "saved", "splits"])
+def test_data_without_rows_say_so(tmp_path, load, name):
+    empty = Dataset.from_dict({"image": []}, features=Features({"image": Image()}))
+    path = tmp_path / name
+    if name == "rows.parquet":
+        empty.to_parquet(path)
+    elif name == "rows.csv":
+        path.write_text("image,label\n")
+    elif name == "rows.jsonl":
+        path.write_text("")
+    elif name == "saved":
+        empty.save_to_disk(path)
+    else:
+        draw(tmp_path, "a.png")
+        path.mkdir()
+        Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).to_parquet(path / "train.parquet")
+        DatasetDict(train=Dataset.from_parquet(str(path / "train.parquet")), test=empty).save_to_disk(path)
+    with pytest.raises(ValueError, match=f"dataset_name=.*{name}'.*: the data set has no rows"):
+        load(path)

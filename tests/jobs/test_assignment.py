@@ -383,6 +383,21 @@ def test_what_does_not_fit_is_refused_in_one_line(run, folder, tmp_path, capsys)
     assert not os.path.exists(path)
 
 
+def test_data_without_rows_are_refused(run, new_digits, tmp_path, capsys):
+    _, out, _ = run
+    empty = new_digits.select([])
+    with pytest.raises(ValueError, match="the data set is empty: give one with at least one row"):
+        hf_plr.assign(out, empty)
+    empty.to_parquet(tmp_path / "empty.parquet")
+    new_digits.filter(lambda _: False).save_to_disk(tmp_path / "saved")
+    for command in ("assign", "embed"):
+        asked = [command, "--model", out, "--output", str(tmp_path / "o.parquet"), "--dataset"]
+        assert main([*asked, str(tmp_path / "empty.parquet")]) == 2
+        assert "empty.parquet': the data set has no rows in its split 'train'" in capsys.readouterr().err
+        assert main([*asked, str(tmp_path / "saved")]) == 2
+        assert "the data set is empty: give one with at least one row" in capsys.readouterr().err
+
+
 def test_without_the_hub_the_clusters_in_the_cache_are_read_and_others_are_not_said_to_be_missing(
     run, tmp_path, monkeypatch, caplog
 ):
