@@ -23,6 +23,7 @@ from hf_plr.utils.progress import track
 
 HEADERS_READ = 32  # recordings whose files are in memory together
 SCALE, SAMPLE = np.dtype(np.float32), np.dtype(np.int16)  # of a clip in the cache
+KEPT_FORM = "exact where 16 bits are"  # of samples and scale; names other files than those of other forms
 MUCH_LONGER = 10  # times the median length, from where on a recording is warned of
 
 
@@ -103,7 +104,8 @@ class AudioStore(SampleStore):
     decoded. One that turns out to be shorter than its header says, as a truncated MP3, has its true length when the
     store is checked, see `SampleStore`. Waveforms are kept in 16 bits when they are decoded for the first time: in
     memory if all of them fit into `cache_bytes`, or in a file (see `DecodedCache`). Otherwise they are decoded again
-    when needed, with the same values.
+    when needed, with the same values. Those of files of 16 bits and one channel at the rate of the model are exact,
+    others are rounded to their peak / 32767.
 
     Where `audio_format` has a segmentation, every segment of a recording is a sample, with the label of the recording.
     Recordings are then read segment by segment. One that turns out to be damaged is left out as a whole.
@@ -254,7 +256,7 @@ class AudioStore(SampleStore):
         if cache_dir is not None:
             form, lengths = self.audio_format, hashlib.sha256(self._clip_lengths.tobytes()).hexdigest()
             settings = f"{form.sampling_rate}|{form.max_samples}|{form.segmentation}|{lengths}"
-            key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}"
+            key = f"{self._fingerprint}|{self._column_name}|{self._stamp}|{settings}|{KEPT_FORM}"
             return DecodedCache.in_file(cache_dir, "sounds", key, offsets)
         is_small = SAMPLE.itemsize * int(self._clip_lengths.sum()) <= cache_bytes
         return DecodedCache.in_memory(offsets) if is_small else None
@@ -378,13 +380,19 @@ class _Clip(NamedTuple):
     """A waveform in 16 bits: samples x scale."""
 
     samples: torch.Tensor  # int16 (T,)
-    scale: float  # peak / 32767, exact in float32; 0 for silence
+    scale: float  # 2^-15 where that gives the very waveform, otherwise peak / 32767; exact in float32; 0 for silence
 
     @classmethod
     def from_waveform(cls, waveform: np.ndarray) -> _Clip:
-        scale = np.abs(waveform).max() / np.float32(32767)
+        peak = np.abs(waveform).max()
+        scale = peak / np.float32(32767)
         if scale < np.finfo(np.float32).tiny:  # a division would overflow
             return cls(torch.zeros(len(waveform), dtype=torch.int16), 0.0)
+        if peak <= 1:  # as of a file of 16 bits at this rate?
+            steps = waveform * np.float32(2**15)  # exact
+            samples = np.rint(steps)
+            if np.array_equal(samples, steps) and samples.max() < 2**15:
+                return cls(torch.from_numpy(samples.astype(np.int16)), 2.0**-15)
         return cls(torch.from_numpy(np.rint(waveform / scale).astype(np.int16)), float(scale))
 
     @classmethod

@@ -56,7 +56,7 @@ def test_it_trains_and_the_card_of_what_it_saves_runs_elsewhere(make, some_sound
     assert run.returncode == 0, run.stderr
     features = trainer.extract_features()
     found = torch.tensor(eval(run.stdout.strip().splitlines()[-1]))
-    torch.testing.assert_close(found, features[position], atol=1e-3, rtol=1e-3)  # 16 bits in the cache
+    torch.testing.assert_close(found, features[position], atol=1e-6, rtol=1e-6)  # of a file of 16 bits at this rate
 
     (tmp_path / "data").mkdir()
     some_sounds.to_parquet(tmp_path / "data" / "train.parquet")
@@ -64,6 +64,7 @@ def test_it_trains_and_the_card_of_what_it_saves_runs_elsewhere(make, some_sound
     assert main(["embed", *command, "--batch_size", "8", "--output", str(tmp_path / "f.parquet")]) == 0
     embedded = np.stack(pd.read_parquet(tmp_path / "f.parquet")["feature"])
     np.testing.assert_allclose(embedded, features.numpy()[np.argsort(trainer.train_dataset.rows)], atol=1e-5)
+    np.testing.assert_allclose(found, embedded[row], atol=1e-6, rtol=1e-6)
     capsys.readouterr()
 
 
