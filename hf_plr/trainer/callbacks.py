@@ -59,6 +59,7 @@ class StageCallback(TrainerCallback):
     def __init__(self, trainer: BaseTrainer):
         self.trainer = trainer
         self.epoch = 0
+        self._is_under_way = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove what an earlier training left, and forget what of it was to be pushed.
@@ -68,11 +69,16 @@ class StageCallback(TrainerCallback):
         self.epoch = int(state.epoch or 0)
         if self.trainer.resumed_from is not None:
             state.best_model_checkpoint = find_best_beside(self.trainer.resumed_from, args.output_dir)
-        if state.global_step == 0 and self.trainer.has_labels:
+        if state.global_step == 0 and self._is_under_way:
             self.trainer.begin_labels()
+        self._is_under_way = True
         if state.global_step == 0 and state.is_world_process_zero:
             remove_earlier_run(args.output_dir)
         self.trainer.publisher.begin_training()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that this training needs no other attempt."""
+        self._is_under_way = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Prepare the epoch: a stage, where one is due, and the report of it."""
