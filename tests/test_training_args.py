@@ -247,6 +247,11 @@ def test_the_metric_for_the_best_model_has_a_direction(tmp_path, metric, greater
     )
     assert args.metric_for_best_model == (metric or "knn_accuracy")
     assert args.greater_is_better is greater_is_better
+    assigned = PLRTrainingArguments(str(tmp_path), eval_strategy="epoch")
+    assigned.load_best_model_at_end, assigned.metric_for_best_model = True, metric
+    assigned.check()
+    assert assigned.metric_for_best_model == (metric or "knn_accuracy")
+    assert assigned.greater_is_better is greater_is_better
 
 
 def test_bfloat16_is_the_default_where_a_gpu_has_it(tmp_path, monkeypatch):

@@ -300,14 +300,7 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             self.dataloader_num_workers = count_default_workers()
             self.by_default |= {"dataloader_num_workers"}
         self._check_values()  # before transformers computes with them
-        self.metric_for_best_model: str | None
-        self.greater_is_better: bool | None
-        metric = (self.metric_for_best_model or "").removeprefix("eval_")
-        if metric.startswith("plr/") and self.greater_is_better is None:
-            self.greater_is_better = metric.removeprefix("plr/") not in LOWER_IS_BETTER
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model = "knn_accuracy"
-            self.greater_is_better = True
+        self._complete_best_metric()  # transformers takes the loss
         if torch.backends.mps.is_available() and not self.use_cpu:
             self.use_cpu = True  # sums that decide labels are exact in float64, which Apple's GPUs lack
             logger.warning("Training on the CPU: sums are exact in float64, which Apple's GPUs (MPS) do not have.")
@@ -344,9 +337,20 @@ class BaseTrainingArguments(BackboneArguments, TrainingArguments):
             ValueError: if a value is outside its range, or has no effect beside others, naming the argument.
         """
         self._check_values()
+        self._complete_best_metric()
         refuse_ignored(self, OF_ALL)
         check_segments(self.segment_seconds, self.segment_overlap)
         refuse_unsupported(self)
+
+    def _complete_best_metric(self) -> None:
+        """Choose the metric of the best model where none is named, and whether more of it is better."""
+        self.metric_for_best_model: str | None
+        self.greater_is_better: bool | None
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "knn_accuracy"
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if metric and self.greater_is_better is None:
+            self.greater_is_better = metric.removeprefix("plr/") not in LOWER_IS_BETTER and not metric.endswith("loss")
 
     def _check_values(self) -> None:
         for declared_in in (BackboneArguments, BaseTrainingArguments, InheritedLimits):
