@@ -158,11 +158,16 @@ class PairTerm:
         A batch on a GPU is looked at where the epoch begins, since the host would wait for it at every step.
 
         Raises:
-            ValueError: if the batch does not hold every sample twice in a row.
+            ValueError: if the batch does not hold every sample twice in a row, or is odd.
         """
         is_read = index.device.type == "cpu" or epoch != self._checked_epoch
         self._checked_epoch = epoch
-        if len(index) % 2 or (is_read and not torch.equal(index[0::2], index[1::2])):
+        if len(index) % 2:
+            raise ValueError(
+                f"a batch of {len(index)} views cuts a pair in two, and the pair term compares both: use an even batch "
+                "size, or pair_weight=0"
+            )
+        if is_read and not torch.equal(index[0::2], index[1::2]):
             raise ValueError(
                 "a batch does not hold every sample twice in a row, as the pair term compares them: take "
                 "sampler=self._get_train_sampler() in a loader of your own, or pair_weight=0"

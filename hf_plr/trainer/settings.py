@@ -163,8 +163,8 @@ def check_same_settings(
 
 
 def _normalize_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in which `out`, `./out` and `out/` are one folder."""
-    folders = {name: os.path.normpath(settings[name]) for name in FOLDERS if settings.get(name) is not None}
+    """Settings in which a folder is the same however it is written."""
+    folders = {name: os.path.realpath(settings[name]) for name in FOLDERS if settings.get(name) is not None}
     return settings | folders
 
 
