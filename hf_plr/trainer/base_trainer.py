@@ -348,8 +348,8 @@ class BaseTrainer(FeatureTrainer, ABC):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # With save_strategy="best" the answer decides alone, and where a signal stops training, it is to save.
-        is_best = not is_still_missing(self.args, metrics) and bool(super()._determine_best_metric(metrics, trial))
-        return is_best or self._stop_signal.stopped
+        lacks = is_still_missing(self.args, self.state.log_history)
+        return (not lacks and bool(super()._determine_best_metric(metrics, trial))) or self._stop_signal.stopped
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._checkpoint_writer.place(super()._get_output_dir(trial))

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
-from hf_plr.evaluation.evaluators import BY_METRIC
 from hf_plr.evaluation.label_free import LABEL_FREE_SCORES
 from hf_plr.refinement import NOISE, ClusterEvents
-from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX
+from hf_plr.report.summary import LABEL_SCORE_PREFIX, STAGE_PREFIX, select_last_stage_metrics
 from hf_plr.training_args import UnitTrainingArguments
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ LATER = (*OF_CHANGES, SOFT)  # may be missing at the first evaluations
 def check_stage_metric(trainer: BaseTrainer) -> None:
     """Refuse a best model, or a schedule, by a metric of stages that no evaluation of this run gives.
 
-    A subclass of the user's may add metrics of its own, and names that are not known are left to it.
+    A subclass of the user's that gives scores of its own may give any.
 
     Raises:
         ValueError: naming the metric.
@@ -41,25 +40,26 @@ def check_stage_metric(trainer: BaseTrainer) -> None:
     args, name = trainer.args, _name_in_stage(trainer.args)
     if name is None or (args.eval_strategy == "no" and not args.load_best_model_at_end):
         return
+    methods = (type(trainer).label_free_scores, type(trainer).score_labels)
+    if not all(method.__module__.startswith("hf_plr.") for method in methods):
+        return
     is_of_frames = isinstance(args, UnitTrainingArguments)
     known = OF_FRAMES if is_of_frames else (*OF_SAMPLES, SOFT, LABELINGS)
     known += OF_CHANGES[:1] if is_of_frames else OF_CHANGES
     scores = LABEL_SCORES_OF_FRAMES if is_of_frames else LABEL_SCORES
     if name in (*known, *scores):
         reason = _find_obstacle(trainer, name, is_of_score=name in scores)
-    elif type(trainer).__module__.startswith("hf_plr."):
-        reason = f"no stage gives it; those that need no labels are {', '.join(known)}"
     else:
-        return
+        reason = f"no stage gives it; those that need no labels are {', '.join(known)}"
     if reason:
         instead = "changed_share" if is_of_frames else "silhouette"
         raise ValueError(f"metric_for_best_model={args.metric_for_best_model!r}: {reason}. Take plr/{instead}, say")
 
 
-def is_still_missing(args: TrainingArguments, metrics: dict[str, float]) -> bool:
-    """Whether the metric of the best model is one of `LATER` that an evaluation does not have yet."""
+def is_still_missing(args: TrainingArguments, log: list[dict[str, float]]) -> bool:
+    """Whether the metric of the best model is one of `LATER` that the last stage in the log history lacks."""
     name = _name_in_stage(args)
-    return name in LATER and f"eval_{STAGE_PREFIX}{name}" not in metrics
+    return name in LATER and name not in select_last_stage_metrics(log)
 
 
 def _name_in_stage(args: TrainingArguments) -> str | None:
@@ -80,11 +80,4 @@ def _find_obstacle(trainer: Any, name: str, is_of_score: bool) -> str:
         return "refinement makes no soft targets"
     if name == LABELINGS and len(trainer.labelings) == 1:
         return "there is one labeling"
-    is_continued = getattr(trainer, "continuation", None) is not None
-    is_late = args.refine_start_epoch > 0 if name == SOFT else name in OF_CHANGES and not is_continued
-    scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    if is_late and scheduler in BY_METRIC and args.eval_delay <= 1:
-        return (
-            f"lr_scheduler_type={scheduler!r} needs it at every evaluation, and without eval_delay the first lacks it"
-        )
     return ""

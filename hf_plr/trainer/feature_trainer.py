@@ -28,6 +28,7 @@ from hf_plr.features.first_pass import check_samples
 from hf_plr.features.kept_features import KeptFeatures
 from hf_plr.modality import Modality, SampleOpener
 from hf_plr.report.summary import STAGE_PREFIX, select_last_stage_metrics
+from hf_plr.trainer.best_metric import is_still_missing
 from hf_plr.trainer.ema import EMATeacher
 from hf_plr.training_args import BaseTrainingArguments
 from hf_plr.utils.rng import isolate_rng
@@ -214,6 +215,12 @@ class FeatureTrainer(Trainer):
             return {}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        # A schedule by a metric that the first stages lack begins with the first evaluation that has it.
+        lacks = is_still_missing(self.args, self.state.log_history)
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler or lacks)
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -120,6 +120,31 @@ def test_the_best_checkpoint_by_a_change_is_one_after_the_second_stage(make_trai
     assert trainer.state.best_global_step > 7
 
 
+@pytest.mark.parametrize("settings", [{}, {"eval_strategy": "steps", "eval_steps": 2, "eval_delay": 2}])
+def test_a_schedule_by_a_change_begins_after_the_second_stage(make_trainer, unlabelled, monkeypatch, settings):
+    arguments = {**BEST, "load_best_model_at_end": False, **settings, "metric_for_best_model": "plr/churn"}
+    trainer = make_trainer({"train_dataset": unlabelled}, **arguments, lr_scheduler_type="reduce_lr_on_plateau")
+    seen = []
+    step = torch.optim.lr_scheduler.ReduceLROnPlateau.step
+    monkeypatch.setattr(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, "step", lambda self, value: seen.append(value) or step(self, value)
+    )
+    trainer.train()
+    assert seen == [entry["eval_plr/churn"] for entry in evaluations(trainer) if "eval_plr/churn" in entry]
+    assert 0 < len(seen) < len(evaluations(trainer))
+
+
+def test_a_label_score_of_a_subclass_is_its_own(unlabelled, tmp_path):
+    class Own(PLRTrainer):
+        def label_free_scores(self):
+            return super().label_free_scores() | {"score/pseudo_label_nmi": 0.5}
+
+    settings = {**BEST, "save_strategy": "epoch", "metric_for_best_model": "plr/score/pseudo_label_nmi"}
+    arguments = PLRTrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **settings)
+    trainer = Own(tiny_vit(), arguments, unlabelled, small_vit_processor(16))
+    check_stage_metric(trainer)
+
+
 @pytest.mark.parametrize(
     ("metric", "settings", "message"),
     [
@@ -127,11 +152,6 @@ def test_the_best_checkpoint_by_a_change_is_one_after_the_second_stage(make_trai
         ("plr/score/pseudo_label_nmi", {}, "it needs true labels, and there are none. Take plr/silhouette"),
         ("plr/soft_share", {}, "refinement makes no soft targets"),
         ("plr/labelings_ari", {}, "there is one labeling"),
-        (
-            "plr/churn",
-            {"lr_scheduler_type": "reduce_lr_on_plateau"},
-            "lr_scheduler_type='reduce_lr_on_plateau' needs it at every evaluation",
-        ),
     ],
 )
 def test_a_metric_that_no_stage_gives_is_refused_at_the_start(make_trainer, unlabelled, metric, settings, message):

@@ -19,6 +19,7 @@ TRAINER_METHODS = (
     *(
         "_finish_current_push",
         "_determine_best_metric",
+        "_evaluate",
         "_prepare_inputs",
         "_get_output_dir",
         "_get_dataloader",
