@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, set_seed
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_plr import PLRTrainer, PLRTrainingArguments
 from hf_plr.data.image_store import read_image_sizes
@@ -344,7 +344,8 @@ def source_args(recipe: RecipeArguments, args: ReidPLRArguments, folder: Path) -
     ours.prototype_momentum = 0.9
     ours.samples_per_cluster = 1
     ours.save_strategy = SaveStrategy.NO
-    ours.load_best_model_at_end = False
+    ours.eval_strategy = IntervalStrategy.NO
+    ours.load_best_model_at_end, ours.metric_for_best_model = False, None
     ours.push_to_hub = False
     return ours
 

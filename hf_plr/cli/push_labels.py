@@ -6,22 +6,20 @@
 `out` is the output folder of a run. The data set has one row per sample: its index, its file if that is known, its
 label, previous label and confidence, or its units; of segments of recordings also start and end. The images or
 recordings themselves are pushed only with --with_media and the run's data: a Hub id, a folder, a folder of parquet
-files, an archive or a table. Labels of segments go without them. Of Market-1501, MSMT17 and VeRi-776 as they were
-unpacked the training part is taken, as in `hf-plr train reid`.
+files, an archive or a table. Of a folder that `hf-plr train reid` was given, the training part is taken. Labels of
+segments go without them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_plr.cli.push import add_hub_arguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from hf_plr.data.media_kinds import Kind
 
 SUMMARY = "push a run's labels to the Hub, as a data set"
 
@@ -55,23 +53,22 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _select_media(args: argparse.Namespace) -> Dataset:
-    """Select the images or recordings of the labels, from the data as the run took them."""
+    """Select the images or recordings of the labels, from the data as one of the recipes takes them."""
     from hf_plr.data.columns import find_modality_column
     from hf_plr.data.loading import choose_split, load_splits
     from hf_plr.hub.label_dataset import select_labelled_media
-    from hf_plr.reid.reid_data import find_layout, load_split
+    from hf_plr.reid.reid_data import find_reid_folder, load_reid_folder
 
-    def select(dataset: Dataset) -> Dataset:
+    def select(splits: Any) -> Dataset:
+        dataset = choose_split(splits, args.with_media, args.split)
         _, column = find_modality_column(dataset, args.image_column, args.audio_column)
         return select_labelled_media(args.folder, dataset, column)
 
-    name, config_name, split = args.with_media, args.dataset_config_name, args.split
-    kind: Kind | None = "image" if args.image_column else "audio" if args.audio_column else None
     try:
-        return select(load_split(name, config_name, split, kind))
+        return select(load_splits(args.with_media, args.dataset_config_name))
     except ValueError:
-        if find_layout(name, kind) is None:
-            raise
-        with contextlib.suppress(ValueError):  # `hf-plr train image` takes a folder in such a layout as any other
-            return select(choose_split(load_splits(name, config_name, kind), name, split))
+        with contextlib.suppress(ValueError):  # the first refusal says more of data in no such layout
+            folder = find_reid_folder(args.with_media)
+            if folder is not None:
+                return select(load_reid_folder(folder))
         raise

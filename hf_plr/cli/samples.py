@@ -94,11 +94,11 @@ def load_samples(
     from accelerate import Accelerator
 
     from hf_plr.data.loader import StoreLoader
+    from hf_plr.data.loading import choose_split, load_splits
     from hf_plr.features.extractor import FeatureExtractor
-    from hf_plr.reid.reid_data import load_split
     from hf_plr.training_args import PLRTrainingArguments
 
-    dataset = load_split(args.dataset, args.dataset_config_name, args.split, kind)
+    dataset = choose_split(load_splits(args.dataset, args.dataset_config_name, kind), args.dataset, args.split)
     training = PLRTrainingArguments(  # nothing is written there
         output_dir=".", skip_unreadable=args.skip_unreadable, report_to="none", **settings
     )

@@ -169,7 +169,7 @@ def find_source(name: str, config_name: str | None = None, kind: Kind | None = N
     if os.path.isfile(path):
         return _find_file(os.path.abspath(path), name, config_name, kind)
     if "/" not in name:  # more often a misspelled folder than a data set without an owner; an answer takes its time
-        announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
+        _announce(f"There is no folder or file {name!r} here: asking the Hub for a data set", is_complete=False)
     return _open_builder(name, name, config_name)
 
 
@@ -213,12 +213,6 @@ def draw_rows(n_rows: int, max_samples: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n_rows)[:max_samples])
 
 
-def announce(line: str, is_complete: bool) -> None:
-    """Log a line on what is loaded, in the first of several processes; as a warning if something was left out."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        logger.log(logging.INFO if is_complete else logging.WARNING, line)
-
-
 def _find_in_folder(folder: str, name: str, config_name: str | None, kind: Kind | None) -> DatasetDict | TableSource:
     if not os.path.isdir(folder):
         raise ValueError(f"dataset_name={name!r}: there is no folder {folder}")
@@ -238,12 +232,12 @@ def _find_in_folder(folder: str, name: str, config_name: str | None, kind: Kind 
     if n_files and n_files >= n_rows:
         chosen = MediaFolder(contents, taken)
         splits = chosen.load()
-        announce(f"{name}: {chosen.describe()}", chosen.is_complete)
+        _announce(f"{name}: {chosen.describe()}", chosen.is_complete)
         return splits
     n_others = len(contents.tables) - len(tables)
     if n_rows and (n_files or n_others):
         also = f", {n_files:,} files and {n_others:,} other tables beside them are left out"
-        announce(f"{name}: tables with {n_rows:,} rows are taken{also}", is_complete=False)
+        _announce(f"{name}: tables with {n_rows:,} rows are taken{also}", is_complete=False)
     if n_rows and (n_files or n_others or _has_pattern(folder)):
         return _open_tables(_by_split({table: contents.tables[table] for table in tables}), name)
     if contents.files and not contents.tables:
@@ -395,3 +389,9 @@ def _has_configs(card: Path) -> bool:
         return bool((metadata_load(card) or {}).get("configs")) if card.exists() else False
     except (ValueError, AttributeError, yaml.YAMLError):  # no valid YAML, or no mapping
         return False
+
+
+def _announce(line: str, is_complete: bool) -> None:
+    """Log a line in the first of several processes, as a warning if something was left out."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        logger.log(logging.INFO if is_complete else logging.WARNING, line)

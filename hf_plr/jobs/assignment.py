@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from hf_plr.clustering.novelty import KNOWN_CLUSTERS_FILE, KnownClusters
 from hf_plr.data.audio_store import AudioStore
+from hf_plr.data.loading import choose_split, load_splits
 from hf_plr.data.media_columns import flatten_nested
 from hf_plr.jobs.embedding import describe_data, make_extractor
 from hf_plr.jobs.run_settings import is_adapter_of_run, read_run_settings
@@ -22,7 +23,6 @@ from hf_plr.jobs.sample_assigner import SampleAssigner
 from hf_plr.modality import Modality
 from hf_plr.pseudo_labels.label_files import INDEX_COLUMN, LABEL_COLUMN, SPAN_COLUMNS, level_column
 from hf_plr.refinement.cluster_tree import Level
-from hf_plr.reid.reid_data import load_split
 from hf_plr.report.assigned import AssignedSamples
 from hf_plr.report.drift import TimeBins, bin_times
 from hf_plr.report.html.assigned_files import write_assigned
@@ -134,7 +134,7 @@ def assign(
     title = dataset if isinstance(dataset, str) else "the data set"
     if isinstance(dataset, str):
         kind: Any = "image" if settings.get("image_column") else "audio" if settings.get("audio_column") else None
-        dataset = load_split(dataset, dataset_config_name, split, kind)
+        dataset = choose_split(load_splits(dataset, dataset_config_name, kind), dataset, split)
     dataset = flatten_nested(dataset)
     times = None if time_column is None else bin_times(dataset, time_column)
     extractor = make_extractor(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -15,10 +14,9 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 
 from hf_plr.data.archives import archive_stem, unpack
 from hf_plr.data.columns import check_column, find_image_column
-from hf_plr.data.loading import announce, choose_split, load_splits, load_tables
-from hf_plr.data.media_kinds import Kind, identify_name
+from hf_plr.data.loading import choose_split, load_splits, load_tables
+from hf_plr.data.media_kinds import identify_name
 from hf_plr.data.true_labels import encode_labels
-from hf_plr.utils.words import count_noun
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +35,8 @@ MSMT17_LISTS = {
     "gallery": ("list_gallery.txt",),
 }
 MSMT17_FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))  # V1 and V2: for training, for both others
-MARKERS = {
-    "Market-1501": MARKET1501["train"],
-    "MSMT17": MSMT17_LISTS["train"][0],
-    "VeRi-776": VERI776["train"],
-}
-LAYOUTS = ", ".join(f"{name} ({marker})" for name, marker in MARKERS.items())
+MARKERS = (MARKET1501["train"], MSMT17_LISTS["train"][0], VERI776["train"])
+LAYOUTS = "Market-1501 (bounding_box_train), MSMT17 (list_train.txt), VeRi-776 (image_train)"
 
 
 @dataclass(frozen=True)
@@ -140,42 +134,6 @@ def load_reid_data(
     return ReidData(reid_splits["train"], reid_splits.get("query"), reid_splits.get("gallery"))
 
 
-def load_split(name: str, config_name: str | None = None, split: str = "train", kind: Kind | None = None) -> Dataset:
-    """Load a split for a command: rows that are those of a run on the same data.
-
-    Args:
-        name: a folder or archive in one of the layouts of `load_reid_folder`, whose splits are train, query and
-            gallery; or a name for `load_splits` of hf_plr.data.loading.
-        config_name: configuration of a Hub data set.
-        split: name of the split.
-        kind: "image" or "audio", where a folder may hold both; None for what is more.
-
-    Raises:
-        ValueError: if the data set or the split does not exist, naming it.
-    """
-    folder = find_layout(name, kind)
-    if folder is None:
-        return choose_split(load_splits(name, config_name, kind), name, split)
-    splits = load_reid_folder(folder)
-    rows = choose_split(splits, name, split)
-    others = [other for other in splits if splits[other] is not rows]
-    left_out = f"; {' and '.join(others)} {'is' if len(others) == 1 else 'are'} left out" if others else ""
-    layout = next(layout for layout, marker in MARKERS.items() if (folder / marker).exists())
-    words = f"{count_noun(len(rows), 'image')} of {split} in the layout of {layout}, as hf-plr train reid takes them"
-    announce(f"{name}: {words}{left_out}", is_complete=not others)
-    return rows
-
-
-def find_layout(name: str, kind: Kind | None = None) -> Path | None:
-    """Find the folder in a known layout that `load_split` takes; None where it takes the data as `load_splits` does.
-
-    Args:
-        name, kind: see `load_split`.
-    """
-    found = [] if kind == "audio" or not name else _list_reid_folders(Path(_open_folder(name)))
-    return found[0] if len(found) == 1 else None
-
-
 def _warn_of_unknown_cameras(split: ReidSplit, part: str, column: str | None) -> None:
     """Warn of the images with an identity whose camera is not known."""
     has_identity = split.identities != JUNK
@@ -208,10 +166,15 @@ def find_reid_folder(path: str | os.PathLike[str]) -> Path | None:
     Raises:
         ValueError: if several folders in it are in a known layout.
     """
-    candidates = _list_reid_folders(Path(path))
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    if _has_known_layout(folder):
+        return folder
+    candidates = [child for child in sorted(folder.iterdir()) if child.is_dir() and _has_known_layout(child)]
     if len(candidates) > 1:
         raise ValueError(
-            f"{path} holds several data sets ({', '.join(child.name for child in candidates)}): give the path of one"
+            f"{folder} holds several data sets ({', '.join(child.name for child in candidates)}): give the path of one"
         )
     return candidates[0] if candidates else None
 
@@ -264,17 +227,8 @@ def load_reid_folder(path: str | os.PathLike[str]) -> DatasetDict:
 Row = tuple[str, int, int]  # path, identity, camera
 
 
-def _list_reid_folders(folder: Path) -> list[Path]:
-    """List the folder itself if it is in a known layout, or else those in it that are."""
-    if _has_known_layout(folder):
-        return [folder]
-    with contextlib.suppress(OSError):  # no folder, or one that may not be read
-        return [child for child in sorted(folder.iterdir()) if _has_known_layout(child)]
-    return []
-
-
 def _has_known_layout(folder: Path) -> bool:
-    return any(os.path.exists(folder / marker) for marker in MARKERS.values())
+    return any((folder / marker).exists() for marker in MARKERS)
 
 
 def _iterate_named_images(folder: Path, split: str, name: str) -> Iterator[Row]:

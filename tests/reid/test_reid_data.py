@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from hf_plr.data.image_geometry import ImageGeometry
 from hf_plr.data.image_store import ImageStore
 from hf_plr.models.vision import small_vit_processor
-from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data, load_reid_folder, load_split
+from hf_plr.reid.reid_data import ReidData, ReidSplit, load_reid_data, load_reid_folder
 from hf_plr.reid.retrieval_evaluator import RetrievalEvaluator, can_score
 
 MARKET = {
@@ -134,42 +134,6 @@ def test_msmt17(msmt17):
     assert rows(splits["query"]) == [(0, 5)]
     assert rows(splits["gallery"]) == [(0, 6)]
     assert splits["gallery"][0]["image"].size == (4, 8)
-
-
-@pytest.mark.parametrize("layout", ["market", "veri"])
-def test_commands_take_the_training_part_of_named_images(request, layout, caplog, monkeypatch, tmp_path):
-    check_commands(request.getfixturevalue(layout), caplog, monkeypatch, tmp_path)
-
-
-def test_commands_take_the_training_part_of_listed_images(msmt17, caplog, monkeypatch, tmp_path):
-    check_commands(msmt17, caplog, monkeypatch, tmp_path)
-
-
-def check_commands(folder, caplog, monkeypatch, tmp_path):
-    archive = shutil.make_archive(str(tmp_path / "zipped" / "data"), "zip", folder.parent, folder.name)
-    monkeypatch.chdir(folder.parent)
-    expected = load_reid_data(str(folder))
-    for name in (str(folder), folder.name, str(folder.parent), archive):
-        caplog.clear()
-        images = load_split(name, kind="image")
-        paths = [Path(row["image"]["path"]).name for row in images.cast_column("image", Image(decode=False))]
-        of_run = expected.train.images.cast_column("image", Image(decode=False))
-        assert paths == [Path(row["image"]["path"]).name for row in of_run]
-        assert f"{name}: {len(paths)} images of train in the layout of " in caplog.text
-        assert "as hf-plr train reid takes them; query and gallery are left out" in caplog.text
-    assert len(load_split(str(folder), split="query")) == len(expected.query.images)
-    assert "1 images of query" not in caplog.text
-    with pytest.raises(ValueError, match="has no split 'holdout'; its splits are: train, query, gallery"):
-        load_split(str(folder), split="holdout")
-
-
-def test_commands_take_other_folders_as_they_are(market, tmp_path, caplog):
-    draw(tmp_path / "photos" / "a.png")
-    assert len(load_split(str(tmp_path / "photos"))) == 1
-    assert "layout" not in caplog.text
-    assert len(load_split(str(market / "query"))) == 1
-    shutil.copytree(market, tmp_path / "another")  # beside the first: neither is meant
-    assert len(load_split(str(tmp_path))) == 2 * 8 + 1
 
 
 def test_folders_that_are_not_there_or_not_known(tmp_path, market):
