@@ -341,28 +341,19 @@ def test_max_steps_and_the_metric_of_the_best_model_are_of_the_target_alone(tmp_
     assert steps == [6, 1]
 
 
-@pytest.fixture
-def pushed(monkeypatch):
-    """What `hf-plr push-labels` would push: labels and media by row."""
-    found = []
+def test_labels_are_pushed_with_the_images_of_the_run(target, tmp_path, monkeypatch, capsys):
+    pushed = []  # names of images
 
     def keep(folder, repo_id, *, media, **options):
-        stored = [Path(row["path"]).name for row in media[media.column_names[0]]]
-        found.append((pd.read_parquet(Path(folder) / "pseudo_labels.parquet"), stored))
+        pushed.append([Path(row["path"]).name for row in media["image"]])
         return repo_id, "https://hub"
 
     monkeypatch.setattr("hf_plr.hub.label_dataset.push_labels", keep)
-    return found
-
-
-def test_labels_are_pushed_with_the_images_of_the_run(target, tmp_path, pushed, capsys):
     recipe, out = load_script(REID_PLR), tmp_path / "out"  # as above
     recipe.main(["--dataset_name", str(target), "--output_dir", str(out), *TINY, "--num_train_epochs", "1"])
     push = ["push-labels", "--repo", "me/labels", "--with_media"]
     assert main([*push, str(target), str(out)]) == 0, capsys.readouterr().err
-    labels, names = pushed.pop()
-    assert names == labels["file"].tolist()
-    assert len(names) == 108
+    assert pushed.pop() == pd.read_parquet(out / "pseudo_labels.parquet")["file"].tolist()
 
     (folder,) = target.iterdir()
     files = sorted(str(path) for path in folder.rglob("*.jpg"))  # as `hf-plr train image` takes them
@@ -372,7 +363,7 @@ def test_labels_are_pushed_with_the_images_of_the_run(target, tmp_path, pushed, 
     )
     frame.to_parquet(out / "pseudo_labels.parquet")
     assert main([*push, str(target), str(out)]) == 0, capsys.readouterr().err
-    assert pushed[0][1] == frame["file"].tolist()
+    assert pushed == [frame["file"].tolist()]
     frame.assign(digest=digests[::-1]).to_parquet(out / "pseudo_labels.parquet")
     assert main([*push, str(target), str(out)]) == 2
     assert "it is not the one that the run was given" in capsys.readouterr().err
