@@ -32,7 +32,7 @@ LATER = (*OF_CHANGES, SOFT)  # may be missing at the first evaluations
 def check_stage_metric(trainer: BaseTrainer) -> None:
     """Refuse a best model, or a schedule, by a metric of stages that no evaluation of this run gives.
 
-    A subclass of the user's that gives scores of its own may give any.
+    A subclass, or a `compute_metrics`, of the user's that gives scores of its own may give any.
 
     Raises:
         ValueError: naming the metric.
@@ -40,8 +40,9 @@ def check_stage_metric(trainer: BaseTrainer) -> None:
     args, name = trainer.args, _name_in_stage(trainer.args)
     if name is None or (args.eval_strategy == "no" and not args.load_best_model_at_end):
         return
-    methods = (type(trainer).label_free_scores, type(trainer).score_labels)
-    if not all(method.__module__.startswith("hf_plr.") for method in methods):
+    compute_metrics = getattr(trainer.compute_metrics, "func", trainer.compute_metrics)
+    sources = (type(trainer).label_free_scores, type(trainer).score_labels, compute_metrics)
+    if any(source is not None and not source.__module__.startswith("hf_plr.") for source in sources):
         return
     is_of_frames = isinstance(args, UnitTrainingArguments)
     known = OF_FRAMES if is_of_frames else (*OF_SAMPLES, SOFT, LABELINGS)

@@ -134,6 +134,15 @@ def test_a_schedule_by_a_change_begins_after_the_second_stage(make_trainer, unla
     assert 0 < len(seen) < len(evaluations(trainer))
 
 
+def test_metrics_of_ones_own_may_have_any_name(make_trainer, some_digits):
+    others = {"eval_dataset": some_digits.select(range(40)), "compute_metrics": lambda prediction: {"plr/own": 1.0}}
+    trainer = make_trainer(others, **BEST, metric_for_best_model="plr/own")
+    check_stage_metric(trainer)
+    trainer.compute_metrics = None
+    with pytest.raises(ValueError, match="no stage gives it"):
+        check_stage_metric(trainer)
+
+
 def test_a_label_score_of_a_subclass_is_its_own(unlabelled, tmp_path):
     class Own(PLRTrainer):
         def label_free_scores(self):
