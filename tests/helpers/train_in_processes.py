@@ -81,6 +81,9 @@ def train(kind: str, batch_size: int, **arguments: Any) -> dict[str, np.ndarray]
         model, processor = small_hubert(8_000, hidden_size=WIDTH, num_hidden_layers=2), small_hubert_extractor(8_000)
         if kind in SPECTROGRAM_MODELS:
             model, processor = make_model(kind, **NO_DROPOUT.get(kind, {})), make_extractor(kind)
+        if kind == "ast":  # whose first layer norm is of zeros otherwise, with gradients of a million
+            for name in ("cls_token", "distillation_token", "position_embeddings"):
+                torch.nn.init.normal_(getattr(model.embeddings, name), std=0.5)
     kmeans = WatchedKMeans(12, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         # The report would hold the features of up to 1,500 samples, which are all of these.
