@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_seconds",
         type=float,
         metavar="S",
-        help="use only the first so many seconds, as the run did (default: all)",
+        help="use only the first so many seconds (default: as in the run)",
     )
     add_segment_arguments(parser, "as in the run", "as in the run")
     parser.add_argument(
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 
     run_settings = read_run_settings(args.model)
     settings = {name: run_settings[name] for name in SEGMENT_SETTINGS if name in run_settings} | segment_settings(args)
-    settings["max_seconds"] = args.max_seconds
+    settings["max_seconds"] = run_settings.get("max_seconds") if args.max_seconds is None else args.max_seconds
     extractor, dataset = load_samples(args, find_modality, settings, "audio")
     store = extractor.modality.open(dataset, label_column=None, label_names={})
     check_samples(extractor, store, extract=False)

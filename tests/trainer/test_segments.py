@@ -273,6 +273,22 @@ def test_units_of_segments_are_those_of_the_run(make, folder, tmp_path, scaling)
     assert others["start"].max() % 0.9 == pytest.approx(0, abs=1e-9)  # with the overlap of the run
 
 
+def test_units_are_of_the_seconds_of_the_run(make, folder, tmp_path):
+    trainer = make(UnitTrainer)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_labels(tmp_path / "out")
+    counts = {}
+    for seconds in (None, 0.3):
+        settings = {} if seconds is None else {"max_seconds": str(seconds)}
+        (tmp_path / "out" / "metrics.json").write_text(json.dumps({"settings": settings}))
+        output = str(tmp_path / f"{seconds}.parquet")
+        assert main(["units", "--model", trainer.args.output_dir, "--dataset", folder, "--output", output]) == 0
+        counts[seconds] = pd.read_parquet(output)["units"].map(len).tolist()
+    assert all(short < whole for short, whole in zip(counts[0.3], counts[None], strict=True))
+    assert len(set(counts[0.3])) == 1
+
+
 def test_frames_of_segments_are_standardised_by_their_recording(make):
     trainer = make(UnitTrainer, frame_scaling="recording")
     rows = trainer.train_dataset.rows
