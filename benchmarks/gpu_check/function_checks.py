@@ -119,7 +119,7 @@ def _objective(device: torch.device) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = throughput.trainers(parser.parse_args(words), throughput.many_digits(300), folder)
         trainer.begin_epoch(2)
-        batch = trainer.train_dataset.batch(torch.arange(32))
+        batch = trainer.train_dataset.batch(torch.arange(16).repeat_interleave(2))  # two views of each
         loss = trainer.compute_loss(trainer.model, {name: values.to(device) for name, values in batch.items()})
         loss.backward()
         gradient = torch.cat([each.grad.flatten() for each in trainer.model.parameters() if each.grad is not None])
